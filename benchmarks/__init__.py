@@ -1,0 +1,1 @@
+"""Measurements: replay protocols, latency, storage, tables, figures, and their committed results."""

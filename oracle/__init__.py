@@ -1,0 +1,1 @@
+"""The oracle: which corruption does a frame carry, how strong, and which signatures answer it."""

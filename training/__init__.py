@@ -1,0 +1,1 @@
+"""From clean images to a bundle: corruptions, fitting, signatures, calibration, the oracle."""
