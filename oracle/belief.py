@@ -1,0 +1,96 @@
+"""What the oracle says about one frame: a joint distribution over corruption and severity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oracle.errors import InputError
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A distribution over the states `clean` and (corruption, severity level), for one frame.
+
+    Args:
+        corruptions: the C corruption names, without `clean`.
+        levels: the S severity levels of the joint states, ascending, above 0 (usually 1…5).
+        joint: float32, shape (1 + C·S,), sums to 1. Entry 0 is P(clean); entry 1 + c·S + k is
+            P(corruption c at level k).
+
+    Example:
+        >>> belief = Belief(("fog", "snow"), (1.0, 5.0), np.float32([0.2, 0.1, 0.6, 0.1, 0.0]))
+        >>> belief.type, round(belief.probability[1], 3)
+        ('fog', 0.7)
+    """
+
+    corruptions: tuple[str, ...]
+    levels: tuple[float, ...]
+    joint: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        expected = (1 + len(self.corruptions) * len(self.levels),)
+        if self.joint.shape != expected:
+            raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`clean`, then the corruptions: the order of `probability` and `severity`."""
+        return (CLEAN, *self.corruptions)
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """P(type), float32, shape (1 + C,), in the order of `names`."""
+        per_type = self.joint[1:].reshape(len(self.corruptions), len(self.levels)).sum(axis=1)
+        return np.concatenate([self.joint[:1], per_type])
+
+    @property
+    def severity(self) -> NDArray[np.float32]:
+        """Expected severity of each type were it the true one, float32, shape (1 + C,), 0…5; 0 for clean."""
+        per_level = self.joint[1:].reshape(len(self.corruptions), len(self.levels))
+        mass = per_level.sum(axis=1)
+        uniform = np.full_like(per_level, 1 / len(self.levels))
+        weights = np.where(mass[:, None] > 0, per_level / np.maximum(mass, 1e-30)[:, None], uniform)
+        return np.concatenate([np.zeros(1, np.float32), (weights @ np.float32(self.levels)).astype(np.float32)])
+
+    @property
+    def type(self) -> str:
+        """The most probable type: `clean` or a corruption's name."""
+        return self.names[int(self.probability.argmax())]
+
+    @property
+    def expected_severity(self) -> float:
+        """Expected severity over the whole distribution, 0…5 (clean counts as 0)."""
+        return float(self.probability @ self.severity)
+
+
+def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
+    """The belief of someone who was told: all mass on one type, split between the two levels around `severity`.
+
+    Args:
+        corruptions: the corruption names, without `clean`.
+        levels: ascending severity levels above 0.
+        name: `clean` or one of `corruptions`.
+        severity: true severity, 0…5; below the first level the rest of the mass is on clean.
+
+    Raises:
+        InputError: if `name` is unknown.
+    """
+    joint = np.zeros(1 + len(corruptions) * len(levels), np.float32)
+    if name == CLEAN:
+        joint[0] = 1
+    elif name in corruptions:
+        start = 1 + list(corruptions).index(name) * len(levels)
+        grid = np.concatenate([[0.0], levels])
+        place = float(np.interp(severity, grid, np.arange(len(grid))))
+        low = min(int(place), len(grid) - 2)
+        for index, mass in ((low, 1 - (place - low)), (low + 1, place - low)):
+            joint[0 if index == 0 else start + index - 1] += mass
+    else:
+        raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(corruptions)}")
+    return Belief(tuple(corruptions), tuple(float(level) for level in levels), joint)

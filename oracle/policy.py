@@ -1,0 +1,192 @@
+"""From a belief to a mix: which signatures, how strong.
+
+The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
+patch) in each state (clean, or a corruption at a severity level). The default policy takes the action with the best
+expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oracle.belief import CLEAN, Belief
+from oracle.errors import FormatError, InputError
+
+Mix = dict[str, float]
+
+
+class Policy(Protocol):
+    """Chooses a mix {signature: alpha}; {} means no patch. Pure: no clock, no I/O."""
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix for the next frame."""
+
+    def reset(self) -> None:
+        """Forget the past (a cut in the stream)."""
+
+
+@dataclass(frozen=True)
+class GainTable:
+    """Accuracy of each action in each state, in percent.
+
+    Args:
+        corruptions: the C corruption names; signatures bear the same names.
+        levels: the S severity levels.
+        signature: int64 (A,), the signature of each action, an index into `corruptions`; −1 is no patch (action 0).
+        alpha: float32 (A,), the strength of each action; 0 for no patch.
+        accuracy: float32 (1 + C·S, A), percent, states in the order of `Belief.joint`.
+
+    Raises:
+        FormatError: if the arrays do not fit together or hold values out of range.
+    """
+
+    corruptions: tuple[str, ...]
+    levels: tuple[float, ...]
+    signature: NDArray[np.int64]
+    alpha: NDArray[np.float32]
+    accuracy: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        states, actions = 1 + len(self.corruptions) * len(self.levels), len(self.signature)
+        if self.accuracy.shape != (states, actions) or self.alpha.shape != (actions,) or self.signature.ndim != 1:
+            raise FormatError(
+                f"gain table: accuracy {self.accuracy.shape}, alpha {self.alpha.shape}, expected ({states}, {actions}) "
+                f"and ({actions},); rebuild the bundle"
+            )
+        if not (np.isfinite(self.accuracy).all() and np.isfinite(self.alpha).all()):
+            raise FormatError("gain table: holds values that are not finite; rebuild the bundle")
+        if actions == 0 or self.signature[0] != -1 or self.signature[1:].min(initial=0) < 0:
+            raise FormatError("gain table: action 0 must be no patch (signature -1), and only it; rebuild the bundle")
+        if self.signature.max() >= len(self.corruptions):
+            raise FormatError(f"gain table: signature {self.signature.max()} of {len(self.corruptions)}; rebuild the bundle")
+
+    def mix(self, action: int) -> Mix:
+        """The mix of an action."""
+        index = int(self.signature[action])
+        return {} if index < 0 else {self.corruptions[index]: float(self.alpha[action])}
+
+    def own(self, name: str) -> NDArray[np.int64]:
+        """Actions that use the signature `name`, and no patch."""
+        return np.flatnonzero((self.signature == self.corruptions.index(name)) | (self.signature < 0))
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays that `policy.safetensors` holds."""
+        return {"gain.signature": self.signature, "gain.alpha": self.alpha, "gain.accuracy": self.accuracy}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[np.generic]], corruptions: Sequence[str], levels: Sequence[float]
+    ) -> GainTable:
+        """Read the arrays back.
+
+        Raises:
+            FormatError: if one is missing or they do not fit together.
+        """
+        for key in ("gain.signature", "gain.alpha", "gain.accuracy"):
+            if key not in arrays:
+                raise FormatError(f"policy: tensor {key!r} is missing; rebuild the bundle")
+        return cls(
+            tuple(corruptions),
+            tuple(float(level) for level in levels),
+            arrays["gain.signature"].astype(np.int64),
+            arrays["gain.alpha"].astype(np.float32),
+            arrays["gain.accuracy"].astype(np.float32),
+        )
+
+
+class ExpectedGainPolicy:
+    """The action with the best expected accuracy under the belief, with hysteresis.
+
+    Args:
+        table: the gain table.
+        margin: percentage points of expected accuracy by which another action must beat the one in force (and any
+            patch must beat no patch) before it is taken; 0 for independent images.
+        clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
+            in the oracle's training, where the 20 types are equally frequent.
+    """
+
+    def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
+        if margin < 0 or clean_weight <= 0:
+            raise InputError(f"policy: need margin >= 0 and clean_weight > 0, got {margin} and {clean_weight}")
+        self.table, self.margin, self.clean_weight = table, margin, clean_weight
+        self._current = 0
+
+    def reset(self) -> None:
+        """Back to no patch."""
+        self._current = 0
+
+    def expected(self, joint: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Expected accuracy of each action, percent, (…, A), for beliefs (…, 1 + C·S)."""
+        weighted = joint.copy()
+        weighted[..., 0] *= self.clean_weight
+        weighted /= weighted.sum(axis=-1, keepdims=True)
+        return weighted @ self.table.accuracy
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix with the best expected accuracy; the current one unless it is beaten by the margin."""
+        expected = self.expected(belief.joint)
+        best = int(expected.argmax())
+        if expected[best] > expected[self._current] + self.margin:
+            self._current = best
+        return self.table.mix(self._current)
+
+    def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
+        return self.expected(joint).argmax(axis=-1)
+
+
+class ToldPolicy:
+    """The `perfect` and `best` oracles: someone tells the true type and severity.
+
+    Args:
+        table: the gain table.
+        own: True restricts the choice to the type's own signature at its calibrated alpha (`perfect`: the paper's
+            reading, in which clean is never patched and a corruption always is); False takes the best action of the
+            whole table (`best`).
+    """
+
+    def __init__(self, table: GainTable, own: bool) -> None:
+        self.table, self._own = table, own
+
+    def action(self, name: str, severity: float) -> int:
+        """The action for a true type at a true severity, 0…5.
+
+        Raises:
+            InputError: if the type is unknown.
+        """
+        if name == CLEAN or severity <= 0:
+            return 0
+        if name not in self.table.corruptions:
+            raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(self.table.corruptions)}")
+        level = int(np.abs(np.float64(self.table.levels) - severity).argmin())
+        row = self.table.accuracy[1 + self.table.corruptions.index(name) * len(self.table.levels) + level]
+        if not self._own:
+            return int(row.argmax())
+        actions = self.table.own(name)
+        actions = actions[actions > 0]
+        return int(actions[row[actions].argmax()])
+
+    def choose_told(self, name: str, severity: float) -> Mix:
+        """The mix for a true type at a true severity."""
+        return self.table.mix(self.action(name, severity))
+
+
+def load_policy(
+    arrays: Mapping[str, NDArray[np.generic]],
+    corruptions: Sequence[str],
+    levels: Sequence[float],
+    *,
+    margin: float = 0.0,
+    clean_weight: float = 1.0,
+) -> ExpectedGainPolicy:
+    """The default policy from the tensors of `policy.safetensors`.
+
+    Raises:
+        FormatError: if a tensor is missing or does not fit.
+    """
+    return ExpectedGainPolicy(GainTable.from_arrays(arrays, corruptions, levels), margin, clean_weight)

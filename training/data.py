@@ -1,0 +1,201 @@
+"""Labelled images in memory: a torchvision dataset by name, or an image folder.
+
+Three disjoint splits everywhere: `train` fits models, signatures and the oracle; `validation` (a seeded part of the
+train folder) calibrates; `test` is only reported on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge.atomic import atomic_path
+from oracle.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
+TORCHVISION_DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images of one size.
+
+    Args:
+        pixels: uint8, shape (N, 3, H, W), RGB, 0…255.
+        labels: int64, shape (N,), indices into `classes`.
+        classes: class names in label order.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Side of the (square) images in pixels."""
+        return int(self.pixels.shape[-1])
+
+    def take(self, indices: Tensor | Sequence[int]) -> Images:
+        """The images at `indices`, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return Images(self.pixels[index], self.labels[index], self.classes)
+
+    def first(self, count: int | None) -> Images:
+        """The first `count` images; all where `count` is None."""
+        return self if count is None else self.take(range(min(count, len(self))))
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on another device."""
+        return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+
+    def digest(self) -> str:
+        """Sha256 of pixels, labels and class names: the identity of the data in provenance records."""
+        hasher = hashlib.sha256()
+        hasher.update(self.pixels.cpu().numpy().tobytes())
+        hasher.update(self.labels.cpu().numpy().tobytes())
+        hasher.update(json.dumps(self.classes).encode())
+        return hasher.hexdigest()
+
+
+def load_images(
+    source: str | Path, split: str | None = None, *, size: int | None = None, cache: Path | None = None
+) -> Images:
+    """Read a data set into memory.
+
+    Args:
+        source: a folder `<class>/<image>`, a folder that holds `train/` and `test/` (or `val/`) of that form, or the
+            name of a torchvision data set (`cifar10`, `cifar100`; downloaded to `~/.cache/rws/torchvision`; another
+            folder: `cifar10:/my/folder`).
+        split: `train` or `test`; None takes `source` itself as the class folders.
+        size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
+        cache: folder for the decoded arrays; None decodes anew each time.
+
+    Raises:
+        InputError: if the folder, the split or a class has no readable image, or the sizes differ.
+    """
+    name, _, root = str(source).partition(":")
+    if name in TORCHVISION_DATASETS and not Path(source).is_dir():
+        return _load_torchvision(name, split or "train", Path(root or Path.home() / ".cache/rws/torchvision"))
+    folder = _split_folder(Path(source), split)
+    classes, files, labels = _list_class_folder(folder)
+    stored = _cache_file(cache, folder, files, size)
+    if stored is not None and stored.exists():
+        pixels = np.load(stored)
+    else:
+        pixels = _decode(files, size)
+        if stored is not None:
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(stored) as temporary, open(temporary, "wb") as handle:
+                np.save(handle, pixels)
+    return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
+
+
+def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Images, Images]:
+    """Split off `validation` images at random, the same ones for the same seed.
+
+    Raises:
+        InputError: if fewer than two images a class would be left for training.
+    """
+    if len(data) - validation < 2 * len(data.classes):
+        raise InputError(f"{len(data)} images are too few to keep {validation} for validation; lower data.validation")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.take(order[validation:].sort().values), data.take(order[:validation].sort().values)
+
+
+def _load_torchvision(name: str, split: str, root: Path) -> Images:
+    from training.torchvision_compat import torchvision
+
+    dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
+    pixels = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))
+    return Images(pixels, torch.tensor(dataset.targets), tuple(dataset.classes))
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; give an image folder <class>/<image> or one of {sorted(TORCHVISION_DATASETS)}")
+    if split is None:
+        return root
+    for name in SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    raise InputError(f"{root} has no folder {' or '.join(SPLIT_FOLDERS[split])}/; expected <split>/<class>/<image>")
+
+
+def _list_class_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not classes:
+        raise InputError(f"{folder} has no class folders; expected <class>/<image>")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise InputError(f"class folder {folder / name} holds no image; add images or remove the folder")
+        files += found
+        labels += [label] * len(found)
+    return classes, files, labels
+
+
+def _cache_file(cache: Path | None, folder: Path, files: list[Path], size: int | None) -> Path | None:
+    if cache is None:
+        return None
+    listing = hashlib.sha256(str(size).encode())
+    for path in files:
+        status = os.stat(path)
+        listing.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return cache / f"images-{listing.hexdigest()[:20]}.npy"
+
+
+def _decode(files: list[Path], size: int | None) -> np.ndarray:
+    """Decode to one array, uint8, (N, 3, H, W), RGB."""
+
+    def read(path: Path) -> np.ndarray:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"cannot decode {path}; repair or remove it")
+        if size is not None:
+            image = resize_and_crop(image, size)
+        return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+
+    first = read(files[0])
+    pixels = np.empty((len(files), *first.shape), np.uint8)
+
+    def place(index: int) -> None:
+        image = read(files[index])
+        if image.shape != first.shape:
+            raise InputError(
+                f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[0].name} is "
+                f"{first.shape[2]}x{first.shape[1]}; give --size to resize them all"
+            )
+        pixels[index] = image
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(place, range(len(files))):
+            pass
+    return pixels
+
+
+def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Bring the shorter side to `size` and cut out the centre; uint8 (H, W, C) in and out."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    resized = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]

@@ -1,0 +1,222 @@
+"""Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes.
+
+Recipe: SGD with Nesterov momentum under a one-cycle or cosine rate, crop and flip augmentation, label smoothing.
+Corruption comes last, after crop and flip: on the device, too, what corrupts a frame comes after its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge.atomic import atomic_path
+from oracle.errors import InputError
+from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from training.data import Images
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """How to fit; rates are for the given batch size.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: the peak.
+        warmup: share of the steps over which the rate rises linearly; then it falls as a cosine to zero.
+        weight_decay: decoupled from nothing: SGD's own.
+        momentum: Nesterov momentum.
+        label_smoothing: mass spread over the other classes.
+        crop: pixels of reflected border that the random crop moves in.
+        precision: `bf16` (autocast) or `fp32`.
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    warmup: float = 0.2
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
+    crop: int = 4
+    precision: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise InputError(f"precision {self.precision!r} is not one of bf16, fp32")
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """What training images are corrupted with.
+
+    Args:
+        name: a corruption; `all` draws one of the 19 for every image; None leaves images clean.
+        severity: fixed severity, or the two ends of a uniform range.
+    """
+
+    name: str | None = None
+    severity: float | tuple[float, float] = 5.0
+
+    def __call__(self, pixels: Tensor, seeds: Tensor) -> Tensor:
+        """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
+        if self.name is None:
+            return pixels
+        severity = self._draw_severity(seeds)
+        if self.name == "all":
+            types = seeds % len(CORRUPTIONS)
+            return corrupt_mixed(pixels, types, severity, seeds)
+        return corrupt(pixels, self.name, severity, seeds)
+
+    def _draw_severity(self, seeds: Tensor) -> Tensor:
+        if isinstance(self.severity, (int, float)):
+            return torch.full(seeds.shape, float(self.severity), device=seeds.device)
+        low, high = self.severity
+        # The seeds are hashes already: their upper bits serve as a uniform number.
+        uniform = ((seeds >> 16) % 65536).float() / 65536
+        return low + (high - low) * uniform
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to the model's input, float32 0…1, channels last in memory."""
+    return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def crop_and_flip(pixels: Tensor, border: int, generator: torch.Generator) -> Tensor:
+    """Random crop out of a reflected border, and horizontal flip; uint8 (N, 3, H, W) in and out."""
+    count, _, height, width = pixels.shape
+    offsets = torch.randint(0, 2 * border + 1, (count, 2), generator=generator).to(pixels.device)
+    flipped = (torch.rand(count, generator=generator) < 0.5).to(pixels.device)
+    padded = F.pad(pixels.float(), (border,) * 4, mode="reflect").to(torch.uint8)
+    rows = offsets[:, :1] + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device)
+    columns = offsets[:, 1:] + torch.where(flipped[:, None], columns.flip(0), columns)
+    batch = torch.arange(count, device=pixels.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def batches(
+    data: Images, recipe: FitRecipe, corrupted: Corrupted, epoch: int, seed: int
+) -> Any:
+    """One epoch of (clean pixels, corrupted pixels, labels), the same for the same seed and epoch."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    order = torch.randperm(len(data), generator=generator).to(data.labels.device)
+    for start in range(0, len(data) - recipe.batch_size + 1, recipe.batch_size):
+        index = order[start : start + recipe.batch_size]
+        pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
+        seeds = seeds_for(seed * 1_000_003 + epoch, index)
+        yield pixels, corrupted(pixels, seeds), data.labels[index]
+
+
+def learning_rate_at(recipe: FitRecipe, step: int, steps: int) -> float:
+    """Linear warm-up to the peak, then a cosine to zero."""
+    progress = (step + 1) / steps
+    if progress < recipe.warmup:
+        return recipe.learning_rate * progress / recipe.warmup
+    falling = (progress - recipe.warmup) / max(1e-9, 1 - recipe.warmup)
+    return recipe.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * falling)).item())
+
+
+def fit(
+    model: nn.Module,
+    data: Images,
+    recipe: FitRecipe,
+    *,
+    corrupted: Corrupted | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+) -> nn.Module:
+    """Fit `model` in place with cross-entropy on labels, on the device where `data` lies.
+
+    Args:
+        model: takes float32 (N, 3, H, W) RGB 0…1, gives logits.
+        data: training images.
+        recipe: how to fit.
+        corrupted: what corrupts each batch; None trains on clean images.
+        seed: of order, augmentation and corruption.
+        checkpoint: file written after every epoch; where it exists, the run goes on from it.
+        report: called after each epoch with {epoch, loss, learning_rate}.
+
+    Raises:
+        InputError: if the data holds less than one batch, or the checkpoint belongs to another recipe.
+    """
+    if len(data) < recipe.batch_size:
+        raise InputError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}")
+    corrupted = corrupted or Corrupted()
+    device = data.pixels.device
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+    identity = repr((sorted(asdict(recipe).items()), corrupted, seed, len(data)))
+    done = _resume(checkpoint, identity, model, optimiser)
+    steps = recipe.epochs * (len(data) // recipe.batch_size)
+    step = done * (len(data) // recipe.batch_size)
+    for epoch in range(done, recipe.epochs):
+        model.train()
+        total = torch.zeros((), device=device)
+        for _, pixels, labels in batches(data, recipe, corrupted, epoch, seed):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(recipe, step, steps)
+            with autocast(device, recipe.precision):
+                logits = model(to_input(pixels))
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()
+            step += 1
+        mean_loss = total.item() / (len(data) // recipe.batch_size)
+        if not torch.isfinite(torch.tensor(mean_loss)):
+            raise InputError(f"loss is {mean_loss} after epoch {epoch + 1}: lower the learning rate or lengthen the warm-up")
+        if checkpoint is not None:
+            state = {"identity": identity, "epoch": epoch + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            with atomic_path(checkpoint) as temporary:
+                torch.save(state, temporary)
+        if report is not None:
+            report({"epoch": epoch + 1, "loss": round(mean_loss, 4)})
+    return model.eval()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bfloat16 autocast where `precision` asks for it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _resume(checkpoint: Path | None, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    if state["identity"] != identity:
+        raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start anew")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["epoch"])
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, pixels: Tensor, *, batch_size: int = 500, precision: str = "fp32"
+) -> Tensor:
+    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
+    model.eval()
+    with autocast(pixels.device, precision):
+        return torch.cat([model(to_input(part)).float() for part in pixels.split(batch_size)])
+
+
+def accuracy(model: nn.Module, data: Images, *, precision: str = "fp32") -> float:
+    """Share of the images that are classified right, in percent."""
+    return 100 * (predict(model, data.pixels, precision=precision).argmax(1) == data.labels).float().mean().item()

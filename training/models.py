@@ -1,0 +1,141 @@
+"""Classifiers with their input normalisation inside, and where their shallow layers are.
+
+VGG-16: Simonyan & Zisserman 2015, for small images as in Cai et al. 2023: the 13 convolutions, global average
+pooling, one linear layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from oracle.errors import InputError
+
+VGG16_STAGES = (2, 2, 3, 3, 3)
+VGG16_WIDTHS = (64, 128, 256, 512, 512)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which classifier to build.
+
+    Args:
+        classes: number of classes.
+        architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
+        width: multiplier of VGG-16's channel counts.
+        widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
+        batch_norm: BatchNorm after each convolution of VGG-16.
+        small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
+        mean, std: channel statistics of the training images, RGB, range 0…1.
+    """
+
+    classes: int
+    architecture: str = "vgg16"
+    width: float = 1.0
+    widths: tuple[int, ...] = ()
+    batch_norm: bool = True
+    small_input: bool = True
+    mean: tuple[float, ...] = CIFAR_MEAN
+    std: tuple[float, ...] = CIFAR_STD
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std per channel; float32 (N, 3, H, W) RGB 0…1 in, the same shape out."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return (x - self.mean) / self.std
+
+
+class VGG16(nn.Module):
+    """VGG-16 for small images; float32 (N, 3, H, W) RGB 0…1 to logits (N, classes)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        widths = spec.widths or tuple(round(width * spec.width) for width in VGG16_WIDTHS)
+        if len(widths) != len(VGG16_STAGES) or min(widths) < 1:
+            raise InputError(f"VGG-16 needs five positive stage widths, got {widths}")
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage, (convolutions, width) in enumerate(zip(VGG16_STAGES, widths, strict=True)):
+            for _ in range(convolutions):
+                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not spec.batch_norm))
+                if spec.batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU(inplace=True))
+                channels = width
+            if stage < len(VGG16_STAGES) - 1:
+                layers.append(nn.MaxPool2d(2))
+        self.normalise = Normalise(spec.mean, spec.std)
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, spec.classes)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch."""
+        return cast(Tensor, self.classifier(self.pool(self.features(self.normalise(x))).flatten(1)))
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """Build an untrained classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised.
+
+    Raises:
+        InputError: if torchvision has no such classifier.
+    """
+    if spec.architecture == "vgg16":
+        return VGG16(spec)
+    from training.torchvision_compat import torchvision
+
+    if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
+        raise InputError(f"torchvision has no classifier {spec.architecture!r}; see torchvision.models.list_models()")
+    network = torchvision.models.get_model(spec.architecture, weights=None, num_classes=spec.classes)
+    if spec.small_input and isinstance(network, torchvision.models.ResNet):
+        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    return nn.Sequential(Normalise(spec.mean, spec.std), network)
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept.
+
+    Signatures live in this weight space: ONNX and Torch then patch the same tensors, and the shift of the BatchNorm
+    statistics rides in the bias.
+    """
+    return cast(nn.Module, fuse(model.eval().float()))
+
+
+def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
+    """Names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
+
+    A layer is a convolution; in a torchvision ResNet it is a block (the stem, then the residual blocks), as in the
+    storage figures of Cai et al. 2023.
+
+    Raises:
+        InputError: if the model has fewer layers, or its convolutions still carry BatchNorm.
+    """
+    parameters = dict(folded.named_parameters())
+    convolutions = [name for name, module in folded.named_modules() if isinstance(module, nn.Conv2d)]
+    if any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()):
+        raise InputError("fold BatchNorm first: signatures live in folded weight space")
+    blocks: dict[str, list[str]] = {}
+    for name in convolutions:
+        parts = name.split(".")
+        stage = next((i for i, part in enumerate(parts) if part.startswith("layer") and part[5:].isdigit()), None)
+        blocks.setdefault(name if stage is None else ".".join(parts[: stage + 2]), []).append(name)
+    if not 1 <= layers <= len(blocks):
+        raise InputError(f"the model has {len(blocks)} layers, cannot take the shallowest {layers}")
+    chosen = [name for members in list(blocks.values())[:layers] for name in members]
+    return tuple(f"{name}.{kind}" for name in chosen for kind in ("weight", "bias") if f"{name}.{kind}" in parameters)
