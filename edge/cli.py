@@ -1,0 +1,102 @@
+"""The `rws` command: a group whose commands come from entry points of the group `rws.commands`.
+
+An entry point is a plain Typer function or a `typer.Typer`. It is loaded only when it is needed, and one that
+cannot be loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from edge.errors import RwsError
+
+COMMANDS = "rws.commands"
+
+
+class CommandGroup(TyperGroup):
+    """Finds commands among the entry points, and prints an `RwsError` as one line, with exit code 2."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all installed commands, sorted."""
+        return sorted(entry_points(group=COMMANDS).names)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, a stand-in that explains itself if it cannot be loaded, or None."""
+        found = list(entry_points(group=COMMANDS, name=cmd_name))
+        return typer.main.get_command(_load(found[0])) if found else None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except RwsError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+
+def _load(entry_point: EntryPoint) -> typer.Typer:
+    try:
+        loaded = entry_point.load()
+    except Exception as error:
+        return _unavailable(entry_point.name, error)
+    if isinstance(loaded, typer.Typer):
+        loaded.rich_markup_mode = None
+        return loaded
+    return _single(entry_point.name, loaded)
+
+
+def _single(name: str, function: Callable[..., Any], **settings: Any) -> typer.Typer:
+    # Rich's markup would swallow the brackets of `pip install 'rws-edge[train]'` in help texts.
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, **settings)(function)
+    return app
+
+
+def _unavailable(name: str, error: Exception) -> typer.Typer:
+    reason = f"{type(error).__name__}: {error}"
+
+    def stand_in() -> None:
+        raise RwsError(f"`rws {name}` is installed but cannot be loaded here ({reason})") from error
+
+    return _single(
+        name,
+        stand_in,
+        help=f"Unavailable here ({reason}).",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rws {version('rws-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def rws(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Keep a deployed image classifier seeing when the picture goes bad.
+
+    \b
+    Examples:
+        rws run 0                                # classify the first camera
+        rws run video.mp4 --save annotated.mp4   # every frame of a file
+        rws oracle photos/ --json beliefs.json   # which corruption does each image carry?
+        rws run --help                           # more about one command
+    """
+
+
+def main() -> None:
+    """Entry point of the `rws` script."""
+    typer.main.get_command(app)(prog_name="rws")

@@ -1,0 +1,256 @@
+"""The frame loop: source → oracle → policy → patch → predict → sinks, one frame at a time.
+
+The loop owns all I/O and time. It invents no frame, keeps none, and however it ends (end of the source, an exception
+in any part, a caller who stops listening) the model is left with its clean weights.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import InputError
+from edge.models.base import PatchableModel
+from edge.preprocess import preprocess
+from edge.sources import Frame, Source, open_source
+from oracle.belief import Belief
+from oracle.policy import Policy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
+
+
+class Observer(Protocol):
+    """Says what corrupts a frame; `oracle.network.Oracle` is one."""
+
+    def observe(self, x: NDArray[np.float32]) -> Belief:
+        """The belief about one frame, float32 (3, H, W), RGB, 0…1."""
+
+
+class Filter(Protocol):
+    """Smooths beliefs over time; `oracle.temporal.BeliefFilter` is one."""
+
+    def update(self, belief: Belief) -> Belief:
+        """The belief after this frame."""
+
+    def reset(self) -> None:
+        """Forget the past."""
+
+
+class Sink(Protocol):
+    """Takes each frame with its result; `edge.sinks` has some."""
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Take one frame and what was found in it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the runtime found in one frame.
+
+    Args:
+        index: the frame's number in its source.
+        name: the frame's name.
+        captured_at: when it was captured, seconds of the source's clock.
+        age_ms: milliseconds from capture to this result.
+        label: the name of the predicted class.
+        class_index: its index in the bundle's classes.
+        confidence: softmax probability of that class, 0…1.
+        logits: float32, shape (K,).
+        belief: what the oracle (and the temporal filter, if any) says of the frame.
+        mix: the signatures in effect for this frame, {name: alpha}; {} is the clean model.
+        changed: whether the weights were changed for this frame.
+        times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
+    """
+
+    index: int
+    name: str
+    captured_at: float
+    age_ms: float
+    label: str
+    class_index: int
+    confidence: float
+    logits: NDArray[np.float32]
+    belief: Belief
+    mix: Mapping[str, float]
+    changed: bool
+    times_ms: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, ready for `json.dumps`: all but the logits, rounded to what is worth reading."""
+        pairs = zip(self.belief.names, self.belief.probability.tolist(), strict=True)
+        return {
+            "index": self.index,
+            "name": self.name,
+            "captured_at": round(self.captured_at, 6),
+            "age_ms": round(self.age_ms, 3),
+            "label": self.label,
+            "class_index": self.class_index,
+            "confidence": round(self.confidence, 4),
+            "belief": {
+                "type": self.belief.type,
+                "severity": round(self.belief.expected_severity, 3),
+                "probability": {name: round(p, 4) for name, p in pairs},
+            },
+            "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},
+            "changed": self.changed,
+            "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
+        }
+
+
+class Runtime:
+    """A patchable model and the oracle that steers it. A context manager that leaves the weights clean.
+
+    Args:
+        model: the classifier whose shallow weights are patched.
+        oracle: says what corrupts a frame.
+        policy: answers a belief with a mix.
+        filter: smooths the belief over consecutive frames; None treats every frame as independent of the others.
+        input_size: the model's input (height, width), pixels.
+        classes: the class names, in the order of the logits.
+        clock: seconds, monotonic; the same clock must stamp the frames, or their age means nothing.
+
+    Example:
+        >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
+        ...     for result in runtime.stream("video.mp4"):
+        ...         print(result.label, result.belief.type, result.mix)
+    """
+
+    def __init__(
+        self,
+        model: PatchableModel,
+        oracle: Observer,
+        policy: Policy,
+        filter: Filter | None = None,
+        *,
+        input_size: tuple[int, int],
+        classes: Sequence[str],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self.oracle = oracle
+        self.policy = policy
+        self.filter = filter
+        self.input_size = input_size
+        self.classes = tuple(classes)
+        self._clock = clock
+
+    def stream(
+        self, source: Source | Iterable[Frame] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
+    ) -> Iterator[Result]:
+        """Classify the frames of a source one by one, as the caller asks for them.
+
+        Args:
+            source: frames, or anything that `open_source` takes; what is opened here is closed here.
+            sinks: each gets every frame with its result before the result is yielded.
+
+        Yields:
+            One result for each frame that the source gives, in order.
+
+        Raises:
+            SourceError: if the source cannot be opened or is lost.
+            InputError: if a frame is no uint8 (H, W, 3), or the model does not give one logit a class.
+        """
+        with ExitStack() as stack:
+            if isinstance(source, (str, int, os.PathLike)):
+                source = stack.enter_context(open_source(source, self._clock))
+            stack.callback(self.close)
+            self._forget()
+            self._warm_up()
+            frames = iter(source)
+            while True:
+                started = self._clock()
+                frame = next(frames, None)
+                if frame is None:
+                    return
+                read_ms = (self._clock() - started) * 1e3
+                result = self._step(frame, read_ms)
+                for sink in sinks:
+                    sink.write(frame, result)
+                yield result
+
+    def classify(self, image: NDArray[np.uint8], name: str = "image") -> Result:
+        """Classify one image on its own; a temporal filter starts anew, and the weights are clean afterwards.
+
+        Args:
+            image: uint8, shape (H, W, 3), RGB, any size.
+            name: what the result calls it.
+
+        Raises:
+            InputError: if the image has another shape or dtype.
+        """
+        try:
+            self._forget()
+            return self._step(Frame(0, image, self._clock(), name), read_ms=0.0)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the model its clean weights back."""
+        self.model.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _step(self, frame: Frame, read_ms: float) -> Result:
+        if self.filter is None:
+            self.policy.reset()
+        marks = [self._clock()]
+        x = preprocess(frame.image, *self.input_size)
+        marks.append(self._clock())
+        belief = self.oracle.observe(x)
+        if self.filter is not None:
+            belief = self.filter.update(belief)
+        marks.append(self._clock())
+        mix = self.policy.choose(belief)
+        marks.append(self._clock())
+        changed = self.model.apply(mix)
+        marks.append(self._clock())
+        logits = self.model.predict(x)[0]
+        marks.append(self._clock())
+        durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
+        index = int(logits.argmax())
+        weights = np.exp(logits - logits[index])
+        return Result(
+            index=frame.index,
+            name=frame.name,
+            captured_at=frame.captured_at,
+            age_ms=(marks[-1] - frame.captured_at) * 1e3,
+            label=self.classes[index],
+            class_index=index,
+            confidence=float(1 / weights.sum()),
+            logits=logits,
+            belief=belief,
+            mix=dict(mix),
+            changed=changed,
+            times_ms=dict(zip(STAGES, durations, strict=True)),
+        )
+
+    def _forget(self) -> None:
+        self.policy.reset()
+        if self.filter is not None:
+            self.filter.reset()
+
+    def _warm_up(self) -> None:
+        # The first run of a network allocates its buffers; a real frame should not pay (and report) that.
+        x = np.zeros((3, *self.input_size), np.float32)
+        self.oracle.observe(x)
+        shape = self.model.predict(x).shape
+        if shape != (1, len(self.classes)):
+            raise InputError(f"model: gives logits of shape {shape}, expected (1, {len(self.classes)}), one a class")
