@@ -56,7 +56,9 @@ class Belief:
         mass = per_level.sum(axis=1)
         uniform = np.full_like(per_level, 1 / len(self.levels))
         weights = np.where(mass[:, None] > 0, per_level / np.maximum(mass, 1e-30)[:, None], uniform)
-        return np.concatenate([np.zeros(1, np.float32), (weights @ np.float32(self.levels)).astype(np.float32)])
+        return np.concatenate(
+            [np.zeros(1, np.float32), (weights @ np.array(self.levels, np.float32)).astype(np.float32)]
+        )
 
     @property
     def type(self) -> str:

@@ -63,7 +63,8 @@ class GainTable:
         if actions == 0 or self.signature[0] != -1 or self.signature[1:].min(initial=0) < 0:
             raise FormatError("gain table: action 0 must be no patch (signature -1), and only it; rebuild the bundle")
         if self.signature.max() >= len(self.corruptions):
-            raise FormatError(f"gain table: signature {self.signature.max()} of {len(self.corruptions)}; rebuild the bundle")
+            found, known = self.signature.max(), len(self.corruptions)
+            raise FormatError(f"gain table: signature index {found}, but {known} corruptions; rebuild the bundle")
 
     def mix(self, action: int) -> Mix:
         """The mix of an action."""
@@ -125,7 +126,8 @@ class ExpectedGainPolicy:
         weighted = joint.copy()
         weighted[..., 0] *= self.clean_weight
         weighted /= weighted.sum(axis=-1, keepdims=True)
-        return weighted @ self.table.accuracy
+        expected: NDArray[np.float32] = weighted @ self.table.accuracy
+        return expected
 
     def choose(self, belief: Belief) -> Mix:
         """The mix with the best expected accuracy; the current one unless it is beaten by the margin."""
@@ -137,7 +139,8 @@ class ExpectedGainPolicy:
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
         """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
-        return self.expected(joint).argmax(axis=-1)
+        best: NDArray[np.int64] = self.expected(joint).argmax(axis=-1)
+        return best
 
 
 class ToldPolicy:
@@ -163,7 +166,7 @@ class ToldPolicy:
             return 0
         if name not in self.table.corruptions:
             raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(self.table.corruptions)}")
-        level = int(np.abs(np.float64(self.table.levels) - severity).argmin())
+        level = int(np.abs(np.array(self.table.levels) - severity).argmin())
         row = self.table.accuracy[1 + self.table.corruptions.index(name) * len(self.table.levels) + level]
         if not self._own:
             return int(row.argmax())

@@ -41,7 +41,8 @@ class BeliefFilter:
     ) -> None:
         if not (0 < jump < 1 and 0 <= drift < 1 and jump + drift < 1 and 0 < evidence <= 1):
             raise InputError(
-                f"filter: need 0 < jump, 0 <= drift, jump + drift < 1, 0 < evidence <= 1; got {jump}, {drift}, {evidence}"
+                "filter: need 0 < jump, 0 <= drift, jump + drift < 1, 0 < evidence <= 1; "
+                f"got {jump}, {drift}, {evidence}"
             )
         self.corruptions, self.levels = tuple(corruptions), tuple(float(level) for level in levels)
         self.jump, self.drift, self.evidence = jump, drift, evidence

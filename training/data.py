@@ -126,7 +126,8 @@ def _load_torchvision(name: str, split: str, root: Path) -> Images:
 
 def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
-        raise InputError(f"no folder {root}; give an image folder <class>/<image> or one of {sorted(TORCHVISION_DATASETS)}")
+        known = ", ".join(TORCHVISION_DATASETS)
+        raise InputError(f"no folder {root}; give an image folder <class>/<image> or one of {known}")
     if split is None:
         return root
     for name in SPLIT_FOLDERS[split]:

@@ -6,10 +6,11 @@ Corruption comes last, after crop and flip: on the device, too, what corrupts a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from training.data import Images
 
 Report = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class FitRecipe:
         batch_size: images a step.
         learning_rate: the peak.
         warmup: share of the steps over which the rate rises linearly; then it falls as a cosine to zero.
-        weight_decay: decoupled from nothing: SGD's own.
+        weight_decay: L2 penalty of SGD.
         momentum: Nesterov momentum.
         label_smoothing: mass spread over the other classes.
         crop: pixels of reflected border that the random crop moves in.
@@ -103,26 +105,32 @@ def crop_and_flip(pixels: Tensor, border: int, generator: torch.Generator) -> Te
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def batches(
-    data: Images, recipe: FitRecipe, corrupted: Corrupted, epoch: int, seed: int
-) -> Any:
-    """One epoch of (clean pixels, corrupted pixels, labels), the same for the same seed and epoch."""
+class Batch(NamedTuple):
+    """uint8 (N, 3, H, W) clean and corrupted pixels, int64 (N,) labels."""
+
+    clean: Tensor
+    corrupted: Tensor
+    labels: Tensor
+
+
+def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
+    """One epoch of full batches, the same ones for the same seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-    for start in range(0, len(data) - recipe.batch_size + 1, recipe.batch_size):
-        index = order[start : start + recipe.batch_size]
-        pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
+    for start in range(0, len(data) - batch_size + 1, batch_size):
+        index = order[start : start + batch_size]
+        pixels = crop_and_flip(data.pixels[index], crop, generator)
         seeds = seeds_for(seed * 1_000_003 + epoch, index)
-        yield pixels, corrupted(pixels, seeds), data.labels[index]
+        yield Batch(pixels, corrupted(pixels, seeds), data.labels[index])
 
 
-def learning_rate_at(recipe: FitRecipe, step: int, steps: int) -> float:
+def learning_rate_at(recipe: Schedule, step: int, steps: int) -> float:
     """Linear warm-up to the peak, then a cosine to zero."""
     progress = (step + 1) / steps
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
     falling = (progress - recipe.warmup) / max(1e-9, 1 - recipe.warmup)
-    return recipe.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * falling)).item())
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def fit(
@@ -161,33 +169,91 @@ def fit(
         weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
     )
-    identity = repr((sorted(asdict(recipe).items()), corrupted, seed, len(data)))
+
+    def loss_of(batch: Batch) -> Tensor:
+        with autocast(device, recipe.precision):
+            logits = model(to_input(batch.corrupted))
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
+
+    return train(
+        model,
+        optimiser,
+        recipe,
+        lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
+        loss_of,
+        steps_per_epoch=len(data) // recipe.batch_size,
+        identity=repr((sorted(asdict(recipe).items()), corrupted, seed, len(data))),
+        checkpoint=checkpoint,
+        report=report,
+    )
+
+
+class Schedule(Protocol):
+    """What `train` reads of a recipe."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate."""
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps over which the rate rises."""
+
+
+def train(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: Schedule,
+    epoch_batches: Callable[[int], Iterable[T]],
+    loss_of: Callable[[T], Tensor],
+    *,
+    steps_per_epoch: int,
+    identity: str,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+) -> nn.Module:
+    """The one training loop of the project: every epoch ends in a checkpoint, from which a later call goes on.
+
+    Args:
+        model: trained in place; its state dict is what the checkpoint holds.
+        optimiser: over the parameters to train.
+        recipe: epochs and learning-rate schedule.
+        epoch_batches: the batches of an epoch, the same ones whenever it is asked.
+        loss_of: the loss of a batch.
+        steps_per_epoch: number of batches.
+        identity: what the run depends on; a checkpoint with another one is refused.
+        checkpoint: file written after every epoch.
+        report: called after each epoch with {epoch, loss}.
+
+    Raises:
+        InputError: if the loss is no longer finite, or the checkpoint belongs to another run.
+    """
     done = _resume(checkpoint, identity, model, optimiser)
-    steps = recipe.epochs * (len(data) // recipe.batch_size)
-    step = done * (len(data) // recipe.batch_size)
+    steps = recipe.epochs * steps_per_epoch
     for epoch in range(done, recipe.epochs):
         model.train()
-        total = torch.zeros((), device=device)
-        for _, pixels, labels in batches(data, recipe, corrupted, epoch, seed):
+        losses: list[Tensor] = []
+        for step, batch in enumerate(epoch_batches(epoch), start=epoch * steps_per_epoch):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(recipe, step, steps)
-            with autocast(device, recipe.precision):
-                logits = model(to_input(pixels))
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            loss = loss_of(batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            total += loss.detach()
-            step += 1
-        mean_loss = total.item() / (len(data) // recipe.batch_size)
-        if not torch.isfinite(torch.tensor(mean_loss)):
-            raise InputError(f"loss is {mean_loss} after epoch {epoch + 1}: lower the learning rate or lengthen the warm-up")
+            losses.append(loss.detach())
+        total = torch.stack(losses).mean().item()
+        if not math.isfinite(total):
+            raise InputError(f"epoch {epoch + 1}: loss is {total}; lower the learning rate or lengthen the warm-up")
         if checkpoint is not None:
-            state = {"identity": identity, "epoch": epoch + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             with atomic_path(checkpoint) as temporary:
-                torch.save(state, temporary)
+                torch.save({"identity": identity, "epoch": epoch + 1, **weights}, temporary)
         if report is not None:
-            report({"epoch": epoch + 1, "loss": round(mean_loss, 4)})
+            report({"epoch": epoch + 1, "loss": round(total, 4)})
     return model.eval()
 
 
@@ -208,9 +274,7 @@ def _resume(checkpoint: Path | None, identity: str, model: nn.Module, optimiser:
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, pixels: Tensor, *, batch_size: int = 500, precision: str = "fp32"
-) -> Tensor:
+def predict(model: nn.Module, pixels: Tensor, *, batch_size: int = 500, precision: str = "fp32") -> Tensor:
     """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
     model.eval()
     with autocast(pixels.device, precision):

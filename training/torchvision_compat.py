@@ -3,7 +3,8 @@
 Where the two builds differ (a CPU torch beside the registry's torchvision; most Jetson installs), torchvision's
 compiled operators fail to load and `import torchvision` ends with `operator torchvision::nms does not exist`.
 Declaring the two operators that it registers Python code for is enough for models, datasets and transforms.
-Every import of torchvision in this project goes through this module: `from training.torchvision_compat import torchvision`.
+Every import of torchvision in this project goes through this module:
+`from training.torchvision_compat import torchvision`.
 """
 
 from __future__ import annotations

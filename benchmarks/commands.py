@@ -1,0 +1,126 @@
+"""`rws demo`, `rws replay` and `rws bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.extras import require
+from oracle.errors import InputError
+
+bench = typer.Typer(no_args_is_help=True, help="Measure: ways to make signatures, corruptions.", add_completion=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for timeline.png, frames.mp4, results.jsonl, summary.json.")] = Path(
+        "demo"
+    ),
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of model and oracle.")] = 1,
+) -> None:
+    """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.
+
+    \b
+    Examples:
+        rws demo
+        rws demo --out /tmp/demo --threads 2
+    """
+    with require("demo"):
+        from rich.console import Console
+
+        import benchmarks.timeline  # noqa: F401 - drawing needs the extra: say so before the stream is played
+        from benchmarks.demo import play, print_summary
+    from edge.bundle import Bundle
+
+    console = Console()
+    summary = play(Bundle.load(bundle), out, threads, console)
+    print_summary(summary, console)
+    console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")
+
+
+def replay(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Clean test folder or data set (corrupted here), ImageNet-C folders, or CIFAR-10-C .npy files."
+        ),
+    ],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
+    limit: Annotated[int | None, typer.Option(help="At most this many images of each set.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads of model and oracle.")] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Replay the oracle against a corrupted test set: accuracy never patched, with the oracle, and when told.
+
+    \b
+    Examples:
+        rws replay --data ~/data/cifar10 --json result.json           # severity 5, all 19 corruptions
+        rws replay --data ~/data/CIFAR-10-C --severity all --limit 1000
+        rws replay --bundle my_bundle --data my_photos/test --limit 500
+    """
+    severities = _severities(severity)
+    with require("bench"):
+        from benchmarks.provenance import provenance, write_json
+        from benchmarks.replay import WAYS
+        from benchmarks.replay import replay as run
+    from edge.bundle import Bundle
+
+    result = run(
+        Bundle.load(bundle), data, severities=severities, limit=limit, seed=seed, threads=threads, progress=typer.echo
+    )
+    typer.echo("          " + "".join(f"{way:>10s}" for way in WAYS))
+    for row in ("ta", "ra"):
+        if result[row]:
+            typer.echo(f"{row.upper():10s}" + "".join(f"{result[row][way]:10.2f}" for way in WAYS))
+    scores = result["oracle"]
+    typer.echo(
+        f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
+        f"clean recall {scores['clean_recall']} %, severity error {scores['severity_mae']:.2f}"
+    )
+    if report is not None:
+        write_json(report, provenance(data=Path(data).name) | result)
+
+
+def _severities(text: str) -> list[int]:
+    if text == "all":
+        return [1, 2, 3, 4, 5]
+    parts = text.split(",")
+    if not all(part.strip() in {"1", "2", "3", "4", "5"} for part in parts):
+        raise InputError(f"--severity {text!r}: expected 1 to 5, a list such as 1,3,5, or all")
+    return sorted({int(part) for part in parts})
+
+
+@bench.command()
+def ways(
+    work: Annotated[Path, typer.Option(help="Work folder of a build whose jobs tuned and residual are done.")],
+    data: Annotated[str, typer.Option(help="The build's images; the test split is reported on.")],
+    recipe: Annotated[str, typer.Option(help="The build's recipe.")] = "cifar10_vgg16",
+    limit: Annotated[int, typer.Option(help="Test images.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Compare signatures tuned without labels with the paper's residual: alone, in pairs, quantised, cost.
+
+    \b
+    Examples:
+        rws build --data ~/data/cifar10 --job tuned --job residual
+        rws bench ways --work runs/build --data ~/data/cifar10 --json ways.json
+    """
+    with require("bench"):
+        import torch
+
+        from benchmarks.provenance import provenance, write_json
+        from benchmarks.ways import compare_ways
+        from training.build import Build
+        from training.data import load_images
+        from training.recipe import load_recipe
+    test = load_images(data, "test", cache=work / "images")
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    build = Build(load_recipe(recipe), data, work)
+    result = compare_ways(build, test.take(order[:limit]), seed=seed, progress=typer.echo)
+    if report is not None:
+        write_json(report, provenance(data=Path(data).name, seed=seed, threads=torch.get_num_threads()) | result)

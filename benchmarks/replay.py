@@ -1,0 +1,279 @@
+"""Replay a corrupted test set through a bundle: never patched, our oracle, told, always patched.
+
+Words of the table: `std` is never patched; `trained` is our oracle with the bundle's policy, each frame on its own;
+`perfect` is told type and severity and uses the type's own signature at its calibrated alpha; `best` is told them and
+takes the gain table's best action; `always` carries all signatures averaged, on every frame.
+Regret = perfect − trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from edge.bundle import Bundle
+from numpy.typing import NDArray
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+
+from edge.models.base import PatchableModel
+from oracle.belief import CLEAN
+from oracle.errors import InputError
+from oracle.policy import Mix, ToldPolicy
+from training.data import Images, load_images
+
+WAYS = ("std", "trained", "perfect", "best", "always")
+SEVERITIES = (1, 2, 3, 4, 5)
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images of one type at one severity; severity 0 is clean."""
+
+    corruption: str
+    severity: int
+    images: Images
+
+
+def test_sets(
+    source: str, classes: Sequence[str], size: int, severities: Sequence[int], limit: int | None, seed: int
+) -> Iterator[TestSet]:
+    """The sets to replay: clean images and their corruptions, or a set that is corrupted already.
+
+    Args:
+        source: a clean folder (`<class>/<image>`, or with `test/` above it) or data set name, corrupted here; a folder
+            in ImageNet-C's layout `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files.
+            The latter two hold clean images only where there is a `clean/<class>/` folder or a `clean.npy`.
+        classes: the bundle's class names.
+        size: the bundle's input side in pixels.
+        severities: which of 1…5.
+        limit: at most this many images of each set, spread over the classes by a seeded shuffle.
+        seed: of the shuffle and the corruptions.
+
+    Raises:
+        InputError: if classes or sizes do not fit the bundle, or nothing is found.
+    """
+    folder = Path(source)
+    if (folder / "labels.npy").is_file():
+        sets = _npy_sets(folder, classes, severities)
+    elif any((folder / name / "1").is_dir() or (folder / name / "5").is_dir() for name in CORRUPTIONS):
+        sets = _folder_sets(folder, severities)
+    else:
+        split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
+        sets = _corrupted_sets(load_images(source, split), severities, limit, seed)
+    for found in sets:
+        _check(found.images, classes, size, source)
+        yield TestSet(found.corruption, found.severity, _subset(found.images, limit, seed))
+
+
+def _check(images: Images, classes: Sequence[str], size: int, source: str) -> None:
+    missing = [name for name in classes if name not in images.classes]
+    unknown = [name for name in images.classes if name not in classes]
+    if missing or unknown:
+        detail = f"class folder {missing[0]!r} is missing" if missing else f"class {unknown[0]!r} is not the bundle's"
+        raise InputError(f"{source}: {detail}; the bundle knows {', '.join(classes)}")
+    if tuple(images.pixels.shape[2:]) != (size, size):
+        height, width = images.pixels.shape[2:]
+        raise InputError(f"{source}: images are {width}x{height}, the bundle takes {size}x{size}; resize them first")
+
+
+def _subset(images: Images, limit: int | None, seed: int) -> Images:
+    if limit is None or limit >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.take(order[:limit].sort().values)
+
+
+def _corrupted_sets(clean: Images, severities: Sequence[int], limit: int | None, seed: int) -> Iterator[TestSet]:
+    chosen = _subset(clean, limit, seed)
+    yield TestSet(CLEAN, 0, chosen)
+    for index, name in enumerate(CORRUPTIONS):
+        for severity in severities:
+            seeds = seeds_for(seed * 1000 + index * 10 + severity, len(chosen))
+            pixels = torch.cat(
+                [
+                    corrupt(part, name, float(severity), s)
+                    for part, s in zip(chosen.pixels.split(500), seeds.split(500), strict=True)
+                ]
+            )
+            yield TestSet(name, severity, Images(pixels, chosen.labels, chosen.classes))
+
+
+def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[TestSet]:
+    if (folder / CLEAN).is_dir():
+        yield TestSet(CLEAN, 0, load_images(folder / CLEAN))
+    for name in CORRUPTIONS:
+        for severity in severities:
+            if (folder / name / str(severity)).is_dir():
+                yield TestSet(name, severity, load_images(folder / name / str(severity)))
+
+
+def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[TestSet]:
+    labels = torch.from_numpy(np.load(folder / "labels.npy").astype(np.int64))
+    for name in (CLEAN, *CORRUPTIONS):
+        file = folder / f"{name}.npy"
+        if not file.is_file():
+            continue
+        array = np.load(file, mmap_mode="r")
+        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+            raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
+        count = len(array) if name == CLEAN else len(array) // len(SEVERITIES)
+        for severity in (0,) if name == CLEAN else severities:
+            start = 0 if name == CLEAN else (severity - 1) * count
+            pixels = torch.from_numpy(np.ascontiguousarray(array[start : start + count].transpose(0, 3, 1, 2)))
+            yield TestSet(name, severity, Images(pixels, labels[start : start + count], tuple(classes)))
+
+
+class Replayer:
+    """Runs test sets through a bundle's model under each way of choosing the mix.
+
+    Args:
+        bundle: the bundle.
+        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.model: PatchableModel = bundle.model("onnx", threads=threads)
+        self.oracle = bundle.oracle(threads=threads)
+        self.policy = bundle.policy(independent=True)
+        table = self.policy.table
+        self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
+        self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
+
+    def run(self, test: TestSet) -> dict[str, Any]:
+        """Correct answers of each way, the oracle's types and severity errors, for one set.
+
+        Returns:
+            `correct`, {way: bool (N,)}; `types`, int (N,), indices into the names; `severity_error`, float (N,).
+        """
+        parts = [self._batch(test, start) for start in range(0, len(test.images), BATCH)]
+        return {
+            "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in WAYS},
+            "types": np.concatenate([part["types"] for part in parts]),
+            "severity_error": np.concatenate([part["severity_error"] for part in parts]),
+        }
+
+    def _batch(self, test: TestSet, start: int) -> dict[str, Any]:
+        x = (test.images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
+        labels = test.images.labels[start : start + BATCH].numpy()
+        classes: dict[str, NDArray[np.int64]] = {}
+        cache: dict[tuple[tuple[str, float], ...], NDArray[np.int64]] = {}
+
+        def classify(mix: Mix) -> NDArray[np.int64]:
+            key = tuple(sorted(mix.items()))
+            if key not in cache:
+                self.model.apply(mix)
+                cache[key] = self.model.predict(x).argmax(1)
+            return cache[key]
+
+        classes["std"] = classify({})
+        classes["perfect"] = classify(self._perfect.choose_told(test.corruption, test.severity))
+        classes["best"] = classify(self._best.choose_told(test.corruption, test.severity))
+        classes["always"] = classify(self._always)
+        joint = self.oracle.observe_batch(x)
+        actions = self.policy.choose_batch(joint)
+        trained = np.empty(len(x), np.int64)
+        for action in np.unique(actions):
+            chosen = np.flatnonzero(actions == action)
+            mix = self.policy.table.mix(int(action))
+            key = tuple(sorted(mix.items()))
+            if key in cache:
+                trained[chosen] = cache[key][chosen]
+            else:
+                self.model.apply(mix)
+                trained[chosen] = self.model.predict(x[chosen]).argmax(1)
+        classes["trained"] = trained
+        per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
+        types = np.concatenate([joint[:, :1], per_level.sum(2)], axis=1).argmax(1)
+        severity = per_level.sum(1) @ np.array(self.oracle.levels, np.float32)
+        return {
+            "correct": {way: classes[way] == labels for way in WAYS},
+            "types": types,
+            "severity_error": np.abs(severity - test.severity),
+        }
+
+
+def replay(
+    bundle: Bundle,
+    source: str,
+    *,
+    severities: Sequence[int] = (5,),
+    limit: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Replay a test set and sum it up.
+
+    Args:
+        bundle: the bundle.
+        source, severities, limit, seed: see `test_sets`.
+        threads: see `Replayer`.
+        progress: called with a line after each set.
+
+    Returns:
+        `ta` and `ra` by way, `per_corruption`, `regret`, `oracle` scores with the confusion matrix; numbers in percent.
+
+    Raises:
+        InputError: if the source holds no corrupted images, or does not fit the bundle.
+    """
+    size = bundle.manifest.input.height
+    replayer = Replayer(bundle, threads)
+    names = replayer.oracle.corruptions
+    ta: dict[str, float] = {}
+    by_type: dict[str, dict[str, list[float]]] = {}
+    by_severity: dict[int, dict[str, list[float]]] = {}
+    confusion = np.zeros((1 + len(names), 1 + len(names)), np.int64)
+    severity_error: list[float] = []
+    count = 0
+    for test in test_sets(source, bundle.manifest.classes, size, severities, limit, seed):
+        outcome = replayer.run(test)
+        scores = {way: 100 * float(outcome["correct"][way].mean()) for way in WAYS}
+        true_type = 0 if test.corruption == CLEAN else 1 + names.index(test.corruption)
+        np.add.at(confusion[true_type], outcome["types"], 1)
+        severity_error.append(float(outcome["severity_error"].mean()))
+        count = len(test.images)
+        if test.corruption == CLEAN:
+            ta = scores
+        else:
+            for way in WAYS:
+                by_type.setdefault(test.corruption, {}).setdefault(way, []).append(scores[way])
+                by_severity.setdefault(test.severity, {}).setdefault(way, []).append(scores[way])
+        if progress is not None:
+            line = "  ".join(f"{way} {scores[way]:6.2f}" for way in WAYS)
+            progress(f"{test.corruption:18s} {test.severity}  {line}")
+    if not by_type:
+        raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
+    per_corruption = {name: {way: _mean(values) for way, values in ways.items()} for name, ways in by_type.items()}
+    ra = {way: _mean([scores[way] for scores in per_corruption.values()]) for way in WAYS}
+    recall = 100 * confusion.diagonal() / np.maximum(confusion.sum(1), 1)
+    present = confusion.sum(1) > 0
+    return {
+        "images": count,
+        "severities": list(severities),
+        "seed": seed,
+        "ta": {way: round(value, 2) for way, value in ta.items()},
+        "ra": {way: round(value, 2) for way, value in ra.items()},
+        "regret": round(ra["perfect"] - ra["trained"], 2),
+        "oracle": {
+            "type_accuracy": round(float(recall[present].mean()), 2),
+            "clean_recall": round(float(recall[0]), 2) if present[0] else None,
+            "severity_mae": round(float(np.mean(severity_error)), 3),
+            "confusion": {"names": [CLEAN, *names], "counts": confusion.tolist()},
+        },
+        "per_corruption": {
+            name: {way: round(value, 2) for way, value in ways.items()} for name, ways in per_corruption.items()
+        },
+        "per_severity": {
+            str(severity): {way: round(_mean(values), 2) for way, values in ways.items()}
+            for severity, ways in sorted(by_severity.items())
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,140 @@
+"""The ways to make a signature, compared: alone, composed in pairs, quantised, and what they cost.
+
+Alphas are chosen on validation images, accuracy is reported on test images.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+
+from training.build import Build
+from training.data import Images
+from training.fit import predict
+from training.signatures import Deltas, composed, patched
+
+ALPHAS = (0.5, 0.75, 1.0)
+
+
+def compare_ways(
+    build: Build,
+    test: Images,
+    *,
+    ways: Sequence[str] = ("tuned", "residual"),
+    pairs: int = 20,
+    severity: float = 5.0,
+    pair_severity: float = 3.0,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Compare finished signatures of a build.
+
+    Args:
+        build: whose jobs `tuned` and `residual` are done.
+        test: test images.
+        ways: which to compare.
+        pairs: how many pairs of corruptions, drawn at random.
+        severity: of the single corruptions.
+        pair_severity: of each of two corruptions laid over one another.
+        seed: of pairs and corruptions.
+        progress: called with a line for each way.
+
+    Returns:
+        Per way: mean accuracy over the 19 corruptions alone (float32 and quantised), over images with two corruptions
+        under both signatures, over single corruptions under a pair's signatures, and seconds of training.
+    """
+    std = build.folded
+    validation = build.validation.first(1000)
+    singles = {
+        name: (
+            corrupt(validation.pixels, name, severity, seeds_for(seed + 1, len(validation))),
+            corrupt(test.pixels, name, severity, seeds_for(seed + 2, len(test))),
+        )
+        for name in CORRUPTIONS
+    }
+    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
+    doubles = {
+        (a, b): (_both(validation, a, b, pair_severity, seed + 1), _both(test, a, b, pair_severity, seed + 2))
+        for a, b in chosen
+    }
+
+    def accuracy(deltas: Deltas, pixels: Tensor, labels: Tensor) -> float:
+        return 100 * (predict(patched(std, deltas), pixels).argmax(1) == labels).float().mean().item()
+
+    def best_alpha(deltas: Deltas, pixels: Tensor) -> float:
+        scores = [accuracy(composed([(deltas, alpha)]), pixels, validation.labels) for alpha in ALPHAS]
+        return ALPHAS[int(np.argmax(scores))]
+
+    def unpatched(sets: Sequence[Tensor]) -> float:
+        return float(np.mean([accuracy({}, pixels, test.labels) for pixels in sets]))
+
+    report: dict[str, Any] = {
+        "std": {
+            "ta": accuracy({}, test.pixels, test.labels),
+            "ra": unpatched([pixels for _, pixels in singles.values()]),
+            "ra_two_corruptions": unpatched([pixels for _, pixels in doubles.values()]),
+        }
+    }
+    for way in ways:
+        exact = {name: build.signature(way, name) for name in CORRUPTIONS}
+        alphas = {name: best_alpha(exact[name], singles[name][0]) for name in CORRUPTIONS}
+
+        def alone(deltas: dict[str, Deltas], alphas: dict[str, float] = alphas) -> float:
+            return float(
+                np.mean([accuracy(composed([(deltas[n], alphas[n])]), singles[n][1], test.labels) for n in CORRUPTIONS])
+            )
+
+        row: dict[str, Any] = {"ra": alone(exact)}
+        for bits in (8, 4):
+            for per in ("channel", "tensor"):
+                quantised = build.signatures(way, bits, per)
+                arrays = {
+                    name: {t: torch.from_numpy(d) for t, d in quantised.get(name).items()} for name in CORRUPTIONS
+                }
+                row[f"ra_{bits}bit_{per}"] = alone(arrays)
+        two, cross = [], []
+        for (a, b), (on_validation, on_test) in doubles.items():
+            both = composed([(exact[a], 1.0), (exact[b], 1.0)])
+            alpha = best_alpha(both, on_validation)
+            two.append(accuracy(composed([(both, alpha)]), on_test, test.labels))
+            half = composed([(exact[a], 0.5), (exact[b], 0.5)])
+            cross += [accuracy(half, singles[name][1], test.labels) for name in (a, b)]
+        row |= {"ra_two_corruptions": float(np.mean(two)), "ra_pair_halves": float(np.mean(cross))}
+        row["train_seconds"] = _train_seconds(build.work / "log.jsonl", way)
+        row["alpha"] = alphas
+        report[way] = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
+        if progress is not None:
+            progress(f"{way:10s} " + "  ".join(f"{k} {v}" for k, v in report[way].items() if k != "alpha"))
+    report["std"] = {key: round(value, 2) for key, value in report["std"].items()}
+    return report | {
+        "pairs": chosen,
+        "severity": severity,
+        "pair_severity": pair_severity,
+        "test_images": len(test),
+        "validation_images": len(validation),
+    }
+
+
+def _both(images: Images, first: str, second: str, severity: float, seed: int) -> Tensor:
+    once = corrupt(images.pixels, first, severity, seeds_for(seed, len(images)))
+    return corrupt(once, second, severity, seeds_for(seed + 100, len(images)))
+
+
+def _train_seconds(log: Path, way: str) -> float:
+    """Seconds of training of all signatures of a way, from the build's log."""
+    prefix = {"tuned": "signature-tuned-", "residual": "robust-"}[way]
+    last: dict[str, float] = {}
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        if record["job"].startswith(prefix) and "epoch" in record:
+            last[record["job"]] = record["seconds"]
+    return sum(last.values())

@@ -1,0 +1,331 @@
+"""From clean images to a bundle, as independent jobs.
+
+Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
+already, the job is done, so a build that was stopped goes on where it was, and several processes (or machines that
+share the folder) can each take some of the jobs. The work folder belongs to one recipe and one set of images.
+
+    init ─► std ─┬─► signature-tuned-<c> ──┬─► gain ─► bundle
+             └───┼─► robust-<c> ─► signature-residual-<c>
+    oracle ──────┴─────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from edge.bundle import write_bundle
+from torch import nn
+
+from edge.atomic import atomic_path, atomic_write_bytes
+from edge.signatures import SignatureSet, shallow_sha256
+from oracle.errors import InputError
+from oracle.policy import GainTable
+from training.calibrate import choose_clean_weight, measure_gain
+from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from training.data import Images, load_images, split_train_validation
+from training.export import export_onnx
+from training.fit import Corrupted, accuracy, fit
+from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from training.oracle_fit import (
+    LEVELS,
+    OracleNetwork,
+    draw_severities,
+    export_oracle,
+    fit_oracle,
+    fit_temperature,
+    joint_target,
+    oracle_logits,
+)
+from training.recipe import Recipe
+from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Build:
+    """The jobs of one build.
+
+    Args:
+        recipe: everything that decides the result.
+        source: image folder or data set name; its `train` split is used, never its test split.
+        work: folder for checkpoints and results; created.
+        size: side that images are resized to, in pixels; None takes them as they are.
+        device: `cpu`, `cuda`, …
+        progress: called with {job, seconds, …} after each epoch or part of a job.
+
+    Raises:
+        InputError: if `work` holds another build.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: str,
+        work: Path,
+        *,
+        size: int | None = None,
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.source, self.work, self.size = recipe, source, work, size
+        self.device = torch.device(device)
+        self._progress = progress
+        work.mkdir(parents=True, exist_ok=True)
+        self._claim()
+
+    def _claim(self) -> None:
+        marker = self.work / "recipe.json"
+        # What only later jobs read may change: their own files are then removed by hand.
+        identity = {
+            key: value for key, value in self.recipe.to_dict().items() if key in ("seed", "data", "model", "init")
+        }
+        identity |= {"source": self.source, "size": self.size}
+        text = json.dumps(identity, indent=1)
+        if marker.exists() and marker.read_text() != text:
+            raise InputError(f"{self.work} holds a build of another recipe or data; give another --work")
+        atomic_write_bytes(marker, text.encode())
+
+    @cached_property
+    def _splits(self) -> tuple[Images, Images]:
+        data = load_images(self.source, "train", size=self.size, cache=self.work / "images")
+        train, validation = split_train_validation(data, self.recipe.data.validation, self.recipe.seed)
+        return train.to(self.device), validation.to(self.device)
+
+    @property
+    def train(self) -> Images:
+        """The images that models, signatures and the oracle learn from."""
+        return self._splits[0]
+
+    @property
+    def validation(self) -> Images:
+        """The images that calibration and the gain table are measured on."""
+        return self._splits[1]
+
+    def _report(self, job: str) -> Progress:
+        start = time.monotonic()
+
+        def report(record: dict[str, Any]) -> None:
+            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+            with open(self.work / "log.jsonl", "a") as handle:
+                handle.write(json.dumps(record) + "\n")
+            if self._progress is not None:
+                self._progress(record)
+
+        return report
+
+    def _new_model(self) -> nn.Module:
+        settings = self.recipe.to_dict()["model"]
+        torch.manual_seed(self.recipe.seed)
+        return build_model(ModelSpec(classes=len(self.train.classes), **settings))
+
+    def _trained(self, job: str) -> nn.Module:
+        model = self._new_model()
+        model.load_state_dict(torch.load(self.work / f"{job}.pt", weights_only=True)["model"])
+        return model.to(self.device)
+
+    def init(self) -> nn.Module:
+        """The standard model that is trained first."""
+        model = self._new_model()
+        return fit(
+            model,
+            self.train,
+            self.recipe.init,
+            seed=self.recipe.seed,
+            checkpoint=self.work / "init.pt",
+            report=self._report("init"),
+        )
+
+    def _continue(self, job: str, corrupted: Corrupted) -> nn.Module:
+        self.init()
+        return fit(
+            self._trained("init"),
+            self.train,
+            self.recipe.continued,
+            corrupted=corrupted,
+            seed=self.recipe.seed + 1,
+            checkpoint=self.work / f"{job}.pt",
+            report=self._report(job),
+        )
+
+    def std(self) -> nn.Module:
+        """θ_std: the init, continued on clean images."""
+        return self._continue("std", Corrupted())
+
+    def robust(self, corruption: str) -> nn.Module:
+        """θ_r: the init, continued on images with one corruption."""
+        return self._continue(f"robust-{corruption}", Corrupted(corruption, self.recipe.signatures.severity))
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """θ_std with BatchNorm folded: the model that is deployed and patched."""
+        return fold_batchnorm(self.std())
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors that signatures patch."""
+        return shallow_tensors(self.folded, self.recipe.signatures.layers)
+
+    def signature(self, way: str, corruption: str) -> Deltas:
+        """The float32 signature of one corruption, made in the way `tuned` or `residual`."""
+        path = self.work / f"signature-{way}-{corruption}.safetensors"
+        if not path.exists():
+            settings = self.recipe.signatures
+            report = self._report(path.stem)
+            if way == "tuned":
+                deltas = tuned_signature(
+                    self.folded,
+                    self.train,
+                    Corrupted(corruption, settings.severity),
+                    self.tensors,
+                    self.recipe.tuned,
+                    seed=self.recipe.seed + 1,
+                    checkpoint=self.work / f"tuning-{corruption}.pt",
+                    report=report,
+                )
+            else:
+                robust = fold_batchnorm(self.robust(corruption))
+                init = fold_batchnorm(self._trained("init"))
+                weights = [dict(model.named_parameters()) for model in (init, self.folded, robust)]
+                deltas = residual_signature(*weights, self.tensors, settings.projection)
+            save_deltas(deltas, path)
+            report({"done": True})
+        return load_deltas(path)
+
+    def clean_tensors(self) -> dict[str, np.ndarray]:
+        """The clean shallow tensors, float32, by name, in order."""
+        parameters = dict(self.folded.named_parameters())
+        return {name: parameters[name].detach().cpu().numpy() for name in self.tensors}
+
+    def signatures(self, way: str | None = None, bits: int | None = None, per: str | None = None) -> SignatureSet:
+        """All signatures, quantised as the recipe says unless told otherwise."""
+        settings = self.recipe.signatures
+        deltas = {
+            corruption: {name: delta.numpy() for name, delta in self.signature(way or settings.way, corruption).items()}
+            for corruption in CORRUPTIONS
+        }
+        clean_hash = shallow_sha256(self.clean_tensors())
+        return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)  # type: ignore[arg-type]
+
+    def oracle(self) -> tuple[bytes, dict[str, float]]:
+        """The oracle as ONNX bytes, and its scores on validation images."""
+        network_file, scores_file = self.work / "oracle.onnx", self.work / "oracle.json"
+        if not (network_file.exists() and scores_file.exists()):
+            report = self._report("oracle")
+            network = fit_oracle(
+                self.train,
+                self.recipe.oracle,
+                seed=self.recipe.seed,
+                checkpoint=self.work / "oracle.pt",
+                report=report,
+            ).cpu()
+            logits, types, severities = self._oracle_validation(network)
+            target = joint_target(types, severities)
+            temperature = fit_temperature(logits, target)
+            scores = {"temperature": round(temperature, 4)} | _oracle_scores((logits / temperature).softmax(1), types)
+            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size))
+            atomic_write_bytes(scores_file, json.dumps(scores).encode())
+            report(scores)
+        return network_file.read_bytes(), json.loads(scores_file.read_text())
+
+    def _oracle_validation(self, network: OracleNetwork) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        pixels = self.validation.pixels.cpu().repeat(3, 1, 1, 1)
+        types = torch.randint(-1, len(CORRUPTIONS), (len(pixels),), generator=generator)
+        severities = draw_severities(types, self.recipe.oracle.minimum_severity, generator)
+        corrupted = corrupt_mixed(pixels, types, severities, seeds_for(self.recipe.seed + 7, len(pixels)))
+        return oracle_logits(network, corrupted), types, severities
+
+    def gain(self) -> tuple[GainTable, dict[str, Any]]:
+        """The gain table of the shipped signatures, and the policy's settings."""
+        table_file, settings_file = self.work / "gain.npz", self.work / "policy.json"
+        if not (table_file.exists() and settings_file.exists()):
+            report = self._report("gain")
+            self.oracle()
+            table = measure_gain(
+                self.folded,
+                self.signatures(),
+                self.validation,
+                self.recipe.calibration,
+                LEVELS,
+                seed=self.recipe.seed,
+                report=report,
+            )
+            network = OracleNetwork(self.recipe.oracle.widths)
+            network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True)["model"])
+            logits, types, severities = self._oracle_validation(network.eval())
+            joint = (logits / self.oracle()[1]["temperature"]).softmax(1).numpy()
+            levels = severities.round().clamp(1, len(LEVELS)).long()
+            states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
+            weight, expected = choose_clean_weight(table, joint, states, self.recipe.calibration.allowed_clean_loss)
+            policy = {"margin": 0.5, "clean_weight": weight}
+            with atomic_path(table_file) as temporary, open(temporary, "wb") as handle:
+                np.savez(handle, **table.to_arrays())
+            atomic_write_bytes(settings_file, json.dumps({"policy": policy, "expected": expected}).encode())
+            report({"policy": policy, "expected": expected})
+        arrays = dict(np.load(table_file))
+        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), json.loads(settings_file.read_text())
+
+    def bundle(self, out: Path) -> None:
+        """Write the bundle folder, atomically."""
+        table, policy = self.gain()
+        oracle, oracle_scores = self.oracle()
+        own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
+        perfect = [row[table.own(name)[1:]].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
+        write_bundle(
+            out,
+            name=self.recipe.name,
+            classes=self.train.classes,
+            input_size=(self.train.size, self.train.size),
+            model=export_onnx(self.folded.cpu(), self.train.size, keep=self.tensors),
+            signatures=self.signatures(),
+            oracle=oracle,
+            severity_levels=LEVELS,
+            policy_arrays=table.to_arrays(),
+            policy=policy["policy"],
+            filter={},
+            provenance={
+                "recipe": self.recipe.to_dict(),
+                "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
+                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+                "machine": {"processor": platform.machine(), "device": self.device.type},
+            },
+            measured={
+                "split": "validation",
+                "ta": round(float(table.accuracy[0, 0]), 2),
+                "ra_std_severity_5": round(float(np.mean([row[0] for row in own])), 2),
+                "ra_perfect_severity_5": round(float(np.mean(perfect)), 2),
+                "oracle": oracle_scores,
+            },
+        )
+
+    def run(self, jobs: Iterable[str] = ()) -> None:
+        """Run jobs by name (`init`, `std`, `oracle`, `tuned`, `residual`, `gain`); none: all that `bundle` needs."""
+        for job in jobs or ("std", "oracle", self.recipe.signatures.way, "gain"):
+            if job in ("init", "std"):
+                model = getattr(self, job)()
+                self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
+            elif job in ("oracle", "gain"):
+                getattr(self, job)()
+            elif job in ("tuned", "residual"):
+                for corruption in CORRUPTIONS:
+                    self.signature(job, corruption)
+            else:
+                raise InputError(f"unknown job {job!r}; known: init, std, oracle, tuned, residual, gain")
+
+
+def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:
+    per_type = torch.cat([joint[:, :1], joint[:, 1:].reshape(len(joint), len(CORRUPTIONS), -1).sum(2)], dim=1)
+    right = per_type.argmax(1) == types + 1
+    return {
+        "type_accuracy": round(100 * right.float().mean().item(), 2),
+        "clean_recall": round(100 * right[types < 0].float().mean().item(), 2),
+    }

@@ -1,0 +1,178 @@
+"""The gain table: accuracy of each action in each state, measured on validation images.
+
+Kept affordable: a few severities (levels between them are interpolated); in each state no patch, the corruption's own
+signature on a grid of alphas, and the signatures of its nearest neighbours (those that help most at the strongest
+severity, by a coarse pass) on a shorter one. Cells that were not measured are filled with what is safe to assume: no
+gain, and any loss that the coarse pass or the clean images show.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge.signatures import SignatureSet
+from oracle.errors import InputError
+from oracle.policy import ExpectedGainPolicy, GainTable
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.data import Images
+from training.fit import predict
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """What to measure.
+
+    Args:
+        images: validation images a cell.
+        coarse_images: images a cell of the coarse pass over all pairs of corruption and signature.
+        severities: measured severities, ascending, the last one the strongest.
+        alphas: strengths of the own signature.
+        neighbours: how many other signatures are measured for each corruption.
+        neighbour_alphas: their strengths.
+        allowed_clean_loss: points of clean accuracy that the policy may lose on validation images.
+    """
+
+    images: int = 2000
+    coarse_images: int = 400
+    severities: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
+    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    neighbours: int = 4
+    neighbour_alphas: tuple[float, ...] = (0.5, 1.0)
+    allowed_clean_loss: float = 0.3
+
+    def __post_init__(self) -> None:
+        if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
+            raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
+
+
+class PatchedModel:
+    """A folded torch model whose shallow tensors follow a mix of quantised signatures."""
+
+    def __init__(self, std: nn.Module, signatures: SignatureSet) -> None:
+        self.model = copy.deepcopy(std).eval()
+        self._parameters = {name: dict(self.model.named_parameters())[name] for name in signatures.tensors}
+        self._clean = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._deltas = {
+            name: {tensor: torch.from_numpy(delta) for tensor, delta in signatures.get(name).items()}
+            for name in signatures.names
+        }
+
+    @torch.no_grad()
+    def correct(self, mix: Mapping[str, float], pixels: Tensor, labels: Tensor) -> Tensor:
+        """Whether each image is classified right under the mix, bool (N,)."""
+        for tensor, parameter in self._parameters.items():
+            weights = self._clean[tensor].clone()
+            for name, alpha in mix.items():
+                weights += alpha * self._deltas[name][tensor].to(weights)
+            parameter.copy_(weights)
+        return predict(self.model, pixels, precision="bf16").argmax(1) == labels
+
+
+def measure_gain(
+    std: nn.Module,
+    signatures: SignatureSet,
+    data: Images,
+    recipe: CalibrationRecipe,
+    levels: Sequence[float],
+    *,
+    seed: int = 0,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> GainTable:
+    """Measure the gain table of `signatures` on the folded model `std` with validation images.
+
+    Args:
+        std: folded standard model.
+        signatures: the quantised signatures, named after the corruptions.
+        data: validation images.
+        recipe: what to measure.
+        levels: severity levels of the oracle's states.
+        seed: of the corruptions.
+        report: called after each corruption with {corruption, …}.
+    """
+    names = signatures.names
+    model = PatchedModel(std, signatures)
+    actions = [(-1, 0.0)] + [(index, alpha) for index in range(len(names)) for alpha in recipe.alphas]
+    column = {action: position for position, action in enumerate(actions)}
+    sample = data.first(recipe.images)
+
+    def accuracy(pixels: Tensor, labels: Tensor, action: tuple[int, float]) -> float:
+        mix = {} if action[0] < 0 else {names[action[0]]: action[1]}
+        return 100 * model.correct(mix, pixels, labels).float().mean().item()
+
+    clean_row = np.array([accuracy(sample.pixels, sample.labels, action) for action in actions])
+    clean_loss = np.minimum(0, clean_row - clean_row[0])
+    measured = np.full((len(names), 1 + len(recipe.severities), len(actions)), np.nan)
+    measured[:, 0] = clean_row
+    coarse = data.first(recipe.coarse_images)
+    for row, name in enumerate(names):
+        seeds = seeds_for(seed + 1 + CORRUPTIONS.index(name), len(sample))
+        strongest = corrupt(coarse.pixels, name, recipe.severities[-1], seeds[: len(coarse)])
+        scores = np.array([accuracy(strongest, coarse.labels, (other, 1.0)) for other in range(len(names))])
+        coarse_loss = np.minimum(0, scores - accuracy(strongest, coarse.labels, (-1, 0.0)))
+        nearest = [int(other) for other in np.argsort(-scores) if other != row][: recipe.neighbours]
+        chosen = [(-1, 0.0)] + [(row, alpha) for alpha in recipe.alphas]
+        chosen += [(other, alpha) for other in nearest for alpha in recipe.neighbour_alphas]
+        for place, severity in enumerate(recipe.severities, start=1):
+            pixels = corrupt(sample.pixels, name, severity, seeds)
+            for action in chosen:
+                measured[row, place, column[action]] = accuracy(pixels, sample.labels, action)
+            unpatched = measured[row, place, 0]
+            for position, (other, alpha) in enumerate(actions):
+                if np.isnan(measured[row, place, position]):
+                    loss = min(clean_loss[position], alpha * coarse_loss[other])
+                    measured[row, place, position] = unpatched + loss
+        if report is not None:
+            own = measured[row, -1, [column[row, alpha] for alpha in recipe.alphas]].max()
+            report(
+                {
+                    "corruption": name,
+                    "std": round(unpatched, 2),
+                    "own": round(own, 2),
+                    "nearest": [names[other] for other in nearest],
+                }
+            )
+    grid = np.array([0.0, *recipe.severities])
+    states = [clean_row] + [
+        np.array([np.interp(level, grid, measured[row, :, position]) for position in range(len(actions))])
+        for row in range(len(names))
+        for level in levels
+    ]
+    return GainTable(
+        tuple(names),
+        tuple(float(level) for level in levels),
+        np.array([action[0] for action in actions], np.int64),
+        np.array([action[1] for action in actions], np.float32),
+        np.stack(states).astype(np.float32),
+    )
+
+
+def choose_clean_weight(
+    table: GainTable, joint: np.ndarray, states: np.ndarray, allowed_clean_loss: float
+) -> tuple[float, dict[str, float]]:
+    """The weight on clean with the best expected accuracy on corrupted images, of those that keep the clean ones.
+
+    Args:
+        table: the gain table.
+        joint: beliefs of validation images, float32 (N, 1 + C·S).
+        states: true state of each, int (N,), 0 = clean.
+        allowed_clean_loss: points of clean accuracy that may be lost.
+
+    Returns:
+        The weight, and {clean_loss, corrupted_accuracy} as the table expects them.
+    """
+    rows: list[tuple[float, float, float]] = []
+    for weight in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):
+        chosen = ExpectedGainPolicy(table, clean_weight=weight).choose_batch(joint)
+        reached = table.accuracy[states, chosen]
+        loss = float(table.accuracy[0, 0] - reached[states == 0].mean())
+        rows.append((weight, loss, float(reached[states > 0].mean())))
+    allowed = [row for row in rows if row[1] <= allowed_clean_loss] or [min(rows, key=lambda row: row[1])]
+    weight, loss, corrupted = max(allowed, key=lambda row: row[2])
+    return weight, {"clean_loss": round(loss, 3), "corrupted_accuracy": round(corrupted, 3)}

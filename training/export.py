@@ -1,0 +1,64 @@
+"""Torch modules to ONNX bytes whose initialisers keep the parameters' names."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import onnx
+import torch
+from torch import nn
+
+from oracle.errors import InputError
+
+OPSET = 18
+
+
+def export_onnx(
+    module: nn.Module, size: int, *, input_name: str = "image", output_name: str = "logits", keep: Sequence[str] = ()
+) -> bytes:
+    """Export with a dynamic batch axis; float32 (N, 3, size, size), RGB, 0…1 in.
+
+    Args:
+        module: in eval mode, on the CPU.
+        size: height and width of the input in pixels.
+        input_name, output_name: names in the graph.
+        keep: parameters that must be initialisers of the graph under their own names (those that will be patched).
+
+    Raises:
+        InputError: if one of `keep` did not survive the export.
+    """
+    example = torch.zeros(2, 3, size, size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:  # the exporter's notes on where each node came from are larger than the graph
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    parameters = dict(module.named_parameters())
+    for node in model.graph.node:
+        # The exporter drops biases that are all zero; a patch needs the slot.
+        bias = node.input[1].removesuffix("weight") + "bias" if node.op_type == "Conv" else ""
+        if bias in keep and len(node.input) == 2:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(parameters[bias].detach().numpy(), bias))
+            node.input.append(bias)
+    present = {tensor.name for tensor in model.graph.initializer}
+    lost = [name for name in keep if name not in present]
+    if lost:
+        raise InputError(f"the ONNX export renamed or dropped {', '.join(lost)}; they could not be patched")
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()

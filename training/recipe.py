@@ -1,0 +1,148 @@
+"""One validated schema for a build: every key is known, every value has its type."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from oracle.errors import FormatError, InputError
+from training.calibrate import CalibrationRecipe
+from training.fit import FitRecipe
+from training.models import CIFAR_MEAN, CIFAR_STD
+from training.oracle_fit import OracleRecipe
+from training.signatures import RESIDUALS, TuneRecipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which images; a command's `--data` comes before `source`."""
+
+    source: str = "cifar10"
+    validation: int = 5000
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Architecture, as in `ModelSpec`."""
+
+    architecture: str = "vgg16"
+    width: float = 1.0
+    widths: tuple[int, ...] = ()
+    batch_norm: bool = True
+    small_input: bool = True
+    mean: tuple[float, ...] = CIFAR_MEAN
+    std: tuple[float, ...] = CIFAR_STD
+
+
+@dataclass(frozen=True)
+class SignatureRecipe:
+    """Which signatures to ship.
+
+    Args:
+        way: `tuned` or `residual`.
+        layers: the shallowest n layers are signed.
+        severity: severity of the training images.
+        bits, per: quantisation.
+        projection: of the `residual` way.
+    """
+
+    way: str = "tuned"
+    layers: int = 5
+    severity: float = 5.0
+    bits: int = 8
+    per: str = "channel"
+    projection: str = "per_tensor"
+
+    def __post_init__(self) -> None:
+        if self.way not in ("tuned", "residual") or self.projection not in RESIDUALS:
+            raise InputError(f"signatures: way {self.way!r} with projection {self.projection!r} is not known")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a bundle, besides the images.
+
+    Args:
+        name: of the bundle.
+        seed: the one seed of the whole build.
+        data, model: what to learn from, and which classifier.
+        init: the standard model that is trained first.
+        continued: how θ_std (clean images) and each θ_r (corrupted ones) continue from it.
+        signatures, tuned: how signatures are made.
+        oracle, calibration: the oracle and the gain table.
+    """
+
+    name: str
+    seed: int = 0
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    init: FitRecipe = field(default_factory=FitRecipe)
+    continued: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
+    signatures: SignatureRecipe = field(default_factory=SignatureRecipe)
+    tuned: TuneRecipe = field(default_factory=TuneRecipe)
+    oracle: OracleRecipe = field(default_factory=OracleRecipe)
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+        return asdict(self)
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Read a recipe: a TOML file, or the name of one that ships with the package (`cifar10_vgg16`).
+
+    Raises:
+        InputError: if there is no such recipe.
+        FormatError: if it is not TOML, or has an unknown key or a value of the wrong type.
+    """
+    path = Path(name) if Path(name).suffix == ".toml" else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
+        raise InputError(f"no recipe {path}; give a .toml file or one of {known}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"{path}: {error}") from error
+    return _parse(Recipe, content, str(path))
+
+
+def _parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
+    hints = get_type_hints(schema)
+    known = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise FormatError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise FormatError(f"{where}: {key} must be a table")
+            values[key] = _parse(hints[key], value, f"{where} [{key}]")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            values[key] = tuple(value)
+        else:
+            values[key] = _require(hints[key], value, f"{where}: {key}")
+    try:
+        return schema(**values)
+    except TypeError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _require(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise FormatError(f"{where} is {value!r}, expected {kind.__name__}")
+    return value
