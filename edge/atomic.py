@@ -1,0 +1,87 @@
+"""Files and folders that are either the old ones or the complete new ones, even if the process dies half way."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`; a reader sees the old file or the whole new one, nothing between."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what is built there, a file or a folder, takes its place at the end.
+
+    An exception inside removes what was built and leaves `path` as it was. Everything is flushed to disk before it
+    becomes visible. A folder replaces a folder in one step on Linux (renameat2); elsewhere the old one is moved
+    aside first, and put back if the second step fails. If `path` is a symbolic link, what it points to is replaced.
+
+    Example:
+        >>> with atomic_path("results.json") as temporary:  # doctest: +SKIP
+        ...     temporary.write_text("{}")
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        for part in [*temporary.rglob("*"), temporary]:
+            _flush(part)
+        if temporary.is_dir() and target.is_dir():
+            _swap_folders(temporary, target)
+        else:
+            os.replace(temporary, target)
+        _flush(target.parent)
+    finally:
+        _remove(temporary)
+
+
+def _swap_folders(new: Path, target: Path) -> None:
+    """Put folder `new` at `target`; the old folder is left at `new`."""
+    if _exchange(new, target):
+        return
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    os.rename(target, aside)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    os.rename(aside, new)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one system call; False where the system or its file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Errors a user of the runtime can cause; every message says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+from oracle.errors import FormatError, InputError, RwsError
+
+__all__ = [
+    "BundleError",
+    "FormatError",
+    "InputError",
+    "MissingExtraError",
+    "RwsError",
+    "SignatureError",
+    "SourceError",
+]
+
+
+class BundleError(FormatError):
+    """A bundle, or the model in it, is missing a part, altered, or of another format than this version reads."""
+
+
+class SignatureError(RwsError, ValueError):
+    """A signature is malformed, unknown, made for another model, or was asked for at an impossible strength."""
+
+
+class SourceError(RwsError):
+    """A camera, video, folder or image cannot be read."""
+
+
+class MissingExtraError(RwsError, ImportError):
+    """A command or backend needs packages of an extra that is not installed; the message names the extra."""

@@ -1,0 +1,1 @@
+"""Models whose shallow weights can be patched while they run, on ONNX Runtime or on Torch."""

@@ -1,0 +1,87 @@
+"""What every patchable model does, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import InputError
+
+
+class PatchableModel(Protocol):
+    """A classifier whose shallow weights are W = W_std + Σ α_c·R_c for the mix that was applied last.
+
+    The backends agree to 1e-4 in the logits. Not safe for several threads at once.
+    """
+
+    @property
+    def mix(self) -> dict[str, float]:
+        """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
+        ...
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The patched tensors, in the order of the network, named as in the ONNX model."""
+        ...
+
+    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of the clean patched tensors, in order."""
+        ...
+
+    def apply(self, mix: Mapping[str, float]) -> bool:
+        """Patch with `mix`; {} is the clean model.
+
+        Returns:
+            Whether weights were changed: False if `mix` is already in effect.
+
+        Raises:
+            SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
+                finite. The weights are then as they were.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Go back to the clean weights, bit for bit."""
+        ...
+
+    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Classify.
+
+        Args:
+            x: model input, float32, shape (3, H, W) or (N, 3, H, W), RGB, range 0…1, not normalised.
+
+        Returns:
+            Logits, float32, shape (N, K); N = 1 for a single image.
+
+        Raises:
+            InputError: if dtype or shape is another.
+        """
+        ...
+
+
+def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
+    """Check a model input and give it a batch axis.
+
+    Args:
+        x: float32, shape (3, H, W) or (N, 3, H, W), N at least 1.
+        image_shape: the model's (3, H, W); None stands for a free length.
+
+    Returns:
+        float32, shape (N, 3, H, W), contiguous.
+
+    Raises:
+        InputError: if dtype or shape is another.
+    """
+    batch = x[None] if x.ndim == 3 else x
+    fits = batch.ndim == 4 and len(batch) > 0 and len(image_shape) == 3
+    fits = fits and all(want in (None, found) for want, found in zip(image_shape, batch.shape[1:], strict=True))
+    if x.dtype != np.float32 or not fits:
+        expected = ", ".join("any" if length is None else str(length) for length in image_shape)
+        raise InputError(
+            f"model input is {x.dtype} {x.shape}, expected float32 ({expected}) or a batch of such; resize "
+            f"the image and scale it to 0…1"
+        )
+    return np.ascontiguousarray(batch)

@@ -1,0 +1,287 @@
+"""What has to be done to an ONNX graph so that its shallow convolutions can be patched.
+
+A convolution can be patched if its weight and its bias are initializers of their own. Exporters hide them: BatchNorm
+scales the weight, `torch.onnx.export(dynamo=True)` drops biases that are all zero, others keep weights in Constant
+nodes. `prepare` undoes the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edge.errors import BundleError
+
+
+def read_model(model: str | Path | bytes, source: str = "model") -> Any:
+    """Parse an ONNX model that holds all of its weights itself.
+
+    Args:
+        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in.
+        source: what an error calls bytes.
+
+    Returns:
+        The `onnx.ModelProto`.
+
+    Raises:
+        BundleError: if it cannot be read, is not ONNX, or refers to weights that are not there.
+    """
+    try:
+        if isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            source = str(model)
+            proto = onnx.load(str(model))
+    except OSError as error:
+        raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        raise BundleError(f"{source}: not a whole ONNX model ({_first_line(error)}); export it again") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
+    for tensor in _all_tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise BundleError(f"{source}: tensor {tensor.name!r} is kept in another file; save the model as one file")
+    return proto
+
+
+def prepare(model: Any) -> Any:
+    """A copy of a model in which every convolution can be patched, and which computes the same.
+
+    Weights become initializers, BatchNorm is folded into the convolution before it, and a convolution without a bias
+    gets one of zeros. Opset and IR version stay.
+
+    Args:
+        model: an `onnx.ModelProto` in inference mode.
+    """
+    model = fold_batchnorm(_constants_to_initializers(model))
+    for node in _convolutions(model):
+        weight = _initializers(model).get(node.input[1])
+        if weight is not None and (len(node.input) < 3 or not node.input[2]):
+            bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
+            del node.input[2:]
+            node.input.append(_add_initializer(model, _bias_name(weight.name), bias))
+    return model
+
+
+def fold_batchnorm(model: Any) -> Any:
+    """A copy of a model with each BatchNormalization that follows a convolution folded into it.
+
+    W′ = W·γ/√(σ²+ε), b′ = (b−μ)·γ/√(σ²+ε) + β for each output channel, in float64. A BatchNorm whose convolution has
+    another reader, or whose parameters are not initializers, stays. The weight keeps its name; a new bias is named
+    after it. Opset and IR version stay.
+
+    Args:
+        model: an `onnx.ModelProto` in inference mode.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = folded.graph
+    for batchnorm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        convolution = _foldable(folded, batchnorm)
+        if convolution is None:
+            continue
+        tensors = _initializers(folded)
+        weight = _array(tensors[convolution.input[1]])
+        gamma, beta, mean, variance = (_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5])
+        epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
+        bias = _array(tensors[convolution.input[2]]) if len(convolution.input) > 2 and convolution.input[2] else 0.0
+        scale = gamma / np.sqrt(variance + epsilon)
+        new_weight = (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
+        new_bias = ((bias - mean) * scale + beta).astype(weight.dtype)
+        names = [convolution.input[1], _bias_name(convolution.input[1])]
+        if len(convolution.input) > 2 and convolution.input[2]:
+            names[1] = convolution.input[2]
+        stale = set(batchnorm.input[1:5]) | set(convolution.input[1:3])
+        output, previous_output = batchnorm.output[0], convolution.output[0]
+        del convolution.input[1:]
+        graph.node.remove(batchnorm)
+        convolution.output[0] = output
+        for value in [value for value in graph.value_info if value.name == previous_output]:
+            graph.value_info.remove(value)
+        _drop_unused(folded, stale)
+        convolution.input.extend(
+            _add_initializer(folded, name, array) for name, array in zip(names, (new_weight, new_bias), strict=True)
+        )
+    return folded
+
+
+def shallow_tensors(model: Any, count: int) -> tuple[str, ...]:
+    """The weight and bias of the first `count` convolutions, in the order of the graph.
+
+    Args:
+        model: an `onnx.ModelProto` that went through `prepare`.
+        count: how many convolutions, at least 1.
+
+    Raises:
+        BundleError: if there are fewer, or one of them has no weight and bias of its own.
+    """
+    nodes = _convolutions(model)
+    if not 1 <= count <= len(nodes):
+        raise BundleError(
+            f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}"
+        )
+    tensors = _initializers(model)
+    names: list[str] = []
+    for node in nodes[:count]:
+        own = [name for name in node.input[1:3] if name in tensors]
+        if len(own) != 2 or set(own) & set(names):
+            raise BundleError(f"convolution {node.name!r} has no weight and bias of its own; call prepare() first")
+        names += own
+    return tuple(names)
+
+
+def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+    """The named initializers as float32 arrays, in the given order.
+
+    Raises:
+        BundleError: if one is missing, not float32, or not finite.
+    """
+    tensors = _initializers(model)
+    clean = {}
+    for name in names:
+        if name not in tensors:
+            raise BundleError(
+                f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
+            )
+        array = _array(tensors[name])
+        if array.dtype != np.float32:
+            raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
+        if not np.isfinite(array).all():
+            raise BundleError(f"model: tensor {name!r} has NaN or infinity; train or export the model again")
+        clean[name] = array
+    return clean
+
+
+def data_input(model: Any, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
+    """Name and shape of the one input that is not a weight; None stands for a free length.
+
+    Raises:
+        BundleError: if there is not exactly one such input.
+    """
+    weights = _initializers(model)
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        found = ", ".join(value.name for value in inputs) or "none"
+        raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
+    return inputs[0].name, _shape(inputs[0])
+
+
+def output_shape(model: Any) -> tuple[int | None, ...]:
+    """Shape of the first output; None stands for a free length, () for an unknown shape."""
+    return _shape(model.graph.output[0])
+
+
+def weights_to_inputs(model: Any, names: Sequence[str]) -> Any:
+    """A copy of a model in which the named initializers are graph inputs of fixed shape instead."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    tensors = _initializers(opened)
+    already = {value.name for value in opened.graph.input}
+    for name in names:
+        tensor = tensors[name]
+        if name not in already:
+            opened.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+        opened.graph.initializer.remove(tensor)
+    return opened
+
+
+def _constants_to_initializers(model: Any) -> Any:
+    """A copy in which Constants, and Identities of initializers, that feed a Conv or BatchNorm are initializers."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    producers = {output: node for node in graph.node for output in node.output}
+    for node in [node for node in graph.node if node.op_type in ("Conv", "BatchNormalization")]:
+        for index, name in enumerate(node.input[1:], start=1):
+            while name in producers and producers[name].op_type == "Identity":
+                name = producers[name].input[0]
+            producer = producers.get(name)
+            if producer is not None and producer.op_type == "Constant" and producer.attribute[0].name == "value":
+                if name not in _initializers(changed):
+                    tensor = graph.initializer.add()
+                    tensor.CopyFrom(producer.attribute[0].t)
+                    tensor.name = name
+                    graph.node.remove(producer)
+                node.input[index] = name
+            elif name in _initializers(changed):
+                node.input[index] = name
+    return changed
+
+
+def _foldable(model: Any, batchnorm: Any) -> Any | None:
+    """The convolution that a BatchNorm can be folded into, if there is one."""
+    tensors = _initializers(model)
+    producers = [node for node in model.graph.node if batchnorm.input[0] in node.output]
+    training = any(attribute.name == "training_mode" and attribute.i for attribute in batchnorm.attribute)
+    if training or not producers or producers[0].op_type != "Conv":
+        return None
+    parameters = [*producers[0].input[1:], *batchnorm.input[1:5]]
+    readers = sum(list(node.input).count(batchnorm.input[0]) for node in model.graph.node)
+    is_output = any(value.name == batchnorm.input[0] for value in model.graph.output)
+    if readers != 1 or is_output or any(name and name not in tensors for name in parameters):
+        return None
+    return producers[0]
+
+
+def _convolutions(model: Any) -> list[Any]:
+    return [node for node in model.graph.node if node.op_type == "Conv"]
+
+
+def _initializers(model: Any) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def _add_initializer(model: Any, name: str, array: NDArray[Any]) -> str:
+    """Add a tensor under `name`, or under a free name like it; returns the name."""
+    taken = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
+    taken |= {part for node in model.graph.node for part in (*node.input, *node.output)}
+    free = name
+    number = 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
+    return free
+
+
+def _drop_unused(model: Any, names: set[str]) -> None:
+    """Remove those of the named initializers that no node reads, also where they are listed as inputs."""
+    used = {name for node in model.graph.node for name in node.input}
+    for part in (model.graph.initializer, model.graph.input):
+        for item in [item for item in part if item.name in names - used]:
+            part.remove(item)
+
+
+def _bias_name(weight: str) -> str:
+    return f"{weight.removesuffix('.weight')}.bias"
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def _shape(value: Any) -> tuple[int | None, ...]:
+    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in value.type.tensor_type.shape.dim)
+
+
+def _all_tensors(graph: Any) -> Iterable[Any]:
+    """Every tensor in a graph, its nodes' attributes and their subgraphs."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (*attribute.tensors, attribute.t)
+            for subgraph in (*attribute.graphs, attribute.g):
+                yield from _all_tensors(subgraph)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,94 @@
+"""Symmetric integer quantisation of weight changes: `value · scale`, one scale a tensor or an output channel.
+
+Robust Weight Signatures (Cai, Zhang, Wang, ICML 2023) stores signatures at 8 bit with one scale a tensor; a scale for
+each output channel costs four bytes a channel and follows channels of different size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import InputError
+
+Bits = Literal[4, 8, 16]
+Per = Literal["channel", "tensor"]
+
+# Below this a scale would lose precision as a subnormal float; the error bound of half a scale still holds.
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised tensor: `values · scale`.
+
+    Args:
+        values: int8 (4 and 8 bit) or int16 (16 bit), shape (out, ...), in −(2^(bits−1) − 1) … 2^(bits−1) − 1.
+        scale: float32, above 0, shape (out,) for one a channel or () for one a tensor.
+    """
+
+    values: NDArray[np.int8 | np.int16]
+    scale: NDArray[np.float32]
+
+    @property
+    def columns(self) -> NDArray[np.float32]:
+        """`scale`, shaped to broadcast against `values`."""
+        return self.scale.reshape(self.scale.shape + (1,) * (self.values.ndim - self.scale.ndim))
+
+
+def largest_value(bits: Bits) -> int:
+    """The largest integer of a symmetric code of `bits` bits: 7, 127 or 32767."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def value_dtype(bits: Bits) -> type[np.int8] | type[np.int16]:
+    """The integer type that holds values of `bits` bits in memory."""
+    return np.int16 if bits == 16 else np.int8
+
+
+def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -> Quantised:
+    """Quantise a weight change; the error of each value is at most half its scale.
+
+    Args:
+        delta: float32, shape (out, ...), finite.
+        bits: 4, 8 or 16.
+        per: "channel" for one scale an index of the first axis (a bias then has one a value, and is kept all but
+            exactly), "tensor" for one.
+
+    Returns:
+        Values and scales; scale = max|delta| / (2^(bits−1) − 1), and 1 where everything is zero.
+
+    Raises:
+        InputError: if `delta` is not float32, has no axis, or is not finite; if `bits` or `per` is unknown.
+    """
+    check_code(bits, per)
+    if delta.dtype != np.float32 or delta.ndim == 0:
+        raise InputError(f"quantise: found {delta.dtype} of shape {delta.shape}, expected float32 of shape (out, ...)")
+    if not np.isfinite(delta).all():
+        raise InputError("quantise: found NaN or infinity, expected finite values; check the training it came from")
+    axes = tuple(range(1, delta.ndim)) if per == "channel" else None
+    largest = np.abs(delta).max(axis=axes, initial=0).astype(np.float64)
+    scale = (largest / largest_value(bits)).astype(np.float32)
+    # Rounded towards zero: the largest code times the scale can then never overflow float32.
+    scale = np.where(scale * np.float64(largest_value(bits)) > largest, np.nextafter(scale, np.float32(0)), scale)
+    scale = np.where(largest > 0, np.maximum(scale, np.float32(_SMALLEST_SCALE)), np.float32(1))
+    quantised = Quantised(np.empty(delta.shape, value_dtype(bits)), scale.astype(np.float32))
+    codes = np.rint(delta.astype(np.float64) / quantised.columns)
+    quantised.values[...] = np.clip(codes, -largest_value(bits), largest_value(bits))
+    return quantised
+
+
+def dequantise(quantised: Quantised) -> NDArray[np.float32]:
+    """`values · scale`: float32, the shape of `values`."""
+    return np.multiply(quantised.values, quantised.columns, dtype=np.float32)
+
+
+def check_code(bits: int, per: str) -> None:
+    """Raise InputError unless `bits` and `per` name a code that `quantise` knows."""
+    if bits not in get_args(Bits):
+        raise InputError(f"quantise: found bits={bits}, expected one of 4, 8, 16")
+    if per not in get_args(Per):
+        raise InputError(f"quantise: found per={per!r}, expected 'channel' or 'tensor'")

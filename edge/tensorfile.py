@@ -1,0 +1,63 @@
+"""The safetensors files of this project, read from bytes that were already verified, with one error for each fault.
+
+Everything that describes a file sits as JSON under one metadata key: safetensors writes several keys in random order,
+and the same content must give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from edge.errors import FormatError
+
+_DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "?"}
+_METADATA_KEY = "rws"
+
+
+def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
+    """The bytes of a safetensors file with `tensors`, and `description` as JSON metadata."""
+    metadata = {_METADATA_KEY: json.dumps(description, sort_keys=True)}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return bytes(safetensors.numpy.save(contiguous, metadata))
+
+
+def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read a safetensors file.
+
+    Args:
+        data: the whole file.
+        source: what to call it in an error.
+
+    Returns:
+        The tensors (read-only, little-endian) and the description that `write_tensors` was given.
+
+    Raises:
+        FormatError: if the file is truncated or not safetensors, holds a type other than integers, booleans or
+            32 and 64 bit floats, or carries no description.
+    """
+    try:
+        entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{source}: not a whole safetensors file ({error}); copy or build it again") from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise FormatError(
+                f"{source}: tensor {name!r} has type {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
+            )
+        tensors[name] = np.frombuffer(bytes(entry["data"]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    try:
+        description = json.loads(header["__metadata__"][_METADATA_KEY])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r}; was it written by rws?") from error
+    if not isinstance(description, dict):
+        raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; was it written by rws?")
+    return tensors, description
