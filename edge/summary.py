@@ -1,0 +1,141 @@
+"""What a run amounted to, counted as it goes, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edge.loop import STAGES, Result
+from edge.sources import Source
+
+TOTAL = "total"
+
+
+class Reservoir:
+    """Percentiles of a stream of numbers: exact up to `capacity` of them, then from a uniform sample.
+
+    Source: Vitter 1985, algorithm R; the sample is drawn with a fixed seed.
+    """
+
+    def __init__(self, capacity: int = 8192) -> None:
+        self.capacity = capacity
+        self.count = 0
+        self._values = array("d")
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        """Take one number."""
+        self.count += 1
+        if len(self._values) < self.capacity:
+            self._values.append(value)
+        elif (place := self._random.randrange(self.count)) < self.capacity:
+            self._values[place] = value
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile, 0 ≤ q ≤ 100, linearly interpolated; NaN if nothing was added."""
+        return float(np.percentile(self._values, q)) if self._values else float("nan")
+
+
+class Summary:
+    """Counts and stage times of a run.
+
+    Args:
+        clock: seconds, monotonic; read once a result, for the rate.
+
+    Example:
+        >>> summary = Summary()
+        >>> for result in runtime.stream(source):  # doctest: +SKIP
+        ...     summary.add(result)
+        >>> summary.to_json()["frames"]
+        0
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.frames = 0
+        self.switches = 0
+        self.dropped = 0
+        self.rejected = 0
+        self.classes: Counter[str] = Counter()
+        self.corruptions: Counter[str] = Counter()
+        self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
+        self.age = Reservoir()
+        self._clock = clock
+        self._first = self._last = 0.0
+
+    def add(self, result: Result) -> None:
+        """Count one result."""
+        self._last = self._clock()
+        if self.frames == 0:
+            self._first = self._last
+        self.frames += 1
+        self.switches += result.changed
+        self.classes[result.label] += 1
+        self.corruptions[result.belief.type] += 1
+        for stage in STAGES:
+            self.times[stage].add(result.times_ms[stage])
+        self.times[TOTAL].add(sum(result.times_ms.values()))
+        self.age.add(result.age_ms)
+
+    def count_losses(self, source: Source) -> None:
+        """Take over how many frames the source dropped and rejected."""
+        self.dropped, self.rejected = source.dropped, source.rejected
+
+    @property
+    def fps(self) -> float | None:
+        """Results a second, from the first to the last; None with fewer than two."""
+        seconds = self._last - self._first
+        return (self.frames - 1) / seconds if seconds > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts; milliseconds as `{stage: {p50, p95}}`, with the sum of the stages under `total`."""
+        return {
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "rejected": self.rejected,
+            "switches": self.switches,
+            "fps": None if self.fps is None else round(self.fps, 2),
+            "classes": dict(self.classes.most_common()),
+            "corruptions": dict(self.corruptions.most_common()),
+            "times_ms": {stage: _percentiles(times) for stage, times in self.times.items()} if self.frames else {},
+            "age_ms": _percentiles(self.age) if self.frames else {},
+        }
+
+    def render(self) -> RenderableType:
+        """For `rich.print`: the counts, what was seen, and a table of the stage times."""
+        rate = "" if self.fps is None else f", {self.fps:.1f} a second"
+        head = Text(
+            f"{self.frames} frames{rate} · {self.switches} switches · "
+            f"{self.dropped} dropped · {self.rejected} rejected",
+            style="bold",
+        )
+        if self.frames == 0:
+            return head
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("ms", style="dim")
+        for stage in self.times:
+            table.add_column(stage, justify="right")
+        table.add_column("age", justify="right")
+        for q in (50, 95):
+            values = [*(times.percentile(q) for times in self.times.values()), self.age.percentile(q)]
+            table.add_row(f"p{q}", *(f"{value:.2f}" for value in values))
+        return Group(head, _counts("classes", self.classes), _counts("seen", self.corruptions), table)
+
+
+def _percentiles(values: Reservoir) -> dict[str, float]:
+    return {"p50": round(values.percentile(50), 4), "p95": round(values.percentile(95), 4)}
+
+
+def _counts(title: str, counts: Mapping[str, int], most: int = 6) -> Text:
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {count}" for name, count in ranked[:most])
+    rest = f" and {len(ranked) - most} more" if len(ranked) > most else ""
+    return Text.assemble((f"{title}: ", "dim"), shown + rest)
