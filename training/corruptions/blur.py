@@ -1,0 +1,228 @@
+"""Blur: defocus, glass, motion, zoom, gaussian; and the linear maps that other families use too.
+
+Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
+Images are float32 (N, C, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.corruptions.constants import levels
+from training.corruptions.rng import Stream
+
+# Added before a truncation, in grey levels: float32 rounding alone must not cost a whole level.
+ROUNDING = 2.0**-10
+
+
+def truncate(x: Tensor) -> Tensor:
+    """What casting to uint8 keeps: floor, clipped to 0…255, still float32."""
+    return (x + ROUNDING).floor_().clamp_(0, 255)
+
+
+# --- Separable linear maps -------------------------------------------------------------------------------------------
+
+
+def separable(x: Tensor, matrix: Tensor) -> Tensor:
+    """Apply each sample's matrix (N, K, H) to the columns and rows of its channels (N, C, H, H) → (N, C, K, K)."""
+    n, channels, size, _ = x.shape
+    kept = matrix.shape[1]
+    transposed = matrix.transpose(1, 2)
+    rows = torch.bmm(x.reshape(n, channels * size, size), transposed).view(n, channels, size, kept)
+    both = torch.bmm(rows.transpose(2, 3).reshape(n, channels * kept, size), transposed)
+    return both.view(n, channels, kept, kept).transpose(2, 3)
+
+
+def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bool = False) -> Tensor:
+    """SciPy's and scikit-image's Gaussian filter on (N, C, H, H), sigma in pixels, shape (N,); 0 leaves x as it is.
+
+    Edges are replicated, or with `reflect` mirrored about the border between pixels; the kernel ends at
+    int(truncate·σ + ½) pixels.
+    """
+    sigmas, which = sigma.unique(return_inverse=True)
+    return separable(x, _gaussian_matrix(sigmas, x.shape[-1], truncate, reflect)[which])
+
+
+def _gaussian_matrix(sigma: Tensor, size: int, truncate: float, reflect: bool) -> Tensor:
+    """The filter as a matrix for each of (N,) sigmas: (N, size, size), float32."""
+    sigma = sigma.double()
+    radius = (truncate * sigma + 0.5).floor()
+    reach = int(radius.max())
+    source = torch.arange(-reach, size + reach, device=sigma.device)
+    distance = (source - torch.arange(size, device=sigma.device)[:, None]).abs()
+    weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None, None]) ** 2)
+    weights = weights * (distance <= radius[:, None, None])
+    if reflect:
+        source = source.remainder(2 * size)
+        source = torch.where(source < size, source, 2 * size - 1 - source)
+    else:
+        source = source.clamp(0, size - 1)
+    fold = F.one_hot(source, size).double()
+    return (weights / weights.sum(2, keepdim=True) @ fold).float()
+
+
+# --- Disk, Gaussian --------------------------------------------------------------------------------------------------
+
+
+def defocus_table(rows: list[list[Any]]) -> list[list[float]]:
+    """Severity 0…5 → the flattened blur kernel, all of the size of the largest; 0 is the identity."""
+    kernels = [np.ones((1, 1), np.float32)] + [_disk(radius, alias) for radius, alias in rows]
+    side = max(len(k) for k in kernels)
+    return [np.pad(k, (side - len(k)) // 2).ravel().tolist() for k in kernels]
+
+
+def _disk(radius: float, alias_blur: float) -> Any:
+    """The reference's antialiased disk, its zero border trimmed; odd side, sum 1."""
+    half = 8 if radius <= 8 else int(radius)
+    blur = 3 if radius <= 8 else 5
+    offset = np.arange(-half, half + 1)
+    disk = (offset[:, None] ** 2 + offset**2 <= radius**2).astype(np.float32)
+    kernel = cv2.GaussianBlur(disk / disk.sum(), (blur, blur), alias_blur)
+    while len(kernel) > 1 and kernel[0].max() < 1e-9:
+        kernel = kernel[1:-1, 1:-1]
+    return kernel
+
+
+def defocus_blur(x: Tensor, c: Tensor) -> Tensor:
+    """Convolve with a disk, edges mirrored about the outermost pixels; `c` is the flattened kernel."""
+    n, channels, height, width = x.shape
+    side = math.isqrt(c.shape[1])
+    pad = side // 2
+    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").view(1, n * channels, height + 2 * pad, width + 2 * pad)
+    kernels = c.view(n, 1, 1, side, side).expand(n, channels, 1, side, side).reshape(n * channels, 1, side, side)
+    return F.conv2d(padded, kernels, groups=n * channels).view_as(x)
+
+
+def gaussian_blur(x: Tensor, c: Tensor) -> Tensor:
+    """Gaussian of σ = c[0] pixels, edges replicated."""
+    return gaussian_filter(x, c[:, 0])
+
+
+# --- Glass -----------------------------------------------------------------------------------------------------------
+
+
+def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
+    """Blur by σ = c[0], copy pixels from near by (reach c[1], c[2] times), blur again.
+
+    Args:
+        x: images.
+        c: σ, reach, number of passes.
+        offset: int64 (N, passes, 2, H, H): displacement (dx, dy) of the pixel that (h, w) is copied from. Entries of
+            passes that a sample does not have are ignored.
+    """
+    n, channels, size, _ = x.shape
+    x = truncate(gaussian_filter(x, c[:, 0])).reshape(n, channels, size * size)
+    row = torch.arange(size, device=x.device)[:, None]
+    column = torch.arange(size, device=x.device)
+    here = row * size + column
+    reach = c[:, 1, None, None]
+    for index in range(offset.shape[1]):
+        moved = (row > reach) & (column > reach) & (index < c[:, 2, None, None])
+        source = here + torch.where(moved, offset[:, index, 1] * size + offset[:, index, 0], 0)
+        # The scan goes from the bottom right to the top left, in place: a source further on was itself replaced
+        # already, one further back (or never moved) still holds its old value. Old values are numbered from size².
+        final = (source > here) & moved.flatten(1).gather(1, source.flatten(1)).view_as(moved)
+        pointer = torch.where(final, source, source + size * size).flatten(1)
+        olds = torch.arange(size * size, 2 * size * size, device=x.device).expand(n, -1)
+        while bool((pointer < size * size).any()):
+            pointer = torch.cat([pointer, olds], 1).gather(1, pointer)
+        x = x.gather(2, (pointer - size * size)[:, None].expand(-1, channels, -1))
+    return gaussian_filter(x.view(n, channels, size, size), c[:, 0])
+
+
+def draw_glass(stream: Stream, c: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Offsets for `glass_blur`, uniform in −reach … reach − 1."""
+    reach = c[:, 1, None, None, None, None]
+    unit = stream.uniform(int(c[:, 2].max()), 2, size, size)
+    return (torch.minimum((unit * 2 * reach).floor_() - reach, reach - 1).long(),)
+
+
+# --- Motion ----------------------------------------------------------------------------------------------------------
+
+
+def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
+    """ImageMagick's motion blur of radius c[0] and σ = c[1] pixels along `angle`, degrees, (N,); whole grey levels.
+
+    A one-sided half Gaussian at whole-pixel offsets, edges replicated. The reference's PNG writer truncates 16 bits
+    to 8, hence the floor.
+    """
+    n, channels, size, _ = x.shape
+    taps = 2 * c[:, 0].double().ceil() + 1
+    step = torch.arange(int(taps.max()), device=x.device, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (step / c[:, 1, None].double().clamp(min=1e-3)) ** 2) * (step < taps[:, None])
+    weights = (weights / weights.sum(1, keepdim=True)).float()
+    weights = torch.where(weights < 1e-6, 0.0, weights)
+
+    turn = torch.deg2rad(angle.double())[:, None]
+    down = torch.ceil(step * turn.sin() - 0.5).long()
+    right = torch.ceil(step * turn.cos() - 0.5).long()
+    pixel = torch.arange(size, device=x.device)
+    flat = x.reshape(n, channels, size * size)
+    total = torch.zeros_like(flat)
+    for i in range(int((weights > 0).any(0).sum())):
+        row = (pixel + down[:, i, None]).clamp_(0, size - 1) * size
+        column = (pixel + right[:, i, None]).clamp_(0, size - 1)
+        source = (row[:, :, None] + column[:, None]).view(n, 1, -1).expand(-1, channels, -1)
+        total.addcmul_(flat.gather(2, source), weights[:, i, None, None])
+    sixteen = (total * 257 + (0.5 + ROUNDING)).floor_()
+    return (sixteen / 257).floor_().view_as(x)
+
+
+# --- Zoom ------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def zoom_factors(size: int) -> tuple[float, ...]:
+    """Every zoom factor that some severity uses at the scale nearest to `size`, ascending, without 1."""
+    return tuple(_factors(levels("zoom_blur", size)))
+
+
+def _factors(rows: list[list[Any]]) -> list[float]:
+    return sorted({factor for (row,) in rows for factor in row} - {1.0})
+
+
+def zoom_table(rows: list[list[Any]]) -> list[list[float]]:
+    """Severity 0…5 → weight of each factor of `zoom_factors`; what is left to 1 is the image's own."""
+    factors = _factors(rows)
+    return [[0.0] * len(factors)] + [[(f in row) / (len(row) + 1) for f in factors] for (row,) in rows]
+
+
+def zoom_blur(x: Tensor, c: Tensor) -> Tensor:
+    """Weighted mean of the image zoomed by `zoom_factors`, weights `c`, and of the image itself."""
+    size = x.shape[-1]
+    total = x * (1 - c.sum(1))[:, None, None, None]
+    for k, factor in enumerate(zoom_factors(size)):
+        which = c[:, k].nonzero()[:, 0]
+        if len(which) == 0:
+            continue
+        some = len(which) < len(x)
+        crop = math.ceil(size / factor)
+        top = (size - crop) // 2
+        # The reference's factors come from np.arange and lie a little above, which decides ties.
+        zoomed = round(crop * factor + 1e-9)
+        trim = (zoomed - size) // 2
+        part = (x[which] if some else x)[:, :, top : top + crop, top : top + crop]
+        part = F.interpolate(part, (zoomed, zoomed), mode="bilinear", align_corners=True)
+        part = part[:, :, trim : trim + size, trim : trim + size] * c[which, k, None, None, None]
+        total = total.index_add_(0, which, part) if some else total.add_(part)
+    return total
+
+
+def clipped_zoom(x: Tensor, factor: Tensor) -> Tensor:
+    """Zoom each sample's centre by its own factor ≥ 1, shape (N,), to the size it had; linear, corners aligned."""
+    size = x.shape[-1]
+    factor = factor.double()[:, None]
+    crop = (size / factor).ceil()
+    zoomed = (crop * factor).round()
+    place = torch.arange(size, device=x.device) + ((zoomed - size) / 2).floor()
+    source = place * (crop - 1) / (zoomed - 1) + ((size - crop) / 2).floor()
+    pixel = torch.arange(size, device=x.device)
+    return separable(x, (1 - (source[:, :, None] - pixel).abs()).clamp_(min=0).float())

@@ -1,0 +1,35 @@
+"""The reference's severity constants, per image size: data in `severity_constants.json`, read from the generators.
+
+Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+SIZES = (32, 64, 224)
+LEVELS = 5
+
+
+@lru_cache(maxsize=1)
+def _load() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(files(__package__).joinpath("severity_constants.json").read_text())
+    return data
+
+
+NAMES: tuple[str, ...] = tuple(_load()["parameters"])
+
+
+def scale_for(size: int) -> int:
+    """Which of the three tables an image of `size` pixels uses: the nearest of 32, 64, 224 by ratio."""
+    return min(SIZES, key=lambda known: abs(math.log(size / known)))
+
+
+def levels(name: str, size: int) -> list[list[Any]]:
+    """Constants of severity 1…5 for a corruption at the scale nearest to `size`; meanings are in the JSON file."""
+    rows: list[list[Any]] = _load()["sizes"][str(scale_for(size))][name]
+    return rows

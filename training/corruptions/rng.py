@@ -1,0 +1,89 @@
+"""A stateless random generator: every draw is a hash of (seed, corruption, number of the draw, position).
+
+SplitMix64 (Steele, Lea & Flood 2014) in wrapping 64-bit integer arithmetic, so that CPU and CUDA draw the same bits
+and a sample's draws do not depend on the batch it sits in.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same 64 bits."""
+    word &= 2**64 - 1
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _mix(state: Tensor) -> Tensor:
+    """SplitMix64's output function, in place on int64; the masks turn arithmetic shifts into logical ones."""
+    state ^= (state >> 30) & (2**34 - 1)
+    state *= _signed(_MIX1)
+    state ^= (state >> 27) & (2**37 - 1)
+    state *= _signed(_MIX2)
+    state ^= (state >> 31) & (2**33 - 1)
+    return state
+
+
+def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
+    """One seed for each sample of a data set.
+
+    Args:
+        base_seed: any integer; another base gives an unrelated set of seeds.
+        indices: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
+    Returns:
+        int64, shape (N,); entry i depends on `base_seed` and on index i alone.
+    """
+    index = torch.arange(indices) if isinstance(indices, int) else indices.to(torch.int64)
+    base = _mix(torch.tensor([_signed(base_seed)], device=index.device))
+    return _mix(base + (index + 1) * _signed(_GOLDEN))
+
+
+class Stream:
+    """The random draws of N samples for one corruption; each call draws afresh, on the device of `seeds`.
+
+    Args:
+        seeds: int64, shape (N,), one per sample.
+        name: separates the draws of different corruptions that were given the same seed.
+    """
+
+    def __init__(self, seeds: Tensor, name: str) -> None:
+        self._keys = _mix(seeds.to(torch.int64) ^ _signed(zlib.crc32(name.encode()) * _GOLDEN))
+        self._calls = 0
+
+    def _bits(self, count: int) -> Tensor:
+        """Random int32, shape (N, count), from half as many hashes."""
+        self._calls += 1
+        keys = _mix(self._keys + _signed(self._calls * _MIX1))
+        counter = torch.arange(1, (count + 1) // 2 + 1, device=keys.device) * _signed(_GOLDEN)
+        return _mix(keys[:, None] + counter).view(torch.int32)[:, :count]
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """float32 in [low, high), shape (N, *shape), in steps of 2^-24 of the range."""
+        unit = (self._bits(math.prod(shape)) >> 8).to(torch.float32)
+        unit = unit.mul_((high - low) * 2.0**-24).add_((high + low) / 2)
+        return unit.view(-1, *shape)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """int64 in low … high − 1, shape (N, *shape)."""
+        return self.uniform(*shape, low=low, high=high).floor_().to(torch.int64).clamp_(low, high - 1)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32, shape (N, *shape), by Box and Muller 1958."""
+        count = math.prod(shape)
+        half = (count + 1) // 2
+        unit = self.uniform(2 * half)
+        radius = unit[:, :half].neg().add_(1).log_().mul_(-2).sqrt_()
+        turn = unit[:, half:] * (2 * math.pi)
+        values = torch.empty_like(unit)
+        torch.mul(radius, turn.cos(), out=values[:, :half])
+        torch.mul(radius, turn.sin(), out=values[:, half:])
+        return values[:, :count].reshape(-1, *shape)
