@@ -4,8 +4,8 @@ A signature R_c is the change of the shallow weights that makes a model robust t
 "Robust Weight Signatures", ICML 2023). A set of them is stored as one safetensors file, format version 1:
 
 - The metadata MUST hold one key `rws`: a JSON object with exactly `format` ("rws-signatures"), `version` (1), `bits`
-  (4, 8 or 16), `per` ("channel" or "tensor"), `clean_sha256` (see `shallow_sha256`), `tensors` (a list of {name, shape},
-  in the order of the network) and `names` (the signatures, in order).
+  (4, 8 or 16), `per` ("channel" or "tensor"), `clean_sha256` (see `shallow_sha256`), `tensors` (a list of
+  {name, shape}, in the order of the network) and `names` (the signatures, in order).
 - For every signature and tensor there MUST be the values `<signature>/<tensor>` and the scale
   `<signature>/<tensor>.scale`, and there MUST NOT be anything else.
 - Values MUST be int8 (8 bit) or int16 (16 bit) with the tensor's shape; at 4 bit uint8 with one axis, two values a
