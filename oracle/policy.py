@@ -8,7 +8,7 @@ expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,11 @@ class GainTable:
     def own(self, name: str) -> NDArray[np.int64]:
         """Actions that use the signature `name`, and no patch."""
         return np.flatnonzero((self.signature == self.corruptions.index(name)) | (self.signature < 0))
+
+    def limited_to(self, signatures: Sequence[str]) -> GainTable:
+        """The table without the actions of signatures that are not at hand."""
+        kept = np.array([index < 0 or self.corruptions[index] in signatures for index in self.signature])
+        return replace(self, signature=self.signature[kept], alpha=self.alpha[kept], accuracy=self.accuracy[:, kept])
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """The arrays that `policy.safetensors` holds."""
@@ -172,7 +177,7 @@ class ToldPolicy:
             return int(row.argmax())
         actions = self.table.own(name)
         actions = actions[actions > 0]
-        return int(actions[row[actions].argmax()])
+        return int(actions[row[actions].argmax()]) if len(actions) else 0
 
     def choose_told(self, name: str, severity: float) -> Mix:
         """The mix for a true type at a true severity."""

@@ -117,7 +117,7 @@ def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Im
 
 
 def _load_torchvision(name: str, split: str, root: Path) -> Images:
-    from training.torchvision_compat import torchvision
+    from edge.torchvision_compat import torchvision
 
     dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
     pixels = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))

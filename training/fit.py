@@ -102,7 +102,8 @@ def crop_and_flip(pixels: Tensor, border: int, generator: torch.Generator) -> Te
     columns = torch.arange(width, device=pixels.device)
     columns = offsets[:, 1:] + torch.where(flipped[:, None], columns.flip(0), columns)
     batch = torch.arange(count, device=pixels.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2).contiguous()
 
 
 class Batch(NamedTuple):

@@ -97,7 +97,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
     """
     if spec.architecture == "vgg16":
         return VGG16(spec)
-    from training.torchvision_compat import torchvision
+    from edge.torchvision_compat import torchvision
 
     if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {spec.architecture!r}; see torchvision.models.list_models()")

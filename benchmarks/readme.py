@@ -1,0 +1,117 @@
+"""Write the README's tables out of `benchmarks/results/`, so that no number in it is typed by hand.
+
+    python -m benchmarks.readme            # rewrite the tables
+    python -m benchmarks.readme --check    # exit with 1 if one is out of date
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+WAYS = {
+    "std": "never patched",
+    "trained": "**trained oracle**",
+    "perfect": "told type and severity (perfect oracle)",
+    "best": "told, best action of the gain table",
+    "always": "all signatures averaged, always on",
+}
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _made_by(result: dict[str, Any]) -> str:
+    return f"Made by `{result['command']}` on {result['machine']['processor']}."
+
+
+def replay_table() -> str:
+    """TA and RA of every way, at severity 5 and over all severities."""
+    worst, every = _read("replay_severity5"), _read("replay_all")
+    lines = [_row("", "TA, clean", "RA, severity 5", "RA, severities 1–5"), _row("---", "---:", "---:", "---:")]
+    for way, label in WAYS.items():
+        lines.append(_row(label, *(f"{value[way]:.2f}" for value in (worst["ta"], worst["ra"], every["ra"]))))
+    scores = every["oracle"]
+    lines += [
+        "",
+        f"The {worst['images']:,} CIFAR-10 test images, 19 corruptions, one frame at a time without a temporal filter, in %."
+        f" Oracle on one frame, all severities: type {scores['type_accuracy']:.1f} %, clean recall "
+        f"{scores['clean_recall']:.1f} %, mean severity error {scores['severity_mae']:.2f}; at severity 5: type "
+        f"{worst['oracle']['type_accuracy']:.1f} %. {_made_by(worst)} and the same with `--severity all`.",
+    ]
+    return "\n".join(lines)
+
+
+def corruption_table() -> str:
+    """Severity 5, corruption by corruption."""
+    result = _read("replay_severity5")
+    ways = ("std", "trained", "perfect", "always")
+    lines = [
+        _row("severity 5", *(WAYS[way].strip("*").split(" (")[0] for way in ways)),
+        _row("---", *["---:"] * len(ways)),
+    ]
+    for name, scores in result["per_corruption"].items():
+        lines.append(_row(name.replace("_", " "), *(f"{scores[way]:.1f}" for way in ways)))
+    return "\n".join(lines)
+
+
+def ways_table() -> str:
+    """Tuned signatures beside the paper's residual."""
+    result = _read("ways")
+    columns = {
+        "ra": "RA, float32",
+        "ra_8bit_channel": "8 bit, per channel",
+        "ra_8bit_tensor": "8 bit, per tensor",
+        "ra_4bit_channel": "4 bit, per channel",
+        "ra_two_corruptions": "two corruptions at once, both signatures",
+        "ra_pair_halves": "one corruption, two signatures at ½",
+    }
+    lines = [_row("", *columns.values(), "training, 19 signatures"), _row("---", *["---:"] * (len(columns) + 1))]
+    std = result["std"]
+    lines.append(_row("never patched", f"{std['ra']:.2f}", "", "", "", f"{std['ra_two_corruptions']:.2f}", "", ""))
+    for way in ("tuned", "residual"):
+        row = result[way]
+        lines.append(_row(way, *(f"{row[key]:.2f}" for key in columns), f"{row['train_seconds'] / 60:.0f} min"))
+    lines += ["", f"Severity 5, {result['test_images']:,} test images. {_made_by(result)}"]
+    return "\n".join(lines)
+
+
+TABLES = {"replay": replay_table, "corruptions": corruption_table, "ways": ways_table}
+
+
+def render(text: str) -> str:
+    """The text with every table made anew."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no place for the table {name!r}")
+        content = table()
+        text = pattern.sub(lambda match, content=content: match.group(1) + content + match.group(2), text)
+    return text
+
+
+def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
+    """Rewrite or check the README's tables."""
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = render(old)
+    if check and new != old:
+        raise SystemExit("README.md is out of date: run python -m benchmarks.readme")
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,41 @@
+"""Small real data that the repo carries: the clear frames of the demo's stream (CIFAR-10 test images)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks.demo import DemoStream, load_stream
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture(scope="session")
+def demo_stream() -> DemoStream:
+    return load_stream()
+
+
+@pytest.fixture(scope="session")
+def clear(demo_stream) -> tuple[np.ndarray, np.ndarray]:
+    """Clear frames, uint8 (N, 32, 32, 3) RGB, and labels."""
+    index = [i for i, layers in enumerate(demo_stream.corruptions) if not layers]
+    return demo_stream.images[index], demo_stream.labels[index]
+
+
+@pytest.fixture(scope="session")
+def image_folder(clear, tmp_path_factory) -> Path:
+    """The clear frames as <split>/<class>/<n>.png; every class is in both splits."""
+    root = tmp_path_factory.mktemp("images")
+    for split in ("train", "test"):
+        for number, (image, label) in enumerate(zip(*clear, strict=True)):
+            folder = root / split / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{number:03d}.png"), image[:, :, ::-1])
+    return root

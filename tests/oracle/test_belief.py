@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oracle import Belief, InputError, certain
+
+NAMES = ("fog", "snow")
+LEVELS = (1.0, 3.0, 5.0)
+
+
+def test_probability_and_severity_follow_from_the_joint():
+    belief = Belief(NAMES, LEVELS, np.array([0.2, 0.1, 0.0, 0.3, 0.4, 0.0, 0.0], np.float32))
+    np.testing.assert_allclose(belief.probability, [0.2, 0.4, 0.4], atol=1e-6)
+    np.testing.assert_allclose(belief.severity, [0, (0.1 * 1 + 0.3 * 5) / 0.4, 1.0], atol=1e-5)
+    assert belief.expected_severity == pytest.approx(0.1 * 1 + 0.3 * 5 + 0.4 * 1, abs=1e-5)
+
+
+def test_a_type_without_mass_has_the_mean_level_as_severity():
+    assert certain(NAMES, LEVELS, "fog", 5).severity[2] == pytest.approx(3.0)
+
+
+def test_wrong_joint_shape_is_refused():
+    with pytest.raises(InputError, match=r"expected \(7,\)"):
+        Belief(NAMES, LEVELS, np.zeros(6, np.float32))
+
+
+@given(severity=st.floats(0, 5), name=st.sampled_from(NAMES))
+def test_certain_has_the_severity_it_was_told(severity, name):
+    belief = certain(NAMES, LEVELS, name, severity)
+    assert belief.joint.sum() == pytest.approx(1, abs=1e-6)
+    assert belief.expected_severity == pytest.approx(severity, abs=1e-5)
+    assert belief.probability[list(belief.names).index(name)] + belief.joint[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_certain_refuses_an_unknown_corruption():
+    with pytest.raises(InputError, match="rain"):
+        certain(NAMES, LEVELS, "rain", 2)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from oracle import ExpectedGainPolicy, FormatError, GainTable, InputError, ToldPolicy, certain, load_policy
+
+NAMES = ("fog", "snow")
+LEVELS = (1.0, 5.0)
+
+
+def table(**changes) -> GainTable:
+    #                     none  fog.5 fog1  snow1
+    accuracy = np.array(
+        [
+            [90, 88, 85, 80],  # clean
+            [85, 86, 84, 70],  # fog 1
+            [40, 60, 75, 30],  # fog 5
+            [85, 84, 80, 86],  # snow 1
+            [45, 50, 40, 70],  # snow 5
+        ],
+        np.float32,
+    )
+    parts = {
+        "corruptions": NAMES,
+        "levels": LEVELS,
+        "signature": np.array([-1, 0, 0, 1]),
+        "alpha": np.array([0, 0.5, 1, 1], np.float32),
+        "accuracy": accuracy,
+    }
+    return GainTable(**(parts | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "mix"),
+    [("clean", 0, {}), ("fog", 5, {"fog": 1.0}), ("fog", 1, {"fog": 0.5}), ("snow", 5, {"snow": 1.0})],
+)
+def test_a_certain_belief_gets_the_best_action_of_its_state(name, severity, mix):
+    assert ExpectedGainPolicy(table()).choose(certain(NAMES, LEVELS, name, severity)) == mix
+
+
+def test_a_torn_belief_gets_the_action_that_is_good_for_both():
+    joint = 0.5 * certain(NAMES, LEVELS, "fog", 5).joint + 0.5 * certain(NAMES, LEVELS, "snow", 5).joint
+    policy = ExpectedGainPolicy(table())
+    assert policy.table.mix(int(policy.choose_batch(joint[None])[0])) == {"fog": 1.0}  # 57.5 against 55, 50, 42.5
+
+
+def test_the_margin_keeps_the_action_in_force():
+    policy = ExpectedGainPolicy(table(), margin=5)
+    assert policy.choose(certain(NAMES, LEVELS, "fog", 5)) == {"fog": 1.0}
+    assert policy.choose(certain(NAMES, LEVELS, "fog", 1)) == {"fog": 1.0}
+    assert policy.choose(certain(NAMES, LEVELS, "clean")) == {"fog": 1.0}
+    policy.reset()
+    assert policy.choose(certain(NAMES, LEVELS, "fog", 1)) == {}
+
+
+def test_the_weight_on_clean_makes_patching_rarer():
+    joint = (0.3 * certain(NAMES, LEVELS, "clean").joint + 0.7 * certain(NAMES, LEVELS, "snow", 1).joint)[None]
+    assert ExpectedGainPolicy(table()).choose_batch(joint)[0] == 0
+    certain_snow = (0.05 * certain(NAMES, LEVELS, "clean").joint + 0.95 * certain(NAMES, LEVELS, "snow", 1).joint)[None]
+    assert ExpectedGainPolicy(table()).choose_batch(certain_snow)[0] == 3
+    assert ExpectedGainPolicy(table(), clean_weight=64).choose_batch(certain_snow)[0] == 0
+
+
+def test_told_uses_the_own_signature_or_the_best_one():
+    assert ToldPolicy(table(), own=True).choose_told("snow", 5) == {"snow": 1.0}
+    assert ToldPolicy(table(), own=True).choose_told("clean", 0) == {}
+    helped = table().accuracy.copy()
+    helped[4] = [45, 80, 40, 70]
+    assert ToldPolicy(table(accuracy=helped), own=False).choose_told("snow", 5) == {"fog": 0.5}
+    assert ToldPolicy(table(accuracy=helped), own=True).choose_told("snow", 5) == {"snow": 1.0}
+    with pytest.raises(InputError, match="rain"):
+        ToldPolicy(table(), own=True).choose_told("rain", 5)
+
+
+def test_the_arrays_round_trip():
+    policy = load_policy(table().to_arrays(), NAMES, LEVELS, margin=1, clean_weight=4)
+    np.testing.assert_array_equal(policy.table.accuracy, table().accuracy)
+    assert (policy.margin, policy.clean_weight) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accuracy": np.zeros((4, 4), np.float32)}, "expected"),
+        ({"accuracy": np.full((5, 4), np.nan, np.float32)}, "not finite"),
+        ({"signature": np.array([0, 0, 0, 1])}, "no patch"),
+        ({"signature": np.array([-1, 0, 0, 2])}, "2 corruptions"),
+    ],
+)
+def test_a_broken_table_is_refused(changes, message):
+    with pytest.raises(FormatError, match=message):
+        table(**changes)
+
+
+def test_a_missing_tensor_is_named():
+    arrays = table().to_arrays()
+    del arrays["gain.alpha"]
+    with pytest.raises(FormatError, match=r"gain\.alpha"):
+        load_policy(arrays, NAMES, LEVELS)
+
+
+@pytest.mark.parametrize("settings", [{"margin": -1}, {"clean_weight": 0}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(InputError):
+        ExpectedGainPolicy(table(), **settings)
+
+
+def test_a_table_without_some_signatures_no_longer_chooses_them():
+    limited = table().limited_to(("snow",))
+    assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "fog", 5)) == {}
+    assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "snow", 5)) == {"snow": 1.0}
+    assert ToldPolicy(limited, own=True).choose_told("fog", 5) == {}

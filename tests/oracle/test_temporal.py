@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from oracle import Belief, BeliefFilter, InputError, certain
+
+NAMES = ("fog", "snow", "frost")
+LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+STATES = 1 + len(NAMES) * len(LEVELS)
+
+
+def unsure(name: str, trust: float) -> Belief:
+    joint = trust * certain(NAMES, LEVELS, name, 4).joint + (1 - trust) / STATES
+    return Belief(NAMES, LEVELS, joint.astype(np.float32))
+
+
+def test_the_first_frame_keeps_the_oracles_verdict():
+    belief = unsure("fog", 0.6)
+    assert BeliefFilter(NAMES, LEVELS).update(belief) is belief
+
+
+def test_one_odd_frame_does_not_overturn_a_steady_belief():
+    smooth = BeliefFilter(NAMES, LEVELS, jump=0.01)
+    for _ in range(8):
+        smooth.update(unsure("fog", 0.8))
+    assert smooth.update(unsure("snow", 0.6)).type == "fog"
+
+
+def test_a_lasting_change_is_followed():
+    smooth = BeliefFilter(NAMES, LEVELS, jump=0.05)
+    for _ in range(8):
+        smooth.update(unsure("fog", 0.9))
+    followed = [smooth.update(unsure("snow", 0.9)).type for _ in range(4)]
+    assert followed[-1] == "snow"
+
+
+def test_reset_forgets():
+    smooth = BeliefFilter(NAMES, LEVELS)
+    for _ in range(5):
+        smooth.update(unsure("fog", 0.9))
+    smooth.reset()
+    assert smooth.update(unsure("snow", 0.5)).type == "snow"
+
+
+@given(joints=st.lists(npst.arrays(np.float32, STATES, elements=st.floats(0, 1, width=32)), min_size=1, max_size=6))
+def test_the_belief_stays_a_distribution(joints):
+    smooth = BeliefFilter(NAMES, LEVELS)
+    for joint in joints:
+        normalised = (joint + 1e-6) / (joint + 1e-6).sum()
+        filtered = smooth.update(Belief(NAMES, LEVELS, normalised.astype(np.float32)))
+        assert filtered.joint.sum() == pytest.approx(1, abs=1e-4)
+        assert (filtered.joint >= 0).all()
+
+
+def test_prediction_conserves_probability_and_drifts_to_neighbours_only():
+    smooth = BeliefFilter(NAMES, LEVELS, jump=1e-9, drift=0.2)
+    state = certain(NAMES, LEVELS, "snow", 3).joint.astype(np.float64)
+    moved = smooth._predict(state)
+    assert moved.sum() == pytest.approx(1)
+    start = 1 + NAMES.index("snow") * len(LEVELS)
+    np.testing.assert_allclose(moved[start : start + 5], [0, 0.1, 0.8, 0.1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"jump": 0}, {"jump": 0.6, "drift": 0.5}, {"evidence": 0}, {"evidence": 1.5}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(InputError):
+        BeliefFilter(NAMES, LEVELS, **settings)

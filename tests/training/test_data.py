@@ -1,0 +1,93 @@
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from oracle import InputError
+from tests.conftest import CLASSES
+from training.data import load_images, split_train_validation
+
+
+def test_a_folder_is_read_in_label_order_with_exact_pixels(image_folder, clear):
+    data = load_images(image_folder, "train")
+    assert data.classes == CLASSES
+    assert data.pixels.dtype == torch.uint8
+    assert tuple(data.pixels.shape) == (len(clear[0]), 3, 32, 32)
+    first = cv2.imread(str(sorted((image_folder / "train/airplane").iterdir())[0]))[:, :, ::-1]
+    np.testing.assert_array_equal(data.pixels[0].permute(1, 2, 0).numpy(), first)
+    assert data.labels[0] == 0
+
+
+def test_the_cache_gives_the_same_images_and_notices_a_change(image_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(image_folder / "train", copy)
+    once = load_images(copy, cache=tmp_path / "cache")
+    again = load_images(copy, cache=tmp_path / "cache")
+    assert once.digest() == again.digest()
+    cv2.imwrite(str(sorted((copy / "cat").iterdir())[0]), np.zeros((32, 32, 3), np.uint8))
+    assert load_images(copy, cache=tmp_path / "cache").digest() != once.digest()
+
+
+def test_resizing_covers_and_crops(image_folder):
+    assert tuple(load_images(image_folder, "test", size=24).pixels.shape[2:]) == (24, 24)
+
+
+def test_splits_are_disjoint_complete_and_seeded(image_folder):
+    data = load_images(image_folder, "train")
+    train, validation = split_train_validation(data, 10, seed=3)
+    assert len(train) + len(validation) == len(data)
+    together = torch.cat([train.pixels, validation.pixels]).flatten(1)
+    assert {row.numpy().tobytes() for row in together} == {row.numpy().tobytes() for row in data.pixels.flatten(1)}
+    assert split_train_validation(data, 10, seed=3)[1].digest() == validation.digest()
+    assert split_train_validation(data, 10, seed=4)[1].digest() != validation.digest()
+
+
+def test_too_large_a_validation_share_is_refused(image_folder):
+    with pytest.raises(InputError, match="too few"):
+        split_train_validation(load_images(image_folder, "train"), 60, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), "no folder train"),
+        (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], "no class folders"),
+        (lambda root: [f.unlink() for f in (root / "train/cat").iterdir()], "cat holds no image"),
+        (lambda root: (root / "train/cat/x.png").write_bytes(b"not an image"), "cannot decode"),
+        (lambda root: cv2.imwrite(str(root / "train/cat/x.png"), np.zeros((8, 9, 3), np.uint8)), "9x8"),
+    ],
+)
+def test_a_broken_folder_is_named(image_folder, tmp_path, prepare, message):
+    root = tmp_path / "broken"
+    shutil.copytree(image_folder, root)
+    prepare(root)
+    with pytest.raises(InputError, match=message):
+        load_images(root, "train")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        load_images(tmp_path / "nowhere")
+
+
+def test_a_torchvision_data_set_is_read_from_its_own_files(tmp_path, monkeypatch):
+    """The real torchvision class on a tiny archive in CIFAR-10's format, with its check sums taken from the files."""
+    import pickle
+
+    from edge.torchvision_compat import torchvision
+
+    root = tmp_path / "cifar-10-batches-py"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        (root / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2, 3]}))
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: True)
+    data = load_images(f"cifar10:{tmp_path}", "test")
+    assert data.classes == CLASSES
+    np.testing.assert_array_equal(data.pixels.numpy(), pixels.reshape(4, 3, 32, 32))
+    assert len(load_images(f"cifar10:{tmp_path}", "train")) == 20

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oracle import InputError
+from training.data import Images
+from training.fit import Corrupted
+from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from training.signatures import (
+    TuneRecipe,
+    composed,
+    load_deltas,
+    patched,
+    residual_signature,
+    save_deltas,
+    tuned_signature,
+)
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(4, 3, 3, 3, generator=generator), "b": torch.randn(4, generator=generator)}
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_residual_is_orthogonal_to_the_base_direction(seed):
+    init, std, robust = weights(seed), weights(seed + 1), weights(seed + 2)
+    deltas = residual_signature(init, std, robust, ("a", "b"))
+    for name in ("a", "b"):
+        base = std[name] - init[name]
+        assert abs(float((deltas[name] * base).sum())) < 1e-3 * float(base.norm() * (robust[name] - init[name]).norm())
+
+
+def test_the_whole_projection_is_orthogonal_over_all_tensors_at_once():
+    init, std, robust = weights(0), weights(1), weights(2)
+    deltas = residual_signature(init, std, robust, ("a", "b"), "whole")
+    inner = sum(float((deltas[name] * (std[name] - init[name])).sum()) for name in deltas)
+    assert inner == pytest.approx(0, abs=1e-3)
+    assert abs(float((deltas["b"] * (std["b"] - init["b"])).sum())) > 1e-3
+
+
+def test_with_std_as_init_the_residual_is_the_plain_difference():
+    std, robust = weights(1), weights(2)
+    residual = residual_signature(std, std, robust, ("a", "b"))
+    plain = residual_signature(weights(5), std, robust, ("a", "b"), "plain")
+    for name in residual:
+        torch.testing.assert_close(residual[name], plain[name])
+
+
+def test_unfitting_models_are_refused():
+    with pytest.raises(InputError, match="no tensor 'c'"):
+        residual_signature(weights(0), weights(1), weights(2), ("c",))
+    wrong = {**weights(2), "a": torch.zeros(4, 3, 1, 1)}
+    with pytest.raises(InputError, match="robust has shape"):
+        residual_signature(weights(0), weights(1), wrong, ("a",))
+    with pytest.raises(InputError, match="sideways"):
+        residual_signature(weights(0), weights(1), weights(2), ("a",), "sideways")
+
+
+def test_composition_is_linear():
+    a, b = weights(1), weights(2)
+    both = composed([(a, 0.5), (b, 2.0)])
+    torch.testing.assert_close(both["a"], 0.5 * a["a"] + 2 * b["a"])
+
+
+def test_deltas_round_trip(tmp_path):
+    save_deltas(weights(3), tmp_path / "d.safetensors")
+    for name, delta in load_deltas(tmp_path / "d.safetensors").items():
+        torch.testing.assert_close(delta, weights(3)[name], rtol=0, atol=0)
+
+
+@pytest.fixture
+def images(clear) -> Images:
+    pixels, labels = clear
+    return Images(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), tuple("abcdefghij")
+    )
+
+
+@pytest.mark.parametrize("target", ["output", "labels"])
+def test_tuning_changes_the_shallow_tensors_only_and_lowers_the_loss(images, target):
+    torch.manual_seed(0)
+    std = fold_batchnorm(build_model(ModelSpec(10, width=0.25)))
+    before = {name: parameter.detach().clone() for name, parameter in std.named_parameters()}
+    names = shallow_tensors(std, 2)
+    losses: list[float] = []
+    recipe = TuneRecipe(target=target, epochs=8, batch_size=32, learning_rate=3e-3, precision="fp32")
+    deltas = tuned_signature(
+        std, images, Corrupted("contrast"), names, recipe, report=lambda record: losses.append(record["loss"])
+    )
+    assert tuple(deltas) == names
+    assert all(float(delta.abs().max()) > 0 for delta in deltas.values())
+    for name, parameter in std.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+    assert losses[-1] < losses[0]
+    changed = dict(patched(std, deltas).named_parameters())
+    assert {name for name in before if not torch.equal(changed[name], before[name])} == set(names)
+
+
+def test_tuning_without_labels_never_reads_them(images):
+    std = fold_batchnorm(build_model(ModelSpec(10, width=0.1)))
+    recipe = TuneRecipe(epochs=1, batch_size=32, precision="fp32")
+    names = shallow_tensors(std, 2)
+    one = tuned_signature(std, images, Corrupted("fog"), names, recipe)
+    other = tuned_signature(
+        std, Images(images.pixels, images.labels * 0, images.classes), Corrupted("fog"), names, recipe
+    )
+    for name in names:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
