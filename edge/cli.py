@@ -28,7 +28,7 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, a stand-in that explains itself if it cannot be loaded, or None."""
         found = list(entry_points(group=COMMANDS, name=cmd_name))
-        return typer.main.get_command(_load(found[0])) if found else None
+        return _load(found[0]) if found else None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -39,25 +39,25 @@ class CommandGroup(TyperGroup):
             raise typer.Exit(2) from error
 
 
-def _load(entry_point: EntryPoint) -> typer.Typer:
+def _load(entry_point: EntryPoint) -> Any:
     try:
         loaded = entry_point.load()
     except Exception as error:
         return _unavailable(entry_point.name, error)
     if isinstance(loaded, typer.Typer):
         loaded.rich_markup_mode = None
-        return loaded
+        return typer.main.get_group(loaded)
     return _single(entry_point.name, loaded)
 
 
-def _single(name: str, function: Callable[..., Any], **settings: Any) -> typer.Typer:
+def _single(name: str, function: Callable[..., Any], **settings: Any) -> Any:
     # Rich's markup would swallow the brackets of `pip install 'rws-edge[train]'` in help texts.
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, **settings)(function)
-    return app
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, **settings)(function)
+    return typer.main.get_command(single)
 
 
-def _unavailable(name: str, error: Exception) -> typer.Typer:
+def _unavailable(name: str, error: Exception) -> Any:
     reason = f"{type(error).__name__}: {error}"
 
     def stand_in() -> None:

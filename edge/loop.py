@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from oracle.policy import Policy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from edge.bundle import Bundle
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
@@ -146,9 +148,42 @@ class Runtime:
         self.classes = tuple(classes)
         self._clock = clock
 
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        backend: Literal["onnx", "torch"] = "onnx",
+        threads: int | None = None,
+        independent: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Self:
+        """The runtime of a bundle.
+
+        Args:
+            bundle: a loaded bundle.
+            backend: `onnx` or `torch`.
+            threads: threads of model and oracle; None leaves the choice to the backend.
+            independent: judge each frame alone, as befits a folder of images; otherwise the bundle's temporal filter
+                and hysteresis are on.
+            clock: seconds, monotonic.
+
+        Raises:
+            MissingExtraError: if the backend is not installed.
+        """
+        return cls(
+            bundle.model(backend, threads=threads),
+            bundle.oracle(threads=threads),
+            bundle.policy(independent=independent),
+            None if independent else bundle.filter(),
+            input_size=(bundle.manifest.input.height, bundle.manifest.input.width),
+            classes=bundle.manifest.classes,
+            clock=clock,
+        )
+
     def stream(
         self, source: Source | Iterable[Frame] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Classify the frames of a source one by one, as the caller asks for them.
 
         Args:

@@ -103,19 +103,21 @@ class ImageSource(Source):
     def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self.name = name
         self.length = len(paths)
-        self._paths = paths
+        self.paths = tuple(paths)
         self._clock = clock
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
+        for index, path in enumerate(self.paths):
             try:
                 image = _decode(path)
             except SourceError as error:
                 self.rejected += 1
+                if len(self.paths) == 1:
+                    raise
                 log.warning("rejected %s", error)
                 continue
             yield Frame(index, image, self._clock(), str(path))
-        if self.rejected == len(self._paths):
+        if self.rejected == len(self.paths):
             raise SourceError(f"{self.name}: none of its {self.rejected} image files could be decoded")
 
 

@@ -113,8 +113,8 @@ class Summary:
         """For `rich.print`: the counts, what was seen, and a table of the stage times."""
         rate = "" if self.fps is None else f", {self.fps:.1f} a second"
         head = Text(
-            f"{self.frames} frames{rate} · {self.switches} switches · "
-            f"{self.dropped} dropped · {self.rejected} rejected",
+            f"frames {self.frames}{rate} · switches {self.switches} · "
+            f"dropped {self.dropped} · rejected {self.rejected}",
             style="bold",
         )
         if self.frames == 0:
