@@ -23,7 +23,8 @@ __all__ = ["CORRUPTIONS", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds
 CORRUPTIONS: tuple[str, ...] = constants.NAMES
 """The 19 names: ImageNet-C's 15 in its order, then speckle_noise, gaussian_blur, spatter, saturate."""
 
-_CHUNK = 64 * 32 * 32  # pixels worked on at once on a CPU, so that they stay in its cache
+# Pixels worked on at once: on a CPU few enough to stay in its cache, elsewhere few enough to fit its memory.
+_CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
 
 Rows = list[list[Any]]
 Draws = tuple[Tensor, ...]
@@ -134,7 +135,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     if len(images) == 0:
         return images.clone()
     size = images.shape[-1]
-    step = max(1, _CHUNK // size**2) if images.device.type == "cpu" else len(images)
+    step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
     parts = [
         _corrupt_chunk(images[i : i + step], name, severity[i : i + step], seeds[i : i + step], as_saved)
         for i in range(0, len(images), step)

@@ -20,7 +20,7 @@ from training.corruptions.constants import levels
 from training.corruptions.rng import Stream
 
 # Added before a truncation, in grey levels: float32 rounding alone must not cost a whole level.
-ROUNDING = 2.0**-10
+ROUNDING = 2.0**-13
 
 
 def truncate(x: Tensor) -> Tensor:
@@ -48,16 +48,19 @@ def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bo
     int(truncate·σ + ½) pixels.
     """
     sigmas, which = sigma.unique(return_inverse=True)
-    return separable(x, _gaussian_matrix(sigmas, x.shape[-1], truncate, reflect)[which])
+    return separable(x, _gaussian_matrices(tuple(sigmas.tolist()), x.shape[-1], truncate, reflect, x.device)[which])
 
 
-def _gaussian_matrix(sigma: Tensor, size: int, truncate: float, reflect: bool) -> Tensor:
-    """The filter as a matrix for each of (N,) sigmas: (N, size, size), float32."""
-    sigma = sigma.double()
+@lru_cache(maxsize=32)
+def _gaussian_matrices(
+    sigmas: tuple[float, ...], size: int, truncate: float, reflect: bool, device: torch.device
+) -> Tensor:
+    """The filter as a matrix for each of K sigmas: (K, size, size), float32."""
+    sigma = torch.tensor(sigmas, dtype=torch.float64, device=device)
     radius = (truncate * sigma + 0.5).floor()
     reach = int(radius.max())
-    source = torch.arange(-reach, size + reach, device=sigma.device)
-    distance = (source - torch.arange(size, device=sigma.device)[:, None]).abs()
+    source = torch.arange(-reach, size + reach, device=device)
+    distance = (source - torch.arange(size, device=device)[:, None]).abs()
     weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None, None]) ** 2)
     weights = weights * (distance <= radius[:, None, None])
     if reflect:
@@ -125,7 +128,8 @@ def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
     here = row * size + column
     reach = c[:, 1, None, None]
     for index in range(offset.shape[1]):
-        moved = (row > reach) & (column > reach) & (index < c[:, 2, None, None])
+        inside = (row > reach) & (column > reach) & (row <= size - reach) & (column <= size - reach)
+        moved = inside & (index < c[:, 2, None, None])
         source = here + torch.where(moved, offset[:, index, 1] * size + offset[:, index, 0], 0)
         # The scan goes from the bottom right to the top left, in place: a source further on was itself replaced
         # already, one further back (or never moved) still holds its old value. Old values are numbered from size².

@@ -49,14 +49,15 @@ def poisson(rate: Tensor, z: Tensor) -> Tensor:
     count = rate + root * z + (square + 2) / 6 - z * (square + 2) / (72 * root)
     count = (count + (square * (square / 270 + 7 / 810) - 8 / 405) / rate).floor_().clamp_(min=0)
 
-    dim = rate < 4
-    small = rate[dim]
-    quantile = torch.special.erfc(z[dim] * -math.sqrt(0.5)) / 2
+    dim = (rate < 4).flatten().nonzero()[:, 0]
+    small = rate.take(dim)
+    quantile = torch.special.erfc(z.take(dim) * -math.sqrt(0.5)) / 2
     term = (-small).exp()
     cumulative = term.clone()
     exact = torch.zeros_like(small)
+    more = torch.empty_like(small)
     for k in range(1, 21):  # P(more than 20 | rate 4) < 1e-9, below what float32 resolves
-        exact += quantile > cumulative
+        exact += torch.gt(quantile, cumulative, out=more)
         term *= small / k
         cumulative += term
-    return count.masked_scatter_(dim, exact)
+    return count.put_(dim, exact)
