@@ -175,7 +175,7 @@ def corrupt_mixed(
     if types.shape != seeds.shape or (len(types) and not -1 <= int(types.min()) <= int(types.max()) < len(CORRUPTIONS)):
         raise InputError(f"expected one type −1…{len(CORRUPTIONS) - 1} an image, found {types.tolist()[:8]}…")
     out = images.clone()
-    for index in types.unique().tolist():
+    for index in torch.unique(types).tolist():
         if index >= 0:
             where = (types == index).nonzero()[:, 0]
             out[where] = corrupt(images[where], CORRUPTIONS[index], severities[where], seeds[where], as_saved)

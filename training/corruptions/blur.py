@@ -47,7 +47,7 @@ def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bo
     Edges are replicated, or with `reflect` mirrored about the border between pixels; the kernel ends at
     int(truncate·σ + ½) pixels.
     """
-    sigmas, which = sigma.unique(return_inverse=True)
+    sigmas, which = torch.unique(sigma, return_inverse=True)
     return separable(x, _gaussian_matrices(tuple(sigmas.tolist()), x.shape[-1], truncate, reflect, x.device)[which])
 
 

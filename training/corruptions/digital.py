@@ -46,7 +46,7 @@ def saturate(x: Tensor, c: Tensor) -> Tensor:
 def pixelate(x: Tensor, c: Tensor) -> Tensor:
     """Shrink to int(c[0]·H) pixels by Pillow's box filter, then repeat pixels; whole grey levels."""
     size = x.shape[-1]
-    sides, which = (c[:, 0].double() * size + 1e-4).floor().long().unique(return_inverse=True)
+    sides, which = torch.unique((c[:, 0].double() * size + 1e-4).long(), return_inverse=True)
     matrix = torch.stack([_box_matrix(size, int(side)) for side in sides]).to(x.device)[which]
     n, channels = x.shape[:2]
     # Pillow goes along the rows, rounds, and only then down the columns.

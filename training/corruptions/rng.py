@@ -70,7 +70,7 @@ class Stream:
         """float32 in [low, high), shape (N, *shape), in steps of 2^-24 of the range."""
         unit = (self._bits(math.prod(shape)) >> 8).to(torch.float32)
         unit = unit.mul_((high - low) * 2.0**-24).add_((high + low) / 2)
-        return unit.view(-1, *shape)
+        return unit.view(len(unit), *shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """int64 in low … high − 1, shape (N, *shape)."""
@@ -86,4 +86,4 @@ class Stream:
         values = torch.empty_like(unit)
         torch.mul(radius, turn.cos(), out=values[:, :half])
         torch.mul(radius, turn.sin(), out=values[:, half:])
-        return values[:, :count].reshape(-1, *shape)
+        return values[:, :count].reshape(len(unit), *shape)
