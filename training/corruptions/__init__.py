@@ -6,16 +6,12 @@ github hendrycks/robustness, commit 8190fe3, Apache-2.0. See README.md here for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from oracle.errors import InputError
-from training.corruptions import blur, constants, digital, noise, weather
+from training.corruptions import blur, constants, digital
+from training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from training.corruptions.rng import Stream, seeds_for
 
 __all__ = ["CORRUPTIONS", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
@@ -25,91 +21,6 @@ CORRUPTIONS: tuple[str, ...] = constants.NAMES
 
 # Pixels worked on at once: on a CPU few enough to stay in its cache, elsewhere few enough to fit its memory.
 _CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
-
-Rows = list[list[Any]]
-Draws = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Corruption:
-    """One corruption: `apply(x, c, *draws)`, where `table` gives `c` for severity 0…5 and `draw` the randomness."""
-
-    apply: Callable[..., Tensor]
-    table: Callable[[Rows], Rows]
-    draw: Callable[[Stream, Tensor, int], Draws] = lambda stream, c, size: ()
-    whole: bool = False
-
-
-def _from(*zero: float) -> Callable[[Rows], Rows]:
-    """The constants as they are, and at severity 0 these."""
-    return lambda rows: [list(zero), *rows]
-
-
-def _draw_frost(stream: Stream, c: Tensor, size: int) -> Draws:
-    _, places = weather.frost_overlays(size)
-    which = stream.integers(0, 5)
-    room = places.to(which.device)[which, 1:] - size
-    row, column = (stream.uniform(2) * room).long().unbind(1)
-    return which, row, column
-
-
-def _image_normal(stream: Stream, c: Tensor, size: int) -> Draws:
-    return (stream.normal(3, size, size),)
-
-
-_ALL: dict[str, _Corruption] = {
-    "gaussian_noise": _Corruption(noise.gaussian_noise, _from(0), _image_normal),
-    # Photons are infinite at severity 0, so interpolate their reciprocal.
-    "shot_noise": _Corruption(noise.shot_noise, lambda rows: [[0]] + [[1 / c] for (c,) in rows], _image_normal),
-    "impulse_noise": _Corruption(noise.impulse_noise, _from(0), lambda s, c, n: (s.uniform(3, n, n),)),
-    "defocus_blur": _Corruption(blur.defocus_blur, blur.defocus_table),
-    "glass_blur": _Corruption(blur.glass_blur, _from(0, 1, 0), blur.draw_glass, whole=True),
-    "motion_blur": _Corruption(
-        blur.motion_blur, lambda rows: [[rows[0][0], 0], *rows], lambda s, c, n: (s.uniform(low=-45, high=45),)
-    ),
-    "zoom_blur": _Corruption(blur.zoom_blur, blur.zoom_table),
-    "snow": _Corruption(
-        weather.snow,
-        lambda rows: [[*rows[0][:6], 1, 0]] + [[*row, 1] for row in rows],
-        lambda s, c, n: (s.normal(n, n), s.uniform(low=-135, high=-45)),
-    ),
-    "frost": _Corruption(weather.frost, _from(1, 0), _draw_frost),
-    "fog": _Corruption(
-        weather.fog,
-        lambda rows: [[0, rows[0][1]], *rows],
-        lambda s, c, n: (s.uniform(weather.fog_map(n), weather.fog_map(n), low=-1, high=1),),
-    ),
-    "brightness": _Corruption(digital.brightness, _from(0)),
-    "contrast": _Corruption(digital.contrast, _from(1)),
-    "elastic_transform": _Corruption(
-        digital.elastic_transform,
-        lambda rows: [[0, rows[0][1], 0], *rows],
-        lambda s, c, n: (s.uniform(3, 2, low=-1, high=1), s.uniform(2, n, n, low=-1, high=1)),
-    ),
-    "pixelate": _Corruption(digital.pixelate, _from(1)),
-    "jpeg_compression": _Corruption(digital.jpeg_compression, _from(100)),
-    "speckle_noise": _Corruption(noise.speckle_noise, _from(0), _image_normal),
-    "gaussian_blur": _Corruption(blur.gaussian_blur, _from(0)),
-    "spatter": _Corruption(
-        weather.spatter, lambda rows: [rows[0], *rows], lambda s, c, n: (s.normal(n, n),), whole=True
-    ),
-    "saturate": _Corruption(digital.saturate, _from(1, 0), whole=True),
-}
-
-WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in _ALL.items() if corruption.whole)
-"""Those that exist at whole severities only: between them no constant could be interpolated."""
-
-
-@lru_cache(maxsize=256)
-def _table(name: str, size: int) -> Tensor:
-    return torch.tensor(_ALL[name].table(constants.levels(name, size)), dtype=torch.float64)
-
-
-def _constants(name: str, size: int, severity: Tensor) -> Tensor:
-    """Constants of each sample, float32 (N, P), linear between whole severities."""
-    table = _table(name, size).to(severity.device)
-    low = severity.floor().long().clamp(max=constants.LEVELS - 1)
-    return torch.lerp(table[low], table[low + 1], (severity.double() - low)[:, None]).float()
 
 
 def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, as_saved: bool = False) -> Tensor:
@@ -129,7 +40,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     Raises:
         InputError: if the images, name, severities or seeds are not as above.
     """
-    if name not in _ALL:
+    if name not in REGISTRY:
         raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
     severity = _check(images, severity, seeds)
     if len(images) == 0:
@@ -144,10 +55,10 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
 
 
 def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, seeds: Tensor, as_saved: bool) -> Tensor:
-    corruption, size = _ALL[name], images.shape[-1]
+    corruption, size = REGISTRY[name], images.shape[-1]
     if corruption.whole:
         severity = severity.round()
-    c = _constants(name, size, severity)
+    c = constants_of(name, size, severity)
     out = corruption.apply(images.float(), c, *corruption.draw(Stream(seeds, name), c, size))
     saved = blur.truncate(out).to(torch.uint8)
     if as_saved and constants.scale_for(size) != 32:
