@@ -135,7 +135,7 @@ class Bundle:
 
         Raises:
             BundleError: if a file is missing, altered or breaks the format.
-            FormatError, SignatureError: if the gain table or the signatures do.
+            SignatureError: if the signatures do, or are for another model.
         """
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
@@ -383,17 +383,25 @@ def _publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) ->
         raise BundleError(
             f"{target}: the manifest is not plain JSON ({error}); use finite numbers, text and lists"
         ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary:
-        temporary.mkdir()
-        for name, content in contents.items():
-            (temporary / name).write_bytes(content)
-        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        try:
-            bundle = Bundle.load(temporary)
-        except RwsError as error:
-            raise type(error)(str(error).replace(str(temporary), str(target))) from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+            (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            bundle = _load_as(temporary, target)
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written ({error.strerror}); give a folder that can") from error
     return replace(bundle, path=target)
+
+
+def _load_as(folder: Path, name: Path) -> Bundle:
+    """Load a bundle whose folder is called `name` in errors."""
+    try:
+        return Bundle.load(folder)
+    except RwsError as error:
+        raise type(error)(str(error).replace(str(folder), str(name))) from error
 
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> None:
@@ -427,7 +435,10 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
     arrays, description = read_tensors(content, str(source))
     if description != _POLICY_DESCRIPTION:
         raise BundleError(f"{source}: is {_short(description)}, expected {_POLICY_DESCRIPTION}; build the bundle again")
-    table = GainTable.from_arrays(arrays, manifest.corruptions, manifest.severity_levels)
+    try:
+        table = GainTable.from_arrays(arrays, manifest.corruptions, manifest.severity_levels)
+    except (TypeError, ValueError, IndexError) as error:
+        raise BundleError(f"{source}: {error}") from error
     extra = arrays.keys() - table.to_arrays().keys()
     if extra:
         raise BundleError(f"{source}: tensor {min(extra)!r} is unknown; build the bundle again")
@@ -527,7 +538,7 @@ def _short(value: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(value) and value.isprintable()
 
 
 def _is_count(value: Any) -> bool:
@@ -561,8 +572,8 @@ _FILE = {"sha256": _is_sha256, "bytes": _is_count}
 _SCHEMA: dict[str, tuple[Any, str]] = {
     "format": (_is_text, repr(FORMAT)),
     "version": (_is_count, str(VERSION)),
-    "name": (_is_text, "a text"),
-    "classes": (lambda value: _is_list(value, _is_text), "a list of class names"),
+    "name": (_is_text, "printable text"),
+    "classes": (lambda value: _is_list(value, _is_text), "a list of class names in printable text"),
     "input": (lambda value: _has_keys(value, _INPUT), "height and width in pixels, and colour 'RGB'"),
     "patched_tensors": (
         lambda value: (

@@ -75,7 +75,7 @@ def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -
     # Rounded towards zero: the largest code times the scale can then never overflow float32.
     scale = np.where(scale * np.float64(largest_value(bits)) > largest, np.nextafter(scale, np.float32(0)), scale)
     scale = np.where(largest > 0, np.maximum(scale, np.float32(_SMALLEST_SCALE)), np.float32(1))
-    quantised = Quantised(np.empty(delta.shape, value_dtype(bits)), scale.astype(np.float32))
+    quantised = Quantised(np.empty(delta.shape, value_dtype(bits)), np.asarray(scale, np.float32))
     codes = np.rint(delta.astype(np.float64) / quantised.columns)
     quantised.values[...] = np.clip(codes, -largest_value(bits), largest_value(bits))
     return quantised

@@ -10,9 +10,11 @@ A signature R_c is the change of the shallow weights that makes a model robust t
   `<signature>/<tensor>.scale`, and there MUST NOT be anything else.
 - Values MUST be int8 (8 bit) or int16 (16 bit) with the tensor's shape; at 4 bit uint8 with one axis, two values a
   byte, the first in the low nibble, an odd last nibble zero. The most negative code (−8, −128, −32768) MUST NOT occur.
-- Scales MUST be float32, finite and above 0, with shape (out,) for "channel" and () for "tensor".
+- Scales MUST be float32 and above 0, their product with the largest code MUST be finite, their shape (out,) for
+  "channel" and () for "tensor".
 - A signature's name MUST be letters, digits, `_`, `.` or `-`, begin with a letter or digit, and not be `clean`.
-- A tensor's name MUST NOT be empty or end in `.scale`; its shape MUST have at least one axis and no zero.
+- A tensor's name MUST be printable text that does not end in `.scale`; its shape MUST have at least one axis and no
+  zero.
 - R_c = values · scale. A reader MUST refuse a file that breaks any of this.
 """
 
@@ -303,11 +305,14 @@ def _parse_description(
             f"{source}: bits={bits!r}, per={per!r}; expected 4, 8 or 16 and 'channel' or 'tensor'; extract the "
             f"signatures again"
         )
+    malformed = f"{source}: metadata has a malformed list of tensors or names; extract them again"
+    if not isinstance(names, list):
+        raise SignatureError(malformed)
     try:
         shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
         duplicated = len(shapes) != len(tensors) or len(set(names)) != len(names)
     except (TypeError, KeyError) as error:
-        raise SignatureError(f"{source}: metadata has a malformed list of tensors or names") from error
+        raise SignatureError(malformed) from error
     if duplicated:
         raise SignatureError(f"{source}: metadata lists a tensor or a signature twice; extract them again")
     _check_description(description["clean_sha256"], shapes, names, source)
@@ -324,9 +329,9 @@ def _check_description(
     for name in names:
         check_signature_name(name, source)
     for tensor, shape in shapes.items():
-        if not isinstance(tensor, str) or not tensor or tensor.endswith(_SCALE):
+        if not isinstance(tensor, str) or not tensor.isprintable() or not tensor or tensor.endswith(_SCALE):
             raise SignatureError(
-                f"{source}: tensor name {tensor!r} is empty or ends in {_SCALE!r}; rename it in the model"
+                f"{source}: tensor name {tensor!r} is not printable, or ends in {_SCALE!r}; rename it in the model"
             )
         if not shape or any(type(length) is not int or length < 1 for length in shape):
             raise SignatureError(
@@ -356,9 +361,9 @@ def _read_entry(
                 f"{source}: tensor {part!r} is {_describe(array)}, expected {np.dtype(dtype)} {part_shape}; extract "
                 f"the signatures again"
             )
-    if not np.isfinite(scale).all() or not (scale > 0).all():
+    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest_value(bits))).all():
         raise SignatureError(
-            f"{source}: scale {key + _SCALE!r} has a value that is NaN, infinite or not above 0; extract them again"
+            f"{source}: scale {key + _SCALE!r} has a value that is NaN, too large or not above 0; extract them again"
         )
     if bits == 4:
         values = _unpack(values, shape, key, source)

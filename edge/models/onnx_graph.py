@@ -2,7 +2,7 @@
 
 A convolution can be patched if its weight and its bias are initializers of their own. Exporters hide them: BatchNorm
 scales the weight, `torch.onnx.export(dynamo=True)` drops biases that are all zero, others keep weights in Constant
-nodes. `prepare` undoes the three.
+nodes or let convolutions share what is equal. `prepare` undoes all of it.
 """
 
 from __future__ import annotations
@@ -54,14 +54,19 @@ def read_model(model: str | Path | bytes, source: str = "model") -> Any:
 def prepare(model: Any) -> Any:
     """A copy of a model in which every convolution can be patched, and which computes the same.
 
-    Weights become initializers, BatchNorm is folded into the convolution before it, and a convolution without a bias
-    gets one of zeros. Opset and IR version stay.
+    Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
+    a convolution without a bias gets one of zeros. Opset and IR version stay.
 
     Args:
         model: an `onnx.ModelProto` in inference mode.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
+    taken: set[str] = set()
     for node in _convolutions(model):
+        for index, name in enumerate(node.input[1:], start=1):
+            if name in taken and name in _initializers(model):
+                node.input[index] = _add_initializer(model, name, _array(_initializers(model)[name]))
+        taken |= set(node.input[1:])
         weight = _initializers(model).get(node.input[1])
         if weight is not None and (len(node.input) < 3 or not node.input[2]):
             bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
