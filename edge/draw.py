@@ -101,7 +101,8 @@ class _Panel:
             self.text(f"and {len(ranked) - MIX_LINES} more", 284, 238, 0.38, MUTED, right=True)
 
         self.text(f"{sum(result.times_ms.values()):.1f} ms", 284, 308, 0.38, MUTED, right=True)
-        self.text(f"#{result.index}  {result.name}", 16, 308, 0.38, MUTED, room=200)
+        self.text(f"#{result.index}", 16, 308, 0.38, MUTED)
+        self.text(result.name, 68, 308, 0.38, MUTED, room=150, keep_end=True)
 
     def row(self, top: float, name: str, probability: float, first: bool) -> None:
         """One line of the belief: name, bar, percent."""
@@ -127,11 +128,15 @@ class _Panel:
         bold: bool = False,
         right: bool = False,
         room: float = math.inf,
+        keep_end: bool = False,
     ) -> None:
-        """A line of text on the baseline `y`, from `x` or (with `right`) up to `x`, cut to `room`."""
+        """A line of text on the baseline `y`, from `x` or (with `right`) up to `x`; where it is cut, two dots stand."""
         scale, thickness = size * self.unit, max(1, round((2 if bold else 1) * min(self.unit, 1.5)))
-        while self.width(text, scale, thickness) > room * self.unit and len(text) > 3:
-            text = text[: -3 if text.endswith("..") else -1].rstrip() + ".."
+        whole = text
+        for cut in range(1, len(whole)):
+            if self.width(text, scale, thickness) <= room * self.unit:
+                break
+            text = ".." + whole[cut:] if keep_end else whole[:-cut].rstrip() + ".."
         shift = self.width(text, scale, thickness) if right else 0
         place = (self.left + round(x * self.unit) - shift, round(y * self.unit))
         cv2.putText(self.canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)

@@ -127,7 +127,7 @@ class Summary:
         for q in (50, 95):
             values = [*(times.percentile(q) for times in self.times.values()), self.age.percentile(q)]
             table.add_row(f"p{q}", *(f"{value:.2f}" for value in values))
-        return Group(head, _counts("classes", self.classes), _counts("seen", self.corruptions), table)
+        return Group(head, _counts("classes", self.classes), _counts("corruptions", self.corruptions), table)
 
 
 def _percentiles(values: Reservoir) -> dict[str, float]:
