@@ -153,8 +153,41 @@ def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
         from edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
 
         import onnx2torch  # isort: skip
+    _register_reduce_mean()
+    _drop_allowzero(proto)
     try:
         module: torch.nn.Module = onnx2torch.convert(proto)
     except (NotImplementedError, RuntimeError, KeyError) as error:
         raise BundleError(f"model: onnx2torch cannot convert it ({error}); use the onnx backend") from error
     return module
+
+
+def _register_reduce_mean() -> None:
+    """Teach onnx2torch the ReduceMean of opset 18, torch.onnx's global average pooling, if it does not know it yet."""
+    from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
+    from onnx2torch.node_converters.registry import add_converter, get_converter
+    from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
+
+    def convert(node: Any, graph: Any) -> Any:
+        return OperationConverterResult(
+            OnnxReduceStaticAxes(
+                operation_type="ReduceMean",
+                axes=get_const_value(node.input_values[1], graph).tolist(),
+                keepdims=node.attributes.get("keepdims", 1),
+            ),
+            OnnxMapping(inputs=node.input_values[:1], outputs=node.output_values),
+        )
+
+    try:
+        get_converter("ReduceMean", version=18)
+    except NotImplementedError:
+        add_converter("ReduceMean", version=18)(convert)
+
+
+def _drop_allowzero(proto: onnx.ModelProto) -> None:
+    """Remove a Reshape's `allowzero`, which onnx2torch refuses, where no length is zero and it says nothing."""
+    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.dims}
+    for node in proto.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in shapes and shapes[node.input[1]].all():
+            for attribute in [attribute for attribute in node.attribute if attribute.name == "allowzero"]:
+                node.attribute.remove(attribute)
