@@ -392,7 +392,7 @@ def _publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) ->
             (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
             bundle = _load_as(temporary, target)
     except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror}); give a folder that can") from error
+        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
     return replace(bundle, path=target)
 
 
@@ -518,7 +518,9 @@ def _read_regular(path: Path, size: int | None = None) -> bytes:
             raise BundleError(f"{path}: has {found.st_size} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or build the bundle again") from error
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror or error}); copy or build the bundle again"
+        ) from error
 
 
 def _refuse_constant(text: str) -> None:

@@ -229,7 +229,9 @@ class SignatureSet:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise SignatureError(f"{path}: cannot be read ({error.strerror}); give a signature file") from error
+            raise SignatureError(
+                f"{path}: cannot be read ({error.strerror or error}); give a signature file"
+            ) from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:

@@ -169,10 +169,11 @@ def _register_reduce_mean() -> None:
     from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
 
     def convert(node: Any, graph: Any) -> Any:
+        axes = node.input_values[1:] and get_const_value(node.input_values[1], graph).tolist()
         return OperationConverterResult(
             OnnxReduceStaticAxes(
                 operation_type="ReduceMean",
-                axes=get_const_value(node.input_values[1], graph).tolist(),
+                axes=axes or None,
                 keepdims=node.attributes.get("keepdims", 1),
             ),
             OnnxMapping(inputs=node.input_values[:1], outputs=node.output_values),
