@@ -31,7 +31,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         name: one of `CORRUPTIONS`.
         severity: 0…5, real, one for all or shape (N,). 0 leaves an image as it is; between whole severities the
             constants are interpolated, save for glass_blur, spatter and saturate, which round to the nearest whole one.
-        seeds: int64, shape (N,), on the device of `images`; see `seeds_for`. Sample i depends on
+        seeds: int64, shape (N,); see `seeds_for`. Sample i depends on
             (images[i], name, severity[i], seeds[i]) alone, not on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored. No effect where the
             32-pixel constants apply, since CIFAR-10-C is stored as it is, nor on images of severity 0.
@@ -43,6 +43,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     if name not in REGISTRY:
         raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
     severity = _check(images, severity, seeds)
+    seeds = seeds.to(images.device)
     if len(images) == 0:
         return images.clone()
     size = images.shape[-1]
@@ -83,6 +84,7 @@ def corrupt_mixed(
         InputError: as `corrupt`, and if a type is not −1…18.
     """
     severities = _check(images, severities, seeds)
+    types, seeds = types.to(images.device), seeds.to(images.device)
     if types.shape != seeds.shape or (len(types) and not -1 <= int(types.min()) <= int(types.max()) < len(CORRUPTIONS)):
         raise InputError(f"expected one type −1…{len(CORRUPTIONS) - 1} an image, found {types.tolist()[:8]}…")
     out = images.clone()
@@ -98,7 +100,10 @@ def _check(images: Tensor, severity: float | Tensor, seeds: Tensor) -> Tensor:
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < 8:
         raise InputError(f"expected square uint8 images (N, 3, H, H) of 8 pixels or more, found {images.dtype} {shape}")
-    severity = torch.as_tensor(severity, dtype=torch.float32, device=images.device).expand(shape[0])
+    severity = torch.as_tensor(severity, dtype=torch.float32, device=images.device)
+    if tuple(severity.shape) not in ((), shape[:1]):
+        raise InputError(f"expected one severity for all or one an image, found shape {tuple(severity.shape)}")
+    severity = severity.expand(shape[0])
     if len(severity) and not 0 <= float(severity.min()) <= float(severity.max()) <= constants.LEVELS:
         raise InputError(f"expected severities 0…5, found {float(severity.min())} … {float(severity.max())}")
     if tuple(seeds.shape) != shape[:1] or seeds.dtype != torch.int64:
