@@ -47,8 +47,8 @@ def replay_table() -> str:
     scores = every["oracle"]
     lines += [
         "",
-        f"The {worst['images']:,} CIFAR-10 test images, 19 corruptions, one frame at a time without a temporal filter, in %."
-        f" Oracle on one frame, all severities: type {scores['type_accuracy']:.1f} %, clean recall "
+        f"The {worst['images']:,} CIFAR-10 test images, 19 corruptions, each frame on its own, no temporal filter, "
+        f"in %. Oracle on one frame, all severities: type {scores['type_accuracy']:.1f} %, clean recall "
         f"{scores['clean_recall']:.1f} %, mean severity error {scores['severity_mae']:.2f}; at severity 5: type "
         f"{worst['oracle']['type_accuracy']:.1f} %. {_made_by(worst)} and the same with `--severity all`.",
     ]

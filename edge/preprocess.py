@@ -28,12 +28,22 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise InputError(f"frame: found {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3), RGB")
-    fitted = image if image.shape[:2] == (height, width) else _cover(image, height, width)
+    fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)
     x: NDArray[np.float32] = np.ascontiguousarray(fitted.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
     return x
 
 
-def _cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize until the image covers the size, then crop the centre.
+
+    Args:
+        image: uint8, shape (H, W, 3), any colour order.
+        height: wanted height, pixels.
+        width: wanted width, pixels.
+
+    Returns:
+        uint8, shape (height, width, 3).
+    """
     scale = max(height / image.shape[0], width / image.shape[1])
     size = (max(round(image.shape[1] * scale), width), max(round(image.shape[0] * scale), height))
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from edge.bundle import write_bundle
 from torch import nn
 
 from edge.atomic import atomic_path, atomic_write_bytes
+from edge.bundle import write_bundle
 from edge.signatures import SignatureSet, shallow_sha256
 from oracle.errors import InputError
 from oracle.policy import GainTable
@@ -32,7 +32,7 @@ from training.calibrate import choose_clean_weight, measure_gain
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images, load_images, split_train_validation
 from training.export import export_onnx
-from training.fit import Corrupted, accuracy, fit
+from training.fit import Corrupted, FitRecipe, accuracy, fit
 from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
 from training.oracle_fit import (
     LEVELS,
@@ -46,6 +46,8 @@ from training.oracle_fit import (
 )
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
+
+JOBS = ("init", "std", "oracle", "tuned", "residual", "gain")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -143,12 +145,12 @@ class Build:
             report=self._report("init"),
         )
 
-    def _continue(self, job: str, corrupted: Corrupted) -> nn.Module:
+    def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
         self.init()
         return fit(
             self._trained("init"),
             self.train,
-            self.recipe.continued,
+            recipe,
             corrupted=corrupted,
             seed=self.recipe.seed + 1,
             checkpoint=self.work / f"{job}.pt",
@@ -157,11 +159,12 @@ class Build:
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
-        return self._continue("std", Corrupted())
+        return self._continue("std", self.recipe.continued, Corrupted())
 
     def robust(self, corruption: str) -> nn.Module:
         """θ_r: the init, continued on images with one corruption."""
-        return self._continue(f"robust-{corruption}", Corrupted(corruption, self.recipe.signatures.severity))
+        corrupted = Corrupted(corruption, self.recipe.signatures.severity)
+        return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -309,17 +312,19 @@ class Build:
 
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (`init`, `std`, `oracle`, `tuned`, `residual`, `gain`); none: all that `bundle` needs."""
-        for job in jobs or ("std", "oracle", self.recipe.signatures.way, "gain"):
+        jobs = tuple(jobs) or ("std", "oracle", self.recipe.signatures.way, "gain")
+        unknown = [job for job in jobs if job not in JOBS]
+        if unknown:
+            raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+        for job in jobs:
             if job in ("init", "std"):
                 model = getattr(self, job)()
                 self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
             elif job in ("oracle", "gain"):
                 getattr(self, job)()
-            elif job in ("tuned", "residual"):
+            else:
                 for corruption in CORRUPTIONS:
                     self.signature(job, corruption)
-            else:
-                raise InputError(f"unknown job {job!r}; known: init, std, oracle, tuned, residual, gain")
 
 
 def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from edge.models.onnx_graph import fold_batchnorm as fold_onnx
+from edge.models.onnx_graph import prepare, read_model
 from edge.models.onnx_graph import shallow_tensors as shallow_onnx
 from oracle.errors import FormatError, InputError
 from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
@@ -33,7 +33,7 @@ def folded_weights(
     if not path.is_file():
         raise InputError(f"no file {path}")
     if path.suffix == ".onnx":
-        model = fold_onnx(onnx.load(path))
+        model = prepare(read_model(path))
         arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, shallow_onnx(model, layers)
     if recipe is None:

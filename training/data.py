@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from edge.atomic import atomic_path
+from edge.preprocess import cover
+from edge.sources import IMAGE_SUFFIXES
 from oracle.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 TORCHVISION_DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
@@ -169,7 +170,7 @@ def _decode(files: list[Path], size: int | None) -> np.ndarray:
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
         if size is not None:
-            image = resize_and_crop(image, size)
+            image = cover(image, size, size)
         return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
     first = read(files[0])
@@ -188,15 +189,3 @@ def _decode(files: list[Path], size: int | None) -> np.ndarray:
         for _ in pool.map(place, range(len(files))):
             pass
     return pixels
-
-
-def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Bring the shorter side to `size` and cut out the centre; uint8 (H, W, C) in and out."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    scale = size / min(height, width)
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-    resized = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
-    return resized[top : top + size, left : left + size]

@@ -79,7 +79,8 @@ class Recipe:
         seed: the one seed of the whole build.
         data, model: what to learn from, and which classifier.
         init: the standard model that is trained first.
-        continued: how θ_std (clean images) and each θ_r (corrupted ones) continue from it.
+        continued: how θ_std continues from it on clean images.
+        robust: how each θ_r continues from it on corrupted ones.
         signatures, tuned: how signatures are made.
         oracle, calibration: the oracle and the gain table.
     """
@@ -90,6 +91,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     init: FitRecipe = field(default_factory=FitRecipe)
     continued: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
+    robust: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
     signatures: SignatureRecipe = field(default_factory=SignatureRecipe)
     tuned: TuneRecipe = field(default_factory=TuneRecipe)
     oracle: OracleRecipe = field(default_factory=OracleRecipe)

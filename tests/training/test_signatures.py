@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from oracle import InputError
 from training.data import Images
-from training.fit import Corrupted
+from training.fit import Corrupted, FitRecipe, fit
 from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
 from training.signatures import (
     TuneRecipe,
@@ -81,11 +81,12 @@ def images(clear) -> Images:
 @pytest.mark.parametrize("target", ["output", "labels"])
 def test_tuning_changes_the_shallow_tensors_only_and_lowers_the_loss(images, target):
     torch.manual_seed(0)
-    std = fold_batchnorm(build_model(ModelSpec(10, width=0.25)))
+    recipe = FitRecipe(epochs=20, batch_size=16, learning_rate=0.05, crop=1, precision="fp32")
+    std = fold_batchnorm(fit(build_model(ModelSpec(10, width=0.1)), images, recipe))
     before = {name: parameter.detach().clone() for name, parameter in std.named_parameters()}
     names = shallow_tensors(std, 2)
     losses: list[float] = []
-    recipe = TuneRecipe(target=target, epochs=8, batch_size=32, learning_rate=3e-3, precision="fp32")
+    recipe = TuneRecipe(target=target, epochs=6, batch_size=16, learning_rate=3e-3, crop=1, precision="fp32")
     deltas = tuned_signature(
         std, images, Corrupted("contrast"), names, recipe, report=lambda record: losses.append(record["loss"])
     )
