@@ -130,7 +130,7 @@ class Build:
 
     def _trained(self, job: str) -> nn.Module:
         model = self._new_model()
-        model.load_state_dict(torch.load(self.work / f"{job}.pt", weights_only=True)["model"])
+        model.load_state_dict(torch.load(self.work / f"{job}.pt", weights_only=True, map_location="cpu")["model"])
         return model.to(self.device)
 
     def init(self) -> nn.Module:
@@ -263,7 +263,7 @@ class Build:
                 report=report,
             )
             network = OracleNetwork(self.recipe.oracle.widths)
-            network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True)["model"])
+            network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True, map_location="cpu")["model"])
             logits, types, severities = self._oracle_validation(network.eval())
             joint = (logits / self.oracle()[1]["temperature"]).softmax(1).numpy()
             levels = severities.round().clamp(1, len(LEVELS)).long()

@@ -112,7 +112,7 @@ def measure_gain(
     measured[:, 0] = clean_row
     coarse = data.first(recipe.coarse_images)
     for row, name in enumerate(names):
-        seeds = seeds_for(seed + 1 + CORRUPTIONS.index(name), len(sample))
+        seeds = seeds_for(seed + 1 + CORRUPTIONS.index(name), len(sample)).to(sample.pixels.device)
         strongest = corrupt(coarse.pixels, name, recipe.severities[-1], seeds[: len(coarse)])
         scores = np.array([accuracy(strongest, coarse.labels, (other, 1.0)) for other in range(len(names))])
         coarse_loss = np.minimum(0, scores - accuracy(strongest, coarse.labels, (-1, 0.0)))

@@ -266,7 +266,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def _resume(checkpoint: Path | None, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     if state["identity"] != identity:
         raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start anew")
     model.load_state_dict(state["model"])

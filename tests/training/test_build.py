@@ -6,7 +6,7 @@ import pytest
 
 from edge.bundle import Bundle
 from edge.signatures import SignatureSet
-from tests.training.conftest import TINY, rws
+from tests.conftest import TINY, rws
 from training.corruptions import CORRUPTIONS
 
 

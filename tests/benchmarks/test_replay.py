@@ -1,0 +1,125 @@
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.replay import WAYS, replay, test_sets
+from edge.bundle import Bundle
+from oracle import InputError
+from tests.conftest import CLASSES, rws
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+
+test_sets.__test__ = False  # a function of the project, not a test
+
+
+@pytest.fixture(scope="module")
+def result(image_folder):
+    return replay(Bundle.load(), str(image_folder), seed=3, threads=1)
+
+
+def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
+    assert result["images"] == len(clear[0])
+    assert result["ra"]["trained"] > result["ra"]["std"] + 15
+    assert result["ra"]["perfect"] > result["ra"]["std"] + 15
+    assert result["ra"]["always"] < result["ra"]["trained"]
+    assert result["ta"]["perfect"] == result["ta"]["std"]
+    assert result["ta"]["trained"] > result["ta"]["std"] - 5
+
+
+def test_the_averages_are_those_of_the_parts(result):
+    assert set(result["per_corruption"]) == set(CORRUPTIONS)
+    for way in WAYS:
+        mean = np.mean([scores[way] for scores in result["per_corruption"].values()])
+        assert result["ra"][way] == pytest.approx(mean, abs=0.02)
+    assert result["regret"] == pytest.approx(result["ra"]["perfect"] - result["ra"]["trained"], abs=0.02)
+    counts = np.array(result["oracle"]["confusion"]["counts"])
+    assert (counts.sum(1) == result["images"]).all()
+    recall = 100 * counts.diagonal() / counts.sum(1)
+    assert result["oracle"]["type_accuracy"] == pytest.approx(recall.mean(), abs=0.02)
+    assert result["oracle"]["clean_recall"] == pytest.approx(recall[0], abs=0.02)
+
+
+def test_the_same_seed_gives_the_same_result(result, image_folder):
+    assert replay(Bundle.load(), str(image_folder), seed=3, threads=1) == result
+
+
+@pytest.fixture
+def corrupted(clear) -> tuple[np.ndarray, np.ndarray]:
+    """20 clear frames under fog of severity 5, uint8 (20, 32, 32, 3), and labels."""
+    pixels = torch.from_numpy(clear[0][:20]).permute(0, 3, 1, 2).contiguous()
+    return corrupt(pixels, "fog", 5.0, seeds_for(0, 20)).permute(0, 2, 3, 1).numpy(), clear[1][:20]
+
+
+def test_a_set_in_cifar10_cs_files_is_read_by_severity(corrupted, tmp_path):
+    images, labels = corrupted
+    blank = np.zeros((80, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "fog.npy", np.concatenate([blank, images]))
+    np.save(tmp_path / "labels.npy", np.tile(labels, 5))
+    sets = list(test_sets(str(tmp_path), CLASSES, 32, (1, 5), None, 0))
+    assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("fog", 1, 20), ("fog", 5, 20)]
+    np.testing.assert_array_equal(sets[1].images.pixels.permute(0, 2, 3, 1).numpy(), images)
+    assert not sets[0].images.pixels.any()
+    result = replay(Bundle.load(), str(tmp_path), threads=1)
+    assert list(result["per_corruption"]) == ["fog"]
+    assert result["oracle"]["clean_recall"] is None
+
+
+def test_a_set_in_imagenet_cs_folders_is_read(corrupted, clear, tmp_path):
+    images, labels = corrupted
+    for root, pictures in ((tmp_path / "fog/5", images), (tmp_path / "clean", clear[0][:20])):
+        for number in range(20):
+            folder = root / CLASSES[labels[number]]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{number}.png"), pictures[number][:, :, ::-1])
+        for name in CLASSES:  # the 20 frames need not show every class
+            (root / name).mkdir(exist_ok=True)
+            cv2.imwrite(str(root / name / "extra.png"), pictures[0][:, :, ::-1])
+    sets = list(test_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
+    assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("clean", 0, 30), ("fog", 5, 30)]
+
+
+def test_bad_data_is_named(image_folder, tmp_path):
+    def run(root, **settings):
+        return replay(Bundle.load(), str(root), threads=1, **settings)
+
+    missing = tmp_path / "missing"
+    shutil.copytree(image_folder / "test", missing)
+    shutil.rmtree(missing / "frog")
+    with pytest.raises(InputError, match="class folder 'frog' is missing"):
+        run(missing)
+    (missing / "frog").mkdir()
+    with pytest.raises(InputError, match="frog holds no image"):
+        run(missing)
+    larger = tmp_path / "larger"
+    for name in CLASSES:
+        (larger / name).mkdir(parents=True)
+        cv2.imwrite(str(larger / name / "0.png"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(InputError, match="images are 40x40, the bundle takes 32x32"):
+        run(larger)
+    empty = tmp_path / "npy"
+    empty.mkdir()
+    np.save(empty / "labels.npy", np.zeros(5, np.int64))
+    with pytest.raises(InputError, match="no corrupted images"):
+        run(empty)
+    np.save(empty / "fog.npy", np.zeros((5, 32, 32), np.uint8))
+    with pytest.raises(InputError, match="expected uint8"):
+        run(empty)
+
+
+def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
+    report = tmp_path / "result.json"
+    done = rws("replay", "--data", image_folder, "--limit", 10, "--severity", "1,5", "--seed", 2, "--json", report)
+    result = json.loads(report.read_text())
+    assert set(result["ta"]) == set(result["ra"]) == set(WAYS)
+    assert result["images"] == 10
+    assert result["seed"] == 2
+    assert result["versions"]["onnxruntime"]
+    assert "replay" in result["command"]
+    assert {"type_accuracy", "clean_recall", "severity_mae"} <= set(result["oracle"])
+    assert f"{result['ra']['trained']:.2f}" in done.stdout
+    failed = rws("replay", "--data", image_folder, "--severity", "6", check=False)
+    assert failed.returncode == 2
+    assert "--severity '6'" in failed.stderr
