@@ -64,9 +64,9 @@ def replay(
     """
     severities = _severities(severity)
     with require("bench"):
-        from benchmarks.provenance import provenance, write_json
         from benchmarks.replay import WAYS
         from benchmarks.replay import replay as run
+        from edge.provenance import provenance, write_json
     from edge.bundle import Bundle
 
     result = run(
@@ -113,8 +113,8 @@ def ways(
     with require("bench"):
         import torch
 
-        from benchmarks.provenance import provenance, write_json
         from benchmarks.ways import compare_ways
+        from edge.provenance import provenance, write_json
         from training.build import Build
         from training.data import load_images
         from training.recipe import load_recipe

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.provenance import provenance, write_json
+from edge.provenance import provenance, write_json
 from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.corruptions.blur import truncate
@@ -326,7 +326,7 @@ _THEIRS = {32: 16, 64: 8, 224: 1}
 @app.command()
 def throughput(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds; ours and theirs alternate.")] = 7,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; ours and theirs alternate.")] = 15,
     severity: Annotated[int, typer.Option(help="1…5, whole, for both.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:

@@ -265,6 +265,11 @@ def open_source(spec: str | int | os.PathLike[str], clock: Callable[[], float] =
     raise SourceError(f"{text}: no such file or folder; expected a camera index, file, folder, glob or URL")
 
 
+def hide_password(text: str) -> str:
+    """The text with the password of every URL in it replaced by ***."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+
+
 def quiet_opencv() -> None:
     """Keep what OpenCV and FFmpeg print on stderr away; our own errors say it in one line. For programs only."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -272,7 +277,7 @@ def quiet_opencv() -> None:
 
 
 def _open_url(url: str, clock: Callable[[], float]) -> VideoSource:
-    source = VideoSource(url, re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url), live=True, clock=clock)
+    source = VideoSource(url, hide_password(url), live=True, clock=clock)
     frames = source._capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if url.startswith("http") and frames > 0:
         source.live, source.length = False, int(frames)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Generator, Iterator
@@ -82,6 +81,7 @@ def run(
     from edge.bundle import Bundle
     from edge.errors import SourceError
     from edge.loop import Runtime
+    from edge.provenance import provenance, write_json
     from edge.sinks import JsonlSink, VideoSink, check_target
     from edge.sources import open_source, quiet_opencv
     from edge.summary import Summary
@@ -128,7 +128,7 @@ def run(
     if stop.is_set():
         console.print("stopped by a signal")
     if report is not None:
-        _write_json(
+        write_json(
             report,
             {
                 "source": frames.name,
@@ -138,7 +138,7 @@ def run(
                 "independent": alone,
                 "stopped": stop.is_set(),
                 **summary.to_json(),
-                **_versions(),
+                **provenance(),
             },
         )
     if lost is not None:
@@ -166,6 +166,7 @@ def oracle(
     from edge.bundle import Bundle
     from edge.errors import SourceError
     from edge.preprocess import preprocess
+    from edge.provenance import write_json
     from edge.sinks import check_target
     from edge.sources import ImageSource, open_source, quiet_opencv
 
@@ -203,7 +204,7 @@ def oracle(
         console.print(line, markup=False)
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
-        _write_json(report, rows)
+        write_json(report, rows)
 
 
 def _results(
@@ -250,21 +251,3 @@ def _line(result: Result, alone: bool) -> str:
         f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.expected_severity:.1f}"
         f"  ->  {mix}  {result.label} {result.confidence:.0%}"
     )
-
-
-def _write_json(path: Path, content: object) -> None:
-    from edge.atomic import atomic_write_bytes
-
-    atomic_write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _versions() -> dict[str, object]:
-    import platform
-
-    import cv2
-    import numpy as np
-    import onnxruntime
-
-    machine = {"system": platform.platform(), "processor": platform.machine()}
-    versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
-    return {"machine": machine, "versions": {"python": platform.python_version(), **versions}}

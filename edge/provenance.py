@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.atomic import atomic_write_bytes
+from edge.sources import hide_password
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 
@@ -23,7 +24,7 @@ def provenance(**details: Any) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": hide_password(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "machine": {"processor": _processor(), "system": platform.system()},
         "versions": versions,
         **details,
