@@ -10,6 +10,7 @@ The reference outputs are described in tests/data/corruptions/README.md.
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 import zlib
@@ -282,7 +283,7 @@ def parity(
                     pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
                     row["severity"][str(severity)]["imagecorruptions"] = asdict(max(pairs, key=lambda d: d.largest))
             result.setdefault(name, {})[str(size)] = row
-    content = provenance(seed=seed, imagecorruptions=version("imagecorruptions-imaug"), corruptions=result)
+    content = _provenance(seed=seed, corruptions=result)
     if json_file:
         write_json(json_file, content)
     typer.echo(parity_table(content))
@@ -356,15 +357,7 @@ def throughput(
                     times["ours"].append((middle - start) * 1e3 / len(batch))
                     times["imagecorruptions"].append((end - middle) * 1e3 / len(singles))
             result.setdefault(name, {})[str(size)] = {who: _quartiles(values) for who, values in times.items()}
-    content = provenance(
-        seed=seed,
-        severity=severity,
-        rounds=rounds,
-        threads=1,
-        batch=_BATCH,
-        imagecorruptions=version("imagecorruptions-imaug"),
-        ms_per_image=result,
-    )
+    content = _provenance(seed=seed, severity=severity, rounds=rounds, batch=_BATCH, ms_per_image=result)
     if json_file:
         write_json(json_file, content)
     typer.echo(throughput_table(content))
@@ -402,6 +395,12 @@ def _spread(time: dict[str, float]) -> str:
 def _one_thread() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def _provenance(**details: Any) -> dict[str, Any]:
+    content = provenance(command=" ".join(["python -m benchmarks.corruptions", *sys.argv[1:]]), threads=1, **details)
+    content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
+    return content
 
 
 # --- README ----------------------------------------------------------------------------------------------------------

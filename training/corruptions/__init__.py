@@ -59,8 +59,16 @@ def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, seeds: Tensor, a
     corruption, size = REGISTRY[name], images.shape[-1]
     if corruption.whole:
         severity = severity.round()
-    c = constants_of(name, size, severity)
-    out = corruption.apply(images.float(), c, *corruption.draw(Stream(seeds, name), c, size))
+    x = images.float()
+    draws = corruption.draw(Stream(seeds, name), constants_of(name, size, severity), size)
+    if corruption.blend:
+        low = severity.floor()
+        out = corruption.apply(x, constants_of(name, size, low), *draws)
+        share = (severity - low)[:, None, None, None]
+        if bool((share > 0).any()):
+            out = out.lerp(corruption.apply(x, constants_of(name, size, severity.ceil()), *draws), share)
+    else:
+        out = corruption.apply(x, constants_of(name, size, severity), *draws)
     saved = blur.truncate(out).to(torch.uint8)
     if as_saved and constants.scale_for(size) != 32:
         saved = digital.jpeg(saved, [85] * len(saved))

@@ -96,11 +96,13 @@ def _disk(radius: float, alias_blur: float) -> Any:
 
 def defocus_blur(x: Tensor, c: Tensor) -> Tensor:
     """Convolve with a disk, edges mirrored about the outermost pixels; `c` is the flattened kernel."""
-    n, channels, height, width = x.shape
+    n, channels = x.shape[:2]
     side = math.isqrt(c.shape[1])
-    pad = side // 2
-    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").view(1, n * channels, height + 2 * pad, width + 2 * pad)
-    kernels = c.view(n, 1, 1, side, side).expand(n, channels, 1, side, side).reshape(n * channels, 1, side, side)
+    kernels = c.view(n, side, side)
+    trim = int((kernels.amax((0, 1)) > 0).int().argmax())
+    kernels = kernels[:, trim : side - trim, trim : side - trim].repeat_interleave(channels, 0)[:, None]
+    pad = side // 2 - trim
+    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").flatten(0, 1)
     return F.conv2d(padded, kernels, groups=n * channels).view_as(x)
 
 

@@ -46,28 +46,30 @@ def saturate(x: Tensor, c: Tensor) -> Tensor:
 def pixelate(x: Tensor, c: Tensor) -> Tensor:
     """Shrink to int(c[0]·H) pixels by Pillow's box filter, then repeat pixels; whole grey levels."""
     size = x.shape[-1]
-    sides, which = torch.unique((c[:, 0].double() * size + 1e-4).long(), return_inverse=True)
-    matrix = torch.stack([_box_matrix(size, int(side)) for side in sides]).to(x.device)[which]
-    n, channels = x.shape[:2]
-    # Pillow goes along the rows, rounds, and only then down the columns.
-    transposed = matrix.transpose(1, 2)
-    x = torch.bmm(x.reshape(n, channels * size, size), transposed).add_(0.5 + 1e-3).floor_()
-    x = x.view(n, channels, size, size).transpose(2, 3).reshape(n, channels * size, size)
-    x = torch.bmm(x, transposed).add_(0.5 + 1e-3).floor_()
-    return x.view(n, channels, size, size).transpose(2, 3)
+    sides = (c[:, 0].double() * size + 1e-4).long()
+    out = torch.empty_like(x)
+    for side in torch.unique(sides).tolist():
+        which = (sides == side).nonzero()[:, 0]
+        box = _box_matrix(size, side).to(x.device)
+        # Pillow goes along the rows, rounds, and only then down the columns.
+        rows = (x[which] @ box).add_(0.5 + 1e-3).floor_()
+        both = (rows.transpose(2, 3).contiguous() @ box).add_(0.5 + 1e-3).floor_()
+        back = ((torch.arange(size, device=x.device) + 0.5) * (side / size)).long()
+        out[which] = both[:, :, back][:, :, :, back].transpose(2, 3)
+    return out
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _box_matrix(size: int, side: int) -> Tensor:
-    """Pillow's BOX down to `side` and up again, as one matrix (size, size): whole pixels enter or do not."""
+    """Pillow's BOX from `size` to `side` pixels as a matrix (size, side): whole pixels enter or do not."""
     scale = size / side
-    down = torch.zeros(side, size)
+    matrix = torch.zeros(size, side)
     for i in range(side):
         centre = (i + 0.5) * scale
         first, last = max(int(centre - scale / 2 + 0.5), 0), min(int(centre + scale / 2 + 0.5), size)
         inside = [j for j in range(first, last) if -0.5 < (j - centre + 0.5) / scale <= 0.5]
-        down[i, inside] = 1 / len(inside)
-    return down[((torch.arange(size) + 0.5) / scale).long()]
+        matrix[inside, i] = 1 / len(inside)
+    return matrix
 
 
 def jpeg_compression(x: Tensor, c: Tensor) -> Tensor:

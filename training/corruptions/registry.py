@@ -19,12 +19,17 @@ Draws = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One corruption: `apply(x, c, *draws)`, where `table` gives `c` for severity 0…5 and `draw` the randomness."""
+    """One corruption: `apply(x, c, *draws)`, where `table` gives `c` for severity 0…5 and `draw` the randomness.
+
+    Between whole severities `c` is interpolated, unless it exists at `whole` ones only; or the images of the two
+    neighbours are to `blend`, under the same draws.
+    """
 
     apply: Callable[..., Tensor]
     table: Callable[[Rows], Rows]
     draw: Callable[[Stream, Tensor, int], Draws] = lambda stream, c, size: ()
     whole: bool = False
+    blend: bool = False
 
 
 def _from(*zero: float) -> Callable[[Rows], Rows]:
@@ -57,8 +62,9 @@ REGISTRY: dict[str, Corruption] = {
     "zoom_blur": Corruption(blur.zoom_blur, blur.zoom_table),
     "snow": Corruption(
         weather.snow,
-        lambda rows: [[*rows[0][:6], 1, 0]] + [[*row, 1] for row in rows],
+        _from(0, 0, 1, 1, 1, 1, 1),
         lambda s, c, n: (s.normal(n, n), s.uniform(low=-135, high=-45)),
+        blend=True,  # zooming white noise a little, on the way to a larger zoom, would soften the flakes away
     ),
     "frost": Corruption(weather.frost, _from(1, 0), _draw_frost),
     "fog": Corruption(

@@ -31,15 +31,14 @@ def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
 
     Args:
         x: images.
-        c: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image;
-            strength of the flakes (1 from severity 1 on).
+        c: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
         z: standard normal (N, H, H).
         angle: of the motion, degrees, (N,), U(−135, −45) in the reference.
     """
-    mean, deviation, zoom, threshold, _, _, weight, strength = c[:, :, None, None, None].unbind(1)
-    flakes = clipped_zoom((z[:, None] * deviation + mean), zoom.flatten())
+    mean, deviation, zoom, threshold, _, _, weight = c[:, :, None, None, None].unbind(1)
+    flakes = clipped_zoom(z[:, None] * deviation + mean, zoom.flatten())
     flakes = torch.where(flakes < threshold, 0.0, flakes) * 255
-    flakes = motion_blur(truncate(flakes), c[:, 4:6], angle) * strength
+    flakes = motion_blur(truncate(flakes), c[:, 4:6], angle)
     grey = (x * x.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
     white = weight * x + (1 - weight) * torch.maximum(x, grey * 1.5 + 127.5)
     return white + (flakes + flakes.flip(2, 3))
