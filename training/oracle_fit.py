@@ -155,7 +155,7 @@ def fit_oracle(
     return network
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def oracle_logits(network: OracleNetwork, x: Tensor, batch_size: int = 500) -> Tensor:
     """float32 logits (N, 1 + C·S) of uint8 images (N, 3, H, W)."""
     return torch.cat([network(part.float().div(255)) for part in x.split(batch_size)])
