@@ -18,7 +18,7 @@ def demo(
         "demo"
     ),
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of model and oracle.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = 1,
 ) -> None:
     """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.
 
@@ -49,9 +49,9 @@ def replay(
     ],
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
     severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
-    limit: Annotated[int | None, typer.Option(help="At most this many images of each set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads of model and oracle.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = None,
     report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Replay the oracle against a corrupted test set: accuracy never patched, with the oracle, and when told.
@@ -68,7 +68,10 @@ def replay(
         from benchmarks.replay import replay as run
         from edge.provenance import provenance, write_json
     from edge.bundle import Bundle
+    from edge.sinks import check_target
 
+    if report is not None:
+        check_target(report)
     result = run(
         Bundle.load(bundle), data, severities=severities, limit=limit, seed=seed, threads=threads, progress=typer.echo
     )
@@ -99,7 +102,8 @@ def ways(
     work: Annotated[Path, typer.Option(help="Work folder of a build whose jobs tuned and residual are done.")],
     data: Annotated[str, typer.Option(help="The build's images; the test split is reported on.")],
     recipe: Annotated[str, typer.Option(help="The build's recipe.")] = "cifar10_vgg16",
-    limit: Annotated[int, typer.Option(help="Test images.")] = 2000,
+    size: Annotated[int | None, typer.Option(help="The build's --size.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
@@ -118,9 +122,9 @@ def ways(
         from training.build import Build
         from training.data import load_images
         from training.recipe import load_recipe
-    test = load_images(data, "test", cache=work / "images")
+    test = load_images(data, "test", size=size, cache=work / "images")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
-    build = Build(load_recipe(recipe), data, work)
+    build = Build(load_recipe(recipe), data, work, size=size)
     result = compare_ways(build, test.take(order[:limit]), seed=seed, progress=typer.echo)
     if report is not None:
         write_json(report, provenance(data=Path(data).name, seed=seed, threads=torch.get_num_threads()) | result)

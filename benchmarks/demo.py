@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from edge.bundle import Bundle
-from edge.sinks import JsonlSink, VideoSink
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from edge.bundle import Bundle
 from edge.loop import STAGES, Result, Runtime
 from edge.models.base import PatchableModel
 from edge.preprocess import preprocess
+from edge.provenance import provenance, write_json
+from edge.sinks import JsonlSink, VideoSink
 from edge.sources import ArraySource
 from oracle.belief import CLEAN
+from oracle.errors import InputError
 from oracle.policy import ToldPolicy
 
 DEMO_DATA = Path(__file__).parent / "demo_data"
@@ -41,11 +41,13 @@ class DemoStream:
         images: uint8, (N, H, W, 3), RGB.
         labels: int64 (N,), indices into the classes of the bundle.
         corruptions: {name: severity} in each frame; empty means clear.
+        classes: the class names.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     corruptions: tuple[dict[str, float], ...]
+    classes: tuple[str, ...]
 
     def dominant(self, index: int) -> tuple[str, float]:
         """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
@@ -64,6 +66,7 @@ def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
         np.ascontiguousarray(tiles[:count]),
         np.array([frame["label"] for frame in record["frames"]]),
         tuple(frame["corruptions"] for frame in record["frames"]),
+        tuple(record["classes"]),
     )
 
 
@@ -84,6 +87,11 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
     from benchmarks.timeline import draw_timeline
 
     stream = load_stream()
+    if bundle.manifest.classes != stream.classes:
+        raise InputError(
+            f"bundle {bundle.manifest.name} knows {', '.join(bundle.manifest.classes[:3])}, …; the demo's frames show "
+            f"{', '.join(stream.classes[:3])}, …: use rws run for your own"
+        )
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = bundle.model("onnx", threads=threads)
@@ -112,7 +120,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
     summary["bundle"] = bundle.manifest.name
     draw_timeline(stream, results, right, out / "timeline.png")
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(out / "summary.json", summary)
     return summary
 
 
@@ -141,8 +149,7 @@ def _summary(results: Sequence[Result], right: dict[str, NDArray[np.bool_]], str
             stage: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)}
             for stage, values in times.items()
         },
-        "versions": {name: version(name) for name in ("rws-edge", "onnxruntime", "numpy", "opencv-python")},
-        "machine": {"python": platform.python_version(), "processor": platform.machine()},
+        **provenance(),
     }
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from edge.bundle import Bundle
 from numpy.typing import NDArray
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 
+from edge.bundle import Bundle
 from edge.models.base import PatchableModel
 from oracle.belief import CLEAN
 from oracle.errors import InputError
 from oracle.policy import Mix, ToldPolicy
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, load_images
 
 WAYS = ("std", "trained", "perfect", "best", "always")
@@ -45,7 +45,8 @@ def test_sets(
     """The sets to replay: clean images and their corruptions, or a set that is corrupted already.
 
     Args:
-        source: a clean folder (`<class>/<image>`, or with `test/` above it) or data set name, corrupted here; a folder
+        source: a clean folder (`<class>/<image>`, or with `test/` above it) or data set name, resized to the bundle's
+            input as frames are, and corrupted here; a folder
             in ImageNet-C's layout `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files.
             The latter two hold clean images only where there is a `clean/<class>/` folder or a `clean.npy`.
         classes: the bundle's class names.
@@ -64,13 +65,14 @@ def test_sets(
         sets = _folder_sets(folder, severities)
     else:
         split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
-        sets = _corrupted_sets(load_images(source, split), severities, limit, seed)
+        sets = _corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
     for found in sets:
-        _check(found.images, classes, size, source)
-        yield TestSet(found.corruption, found.severity, _subset(found.images, limit, seed))
+        images = _fitted(found.images, classes, size, source)
+        yield TestSet(found.corruption, found.severity, _subset(images, limit, seed))
 
 
-def _check(images: Images, classes: Sequence[str], size: int, source: str) -> None:
+def _fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
+    """The images with the bundle's class order, after everything was found to fit."""
     missing = [name for name in classes if name not in images.classes]
     unknown = [name for name in images.classes if name not in classes]
     if missing or unknown:
@@ -79,6 +81,8 @@ def _check(images: Images, classes: Sequence[str], size: int, source: str) -> No
     if tuple(images.pixels.shape[2:]) != (size, size):
         height, width = images.pixels.shape[2:]
         raise InputError(f"{source}: images are {width}x{height}, the bundle takes {size}x{size}; resize them first")
+    order = torch.tensor([list(classes).index(name) for name in images.classes])
+    return Images(images.pixels, order[images.labels], tuple(classes))
 
 
 def _subset(images: Images, limit: int | None, seed: int) -> Images:
@@ -113,19 +117,29 @@ def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[TestSet]:
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[TestSet]:
-    labels = torch.from_numpy(np.load(folder / "labels.npy").astype(np.int64))
+    labels = torch.from_numpy(_load_array(folder / "labels.npy").astype(np.int64))
     for name in (CLEAN, *CORRUPTIONS):
         file = folder / f"{name}.npy"
         if not file.is_file():
             continue
-        array = np.load(file, mmap_mode="r")
+        array = _load_array(file)
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
             raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
+        if len(labels) < len(array):
+            raise InputError(f"{file}: {len(array)} images, but labels.npy holds {len(labels)} labels")
         count = len(array) if name == CLEAN else len(array) // len(SEVERITIES)
         for severity in (0,) if name == CLEAN else severities:
             start = 0 if name == CLEAN else (severity - 1) * count
             pixels = torch.from_numpy(np.ascontiguousarray(array[start : start + count].transpose(0, 3, 1, 2)))
             yield TestSet(name, severity, Images(pixels, labels[start : start + count], tuple(classes)))
+
+
+def _load_array(file: Path) -> NDArray[np.generic]:
+    try:
+        array: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{file}: is not a whole NumPy array file ({error})") from error
+    return array
 
 
 class Replayer:

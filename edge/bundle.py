@@ -179,12 +179,7 @@ class Bundle:
             return OnnxModel(content, self.signatures, self.signatures.tensors, threads=threads)
         from edge.models.torch_model import TorchModel
 
-        model = TorchModel.from_onnx(content, self.signatures, self.signatures.tensors)
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-        return model
+        return TorchModel.from_onnx(content, self.signatures, self.signatures.tensors, threads=threads)
 
     def oracle(self, threads: int | None = None) -> Oracle:
         """The corruption classifier.
@@ -364,7 +359,12 @@ def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: dict[str,
     old = bundle.manifest
     change = {**change, "measured_before": old.measured}
     provenance = {**old.provenance, "changes": [*old.provenance.get("changes", []), change]}
-    contents = {name: bundle.read(name) for name in FILES} | {SIGNATURES: signatures.to_bytes()}
+    # What was measured of a signature that is taken out must not serve another one of its name later.
+    measured = bundle.table.limited_to([name for name in signatures.names if name in bundle.signatures.names])
+    contents = {name: bundle.read(name) for name in FILES} | {
+        SIGNATURES: signatures.to_bytes(),
+        POLICY: write_tensors(measured.to_arrays(), _POLICY_DESCRIPTION),
+    }
     return _publish(bundle.path, replace(old, provenance=provenance, measured={}), contents)
 
 

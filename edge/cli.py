@@ -37,6 +37,11 @@ class CommandGroup(TyperGroup):
         except RwsError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+            raise typer.Exit(2) from error
 
 
 def _load(entry_point: EntryPoint) -> Any:

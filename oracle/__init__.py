@@ -3,7 +3,7 @@
 from oracle.belief import CLEAN, Belief, certain
 from oracle.errors import FormatError, InputError, RwsError
 from oracle.network import Oracle
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy, load_policy
+from oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy
 from oracle.temporal import BeliefFilter
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "RwsError",
     "ToldPolicy",
     "certain",
-    "load_policy",
 ]

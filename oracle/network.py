@@ -64,7 +64,11 @@ class Oracle:
         Raises:
             InputError: if shape or dtype is not what the oracle was trained for.
         """
-        if x.ndim != 4 or x.shape[1:] != self.input_shape or x.dtype != np.float32:
+        fits = x.ndim == 4 and all(
+            found == expected or not isinstance(expected, int)
+            for found, expected in zip(x.shape[1:], self.input_shape, strict=True)
+        )
+        if not fits or x.dtype != np.float32:
             raise InputError(
                 f"oracle: got {x.dtype} {x.shape[1:] if x.ndim == 4 else x.shape}, expected float32 {self.input_shape}"
             )

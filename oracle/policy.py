@@ -182,19 +182,3 @@ class ToldPolicy:
     def choose_told(self, name: str, severity: float) -> Mix:
         """The mix for a true type at a true severity."""
         return self.table.mix(self.action(name, severity))
-
-
-def load_policy(
-    arrays: Mapping[str, NDArray[np.generic]],
-    corruptions: Sequence[str],
-    levels: Sequence[float],
-    *,
-    margin: float = 0.0,
-    clean_weight: float = 1.0,
-) -> ExpectedGainPolicy:
-    """The default policy from the tensors of `policy.safetensors`.
-
-    Raises:
-        FormatError: if a tensor is missing or does not fit.
-    """
-    return ExpectedGainPolicy(GainTable.from_arrays(arrays, corruptions, levels), margin, clean_weight)

@@ -24,6 +24,8 @@ class BeliefFilter:
         levels: severity levels of the joint states.
         jump: probability that the state is drawn anew from one frame to the next.
         drift: probability that the severity moves one level up or down.
+        prior: how often each joint state occurred in the oracle's training, (1 + C·S,), sums to 1; None: clean and each
+            type equally often, each level of a type equally often.
         evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
             of one scene are not independent.
 
@@ -38,6 +40,7 @@ class BeliefFilter:
         jump: float = 0.02,
         drift: float = 0.1,
         evidence: float = 0.7,
+        prior: Sequence[float] | None = None,
     ) -> None:
         if not (0 < jump < 1 and 0 <= drift < 1 and jump + drift < 1 and 0 < evidence <= 1):
             raise InputError(
@@ -50,6 +53,9 @@ class BeliefFilter:
         # A frame is drawn clean or from one of the types with equal odds: the distribution that a jump draws from.
         self._fresh = np.full(1 + count * steps, 1 / ((1 + count) * steps))
         self._fresh[0] = 1 / (1 + count)
+        self._prior = self._fresh if prior is None else np.array(prior, np.float64)
+        if self._prior.shape != self._fresh.shape or not (self._prior > 0).all() or abs(self._prior.sum() - 1) > 1e-3:
+            raise InputError(f"filter: prior must be {len(self._fresh)} positive numbers that sum to 1")
         self._state: NDArray[np.float64] | None = None
 
     def reset(self) -> None:
@@ -58,7 +64,7 @@ class BeliefFilter:
 
     def update(self, belief: Belief) -> Belief:
         """The belief after this frame, given all frames since the last reset."""
-        likelihood = (np.maximum(belief.joint.astype(np.float64), 1e-6) / self._fresh) ** self.evidence
+        likelihood = (np.maximum(belief.joint.astype(np.float64), 1e-6) / self._prior) ** self.evidence
         if self._state is None:
             # Alone, a frame keeps the oracle's own verdict: the filter never changes independent images.
             self._state = belief.joint.astype(np.float64)

@@ -87,7 +87,9 @@ neighbour_alphas = [1.0]
 def rws(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the installed command line in a process of its own."""
     command = [str(Path(sys.executable).with_name("rws")), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """From clean images to a bundle, as independent jobs.
 
 Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
-already, the job is done, so a build that was stopped goes on where it was, and several processes (or machines that
-share the folder) can each take some of the jobs. The work folder belongs to one recipe and one set of images.
+already and was made from the same things, the job is done. So a build that was stopped goes on where it was, and
+several processes (or machines that share the folder) can each take some of the jobs.
 
     init ─► std ─┬─► signature-tuned-<c> ──┬─► gain ─► bundle
              └───┼─► robust-<c> ─► signature-residual-<c>
@@ -11,10 +11,12 @@ share the folder) can each take some of the jobs. The work folder belongs to one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images, load_images, split_train_validation
 from training.export import export_onnx
 from training.fit import Corrupted, FitRecipe, accuracy, fit
-from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from training.models import build_model, fold_batchnorm, shallow_tensors
 from training.oracle_fit import (
     LEVELS,
     OracleNetwork,
@@ -43,6 +45,7 @@ from training.oracle_fit import (
     fit_temperature,
     joint_target,
     oracle_logits,
+    training_prior,
 )
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
@@ -64,7 +67,7 @@ class Build:
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
-        InputError: if `work` holds another build.
+        InputError: if the device is not there. Jobs raise it where `work` holds files of another build.
     """
 
     def __init__(
@@ -80,25 +83,18 @@ class Build:
         self.recipe, self.source, self.work, self.size = recipe, source, work, size
         self.device = torch.device(device)
         self._progress = progress
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
         work.mkdir(parents=True, exist_ok=True)
-        self._claim()
-
-    def _claim(self) -> None:
-        marker = self.work / "recipe.json"
-        # What only later jobs read may change: their own files are then removed by hand.
-        identity = {
-            key: value for key, value in self.recipe.to_dict().items() if key in ("seed", "data", "model", "init")
-        }
-        identity |= {"source": self.source, "size": self.size}
-        text = json.dumps(identity, indent=1)
-        if marker.exists() and marker.read_text() != text:
-            raise InputError(f"{self.work} holds a build of another recipe or data; give another --work")
-        atomic_write_bytes(marker, text.encode())
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
         data = load_images(self.source, "train", size=self.size, cache=self.work / "images")
-        train, validation = split_train_validation(data, self.recipe.data.validation, self.recipe.seed)
+        height, width = data.pixels.shape[2:]
+        if height != width:
+            raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
+        count = min(self.recipe.data.validation, len(data) // 10)
+        train, validation = split_train_validation(data, count, self.recipe.seed)
         return train.to(self.device), validation.to(self.device)
 
     @property
@@ -110,6 +106,10 @@ class Build:
     def validation(self) -> Images:
         """The images that calibration and the gain table are measured on."""
         return self._splits[1]
+
+    @cached_property
+    def _data_digest(self) -> str:
+        return self.train.digest()
 
     def _report(self, job: str) -> Progress:
         start = time.monotonic()
@@ -123,48 +123,52 @@ class Build:
 
         return report
 
-    def _new_model(self) -> nn.Module:
-        settings = self.recipe.to_dict()["model"]
-        torch.manual_seed(self.recipe.seed)
-        return build_model(ModelSpec(classes=len(self.train.classes), **settings))
+    def _is_done(self, artefact: Path, *depends_on: Any) -> bool:
+        """Whether a job's file is there, made from the same recipe, images and earlier files.
 
-    def _trained(self, job: str) -> nn.Module:
-        model = self._new_model()
-        model.load_state_dict(torch.load(self.work / f"{job}.pt", weights_only=True, map_location="cpu")["model"])
-        return model.to(self.device)
+        What that is lies beside it in `<file>.from`, so that a file of another build is never taken for this one's.
+
+        Raises:
+            InputError: if the file is there but was made from something else.
+        """
+        identity = json.dumps([self._data_digest, self.recipe.seed, *depends_on], default=asdict, indent=1)
+        note = artefact.with_name(f"{artefact.name}.from")
+        if not artefact.exists():
+            atomic_write_bytes(note, identity.encode())
+            return False
+        if not note.exists() or note.read_text() != identity:
+            raise InputError(f"{artefact} was made from another recipe or data; remove it, or give another --work")
+        return True
+
+    def _new_model(self) -> nn.Module:
+        torch.manual_seed(self.recipe.seed)
+        return build_model(self.recipe.model, len(self.train.classes))
+
+    def _fit(
+        self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
+    ) -> nn.Module:
+        checkpoint = self.work / f"{job}.pt"
+        self._is_done(checkpoint, self.recipe.model, recipe, corrupted, *origin)
+        report = self._report(job)
+        return fit(model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=checkpoint, report=report)
 
     def init(self) -> nn.Module:
         """The standard model that is trained first."""
         model = self._new_model()
-        return fit(
-            model,
-            self.train,
-            self.recipe.init,
-            seed=self.recipe.seed,
-            checkpoint=self.work / "init.pt",
-            report=self._report("init"),
-        )
-
-    def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-        self.init()
-        return fit(
-            self._trained("init"),
-            self.train,
-            recipe,
-            corrupted=corrupted,
-            seed=self.recipe.seed + 1,
-            checkpoint=self.work / f"{job}.pt",
-            report=self._report(job),
-        )
+        shallow_tensors(
+            fold_batchnorm(model), self.recipe.signatures.layers
+        )  # refuse before hours of training, not after
+        return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed)
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
-        return self._continue("std", self.recipe.continued, Corrupted())
+        return self._fit("std", self.init(), self.recipe.continued, Corrupted(), self.recipe.seed + 1, self.recipe.init)
 
     def robust(self, corruption: str) -> nn.Module:
         """θ_r: the init, continued on images with one corruption."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
-        return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
+        job = f"robust-{corruption}"
+        return self._fit(job, self.init(), self.recipe.robust, corrupted, self.recipe.seed + 1, self.recipe.init)
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -179,14 +183,16 @@ class Build:
     def signature(self, way: str, corruption: str) -> Deltas:
         """The float32 signature of one corruption, made in the way `tuned` or `residual`."""
         path = self.work / f"signature-{way}-{corruption}.safetensors"
-        if not path.exists():
-            settings = self.recipe.signatures
+        settings = self.recipe.signatures
+        made_by = self.recipe.tuned if way == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
+        corrupted = Corrupted(corruption, settings.severity)
+        if not self._is_done(path, shallow_sha256(self.clean_tensors()), corrupted, made_by):
             report = self._report(path.stem)
             if way == "tuned":
                 deltas = tuned_signature(
                     self.folded,
                     self.train,
-                    Corrupted(corruption, settings.severity),
+                    corrupted,
                     self.tensors,
                     self.recipe.tuned,
                     seed=self.recipe.seed + 1,
@@ -195,7 +201,7 @@ class Build:
                 )
             else:
                 robust = fold_batchnorm(self.robust(corruption))
-                init = fold_batchnorm(self._trained("init"))
+                init = fold_batchnorm(self.init())
                 weights = [dict(model.named_parameters()) for model in (init, self.folded, robust)]
                 deltas = residual_signature(*weights, self.tensors, settings.projection)
             save_deltas(deltas, path)
@@ -210,17 +216,17 @@ class Build:
     def signatures(self, way: str | None = None, bits: int | None = None, per: str | None = None) -> SignatureSet:
         """All signatures, quantised as the recipe says unless told otherwise."""
         settings = self.recipe.signatures
-        deltas = {
-            corruption: {name: delta.numpy() for name, delta in self.signature(way or settings.way, corruption).items()}
-            for corruption in CORRUPTIONS
-        }
+        deltas = {}
+        for corruption in CORRUPTIONS:
+            exact = self.signature(way or settings.way, corruption)
+            deltas[corruption] = {name: exact[name].numpy() for name in self.tensors}
         clean_hash = shallow_sha256(self.clean_tensors())
         return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)  # type: ignore[arg-type]
 
     def oracle(self) -> tuple[bytes, dict[str, float]]:
         """The oracle as ONNX bytes, and its scores on validation images."""
         network_file, scores_file = self.work / "oracle.onnx", self.work / "oracle.json"
-        if not (network_file.exists() and scores_file.exists()):
+        if not self._is_done(network_file, self.recipe.oracle):
             report = self._report("oracle")
             network = fit_oracle(
                 self.train,
@@ -233,8 +239,8 @@ class Build:
             target = joint_target(types, severities)
             temperature = fit_temperature(logits, target)
             scores = {"temperature": round(temperature, 4)} | _oracle_scores((logits / temperature).softmax(1), types)
-            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size))
             atomic_write_bytes(scores_file, json.dumps(scores).encode())
+            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size))
             report(scores)
         return network_file.read_bytes(), json.loads(scores_file.read_text())
 
@@ -250,12 +256,13 @@ class Build:
     def gain(self) -> tuple[GainTable, dict[str, Any]]:
         """The gain table of the shipped signatures, and the policy's settings."""
         table_file, settings_file = self.work / "gain.npz", self.work / "policy.json"
-        if not (table_file.exists() and settings_file.exists()):
+        oracle, signatures = self.oracle(), self.signatures()
+        inputs = [hashlib.sha256(content).hexdigest() for content in (oracle[0], signatures.to_bytes())]
+        if not self._is_done(table_file, self.recipe.calibration, *inputs):
             report = self._report("gain")
-            self.oracle()
             table = measure_gain(
                 self.folded,
-                self.signatures(),
+                signatures,
                 self.validation,
                 self.recipe.calibration,
                 LEVELS,
@@ -265,20 +272,21 @@ class Build:
             network = OracleNetwork(self.recipe.oracle.widths)
             network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True, map_location="cpu")["model"])
             logits, types, severities = self._oracle_validation(network.eval())
-            joint = (logits / self.oracle()[1]["temperature"]).softmax(1).numpy()
+            joint = (logits / oracle[1]["temperature"]).softmax(1).numpy()
             levels = severities.round().clamp(1, len(LEVELS)).long()
             states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
             weight, expected = choose_clean_weight(table, joint, states, self.recipe.calibration.allowed_clean_loss)
-            policy = {"margin": 0.5, "clean_weight": weight}
+            settings = {"clean_weight": weight, "expected": expected}
+            atomic_write_bytes(settings_file, json.dumps(settings).encode())
             with atomic_path(table_file) as temporary, open(temporary, "wb") as handle:
                 np.savez(handle, **table.to_arrays())
-            atomic_write_bytes(settings_file, json.dumps({"policy": policy, "expected": expected}).encode())
-            report({"policy": policy, "expected": expected})
+            report(settings)
         arrays = dict(np.load(table_file))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), json.loads(settings_file.read_text())
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically."""
+        stream = self.recipe.stream
         table, policy = self.gain()
         oracle, oracle_scores = self.oracle()
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
@@ -293,8 +301,13 @@ class Build:
             oracle=oracle,
             severity_levels=LEVELS,
             policy_arrays=table.to_arrays(),
-            policy=policy["policy"],
-            filter={},
+            policy={"margin": stream.margin, "clean_weight": policy["clean_weight"]},
+            filter={
+                "jump": stream.jump,
+                "drift": stream.drift,
+                "evidence": stream.evidence,
+                "prior": [round(share, 6) for share in training_prior(self.recipe.oracle).tolist()],
+            },
             provenance={
                 "recipe": self.recipe.to_dict(),
                 "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},

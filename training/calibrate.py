@@ -72,7 +72,7 @@ class PatchedModel:
             for name, alpha in mix.items():
                 weights += alpha * self._deltas[name][tensor].to(weights)
             parameter.copy_(weights)
-        return predict(self.model, pixels, precision="bf16").argmax(1) == labels
+        return predict(self.model, pixels).argmax(1) == labels
 
 
 def measure_gain(

@@ -1,18 +1,41 @@
-"""Folded weights of a trained model, whichever file it lies in."""
+"""Models that were trained elsewhere, whichever file they lie in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import torch
-from torch import Tensor
+from onnx import numpy_helper
+from torch import Tensor, nn
 
 from edge.models.onnx_graph import prepare, read_model
 from edge.models.onnx_graph import shallow_tensors as shallow_onnx
 from oracle.errors import FormatError, InputError
-from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from training.models import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
 from training.recipe import load_recipe
+
+
+def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
+    """The folded network of a state dict.
+
+    Args:
+        path: `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
+        recipe: recipe that names the architecture.
+        classes: number of classes.
+
+    Raises:
+        InputError: if the file is missing or its architecture is not told.
+        FormatError: if it does not hold that architecture's weights.
+    """
+    if recipe is None:
+        raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
+    network = build_model(load_recipe(recipe).model, classes)
+    state = read_state_dict(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise FormatError(f"{path} does not hold the weights of {recipe}: {str(error).splitlines()[-1]}") from error
+    return fold_batchnorm(network)
 
 
 def folded_weights(
@@ -21,34 +44,22 @@ def folded_weights(
     """Weights by name after folding BatchNorm, and the names of the shallow ones.
 
     Args:
-        path: `.onnx`; or a state dict (`.pt`, also one of `rws build`, or `.safetensors`), which needs `recipe`.
-        layers: the shallowest n layers.
-        recipe: recipe that names the architecture of a state dict.
-        classes: number of classes of a state dict's model.
+        path: `.onnx`, or a state dict as in `folded_model`.
+        layers: the shallowest n layers (see `training.models.shallow_tensors`).
+        recipe, classes: as in `folded_model`; not needed for `.onnx`.
 
     Raises:
-        InputError: if the file is missing or its architecture is not told.
-        FormatError: if it does not hold what it should.
+        InputError, FormatError: as `folded_model`.
+        BundleError: if an ONNX file cannot be read.
     """
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    if path.suffix == ".onnx":
-        model = prepare(read_model(path))
-        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, shallow_onnx(model, layers)
-    if recipe is None:
-        raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            state = state.get("model", state)
-        network = build_model(ModelSpec(classes=classes, **load_recipe(recipe).to_dict()["model"]))
-        network.load_state_dict(state)
-    except (RuntimeError, KeyError, OSError, AttributeError) as error:
-        raise FormatError(f"{path} does not hold the weights of {recipe}: {str(error).splitlines()[0]}") from error
-    folded = fold_batchnorm(network)
-    return {name: p.detach() for name, p in folded.named_parameters()}, shallow_tensors(folded, layers)
+    if path.suffix != ".onnx":
+        folded = folded_model(path, recipe, classes)
+        return {name: p.detach() for name, p in folded.named_parameters()}, shallow_tensors(folded, layers)
+    model = prepare(read_model(path))
+    weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    names = shallow_onnx(model, convolutions)
+    blocks = group_layers([name.removesuffix(".weight") for name in names[::2]])
+    if not 1 <= layers <= len(blocks):
+        raise InputError(f"{path} has {len(blocks)} layers, cannot take the shallowest {layers}")
+    return weights, tuple(names[: 2 * sum(len(block) for block in blocks[:layers])])

@@ -81,7 +81,8 @@ def load_images(
         source: a folder `<class>/<image>`, a folder that holds `train/` and `test/` (or `val/`) of that form, or the
             name of a torchvision data set (`cifar10`, `cifar100`; downloaded to `~/.cache/rws/torchvision`; another
             folder: `cifar10:/my/folder`).
-        split: `train` or `test`; None takes `source` itself as the class folders.
+        split: `train` or `test`; None takes `source` itself as the class folders, and so does `train` where there are
+            no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
         cache: folder for the decoded arrays; None decodes anew each time.
 
@@ -90,7 +91,7 @@ def load_images(
     """
     name, _, root = str(source).partition(":")
     if name in TORCHVISION_DATASETS and not Path(source).is_dir():
-        return _load_torchvision(name, split or "train", Path(root or Path.home() / ".cache/rws/torchvision"))
+        return _load_torchvision(name, split or "train", Path(root or Path.home() / ".cache/rws/torchvision"), size)
     folder = _split_folder(Path(source), split)
     classes, files, labels = _list_class_folder(folder)
     stored = _cache_file(cache, folder, files, size)
@@ -114,14 +115,16 @@ def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Im
     if len(data) - validation < 2 * len(data.classes):
         raise InputError(f"{len(data)} images are too few to keep {validation} for validation; lower data.validation")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return data.take(order[validation:].sort().values), data.take(order[:validation].sort().values)
+    # Folders are listed class by class: the validation part stays shuffled, so that its first images show all classes.
+    return data.take(order[validation:].sort().values), data.take(order[:validation])
 
 
-def _load_torchvision(name: str, split: str, root: Path) -> Images:
+def _load_torchvision(name: str, split: str, root: Path, size: int | None) -> Images:
     from edge.torchvision_compat import torchvision
 
     dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
-    pixels = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))
+    images = dataset.data if size is None else np.stack([cover(image, size, size) for image in dataset.data])
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return Images(pixels, torch.tensor(dataset.targets), tuple(dataset.classes))
 
 
@@ -129,10 +132,11 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if not root.is_dir():
         known = ", ".join(TORCHVISION_DATASETS)
         raise InputError(f"no folder {root}; give an image folder <class>/<image> or one of {known}")
-    if split is None:
+    present = [name for names in SPLIT_FOLDERS.values() for name in names if (root / name).is_dir()]
+    if split is None or (split == "train" and not present):
         return root
     for name in SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
+        if name in present:
             return root / name
     raise InputError(f"{root} has no folder {' or '.join(SPLIT_FOLDERS[split])}/; expected <split>/<class>/<image>")
 

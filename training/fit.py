@@ -7,6 +7,7 @@ Corruption comes last, after crop and flip: on the device, too, what corrupts a 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,8 +53,7 @@ class FitRecipe:
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise InputError(f"precision {self.precision!r} is not one of bf16, fp32")
+        check_schedule(self)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Batch(NamedTuple):
 
 
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
-    """One epoch of full batches, the same ones for the same seed and epoch."""
+    """One epoch of full batches, the same ones for the same seed and epoch; few images make one batch."""
+    batch_size = min(batch_size, len(data))
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
     for start in range(0, len(data) - batch_size + 1, batch_size):
@@ -123,6 +124,11 @@ def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoc
         pixels = crop_and_flip(data.pixels[index], crop, generator)
         seeds = seeds_for(seed * 1_000_003 + epoch, index)
         yield Batch(pixels, corrupted(pixels, seeds), data.labels[index])
+
+
+def steps_per_epoch(data: Images, recipe: Schedule) -> int:
+    """Full batches in an epoch, at least one."""
+    return max(1, len(data) // recipe.batch_size)
 
 
 def learning_rate_at(recipe: Schedule, step: int, steps: int) -> float:
@@ -156,10 +162,8 @@ def fit(
         report: called after each epoch with {epoch, loss, learning_rate}.
 
     Raises:
-        InputError: if the data holds less than one batch, or the checkpoint belongs to another recipe.
+        InputError: if the loss is no longer finite, or the checkpoint belongs to another recipe.
     """
-    if len(data) < recipe.batch_size:
-        raise InputError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}")
     corrupted = corrupted or Corrupted()
     device = data.pixels.device
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -182,7 +186,7 @@ def fit(
         recipe,
         lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
         loss_of,
-        steps_per_epoch=len(data) // recipe.batch_size,
+        steps_per_epoch=steps_per_epoch(data, recipe),
         identity=repr((sorted(asdict(recipe).items()), corrupted, seed, len(data))),
         checkpoint=checkpoint,
         report=report,
@@ -190,7 +194,7 @@ def fit(
 
 
 class Schedule(Protocol):
-    """What `train` reads of a recipe."""
+    """What every recipe of a training has."""
 
     @property
     def epochs(self) -> int:
@@ -203,6 +207,29 @@ class Schedule(Protocol):
     @property
     def warmup(self) -> float:
         """Share of the steps over which the rate rises."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+    @property
+    def precision(self) -> str:
+        """`bf16` or `fp32`."""
+
+
+def check_schedule(recipe: Schedule) -> None:
+    """Refuse a recipe that cannot be followed.
+
+    Raises:
+        InputError: if a number is out of range or the precision unknown.
+    """
+    if recipe.epochs < 1 or recipe.batch_size < 2 or recipe.learning_rate <= 0 or not 0 <= recipe.warmup < 1:
+        raise InputError(
+            f"recipe: need epochs >= 1, batch_size >= 2, learning_rate > 0, 0 <= warmup < 1; got {recipe.epochs}, "
+            f"{recipe.batch_size}, {recipe.learning_rate}, {recipe.warmup}"
+        )
+    if recipe.precision not in ("bf16", "fp32"):
+        raise InputError(f"precision {recipe.precision!r} is not one of bf16, fp32")
 
 
 def train(
@@ -237,6 +264,8 @@ def train(
     steps = recipe.epochs * steps_per_epoch
     for epoch in range(done, recipe.epochs):
         model.train()
+        # Dropout draws from the global generator: seeded here, a run that was stopped goes on with the same draws.
+        torch.manual_seed(zlib.crc32(f"{identity} {epoch}".encode()))
         losses: list[Tensor] = []
         for step, batch in enumerate(epoch_batches(epoch), start=epoch * steps_per_epoch):
             for group in optimiser.param_groups:

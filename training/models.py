@@ -6,14 +6,20 @@ pooling, one linear layer.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from oracle.errors import InputError
+from oracle.errors import FormatError, InputError
 
 VGG16_STAGES = (2, 2, 3, 3, 3)
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
@@ -25,16 +31,17 @@ class ModelSpec:
     """Which classifier to build.
 
     Args:
-        classes: number of classes.
         architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
         width: multiplier of VGG-16's channel counts.
         widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
         batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
+        weights: where pretrained weights come from: a state dict (`.pt`, `.safetensors`), or the name of a set of
+            torchvision's (`IMAGENET1K_V1`, downloaded). Tensors whose name and shape fit are taken, the others start
+            anew (a head for another number of classes, say). Empty: all start anew.
     """
 
-    classes: int
     architecture: str = "vgg16"
     width: float = 1.0
     widths: tuple[int, ...] = ()
@@ -42,6 +49,7 @@ class ModelSpec:
     small_input: bool = True
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
+    weights: str = ""
 
 
 class Normalise(nn.Module):
@@ -60,7 +68,7 @@ class Normalise(nn.Module):
 class VGG16(nn.Module):
     """VGG-16 for small images; float32 (N, 3, H, W) RGB 0…1 to logits (N, classes)."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()
         widths = spec.widths or tuple(round(width * spec.width) for width in VGG16_WIDTHS)
         if len(widths) != len(VGG16_STAGES) or min(widths) < 1:
@@ -79,7 +87,7 @@ class VGG16(nn.Module):
         self.normalise = Normalise(spec.mean, spec.std)
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, spec.classes)
+        self.classifier = nn.Linear(channels, classes)
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -89,23 +97,82 @@ class VGG16(nn.Module):
         return cast(Tensor, self.classifier(self.pool(self.features(self.normalise(x))).flatten(1)))
 
 
-def build_model(spec: ModelSpec) -> nn.Module:
-    """Build an untrained classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised.
+def build_model(spec: ModelSpec, classes: int) -> nn.Module:
+    """Build a classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives logits (N, classes).
 
     Raises:
-        InputError: if torchvision has no such classifier.
+        InputError: if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
     if spec.architecture == "vgg16":
-        return VGG16(spec)
+        model: nn.Module = VGG16(spec, classes)
+        network = model
+    else:
+        network = _torchvision_classifier(spec, classes)
+        model = nn.Sequential(Normalise(spec.mean, spec.std), network)
+    if spec.weights:
+        _take_weights(network, spec)
+    return model
+
+
+def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
     from edge.torchvision_compat import torchvision
 
     if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {spec.architecture!r}; see torchvision.models.list_models()")
-    network = torchvision.models.get_model(spec.architecture, weights=None, num_classes=spec.classes)
+    network: nn.Module = torchvision.models.get_model(spec.architecture, weights=None, num_classes=classes)
     if spec.small_input and isinstance(network, torchvision.models.ResNet):
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
-    return nn.Sequential(Normalise(spec.mean, spec.std), network)
+    if hasattr(network, "aux_logits"):
+        raise InputError(f"{spec.architecture} has auxiliary outputs in training; take another classifier")
+    return network
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
+
+    Raises:
+        InputError: if there is no such file.
+        FormatError: if it does not hold a state dict.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, weights_only=True, map_location="cpu")
+        )
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{path}: holds no weights that can be read ({reason})") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FormatError(f"{path}: holds no state dict; save model.state_dict()")
+    return state
+
+
+def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
+    if Path(spec.weights).suffix in (".pt", ".safetensors"):
+        found = read_state_dict(Path(spec.weights))
+    else:
+        from edge.torchvision_compat import torchvision
+
+        try:
+            found = torchvision.models.get_model_weights(spec.architecture)[spec.weights].get_state_dict()
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"weights {spec.weights!r}: neither a .pt or .safetensors file nor torchvision's {spec.architecture}"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"weights {spec.weights!r} could not be downloaded ({error}); give a file instead"
+            ) from error
+    own = network.state_dict()
+    fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise InputError(f"weights {spec.weights}: no tensor fits {spec.architecture}, which has {next(iter(own))}, …")
+    network.load_state_dict(fitting, strict=False)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -129,13 +196,20 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     parameters = dict(folded.named_parameters())
     convolutions = [name for name, module in folded.named_modules() if isinstance(module, nn.Conv2d)]
     if any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()):
-        raise InputError("fold BatchNorm first: signatures live in folded weight space")
-    blocks: dict[str, list[str]] = {}
-    for name in convolutions:
-        parts = name.split(".")
-        stage = next((i for i, part in enumerate(parts) if part.startswith("layer") and part[5:].isdigit()), None)
-        blocks.setdefault(name if stage is None else ".".join(parts[: stage + 2]), []).append(name)
+        raise InputError(
+            "BatchNorm is left that could not be folded into a convolution; signatures live in folded weights"
+        )
+    blocks = group_layers(convolutions)
     if not 1 <= layers <= len(blocks):
         raise InputError(f"the model has {len(blocks)} layers, cannot take the shallowest {layers}")
-    chosen = [name for members in list(blocks.values())[:layers] for name in members]
+    chosen = [name for members in blocks[:layers] for name in members]
     return tuple(f"{name}.{kind}" for name in chosen for kind in ("weight", "bias") if f"{name}.{kind}" in parameters)
+
+
+def group_layers(convolutions: Sequence[str]) -> list[list[str]]:
+    """Names of convolutions in forward order, those of one residual block of a ResNet (`layer1.0.…`) together."""
+    blocks: dict[str, list[str]] = {}
+    for name in convolutions:
+        block = re.search(r"(^|.*\.)layer\d+\.\d+(?=\.)", name)
+        blocks.setdefault(block.group(0) if block else name, []).append(name)
+    return list(blocks.values())

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from training.data import Images
-from training.fit import Report, autocast, crop_and_flip, train
+from training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -46,6 +46,9 @@ class OracleRecipe:
     crop: int = 4
     minimum_severity: float = 0.3
     precision: str = "bf16"
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
 
 
 class OracleNetwork(nn.Module):
@@ -112,12 +115,20 @@ def joint_target(types: Tensor, severities: Tensor) -> Tensor:
     return target
 
 
+def training_prior(recipe: OracleRecipe, draws: int = 400_000) -> Tensor:
+    """How often each joint state occurs in training, float32 (1 + C·S,), by a seeded draw."""
+    generator = torch.Generator().manual_seed(0)
+    types = torch.randint(-1, len(CORRUPTIONS), (draws,), generator=generator)
+    return joint_target(types, draw_severities(types, recipe.minimum_severity, generator)).mean(0)
+
+
 def oracle_batches(data: Images, recipe: OracleRecipe, epoch: int, seed: int) -> Iterator[OracleBatch]:
     """One epoch: every image once, under a type drawn from clean and the 19 with equal odds."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(data), generator=generator)
-    for start in range(0, len(data) - recipe.batch_size + 1, recipe.batch_size):
-        index = order[start : start + recipe.batch_size].to(data.pixels.device)
+    batch_size = min(recipe.batch_size, len(data))
+    for start in range(0, len(data) - batch_size + 1, batch_size):
+        index = order[start : start + batch_size].to(data.pixels.device)
         pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
         types = torch.randint(-1, len(CORRUPTIONS), (len(index),), generator=generator)
         severities = draw_severities(types, recipe.minimum_severity, generator)
@@ -147,7 +158,7 @@ def fit_oracle(
         recipe,
         lambda epoch: oracle_batches(data, recipe, epoch, seed),
         loss_of,
-        steps_per_epoch=len(data) // recipe.batch_size,
+        steps_per_epoch=steps_per_epoch(data, recipe),
         identity=repr((sorted(asdict(recipe).items()), seed, len(data))),
         checkpoint=checkpoint,
         report=report,
@@ -173,7 +184,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
         return loss
 
     optimiser.step(closure)
-    return float(log_temperature.exp())
+    return float(log_temperature.detach().exp())
 
 
 def export_oracle(network: OracleNetwork, temperature: float, size: int) -> bytes:

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from oracle.errors import FormatError, InputError
 from training.calibrate import CalibrationRecipe
 from training.fit import FitRecipe
-from training.models import CIFAR_MEAN, CIFAR_STD
+from training.models import ModelSpec
 from training.oracle_fit import OracleRecipe
 from training.signatures import RESIDUALS, TuneRecipe
 
@@ -27,23 +27,15 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which images; a command's `--data` comes before `source`."""
+    """Which images.
+
+    Args:
+        source: as in `load_images`; a command's `--data` comes before it.
+        validation: images kept for validation, but never more than a tenth of them.
+    """
 
     source: str = "cifar10"
     validation: int = 5000
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """Architecture, as in `ModelSpec`."""
-
-    architecture: str = "vgg16"
-    width: float = 1.0
-    widths: tuple[int, ...] = ()
-    batch_norm: bool = True
-    small_input: bool = True
-    mean: tuple[float, ...] = CIFAR_MEAN
-    std: tuple[float, ...] = CIFAR_STD
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,21 @@ class SignatureRecipe:
 
 
 @dataclass(frozen=True)
+class StreamRecipe:
+    """How the device treats the frames of a stream.
+
+    Args:
+        margin: of `ExpectedGainPolicy`.
+        jump, drift, evidence: of `BeliefFilter`.
+    """
+
+    margin: float = 0.5
+    jump: float = 0.02
+    drift: float = 0.1
+    evidence: float = 0.7
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a bundle, besides the images.
 
@@ -83,12 +90,13 @@ class Recipe:
         robust: how each θ_r continues from it on corrupted ones.
         signatures, tuned: how signatures are made.
         oracle, calibration: the oracle and the gain table.
+        stream: the policy's hysteresis and the temporal filter.
     """
 
     name: str
     seed: int = 0
     data: DataRecipe = field(default_factory=DataRecipe)
-    model: ModelRecipe = field(default_factory=ModelRecipe)
+    model: ModelSpec = field(default_factory=ModelSpec)
     init: FitRecipe = field(default_factory=FitRecipe)
     continued: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
     robust: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
@@ -96,6 +104,7 @@ class Recipe:
     tuned: TuneRecipe = field(default_factory=TuneRecipe)
     oracle: OracleRecipe = field(default_factory=OracleRecipe)
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
+    stream: StreamRecipe = field(default_factory=StreamRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""
@@ -132,8 +141,11 @@ def _parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
             if not isinstance(value, dict):
                 raise FormatError(f"{where}: {key} must be a table")
             values[key] = _parse(hints[key], value, f"{where} [{key}]")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            values[key] = tuple(value)
+        elif get_origin(hints[key]) is tuple:
+            kind = get_args(hints[key])[0]
+            if not isinstance(value, list):
+                raise FormatError(f"{where}: {key} is {value!r}, expected a list")
+            values[key] = tuple(_require(kind, item, f"{where}: {key}") for item in value)
         else:
             values[key] = _require(hints[key], value, f"{where}: {key}")
     try:

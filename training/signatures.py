@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge.atomic import atomic_path
+from edge.signatures import shallow_sha256
 from oracle.errors import InputError
 from training.data import Images
-from training.fit import Batch, Corrupted, Report, autocast, batches, to_input, train
+from training.fit import Batch, Corrupted, Report, autocast, batches, check_schedule, steps_per_epoch, to_input, train
 
 Deltas = dict[str, Tensor]
 
@@ -90,6 +91,7 @@ class TuneRecipe:
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
+        check_schedule(self)
         if self.target not in TARGETS:
             raise InputError(f"target {self.target!r} is not one of {', '.join(TARGETS)}")
 
@@ -123,8 +125,6 @@ def tuned_signature(
     for parameter in chosen.values():
         parameter.requires_grad_(False)
     trained = {name: chosen[name].requires_grad_(True) for name in tensors}
-    if len(data) < recipe.batch_size:
-        raise InputError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}")
 
     def loss_of(batch: Batch) -> Tensor:
         with autocast(device, recipe.precision):
@@ -141,13 +141,17 @@ def tuned_signature(
         recipe,
         lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
         loss_of,
-        steps_per_epoch=len(data) // recipe.batch_size,
-        identity=repr((sorted(asdict(recipe).items()), corrupted, tuple(tensors), seed, len(data))),
+        steps_per_epoch=steps_per_epoch(data, recipe),
+        identity=repr((sorted(asdict(recipe).items()), corrupted, tuple(tensors), seed, len(data), _digest(teacher))),
         checkpoint=checkpoint,
         report=report,
     )
     clean_weights = dict(teacher.named_parameters())
     return {name: (trained[name] - clean_weights[name]).detach().contiguous().cpu() for name in tensors}
+
+
+def _digest(model: nn.Module) -> str:
+    return shallow_sha256({name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()})
 
 
 def composed(deltas: Sequence[tuple[Deltas, float]]) -> Deltas:

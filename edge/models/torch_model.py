@@ -73,6 +73,7 @@ class TorchModel:
         signatures: SignatureSet | None,
         tensor_names: Sequence[str],
         device: str = "cpu",
+        threads: int | None = None,
     ) -> TorchModel:
         """Convert an ONNX model with onnx2torch.
 
@@ -80,6 +81,7 @@ class TorchModel:
             model: path or bytes of an ONNX model that went through `onnx_graph.prepare`, with one image input.
             signatures, tensor_names: as for the class; the names are those of the ONNX model.
             device: where Torch shall run it.
+            threads: threads inside an operator, for the whole process; None leaves them as they are.
 
         Raises:
             BundleError: if the model cannot be read or converted, or a tensor is not a convolution's own.
@@ -89,6 +91,10 @@ class TorchModel:
         clean_tensors(proto, tensor_names)
         parameters = _name_convolutions(proto, tensor_names)
         module = _convert(proto)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         present = dict(module.named_parameters())
         for tensor, name in parameters.items():
             if name not in present:

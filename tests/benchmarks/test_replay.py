@@ -95,8 +95,8 @@ def test_bad_data_is_named(image_folder, tmp_path):
         run(missing)
     larger = tmp_path / "larger"
     for name in CLASSES:
-        (larger / name).mkdir(parents=True)
-        cv2.imwrite(str(larger / name / "0.png"), np.zeros((40, 40, 3), np.uint8))
+        (larger / "fog/5" / name).mkdir(parents=True)
+        cv2.imwrite(str(larger / "fog/5" / name / "0.png"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(InputError, match="images are 40x40, the bundle takes 32x32"):
         run(larger)
     empty = tmp_path / "npy"
@@ -107,6 +107,23 @@ def test_bad_data_is_named(image_folder, tmp_path):
     np.save(empty / "fog.npy", np.zeros((5, 32, 32), np.uint8))
     with pytest.raises(InputError, match="expected uint8"):
         run(empty)
+    np.save(empty / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match="10 images, but labels"):
+        run(empty)
+    whole = (empty / "fog.npy").read_bytes()
+    (empty / "fog.npy").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a whole NumPy array"):
+        run(empty)
+
+
+def test_labels_follow_the_bundles_class_order_not_the_folders(image_folder):
+    forward = next(test_sets(str(image_folder), CLASSES, 32, (5,), None, 0))
+    backward = next(test_sets(str(image_folder), CLASSES[::-1], 32, (5,), None, 0))
+    assert torch.equal(backward.images.labels, 9 - forward.images.labels)
+
+
+def test_clean_images_are_fitted_to_the_model_like_frames(image_folder):
+    assert next(test_sets(str(image_folder), CLASSES, 24, (5,), 5, 0)).images.size == 24
 
 
 def test_the_command_writes_the_agreed_json(image_folder, tmp_path):

@@ -67,3 +67,21 @@ def test_prediction_conserves_probability_and_drifts_to_neighbours_only():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(InputError):
         BeliefFilter(NAMES, LEVELS, **settings)
+
+
+def test_the_update_is_bayes_rule_with_the_trainings_prior():
+    prior = np.linspace(1, 3, STATES)
+    prior /= prior.sum()
+    smooth = BeliefFilter(NAMES, LEVELS, jump=0.1, drift=0.0, evidence=1.0, prior=prior)
+    first, second = unsure("fog", 0.5), unsure("snow", 0.5)
+    smooth.update(first)
+    fresh = np.array([1 / 4] + [1 / 20] * 15)
+    predicted = 0.9 * first.joint + 0.1 * fresh
+    expected = predicted * second.joint / prior
+    np.testing.assert_allclose(smooth.update(second).joint, expected / expected.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("prior", [[1.0], [0.0] + [1 / 15] * 15, [0.5] * 16])
+def test_a_prior_that_is_no_distribution_is_refused(prior):
+    with pytest.raises(InputError, match="prior"):
+        BeliefFilter(NAMES, LEVELS, prior=prior)

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -56,13 +57,56 @@ def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe
     ).read_bytes()
 
 
-def test_a_work_folder_of_another_build_is_refused(built, image_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "artefact"),
+    [
+        ("seed = 1", "seed = 2", "init.pt"),
+        ("[tuned]\nepochs = 1", "[tuned]\nepochs = 2", "signature-tuned-gaussian_noise.safetensors"),
+        ("widths = [8, 8]", "widths = [8, 9]", "oracle.onnx"),
+        ("neighbours = 1", "neighbours = 2", "gain.npz"),
+    ],
+)
+def test_a_work_folder_of_another_build_is_refused(built, image_folder, tmp_path, old, new, artefact):
     other = tmp_path / "other.toml"
-    other.write_text(TINY.replace("seed = 1", "seed = 2"))
-    failed = rws("build", "--recipe", other, "--data", image_folder, "--work", built[1], check=False)
+    assert old in TINY
+    other.write_text(TINY.replace(old, new))
+    out = tmp_path / "bundle"
+    failed = rws("build", "--recipe", other, "--data", image_folder, "--work", built[1], "--out", out, check=False)
     assert failed.returncode == 2
-    assert "another recipe" in failed.stderr
+    assert f"{artefact} was made from another recipe" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert not out.exists()
+
+
+def test_a_folder_without_splits_builds_too(built, tiny_recipe, image_folder, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(image_folder / "train", flat)
+    done = rws("build", "--recipe", tiny_recipe, "--data", flat, "--work", tmp_path / "work", "--job", "init")
+    assert "epoch 2" in done.stdout
+
+
+def test_images_that_are_not_square_are_refused_before_training(tiny_recipe, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            cv2.imwrite(str(tmp_path / f"images/{name}/{number}.png"), np.zeros((20, 30, 3), np.uint8))
+    work = tmp_path / "work"
+    failed = rws("build", "--recipe", tiny_recipe, "--data", tmp_path / "images", "--work", work, check=False)
+    assert failed.returncode == 2
+    assert "30x20" in failed.stderr
+    assert not (work / "init.pt").exists()
+
+
+def test_extract_tunes_signatures_without_labels(built, tiny_recipe, image_folder, tmp_path):
+    out = tmp_path / "fog.safetensors"
+    rws(
+        *("extract", "--way", "tuned", "--recipe", tiny_recipe, "--std", built[1] / "std.pt"),
+        *("--data", image_folder, "--corruption", "fog", "--layers", 2, "--out", out),
+    )
+    signatures = SignatureSet.load(out)
+    assert signatures.names == ("fog",)
+    assert signatures.clean_hash == SignatureSet.load(built[0] / "signatures.safetensors").clean_hash
+    assert all(np.abs(delta).max() > 0 for delta in signatures.get("fog").values())
 
 
 def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, image_folder, tmp_path):
@@ -90,14 +134,28 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "o"), "no file none.onnx"),
+        (("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "o"), "none.onnx: cannot be read"),
+        (
+            ("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "missing/o"),
+            "its folder does not exist",
+        ),
+        (("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o"), "say with --recipe"),
+        (
+            ("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o", "--recipe", "cifar10_vgg16"),
+            "no weights",
+        ),
+        (("extract", "--std", "bad.pt", "--out", "o"), "needs --robust"),
+        (("extract", "--way", "tuned", "--std", "bad.pt", "--out", "o"), "needs --data"),
         (("build", "--recipe", "nothing"), "no recipe"),
+        (("build", "--device", "cuda:99", "--work", "w"), "CUDA device"),
+        (("build", "--work", "bad.pt"), "bad.pt"),
         (("build", "--data", "nowhere", "--work", "w"), "no folder nowhere"),
         (("build", "--job", "magic", "--data", "nowhere", "--work", "w"), "unknown job"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pt").write_bytes(b"garbage")
     failed = rws(*arguments, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr

@@ -7,7 +7,7 @@ import torch
 
 from oracle import InputError
 from tests.conftest import CLASSES
-from training.data import load_images, split_train_validation
+from training.data import Images, load_images, split_train_validation
 
 
 def test_a_folder_is_read_in_label_order_with_exact_pixels(image_folder, clear):
@@ -44,6 +44,21 @@ def test_splits_are_disjoint_complete_and_seeded(image_folder):
     assert split_train_validation(data, 10, seed=4)[1].digest() != validation.digest()
 
 
+def test_the_first_validation_images_show_all_classes(image_folder):
+    data = load_images(image_folder, "train")
+    many = Images(data.pixels.repeat(5, 1, 1, 1), data.labels.sort().values.repeat_interleave(5), data.classes)
+    validation = split_train_validation(many, 150, seed=0)[1]
+    assert len(validation.first(80).labels.unique()) == 10
+
+
+def test_a_folder_without_splits_is_one_training_set(image_folder, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(image_folder / "train", flat)
+    assert load_images(flat, "train").digest() == load_images(image_folder, "train").digest()
+    with pytest.raises(InputError, match="no folder test or val"):
+        load_images(flat, "test")
+
+
 def test_too_large_a_validation_share_is_refused(image_folder):
     with pytest.raises(InputError, match="too few"):
         split_train_validation(load_images(image_folder, "train"), 60, seed=0)
@@ -52,7 +67,7 @@ def test_too_large_a_validation_share_is_refused(image_folder):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda root: shutil.rmtree(root / "train"), "no folder train"),
+        (lambda root: shutil.rmtree(root / "train"), "no folder train"),  # there is a test folder
         (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], "no class folders"),
         (lambda root: [f.unlink() for f in (root / "train/cat").iterdir()], "cat holds no image"),
         (lambda root: (root / "train/cat/x.png").write_bytes(b"not an image"), "cannot decode"),
@@ -91,3 +106,4 @@ def test_a_torchvision_data_set_is_read_from_its_own_files(tmp_path, monkeypatch
     assert data.classes == CLASSES
     np.testing.assert_array_equal(data.pixels.numpy(), pixels.reshape(4, 3, 32, 32))
     assert len(load_images(f"cifar10:{tmp_path}", "train")) == 20
+    assert load_images(f"cifar10:{tmp_path}", "test", size=16).size == 16

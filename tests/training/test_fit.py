@@ -5,6 +5,8 @@ from oracle import InputError
 from training.data import Images
 from training.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
 from training.models import ModelSpec, build_model
+from training.oracle_fit import OracleRecipe
+from training.signatures import TuneRecipe
 
 RECIPE = FitRecipe(epochs=4, batch_size=16, learning_rate=0.02, precision="fp32")
 
@@ -19,7 +21,7 @@ def images(clear) -> Images:
 
 def small_model():
     torch.manual_seed(0)
-    return build_model(ModelSpec(10, width=0.1))
+    return build_model(ModelSpec(width=0.1), 10)
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(images, tmp_path):
@@ -72,11 +74,22 @@ def test_fitting_learns_the_images(images):
     assert accuracy(model, images) > 60
 
 
-def test_too_few_images_and_a_diverging_rate_are_refused(images):
-    with pytest.raises(InputError, match="do not fill one batch"):
-        fit(small_model(), images.first(8), RECIPE)
+def test_fewer_images_than_a_batch_make_one_batch(images):
+    seen: list[dict] = []
+    fit(small_model(), images.first(8), FitRecipe(epochs=2, batch_size=16, precision="fp32"), report=seen.append)
+    assert [record["epoch"] for record in seen] == [1, 2]
+
+
+def test_a_diverging_rate_is_refused(images):
     with pytest.raises(InputError, match="lower the learning rate"):
         fit(small_model(), images, FitRecipe(epochs=3, batch_size=16, learning_rate=1e30, warmup=0, precision="fp32"))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"precision": "fp8"}])
+def test_a_recipe_that_cannot_be_followed_is_refused(wrong):
+    for recipe in (FitRecipe, TuneRecipe, OracleRecipe):
+        with pytest.raises(InputError):
+            recipe(**wrong)
 
 
 def test_batches_are_the_same_for_the_same_epoch_and_differ_between_epochs(images):

@@ -82,7 +82,7 @@ def images(clear) -> Images:
 def test_tuning_changes_the_shallow_tensors_only_and_lowers_the_loss(images, target):
     torch.manual_seed(0)
     recipe = FitRecipe(epochs=20, batch_size=16, learning_rate=0.05, crop=1, precision="fp32")
-    std = fold_batchnorm(fit(build_model(ModelSpec(10, width=0.1)), images, recipe))
+    std = fold_batchnorm(fit(build_model(ModelSpec(width=0.1), 10), images, recipe))
     before = {name: parameter.detach().clone() for name, parameter in std.named_parameters()}
     names = shallow_tensors(std, 2)
     losses: list[float] = []
@@ -100,7 +100,7 @@ def test_tuning_changes_the_shallow_tensors_only_and_lowers_the_loss(images, tar
 
 
 def test_tuning_without_labels_never_reads_them(images):
-    std = fold_batchnorm(build_model(ModelSpec(10, width=0.1)))
+    std = fold_batchnorm(build_model(ModelSpec(width=0.1), 10))
     recipe = TuneRecipe(epochs=1, batch_size=32, precision="fp32")
     names = shallow_tensors(std, 2)
     one = tuned_signature(std, images, Corrupted("fog"), names, recipe)
