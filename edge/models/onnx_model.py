@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from edge.errors import BundleError
 from edge.models.base import as_batch
 from edge.models.onnx_graph import clean_tensors, data_input, read_model, weights_to_inputs
-from edge.models.patch import Arena
+from edge.models.patch import Arena, ArenaModel
 from edge.signatures import SignatureSet
 
 
-class OnnxModel:
+class OnnxModel(ArenaModel):
     """A classifier on ONNX Runtime; see `PatchableModel`.
 
     Args:
@@ -54,28 +54,6 @@ class OnnxModel:
                 f"model: ONNX Runtime cannot run it ({str(error).splitlines()[0]}); export it again"
             ) from error
         self._weights = self._arena.views
-
-    @property
-    def mix(self) -> dict[str, float]:
-        """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
-        return self._arena.mix
-
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """The patched tensors, in the order of the network."""
-        return self._arena.tensor_names
-
-    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the clean patched tensors, in order."""
-        return self._arena.clean_tensors()
-
-    def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; see `PatchableModel.apply`."""
-        return self._arena.apply(mix)
-
-    def reset(self) -> None:
-        """Go back to the clean weights, bit for bit."""
-        self._arena.reset()
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""

@@ -121,6 +121,34 @@ class Arena:
         return views
 
 
+class ArenaModel:
+    """What every model whose weights live in an arena has in common; see `PatchableModel`."""
+
+    _arena: Arena
+
+    @property
+    def mix(self) -> dict[str, float]:
+        """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
+        return self._arena.mix
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The patched tensors, in the order of the network."""
+        return self._arena.tensor_names
+
+    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of the clean patched tensors, in order."""
+        return self._arena.clean_tensors()
+
+    def apply(self, mix: Mapping[str, float]) -> bool:
+        """Patch with `mix`; see `PatchableModel.apply`."""
+        return self._arena.apply(mix)
+
+    def reset(self) -> None:
+        """Go back to the clean weights, bit for bit."""
+        self._arena.reset()
+
+
 def _is_finite_number(alpha: Any) -> bool:
     try:
         return math.isfinite(alpha)

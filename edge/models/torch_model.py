@@ -14,14 +14,14 @@ from edge.errors import BundleError
 from edge.extras import require
 from edge.models.base import as_batch
 from edge.models.onnx_graph import clean_tensors, data_input, read_model
-from edge.models.patch import Arena
+from edge.models.patch import Arena, ArenaModel
 from edge.signatures import SignatureSet
 
 if TYPE_CHECKING:
     import torch
 
 
-class TorchModel:
+class TorchModel(ArenaModel):
     """A classifier on Torch; see `PatchableModel`. Its parameters are written in place and never move.
 
     Args:
@@ -102,28 +102,6 @@ class TorchModel:
                 node, _, leaf = name.rpartition(".")
                 parameters[tensor] = f"{node}.1.{leaf}"
         return cls(module.to(device), signatures, tensor_names, parameters, data_input(proto)[1][1:])
-
-    @property
-    def mix(self) -> dict[str, float]:
-        """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
-        return self._arena.mix
-
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """The patched tensors, in the order of the network."""
-        return self._arena.tensor_names
-
-    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the clean patched tensors, in order."""
-        return self._arena.clean_tensors()
-
-    def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; see `PatchableModel.apply`."""
-        return self._arena.apply(mix)
-
-    def reset(self) -> None:
-        """Go back to the clean weights, bit for bit."""
-        self._arena.reset()
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
