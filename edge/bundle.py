@@ -286,7 +286,8 @@ def add_signatures(
     """Append signatures to a bundle, atomically.
 
     The oracle and the gain table do not learn about them: the policy does not choose a signature that was not
-    measured, also where one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
+    measured, also where one of its name was there before. The bundle's measured accuracies no longer hold and move
+    to its provenance.
 
     Args:
         path: the bundle's folder.
