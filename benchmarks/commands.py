@@ -34,7 +34,7 @@ def demo(
         from benchmarks.demo import play, print_summary
     from edge.bundle import Bundle
 
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     summary = play(Bundle.load(bundle), out, threads, console)
     print_summary(summary, console)
     console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")

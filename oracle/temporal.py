@@ -37,9 +37,9 @@ class BeliefFilter:
         self,
         corruptions: Sequence[str],
         levels: Sequence[float],
-        jump: float = 0.02,
-        drift: float = 0.1,
-        evidence: float = 0.7,
+        jump: float = 0.15,
+        drift: float = 0.3,
+        evidence: float = 1.0,
         prior: Sequence[float] | None = None,
     ) -> None:
         if not (0 < jump < 1 and 0 <= drift < 1 and jump + drift < 1 and 0 < evidence <= 1):

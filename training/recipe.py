@@ -72,9 +72,9 @@ class StreamRecipe:
     """
 
     margin: float = 0.5
-    jump: float = 0.02
-    drift: float = 0.1
-    evidence: float = 0.7
+    jump: float = 0.15
+    drift: float = 0.3
+    evidence: float = 1.0
 
 
 @dataclass(frozen=True)
