@@ -2,7 +2,7 @@
 
     python -m benchmarks.render_demo --data ~/data/cifar10
 
-Writes `demo_data/frames.png`, one sheet with all frames, row by row, and `demo_data/frames.json`, what is true of each:
+Writes `demo_data/frames.webp`, one sheet with all frames, row by row, and `demo_data/frames.json`, what is true of each:
 the class, and every corruption in it with its severity. The demo itself then needs no torch.
 """
 
@@ -69,7 +69,7 @@ def main(
     frames += [np.zeros_like(frames[0])] * (rows * COLUMNS - len(frames))
     sheet = np.concatenate([np.concatenate(frames[row * COLUMNS : (row + 1) * COLUMNS], 1) for row in range(rows)])
     out.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(out / "frames.png"), sheet[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    cv2.imwrite(str(out / "frames.webp"), sheet[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100: lossless
     record = {
         "command": f"python -m benchmarks.render_demo --data cifar10 --seed {seed}",
         "size": images.size,
@@ -80,7 +80,7 @@ def main(
         ],
     }
     (out / "frames.json").write_text(json.dumps(record, indent=None) + "\n")
-    typer.echo(f"{len(truth)} frames, {(out / 'frames.png').stat().st_size / 1e6:.2f} MB")
+    typer.echo(f"{len(truth)} frames, {(out / 'frames.webp').stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
