@@ -2,8 +2,8 @@
 
     python -m benchmarks.render_demo --data ~/data/cifar10
 
-Writes `demo_data/frames.webp`, one sheet with all frames, row by row, and `demo_data/frames.json`, what is true of each:
-the class, and every corruption in it with its severity. The demo itself then needs no torch.
+Writes `demo_data/frames.webp`, one sheet with all frames, row by row, and `demo_data/frames.json`, what is true of
+each: the class, and every corruption in it with its severity. The demo itself then needs no torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import torch
 import typer
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 
 from benchmarks.demo import COLUMNS, DEMO_DATA
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import load_images
 
 CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4

@@ -139,6 +139,10 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _setting(key: str, value: Any) -> str:
+    return f"{key} of {len(value)} states" if isinstance(value, list) else f"{key} {value}"
+
+
 def _print(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -155,7 +159,7 @@ def _print(description: dict[str, Any]) -> None:
         "oracle": f"{len(description['oracle']['corruptions'])} corruptions, severity "
         f"{', '.join(f'{level:g}' for level in description['oracle']['severity_levels'])}",
         "policy": ", ".join(f"{key} {value}" for key, value in description["policy"].items()),
-        "filter": ", ".join(f"{key} {value}" for key, value in description["filter"].items()) or "default",
+        "filter": ", ".join(_setting(key, value) for key, value in description["filter"].items()) or "default",
         "files": "\n".join(f"{name} {count:,} bytes" for name, count in description["bytes"].items()),
         "measured": _lines(description["measured"]) or "nothing since the signatures changed; see `rws replay`",
         "provenance": _lines(description["provenance"]) or "not recorded",
