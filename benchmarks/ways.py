@@ -20,6 +20,7 @@ from training.build import Build
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images
 from training.fit import predict
+from training.models import fold_batchnorm
 from training.signatures import Deltas, composed, patched
 
 ALPHAS = (0.5, 0.75, 1.0)
@@ -51,7 +52,8 @@ def compare_ways(
     Returns:
         Per way: mean accuracy over the 19 corruptions alone, on validation images (by which a way is chosen) and on
         test images (float32 and quantised); on test images also over images with two corruptions under both signatures
-        and over single corruptions under a pair's signatures; and seconds of training.
+        and over single corruptions under a pair's signatures; seconds of training; and for `residual` the accuracy of
+        the whole robust models that it is taken from.
     """
     std = build.folded
     validation = build.validation.first(1000)
@@ -111,6 +113,10 @@ def compare_ways(
             two.append(accuracy(composed([(both, alpha)]), on_test, test.labels))
             half = composed([(exact[a], 0.5), (exact[b], 0.5)])
             cross += [accuracy(half, singles[name][1], test.labels) for name in (a, b)]
+        if way == "residual":
+            robust = {name: fold_batchnorm(build.robust(name)) for name in CORRUPTIONS}
+            right = [predict(robust[n], singles[n][1]).argmax(1) == test.labels for n in CORRUPTIONS]
+            row["ra_whole_robust_models"] = 100 * torch.stack(right).float().mean().item()
         row |= {"ra_two_corruptions": float(np.mean(two)), "ra_pair_halves": float(np.mean(cross))}
         row["train_seconds"] = _train_seconds(build.work / "log.jsonl", way)
         row["alpha"] = alphas
