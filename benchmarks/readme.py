@@ -34,8 +34,18 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _made_by(result: dict[str, Any]) -> str:
-    return f"Made by `{result['command']}` on {result['machine']['processor']}."
+def _made_by(*results: dict[str, Any]) -> str:
+    commands = " and ".join(f"`{result['command']}`" for result in results)
+    return f"Made by {commands} ({results[0]['machine']['processor']}, seed {results[0]['seed']})."
+
+
+def _bundle_sizes() -> str:
+    files = json.loads((ROOT / "edge/default_bundle/bundle.json").read_text())["files"]
+    size = {name: entry["bytes"] / 1e6 for name, entry in files.items()}
+    return (
+        f"The bundle is {sum(size.values()):.2f} MB: model {size['model.onnx']:.2f}, 19 signatures "
+        f"{size['signatures.safetensors']:.2f}, oracle {size['oracle.onnx']:.2f}, policy {size['policy.safetensors']:.2f}."
+    )
 
 
 def replay_table() -> str:
@@ -47,10 +57,14 @@ def replay_table() -> str:
     scores = every["oracle"]
     lines += [
         "",
-        f"The {worst['images']:,} CIFAR-10 test images, 19 corruptions, each frame on its own, no temporal filter, "
-        f"in %. Oracle on one frame, all severities: type {scores['type_accuracy']:.1f} %, clean recall "
-        f"{scores['clean_recall']:.1f} %, mean severity error {scores['severity_mae']:.2f}; at severity 5: type "
-        f"{worst['oracle']['type_accuracy']:.1f} %. {_made_by(worst)} and the same with `--severity all`.",
+        f"CIFAR-10 test images, 19 corruptions, each frame on its own, no temporal filter, in %: {worst['images']:,} "
+        f"images clean and at severity 5, {every['images']:,} at each of the severities 1–5. The oracle on one frame, all "
+        f"severities: type {scores['type_accuracy']:.1f} %, clean recall {scores['clean_recall']:.1f} %, mean severity "
+        f"error {scores['severity_mae']:.2f}; at severity 5: type {worst['oracle']['type_accuracy']:.1f} %. "
+        f"{_made_by(worst, every)}",
+        "",
+        f"{_bundle_sizes()} The paper's figure for CIFAR-10 and a VGG-16 of 58.8 MB, 8-bit signatures and a perfect oracle "
+        "is TA 92.59, RA 82.99 (severity 5).",
     ]
     return "\n".join(lines)
 
