@@ -95,8 +95,12 @@ class OracleBatch(NamedTuple):
 
 
 def draw_severities(types: Tensor, minimum: float, generator: torch.Generator) -> Tensor:
-    """Uniform severities minimum…5 of types, int64 (N,), −1 = clean (0); whole ones where no others exist."""
-    severities = minimum + (5 - minimum) * torch.rand(len(types), generator=generator)
+    """Severities minimum…5 of types, int64 (N,), −1 = clean (0); whole ones where no others exist.
+
+    Uniform up to 5.5 and cut at 5: a target is split between the levels around it, so level 5 would otherwise get half
+    of what the others get.
+    """
+    severities = (minimum + (5.5 - minimum) * torch.rand(len(types), generator=generator)).clamp(max=5)
     whole = torch.tensor([name in WHOLE_SEVERITIES for name in CORRUPTIONS])
     severities = torch.where(whole[types], torch.randint(1, 6, (len(types),), generator=generator).float(), severities)
     return torch.where(types < 0, 0.0, severities)
