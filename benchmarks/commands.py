@@ -10,7 +10,7 @@ import typer
 from edge.extras import require
 from oracle.errors import InputError
 
-bench = typer.Typer(no_args_is_help=True, help="Measure: ways to make signatures, corruptions.", add_completion=False)
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 
 
 def demo(

@@ -35,26 +35,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(images, tmp_path):
             raise Stopped
 
     checkpoint = tmp_path / "run.pt"
+    settings = {"corrupted": Corrupted("gaussian_noise"), "seed": 5, "checkpoint": checkpoint}
     with pytest.raises(Stopped):
-        fit(
-            small_model(),
-            images,
-            RECIPE,
-            corrupted=Corrupted("gaussian_noise"),
-            seed=5,
-            checkpoint=checkpoint,
-            report=stop_after_two,
-        )
+        fit(small_model(), images, RECIPE, report=stop_after_two, **settings)
     seen: list[int] = []
-    resumed = fit(
-        small_model(),
-        images,
-        RECIPE,
-        corrupted=Corrupted("gaussian_noise"),
-        seed=5,
-        checkpoint=checkpoint,
-        report=lambda record: seen.append(record["epoch"]),
-    )
+    resumed = fit(small_model(), images, RECIPE, report=lambda record: seen.append(record["epoch"]), **settings)
     assert seen == [3, 4]
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)
