@@ -40,7 +40,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "training" / "corruptions" / "README.md"
 
 SEVERITIES = (1, 2, 3, 4, 5)
-STATISTICS = ("psnr", "mae", "hp_var")
 # `imagecorruptions` has other algorithms for frost and elastic_transform, and random streams of its own for
 # impulse_noise and glass_blur; Poisson draws cannot be replayed, since ours start from a normal number.
 COMPARABLE = tuple(
