@@ -128,3 +128,56 @@ def ways(
     result = compare_ways(build, test.take(order[:limit]), seed=seed, progress=typer.echo)
     if report is not None:
         write_json(report, provenance(data=Path(data).name, seed=seed, threads=torch.get_num_threads()) | result)
+
+
+@bench.command()
+def signatures(
+    data: Annotated[str, typer.Option(help="Clean test folder or data set (corrupted here); see `rws replay`.")],
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Work folder of the build that made the bundle; left out: only the bundle's own bits."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of the corruptions.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many images of each set.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the model.")] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Accuracy of the signatures at 32, 16, 8 and 4 bits, per tensor and per channel: clean after resets, and patched.
+
+    \b
+    Examples:
+        rws bench signatures --data ~/data/cifar10 --work runs/build --json signatures.json
+        rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # its own bits alone
+    """
+    with require("bench"):
+        from rich.console import Console
+        from rich.table import Table
+
+        from benchmarks.precision import compare_codes
+        from edge.provenance import provenance, write_json
+    from edge.bundle import Bundle
+    from edge.sinks import check_target
+
+    if report is not None:
+        check_target(report)
+    result = compare_codes(
+        Bundle.load(bundle),
+        data,
+        work,
+        severity=severity,
+        limit=limit,
+        seed=seed,
+        threads=threads,
+        progress=typer.echo,
+    )
+    table = Table("bits", "one scale per", "RA", "TA after resets", "bytes")
+    table.add_row("never patched", "", f"{result['ra_never_patched']:.2f}", f"{result['ta']:.2f}", "")
+    for row in result["rows"]:
+        table.add_row(
+            str(row["bits"]), row["per"], f"{row['ra']:.2f}", f"{row['ta_after_reset']:.2f}", f"{row['bytes']:,}"
+        )
+    Console(highlight=False).print(table)
+    if report is not None:
+        write_json(report, provenance(data=Path(data).name, threads=threads) | result)
