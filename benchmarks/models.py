@@ -1,0 +1,155 @@
+"""The models that latency and storage are measured on: a bundle, any ONNX file, or a named architecture.
+
+Time and size do not depend on what the weights have learned, so a named architecture is not trained: its weights come
+from a seed, its BatchNorm statistics from random images, and its signatures are random changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge.bundle import MODEL, Bundle
+from edge.errors import InputError
+from edge.models.onnx_graph import clean_tensors, data_input, prepare, read_model, shallow_tensors
+from edge.signatures import SignatureSet, shallow_sha256
+from training import models as architectures
+from training.corruptions import CORRUPTIONS
+from training.export import export_onnx
+
+RELATIVE_DELTA = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkModel:
+    """A model with its signatures, ready for every backend.
+
+    Args:
+        name: of the architecture, the file or the bundle.
+        size: height and width of the input, pixels.
+        onnx: bytes of the clean model, after `onnx_graph.prepare`; one image input.
+        tensor_names: the patched tensors, in the order of the network.
+        signatures: one for each of the 19 corruptions; a bundle's own.
+        module: the same model in Torch, in eval mode on the CPU, whose parameters bear the names of the tensors; None
+            where there is only ONNX.
+        bundle: where it came from, if from a bundle.
+    """
+
+    name: str
+    size: int
+    onnx: bytes
+    tensor_names: tuple[str, ...]
+    signatures: SignatureSet
+    module: nn.Module | None = None
+    bundle: Bundle | None = None
+
+    @property
+    def weights(self) -> str:
+        """Where weights and signatures come from, for a result."""
+        if self.bundle is not None:
+            return "trained: the bundle's own"
+        return f"{'random' if self.module is not None else 'the file’s'} weights, random signatures"
+
+
+def load_models(
+    specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
+) -> list[BenchmarkModel]:
+    """The models that a command line names.
+
+    Args:
+        specs: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
+        bundle: a bundle's folder.
+        layers: see `load_model`.
+        seed: see `load_model`.
+
+    Returns:
+        The bundle, if one is given, then the models; the bundled default if nothing is given at all.
+
+    Raises:
+        InputError: if an architecture has no size or is unknown.
+        BundleError: if a file or a bundle is not valid.
+    """
+    found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
+    for spec in specs:
+        if spec.endswith(".onnx"):
+            found.append(load_model(spec, layers=layers, seed=seed))
+            continue
+        name, _, size = spec.partition(":")
+        if not size.isdecimal() or int(size) < 8:
+            raise InputError(f"--model {spec!r}: expected NAME:PIXELS such as vgg16:224, or the path of an .onnx file")
+        found.append(load_model(name, size=int(size), layers=layers, seed=seed))
+    return found
+
+
+def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, seed: int = 0) -> BenchmarkModel:
+    """One model with 19 signatures.
+
+    Args:
+        model: an architecture of `training.models`, the path of an ONNX file, or a bundle.
+        size: height and width of the input in pixels, for an architecture or an ONNX file that leaves them free.
+        layers: the shallowest layers that are patched: convolutions, in a ResNet blocks; a bundle has its own.
+        seed: of weights and signatures that are drawn.
+
+    Raises:
+        InputError: if the architecture is unknown or has fewer layers.
+        BundleError: if the file cannot be read, or its input is not square.
+    """
+    if isinstance(model, Bundle):
+        signatures, spec = model.signatures, model.manifest.input
+        _check_square((spec.height, spec.width), model.manifest.name)
+        return BenchmarkModel(
+            model.manifest.name, spec.height, model.read(MODEL), signatures.tensors, signatures, bundle=model
+        )
+    if str(model).endswith(".onnx"):
+        proto = prepare(read_model(model))
+        shape = data_input(proto, str(model))[1][2:]
+        _check_square(shape, str(model))
+        names = shallow_tensors(proto, layers)
+        size = shape[0] or size
+        module = None
+    else:
+        module = _module(str(model), size, seed)
+        names = architectures.shallow_tensors(module, layers)
+        proto = prepare(read_model(export_onnx(module, size, keep=names)))
+    signatures = _random_signatures(clean_tensors(proto, names), seed)
+    return BenchmarkModel(Path(model).stem, size, proto.SerializeToString(), names, signatures, module)
+
+
+def _module(architecture: str, size: int, seed: int) -> nn.Module:
+    """The folded module; 10 classes and a small stem below 100 px, as for CIFAR, else 1,000."""
+    small = size < 100
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        spec = architectures.ModelSpec(architecture, small_input=small)
+        model = architectures.build_model(spec, 10 if small else 1000)
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.8, 1.2)
+                nn.init.normal_(layer.bias, 0, 0.1)
+                layer.momentum = 1.0
+        # Statistics of real activations: with made-up ones they would vanish or explode with depth.
+        with torch.no_grad():
+            model.train()(torch.rand(8, 3, size, size))
+    return architectures.fold_batchnorm(model)
+
+
+def _random_signatures(clean: dict[str, np.ndarray], seed: int) -> SignatureSet:
+    """One signature a corruption, 8 bit per channel, normal with 5 % of each tensor's standard deviation."""
+    rng = np.random.default_rng(seed)
+    # Biases that the export or `prepare` added are all zero, and must move too.
+    spread = {name: RELATIVE_DELTA * (float(array.std()) or 0.1) for name, array in clean.items()}
+    deltas = {
+        corruption: {name: rng.normal(0, spread[name], array.shape).astype(np.float32) for name, array in clean.items()}
+        for corruption in CORRUPTIONS
+    }
+    return SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(clean))
+
+
+def _check_square(shape: Sequence[int | None], source: str) -> None:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise InputError(f"{source}: input of {shape} pixels, expected a square one; export it with a square input")
