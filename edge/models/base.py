@@ -27,12 +27,23 @@ class PatchableModel(Protocol):
         """The patched tensors, in the order of the network, named as in the ONNX model."""
         ...
 
-    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the clean patched tensors, in order."""
+    @property
+    def way(self) -> str:
+        """How the weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """What runs the model: the name of ONNX Runtime's provider, or Torch's device."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """The way in one line; where a faster one was not to be had, why not, and what it costs."""
         ...
 
     def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; {} is the clean model.
+        """Patch with `mix`; {} is the clean model. Strengths are rounded to multiples of 1/256.
 
         Returns:
             Whether weights were changed: False if `mix` is already in effect.

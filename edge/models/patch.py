@@ -1,29 +1,62 @@
 """The memory that patches are computed in: W = W_std + Σ α_c·R_c, from the clean copy, all or nothing.
 
 Subtracting a patch does not give float32 bits back, so nothing is ever undone: every mix starts from the clean weights.
+Signatures stay as integers and are dequantised while they are added, a piece that fits the cache at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import SignatureError
+from edge.quantise import largest_value
 from edge.signatures import SignatureSet
+
+ALPHA_STEP = 1 / 256
+
+_ALIGNMENT = 64  # bytes: a cache line, and what vector instructions like best
+_PIECE = 262_144  # elements that are patched at a time: their float32 change fits the second-level cache
+_RUN = 512  # elements that NumPy's innermost loop should have at least
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A block of weights as a backend reads it: a tensor, or what the backend has made of its layout.
+
+    Args:
+        shape: of the block.
+        source: int64, flat, in C order: for each element, where its value stands among the clean values of all tensors
+            (each in C order, one tensor after the other); −1 for padding, which is zero.
+    """
+
+    shape: tuple[int, ...]
+    source: NDArray[np.int64]
+
+
+def plain_slots(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, Slot]:
+    """A slot for each tensor, laid out as it is."""
+    ends = np.cumsum([array.size for array in clean.values()])
+    return {
+        name: Slot(array.shape, np.arange(end - array.size, end))
+        for (name, array), end in zip(clean.items(), ends, strict=True)
+    }
 
 
 class Arena:
     """The patched tensors of one model: a clean copy, and the working copy that the model reads, each one flat block.
 
-    Signatures stay as integers; a patch is dequantised while it is composed.
+    Strengths are rounded to multiples of `ALPHA_STEP`: two mixes that are then equal are the same mix.
 
     Args:
         clean: the clean tensors, float32, in the order of the network.
         signatures: what can be mixed, made for these tensors; None for a model that is only ever clean.
+        slots: slot name → layout, for a model that lays its weights out anew; left out: `plain_slots`.
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
 
     Raises:
@@ -34,91 +67,202 @@ class Arena:
         self,
         clean: Mapping[str, NDArray[np.float32]],
         signatures: SignatureSet | None,
+        slots: Mapping[str, Slot] | None = None,
         publish: Callable[[], None] | None = None,
     ) -> None:
-        self._signatures = signatures.fitted_to(clean) if signatures is not None else None
-        self._shapes = {name: array.shape for name, array in clean.items()}
-        self._clean = np.concatenate([np.asarray(array, np.float32).ravel() for array in clean.values()])
-        self._working = self._clean.copy()
-        self._scratch = np.empty_like(self._clean)
+        if signatures is not None:
+            signatures = signatures.fitted_to(clean)
+        slots = plain_slots(clean) if slots is None else slots
+        self._tensor_names = tuple(clean)
         self._publish = publish
         self._mix: dict[str, float] | None = {}
+        self._spans, size = _place(slots)
+        self.flat = _aligned(size)
+        self._clean = _aligned(size)
+        self._fill(self._clean, slots, _concatenated(clean.values()))
+        np.copyto(self.flat, self._clean)
+        channels = _channel_numbers(clean)
+        pieces = [piece for name, slot in slots.items() for piece in _pieces(slot, channels, self._spans[name][0])]
+        self._channels = _concatenated(piece.channels for piece in pieces)
+        self._factors = np.empty(self._channels.size, np.float32)
+        factors = np.split(self._factors, np.cumsum([piece.channels.size for piece in pieces])[:-1])
+        scratch = _aligned(max(math.prod(piece.shape) for piece in pieces))
+        self._work = [
+            (
+                factor.reshape(piece.channels.shape),
+                scratch[: math.prod(piece.shape)].reshape(piece.shape),
+                piece.of(self._clean),
+                piece.of(self.flat),
+            )
+            for piece, factor in zip(pieces, factors, strict=True)
+        ]
+        self._values: dict[str, list[NDArray[np.int8 | np.int16]]] = {}
+        self._scales: dict[str, NDArray[np.float32]] = {}
+        for name, entry in (signatures.entries if signatures is not None else {}).items():
+            values = [entry[tensor].values for tensor in clean]
+            block = np.zeros(size, values[0].dtype)
+            self._fill(block, slots, _concatenated(values))
+            self._values[name] = [piece.of(block) for piece in pieces]
+            self._scales[name] = _concatenated(
+                np.broadcast_to(entry[tensor].scale, array.shape[:1]) for tensor, array in clean.items()
+            )
+        largest = largest_value(signatures.bits) if signatures is not None else 0
+        self._reach = {name: largest * float(scales.max()) for name, scales in self._scales.items()}
+        self._clean_reach = float(np.abs(self._clean).max())
 
     @property
     def views(self) -> dict[str, NDArray[np.float32]]:
-        """The tensors as the model reads them: views of the working copy that stay valid for ever."""
-        return self._split(self._working)
+        """The slots as the model reads them: views of the working copy that stay valid for ever."""
+        return {name: self.flat[start:end].reshape(shape) for name, (start, end, shape) in self._spans.items()}
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """The tensors' names, in the order of the network."""
-        return tuple(self._shapes)
+        return self._tensor_names
 
     @property
     def mix(self) -> dict[str, float]:
         """The mix in effect, without zeros."""
         return dict(self._mix or {})
 
-    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the clean tensors."""
-        return self._split(self._clean.copy())
-
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Put `mix` into effect; see `PatchableModel.apply`."""
         mix = self._checked(mix)
         if mix == self._mix:
             return False
-        if not mix:
-            self.reset()
-            return True
-        self._compose(mix)
-        self._take(self._scratch, mix)
+        self._write(mix)
         return True
 
     def reset(self) -> None:
         """Copy the clean weights back, bit for bit."""
-        self._take(self._clean, {})
+        self._write({})
 
-    def _take(self, weights: NDArray[np.float32], mix: dict[str, float]) -> None:
+    def settle(self) -> None:
+        """Go back to the clean weights if an interrupt has left others half-written; before every prediction."""
+        if self._mix is None:
+            self.reset()
+
+    def _write(self, mix: dict[str, float]) -> None:
         # Until every tensor is in place the mix is unknown: an interrupt in between makes the next call write again.
         self._mix = None
-        np.copyto(self._working, weights)
+        if mix:
+            self._compose(mix)
+        else:
+            np.copyto(self.flat, self._clean)
         if self._publish is not None:
             self._publish()
         self._mix = mix
 
     def _compose(self, mix: Mapping[str, float]) -> None:
-        """Fill the scratch block with the patched weights."""
-        assert self._signatures is not None  # a mix that is not empty was checked against it
-        np.copyto(self._scratch, self._clean)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for name, alpha in mix.items():
-                entry = self._signatures.entries[name]
-                for tensor, weights in self._split(self._scratch).items():
-                    columns = entry[tensor].columns * np.float32(alpha)
-                    weights += np.multiply(entry[tensor].values, columns, dtype=np.float32)
-        if not np.isfinite(self._scratch).all():
-            strengths = ", ".join(f"{name} {alpha:g}" for name, alpha in mix.items())
-            raise SignatureError(f"mix {strengths}: the patched weights are not finite; choose smaller strengths")
+        first = True
+        for name, alpha in mix.items():
+            np.take(self._scales[name] * np.float32(alpha), self._channels, out=self._factors, mode="clip")
+            for values, (factor, change, clean, working) in zip(self._values[name], self._work, strict=True):
+                np.copyto(change, values)
+                np.multiply(change, factor, out=change)
+                np.add(clean if first else working, change, out=working)
+            first = False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
-        """The mix without zeros, in the order of the signatures: the sum then has one order, and so one result."""
-        known = self._signatures.names if self._signatures is not None else ()
+        """The mix on the grid, without zeros, in the order of the signatures: the sum then has one order and result."""
         for name, alpha in mix.items():
-            if name not in known:
-                raise SignatureError(f"signature {name!r} is not there; known: {', '.join(known) or 'none'}")
+            if name not in self._values:
+                raise SignatureError(f"signature {name!r} is not there; known: {', '.join(self._values) or 'none'}")
             if not _is_finite_number(alpha):
                 raise SignatureError(f"signature {name!r}: strength is {alpha!r}, expected a finite number")
-        return {name: float(mix[name]) for name in known if mix.get(name, 0) != 0}
+        rounded = {name: float(np.rint(mix[name] / ALPHA_STEP) * ALPHA_STEP) for name in self._values if name in mix}
+        rounded = {name: alpha for name, alpha in rounded.items() if alpha != 0}
+        reach = self._clean_reach + sum(abs(alpha) * self._reach[name] for name, alpha in rounded.items())
+        if reach > float(np.finfo(np.float32).max):
+            strengths = ", ".join(f"{name} {alpha:g}" for name, alpha in rounded.items())
+            raise SignatureError(f"mix {strengths}: the patched weights are not finite; choose smaller strengths")
+        return rounded
 
-    def _split(self, block: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        views = {}
-        start = 0
-        for name, shape in self._shapes.items():
-            length = math.prod(shape)
-            views[name] = block[start : start + length].reshape(shape)
-            start += length
-        return views
+    def _fill(self, block: NDArray[Any], slots: Mapping[str, Slot], values: NDArray[Any]) -> None:
+        """Lay values out in the slots of a block that holds zeros."""
+        for name, slot in slots.items():
+            start, end, _ = self._spans[name]
+            used = slot.source >= 0
+            block[start:end][used] = values[slot.source[used]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A part of the block in which output channels stand in a regular pattern.
+
+    Args:
+        start: of the part, in elements.
+        shape: that the part is seen in.
+        channels: int32, broadcasts against `shape`: the number of the output channel, among those of all tensors.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    channels: NDArray[np.int32]
+
+    def of(self, block: NDArray[Any]) -> NDArray[Any]:
+        """This part of a block."""
+        return block[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
+
+
+def _pieces(slot: Slot, channels: NDArray[np.int32], start: int) -> Iterable[_Piece]:
+    """Cut a slot into pieces, with as few channel numbers as its layout allows.
+
+    A layout is seen as (outer, run, block): the output channels of a block, which differ, stand side by side and come
+    again `run` times. In C order a block is one channel; in ONNX Runtime's NCHWc it is 8 or 16. In a layout without any
+    such pattern everything is one block: slower, and as exact.
+    """
+    numbers = channels[slot.source]  # for padding that of the last element: it multiplies zeros
+    size = numbers.size
+    patterns = []
+    for block in {1, 4, 8, 16, 32, 64, slot.shape[0], slot.shape[-1], size}:
+        if size % block == 0:
+            rows = numbers.reshape(-1, block)
+            known = np.where((slot.source >= 0).reshape(rows.shape), np.arange(len(rows))[:, None], 0)
+            rows = np.take_along_axis(rows, np.maximum.accumulate(known), axis=0)
+            starts = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(axis=1)))
+            run = len(rows) // len(starts)
+            if np.array_equal(starts, np.arange(0, len(rows), run)):
+                patterns.append((rows[starts].size, run, rows[starts]))
+    _, run, blocks = min(patterns, key=lambda pattern: pattern[0])
+    block = blocks.shape[1]
+    # NumPy's innermost loop gets several blocks, unless a block is a single channel: then it gets the whole run.
+    repeats = next(count for count in range(1, run + 1) if run % count == 0 and (block * count >= _RUN or count == run))
+    repeats = 1 if block == 1 else repeats
+    step = max(1, _PIECE // (run * block))
+    for first in range(0, len(blocks), step):
+        part = blocks[first : first + step]
+        shape = (len(part), run // repeats, block * repeats)
+        yield _Piece(start + first * run * block, shape, np.tile(part[:, None], (1, 1, repeats)))
+
+
+def _place(slots: Mapping[str, Slot]) -> tuple[dict[str, tuple[int, int, tuple[int, ...]]], int]:
+    """Where each slot starts and ends in the block, aligned, with its shape; and the size of the block."""
+    spans = {}
+    start = 0
+    for name, slot in slots.items():
+        end = start + slot.source.size
+        spans[name] = (start, end, slot.shape)
+        start = end + -end % (_ALIGNMENT // 4)
+    return spans, start
+
+
+def _channel_numbers(clean: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int32]:
+    """For each value of all tensors the number of its output channel, counted through all tensors."""
+    counts = [array.shape[0] for array in clean.values()]
+    sizes = np.concatenate([np.full(array.shape[0], array.size // array.shape[0]) for array in clean.values()])
+    return np.repeat(np.arange(sum(counts), dtype=np.int32), sizes)
+
+
+def _aligned(size: int) -> NDArray[np.float32]:
+    """Zeros, float32, (size,), that start on a cache line."""
+    raw = np.zeros(size * 4 + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size * 4].view(np.float32)
+
+
+def _concatenated(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.ravel(array) for array in arrays])
 
 
 class ArenaModel:
@@ -135,10 +279,6 @@ class ArenaModel:
     def tensor_names(self) -> tuple[str, ...]:
         """The patched tensors, in the order of the network."""
         return self._arena.tensor_names
-
-    def clean_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the clean patched tensors, in order."""
-        return self._arena.clean_tensors()
 
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`; see `PatchableModel.apply`."""

@@ -63,7 +63,7 @@ class TorchModel(ArenaModel):
             name: parameter.detach().cpu().numpy()
             for name, parameter in zip(tensor_names, self._parameters, strict=True)
         }
-        self._arena = Arena(clean, signatures, self._publish)
+        self._arena = Arena(clean, signatures, publish=self._publish)
         self._weights = [torch.from_numpy(view) for view in self._arena.views.values()]
 
     @classmethod
@@ -106,6 +106,7 @@ class TorchModel(ArenaModel):
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
         batch = as_batch(x, self._shape)
+        self._arena.settle()
         with self._torch.inference_mode():
             logits = self._module(self._torch.tensor(batch, device=self._parameters[0].device))
         return np.asarray(logits.cpu().numpy(), np.float32)

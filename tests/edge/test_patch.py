@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import SignatureError
-from edge.models.patch import Arena
+from edge.models.patch import ALPHA_STEP, Arena, Slot, plain_slots
 from tests.edge.tiny import CORRUPTIONS, make_signatures
 
 SHAPES = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (4, 6, 1, 1), "b.bias": (4,)}
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(5)
 CLEAN = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 SIGNATURES = make_signatures(CLEAN)
 
-alphas = st.floats(-4, 4, width=32)
+alphas = st.integers(-4 * 256, 4 * 256).map(lambda steps: steps * ALPHA_STEP)
 mixes = st.dictionaries(st.sampled_from(CORRUPTIONS), alphas)
 
 
@@ -132,7 +132,7 @@ def test_after_an_interrupted_write_the_next_one_is_done_in_full():
         if failing:
             raise KeyboardInterrupt
 
-    arena = Arena(CLEAN, SIGNATURES, publish)
+    arena = Arena(CLEAN, SIGNATURES, publish=publish)
     failing.append(True)
     with pytest.raises(KeyboardInterrupt):
         arena.apply({"fog": 1.0})
@@ -141,11 +141,29 @@ def test_after_an_interrupted_write_the_next_one_is_done_in_full():
     assert_bits_equal(weights(arena), CLEAN)
 
 
-def test_clean_tensors_are_a_copy(arena):
-    arena.clean_tensors()["a.bias"][:] = 9
-    assert_bits_equal(arena.clean_tensors(), CLEAN)
+def test_a_prediction_after_an_interrupted_write_settles_on_clean_weights():
+    interrupts = [KeyboardInterrupt]
+
+    def interrupted():
+        if interrupts:
+            raise interrupts.pop()
+
+    arena = Arena(CLEAN, SIGNATURES, publish=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        arena.apply({"fog": 1.0})
+    arena.settle()
+    assert arena.mix == {}
+    assert_bits_equal(weights(arena), CLEAN)
     arena.apply({"fog": 1.0})
-    assert_bits_equal(arena.clean_tensors(), CLEAN)
+    arena.settle()
+    assert arena.mix == {"fog": 1.0}
+
+
+def test_strengths_lie_on_a_grid(arena):
+    arena.apply({"fog": 0.5})
+    assert arena.apply({"fog": 0.5 + 0.4 * ALPHA_STEP, "contrast": -0.4 * ALPHA_STEP}) is False
+    assert arena.apply({"fog": 0.5 + 0.6 * ALPHA_STEP}) is True
+    assert arena.mix == {"fog": 0.5 + ALPHA_STEP}
 
 
 def test_views_stay_the_same_memory(arena):
@@ -166,3 +184,59 @@ def test_signatures_of_another_model_are_refused():
     other = {name: array + 1 for name, array in CLEAN.items()}
     with pytest.raises(SignatureError, match="made for clean weights"):
         Arena(other, SIGNATURES)
+
+
+class TestLayouts:
+    """Whatever the layout, each weight gets the same bits."""
+
+    @staticmethod
+    def blocked(block, start):
+        """b.weight (4, 6, 1, 1) or a.weight (6, 3, 3, 3) in blocks of output channels, the last one padded."""
+        numbers = np.arange(start, start + 162).reshape(6, 3, 3, 3)
+        padded = np.full((-(-6 // block) * block, 3, 3, 3), -1)
+        padded[:6] = numbers
+        return padded.reshape(-1, block, 3, 3, 3).transpose(0, 2, 3, 4, 1)
+
+    @pytest.mark.parametrize(
+        "layout",
+        [
+            lambda self: self.blocked(2, 0),
+            lambda self: self.blocked(4, 0),
+            lambda self: self.blocked(16, 0),
+            lambda self: np.arange(162).reshape(6, 3, 3, 3).transpose(0, 2, 3, 1),
+            lambda self: np.arange(162).reshape(6, 3, 3, 3).transpose(2, 3, 1, 0),
+            lambda self: np.random.default_rng(0).permutation(162),
+            lambda self: np.append(np.arange(162), [-1] * 5),
+        ],
+        ids=["blocks of 2", "blocks of 4, padded", "one padded block", "channels last", "HWIO", "random", "padded end"],
+    )
+    @pytest.mark.parametrize("code", [{}, {"bits": 4, "per": "tensor"}, {"bits": 16}], ids=str)
+    def test_each_weight_has_the_same_bits(self, layout, code):
+        order = np.ascontiguousarray(layout(self))
+        plain = plain_slots(CLEAN)
+        slots = {"other name": Slot(order.shape, order.ravel())}
+        slots |= {name: plain[name] for name in reversed(SHAPES) if name != "a.weight"}
+        signatures = make_signatures(CLEAN, **code)
+        laid_out, expected = Arena(CLEAN, signatures, slots), Arena(CLEAN, signatures)
+        for mix in ({"fog": 1.0}, {"gaussian_noise": 0.25, "contrast": -0.75}, {}):
+            laid_out.apply(mix)
+            expected.apply(mix)
+            values = np.concatenate([view.ravel() for view in expected.views.values()])
+            for name, slot in slots.items():
+                found = laid_out.views[name]
+                assert found.shape == slot.shape
+                wanted = np.where(slot.source < 0, np.float32(0), values[slot.source])
+                assert found.tobytes() == wanted.tobytes(), name
+
+    def test_a_large_tensor_is_patched_in_pieces(self, monkeypatch):
+        monkeypatch.setattr("edge.models.patch._PIECE", 50)
+        monkeypatch.setattr("edge.models.patch._RUN", 8)
+        pieces = Arena(CLEAN, SIGNATURES)
+        monkeypatch.undo()
+        whole = Arena(CLEAN, SIGNATURES)
+        for arena in (pieces, whole):
+            arena.apply({"fog": 1.0, "contrast": 0.5})
+        assert_bits_equal(weights(pieces), weights(whole))
+
+    def test_every_slot_starts_on_a_cache_line(self, arena):
+        assert all(view.ctypes.data % 64 == 0 for view in arena.views.values())
