@@ -181,3 +181,37 @@ def signatures(
     Console(highlight=False).print(table)
     if report is not None:
         write_json(report, provenance(data=Path(data).name, threads=threads) | result)
+
+
+@bench.command()
+def storage(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:PIXELS such as vgg16:32, or an .onnx file; several times; left out: a bundle."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Shallowest layers that are patched; a bundle has its own.")] = 5,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
+
+    \b
+    Examples:
+        rws bench storage                                      # the bundled default
+        rws bench storage --model vgg16:32 --model resnet50:224 --json storage.json
+        rws bench storage --model classifier.onnx --layers 3
+    """
+    with require("bench"):
+        from rich.console import Console
+
+        from benchmarks.models import load_models
+        from benchmarks.storage import measure_storage, print_storage
+        from edge.provenance import provenance, write_json
+    from edge.sinks import check_target
+
+    if report is not None:
+        check_target(report)
+    result = measure_storage(load_models(model or [], bundle, layers=layers), progress=typer.echo)
+    print_storage(result, Console(highlight=False))
+    if report is not None:
+        write_json(report, provenance() | result)
