@@ -1,0 +1,170 @@
+"""Comparing times on a machine that is never quite still: interleaved blocks, paired ratios, intervals.
+
+A round visits every case once, in shuffled order, and a block of the baseline stands before and after each case's
+block: the ratio is the case over the mean of its two neighbours, so that a slow drift of the clock cancels. A block is
+some frames that do not count, then some that do, and is summed up by medians, which a single interruption does not
+move. Everything is made anew in each repeat, because where the memory of two equal sessions lies makes them differ.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_SECONDS = 0.1
+FEWEST_FRAMES, MOST_FRAMES = 3, 20
+RESAMPLES = 2000
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The frames of one case that stood together.
+
+    Args:
+        ms: milliseconds of each frame, (n,).
+        changed: whether its mix was changed, bool (n,).
+        parts: milliseconds of parts of each frame, {name: (n,)}.
+    """
+
+    ms: NDArray[np.float64]
+    changed: NDArray[np.bool_]
+    parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def typical(self, part: str | None = None) -> float:
+        """Milliseconds of a frame, robust and yet with every patch in it.
+
+        The median of the frames with a change and of those without, each by its share. A plain median would not see
+        a patch on every tenth frame, a mean would see every interruption.
+
+        Args:
+            part: of that part instead of the whole frame.
+        """
+        ms = self.ms if part is None else self.parts[part]
+        share = float(self.changed.mean())
+        total = 0.0
+        for weight, chosen in ((share, self.changed), (1 - share, ~self.changed)):
+            total += weight * float(np.median(ms[chosen])) if weight > 0 else 0.0
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All blocks of one case.
+
+    Args:
+        blocks: by repeat and round.
+        baseline: for each of them the typical milliseconds of the two baseline blocks beside it.
+    """
+
+    blocks: list[list[Block]] = field(default_factory=list)
+    baseline: list[list[float]] = field(default_factory=list)
+
+    def values(self, part: str | None = None) -> NDArray[np.float64]:
+        """Every single frame of every block, milliseconds."""
+        return np.concatenate([b.ms if part is None else b.parts[part] for row in self.blocks for b in row])
+
+    def typical(self, part: str | None = None) -> NDArray[np.float64]:
+        """`Block.typical` by repeat and round, (repeats, rounds)."""
+        return np.array([[block.typical(part) for block in row] for row in self.blocks])
+
+    def typical_change(self, part: str) -> NDArray[np.float64]:
+        """The median over the changes of each block, (repeats, rounds)."""
+        return np.array([[np.median(block.parts[part][block.changed]) for block in row] for row in self.blocks])
+
+    def ratio(self, part: str | None = None) -> tuple[float, float, float]:
+        """Ratio to the baseline and its 95 % interval."""
+        return paired_ratio(self.typical(part), np.array(self.baseline))
+
+
+def paired_ratio(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0
+) -> tuple[float, float, float]:
+    """The ratio of two times measured in the same rounds, and its 95 % interval.
+
+    Median over the rounds of a repeat, mean over the repeats; the interval is a percentile bootstrap on two levels,
+    repeats and rounds within them (Davison & Hinkley 1997, Sec. 3.8), so that it also covers how two makings of the
+    same thing differ.
+
+    Args:
+        numerator: (repeats, rounds).
+        denominator: the same shape.
+        seed: of the resampling.
+    """
+    ratios = numerator / denominator
+    repeats, rounds = ratios.shape
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(repeats, size=(RESAMPLES, repeats, 1))
+    resampled = ratios[chosen, rng.integers(rounds, size=(RESAMPLES, repeats, rounds))]
+    low, high = np.percentile(np.median(resampled, axis=2).mean(axis=1), (2.5, 97.5))
+    return float(np.median(ratios, axis=1).mean()), float(low), float(high)
+
+
+def frames_per_block(frame_ms: float, every: int) -> int:
+    """How many frames of a case count in one block: about a tenth of a second, and whole periods of its changes."""
+    frames = int(np.clip(round(BLOCK_SECONDS * 1e3 / frame_ms), FEWEST_FRAMES, MOST_FRAMES))
+    return frames if every < 2 else every * -(-frames // every)
+
+
+def settling_frames(frame_ms: float) -> int:
+    """How many frames go before a block without counting: until caches and clock are as this case has them."""
+    return 2 if frame_ms * MOST_FRAMES <= BLOCK_SECONDS * 1e3 * 4 else 1
+
+
+def interleave(
+    baseline: Callable[[], Block],
+    cases: Mapping[Key, Callable[[], Block]],
+    rounds: int,
+    rng: random.Random,
+    into: dict[Key, Measured],
+) -> list[Block]:
+    """Measure one repeat.
+
+    Args:
+        baseline: runs one block of what the others are compared with.
+        cases: each runs one block of its own.
+        rounds: how often each case comes round.
+        rng: shuffles them.
+        into: where the repeat's blocks are added.
+
+    Returns:
+        The baseline's blocks.
+    """
+    keys: Sequence[Key] = list(cases)
+    for key in keys:
+        measured = into.setdefault(key, Measured())
+        measured.blocks.append([])
+        measured.baseline.append([])
+    with _no_garbage_collection():
+        seen = [baseline()]
+        for _ in range(rounds):
+            for key in rng.sample(keys, len(keys)):
+                into[key].blocks[-1].append(cases[key]())
+                seen.append(baseline())
+                into[key].baseline[-1].append((seen[-2].typical() + seen[-1].typical()) / 2)
+            gc.collect()
+    return seen
+
+
+def percentiles(values: NDArray[np.float64]) -> dict[str, Any]:
+    """p50, p95 and p99 of milliseconds."""
+    return {f"p{q}_ms": round(float(np.percentile(values, q)), 5) for q in (50, 95, 99)}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,381 @@
+"""`rws bench latency`: what a frame costs with live weights, beside the untouched model and what users do instead.
+
+A frame of a way is the change of its mix, where one is due, and the prediction. How times are compared is in
+`benchmarks.interleave`, what the ways are in `benchmarks.latency_ways`, the whole frame in `benchmarks.latency_stages`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import random
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.interleave import (
+    Block,
+    Measured,
+    frames_per_block,
+    interleave,
+    paired_ratio,
+    percentiles,
+    settling_frames,
+)
+from benchmarks.latency_stages import stage_cases, stage_rows, write_video
+from benchmarks.latency_ways import (
+    WAYS,
+    Contender,
+    Setting,
+    check_outputs,
+    default_ways,
+    deployed_model,
+    expected_outputs,
+    make_contender,
+)
+from benchmarks.models import BenchmarkModel
+from benchmarks.sensors import Sensors, describe_platform
+from edge.atomic import atomic_write_bytes
+from edge.errors import InputError, RwsError
+
+PATCH_EVERY = (0, 10, 1)
+SUSTAINED_ROW_SECONDS = 5.0
+LISTS = ("rows", "changes", "stages", "sustained", "left_out", "notes")
+CSV_COLUMNS = (
+    *("model", "size", "threads", "way", "patch_every", "p50_ms", "p95_ms", "p99_ms", "ratio", "ratio_low"),
+    *("ratio_high", "runs", "load_ms", "warmup_ms", "provider"),
+)
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """How to measure.
+
+    Args:
+        ways: which of `latency_ways.WAYS`, beside `untouched`; empty: all that the device could have.
+        threads: thread counts to measure with, one after another.
+        device: `cpu` or `cuda`.
+        rounds: how often each case comes round in a repeat.
+        repeats: how often everything is made anew.
+        duration: seconds of sustained load for each model and thread count; 0 for none.
+        source: what the whole frame reads, as `edge.sources.open_source` takes it, of 40 frames or more; None: a
+            video of 640 x 480 pixels that is made of the demo's frames.
+        seed: of inputs, order and resampling.
+
+    Raises:
+        InputError: if a way is unknown or the device is not there.
+    """
+
+    ways: tuple[str, ...] = ()
+    threads: tuple[int, ...] = (1,)
+    device: str = "cpu"
+    rounds: int = 10
+    repeats: int = 3
+    duration: float = 0.0
+    source: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [way for way in self.ways if way not in WAYS]
+        if unknown:
+            raise InputError(f"way {unknown[0]!r} is unknown; known: {', '.join(WAYS)}")
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"device is {self.device!r}, expected cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device cuda: Torch finds no GPU here; run this where there is one, with a CUDA build")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The ways to be measured, without `untouched`."""
+        return tuple(dict.fromkeys(way for way in self.ways or default_ways(self.device) if way != "untouched"))
+
+
+def measure_latency(
+    models: Sequence[BenchmarkModel], options: LatencyOptions, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Measure models.
+
+    Args:
+        models: from `benchmarks.models`.
+        options: how.
+        progress: called with a line now and then.
+
+    Returns:
+        `rows` (frames of each way), `changes` (the change of mix alone), `stages` (the whole frame through the loop),
+        `sustained` (where `duration` asks for it), `left_out` (ways that could not run, and why), `notes` (what the
+        ways say of themselves), `baseline` (what `untouched` is), `weights` (where they come from), `platform`.
+
+    Raises:
+        RwsError: if even the untouched model cannot run, or the source gives too few frames.
+    """
+    result: dict[str, Any] = {
+        "baseline": "",
+        "weights": {f"{model.name}:{model.size}": model.weights for model in models},
+        "platform": describe_platform(options.device),
+        **{name: [] for name in LISTS},
+    }
+    with Sensors(options.device) as sensors, tempfile.TemporaryDirectory() as folder:
+        result["platform"]["before"] = sensors.read()
+        source = options.source or str(write_video(Path(folder) / "frames.mp4"))
+        for model in models:
+            for threads in options.threads:
+                bench = _Bench(model, threads, options, source, progress)
+                bench.measure(Path(folder))
+                lists = bench.lists()
+                if options.duration > 0:
+                    lists["sustained"] = bench.sustain(sensors)
+                result["baseline"] = bench.baseline
+                for name, rows in lists.items():
+                    result[name] += [{"model": model.name, "size": model.size, "threads": threads} | r for r in rows]
+        result["platform"]["after"] = sensors.read()
+    return result
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What is left of a contender when it is gone."""
+
+    load_ms: float
+    warmup_ms: float
+    provider: str
+    note: str
+
+
+@dataclass
+class _Findings:
+    ways: dict[tuple[str, int], Measured] = field(default_factory=dict)
+    stages: dict[int, Measured] = field(default_factory=dict)
+    untouched: list[Block] = field(default_factory=list)
+    makings: dict[str, list[_Making]] = field(default_factory=lambda: defaultdict(list))
+    left_out: dict[str, str] = field(default_factory=dict)
+    stage_way: str = ""
+
+
+class _Case:
+    """One contender whose mix changes every so many frames; a call runs one block."""
+
+    def __init__(
+        self, contender: Contender, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: count[int]
+    ) -> None:
+        self._contender = contender
+        self._every = every
+        self._setting = setting
+        self._inputs = inputs
+        self._numbers = numbers
+        frame_ms = float(np.median(self._run(2, 3).ms))
+        self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
+
+    def __call__(self) -> Block:
+        return self._run(self._settle, self._frames)
+
+    def _run(self, settle: int, frames: int) -> Block:
+        predict, change, every = self._contender.predict, self._contender.change, self._every
+        synchronise, mixes = self._setting.synchronise, len(self._setting.mixes)
+        ms, change_ms, changed = np.zeros(frames), np.zeros(frames), np.zeros(frames, bool)
+        if change is not None and every == 0:
+            change(None)
+        for frame in range(-settle, frames):
+            x = self._inputs[frame % len(self._inputs)]
+            due = change is not None and every > 0 and frame % every == 0
+            number = next(self._numbers) % mixes if due else 0
+            started = time.perf_counter()
+            if due:
+                change(number)
+                synchronise()
+            patched = time.perf_counter()
+            predict(x)
+            ended = time.perf_counter()
+            if frame >= 0:
+                ms[frame], change_ms[frame], changed[frame] = (ended - started) * 1e3, (patched - started) * 1e3, due
+        return Block(ms, changed, {"change": change_ms})
+
+
+class _Bench:
+    """One model with one thread count."""
+
+    def __init__(
+        self,
+        model: BenchmarkModel,
+        threads: int,
+        options: LatencyOptions,
+        source: str,
+        progress: Callable[[str], None] | None,
+    ) -> None:
+        self._model, self._threads, self._options, self._source = model, threads, options, source
+        self._progress = progress
+        self._rng = random.Random(options.seed)
+        self._inputs = np.random.default_rng(options.seed).random((8, 1, 3, model.size, model.size), np.float32)
+        self._found = _Findings()
+        torch.set_num_threads(threads)
+
+    @property
+    def baseline(self) -> str:
+        """What `untouched` is here."""
+        return self._setting(Path()).baseline
+
+    def measure(self, folder: Path) -> None:
+        """All repeats; files of models go to new folders below `folder`."""
+        expected = expected_outputs(self._setting(folder), self._inputs[0])
+        started = time.perf_counter()
+        for repeat in range(self._options.repeats):
+            with tempfile.TemporaryDirectory(dir=folder) as files:
+                self._repeat(self._setting(Path(files)), expected)
+            gc.collect()
+            self._tell(f"repeat {repeat + 1} of {self._options.repeats}, {time.perf_counter() - started:.0f} s")
+
+    def _repeat(self, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+        found, rounds = self._found, self._options.rounds
+        contenders: dict[str, Contender] = {}
+        wanted = [way for way in ("untouched", *self._options.compared) if way not in found.left_out]
+        for way in self._rng.sample(wanted, len(wanted)):
+            try:
+                contenders[way] = self._make(way, setting, expected)
+            except RwsError as error:
+                if way == "untouched":
+                    raise
+                found.left_out[way] = str(error)
+                self._tell(f"left out: {error}")
+        cases = {}
+        for way, contender in contenders.items():
+            numbers = count()
+            for every in _rates(contender):
+                cases[way, every] = _Case(contender, every, setting, self._inputs, numbers)
+        baseline = cases.pop(("untouched", 0))
+        found.untouched += interleave(baseline, cases, rounds, self._rng, found.ways)
+        # The others would only fill the caches' neighbourhood and the memory.
+        cases.clear()
+        contenders = {"untouched": contenders["untouched"]}
+        gc.collect()
+        found.stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
+        interleave(baseline, stages, rounds, self._rng, found.stages)
+
+    def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Contender:
+        """Make a contender, time its first frame, check what it computes, and note what it says of itself."""
+        contender = make_contender(way, setting)
+        started = time.perf_counter()
+        contender.predict(self._inputs[0])
+        warmup_ms = (time.perf_counter() - started) * 1e3
+        check_outputs(contender, self._inputs[0], *expected)
+        making = _Making(contender.load_ms, warmup_ms, contender.provider, contender.note)
+        self._found.makings[way].append(making)
+        return contender
+
+    def lists(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of every list but `sustained`."""
+        found = self._found
+        ways = {key: measured for key, measured in found.ways.items() if key[0] not in found.left_out}
+        return {
+            "rows": self._rows(ways),
+            "changes": _changes(ways),
+            "stages": stage_rows(found.stages, found.stage_way),
+            "left_out": [{"way": way, "reason": reason} for way, reason in found.left_out.items()],
+            "notes": [
+                {"way": way, "note": makings[-1].note}
+                for way, makings in found.makings.items()
+                if makings[-1].note and way not in found.left_out
+            ],
+        }
+
+    def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[dict[str, Any]]:
+        untouched = np.concatenate([block.ms for block in self._found.untouched])
+        rows = [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0))]
+        for way, every in sorted(ways, key=lambda key: (list(WAYS).index(key[0]), PATCH_EVERY.index(key[1]))):
+            measured = ways[way, every]
+            rows.append(self._row(way, every, measured.values(), measured.ratio()))
+        return rows
+
+    def _row(
+        self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]
+    ) -> dict[str, Any]:
+        makings = self._found.makings[way]
+        return {
+            "way": way,
+            "patch_every": every,
+            **percentiles(values),
+            **dict(zip(("ratio", "ratio_low", "ratio_high"), (round(value, 4) for value in ratio), strict=True)),
+            "runs": len(values),
+            "load_ms": round(float(np.median([making.load_ms for making in makings])), 2),
+            "warmup_ms": round(float(np.median([making.warmup_ms for making in makings])), 3),
+            "provider": makings[-1].provider,
+        }
+
+    def sustain(self, sensors: Sensors) -> list[dict[str, Any]]:
+        """The deployed model under load, a new patch on every frame; a row every five seconds."""
+        setting = self._setting(Path())
+        model, mixes, number = deployed_model(setting), setting.mixes, 0
+        started = time.perf_counter()
+        rows = []
+        while (row_started := time.perf_counter()) - started < self._options.duration:
+            ms: list[float] = []
+            while (frame_started := time.perf_counter()) - row_started < SUSTAINED_ROW_SECONDS:
+                model.apply(mixes[number % len(mixes)])
+                model.predict(self._inputs[number % len(self._inputs)])
+                ms.append((time.perf_counter() - frame_started) * 1e3)
+                number += 1
+            row = {"way": model.way, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
+            rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
+        self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
+        return rows
+
+    def _setting(self, folder: Path) -> Setting:
+        return Setting(self._model, self._threads, self._options.device, folder)
+
+    def _tell(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress(f"{self._model.name}:{self._model.size}, {self._threads} threads: {line}")
+
+
+def _rates(contender: Contender) -> tuple[int, ...]:
+    """The rates of change to measure; without one, a session that is reloaded or kept is an untouched one."""
+    if contender.change is None:
+        return (0,)
+    return PATCH_EVERY[1:] if contender.way in ("reload", "sessions") else PATCH_EVERY
+
+
+def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[dict[str, Any]]:
+    """The change of mix alone, and how many times longer reloading and `load_state_dict` take."""
+    every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
+    rows = []
+    for way, measured in every_frame.items():
+        row = {"way": way, **percentiles(measured.values("change")), "runs": len(measured.values())}
+        for rival in ("reload", "load_state_dict"):
+            if rival in every_frame:
+                ratio = paired_ratio(every_frame[rival].typical("change"), measured.typical("change"))
+                names = (f"{rival}_ratio", f"{rival}_ratio_low", f"{rival}_ratio_high")
+                row |= dict(zip(names, (round(value, 2) for value in ratio), strict=True))
+        rows.append(row)
+    return sorted(rows, key=lambda row: list(WAYS).index(str(row["way"])))
+
+
+def csv_name(result: Mapping[str, Any], device: str) -> str:
+    """`latency-<device>-<provider>-ort<version>-torch<version>.csv`, of letters, digits, `.`, `_` and `-`."""
+    versions = result["versions"]
+    parts = [
+        "latency",
+        result["platform"]["device"],
+        next((row["provider"] for row in result["rows"]), device),
+        f"ort{versions['onnxruntime']}",
+        f"torch{versions['torch']}",
+    ]
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_") for part in parts) + ".csv"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as CSV, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, text.getvalue().encode())

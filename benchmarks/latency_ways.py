@@ -1,0 +1,368 @@
+"""The ways to have a classifier whose weights change, behind one face: ours, the untouched model, and what users do.
+
+| way | between frames | a change of mix |
+|---|---|---|
+| `untouched` | a plain, fully optimised ONNX Runtime session | never |
+| `untouched_again` | the same once more: what two equal sessions differ by | never |
+| `live`, `split`, `inputs` | `edge.models.onnx_model.OnnxModel` | patch |
+| `reload` | the untouched session | a new session from a patched file that lies on the disk |
+| `sessions` | one of 20 untouched sessions | take another one |
+| `lora` | a session whose shallow weights can be overridden | ONNX Runtime's LoRA adapters, loaded beforehand |
+| `load_state_dict` | Torch, eager | the whole model's weights, from memory |
+| `torch`, `torch_compile`, `torch_cuda_graph` | `edge.models.torch_model.TorchModel` | patch |
+
+On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import psutil
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.models import BenchmarkModel
+from edge.errors import RwsError
+from edge.models.base import PatchableModel
+from edge.models.onnx_graph import clean_tensors, data_input, read_model
+from edge.models.onnx_model import OnnxModel
+from edge.models.torch_model import TorchModel
+
+ALPHA = 0.75
+RELOADED_FILES = 3
+MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
+# The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a way is made for.
+
+    Args:
+        model: the model and its signatures.
+        threads: threads inside an operator.
+        device: `cpu` or `cuda`.
+        folder: an empty folder for files of models.
+    """
+
+    model: BenchmarkModel
+    threads: int
+    device: str
+    folder: Path
+
+    @property
+    def mixes(self) -> tuple[dict[str, float], ...]:
+        """The mixes that every way changes between, one a signature."""
+        return tuple({name: ALPHA} for name in self.model.signatures.names)
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime provider of the device, as `OnnxModel` calls it."""
+        return self.device
+
+    @property
+    def onnx_runs(self) -> bool:
+        """Whether ONNX Runtime can use the device."""
+        return self.device == "cpu" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+    @property
+    def baseline(self) -> str:
+        """What `untouched` is here."""
+        if self.onnx_runs:
+            return f"ONNX Runtime session, all optimisations, {self.device}, session.run(None, inputs)"
+        return "Torch module, eager, cuda: this ONNX Runtime has no CUDA provider"
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was told."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A model made in one way, ready to run.
+
+    Args:
+        way: its name.
+        predict: float32 (1, 3, H, W) → logits (1, K).
+        change: puts the mix of that number into effect, None the clean weights; None where there is no change.
+        provider: what runs it.
+        note: what it says of itself.
+        load_ms: milliseconds to make it.
+    """
+
+    way: str
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    change: Callable[[int | None], object] | None
+    provider: str
+    note: str = ""
+    load_ms: float = float("nan")
+
+
+def make_contender(way: str, setting: Setting) -> Contender:
+    """Make a model in one of `WAYS`, and time the making.
+
+    Raises:
+        RwsError: if this way cannot run here.
+    """
+    gc.collect()
+    started = time.perf_counter()
+    try:
+        made = WAYS[way](way, setting)
+    except RuntimeError as error:  # what torch raises when it cannot compile, or memory runs out
+        raise RwsError(f"{way}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    setting.synchronise()
+    load_ms = (time.perf_counter() - started) * 1e3
+    return replace(made, load_ms=load_ms)
+
+
+def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of sessions that were made from files with clean weights, and with the first mix in them; on the CPU.
+
+    Args:
+        setting: whose model to take.
+        x: float32, shape (1, 3, H, W).
+    """
+    cpu = replace(setting, device="cpu")
+    files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
+    clean, patched = (_session(cpu, content)(x) for content in files)
+    return clean, patched
+
+
+def check_outputs(
+    contender: Contender, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
+) -> None:
+    """See that the outputs follow the weights: clean, patched, and clean again.
+
+    Args:
+        contender: any way.
+        x: float32, shape (1, 3, H, W).
+        clean, patched: `expected_outputs` for it.
+
+    Raises:
+        RwsError: if one is wrong by more than a twentieth of what the patch changes.
+    """
+    allowed = TOLERANCE * float(np.abs(patched - clean).max())
+    steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
+    if contender.change is not None:
+        steps += [(0, patched), (None, clean)]
+    for number, expected in steps:
+        if contender.change is not None:
+            contender.change(number)
+        error = float(np.abs(contender.predict(x) - expected).max())
+        if not error <= allowed:
+            state = "clean" if number is None else "patched"
+            raise RwsError(f"{contender.way}: the {state} output is wrong by {error:.2g}, allowed {allowed:.2g}")
+
+
+def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
+    """The ONNX file of the model with a mix in its weights."""
+    proto = read_model(model.onnx)
+    weights = _patched_weights(model, mix)
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def deployed_model(setting: Setting) -> PatchableModel:
+    """The model as a device would run it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
+    if setting.onnx_runs:
+        return _onnx_model(setting, "auto")
+    return _torch_model(setting, "cuda_graph")
+
+
+def _patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, NDArray[np.float32]]:
+    weights = {name: array.copy() for name, array in clean_tensors(read_model(model.onnx), model.tensor_names).items()}
+    for signature, alpha in mix.items():
+        for name, delta in model.signatures.get(signature).items():
+            weights[name] += np.float32(alpha) * delta
+    return weights
+
+
+class _Session:
+    """An ONNX Runtime session as users make and call it."""
+
+    def __init__(self, setting: Setting, model: bytes | Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        if setting.device == "cuda":
+            providers = ["CUDAExecutionProvider", *providers]
+        source = model if isinstance(model, bytes) else str(model)
+        self.session = onnxruntime.InferenceSession(source, options, providers=providers)
+        self.input = self.session.get_inputs()[0].name
+        self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self.session.run(None, {self.input: x})[0]
+        return logits
+
+
+def _session(setting: Setting, model: bytes | Path) -> _Session:
+    if not setting.onnx_runs:
+        raise RwsError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
+    return _Session(setting, model)
+
+
+def _untouched(way: str, setting: Setting) -> Contender:
+    if not setting.onnx_runs:
+        model = _torch_model(setting, "eager")
+        return Contender(way, model.predict, None, "cuda", "Torch module, eager")
+    session = _session(setting, setting.model.onnx)
+    return Contender(way, session, None, session.provider)
+
+
+def _patched_in_place(way: str, setting: Setting) -> Contender:
+    if way.startswith("torch"):
+        model: OnnxModel | TorchModel = _torch_model(setting, way.removeprefix("torch").lstrip("_") or "eager")
+    else:
+        if not setting.onnx_runs:
+            raise RwsError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
+        model = _onnx_model(setting, way)
+    if model.way != way:
+        raise RwsError(f"{way}: not possible here ({model.note})")
+    mixes = setting.mixes
+
+    def change(number: int | None) -> None:
+        model.apply({} if number is None else mixes[number])
+
+    return Contender(way, model.predict, change, model.provider, model.note)
+
+
+def _reload(way: str, setting: Setting) -> Contender:
+    files = []
+    for number, mix in enumerate([{}, *setting.mixes[:RELOADED_FILES]]):
+        files.append(setting.folder / f"patched_{number}.onnx")
+        files[-1].write_bytes(patched_onnx(setting.model, mix))
+    session = _session(setting, files[0])
+
+    def change(number: int | None) -> None:
+        nonlocal session
+        session = _session(setting, files[0 if number is None else 1 + number % RELOADED_FILES])
+
+    return Contender(way, lambda x: session(x), change, session.provider)
+
+
+def _sessions(way: str, setting: Setting) -> Contender:
+    need = (1 + len(setting.mixes)) * MEMORY_PER_SESSION * len(setting.model.onnx)
+    free = psutil.virtual_memory().available if setting.device == "cpu" else torch.cuda.mem_get_info()[0]
+    if need > free:
+        raise RwsError(
+            f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+        )
+    kept = [_session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+    current = kept[0]
+
+    def change(number: int | None) -> None:
+        nonlocal current
+        current = kept[0 if number is None else 1 + number]
+
+    return Contender(way, lambda x: current(x), change, current.provider)
+
+
+def _lora(way: str, setting: Setting) -> Contender:
+    proto = read_model(setting.model.onnx)
+    name = data_input(proto)[0]
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    for tensor in setting.model.tensor_names:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shapes[tensor]))
+    session = _session(setting, proto.SerializeToString())
+    adapters = []
+    for number, mix in enumerate(setting.mixes):
+        weights = _patched_weights(setting.model, mix)
+        content = onnxruntime.AdapterFormat()
+        content.set_adapter_version(1)
+        content.set_model_version(1)
+        content.set_parameters({key: onnxruntime.OrtValue.ortvalue_from_numpy(array) for key, array in weights.items()})
+        path = setting.folder / f"{number}.onnx_adapter"
+        content.export_adapter(str(path))
+        adapters.append(onnxruntime.LoraAdapter())
+        adapters[-1].Load(str(path))
+    options: onnxruntime.RunOptions | None = None
+
+    def change(number: int | None) -> None:
+        nonlocal options
+        options = None if number is None else onnxruntime.RunOptions()
+        if options is not None:
+            options.add_active_adapter(adapters[number])
+
+    return Contender(way, lambda x: session.session.run(None, {name: x}, options)[0], change, session.provider)
+
+
+def _load_state_dict(way: str, setting: Setting) -> Contender:
+    model = _torch_model(setting, "eager")
+    module = model.module
+    clean = {key: value.clone() for key, value in module.state_dict().items()}
+    states = []
+    for mix in setting.mixes:
+        model.apply(mix)
+        state = module.state_dict()
+        # The deep layers are the same in all of them; 20 whole copies would only fill the memory.
+        states.append({k: clean[k] if torch.equal(v, clean[k]) else v.clone() for k, v in state.items()})
+    model.reset()
+
+    def change(number: int | None) -> None:
+        module.load_state_dict(clean if number is None else states[number])
+
+    return Contender(way, model.predict, change, setting.device)
+
+
+def _onnx_model(setting: Setting, way: str) -> OnnxModel:
+    model = setting.model
+    return OnnxModel(
+        model.onnx, model.signatures, model.tensor_names, provider=setting.provider, threads=setting.threads, way=way
+    )
+
+
+def _torch_model(setting: Setting, mode: str) -> TorchModel:
+    model = setting.model
+    torch.set_num_threads(setting.threads)
+    if mode == "compile":
+        # Each repeat compiles anew; after eight, Dynamo would give up and run eagerly without a word.
+        torch.compiler.reset()
+    if model.module is None:
+        return TorchModel.from_onnx(
+            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, mode=mode
+        )
+    return TorchModel(
+        copy.deepcopy(model.module),
+        model.signatures,
+        model.tensor_names,
+        image_shape=(3, model.size, model.size),
+        device=setting.device,
+        mode=mode,
+    )
+
+
+WAYS: dict[str, Callable[[str, Setting], Contender]] = {
+    "untouched": _untouched,
+    "untouched_again": _untouched,
+    "live": _patched_in_place,
+    "split": _patched_in_place,
+    "inputs": _patched_in_place,
+    "reload": _reload,
+    "sessions": _sessions,
+    "lora": _lora,
+    "load_state_dict": _load_state_dict,
+    "torch": _patched_in_place,
+    "torch_compile": _patched_in_place,
+    "torch_cuda_graph": _patched_in_place,
+}
+
+
+def default_ways(device: str) -> tuple[str, ...]:
+    """Every way that the device could have, but for `untouched`, which is always measured."""
+    return tuple(way for way in WAYS if way != "untouched" and (device == "cuda" or way != "torch_cuda_graph"))

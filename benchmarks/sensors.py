@@ -1,0 +1,129 @@
+"""Clock, temperature and power of the machine, as far as it tells: NVML, jtop on a Jetson, else psutil."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Readings = dict[str, float | None]
+
+
+class Sensors:
+    """Reads `clock_mhz`, `temperature_c` and `power_w` of what computes; None where the platform does not tell.
+
+    On a Jetson they are of the board (`jtop`), for CUDA of the GPU (NVML, package `nvidia-ml-py`), else of the CPU.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._stack = ExitStack()
+        self._jetson: Any = None
+        self._nvml: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            from jtop import JtopException, jtop
+        except ImportError:
+            pass
+        else:
+            try:
+                self._jetson = self._stack.enter_context(jtop())
+            except JtopException:
+                self._jetson = None
+        if self._device == "cuda" and self._jetson is None:
+            try:
+                import pynvml
+            except ImportError:
+                return self
+            try:
+                pynvml.nvmlInit()
+            except pynvml.NVMLError:
+                return self
+            self._stack.callback(pynvml.nvmlShutdown)
+            self._nvml = pynvml
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self) -> Readings:
+        """What they say now; MHz, °C, W."""
+        if self._jetson is not None:
+            readings = _read_jetson(self._jetson, self._device)
+        elif self._nvml is not None:
+            readings = _read_nvml(self._nvml)
+        elif self._device == "cpu":
+            readings = _read_cpu()
+        else:
+            readings = (None, None, None)
+        rounded = (None if value is None else round(value, 1) for value in readings)
+        return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
+
+
+def describe_platform(device: str) -> dict[str, Any]:
+    """What else decides a time: the device's name, cores, memory, governor, and how busy the machine is already."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "device": device_name(device),
+        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "governor": governor.read_text().strip() if governor.is_file() else None,
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
+        "cuda": torch.version.cuda if device == "cuda" else None,
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, a board's as its device tree has it, or the processor's."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    board, info = Path("/proc/device-tree/model"), Path("/proc/cpuinfo")
+    if board.is_file():
+        return board.read_text().strip("\0 \n")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()
+
+
+def _read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, float | None]:
+    units = jetson.gpu.values() if device == "cuda" else jetson.cpu["cpu"]
+    clocks = [unit["freq"]["cur"] / 1e3 for unit in units if unit.get("freq")]
+    temperatures = [sensor["temp"] for sensor in jetson.temperature.values() if sensor.get("online", True)]
+    power = jetson.power.get("tot", {}).get("power")
+    return max(clocks, default=None), max(temperatures, default=None), None if power is None else power / 1e3
+
+
+def _read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+
+    def ask(question: Any, *arguments: Any) -> float | None:
+        try:
+            return float(question(handle, *arguments))
+        except nvml.NVMLError:
+            return None
+
+    power = ask(nvml.nvmlDeviceGetPowerUsage)
+    return (
+        ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+        ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        None if power is None else power / 1e3,
+    )
+
+
+def _read_cpu() -> tuple[float | None, float | None, float | None]:
+    clock = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    temperatures = [sensor.current for group in sensors.values() for sensor in group]
+    return (clock.current if clock else None), max(temperatures, default=None), None
