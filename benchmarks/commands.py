@@ -215,3 +215,98 @@ def storage(
     print_storage(result, Console(highlight=False))
     if report is not None:
         write_json(report, provenance() | result)
+
+
+@bench.command()
+def latency(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; several times; left out: a bundle."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Shallowest layers that are patched; a bundle has its own.")] = 5,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads inside an operator; several times; left out: 1.")
+    ] = None,
+    way: Annotated[
+        list[str] | None, typer.Option(help="Only this way, beside the untouched model; several times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 3,
+    duration: Annotated[float, typer.Option(min=0, help="Then also seconds of sustained load.")] = 0,
+    source: Annotated[
+        str | None, typer.Option(help="What the whole frame reads; left out: a video of 640 x 480 pixels, made here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Write the rows into this folder, named by device and versions.")
+    ] = None,
+) -> None:
+    """Time of a frame with live weights, beside the untouched model and what users do instead; interleaved.
+
+    \b
+    Examples:
+        rws bench latency                                               # the bundled default
+        rws bench latency --model vgg16:32 --model resnet50:224 --threads 1 --threads 2 --json latency.json --csv .
+        rws bench latency --model classifier.onnx --way untouched_again --way live --rounds 30
+        rws bench latency --model vgg16:224 --way live --duration 600   # does it throttle?
+    """
+    with require("bench"):
+        from rich.console import Console
+
+        from benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
+        from benchmarks.models import load_models
+        from edge.provenance import provenance
+    from edge.sinks import check_target
+
+    options = LatencyOptions(
+        ways=tuple(way or ()),
+        threads=tuple(threads or (1,)),
+        device=device,
+        rounds=rounds,
+        repeats=repeats,
+        duration=duration,
+        source=source,
+        seed=seed,
+    )
+    if report is not None:
+        check_target(report)
+    models = load_models(model or [], bundle, layers=layers, seed=seed)
+    made = provenance(seed=seed, layers=layers, device=device, rounds=rounds, repeats=repeats)
+    result = made | measure_latency(models, options, progress=typer.echo)
+    print_latency(result, Console(highlight=False))
+    write_results(result, report, table)
+
+
+@bench.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder for latency.json, its CSV, and storage.json.")],
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 3,
+    duration: Annotated[float, typer.Option(min=0, help="Seconds of sustained load for each model.")] = 30,
+) -> None:
+    """Latency and storage of VGG-16 and ResNet-50 at 32 and 224 pixels, on this machine's GPU.
+
+    \b
+    Example:
+        rws bench gpu --out results/
+    """
+    with require("bench"):
+        from rich.console import Console
+
+        from benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
+        from benchmarks.models import load_models
+        from benchmarks.storage import measure_storage, print_storage
+        from edge.provenance import provenance, write_json
+    options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)
+    models = load_models(["vgg16:32", "vgg16:224", "resnet50:32", "resnet50:224"])
+    console = Console(highlight=False)
+    made = provenance(seed=0, layers=5, device="cuda", rounds=rounds, repeats=repeats)
+    result = made | measure_latency(models, options, progress=typer.echo)
+    print_latency(result, console)
+    write_results(result, out / "latency.json", out)
+    result = provenance(seed=0, layers=5) | measure_storage(models, progress=typer.echo)
+    print_storage(result, console)
+    write_json(out / "storage.json", result)

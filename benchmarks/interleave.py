@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_SECONDS = 0.1
-FEWEST_FRAMES, MOST_FRAMES = 3, 20
+FEWEST_FRAMES, MOST_FRAMES = 3, 50
 RESAMPLES = 2000
 
 Key = TypeVar("Key", bound=Hashable)
@@ -116,7 +116,7 @@ def frames_per_block(frame_ms: float, every: int) -> int:
 
 def settling_frames(frame_ms: float) -> int:
     """How many frames go before a block without counting: until caches and clock are as this case has them."""
-    return 2 if frame_ms * MOST_FRAMES <= BLOCK_SECONDS * 1e3 * 4 else 1
+    return 2 if frame_ms < 20 else 1
 
 
 def interleave(

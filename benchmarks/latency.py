@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.interleave import (
     Block,
@@ -48,6 +50,8 @@ from benchmarks.models import BenchmarkModel
 from benchmarks.sensors import Sensors, describe_platform
 from edge.atomic import atomic_write_bytes
 from edge.errors import InputError, RwsError
+from edge.loop import STAGES
+from edge.provenance import write_json
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
@@ -358,24 +362,99 @@ def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: list(WAYS).index(str(row["way"])))
 
 
-def csv_name(result: Mapping[str, Any], device: str) -> str:
+def print_latency(result: Mapping[str, Any], console: Console) -> None:
+    """One table for the ways, one for the whole frame, one for sustained load, for each model and thread count."""
+    cases = dict.fromkeys((row["model"], row["size"], row["threads"]) for row in result["rows"])
+    console.print(f"untouched: {result['baseline']}")
+    for case in cases:
+        lists = {
+            name: [row for row in result[name] if (row["model"], row["size"], row["threads"]) == case] for name in LISTS
+        }
+        title = f"{case[0]}, {case[1]} px, threads {case[2]}"
+        console.print(_ways_table(f"{title}: apply + predict", lists["rows"], lists["changes"]))
+        console.print(
+            _stages_table(
+                f"{title}: the whole frame, {lists['stages'][0]['way']}, p50 ms (/ untouched)", lists["stages"]
+            )
+        )
+        if lists["sustained"]:
+            console.print(_sustained_table(f"{title}: sustained, {lists['sustained'][0]['way']}", lists["sustained"]))
+        for row in lists["left_out"]:
+            console.print(f"left out: {row['reason']}")
+        for row in lists["notes"]:
+            console.print(f"{row['way']}: {row['note']}")
+
+
+def _ways_table(title: str, rows: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Table:
+    table = Table("way", title=title, box=None)
+    for heading in ("patch every", "p50 ms", "p95", "p99", "/ untouched", "95 %", "first", "change p50"):
+        table.add_column(heading, justify="right")
+    change = {row["way"]: f"{row['p50_ms']:.3f}" for row in changes}
+    for row in rows:
+        table.add_row(
+            row["way"],
+            _rate(row["patch_every"]),
+            *(f"{row[f'p{q}_ms']:.2f}" for q in (50, 95, 99)),
+            f"{row['ratio']:.3f}",
+            f"{row['ratio_low']:.3f}–{row['ratio_high']:.3f}",
+            f"{row['warmup_ms']:.1f}",
+            change.get(row["way"], "") if row["patch_every"] == 1 else "",
+        )
+    return table
+
+
+def _stages_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("stage", title=title, box=None)
+    cells: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] == STAGES[0]:
+            table.add_column(f"patch every {_rate(row['patch_every'])}", justify="right")
+        ratio = row["ratio"] and f" = {row['ratio']:.3f} ({row['ratio_low']:.3f}–{row['ratio_high']:.3f})"
+        cells[row["stage"]].append(f"{row['p50_ms']:.3f}{ratio or ''}")
+    for stage, values in cells.items():
+        table.add_row(stage.replace("_", " "), *values)
+    return table
+
+
+def _rate(every: int) -> str:
+    return str(every or "never")
+
+
+def _sustained_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    columns = ("seconds", "frames", "p50_ms", "p99_ms", "clock_mhz", "temperature_c", "power_w")
+    table = Table(*columns, title=title, box=None)
+    for row in rows:
+        table.add_row(*("–" if row[column] is None else str(round(row[column], 2)) for column in columns))
+    return table
+
+
+def write_results(result: Mapping[str, Any], report: Path | None, folder: Path | None) -> None:
+    """Write a result with its provenance as JSON, and its rows as CSV into a folder, where asked for.
+
+    Args:
+        result: provenance and what `measure_latency` gave.
+        report: the JSON file.
+        folder: where the CSV goes, under `csv_name`.
+    """
+    if report is not None:
+        write_json(report, result)
+    if folder is not None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["rows"])
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(folder / csv_name(result), text.getvalue().encode())
+
+
+def csv_name(result: Mapping[str, Any]) -> str:
     """`latency-<device>-<provider>-ort<version>-torch<version>.csv`, of letters, digits, `.`, `_` and `-`."""
     versions = result["versions"]
-    parts = [
+    parts = (
         "latency",
         result["platform"]["device"],
-        next((row["provider"] for row in result["rows"]), device),
-        f"ort{versions['onnxruntime']}",
+        result["rows"][0]["provider"],
+        f"ort{versions.get('onnxruntime', '')}",
         f"torch{versions['torch']}",
-    ]
-    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_") for part in parts) + ".csv"
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` as CSV, atomically."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, text.getvalue().encode())
+    )
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("_") for part in parts) + ".csv"

@@ -204,7 +204,7 @@ class _Session:
         source = model if isinstance(model, bytes) else str(model)
         self.session = onnxruntime.InferenceSession(source, options, providers=providers)
         self.input = self.session.get_inputs()[0].name
-        self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+        self.provider = _short(self.session.get_providers()[0])
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.session.run(None, {self.input: x})[0]
@@ -239,7 +239,11 @@ def _patched_in_place(way: str, setting: Setting) -> Contender:
     def change(number: int | None) -> None:
         model.apply({} if number is None else mixes[number])
 
-    return Contender(way, model.predict, change, model.provider, model.note)
+    return Contender(way, model.predict, change, _short(model.provider), model.note)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider").lower()
 
 
 def _reload(way: str, setting: Setting) -> Contender:
