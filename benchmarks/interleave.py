@@ -150,7 +150,6 @@ def interleave(
                 into[key].blocks[-1].append(cases[key]())
                 seen.append(baseline())
                 into[key].baseline[-1].append((seen[-2].typical() + seen[-1].typical()) / 2)
-            gc.collect()
     return seen
 
 
@@ -162,6 +161,7 @@ def percentiles(values: NDArray[np.float64]) -> dict[str, Any]:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
         yield

@@ -257,10 +257,9 @@ class _Bench:
                 cases[way, every] = _Case(contender, every, setting, self._inputs, numbers)
         baseline = cases.pop(("untouched", 0))
         found.untouched += interleave(baseline, cases, rounds, self._rng, found.ways)
-        # The others would only fill the caches' neighbourhood and the memory.
+        # A device holds one model: the whole frame is measured without the others in memory.
         cases.clear()
-        contenders = {"untouched": contenders["untouched"]}
-        gc.collect()
+        contenders.clear()
         found.stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
         interleave(baseline, stages, rounds, self._rng, found.stages)
 
@@ -363,7 +362,7 @@ def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[dict[str, Any]]:
 
 
 def print_latency(result: Mapping[str, Any], console: Console) -> None:
-    """One table for the ways, one for the whole frame, one for sustained load, for each model and thread count."""
+    """For each model and thread count a table of the ways, one of the whole frame, one of sustained load."""
     cases = dict.fromkeys((row["model"], row["size"], row["threads"]) for row in result["rows"])
     console.print(f"untouched: {result['baseline']}")
     for case in cases:
@@ -371,12 +370,8 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
             name: [row for row in result[name] if (row["model"], row["size"], row["threads"]) == case] for name in LISTS
         }
         title = f"{case[0]}, {case[1]} px, threads {case[2]}"
-        console.print(_ways_table(f"{title}: apply + predict", lists["rows"], lists["changes"]))
-        console.print(
-            _stages_table(
-                f"{title}: the whole frame, {lists['stages'][0]['way']}, p50 ms (/ untouched)", lists["stages"]
-            )
-        )
+        console.print(_ways_table(f"{title}: apply + predict, ms; ratio to untouched", lists["rows"], lists["changes"]))
+        console.print(_stages_table(f"{title}: the whole frame, {lists['stages'][0]['way']}, p50 ms", lists["stages"]))
         if lists["sustained"]:
             console.print(_sustained_table(f"{title}: sustained, {lists['sustained'][0]['way']}", lists["sustained"]))
         for row in lists["left_out"]:
@@ -386,8 +381,9 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _ways_table(title: str, rows: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Table:
-    table = Table("way", title=title, box=None)
-    for heading in ("patch every", "p50 ms", "p95", "p99", "/ untouched", "95 %", "first", "change p50"):
+    table = Table(title=title, box=None)
+    table.add_column("way", no_wrap=True)
+    for heading in ("every", "p50", "p95", "p99", "ratio", "95 %", "first", "change"):
         table.add_column(heading, justify="right")
     change = {row["way"]: f"{row['p50_ms']:.3f}" for row in changes}
     for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,16 +149,18 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
     bundle = setting.model.bundle
     if bundle is not None:
         return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = OracleNetwork().eval()
-    content = export_oracle(network, 1.0, setting.model.size)
-    table = _gain_table()
     return (
-        Oracle(content, CORRUPTIONS, LEVELS, threads=setting.threads),
-        ExpectedGainPolicy(table),
+        Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads),
+        ExpectedGainPolicy(_gain_table()),
         BeliefFilter(CORRUPTIONS, LEVELS),
     )
+
+
+@cache
+def _untrained_oracle(size: int) -> bytes:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return export_oracle(OracleNetwork(), 1.0, size)
 
 
 def _gain_table() -> GainTable:

@@ -17,7 +17,6 @@ On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched T
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -115,7 +114,6 @@ def make_contender(way: str, setting: Setting) -> Contender:
     Raises:
         RwsError: if this way cannot run here.
     """
-    gc.collect()
     started = time.perf_counter()
     try:
         made = WAYS[way](way, setting)
@@ -308,7 +306,7 @@ def _lora(way: str, setting: Setting) -> Contender:
 
 def _load_state_dict(way: str, setting: Setting) -> Contender:
     model = _torch_model(setting, "eager")
-    module = model.module
+    module = model._module
     clean = {key: value.clone() for key, value in module.state_dict().items()}
     states = []
     for mix in setting.mixes:
