@@ -250,11 +250,7 @@ class _Bench:
                     raise
                 found.left_out[way] = str(error)
                 self._tell(f"left out: {error}")
-        cases = {}
-        for way, contender in contenders.items():
-            numbers = count()
-            for every in _rates(contender):
-                cases[way, every] = _Case(contender, every, setting, self._inputs, numbers)
+        cases = self._cases(contenders, setting)
         baseline = cases.pop(("untouched", 0))
         found.untouched += interleave(baseline, cases, rounds, self._rng, found.ways)
         # A device holds one model: the whole frame is measured without the others in memory.
@@ -262,6 +258,14 @@ class _Bench:
         contenders.clear()
         found.stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
         interleave(baseline, stages, rounds, self._rng, found.stages)
+
+    def _cases(self, contenders: Mapping[str, Contender], setting: Setting) -> dict[tuple[str, int], _Case]:
+        cases = {}
+        for way, contender in contenders.items():
+            numbers = count()  # one for all rates: what a way changes to is never what it has
+            for every in _rates(contender):
+                cases[way, every] = _Case(contender, every, setting, self._inputs, numbers)
+        return cases
 
     def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Contender:
         """Make a contender, time its first frame, check what it computes, and note what it says of itself."""
