@@ -76,10 +76,6 @@ class Measured:
         """`Block.typical` by repeat and round, (repeats, rounds)."""
         return np.array([[block.typical(part) for block in row] for row in self.blocks])
 
-    def typical_change(self, part: str) -> NDArray[np.float64]:
-        """The median over the changes of each block, (repeats, rounds)."""
-        return np.array([[np.median(block.parts[part][block.changed]) for block in row] for row in self.blocks])
-
     def ratio(self, part: str | None = None) -> tuple[float, float, float]:
         """Ratio to the baseline and its 95 % interval."""
         return paired_ratio(self.typical(part), np.array(self.baseline))

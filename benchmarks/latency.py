@@ -55,6 +55,7 @@ from edge.provenance import write_json
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
+BUSY = 0.2  # load a core before anything was started
 LISTS = ("rows", "changes", "stages", "sustained", "left_out", "notes")
 CSV_COLUMNS = (
     *("model", "size", "threads", "way", "patch_every", "p50_ms", "p95_ms", "p99_ms", "ratio", "ratio_low"),
@@ -129,6 +130,9 @@ def measure_latency(
         "platform": describe_platform(options.device),
         **{name: [] for name in LISTS},
     }
+    load, cores = result["platform"]["load_average"][0], result["platform"]["cores"]
+    if progress is not None and load > BUSY * cores:
+        progress(f"the machine is busy (load {load} on {cores} cores): the intervals will be wide")
     with Sensors(options.device) as sensors, tempfile.TemporaryDirectory() as folder:
         result["platform"]["before"] = sensors.read()
         source = options.source or str(write_video(Path(folder) / "frames.mp4"))
@@ -369,6 +373,8 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
     """For each model and thread count a table of the ways, one of the whole frame, one of sustained load."""
     cases = dict.fromkeys((row["model"], row["size"], row["threads"]) for row in result["rows"])
     console.print(f"untouched: {result['baseline']}")
+    for name, weights in result["weights"].items():
+        console.print(f"{name}: {weights}")
     for case in cases:
         lists = {
             name: [row for row in result[name] if (row["model"], row["size"], row["threads"]) == case] for name in LISTS
@@ -385,7 +391,7 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _ways_table(title: str, rows: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title=title, box=None)
+    table = Table(title=title, box=None, pad_edge=False, collapse_padding=True)
     table.add_column("way", no_wrap=True)
     for heading in ("every", "p50", "p95", "p99", "ratio", "95 %", "first", "change"):
         table.add_column(heading, justify="right")

@@ -79,10 +79,10 @@ def test_the_baseline_stands_before_and_after_every_case():
     assert sorted(value for case in measured.values() for value in case.baseline[0]) == [n + 0.5 for n in range(1, 13)]
 
 
-def test_a_measured_case_gives_single_frames_and_the_change_alone():
+def test_a_measured_case_gives_single_frames_and_their_parts():
     case = Measured([[block([2, 1, 1], [True, False, False], change=[0.5, 0, 0])]], [[1.0]])
     assert case.values().tolist() == [2, 1, 1]
-    assert case.typical_change("change").tolist() == [[0.5]]
+    assert case.values("change").tolist() == [0.5, 0, 0]
     assert case.ratio() == pytest.approx((4 / 3, 4 / 3, 4 / 3))
 
 
