@@ -189,24 +189,31 @@ class _Case:
 
     def _run(self, settle: int, frames: int) -> Block:
         predict, change, every = self._contender.predict, self._contender.change, self._every
-        synchronise, mixes = self._setting.synchronise, len(self._setting.mixes)
         ms, change_ms, changed = np.zeros(frames), np.zeros(frames), np.zeros(frames, bool)
         if change is not None and every == 0:
             change(None)
         for frame in range(-settle, frames):
             x = self._inputs[frame % len(self._inputs)]
             due = change is not None and every > 0 and frame % every == 0
-            number = next(self._numbers) % mixes if due else 0
+            changing = self._change() if due else 0.0
             started = time.perf_counter()
-            if due:
-                change(number)
-                synchronise()
-            patched = time.perf_counter()
             predict(x)
-            ended = time.perf_counter()
+            predicting = (time.perf_counter() - started) * 1e3
             if frame >= 0:
-                ms[frame], change_ms[frame], changed[frame] = (ended - started) * 1e3, (patched - started) * 1e3, due
-        return Block(ms, changed, {"change": change_ms})
+                ms[frame], change_ms[frame], changed[frame] = changing + predicting, changing, due
+        parts = {"change": change_ms}
+        if change is not None and every == 1:
+            parts["alone"] = np.array([self._change() for _ in range(settle + frames)])[settle:]
+        return Block(ms, changed, parts)
+
+    def _change(self) -> float:
+        """Change the mix; milliseconds."""
+        assert self._contender.change is not None
+        number = next(self._numbers) % len(self._setting.mixes)
+        started = time.perf_counter()
+        self._contender.change(number)
+        self._setting.synchronise()
+        return (time.perf_counter() - started) * 1e3
 
 
 class _Bench:
@@ -355,18 +362,24 @@ def _rates(contender: Contender) -> tuple[int, ...]:
 
 
 def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[dict[str, Any]]:
-    """The change of mix alone, and how many times longer reloading and `load_state_dict` take."""
+    """The change of mix by itself, and how many times longer reloading and `load_state_dict` take.
+
+    Between frames, when the frame has filled the caches, and (`alone_…`) again and again with nothing between.
+    """
     every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
     rows = []
-    for way, measured in every_frame.items():
-        row = {"way": way, **percentiles(measured.values("change")), "runs": len(measured.values())}
-        for rival in ("reload", "load_state_dict"):
-            if rival in every_frame:
-                ratio = paired_ratio(every_frame[rival].typical("change"), measured.typical("change"))
-                names = (f"{rival}_ratio", f"{rival}_ratio_low", f"{rival}_ratio_high")
-                row |= dict(zip(names, (round(value, 2) for value in ratio), strict=True))
+    for way in sorted(every_frame, key=list(WAYS).index):
+        measured = every_frame[way]
+        row: dict[str, Any] = {"way": way, "runs": len(measured.values())}
+        for part, prefix in (("change", ""), ("alone", "alone_")):
+            row |= {prefix + key: value for key, value in percentiles(measured.values(part)).items()}
+            for rival in ("reload", "load_state_dict"):
+                if rival in every_frame:
+                    ratio = paired_ratio(every_frame[rival].typical(part), measured.typical(part))
+                    names = (f"{prefix}{rival}_ratio{end}" for end in ("", "_low", "_high"))
+                    row |= dict(zip(names, (round(value, 2) for value in ratio), strict=True))
         rows.append(row)
-    return sorted(rows, key=lambda row: list(WAYS).index(str(row["way"])))
+    return rows
 
 
 def print_latency(result: Mapping[str, Any], console: Console) -> None:
@@ -380,7 +393,11 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
             name: [row for row in result[name] if (row["model"], row["size"], row["threads"]) == case] for name in LISTS
         }
         title = f"{case[0]}, {case[1]} px, threads {case[2]}"
-        console.print(_ways_table(f"{title}: apply + predict, ms; ratio to untouched", lists["rows"], lists["changes"]))
+        console.print(_ways_table(f"{title}: apply + predict, ms; ratio to untouched", lists["rows"]))
+        if lists["changes"]:
+            console.print(
+                _changes_table(f"{title}: a change of mix, ms, and how many times longer others take", lists["changes"])
+            )
         console.print(_stages_table(f"{title}: the whole frame, {lists['stages'][0]['way']}, p50 ms", lists["stages"]))
         if lists["sustained"]:
             console.print(_sustained_table(f"{title}: sustained, {lists['sustained'][0]['way']}", lists["sustained"]))
@@ -390,12 +407,11 @@ def print_latency(result: Mapping[str, Any], console: Console) -> None:
             console.print(f"{row['way']}: {row['note']}")
 
 
-def _ways_table(title: str, rows: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Table:
+def _ways_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=title, box=None, pad_edge=False, collapse_padding=True)
     table.add_column("way", no_wrap=True)
-    for heading in ("every", "p50", "p95", "p99", "ratio", "95 %", "first", "change"):
+    for heading in ("every", "p50", "p95", "p99", "ratio", "95 %", "first"):
         table.add_column(heading, justify="right")
-    change = {row["way"]: f"{row['p50_ms']:.3f}" for row in changes}
     for row in rows:
         table.add_row(
             row["way"],
@@ -404,8 +420,23 @@ def _ways_table(title: str, rows: Sequence[dict[str, Any]], changes: Sequence[di
             f"{row['ratio']:.3f}",
             f"{row['ratio_low']:.3f}–{row['ratio_high']:.3f}",
             f"{row['warmup_ms']:.1f}",
-            change.get(row["way"], "") if row["patch_every"] == 1 else "",
         )
+    return table
+
+
+def _changes_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=title, box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("way", no_wrap=True)
+    for prefix in ("", "alone "):
+        for heading in ("p50", "p95", "reload", "load_state_dict"):
+            table.add_column(prefix + heading, justify="right")
+    for row in rows:
+        cells = []
+        for prefix in ("", "alone_"):
+            cells += [f"{row[f'{prefix}p50_ms']:.3f}", f"{row[f'{prefix}p95_ms']:.3f}"]
+            ratios = (row.get(f"{prefix}{rival}_ratio") for rival in ("reload", "load_state_dict"))
+            cells += ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        table.add_row(row["way"], *cells)
     return table
 
 

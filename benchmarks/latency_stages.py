@@ -16,7 +16,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.demo import load_stream
 from benchmarks.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
@@ -166,13 +165,11 @@ def _untrained_oracle(size: int) -> bytes:
 def _gain_table() -> GainTable:
     """As large as a calibrated one: no patch, and each signature at three strengths."""
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
-    accuracy: NDArray[np.float32] = np.random.default_rng(0).uniform(
-        20, 90, (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
-    )
+    shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
     return GainTable(
         CORRUPTIONS,
         LEVELS,
         np.concatenate([[-1], signature]),
         np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32),
-        accuracy.astype(np.float32),
+        np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32),
     )

@@ -37,7 +37,7 @@ from edge.models.onnx_model import OnnxModel
 from edge.models.torch_model import TorchModel
 
 ALPHA = 0.75
-RELOADED_FILES = 3
+PREPARED = 3  # patched files or whole state dicts that are taken in turn: more than caches hold, less than memory
 MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
 # The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
 TOLERANCE = 0.05
@@ -246,14 +246,14 @@ def _short(provider: str) -> str:
 
 def _reload(way: str, setting: Setting) -> Contender:
     files = []
-    for number, mix in enumerate([{}, *setting.mixes[:RELOADED_FILES]]):
+    for number, mix in enumerate([{}, *setting.mixes[:PREPARED]]):
         files.append(setting.folder / f"patched_{number}.onnx")
         files[-1].write_bytes(patched_onnx(setting.model, mix))
     session = _session(setting, files[0])
 
     def change(number: int | None) -> None:
         nonlocal session
-        session = _session(setting, files[0 if number is None else 1 + number % RELOADED_FILES])
+        session = _session(setting, files[0 if number is None else 1 + number % PREPARED])
 
     return Contender(way, lambda x: session(x), change, session.provider)
 
@@ -297,8 +297,9 @@ def _lora(way: str, setting: Setting) -> Contender:
 
     def change(number: int | None) -> None:
         nonlocal options
-        options = None if number is None else onnxruntime.RunOptions()
-        if options is not None:
+        options = None
+        if number is not None:
+            options = onnxruntime.RunOptions()
             options.add_active_adapter(adapters[number])
 
     return Contender(way, lambda x: session.session.run(None, {name: x}, options)[0], change, session.provider)
@@ -307,17 +308,14 @@ def _lora(way: str, setting: Setting) -> Contender:
 def _load_state_dict(way: str, setting: Setting) -> Contender:
     model = _torch_model(setting, "eager")
     module = model._module
-    clean = {key: value.clone() for key, value in module.state_dict().items()}
     states = []
-    for mix in setting.mixes:
+    for mix in ({}, *setting.mixes[:PREPARED]):
         model.apply(mix)
-        state = module.state_dict()
-        # The deep layers are the same in all of them; 20 whole copies would only fill the memory.
-        states.append({k: clean[k] if torch.equal(v, clean[k]) else v.clone() for k, v in state.items()})
+        states.append({key: value.clone() for key, value in module.state_dict().items()})
     model.reset()
 
     def change(number: int | None) -> None:
-        module.load_state_dict(clean if number is None else states[number])
+        module.load_state_dict(states[0 if number is None else 1 + number % PREPARED])
 
     return Contender(way, model.predict, change, setting.device)
 

@@ -84,7 +84,8 @@ def test_the_change_of_mix_is_reported_alone(result):
     frames = {row["way"]: row for row in result["rows"] if row["patch_every"] == 1}
     for way, row in changes.items():
         assert 0 < row["p50_ms"] < frames[way]["p50_ms"]
-        for rival in ("reload", "load_state_dict"):
+        assert 0 < row["alone_p50_ms"] <= row["alone_p95_ms"]
+        for rival in ("reload", "load_state_dict", "alone_reload", "alone_load_state_dict"):
             assert row[f"{rival}_ratio_low"] <= row[f"{rival}_ratio"] <= row[f"{rival}_ratio_high"]
     assert changes["reload"]["reload_ratio"] == changes["load_state_dict"]["load_state_dict_ratio"] == 1
 
