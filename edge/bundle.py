@@ -160,23 +160,30 @@ class Bundle:
         """
         return _read_file(self.path, self.manifest, name)
 
-    def model(self, backend: str = "onnx", threads: int | None = None) -> PatchableModel:
+    def model(
+        self, backend: str = "onnx", threads: int | None = None, provider: str = "auto", way: str = "auto"
+    ) -> PatchableModel:
         """The clean model, ready to be patched.
 
         Args:
             backend: "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`).
             threads: threads inside an operator; for Torch this holds for the whole process.
+            provider: what runs it: "cpu", "cuda", for ONNX Runtime also "tensorrt" or a provider's full name; "auto" is
+                CUDA where it works, and else the CPU.
+            way: how its weights are changed; see `OnnxModel` and `TorchModel`.
 
         Raises:
-            BundleError: if the model's file has changed since, or the backend cannot run it.
-            InputError: if the backend is unknown.
+            BundleError: if the model's file has changed since, the backend cannot run it, or the provider is not there.
+            InputError: if the backend or the way is unknown.
             MissingExtraError: if the backend is not installed.
         """
         if backend not in ("onnx", "torch"):
             raise InputError(f"backend is {backend!r}, expected 'onnx' or 'torch'")
         content = self.read(MODEL)
         if backend == "onnx":
-            return OnnxModel(content, self.signatures, self.signatures.tensors, threads=threads)
+            return OnnxModel(
+                content, self.signatures, self.signatures.tensors, provider=provider, threads=threads, way=way
+            )
         from edge.models.torch_model import TorchModel
 
         return TorchModel.from_onnx(content, self.signatures, self.signatures.tensors, threads=threads)

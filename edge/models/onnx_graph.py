@@ -7,7 +7,8 @@ nodes or let convolutions share what is equal. `prepare` undoes all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edge.errors import BundleError
+
+_HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes, source: str = "model") -> Any:
@@ -195,6 +198,60 @@ def weights_to_inputs(model: Any, names: Sequence[str]) -> Any:
             opened.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         opened.graph.initializer.remove(tensor)
     return opened
+
+
+@contextmanager
+def replaced_tensors(model: Any, tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
+    """Inside the context the model has other values in the named initializers."""
+    kept = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in tensors:
+            kept[tensor.name] = onnx.TensorProto()
+            kept[tensor.name].CopyFrom(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
+    try:
+        yield
+    finally:
+        for tensor in model.graph.initializer:
+            if tensor.name in kept:
+                tensor.CopyFrom(kept[tensor.name])
+
+
+def split_after(model: Any, names: Sequence[str]) -> tuple[Any, Any]:
+    """Cut a model in two, after the last node that reads one of the named initializers.
+
+    The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        names: initializers; the first part holds them.
+
+    Returns:
+        Two models. The inputs of the second are outputs of the first, or the image.
+
+    Raises:
+        ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.
+    """
+    nodes = list(model.graph.node)
+    last = max(index for index, node in enumerate(nodes) if set(node.input) & set(names))
+    heavy = (index for index in range(last + 1, len(nodes)) if nodes[index].op_type in _HEAVY)
+    crossing = {cut: _crossing(model, cut) for cut in range(last + 1, next(heavy, len(nodes) - 1) + 1)}
+    if not crossing:
+        raise ValueError("there is nothing after the patched convolutions")
+    between = min(reversed(crossing.values()), key=len)
+    image = data_input(model)[0]
+    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
+    outputs = [value.name for value in model.graph.output]
+    stem = extractor.extract_model([image], [name for name in between if name != image])
+    return stem, extractor.extract_model(between, outputs)
+
+
+def _crossing(model: Any, cut: int) -> list[str]:
+    """The values, other than initializers, that exist before node `cut` and are read from there on."""
+    nodes = list(model.graph.node)
+    before = [data_input(model)[0], *(name for node in nodes[:cut] for name in node.output)]
+    after = {name for node in nodes[cut:] for name in node.input} | {value.name for value in model.graph.output}
+    return [name for name in before if name in after]
 
 
 def _constants_to_initializers(model: Any) -> Any:

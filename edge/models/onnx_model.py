@@ -1,33 +1,53 @@
-"""A patchable model on ONNX Runtime: the shallow weights are inputs of the graph, fed from the arena."""
+"""A patchable model on ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edge.errors import BundleError
+from edge.errors import BundleError, InputError, RwsError
 from edge.models.base import as_batch
-from edge.models.onnx_graph import clean_tensors, data_input, read_model, weights_to_inputs
-from edge.models.patch import Arena, ArenaModel
+from edge.models.onnx_graph import clean_tensors, data_input, read_model, replaced_tensors
+from edge.models.onnx_ways import WAYS, SessionMaker, Way, WayNotOpenError
+from edge.models.patch import ArenaModel
 from edge.signatures import SignatureSet
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_FREE_LENGTH = 64  # pixels: what a model of any input size is tested with
 
 
 class OnnxModel(ArenaModel):
     """A classifier on ONNX Runtime; see `PatchableModel`.
 
+    The fastest way to change its weights that passes a test on this machine is taken (see `edge.models.onnx_ways`):
+    every patched tensor is overwritten, and the output must equal that of a session that was built from a file with
+    the same weights; with clean weights it must be what it was, bit for bit.
+
     Args:
         model: path or bytes of an ONNX model that went through `onnx_graph.prepare`, with one image input.
         signatures: what can be mixed; None for a model that is only ever clean.
         tensor_names: the patched tensors, in the order of the network.
-        providers: ONNX Runtime's execution providers; None for the CPU.
+        provider: `cpu`, `cuda`, `tensorrt` or the full name of one of ONNX Runtime's execution providers; `auto` is
+            CUDA where it works, and else the CPU.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        way: `live`, `split` or `inputs`; `auto` is the first of them that passes the test.
 
     Raises:
-        BundleError: if the model cannot be read or run, or lacks one of the tensors.
+        BundleError: if the model cannot be read or run, lacks one of the tensors, or the provider or the way is not to
+            be had.
+        InputError: if the way is unknown.
         SignatureError: if the signatures are for other tensors or other weights.
     """
 
@@ -36,31 +56,126 @@ class OnnxModel(ArenaModel):
         model: str | Path | bytes,
         signatures: SignatureSet | None,
         tensor_names: Sequence[str],
-        providers: Sequence[str] | None = None,
+        provider: str = "auto",
         threads: int | None = None,
+        way: str = "auto",
     ) -> None:
+        ways = [kind for kind in WAYS if way in ("auto", kind.name)]
+        if not ways:
+            raise InputError(f"way is {way!r}, expected auto, {', '.join(kind.name for kind in WAYS)}")
         proto = read_model(model)
-        self._arena = Arena(clean_tensors(proto, tensor_names), signatures)
-        self._input, self._shape = data_input(proto)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # The weights are inputs here, so ONNX Runtime warns that it cannot fold constants; that is the point.
-        options.log_severity_level = 3
-        graph = weights_to_inputs(proto, tensor_names).SerializeToString()
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, list(providers or ["CPUExecutionProvider"]))
-        except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            raise BundleError(
-                f"model: ONNX Runtime cannot run it ({str(error).splitlines()[0]}); export it again"
-            ) from error
-        self._weights = self._arena.views
+        clean = clean_tensors(proto, tensor_names)
+        self._shape = data_input(proto)[1]
+        maker = SessionMaker(_providers(provider), threads)
+        test = _Test(proto, clean, maker, asked=provider)
+        maker = test.maker
+        self.provider: str = maker.providers[0]
+        refused: list[str] = []
+        for kind in ways:
+            try:
+                found = kind(proto, clean, signatures, maker)
+                test.check(found)
+            except RwsError:
+                raise
+            except Exception as error:  # ONNX Runtime's errors share no base but Exception
+                refused.append(f"{kind.name}: {_first_line(error)}")
+                continue
+            break
+        else:
+            raise BundleError(f"model: its weights cannot be changed on {self.provider} ({'; '.join(refused)})")
+        self._way = found
+        self._arena = found.arena
+        self.way = found.name
+        self.note = f"{self.way} weights on {self.provider}"
+        if refused:
+            self.note += f", {test.cost(found):.2f} times the untouched session ({'; '.join(refused)})"
+        del found.slots
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
         batch = as_batch(x, self._shape[1:])
+        self._arena.settle()
         step = self._shape[0] or len(batch)
-        logits = [self._run(batch[start : start + step]) for start in range(0, len(batch), step)]
+        logits = [self._way.run(batch[start : start + step]) for start in range(0, len(batch), step)]
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(None, {self._input: batch, **self._weights})[0], np.float32)
+
+class _Test:
+    """Whether a way gives what a session gives that was built from a file with the same weights.
+
+    `maker` makes sessions with those of the providers that start here.
+    """
+
+    def __init__(self, model: Any, clean: Mapping[str, NDArray[np.float32]], maker: SessionMaker, asked: str) -> None:
+        rng = np.random.default_rng(0)
+        self._model = model
+        name, shape = data_input(model)
+        self._feed = {
+            name: rng.random([shape[0] or 1, 3, *(length or _FREE_LENGTH for length in shape[2:])], np.float32)
+        }
+        self._x = self._feed[name]
+        self._patched = {
+            key: array + rng.normal(0, 0.1 * array.std() + 1e-3, array.shape).astype(np.float32)
+            for key, array in clean.items()
+        }
+        try:
+            untouched = maker.session(model)
+            self._clean = untouched.run(None, self._feed)[0]
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise BundleError(f"model: ONNX Runtime cannot run it ({_first_line(error)}); export it again") from error
+        found = tuple(untouched.get_providers())
+        del untouched
+        if asked != "auto" and found[0] != maker.providers[0]:
+            raise BundleError(
+                f"provider {asked!r} is installed but does not start here (its libraries or its device are missing); "
+                f"see ONNX Runtime's message, or take the provider cpu"
+            )
+        self.maker = replace(maker, providers=found)
+        with replaced_tensors(model, self._patched):
+            self._expected = self.maker.session(model).run(None, self._feed)[0]
+
+    def check(self, way: Way) -> None:
+        """Raise WayNotOpenError unless every write to the weights takes effect and can be taken back."""
+        before = way.run(self._x)
+        way.arena.overwrite(self._patched, way.slots)
+        found = way.run(self._x)
+        way.arena.reset()
+        after = way.run(self._x)
+        effect = np.abs(self._expected - self._clean).max()
+        error = max(np.abs(found - self._expected).max(), np.abs(before - self._clean).max())
+        limit = 0.0 if way.name == "live" else min(1e-3 * np.abs(self._expected).max(), 0.1 * effect)
+        if not effect > 0 or not error <= limit:
+            raise WayNotOpenError(f"changed weights give outputs that are {error:.1e} off, allowed {limit:.1e}")
+        if not np.abs(before - after).max() <= (0 if self.maker.providers[0] == PROVIDERS["cpu"] else limit):
+            raise WayNotOpenError("clean weights do not give the clean output again")
+
+    def cost(self, way: Way, runs: int = 11) -> float:
+        """How many times the untouched session's time a prediction takes; the median of interleaved runs."""
+        untouched = self.maker.session(self._model)
+        ratios = []
+        for _ in range(1 + runs):
+            marks = [time.perf_counter()]
+            for run in (partial(untouched.run, None, self._feed), partial(way.run, self._x)):
+                run()
+                marks.append(time.perf_counter())
+            ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
+        return float(np.median(ratios[1:]))
+
+
+def _providers(choice: str) -> tuple[str, ...]:
+    cpu = PROVIDERS["cpu"]
+    available = onnxruntime.get_available_providers()
+    if choice == "auto":
+        return tuple(name for name in (PROVIDERS["cuda"], cpu) if name in available)
+    wanted = PROVIDERS.get(choice, choice)
+    if wanted not in available:
+        raise BundleError(
+            f"provider {choice!r} is not to be had: this ONNX Runtime offers {', '.join(available)}; install the build "
+            f"of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
+        )
+    preferred = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
+    return tuple(dict.fromkeys([*preferred, cpu]))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import SignatureError
-from edge.quantise import largest_value
+from edge.quantise import largest_value, value_dtype
 from edge.signatures import SignatureSet
 
 ALPHA_STEP = 1 / 256
 
+_LARGEST = float(np.finfo(np.float32).max)
 _ALIGNMENT = 64  # bytes: a cache line, and what vector instructions like best
-_PIECE = 262_144  # elements that are patched at a time: their float32 change fits the second-level cache
-_RUN = 512  # elements that NumPy's innermost loop should have at least
+_PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
+_SMALL = 1024  # elements: slots up to this size, biases mostly, are patched together
+_RUN = 256  # elements that NumPy's innermost loop should have at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,9 @@ class Arena:
         self._fill(self._clean, slots, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)
         channels = _channel_numbers(clean)
-        pieces = [piece for name, slot in slots.items() for piece in _pieces(slot, channels, self._spans[name][0])]
+        pieces = [
+            piece for start, source in _regions(slots, self._spans, size) for piece in _pieces(source, channels, start)
+        ]
         self._channels = _concatenated(piece.channels for piece in pieces)
         self._factors = np.empty(self._channels.size, np.float32)
         factors = np.split(self._factors, np.cumsum([piece.channels.size for piece in pieces])[:-1])
@@ -98,10 +102,10 @@ class Arena:
         ]
         self._values: dict[str, list[NDArray[np.int8 | np.int16]]] = {}
         self._scales: dict[str, NDArray[np.float32]] = {}
-        for name, entry in (signatures.entries if signatures is not None else {}).items():
-            values = [entry[tensor].values for tensor in clean]
-            block = np.zeros(size, values[0].dtype)
-            self._fill(block, slots, _concatenated(values))
+        entries = signatures.entries if signatures is not None else {}
+        blocks = np.zeros((len(entries), size), value_dtype(signatures.bits if signatures is not None else 8))
+        for block, (name, entry) in zip(blocks, entries.items(), strict=True):
+            self._fill(block, slots, _concatenated(entry[tensor].values for tensor in clean))
             self._values[name] = [piece.of(block) for piece in pieces]
             self._scales[name] = _concatenated(
                 np.broadcast_to(entry[tensor].scale, array.shape[:1]) for tensor, array in clean.items()
@@ -113,7 +117,7 @@ class Arena:
     @property
     def views(self) -> dict[str, NDArray[np.float32]]:
         """The slots as the model reads them: views of the working copy that stay valid for ever."""
-        return {name: self.flat[start:end].reshape(shape) for name, (start, end, shape) in self._spans.items()}
+        return {name: self.flat[span.start : span.end].reshape(span.shape) for name, span in self._spans.items()}
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -137,6 +141,18 @@ class Arena:
         """Copy the clean weights back, bit for bit."""
         self._write({})
 
+    def overwrite(self, tensors: Mapping[str, NDArray[np.float32]], slots: Mapping[str, Slot]) -> None:
+        """Put other weights in the place of the clean ones until the next `reset`, to test that the model reads them.
+
+        Args:
+            tensors: float32, as the clean ones.
+            slots: those that the arena was made with.
+        """
+        self._mix = None
+        self._fill(self.flat, slots, _concatenated(tensors.values()))
+        if self._publish is not None:
+            self._publish()
+
     def settle(self) -> None:
         """Go back to the clean weights if an interrupt has left others half-written; before every prediction."""
         if self._mix is None:
@@ -157,10 +173,12 @@ class Arena:
         first = True
         for name, alpha in mix.items():
             np.take(self._scales[name] * np.float32(alpha), self._channels, out=self._factors, mode="clip")
-            for values, (factor, change, clean, working) in zip(self._values[name], self._work, strict=True):
+            for values, (factor, scratch, clean, working) in zip(self._values[name], self._work, strict=True):
+                # The first change is computed in place, so that only one block of cold memory is written.
+                change, base = (working, clean) if first else (scratch, working)
                 np.copyto(change, values)
                 np.multiply(change, factor, out=change)
-                np.add(clean if first else working, change, out=working)
+                np.add(base, change, out=working)
             first = False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
@@ -170,20 +188,26 @@ class Arena:
                 raise SignatureError(f"signature {name!r} is not there; known: {', '.join(self._values) or 'none'}")
             if not _is_finite_number(alpha):
                 raise SignatureError(f"signature {name!r}: strength is {alpha!r}, expected a finite number")
-        rounded = {name: float(np.rint(mix[name] / ALPHA_STEP) * ALPHA_STEP) for name in self._values if name in mix}
-        rounded = {name: alpha for name, alpha in rounded.items() if alpha != 0}
-        reach = self._clean_reach + sum(abs(alpha) * self._reach[name] for name, alpha in rounded.items())
-        if reach > float(np.finfo(np.float32).max):
-            strengths = ", ".join(f"{name} {alpha:g}" for name, alpha in rounded.items())
+        if self._clean_reach + sum(abs(float(alpha)) * self._reach[name] for name, alpha in mix.items()) > _LARGEST:
+            strengths = ", ".join(f"{name} {alpha:g}" for name, alpha in mix.items())
             raise SignatureError(f"mix {strengths}: the patched weights are not finite; choose smaller strengths")
-        return rounded
+        names = [name for name in self._values if name in mix] if len(mix) > 1 else mix
+        rounded = {name: round(float(mix[name]) / ALPHA_STEP) * ALPHA_STEP for name in names}
+        return {name: alpha for name, alpha in rounded.items() if alpha}
 
     def _fill(self, block: NDArray[Any], slots: Mapping[str, Slot], values: NDArray[Any]) -> None:
         """Lay values out in the slots of a block that holds zeros."""
         for name, slot in slots.items():
-            start, end, _ = self._spans[name]
             used = slot.source >= 0
-            block[start:end][used] = values[slot.source[used]]
+            block[self._spans[name].start : self._spans[name].end][used] = values[slot.source[used]]
+
+
+class _Span(NamedTuple):
+    """Where a slot stands in the block, in elements, and its shape."""
+
+    start: int
+    end: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,38 +217,37 @@ class _Piece:
     Args:
         start: of the part, in elements.
         shape: that the part is seen in.
-        channels: int32, broadcasts against `shape`: the number of the output channel, among those of all tensors.
+        channels: int64, broadcasts against `shape`: the number of the output channel, among those of all tensors.
     """
 
     start: int
     shape: tuple[int, ...]
-    channels: NDArray[np.int32]
+    channels: NDArray[np.int64]
 
     def of(self, block: NDArray[Any]) -> NDArray[Any]:
         """This part of a block."""
         return block[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
 
 
-def _pieces(slot: Slot, channels: NDArray[np.int32], start: int) -> Iterable[_Piece]:
-    """Cut a slot into pieces, with as few channel numbers as its layout allows.
+def _pieces(source: NDArray[np.int64], channels: NDArray[np.int64], start: int) -> Iterable[_Piece]:
+    """Cut a part of the block into pieces, with as few channel numbers as its layout allows.
 
     A layout is seen as (outer, run, block): the output channels of a block, which differ, stand side by side and come
     again `run` times. In C order a block is one channel; in ONNX Runtime's NCHWc it is 8 or 16. In a layout without any
     such pattern everything is one block: slower, and as exact.
     """
-    numbers = channels[slot.source]  # for padding that of the last element: it multiplies zeros
-    size = numbers.size
+    numbers = channels[source]  # for padding that of the last element: it multiplies zeros
     patterns = []
-    for block in {1, 4, 8, 16, 32, 64, slot.shape[0], slot.shape[-1], size}:
-        if size % block == 0:
+    for block in sorted({1, 4, 8, 16, 32, 64, len(source)}):
+        if len(source) % block == 0:
             rows = numbers.reshape(-1, block)
-            known = np.where((slot.source >= 0).reshape(rows.shape), np.arange(len(rows))[:, None], 0)
+            known = np.where((source >= 0).reshape(rows.shape), np.arange(len(rows))[:, None], 0)
             rows = np.take_along_axis(rows, np.maximum.accumulate(known), axis=0)
             starts = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(axis=1)))
             run = len(rows) // len(starts)
             if np.array_equal(starts, np.arange(0, len(rows), run)):
-                patterns.append((rows[starts].size, run, rows[starts]))
-    _, run, blocks = min(patterns, key=lambda pattern: pattern[0])
+                patterns.append((run, rows[starts]))
+    run, blocks = min(patterns, key=lambda pattern: pattern[1].size)
     block = blocks.shape[1]
     # NumPy's innermost loop gets several blocks, unless a block is a single channel: then it gets the whole run.
     repeats = next(count for count in range(1, run + 1) if run % count == 0 and (block * count >= _RUN or count == run))
@@ -236,22 +259,40 @@ def _pieces(slot: Slot, channels: NDArray[np.int32], start: int) -> Iterable[_Pi
         yield _Piece(start + first * run * block, shape, np.tile(part[:, None], (1, 1, repeats)))
 
 
-def _place(slots: Mapping[str, Slot]) -> tuple[dict[str, tuple[int, int, tuple[int, ...]]], int]:
-    """Where each slot starts and ends in the block, aligned, with its shape; and the size of the block."""
+def _regions(
+    slots: Mapping[str, Slot], spans: Mapping[str, _Span], size: int
+) -> Iterable[tuple[int, NDArray[np.int64]]]:
+    """The parts of the block that are patched in one go: each large slot, and all small ones; start and source."""
+    small = size
+    for name, slot in slots.items():
+        if slot.source.size > _SMALL:
+            yield spans[name].start, slot.source
+        else:
+            small = min(small, spans[name].start)
+    if small < size:
+        source = np.full(size - small, -1)
+        for name, span in spans.items():
+            if span.start >= small:
+                source[span.start - small : span.end - small] = slots[name].source
+        yield small, source
+
+
+def _place(slots: Mapping[str, Slot]) -> tuple[dict[str, _Span], int]:
+    """Where each slot stands in the block, aligned, the small ones last; and the size of the block."""
     spans = {}
     start = 0
-    for name, slot in slots.items():
-        end = start + slot.source.size
-        spans[name] = (start, end, slot.shape)
+    for name in sorted(slots, key=lambda name: slots[name].source.size <= _SMALL):
+        end = start + slots[name].source.size
+        spans[name] = _Span(start, end, slots[name].shape)
         start = end + -end % (_ALIGNMENT // 4)
-    return spans, start
+    return {name: spans[name] for name in slots}, start
 
 
-def _channel_numbers(clean: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int32]:
+def _channel_numbers(clean: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
     """For each value of all tensors the number of its output channel, counted through all tensors."""
     counts = [array.shape[0] for array in clean.values()]
     sizes = np.concatenate([np.full(array.shape[0], array.size // array.shape[0]) for array in clean.values()])
-    return np.repeat(np.arange(sum(counts), dtype=np.int32), sizes)
+    return np.repeat(np.arange(sum(counts)), sizes)
 
 
 def _aligned(size: int) -> NDArray[np.float32]:
