@@ -186,7 +186,9 @@ class Bundle:
             )
         from edge.models.torch_model import TorchModel
 
-        return TorchModel.from_onnx(content, self.signatures, self.signatures.tensors, threads=threads)
+        return TorchModel.from_onnx(
+            content, self.signatures, self.signatures.tensors, device=provider, threads=threads, way=way
+        )
 
     def oracle(self, threads: int | None = None) -> Oracle:
         """The corruption classifier.

@@ -155,6 +155,8 @@ class Runtime:
         *,
         backend: Literal["onnx", "torch"] = "onnx",
         threads: int | None = None,
+        provider: str = "auto",
+        way: str = "auto",
         independent: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Self:
@@ -164,15 +166,17 @@ class Runtime:
             bundle: a loaded bundle.
             backend: `onnx` or `torch`.
             threads: threads of model and oracle; None leaves the choice to the backend.
+            provider, way: what runs the model, and how its weights are changed; see `Bundle.model`.
             independent: judge each frame alone, as befits a folder of images; otherwise the bundle's temporal filter
                 and hysteresis are on.
             clock: seconds, monotonic.
 
         Raises:
+            BundleError: if the provider or the way is not to be had here.
             MissingExtraError: if the backend is not installed.
         """
         return cls(
-            bundle.model(backend, threads=threads),
+            bundle.model(backend, threads=threads, provider=provider, way=way),
             bundle.oracle(threads=threads),
             bundle.policy(independent=independent),
             None if independent else bundle.filter(),

@@ -51,6 +51,13 @@ def run(
         Path | None, typer.Option("--json", help="Write the summary to this file.", show_default=False)
     ] = None,
     backend: Annotated[Backend, typer.Option(help="What runs the model; torch needs the extra.")] = Backend.onnx,
+    provider: Annotated[
+        str,
+        typer.Option(help="auto, cpu or cuda; with onnx also tensorrt or the full name of an ONNX Runtime provider."),
+    ] = "auto",
+    way: Annotated[
+        str, typer.Option(help="How weights are changed: auto; live, split, inputs (onnx); torch, torch_compile, …")
+    ] = "auto",
     threads: ThreadsOption = None,
     independent: Annotated[
         bool | None,
@@ -101,9 +108,12 @@ def run(
                 loaded,
                 backend="torch" if backend is Backend.torch else "onnx",
                 threads=threads,
+                provider=provider,
+                way=way,
                 independent=alone,
             )
         )
+        console.print(f"model: {runtime.model.note}", markup=False)
         sinks: list[JsonlSink | VideoSink] = []
         if jsonl is not None:
             sinks.append(stack.enter_context(JsonlSink(jsonl)))
@@ -134,6 +144,8 @@ def run(
                 "source": frames.name,
                 "bundle": loaded.manifest.name,
                 "backend": backend.value,
+                "way": runtime.model.way,
+                "provider": runtime.model.provider,
                 "threads": threads,
                 "independent": alone,
                 "stopped": stop.is_set(),

@@ -130,6 +130,8 @@ class _Test:
                 f"provider {asked!r} is installed but does not start here (its libraries or its device are missing); "
                 f"see ONNX Runtime's message, or take the provider cpu"
             )
+        if not np.isfinite(self._clean).all():
+            raise BundleError("model: gives no finite logits for a random image; train or export it again")
         self.maker = replace(maker, providers=found)
         with replaced_tensors(model, self._patched):
             self._expected = self.maker.session(model).run(None, self._feed)[0]

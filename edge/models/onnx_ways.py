@@ -79,16 +79,20 @@ class SessionMaker:
     def session(self, model: Any, options: onnxruntime.SessionOptions | None = None) -> Any:
         """An `onnxruntime.InferenceSession` of an `onnx.ModelProto`, fully optimised unless the options differ.
 
-        It goes through a file: a session that is made of bytes keeps them for ever.
+        It goes through a file where one can be written: a session that is made of bytes keeps them for ever.
         """
-        with tempfile.TemporaryDirectory(prefix="rws-") as folder:
-            path = Path(folder) / "model.onnx"
-            onnx.save(model, str(path))
-            return self.session_of_file(path, options)
+        options = options or self.options()
+        try:
+            with tempfile.TemporaryDirectory(prefix="rws-") as folder:
+                path = Path(folder) / "model.onnx"
+                path.write_bytes(model.SerializeToString())
+                return self.session_of_file(path, options)
+        except OSError:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, list(self.providers))
 
-    def session_of_file(self, path: Path, options: onnxruntime.SessionOptions | None = None) -> Any:
+    def session_of_file(self, path: Path, options: onnxruntime.SessionOptions) -> Any:
         """The same, of a file."""
-        return onnxruntime.InferenceSession(str(path), options or self.options(), list(self.providers))
+        return onnxruntime.InferenceSession(str(path), options, list(self.providers))
 
     def options(self) -> onnxruntime.SessionOptions:
         """Options for one session."""
@@ -195,11 +199,12 @@ class Inputs(Way):
         self._binding = self._session.io_binding()
         for name, value in self._memory.items():
             self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_output(self._session.get_outputs()[0].name)
+        self._output = self._session.get_outputs()[0].name
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch, float32 (N, 3, H, W)."""
         self._binding.bind_cpu_input(self._input, batch)
+        self._binding.bind_output(self._output)  # anew, since its shape follows the batch
         self._session.run_with_iobinding(self._binding)
         return np.asarray(self._binding.copy_outputs_to_cpu()[0], np.float32)
 
@@ -230,7 +235,7 @@ def _learn_layout(
         raise WayNotOpenError("ONNX Runtime builds another graph for other weights")
     slots = {}
     for name, found in forward.items():
-        if np.array_equal(found, backward[name]):
+        if np.array_equal(found, backward[name], equal_nan=True):
             continue
         if not np.array_equal(found, -backward[name]) or not np.isin(found, np.append(numbers, 0)).all():
             raise WayNotOpenError(f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out")

@@ -29,7 +29,7 @@ from edge.signatures import SignatureSet
 if TYPE_CHECKING:
     import torch
 
-WAYS = {"eager": "torch", "compile": "torch_compile", "cuda_graph": "torch_cuda_graph"}
+WAYS = ("torch", "torch_compile", "torch_cuda_graph")
 
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
 _TEST_CHANGE = 0.25  # of each tensor's standard deviation
@@ -53,14 +53,14 @@ class TorchModel(ArenaModel):
         tensor_names: the patched tensors, in the order of the network.
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
-        device: where Torch runs it: `cpu`, `cuda`, `cuda:1`, …
-        mode: `eager`; `compile` for torch.compile, which takes seconds to minutes to load and needs a C++ compiler on
-            the CPU; `cuda_graph` for eager kernels recorded once for a single image and replayed (a larger batch runs
-            eagerly).
+        device: where Torch runs it: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
+        way: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load and
+            needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded once for a single image and
+            replayed (a larger batch runs eagerly).
 
     Raises:
         BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
-        InputError: if device or mode is unknown or not to be had here.
+        InputError: if the device or the way is unknown or not to be had here.
         SignatureError: if the signatures are for other tensors or other weights.
         MissingExtraError: if torch is not installed.
     """
@@ -72,15 +72,16 @@ class TorchModel(ArenaModel):
         tensor_names: Sequence[str],
         parameters: Mapping[str, str] | None = None,
         image_shape: Sequence[int | None] = (3, None, None),
-        device: str = "cpu",
-        mode: str = "eager",
+        device: str = "auto",
+        way: str = "auto",
     ) -> None:
         with require("torch"):
             import torch
         self._torch = torch
         self._shape = tuple(image_shape)
-        self._mode = mode
-        self._check_mode(device)
+        self._way = WAYS[0] if way == "auto" else way
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._check_way(device)
         try:
             self._module = module.eval().to(device)
         except (RuntimeError, AssertionError) as error:
@@ -108,7 +109,7 @@ class TorchModel(ArenaModel):
             self._test(changed, expected, images)
         except RuntimeError as error:
             raise BundleError(
-                f"module: Torch cannot run it with mode {mode!r} ({_first_line(error)}); use mode 'eager'"
+                f"module: Torch cannot run it the way {way!r} ({_first_line(error)}); take the way 'torch'"
             ) from error
 
     @classmethod
@@ -117,15 +118,15 @@ class TorchModel(ArenaModel):
         model: str | Path | bytes,
         signatures: SignatureSet | None,
         tensor_names: Sequence[str],
-        device: str = "cpu",
+        device: str = "auto",
         threads: int | None = None,
-        mode: str = "eager",
+        way: str = "auto",
     ) -> TorchModel:
         """Convert an ONNX model with onnx2torch.
 
         Args:
             model: path or bytes of an ONNX model that went through `onnx_graph.prepare`, with one image input.
-            signatures, tensor_names, device, mode: as for the class; the names are those of the ONNX model.
+            signatures, tensor_names, device, way: as for the class; the names are those of the ONNX model.
             threads: threads inside an operator, for the whole process; None leaves them as they are.
 
         Raises:
@@ -147,12 +148,12 @@ class TorchModel(ArenaModel):
                 # An asymmetric padding is a module of its own, in front of the convolution.
                 node, _, leaf = name.rpartition(".")
                 parameters[tensor] = f"{node}.1.{leaf}"
-        return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, mode)
+        return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, way)
 
     @property
     def way(self) -> str:
         """`torch`, `torch_compile` or `torch_cuda_graph`."""
-        return WAYS[self._mode]
+        return self._way
 
     @property
     def provider(self) -> str:
@@ -176,16 +177,16 @@ class TorchModel(ArenaModel):
             logits = self._run(self._torch.tensor(batch, device=self._device))
         return np.asarray(logits.cpu().numpy(), np.float32)
 
-    def _check_mode(self, device: str) -> None:
+    def _check_way(self, device: str) -> None:
         kind = device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
-            raise InputError(f"device is {device!r}, expected 'cpu', 'cuda' or 'cuda:NUMBER'")
-        if self._mode not in WAYS:
-            raise InputError(f"mode is {self._mode!r}, expected one of {', '.join(WAYS)}")
-        if self._mode == "cuda_graph" and (kind == "cpu" or None in self._shape):
+            raise InputError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:NUMBER'")
+        if self._way not in WAYS:
+            raise InputError(f"way is {self._way!r}, expected auto, {', '.join(WAYS)}")
+        if self._way == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             raise InputError(
-                f"mode 'cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA device and "
-                f"fixed lengths; use mode 'eager' or 'compile'"
+                f"way 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA device "
+                f"and fixed lengths; take the way 'torch' or 'torch_compile'"
             )
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: SignatureSet | None) -> None:
@@ -219,9 +220,9 @@ class TorchModel(ArenaModel):
         self._memory.copy_(self._pinned, non_blocking=True)
 
     def _runner(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._mode == "eager":
+        if self._way == "torch":
             return self._module
-        if self._mode == "compile":
+        if self._way == "torch_compile":
             # An environment may switch freezing on for everything.
             return self._torch.compile(self._module, options={"freezing": False})
         return self._captured(images)

@@ -25,11 +25,11 @@ MIX = {"fog": 0.5, "contrast": -0.25}
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 WAYS = [
-    pytest.param(("cpu", "eager")),
-    pytest.param(("cpu", "compile"), marks=compiler),
-    pytest.param(("cuda", "eager"), marks=cuda),
-    pytest.param(("cuda", "compile"), marks=cuda),
-    pytest.param(("cuda", "cuda_graph"), marks=cuda),
+    pytest.param(("cpu", "torch")),
+    pytest.param(("cpu", "torch_compile"), marks=compiler),
+    pytest.param(("cuda", "torch"), marks=cuda),
+    pytest.param(("cuda", "torch_compile"), marks=cuda),
+    pytest.param(("cuda", "torch_cuda_graph"), marks=cuda),
 ]
 
 
@@ -54,8 +54,8 @@ SIGNATURES = make_signatures(CLEAN)
 X = np.random.default_rng(3).random((4, *SHAPE), np.float32)
 
 
-def make(device="cpu", mode="eager", module=None) -> TorchModel:
-    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, mode=mode)
+def make(device="cpu", way="torch", module=None) -> TorchModel:
+    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, way=way)
 
 
 def expected(mix, x=X) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_batches_of_other_sizes_are_patched_too(model):
 
 
 def test_what_it_says_of_itself(model):
-    assert model.way == {"eager": "torch", "compile": "torch_compile", "cuda_graph": "torch_cuda_graph"}[model._mode]
+    assert model.way == model._way
     assert model.note.startswith(f"{model.way} on {model.provider}: ")
     assert "\n" not in model.note
 
@@ -173,10 +173,10 @@ def test_a_frozen_script_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "fast"}, "mode is 'fast', expected one of eager, compile, cuda_graph"),
-        ({"device": "tpu"}, "device is 'tpu', expected 'cpu', 'cuda' or"),
+        ({"way": "fast"}, "way is 'fast', expected auto, torch, torch_compile, torch_cuda_graph"),
+        ({"device": "tpu"}, "device is 'tpu', expected 'auto', 'cpu', 'cuda' or"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used .*; try 'cpu'"),
-        ({"mode": "cuda_graph"}, "mode 'cuda_graph' with device 'cpu' .*expected a CUDA device"),
+        ({"way": "torch_cuda_graph"}, "way 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
     ],
 )
 def test_what_is_not_to_be_had_is_refused(options, message):
