@@ -178,7 +178,7 @@ def deployed_model(setting: Setting) -> PatchableModel:
     """The model as a device would run it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
     if setting.onnx_runs:
         return _onnx_model(setting, "auto")
-    return _torch_model(setting, "cuda_graph")
+    return _torch_model(setting, "torch_cuda_graph")
 
 
 def _patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, NDArray[np.float32]]:
@@ -217,7 +217,7 @@ def _session(setting: Setting, model: bytes | Path) -> _Session:
 
 def _untouched(way: str, setting: Setting) -> Contender:
     if not setting.onnx_runs:
-        model = _torch_model(setting, "eager")
+        model = _torch_model(setting, "torch")
         return Contender(way, model.predict, None, "cuda", "Torch module, eager")
     session = _session(setting, setting.model.onnx)
     return Contender(way, session, None, session.provider)
@@ -225,7 +225,7 @@ def _untouched(way: str, setting: Setting) -> Contender:
 
 def _patched_in_place(way: str, setting: Setting) -> Contender:
     if way.startswith("torch"):
-        model: OnnxModel | TorchModel = _torch_model(setting, way.removeprefix("torch").lstrip("_") or "eager")
+        model: OnnxModel | TorchModel = _torch_model(setting, way)
     else:
         if not setting.onnx_runs:
             raise RwsError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
@@ -306,7 +306,7 @@ def _lora(way: str, setting: Setting) -> Contender:
 
 
 def _load_state_dict(way: str, setting: Setting) -> Contender:
-    model = _torch_model(setting, "eager")
+    model = _torch_model(setting, "torch")
     module = model._module
     states = []
     for mix in ({}, *setting.mixes[:PREPARED]):
@@ -327,15 +327,15 @@ def _onnx_model(setting: Setting, way: str) -> OnnxModel:
     )
 
 
-def _torch_model(setting: Setting, mode: str) -> TorchModel:
+def _torch_model(setting: Setting, way: str) -> TorchModel:
     model = setting.model
     torch.set_num_threads(setting.threads)
-    if mode == "compile":
+    if way == "torch_compile":
         # Each repeat compiles anew; after eight, Dynamo would give up and run eagerly without a word.
         torch.compiler.reset()
     if model.module is None:
         return TorchModel.from_onnx(
-            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, mode=mode
+            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, way=way
         )
     return TorchModel(
         copy.deepcopy(model.module),
@@ -343,7 +343,7 @@ def _torch_model(setting: Setting, mode: str) -> TorchModel:
         model.tensor_names,
         image_shape=(3, model.size, model.size),
         device=setting.device,
-        mode=mode,
+        way=way,
     )
 
 
