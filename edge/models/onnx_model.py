@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edge.errors import BundleError, InputError, RwsError
+from edge.models import kernel
 from edge.models.base import as_batch
 from edge.models.onnx_graph import clean_tensors, data_input, read_model, replaced_tensors
 from edge.models.onnx_ways import WAYS, SessionMaker, Way, WayNotOpenError
@@ -87,6 +88,8 @@ class OnnxModel(ArenaModel):
         self._arena = found.arena
         self.way = found.name
         self.note = f"{self.way} weights on {self.provider}"
+        if kernel.NAME != "C":
+            self.note += f", patched by {kernel.NAME}: install with a C compiler to patch twice as fast"
         if refused:
             self.note += f", {test.cost(found):.2f} times the untouched session ({'; '.join(refused)})"
         del found.slots

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import SignatureError
+from edge.models.kernel import multiply_add
 from edge.quantise import largest_value, value_dtype
 from edge.signatures import SignatureSet
 
@@ -24,7 +25,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 _ALIGNMENT = 64  # bytes: a cache line, and what vector instructions like best
 _PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
 _SMALL = 1024  # elements: slots up to this size, biases mostly, are patched together
-_RUN = 256  # elements that NumPy's innermost loop should have at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,29 +84,20 @@ class Arena:
         self._fill(self._clean, slots, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)
         channels = _channel_numbers(clean)
-        pieces = [
+        found = [
             piece for start, source in _regions(slots, self._spans, size) for piece in _pieces(source, channels, start)
         ]
-        self._channels = _concatenated(piece.channels for piece in pieces)
-        self._factors = np.empty(self._channels.size, np.float32)
-        factors = np.split(self._factors, np.cumsum([piece.channels.size for piece in pieces])[:-1])
-        scratch = _aligned(max(math.prod(piece.shape) for piece in pieces))
-        self._work = [
-            (
-                factor.reshape(piece.channels.shape),
-                scratch[: math.prod(piece.shape)].reshape(piece.shape),
-                piece.of(self._clean),
-                piece.of(self.flat),
-            )
-            for piece, factor in zip(pieces, factors, strict=True)
-        ]
-        self._values: dict[str, list[NDArray[np.int8 | np.int16]]] = {}
-        self._scales: dict[str, NDArray[np.float32]] = {}
+        self._channels = _concatenated(piece.channels for piece in found)
+        firsts = np.cumsum([0, *(piece.channels.size for piece in found)])[:-1].tolist()
+        self._pieces = np.array(
+            [[piece.start, first, *piece.lengths] for piece, first in zip(found, firsts, strict=True)], np.int64
+        )
         entries = signatures.entries if signatures is not None else {}
         blocks = np.zeros((len(entries), size), value_dtype(signatures.bits if signatures is not None else 8))
-        for block, (name, entry) in zip(blocks, entries.items(), strict=True):
-            self._fill(block, slots, _concatenated(entry[tensor].values for tensor in clean))
-            self._values[name] = [piece.of(block) for piece in pieces]
+        self._values = dict(zip(entries, blocks, strict=True))
+        self._scales = {}
+        for name, entry in entries.items():
+            self._fill(self._values[name], slots, _concatenated(entry[tensor].values for tensor in clean))
             self._scales[name] = _concatenated(
                 np.broadcast_to(entry[tensor].scale, array.shape[:1]) for tensor, array in clean.items()
             )
@@ -170,16 +161,11 @@ class Arena:
         self._mix = mix
 
     def _compose(self, mix: Mapping[str, float]) -> None:
-        first = True
+        base = self._clean
         for name, alpha in mix.items():
-            np.take(self._scales[name] * np.float32(alpha), self._channels, out=self._factors, mode="clip")
-            for values, (factor, scratch, clean, working) in zip(self._values[name], self._work, strict=True):
-                # The first change is computed in place, so that only one block of cold memory is written.
-                change, base = (working, clean) if first else (scratch, working)
-                np.copyto(change, values)
-                np.multiply(change, factor, out=change)
-                np.add(base, change, out=working)
-            first = False
+            factors = (self._scales[name] * np.float32(alpha))[self._channels]
+            multiply_add(base, self._values[name], factors, self.flat, self._pieces)
+            base = self.flat
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
         """The mix on the grid, without zeros, in the order of the signatures: the sum then has one order and result."""
@@ -210,31 +196,27 @@ class _Span(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
+class _Piece(NamedTuple):
     """A part of the block in which output channels stand in a regular pattern.
 
     Args:
         start: of the part, in elements.
-        shape: that the part is seen in.
-        channels: int64, broadcasts against `shape`: the number of the output channel, among those of all tensors.
+        lengths: outer, run and block: the part is seen as an array of that shape, in which a channel does not depend
+            on the place in the run.
+        channels: int64, (outer · block,): the numbers of the output channels, counted through all tensors.
     """
 
     start: int
-    shape: tuple[int, ...]
+    lengths: tuple[int, int, int]
     channels: NDArray[np.int64]
-
-    def of(self, block: NDArray[Any]) -> NDArray[Any]:
-        """This part of a block."""
-        return block[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
 
 
 def _pieces(source: NDArray[np.int64], channels: NDArray[np.int64], start: int) -> Iterable[_Piece]:
     """Cut a part of the block into pieces, with as few channel numbers as its layout allows.
 
-    A layout is seen as (outer, run, block): the output channels of a block, which differ, stand side by side and come
-    again `run` times. In C order a block is one channel; in ONNX Runtime's NCHWc it is 8 or 16. In a layout without any
-    such pattern everything is one block: slower, and as exact.
+    The output channels of a block, which differ, stand side by side and come again `run` times. In C order a block is
+    one channel; in ONNX Runtime's NCHWc it is 8 or 16. In a layout without any such pattern everything is one block:
+    slower, and as exact.
     """
     numbers = channels[source]  # for padding that of the last element: it multiplies zeros
     patterns = []
@@ -249,14 +231,10 @@ def _pieces(source: NDArray[np.int64], channels: NDArray[np.int64], start: int) 
                 patterns.append((run, rows[starts]))
     run, blocks = min(patterns, key=lambda pattern: pattern[1].size)
     block = blocks.shape[1]
-    # NumPy's innermost loop gets several blocks, unless a block is a single channel: then it gets the whole run.
-    repeats = next(count for count in range(1, run + 1) if run % count == 0 and (block * count >= _RUN or count == run))
-    repeats = 1 if block == 1 else repeats
     step = max(1, _PIECE // (run * block))
     for first in range(0, len(blocks), step):
         part = blocks[first : first + step]
-        shape = (len(part), run // repeats, block * repeats)
-        yield _Piece(start + first * run * block, shape, np.tile(part[:, None], (1, 1, repeats)))
+        yield _Piece(start + first * run * block, (len(part), run, block), part.ravel())
 
 
 def _regions(

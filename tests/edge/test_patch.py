@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import SignatureError
+from edge.models.kernel import NAME, multiply_add_numpy
 from edge.models.patch import ALPHA_STEP, Arena, Slot, plain_slots
 from tests.edge.tiny import CORRUPTIONS, make_signatures
 
@@ -186,8 +187,17 @@ def test_signatures_of_another_model_are_refused():
         Arena(other, SIGNATURES)
 
 
+@pytest.fixture(params=["C", "NumPy"])
+def kernel(request, monkeypatch):
+    if request.param == "NumPy":
+        monkeypatch.setattr("edge.models.patch.multiply_add", multiply_add_numpy)
+    elif NAME == "NumPy":
+        pytest.skip("the package was installed where there is no C compiler")
+
+
+@pytest.mark.usefixtures("kernel")
 class TestLayouts:
-    """Whatever the layout, each weight gets the same bits."""
+    """Whatever the layout and the kernel, each weight gets the same bits."""
 
     @staticmethod
     def blocked(block, start):
@@ -220,7 +230,9 @@ class TestLayouts:
         laid_out, expected = Arena(CLEAN, signatures, slots), Arena(CLEAN, signatures)
         for mix in ({"fog": 1.0}, {"gaussian_noise": 0.25, "contrast": -0.75}, {}):
             laid_out.apply(mix)
-            expected.apply(mix)
+            with pytest.MonkeyPatch.context() as context:
+                context.setattr("edge.models.patch.multiply_add", multiply_add_numpy)
+                expected.apply(mix)
             values = np.concatenate([view.ravel() for view in expected.views.values()])
             for name, slot in slots.items():
                 found = laid_out.views[name]
@@ -230,9 +242,9 @@ class TestLayouts:
 
     def test_a_large_tensor_is_patched_in_pieces(self, monkeypatch):
         monkeypatch.setattr("edge.models.patch._PIECE", 50)
-        monkeypatch.setattr("edge.models.patch._RUN", 8)
+        monkeypatch.setattr("edge.models.kernel._RUN", 8)
         pieces = Arena(CLEAN, SIGNATURES)
-        monkeypatch.undo()
+        monkeypatch.setattr("edge.models.patch._PIECE", 10_000)
         whole = Arena(CLEAN, SIGNATURES)
         for arena in (pieces, whole):
             arena.apply({"fog": 1.0, "contrast": 0.5})

@@ -1,0 +1,3 @@
+from typing import Any
+
+def multiply_add(base: Any, values: Any, factors: Any, out: Any, pieces: Any, /) -> None: ...
