@@ -10,7 +10,7 @@ from edge.errors import InputError
 
 
 def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """Fit a frame to the model: resize until it covers the input, crop the centre, scale to 0…1.
+    """Fit a frame to the model: crop the centre to the input's shape, resize, scale to 0…1.
 
     An image that has the right size already is not resampled: its values are x / 255, exactly. Shrinking averages
     areas, growing interpolates linearly.
@@ -34,7 +34,7 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize until the image covers the size, then crop the centre.
+    """Crop the centre to the shape that is wanted, and resize it.
 
     Args:
         image: uint8, shape (H, W, 3), any colour order.
@@ -45,8 +45,15 @@ def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
         uint8, shape (height, width, 3).
     """
     scale = max(height / image.shape[0], width / image.shape[1])
-    size = (max(round(image.shape[1] * scale), width), max(round(image.shape[0] * scale), height))
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (size[1] - height) // 2, (size[0] - width) // 2
-    covered: NDArray[np.uint8] = resized[top : top + height, left : left + width]
+    # Cropped first: what is cut off is not computed, and a whole-numbered scale stays whole, which OpenCV does faster.
+    rows, columns = (
+        max(1, min(round(wanted / scale), found))
+        for wanted, found in zip((height, width), image.shape[:2], strict=True)
+    )
+    top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
+    covered: NDArray[np.uint8] = cv2.resize(
+        image[top : top + rows, left : left + columns],
+        (width, height),
+        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
+    )
     return covered

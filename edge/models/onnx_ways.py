@@ -170,8 +170,11 @@ class Split(Way):
         return np.asarray(self._trunk.run(None, {name: values[name] for name in self._inputs})[0], np.float32)
 
     def _build_stem(self) -> None:
+        options = self._maker.options()
+        # Two pools of threads that spin would take the cores from one another.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with replaced_tensors(self._stem_model, self.arena.views):
-            self._stem = self._maker.session(self._stem_model)
+            self._stem = self._maker.session(self._stem_model, options)
 
 
 class Inputs(Way):
