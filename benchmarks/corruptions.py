@@ -159,7 +159,10 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference generators made at one size: from clean images, uint8 (N, 3, H, H), arrays and statistics."""
+    """What the reference generators made at one size: from clean images, uint8 (N, 3, H, H), arrays and statistics.
+
+    The arrays are of the first of the images, or of all; the statistics are of all.
+    """
 
     size: int
     clean: Tensor
@@ -181,7 +184,7 @@ class Reference:
         if name not in self.arrays:
             return None
         pairs = []
-        for index, image in enumerate(self.clean):
+        for index, image in enumerate(self.clean[: self.arrays[name].shape[1]]):
             seed = zlib.crc32(f"{self.size}/{index}/{name}/{severity}/0".encode())
             pairs.append(
                 (replay(image, name, severity, np.random.RandomState(seed)), self.arrays[name][severity - 1, index])

@@ -41,6 +41,17 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a result, atomically."""
+    """Write a result, atomically; a list of objects takes a line for each of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+    atomic_write_bytes(path, (_formatted(content) + "\n").encode())
+
+
+def _formatted(content: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of the outermost objects, and of lists of objects."""
+    inner = indent + " "
+    if isinstance(content, dict) and content and not indent:
+        entries = [f"{json.dumps(key)}: {_formatted(value, inner)}" for key, value in content.items()]
+        return "{\n" + ",\n".join(inner + entry for entry in entries) + "\n}"
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return "[\n" + ",\n".join(inner + json.dumps(entry) for entry in content) + f"\n{indent}]"
+    return json.dumps(content)
