@@ -214,7 +214,7 @@ def storage(
     result = measure_storage(load_models(model or [], bundle, layers=layers), progress=typer.echo)
     print_storage(result, Console(highlight=False))
     if report is not None:
-        write_json(report, provenance() | result)
+        write_json(report, provenance(seed=0, layers=layers) | result)
 
 
 @bench.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def export_onnx(
     Raises:
         InputError: if one of `keep` did not survive the export.
     """
+    # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     example = torch.zeros(2, 3, size, size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
