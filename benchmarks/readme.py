@@ -165,8 +165,8 @@ def latency_table() -> str:
         "Times are relative to the untouched, fully optimised session in the same minutes, with 95 % intervals "
         "(medians of interleaved blocks, bootstrap over rounds and over sessions that were made anew). VGG-16 is the "
         "paper's, with global pooling. ¹ Frame of 640 x 480 pixels: resize, oracle, policy, patch, predict, against "
-        "the prediction alone. ² One adapter for each signature and strength, float32, no mixes. Models are not trained "
-        f"here: time does not depend on that. {_made_by(close, every)}",
+        "the prediction alone. ² One adapter for each signature and strength, float32, no mixes. Models are not "
+        f"trained here: time does not depend on that. {_made_by(close, every)}",
     ]
     return "\n".join(lines)
 
