@@ -232,8 +232,8 @@ def latency(
         list[str] | None, typer.Option(help="Only this way, beside the untouched model; several times.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 8,
     duration: Annotated[float, typer.Option(min=0, help="Then also seconds of sustained load.")] = 0,
     source: Annotated[
         str | None, typer.Option(help="What the whole frame reads; left out: a video of 640 x 480 pixels, made here.")
@@ -273,18 +273,22 @@ def latency(
     )
     if report is not None:
         check_target(report)
+    if table is not None:
+        table.mkdir(parents=True, exist_ok=True)
     models = load_models(model or [], bundle, layers=layers, seed=seed)
     made = provenance(seed=seed, layers=layers, device=device, rounds=rounds, repeats=repeats)
-    result = made | measure_latency(models, options, progress=typer.echo)
-    print_latency(result, Console(highlight=False))
-    write_results(result, report, table)
+    result = measure_latency(
+        models, options, progress=typer.echo, save=lambda found: write_results(made | found, report, table)
+    )
+    print_latency(made | result, Console(highlight=False))
+    write_results(made | result, report, table)
 
 
 @bench.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder for latency.json, its CSV, and storage.json.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all models are loaded anew.")] = 8,
     duration: Annotated[float, typer.Option(min=0, help="Seconds of sustained load for each model.")] = 30,
 ) -> None:
     """Latency and storage of VGG-16 and ResNet-50 at 32 and 224 pixels, on this machine's GPU.
@@ -301,12 +305,15 @@ def gpu(
         from benchmarks.storage import measure_storage, print_storage
         from edge.provenance import provenance, write_json
     options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)
+    out.mkdir(parents=True, exist_ok=True)
     models = load_models(["vgg16:32", "vgg16:224", "resnet50:32", "resnet50:224"])
     console = Console(highlight=False)
     made = provenance(seed=0, layers=5, device="cuda", rounds=rounds, repeats=repeats)
-    result = made | measure_latency(models, options, progress=typer.echo)
-    print_latency(result, console)
-    write_results(result, out / "latency.json", out)
+    result = measure_latency(
+        models, options, progress=typer.echo, save=lambda found: write_results(made | found, out / "latency.json", out)
+    )
+    print_latency(made | result, console)
+    write_results(made | result, out / "latency.json", out)
     result = provenance(seed=0, layers=5) | measure_storage(models, progress=typer.echo)
     print_storage(result, console)
     write_json(out / "storage.json", result)

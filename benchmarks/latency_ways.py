@@ -6,9 +6,11 @@
 | `untouched_again` | the same once more: what two equal sessions differ by | never |
 | `live`, `split`, `inputs` | `edge.models.onnx_model.OnnxModel` | patch |
 | `reload` | the untouched session | a new session from a patched file that lies on the disk |
+| `reload_optimised` | the same | the same, from a file that ONNX Runtime has optimised before |
 | `sessions` | one of 20 untouched sessions | take another one |
 | `lora` | a session whose shallow weights can be overridden | ONNX Runtime's LoRA adapters, loaded beforehand |
 | `load_state_dict` | Torch, eager | the whole model's weights, from memory |
+| `load_state_dict_shallow` | Torch, eager | the patched layers' weights, from memory, float32, one set a mix |
 | `torch`, `torch_compile`, `torch_cuda_graph` | `edge.models.torch_model.TorchModel` | patch |
 
 On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
@@ -18,21 +20,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import psutil
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from benchmarks.models import BenchmarkModel
-from edge.errors import RwsError
+from benchmarks.models import BenchmarkModel, patched_onnx, patched_weights
+from edge.errors import RwsError, first_line
 from edge.models.base import PatchableModel
-from edge.models.onnx_graph import clean_tensors, data_input, read_model
+from edge.models.onnx_graph import data_input, read_model
 from edge.models.onnx_model import OnnxModel
 from edge.models.torch_model import TorchModel
 
@@ -65,21 +69,16 @@ class Setting:
         return tuple({name: ALPHA} for name in self.model.signatures.names)
 
     @property
-    def provider(self) -> str:
-        """The ONNX Runtime provider of the device, as `OnnxModel` calls it."""
-        return self.device
-
-    @property
     def onnx_runs(self) -> bool:
         """Whether ONNX Runtime can use the device."""
-        return self.device == "cpu" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return self.device == "cpu" or _cuda_starts()
 
     @property
     def baseline(self) -> str:
         """What `untouched` is here."""
         if self.onnx_runs:
             return f"ONNX Runtime session, all optimisations, {self.device}, session.run(None, inputs)"
-        return "Torch module, eager, cuda: this ONNX Runtime has no CUDA provider"
+        return "Torch module, eager, cuda: this ONNX Runtime has no CUDA provider, or it does not start"
 
     def synchronise(self) -> None:
         """Wait until the device has done what it was told."""
@@ -117,8 +116,9 @@ def make_contender(way: str, setting: Setting) -> Contender:
     started = time.perf_counter()
     try:
         made = WAYS[way](way, setting)
-    except RuntimeError as error:  # what torch raises when it cannot compile, or memory runs out
-        raise RwsError(f"{way}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    # What torch raises when it cannot compile, or memory runs out; and an ONNX Runtime before 1.20 has no adapters.
+    except (RuntimeError, AttributeError) as error:
+        raise RwsError(f"{way}: {first_line(error)}") from error
     setting.synchronise()
     load_ms = (time.perf_counter() - started) * 1e3
     return replace(made, load_ms=load_ms)
@@ -163,17 +163,6 @@ def check_outputs(
             raise RwsError(f"{contender.way}: the {state} output is wrong by {error:.2g}, allowed {allowed:.2g}")
 
 
-def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
-    """The ONNX file of the model with a mix in its weights."""
-    proto = read_model(model.onnx)
-    weights = _patched_weights(model, mix)
-    for tensor in proto.graph.initializer:
-        if tensor.name in weights:
-            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
-    content: bytes = proto.SerializeToString()
-    return content
-
-
 def deployed_model(setting: Setting) -> PatchableModel:
     """The model as a device would run it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
     if setting.onnx_runs:
@@ -181,21 +170,17 @@ def deployed_model(setting: Setting) -> PatchableModel:
     return _torch_model(setting, "torch_cuda_graph")
 
 
-def _patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, NDArray[np.float32]]:
-    weights = {name: array.copy() for name, array in clean_tensors(read_model(model.onnx), model.tensor_names).items()}
-    for signature, alpha in mix.items():
-        for name, delta in model.signatures.get(signature).items():
-            weights[name] += np.float32(alpha) * delta
-    return weights
-
-
 class _Session:
     """An ONNX Runtime session as users make and call it."""
 
-    def __init__(self, setting: Setting, model: bytes | Path) -> None:
+    def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
+        if level is not None:
+            options.graph_optimization_level = level
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         providers = ["CPUExecutionProvider"]
         if setting.device == "cuda":
             providers = ["CUDAExecutionProvider", *providers]
@@ -209,10 +194,25 @@ class _Session:
         return logits
 
 
-def _session(setting: Setting, model: bytes | Path) -> _Session:
+def _session(setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> _Session:
+    """A session of a file or its bytes; `level` of optimisation, None for all; `optimised`: where to save the graph."""
     if not setting.onnx_runs:
-        raise RwsError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
-    return _Session(setting, model)
+        raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries")
+    return _Session(setting, model, level, optimised)
+
+
+@cache
+def _cuda_starts() -> bool:
+    """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    return bool(session.get_providers()[0] == "CUDAExecutionProvider")
 
 
 def _untouched(way: str, setting: Setting) -> Contender:
@@ -228,7 +228,7 @@ def _patched_in_place(way: str, setting: Setting) -> Contender:
         model: OnnxModel | TorchModel = _torch_model(setting, way)
     else:
         if not setting.onnx_runs:
-            raise RwsError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
+            raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu")
         model = _onnx_model(setting, way)
     if model.way != way:
         raise RwsError(f"{way}: not possible here ({model.note})")
@@ -247,13 +247,18 @@ def _short(provider: str) -> str:
 def _reload(way: str, setting: Setting) -> Contender:
     files = []
     for number, mix in enumerate([{}, *setting.mixes[:PREPARED]]):
-        files.append(setting.folder / f"patched_{number}.onnx")
-        files[-1].write_bytes(patched_onnx(setting.model, mix))
-    session = _session(setting, files[0])
+        files.append(setting.folder / f"{way}_{number}.onnx")
+        content = patched_onnx(setting.model, mix)
+        if way == "reload":
+            files[-1].write_bytes(content)
+        else:
+            _session(setting, content, optimised=files[-1])
+    level = None if way == "reload" else onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _session(setting, files[0], level)
 
     def change(number: int | None) -> None:
         nonlocal session
-        session = _session(setting, files[0 if number is None else 1 + number % PREPARED])
+        session = _session(setting, files[0 if number is None else 1 + number % PREPARED], level)
 
     return Contender(way, lambda x: session(x), change, session.provider)
 
@@ -266,6 +271,10 @@ def _sessions(way: str, setting: Setting) -> Contender:
             f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
         )
     kept = [_session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+    x = np.zeros((1, 3, setting.model.size, setting.model.size), np.float32)
+    for session in kept:  # a session plans its buffers in its first two runs
+        session(x)
+        session(x)
     current = kept[0]
 
     def change(number: int | None) -> None:
@@ -284,7 +293,7 @@ def _lora(way: str, setting: Setting) -> Contender:
     session = _session(setting, proto.SerializeToString())
     adapters = []
     for number, mix in enumerate(setting.mixes):
-        weights = _patched_weights(setting.model, mix)
+        weights = patched_weights(setting.model, mix)
         content = onnxruntime.AdapterFormat()
         content.set_adapter_version(1)
         content.set_model_version(1)
@@ -309,13 +318,17 @@ def _load_state_dict(way: str, setting: Setting) -> Contender:
     model = _torch_model(setting, "torch")
     module = model._module
     states = []
+    shallow = way == "load_state_dict_shallow"
+    patched = {id(parameter) for parameter in model._parameters}
+    own = [name for name, parameter in module.named_parameters() if id(parameter) in patched]
     for mix in ({}, *setting.mixes[:PREPARED]):
         model.apply(mix)
-        states.append({key: value.clone() for key, value in module.state_dict().items()})
+        state = module.state_dict()
+        states.append({key: state[key].clone() for key in (own if shallow else state)})
     model.reset()
 
     def change(number: int | None) -> None:
-        module.load_state_dict(states[0 if number is None else 1 + number % PREPARED])
+        module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
 
     return Contender(way, model.predict, change, setting.device)
 
@@ -323,7 +336,7 @@ def _load_state_dict(way: str, setting: Setting) -> Contender:
 def _onnx_model(setting: Setting, way: str) -> OnnxModel:
     model = setting.model
     return OnnxModel(
-        model.onnx, model.signatures, model.tensor_names, provider=setting.provider, threads=setting.threads, way=way
+        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, way=way
     )
 
 
@@ -354,9 +367,11 @@ WAYS: dict[str, Callable[[str, Setting], Contender]] = {
     "split": _patched_in_place,
     "inputs": _patched_in_place,
     "reload": _reload,
+    "reload_optimised": _reload,
     "sessions": _sessions,
     "lora": _lora,
     "load_state_dict": _load_state_dict,
+    "load_state_dict_shallow": _load_state_dict,
     "torch": _patched_in_place,
     "torch_compile": _patched_in_place,
     "torch_cuda_graph": _patched_in_place,

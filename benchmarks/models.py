@@ -6,7 +6,7 @@ from a seed, its BatchNorm statistics from random images, and its signatures are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,14 @@ from torch import nn
 
 from edge.bundle import MODEL, Bundle
 from edge.errors import InputError
-from edge.models.onnx_graph import clean_tensors, data_input, prepare, read_model, shallow_tensors
+from edge.models.onnx_graph import (
+    clean_tensors,
+    data_input,
+    prepare,
+    read_model,
+    replaced_tensors,
+    shallow_tensors,
+)
 from edge.signatures import SignatureSet, shallow_sha256
 from training import models as architectures
 from training.corruptions import CORRUPTIONS
@@ -118,6 +125,23 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
         proto = prepare(read_model(export_onnx(module, size, keep=names)))
     signatures = _random_signatures(clean_tensors(proto, names), seed)
     return BenchmarkModel(Path(model).stem, size, proto.SerializeToString(), names, signatures, module)
+
+
+def patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """The patched tensors with a mix in them, float32, in the order of the network."""
+    weights = {name: array.copy() for name, array in clean_tensors(read_model(model.onnx), model.tensor_names).items()}
+    for signature, alpha in mix.items():
+        for name, delta in model.signatures.get(signature).items():
+            weights[name] += np.float32(alpha) * delta
+    return weights
+
+
+def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
+    """The ONNX file of the model with a mix in its weights."""
+    proto = read_model(model.onnx)
+    with replaced_tensors(proto, patched_weights(model, mix)):
+        content: bytes = proto.SerializeToString()
+    return content
 
 
 def _module(architecture: str, size: int, seed: int) -> nn.Module:

@@ -106,7 +106,9 @@ def _read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, 
 
 
 def _read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    # By its UUID: NVML does not number devices as CUDA_VISIBLE_DEVICES does.
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
     def ask(question: Any, *arguments: Any) -> float | None:
         try:

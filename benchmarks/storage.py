@@ -13,12 +13,11 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import can_measure, measure
-from benchmarks.models import BenchmarkModel
+from benchmarks.models import BenchmarkModel, patched_onnx
 from benchmarks.precision import float_file
 from edge.models.onnx_graph import clean_tensors, read_model
 from edge.quantise import Bits, Per
@@ -99,14 +98,9 @@ def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
     """
     files = [folder / "clean.onnx"]
     files[0].write_bytes(model.onnx)
-    proto = read_model(model.onnx)
-    clean = clean_tensors(proto, model.tensor_names)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name in model.signatures.names:
-        for tensor, delta in model.signatures.get(name).items():
-            tensors[tensor].CopyFrom(numpy_helper.from_array(clean[tensor] + delta, tensor))
         files.append(folder / f"{name}.onnx")
-        files[-1].write_bytes(proto.SerializeToString())
+        files[-1].write_bytes(patched_onnx(model, {name: 1.0}))
     return files
 
 

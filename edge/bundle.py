@@ -182,7 +182,13 @@ class Bundle:
         content = self.read(MODEL)
         if backend == "onnx":
             return OnnxModel(
-                content, self.signatures, self.signatures.tensors, provider=provider, threads=threads, way=way
+                content,
+                self.signatures,
+                self.signatures.tensors,
+                provider=provider,
+                threads=threads,
+                way=way,
+                image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from edge.models.torch_model import TorchModel
 

@@ -12,7 +12,13 @@ __all__ = [
     "RwsError",
     "SignatureError",
     "SourceError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, or its name if it says nothing: enough for a message of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class BundleError(FormatError):

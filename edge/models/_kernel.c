@@ -14,21 +14,42 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
+/* Short blocks are repeated until the innermost loop is this long. */
+#define STRIP 256
+
 #define MULTIPLY_ADD(name, type)                                                                                       \
     FOR_EACH_PROCESSOR static void name(const float *base, const type *values, const float *factors, float *out,       \
                                         int64_t outer, int64_t run, int64_t block) {                                   \
-        for (int64_t o = 0; o < outer; o++, factors += block) {                                                        \
-            if (block == 1) {                                                                                          \
+        if (run == 1) {                                                                                                \
+            block *= outer, outer = 1;                                                                                 \
+        }                                                                                                              \
+        if (block == 1) {                                                                                              \
+            for (int64_t o = 0; o < outer; o++, base += run, values += run, out += run) {                              \
                 for (int64_t r = 0; r < run; r++) {                                                                    \
-                    out[r] = base[r] + (float)values[r] * factors[0];                                                  \
+                    out[r] = base[r] + (float)values[r] * factors[o];                                                  \
                 }                                                                                                      \
-                base += run, values += run, out += run;                                                                \
-                continue;                                                                                              \
             }                                                                                                          \
-            for (int64_t r = 0; r < run; r++, base += block, values += block, out += block) {                          \
-                for (int64_t b = 0; b < block; b++) {                                                                  \
-                    out[b] = base[b] + (float)values[b] * factors[b];                                                  \
+            return;                                                                                                    \
+        }                                                                                                              \
+        float repeated[STRIP];                                                                                         \
+        const int64_t repeats = block > STRIP ? 1 : run < STRIP / block ? run : STRIP / block;                         \
+        const int64_t length = repeats * block, total = run * block;                                                   \
+        for (int64_t o = 0; o < outer; o++, factors += block) {                                                        \
+            const float *strip = factors;                                                                              \
+            if (repeats > 1) {                                                                                         \
+                for (int64_t r = 0; r < repeats; r++) {                                                                \
+                    for (int64_t b = 0; b < block; b++) {                                                              \
+                        repeated[r * block + b] = factors[b];                                                          \
+                    }                                                                                                  \
                 }                                                                                                      \
+                strip = repeated;                                                                                      \
+            }                                                                                                          \
+            for (int64_t done = 0; done < total; done += length) {                                                     \
+                const int64_t count = total - done < length ? total - done : length;                                   \
+                for (int64_t i = 0; i < count; i++) {                                                                  \
+                    out[i] = base[i] + (float)values[i] * strip[i];                                                    \
+                }                                                                                                      \
+                base += count, values += count, out += count;                                                          \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edge.errors import BundleError
+from edge.errors import BundleError, first_line
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -45,7 +45,7 @@ def read_model(model: str | Path | bytes, source: str = "model") -> Any:
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise BundleError(f"{source}: not a whole ONNX model ({_first_line(error)}); export it again") from error
+        raise BundleError(f"{source}: not a whole ONNX model ({first_line(error)}); export it again") from error
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
     for tensor in _all_tensors(proto.graph):
@@ -149,7 +149,7 @@ def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.floa
     """The named initializers as float32 arrays, in the given order.
 
     Raises:
-        BundleError: if one is missing, not float32, or not finite.
+        BundleError: if one is missing, not float32, or not finite, or none is named.
     """
     tensors = _initializers(model)
     clean = {}
@@ -164,6 +164,8 @@ def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.floa
         if not np.isfinite(array).all():
             raise BundleError(f"model: tensor {name!r} has NaN or infinity; train or export the model again")
         clean[name] = array
+    if not clean:
+        raise BundleError("model: no tensor to patch is named; name at least one (see shallow_tensors)")
     return clean
 
 
@@ -343,7 +345,3 @@ def _all_tensors(graph: Any) -> Iterable[Any]:
             yield from (*attribute.tensors, attribute.t)
             for subgraph in (*attribute.graphs, attribute.g):
                 yield from _all_tensors(subgraph)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

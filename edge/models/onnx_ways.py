@@ -28,6 +28,8 @@ from edge.models.onnx_graph import data_input, replaced_tensors, split_after, we
 from edge.models.patch import Arena, Slot, plain_slots
 from edge.signatures import SignatureSet
 
+CPU = "CPUExecutionProvider"
+
 _COUNTABLE = 2**24  # float32 counts exactly up to here
 
 
@@ -88,11 +90,15 @@ class SessionMaker:
                 path.write_bytes(model.SerializeToString())
                 return self.session_of_file(path, options)
         except OSError:
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, list(self.providers))
+            return self.session_of_bytes(model.SerializeToString(), options)
 
     def session_of_file(self, path: Path, options: onnxruntime.SessionOptions) -> Any:
         """The same, of a file."""
         return onnxruntime.InferenceSession(str(path), options, list(self.providers))
+
+    def session_of_bytes(self, model: bytes, options: onnxruntime.SessionOptions) -> Any:
+        """The same, of a small model's file in memory."""
+        return onnxruntime.InferenceSession(model, options, list(self.providers))
 
     def options(self) -> onnxruntime.SessionOptions:
         """Options for one session."""
@@ -116,7 +122,7 @@ class Live(Way):
         signatures: SignatureSet | None,
         maker: SessionMaker,
     ) -> None:
-        if maker.providers[0] != "CPUExecutionProvider":
+        if maker.providers[0] != CPU:
             raise WayNotOpenError(f"{maker.providers[0]} does not read weights from the memory of the CPU")
         with tempfile.TemporaryDirectory(prefix="rws-") as folder:
             graph = Path(folder) / "optimised.onnx"
@@ -174,7 +180,7 @@ class Split(Way):
         # Two pools of threads that spin would take the cores from one another.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with replaced_tensors(self._stem_model, self.arena.views):
-            self._stem = self._maker.session(self._stem_model, options)
+            self._stem = self._maker.session_of_bytes(self._stem_model.SerializeToString(), options)
 
 
 class Inputs(Way):
@@ -217,6 +223,11 @@ class Inputs(Way):
 
 
 WAYS: tuple[type[Way], ...] = (Live, Split, Inputs)
+
+
+def ways_on(provider: str) -> tuple[type[Way], ...]:
+    """The ways for a provider, the fastest first: what is quick to build anew on the CPU is not on a GPU."""
+    return WAYS if provider == CPU else (Inputs, Split)
 
 
 def _learn_layout(

@@ -50,6 +50,15 @@ def plain_slots(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, Slot]:
     }
 
 
+def changed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Other weights, each moved by a quarter of its tensor's spread, to see whether a model follows them."""
+    rng = np.random.default_rng(0)
+    return {
+        name: array + np.float32(0.25 * (array.std() or 1)) * rng.standard_normal(array.shape, np.float32)
+        for name, array in clean.items()
+    }
+
+
 class Arena:
     """The patched tensors of one model: a clean copy, and the working copy that the model reads, each one flat block.
 

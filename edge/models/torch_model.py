@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, InputError
+from edge.errors import BundleError, InputError, first_line
 from edge.extras import require
 from edge.models.base import as_batch
 from edge.models.onnx_graph import clean_tensors, data_input, read_model
-from edge.models.patch import Arena, ArenaModel, Slot
+from edge.models.patch import Arena, ArenaModel, Slot, changed
 from edge.signatures import SignatureSet
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 WAYS = ("torch", "torch_compile", "torch_cuda_graph")
 
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
-_TEST_CHANGE = 0.25  # of each tensor's standard deviation
 _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds away, below what a stale tensor does
 
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
@@ -85,13 +84,15 @@ class TorchModel(ArenaModel):
         try:
             self._module = module.eval().to(device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r} cannot be used ({_first_line(error)}); try 'cpu'") from error
+            raise InputError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
         self._device = torch.device(device)
         own = dict(module.named_parameters())
         renamed = dict(parameters or {})
         missing = [name for name in tensor_names if renamed.get(name, name) not in own]
         if missing:
             raise BundleError(f"module has no parameter {missing[0]!r} to patch; it has {', '.join(own)}")
+        if not tensor_names:
+            raise BundleError("module: no tensor to patch is named; name at least one of its parameters")
         self._parameters = [own[renamed.get(name, name)] for name in tensor_names]
         for name, parameter in zip(tensor_names, self._parameters, strict=True):
             if parameter.dtype != torch.float32:
@@ -102,14 +103,14 @@ class TorchModel(ArenaModel):
         }
         images = np.random.default_rng(0).random((1, *(length or _TEST_LENGTH for length in self._shape)), np.float32)
         self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
-        changed, expected = self._expect(clean, images)
+        weights, expected = self._expect(clean, images)
         self._share_memory(clean, signatures)
         try:
             self._run = self._runner(images)
-            self._test(changed, expected, images)
+            self._test(weights, expected, images)
         except RuntimeError as error:
             raise BundleError(
-                f"module: Torch cannot run it the way {way!r} ({_first_line(error)}); take the way 'torch'"
+                f"module: Torch cannot run it the way {way!r} ({first_line(error)}); take the way 'torch'"
             ) from error
 
     @classmethod
@@ -256,38 +257,34 @@ class TorchModel(ArenaModel):
         self, clean: Mapping[str, NDArray[np.float32]], images: NDArray[np.float32]
     ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
-        rng = np.random.default_rng(1)
-        changed = [
-            array + np.float32(_TEST_CHANGE * (array.std() or 1)) * rng.standard_normal(array.shape, np.float32)
-            for array in clean.values()
-        ]
+        weights = list(changed(clean).values())
         try:
             logits = [self._logits(images)]
             # From the deepest on: a block that ends with weights of zero hides those before them.
-            for name, parameter, array in reversed(list(zip(clean, self._parameters, changed, strict=True))):
+            for name, parameter, array in reversed(list(zip(clean, self._parameters, weights, strict=True))):
                 self._write([parameter], [array])
                 logits.append(self._logits(images))
                 if np.array_equal(logits[-1], logits[-2]):
                     raise BundleError(f"module: parameter {name!r} does not reach its logits; {_REMEDY}")
         except (RuntimeError, AttributeError) as error:
             raise BundleError(
-                f"module: cannot turn float32 {images.shape} into logits ({_first_line(error)}); give its image_shape"
+                f"module: cannot turn float32 {images.shape} into logits ({first_line(error)}); give its image_shape"
             ) from error
         finally:
             self._write(self._parameters, clean.values())
         if logits[0].ndim != 2 or len(logits[0]) != 1:
             raise BundleError(f"module: gives {logits[0].shape} for one image, expected logits (1, K); wrap it")
-        return changed, [logits[0], logits[-1]]
+        return weights, [logits[0], logits[-1]]
 
     def _test(
         self,
-        changed: Sequence[NDArray[np.float32]],
+        weights: Sequence[NDArray[np.float32]],
         expected: Sequence[NDArray[np.float32]],
         images: NDArray[np.float32],
     ) -> None:
         """Is what this model gives, with the clean, the changed and again the clean weights, what is expected?"""
         clean = self._logits(images)
-        self._write(self._parameters, changed)
+        self._write(self._parameters, weights)
         patched = self._logits(images)
         self._arena.reset()
         again = self._logits(images)
@@ -385,7 +382,3 @@ def _fix_reshapes(module: Any) -> None:
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

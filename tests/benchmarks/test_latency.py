@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from benchmarks import latency, latency_ways, sensors
-from benchmarks.latency import CSV_COLUMNS, PATCH_EVERY, LatencyOptions, csv_name, measure_latency, print_latency
+from benchmarks.latency import (
+    CSV_COLUMNS,
+    PATCH_EVERY,
+    RIVALS,
+    LatencyOptions,
+    csv_name,
+    measure_latency,
+    print_latency,
+)
 from benchmarks.latency_stages import FRAME_SIZE, ScheduledPolicy, write_video
 from benchmarks.latency_ways import Contender, Setting, check_outputs, default_ways, expected_outputs, make_contender
 from benchmarks.models import load_model
@@ -60,7 +68,7 @@ def test_every_way_is_measured_at_every_rate_it_has(result):
     found = {(row["way"], row["patch_every"]) for row in result["rows"]}
     changing = {way for way in WAYS if way != "untouched_again"}
     expected = {(way, every) for way in changing for every in PATCH_EVERY}
-    expected -= {("reload", 0), ("sessions", 0)}  # an untouched session each
+    expected -= {(way, 0) for way in ("reload", "reload_optimised", "sessions")}  # an untouched session each
     assert found == expected | {("untouched", 0), ("untouched_again", 0)}
     assert len(result["rows"]) == len(found)
 
@@ -85,7 +93,7 @@ def test_the_change_of_mix_is_reported_alone(result):
     for way, row in changes.items():
         assert 0 < row["p50_ms"] < frames[way]["p50_ms"]
         assert 0 < row["alone_p50_ms"] <= row["alone_p95_ms"]
-        for rival in ("reload", "load_state_dict", "alone_reload", "alone_load_state_dict"):
+        for rival in (*RIVALS, *(f"alone_{rival}" for rival in RIVALS)):
             assert row[f"{rival}_ratio_low"] <= row[f"{rival}_ratio"] <= row[f"{rival}_ratio_high"]
     assert changes["reload"]["reload_ratio"] == changes["load_state_dict"]["load_state_dict_ratio"] == 1
 
@@ -227,13 +235,25 @@ def test_a_gpu_is_read_through_nvml_as_far_as_it_answers(monkeypatch):
         NVMLError=NVMLError,
         NVML_CLOCK_SM=1,
         NVML_TEMPERATURE_GPU=0,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-1234": "handle"}[uuid],
         nvmlDeviceGetClockInfo=lambda handle, clock: 1980,
         nvmlDeviceGetTemperature=lambda handle, sensor: 43,
         nvmlDeviceGetPowerUsage=unknown,
     )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     assert sensors._read_nvml(nvml) == (1980, 43, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cuda_provider_that_does_not_start_is_no_baseline(setting, monkeypatch):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(latency_ways.onnxruntime, "get_available_providers", lambda: providers)
+    latency_ways._cuda_starts.cache_clear()
+    cuda = replace(setting, device="cuda")
+    assert not cuda.onnx_runs  # ONNX Runtime takes the CPU, with a warning
+    assert "does not start" in cuda.baseline
+    latency_ways._cuda_starts.cache_clear()
 
 
 def test_the_gpu_baseline_without_onnx_runtimes_provider(setting):

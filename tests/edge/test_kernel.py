@@ -1,6 +1,8 @@
 """out = base + values · factors, compiled and in NumPy: the same bits."""
 
 import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,9 @@ def test_the_compiled_kernel_stays_inside_its_memory(piece):
     assert (block == 0).all()
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler here")
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+@pytest.mark.skipif(not (shutil.which("cc") and HEADERS.exists()), reason="no C compiler or no headers of Python")
 def test_where_there_is_a_compiler_it_was_used():
     assert kernel.NAME == "C"

@@ -158,7 +158,45 @@ class TestFallingBack:
         model = OnnxModel(*small, threads=1)
         assert len(copies) == 1
         assert model.way == "split"
-        assert "times the untouched session (live: changed weights give outputs that are" in model.note
+        assert "times the untouched session, " in model.note
+        assert "ms for a change of mix (live: changed weights give outputs that are" in model.note
+
+    @pytest.mark.parametrize("number", range(4))
+    def test_nor_does_a_tolerance_hide_it(self, monkeypatch, number):
+        proto = network(3, 4, seed=0)
+        names = shallow_tensors(proto, 2)
+        zeros = {name: np.zeros(6, np.float32) for name in names if name.endswith("bias")}
+        real, values, copies = onnxruntime.OrtValue.ortvalue_from_numpy, count(), []
+
+        def ortvalue_from_numpy(view, *device):
+            if next(values) != number:
+                return real(view, *device)
+            copies.append(view.copy())
+            return real(copies[0], *device)
+
+        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", ortvalue_from_numpy)
+        with replaced_tensors(proto, zeros):
+            model = proto.SerializeToString()
+        with pytest.raises(BundleError, match=r"inputs: changes of '.*' do not reach the output"):
+            OnnxModel(model, None, names, threads=1, way="inputs")
+        assert len(copies) == 1
+
+    def test_on_a_gpu_weights_in_its_memory_come_first(self, small, monkeypatch):
+        real = onnxruntime.OrtValue.ortvalue_from_numpy
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS["cuda"], PROVIDERS["cpu"]])
+        monkeypatch.setattr(onnxruntime, "InferenceSession", SaysCuda)
+        monkeypatch.setattr(
+            onnxruntime.OrtValue, "ortvalue_from_numpy", lambda view, device, number: real(view.copy(), "cpu", number)
+        )
+        model = OnnxModel(*small, threads=1)
+        assert (model.way, model.provider) == ("inputs", PROVIDERS["cuda"])
+        assert model.note == "inputs weights on CUDAExecutionProvider"
+        model.apply({"fog": 1.0})
+        proto = onnx.load_from_string(small[0])
+        weights = patched(clean_tensors(proto, small[2]), small[1], {"fog": 1.0})
+        x = RNG.random((1, 3, 8, 8), np.float32)
+        monkeypatch.undo()
+        np.testing.assert_allclose(model.predict(x), rebuilt(proto, weights, x), atol=1e-5)
 
     def test_a_provider_that_cannot_read_our_memory(self, small):
         with pytest.raises(WayNotOpenError, match="CUDAExecutionProvider does not read weights from the memory"):
@@ -288,6 +326,16 @@ def test_device_memory_is_written_at_each_change(small, monkeypatch):
     assert way.run(x).tobytes() == before.tobytes()
 
 
+class SaysCuda(onnxruntime.InferenceSession):
+    """Runs on the CPU and says CUDA."""
+
+    def __init__(self, model, options, providers):
+        super().__init__(model, options, [PROVIDERS["cpu"]])
+
+    def get_providers(self):
+        return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+
+
 class OnCuda(SessionMaker):
     """Says CUDA and runs on the CPU."""
 
@@ -342,3 +390,47 @@ def test_ten_thousand_random_patches_leave_no_trace():
     model.reset()
     assert model.predict(x).tobytes() == clean.tobytes()
     assert differ == 100
+
+
+class TestInputs:
+    def test_a_fixed_batch_is_filled_up(self, small):
+        proto = onnx.load_from_string(small[0])
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 4
+        model = OnnxModel(proto.SerializeToString(), *small[1:], threads=1)
+        free = OnnxModel(*small, threads=1)
+        for number in (1, 4, 6):
+            x = RNG.random((number, 3, 8, 8), np.float32)
+            np.testing.assert_allclose(model.predict(x), free.predict(x), atol=1e-5)
+
+    def test_a_free_size_is_tested_at_the_size_that_is_used(self):
+        proto = network(2, 4, seed=0)
+        pool = next(node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+        pool.op_type = "Identity"  # then the linear layer fits 8 x 8 pixels only
+        for tensor in proto.graph.initializer:
+            if tensor.name == "head.weight":
+                tensor.CopyFrom(numpy_helper.from_array(RNG.normal(size=(4, 384)).astype(np.float32), tensor.name))
+        for axis in (2, 3):
+            proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"free{axis}"
+        names = shallow_tensors(proto, 1)
+        assert OnnxModel(proto.SerializeToString(), None, names, threads=1, image_size=(8, 8)).way == "live"
+        with pytest.raises(BundleError, match=r"cannot run it on float32 \(1, 3, 224, 224\)"):
+            OnnxModel(proto.SerializeToString(), None, names, threads=1)
+
+    def test_an_input_without_a_shape(self, small):
+        proto = onnx.load_from_string(small[0])
+        proto.graph.input[0].type.tensor_type.ClearField("shape")
+        with pytest.raises(BundleError, match=r"input 'image' has the shape \(\), expected \(N, 3, height, width\)"):
+            OnnxModel(proto.SerializeToString(), None, small[2])
+
+    def test_no_tensor_is_named(self, small):
+        with pytest.raises(BundleError, match="no tensor to patch is named"):
+            OnnxModel(small[0], None, [])
+
+    def test_a_mistake_of_ours_is_not_taken_for_a_refusal(self, small, monkeypatch):
+        def broken(*arguments):
+            raise KeyError("ours")
+
+        monkeypatch.setattr("edge.models.onnx_ways._learn_layout", broken)
+        with pytest.raises(KeyError, match="ours"):
+            OnnxModel(*small)
