@@ -143,18 +143,24 @@ def small():
     return proto.SerializeToString(), make_signatures(clean_tensors(proto, names)), names
 
 
+def one_stale(monkeypatch, number):
+    """Let ONNX Runtime read one of the weights from a copy, which is returned when it has been made."""
+    real, values, copies = onnxruntime.OrtValue.ortvalue_from_numpy, count(), []
+
+    def ortvalue_from_numpy(view, *device):
+        if next(values) != number:
+            return real(view, *device)
+        copies.append(view.copy())
+        return real(copies[0], *device)
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", ortvalue_from_numpy)
+    return copies
+
+
 class TestFallingBack:
     @pytest.mark.parametrize("number", range(4))
     def test_a_single_tensor_that_does_not_follow_is_found(self, small, monkeypatch, number):
-        real, values, copies = onnxruntime.OrtValue.ortvalue_from_numpy, count(), []
-
-        def ortvalue_from_numpy(view, *device):
-            if next(values) != number:
-                return real(view, *device)
-            copies.append(view.copy())
-            return real(copies[0], *device)
-
-        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", ortvalue_from_numpy)
+        copies = one_stale(monkeypatch, number)
         model = OnnxModel(*small, threads=1)
         assert len(copies) == 1
         assert model.way == "split"
@@ -163,18 +169,10 @@ class TestFallingBack:
 
     @pytest.mark.parametrize("number", range(4))
     def test_nor_does_a_tolerance_hide_it(self, monkeypatch, number):
+        copies = one_stale(monkeypatch, number)
         proto = network(3, 4, seed=0)
         names = shallow_tensors(proto, 2)
         zeros = {name: np.zeros(6, np.float32) for name in names if name.endswith("bias")}
-        real, values, copies = onnxruntime.OrtValue.ortvalue_from_numpy, count(), []
-
-        def ortvalue_from_numpy(view, *device):
-            if next(values) != number:
-                return real(view, *device)
-            copies.append(view.copy())
-            return real(copies[0], *device)
-
-        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", ortvalue_from_numpy)
         with replaced_tensors(proto, zeros):
             model = proto.SerializeToString()
         with pytest.raises(BundleError, match=r"inputs: changes of '.*' do not reach the output"):
