@@ -279,7 +279,7 @@ def parity(
                 row["within"] &= all(deviation.within for deviation in found.values())
                 row["severity"][str(severity)] = {
                     "replayed": exact and asdict(exact),
-                    **{key: asdict(deviation) for key, deviation in found.items()},
+                    **{key: _rounded(asdict(deviation)) for key, deviation in found.items()},
                 }
                 if size == 224 and name in COMPARABLE:
                     pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
@@ -289,6 +289,10 @@ def parity(
     if json_file:
         write_json(json_file, content)
     typer.echo(parity_table(content))
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.5g}") for key, value in values.items()}
 
 
 def parity_table(content: dict[str, Any]) -> str:

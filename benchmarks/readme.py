@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,23 +111,44 @@ def ways_table() -> str:
     return "\n".join(lines)
 
 
+def _latency(threads: int) -> tuple[dict[str, list[Any]], list[Any]]:
+    """All committed latency results of one thread count in one; where two runs measured the same, the longer one.
+
+    Returns:
+        `rows`, `changes` and `stages`; and the runs they come from.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("latency*.json"))]
+    runs = [run for run in runs if any(row["threads"] == threads for row in run["rows"])]
+    merged: dict[str, list[Any]] = {}
+    for name in ("rows", "changes", "stages"):
+        rows: dict[Any, Any] = {}
+        for run in sorted(runs, key=lambda run: run["rounds"] * run["repeats"]):
+            for row in run[name]:
+                keys = ("model", "size", "way", "patch_every", "stage")
+                if row["threads"] == threads and (name != "changes" or "reload_ratio" in row):
+                    rows[tuple(row.get(key) for key in keys)] = row
+        merged[name] = list(rows.values())
+    return merged, runs
+
+
+def _find(rows: Sequence[Any], case: tuple[str, int], **wanted: Any) -> Any:
+    found = [row for row in rows if (row["model"], row["size"]) == case]
+    return next((row for row in found if all(row[key] == value for key, value in wanted.items())), None)
+
+
+def _interval(row: Any) -> str:
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f}–{row['ratio_high']:.3f})"
+
+
 def latency_table() -> str:
     """What a frame costs with live weights and with everything else, relative to the untouched session."""
-    close, every = _read("latency_live"), _read("latency")
+    found, runs = _latency(threads=1)
     cases = [("vgg16", 32), ("vgg16", 224), ("resnet50", 224), ("mobilenet_v2", 224)]
     names = {"vgg16": "VGG-16", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
 
-    def find(result: Any, name: str, case: tuple[str, int], **wanted: Any) -> Any:
-        rows = [row for row in result[name] if (row["model"], row["size"]) == case]
-        return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
-
-    def interval(row: Any) -> str:
-        return f"{row['ratio']:.3f} ({row['ratio_low']:.3f}–{row['ratio_high']:.3f})"
-
-    def rows(result: Any, label: str, way: str, rate: int) -> str:
-        found = [find(result, "rows", case, way=way, patch_every=rate) for case in cases]
-        write = interval if result is close else lambda row: f"{row['ratio']:.2f}"
-        return _row(label, *("" if row is None else write(row) for row in found))
+    def ratios(label: str, way: str, rate: int, write: Callable[[Any], str] = _interval) -> str:
+        rows = [_find(found["rows"], case, way=way, patch_every=rate) for case in cases]
+        return _row(label, *("" if row is None else write(row) for row in rows))
 
     rivals = {
         "reload": "a new session from a patched file",
@@ -134,25 +156,25 @@ def latency_table() -> str:
         "load_state_dict": "load_state_dict of the whole model",
         "load_state_dict_shallow": "load_state_dict of the patched layers ²",
     }
-    untouched = [find(close, "rows", case, way="untouched") for case in cases]
-    loads = [(row, find(close, "rows", case, way="live")) for row, case in zip(untouched, cases, strict=True)]
-    changes = [find(every, "changes", case, way="live") for case in cases]
-    frames = [find(close, "stages", case, stage="whole", patch_every=1) for case in cases]
+    untouched = [_find(found["rows"], case, way="untouched") for case in cases]
+    loads = [(row, _find(found["rows"], case, way="live")) for row, case in zip(untouched, cases, strict=True)]
+    changes = [_find(found["changes"], case, way="live") for case in cases]
+    frames = [_find(found["stages"], case, stage="whole", patch_every=1) for case in cases]
     lines = [
         _row("one thread, batch 1", *(f"{names[name]}, {size} px" for name, size in cases)),
         _row("---", *["---:"] * len(cases)),
         _row("untouched ONNX Runtime session, ms", *(f"{row['p50_ms']:.2f}" for row in untouched)),
-        rows(close, "a second one, identical: the noise", "untouched_again", 0),
-        _row("load, untouched / live weights, ms", *(f"{a['load_ms']:.0f} / {b['load_ms']:.0f}" for a, b in loads)),
-        rows(close, "**live weights, never patched**", "live", 0),
-        rows(close, "live weights, a new patch on every tenth frame", "live", 10),
-        rows(close, "**live weights, a new patch on every frame**", "live", 1),
+        ratios("a second one, identical: the noise", "untouched_again", 0),
+        ratios("**live weights, never patched**", "live", 0),
+        ratios("live weights, a new patch on every tenth frame", "live", 10),
+        ratios("**live weights, a new patch on every frame**", "live", 1),
         _row("a change of mix, live weights, ms", *(f"{row['p50_ms']:.3f}" for row in changes)),
         *(
             _row(f"times faster than {label}", *(f"{row[f'{rival}_ratio']:.0f}" for row in changes))
             for rival, label in rivals.items()
         ),
-        _row("whole frame, a new patch on every frame ¹", *(interval(row) for row in frames)),
+        _row("whole frame, a new patch on every frame ¹", *(_interval(row) for row in frames)),
+        _row("load, untouched / live weights, ms", *(f"{a['load_ms']:.0f} / {b['load_ms']:.0f}" for a, b in loads)),
     ]
     others = {
         "split": "fallback: split session",
@@ -164,7 +186,10 @@ def latency_table() -> str:
         "torch_compile": "Torch, compiled, patched in place",
         "load_state_dict": "Torch, eager, load_state_dict",
     }
-    lines += [rows(every, f"{label}, every tenth frame", way, 10) for way, label in others.items()]
+    lines += [
+        ratios(f"{label}, every tenth frame", way, 10, lambda row: f"{row['ratio']:.2f}")
+        for way, label in others.items()
+    ]
     lines += [
         "",
         "Times are relative to the untouched, fully optimised session in the same minutes, with 95 % intervals "
@@ -172,16 +197,33 @@ def latency_table() -> str:
         "paper's, with global pooling. ¹ Frame of 640 x 480 pixels: resize, oracle, policy, patch, predict, against "
         "the prediction alone. ² From a state dict for each signature and strength that is kept in memory, float32, no "
         "mixes. ³ One adapter for each signature and strength, float32, no mixes. Models are not trained here: time "
-        f"does not depend on that. {_made_by(close, every)}",
+        f"does not depend on that. {_made_by(*runs)}",
     ]
     return "\n".join(lines)
 
 
+def threads_table() -> str:
+    """The same with two threads, in short."""
+    found, runs = _latency(threads=2)
+    cases = list(dict.fromkeys((row["model"], row["size"]) for row in found["rows"]))
+    lines = [
+        _row("two threads", *(f"{name}, {size} px" for name, size in cases)),
+        _row("---", *["---:"] * len(cases)),
+    ]
+    for label, way, rate in (
+        ("a second untouched session", "untouched_again", 0),
+        ("live weights, never patched", "live", 0),
+        ("live weights, a new patch on every frame", "live", 1),
+        ("weights as graph inputs", "inputs", 0),
+    ):
+        lines.append(_row(label, *(_interval(_find(found["rows"], case, way=way, patch_every=rate)) for case in cases)))
+    return "\n".join([*lines, "", _made_by(*runs)])
+
+
 def default_latency_table() -> str:
     """The stages of a frame of the bundled default."""
-    result = _read("latency")
     name = json.loads((ROOT / "edge/default_bundle/bundle.json").read_text())["name"]
-    rows = [row for row in result["stages"] if row["model"] == name]
+    rows = [row for row in _latency(threads=1)[0]["stages"] if row["model"] == name]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     lines = [
         _row("ms, p50 / p99", *(stage.replace("_", " ") for stage in stages)),
@@ -254,6 +296,7 @@ TABLES = {
     "corruptions": corruption_table,
     "ways": ways_table,
     "latency": latency_table,
+    "two threads": threads_table,
     "default latency": default_latency_table,
     "storage": storage_table,
     "precision": precision_table,
