@@ -316,15 +316,13 @@ def _lora(way: str, setting: Setting) -> Contender:
 
 def _load_state_dict(way: str, setting: Setting) -> Contender:
     model = _torch_model(setting, "torch")
-    module = model._module
+    module = model.module
     states = []
     shallow = way == "load_state_dict_shallow"
-    patched = {id(parameter) for parameter in model._parameters}
-    own = [name for name, parameter in module.named_parameters() if id(parameter) in patched]
     for mix in ({}, *setting.mixes[:PREPARED]):
         model.apply(mix)
         state = module.state_dict()
-        states.append({key: state[key].clone() for key in (own if shallow else state)})
+        states.append({key: state[key].clone() for key in (model.parameter_names if shallow else state)})
     model.reset()
 
     def change(number: int | None) -> None:

@@ -93,7 +93,8 @@ class TorchModel(ArenaModel):
             raise BundleError(f"module has no parameter {missing[0]!r} to patch; it has {', '.join(own)}")
         if not tensor_names:
             raise BundleError("module: no tensor to patch is named; name at least one of its parameters")
-        self._parameters = [own[renamed.get(name, name)] for name in tensor_names]
+        self.parameter_names = tuple(renamed.get(name, name) for name in tensor_names)
+        self._parameters = [own[name] for name in self.parameter_names]
         for name, parameter in zip(tensor_names, self._parameters, strict=True):
             if parameter.dtype != torch.float32:
                 raise BundleError(f"module: parameter {name!r} is {parameter.dtype}, expected torch.float32")
@@ -150,6 +151,11 @@ class TorchModel(ArenaModel):
                 node, _, leaf = name.rpartition(".")
                 parameters[tensor] = f"{node}.1.{leaf}"
         return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, way)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module itself, whose parameters `parameter_names` are those that patches are written into."""
+        return self._module
 
     @property
     def way(self) -> str:

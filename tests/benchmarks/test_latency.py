@@ -245,6 +245,7 @@ def test_a_gpu_is_read_through_nvml_as_far_as_it_answers(monkeypatch):
     assert sensors._read_nvml(nvml) == (1980, 43, None)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_cuda_provider_that_does_not_start_is_no_baseline(setting, monkeypatch):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
