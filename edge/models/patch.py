@@ -88,12 +88,8 @@ class Arena:
         self._publish = publish
         self._mix: dict[str, float] | None = {}
         self._spans, size = _place(slots)
-        entries = signatures.entries if signatures is not None else {}
-        code = np.dtype(value_dtype(signatures.bits if signatures is not None else 8))
-        # One block for all: where it is large NumPy asks for huge pages, and cold memory is then read an eighth faster.
-        memory = _aligned(size * (8 + len(entries) * code.itemsize))
-        self.flat = memory[: size * 4].view(np.float32)
-        self._clean = memory[size * 4 : size * 8].view(np.float32)
+        self.flat = _aligned(size)
+        self._clean = _aligned(size)
         self._fill(self._clean, slots, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)
         channels = _channel_numbers(clean)
@@ -105,7 +101,9 @@ class Arena:
         self._pieces = np.array(
             [[piece.start, first, *piece.lengths] for piece, first in zip(found, firsts, strict=True)], np.int64
         )
-        self._values = dict(zip(entries, memory[size * 8 :].view(code).reshape(len(entries), size), strict=True))
+        entries = signatures.entries if signatures is not None else {}
+        blocks = np.zeros((len(entries), size), value_dtype(signatures.bits if signatures is not None else 8))
+        self._values = dict(zip(entries, blocks, strict=True))
         self._scales = {}
         for name, entry in entries.items():
             self._fill(self._values[name], slots, _concatenated(entry[tensor].values for tensor in clean))
@@ -284,11 +282,11 @@ def _channel_numbers(clean: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int
     return np.repeat(np.arange(sum(counts)), sizes)
 
 
-def _aligned(size: int) -> NDArray[np.uint8]:
-    """Zeros, uint8, (size,), that start on a cache line."""
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+def _aligned(size: int) -> NDArray[np.float32]:
+    """Zeros, float32, (size,), that start on a cache line."""
+    raw = np.zeros(size * 4 + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size]
+    return raw[start : start + size * 4].view(np.float32)
 
 
 def _concatenated(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
