@@ -196,10 +196,9 @@ class _Test:
 
 
 def _providers(choice: str) -> tuple[str, ...]:
-    cpu = CPU
     available = onnxruntime.get_available_providers()
     if choice == "auto":
-        return tuple(name for name in (PROVIDERS["cuda"], cpu) if name in available)
+        return tuple(name for name in (PROVIDERS["cuda"], CPU) if name in available)
     wanted = PROVIDERS.get(choice, choice)
     if wanted not in available:
         raise BundleError(
@@ -207,7 +206,7 @@ def _providers(choice: str) -> tuple[str, ...]:
             f"of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
         )
     preferred = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
-    return tuple(dict.fromkeys([*preferred, cpu]))
+    return tuple(dict.fromkeys([*preferred, CPU]))
 
 
 def _says_no(error: Exception) -> bool:

@@ -24,7 +24,6 @@ ALPHA_STEP = 1 / 256
 _LARGEST = float(np.finfo(np.float32).max)
 _ALIGNMENT = 64  # bytes: a cache line, and what vector instructions like best
 _PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
-_SMALL = 1024  # elements: slots up to this size, biases mostly, are patched together
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class Arena:
         np.copyto(self.flat, self._clean)
         channels = _channel_numbers(clean)
         found = [
-            piece for start, source in _regions(slots, self._spans, size) for piece in _pieces(source, channels, start)
+            piece for name, slot in slots.items() for piece in _pieces(slot.source, channels, self._spans[name].start)
         ]
         self._channels = _concatenated(piece.channels for piece in found)
         firsts = np.cumsum([0, *(piece.channels.size for piece in found)])[:-1].tolist()
@@ -246,33 +245,15 @@ def _pieces(source: NDArray[np.int64], channels: NDArray[np.int64], start: int) 
         yield _Piece(start + first * run * block, (len(part), run, block), part.ravel())
 
 
-def _regions(
-    slots: Mapping[str, Slot], spans: Mapping[str, _Span], size: int
-) -> Iterable[tuple[int, NDArray[np.int64]]]:
-    """The parts of the block that are patched in one go: each large slot, and all small ones; start and source."""
-    small = size
-    for name, slot in slots.items():
-        if slot.source.size > _SMALL:
-            yield spans[name].start, slot.source
-        else:
-            small = min(small, spans[name].start)
-    if small < size:
-        source = np.full(size - small, -1)
-        for name, span in spans.items():
-            if span.start >= small:
-                source[span.start - small : span.end - small] = slots[name].source
-        yield small, source
-
-
 def _place(slots: Mapping[str, Slot]) -> tuple[dict[str, _Span], int]:
-    """Where each slot stands in the block, aligned, the small ones last; and the size of the block."""
+    """Where each slot stands in the block, aligned; and the size of the block."""
     spans = {}
     start = 0
-    for name in sorted(slots, key=lambda name: slots[name].source.size <= _SMALL):
-        end = start + slots[name].source.size
-        spans[name] = _Span(start, end, slots[name].shape)
+    for name, slot in slots.items():
+        end = start + slot.source.size
+        spans[name] = _Span(start, end, slot.shape)
         start = end + -end % (_ALIGNMENT // 4)
-    return {name: spans[name] for name in slots}, start
+    return spans, start
 
 
 def _channel_numbers(clean: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
