@@ -140,9 +140,9 @@ def _summary(results: Sequence[Result], right: dict[str, NDArray[np.bool_]], str
     times = {stage: [result.times_ms[stage] for result in results] for stage in STAGES}
     return {
         "frames": len(results),
-        "accuracy": {way: round(100 * float(flags.mean()), 2) for way, flags in right.items()},
-        "accuracy_clear": {way: round(100 * float(flags[clear].mean()), 2) for way, flags in right.items()},
-        "accuracy_corrupted": {way: round(100 * float(flags[~clear].mean()), 2) for way, flags in right.items()},
+        "accuracy": {way: round(100 * float(flags.mean()), 3) for way, flags in right.items()},
+        "accuracy_clear": {way: round(100 * float(flags[clear].mean()), 3) for way, flags in right.items()},
+        "accuracy_corrupted": {way: round(100 * float(flags[~clear].mean()), 3) for way, flags in right.items()},
         "switches": sum(result.changed for result in results),
         "signatures": dict(Counter(name for result in results for name in result.mix).most_common()),
         "times_ms": {
