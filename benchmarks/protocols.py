@@ -1,0 +1,157 @@
+"""Streams of corrupted test images, in the five orders of the test-time-adaptation literature; seeded and replayable.
+
+`iid`: one type after another, images shuffled, methods reset before each (Tent, Wang et al. 2021).
+`mixed`: the type changes from frame to frame, never a reset (SAR, Niu et al. 2023).
+`continual`: blocks of one type in random order, never a reset (CoTTA, Wang et al. 2022).
+`gradual`: as continual, and the severity climbs from 0 and falls back inside each block (CoTTA).
+`correlated`: as continual, and the labels are sorted by class inside each block (NOTE, Gong et al. 2022).
+
+At one seed the protocols show the same images with the same draws, save that `gradual` has severities of its own: only
+the order differs, so that whoever has no memory and no filter scores the same in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oracle.errors import InputError
+from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
+
+PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
+TYPES = 1 + len(CORRUPTIONS)
+LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+
+_WHOLE = np.array([name in WHOLE_SEVERITIES for name in CORRUPTIONS])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """N frames, each a clean test image and what is done to it.
+
+    Args:
+        protocol: one of `PROTOCOLS`.
+        image: int64 (N,), index into the clean test images.
+        type: int64 (N,), −1 is clean, else an index into `training.corruptions.CORRUPTIONS`.
+        severity: float32 (N,), 0…5; 0 where clean, and nowhere else.
+        seed: int64 (N,), of the corruption's draws.
+        cut: bool (N,), methods are reset before this frame: the first one, in `iid` the first of each block.
+    """
+
+    protocol: str
+    image: NDArray[np.int64]
+    type: NDArray[np.int64]
+    severity: NDArray[np.float32]
+    seed: NDArray[np.int64]
+    cut: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def block_starts(self) -> NDArray[np.int64]:
+        """Frames at which the true type changes or methods are reset, the first one included; int64, ascending."""
+        changed = np.concatenate([[True], self.type[1:] != self.type[:-1]])
+        starts: NDArray[np.int64] = np.flatnonzero(changed | self.cut)
+        return starts
+
+
+def make_stream(
+    protocol: str,
+    labels: NDArray[np.int64] | Sequence[int],
+    *,
+    frames: int,
+    severity: float | Literal["all"] = 5.0,
+    seed: int = 0,
+) -> Stream:
+    """Put a stream together; no pixel is touched yet.
+
+    Args:
+        protocol: one of `PROTOCOLS`.
+        labels: int64 (M,), class of each clean image.
+        frames: frames per type: clean and the 19 corruptions get as many each, so that N = 20·frames. Each type shows
+            the same `frames` images, drawn by the seed.
+        severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; and corruptions
+            that only exist at whole severities are rounded, those that round to 0 being clean); or "all": the five
+            severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
+            (`gradual` runs through them anyhow and climbs to 5).
+        seed: same arguments, same stream.
+
+    Raises:
+        InputError: if the protocol is unknown, a number is out of range, or there are too few images.
+    """
+    labels = np.asarray(labels, np.int64)
+    levels = _check(protocol, len(labels), frames, severity)
+    order = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
+    images = np.random.default_rng([seed, len(PROTOCOLS)]).permutation(len(labels))[:frames]
+
+    image = np.tile(images, TYPES)
+    kind = np.repeat(np.arange(-1, TYPES - 1), frames)
+    # Image by image the level is the next one, so that each type has the same images at the same severity.
+    level = np.tile(np.arange(frames) % len(levels), TYPES)
+    severities = np.array(levels, np.float32)[level]
+
+    block = kind * len(levels) + level
+    if protocol == "mixed":
+        chosen = order.permutation(len(image))
+    else:
+        blocks = np.unique(block)
+        rank = np.arange(len(blocks)) if protocol == "iid" else order.permutation(len(blocks))
+        place = rank[np.searchsorted(blocks, block)]
+        chosen = np.lexsort((order.permutation(len(image)), *_sorted_inside(protocol, labels[image]), place))
+    image, kind, severities, block = image[chosen], kind[chosen], severities[chosen], block[chosen]
+    starts = np.concatenate([[True], block[1:] != block[:-1]])
+    if protocol == "gradual":
+        ramp = 1 - np.abs(2 * (np.arange(frames) + 0.5) / frames - 1)
+        severities = (levels[0] * np.tile(ramp, TYPES)).astype(np.float32)
+
+    severities = np.where(_WHOLE[kind], np.round(severities), severities).astype(np.float32)
+    severities[kind < 0] = 0
+    drawn = seeds_for(seed, torch.from_numpy(image * TYPES + kind + 1)).numpy()
+    cut = starts if protocol == "iid" else np.arange(len(image)) == 0
+    return Stream(protocol, image, np.where(severities > 0, kind, -1), severities, drawn, cut)
+
+
+def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
+    """Frames `start` to `stop` of a stream, corrupted; the same pixels whatever slice is asked for.
+
+    Args:
+        stream: the stream.
+        pixels: uint8, (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
+        start, stop: as of a slice.
+
+    Returns:
+        uint8, (stop − start, 3, H, W), RGB.
+    """
+    part = slice(start, stop)
+    return corrupt_mixed(
+        pixels[torch.from_numpy(stream.image[part])],
+        torch.from_numpy(stream.type[part]),
+        torch.from_numpy(stream.severity[part]),
+        torch.from_numpy(stream.seed[part]),
+    )
+
+
+def _sorted_inside(protocol: str, label: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    return (label,) if protocol == "correlated" else ()
+
+
+def _check(protocol: str, images: int, frames: int, severity: float | str) -> tuple[float, ...]:
+    """The severities, after everything was found to fit."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if severity != "all" and not (isinstance(severity, (int, float)) and 0 < severity <= LEVELS[-1]):
+        raise InputError(f"severity is {severity!r}, expected above 0 and at most 5, or 'all'")
+    levels = LEVELS if severity == "all" else (float(severity),)
+    if not 0 < frames <= images:
+        raise InputError(f"{frames} frames per type asked for, but of {images} images each is shown once a type")
+    if protocol == "gradual":
+        return levels[-1:]
+    if frames < len(levels):
+        raise InputError(f"{frames} frames per type are too few for {len(levels)} severities")
+    return levels
