@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.extras import require
 from oracle.errors import InputError
+
+if TYPE_CHECKING:
+    from edge.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 
@@ -50,17 +53,36 @@ def replay(
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
     severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of each set.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the corruptions, of --limit and of the streams.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of model and oracle; streams: left out, 1.")
+    ] = None,
     report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="Streams: iid, mixed, continual, gradual, correlated, or all; several times."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Streams: frames per type; left out: 500.")] = None,
+    rivals: Annotated[Path | None, typer.Option(help="Streams: also the rivals, whose models are here.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Streams: the rivals' batch; several times; left out: 1 and 64.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="Streams: write the accuracies by type here.")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Streams: go on from what an earlier run left in the folder JSON.parts.")
+    ] = True,
 ) -> None:
     """Replay the oracle against a corrupted test set: accuracy never patched, with the oracle, and when told.
+
+    With --protocol: frame by frame over streams in which the corruption changes, with the temporal filter.
 
     \b
     Examples:
         rws replay --data ~/data/cifar10 --json result.json           # severity 5, all 19 corruptions
         rws replay --data ~/data/CIFAR-10-C --severity all --limit 1000
         rws replay --bundle my_bundle --data my_photos/test --limit 500
+        rws replay --data ~/data/cifar10 --protocol continual --protocol mixed --frames 200
+        rws replay --data ~/data/cifar10 --protocol all --rivals runs/rivals --json streams.json --csv streams.csv
     """
     severities = _severities(severity)
     with require("bench"):
@@ -70,8 +92,31 @@ def replay(
     from edge.bundle import Bundle
     from edge.sinks import check_target
 
-    if report is not None:
-        check_target(report)
+    for target in (report, table):
+        if target is not None:
+            check_target(target)
+    if protocol:
+        if limit is not None:
+            raise InputError("--limit is for sets of images; with --protocol give --frames")
+        _replay_streams(
+            Bundle.load(bundle),
+            data,
+            protocol,
+            frames,
+            severity,
+            seed,
+            threads or 1,
+            rivals,
+            batch,
+            report,
+            table,
+            resume,
+        )
+        return
+    given = {"--frames": frames, "--rivals": rivals, "--batch": batch, "--csv": table}
+    misplaced = [option for option, value in given.items() if value]
+    if misplaced:
+        raise InputError(f"{misplaced[0]} is for streams; give --protocol as well")
     result = run(
         Bundle.load(bundle), data, severities=severities, limit=limit, seed=seed, threads=threads, progress=typer.echo
     )
@@ -86,6 +131,49 @@ def replay(
     )
     if report is not None:
         write_json(report, provenance(data=Path(data).name) | result)
+
+
+def _replay_streams(
+    bundle: Bundle,
+    data: str,
+    protocols: list[str],
+    frames: int | None,
+    severity: str,
+    seed: int,
+    threads: int,
+    rivals: Path | None,
+    batches: list[int] | None,
+    report: Path | None,
+    table: Path | None,
+    resume: bool,
+) -> None:
+    from rich.console import Console
+
+    from benchmarks.protocols import PROTOCOLS
+    from benchmarks.streams import print_streams, replay_streams, write_csv
+    from edge.provenance import provenance, write_json
+
+    if severity != "all" and len(_severities(severity)) != 1:
+        raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
+    result = replay_streams(
+        bundle,
+        data,
+        protocols=PROTOCOLS if "all" in protocols else protocols,
+        frames=500 if frames is None else frames,
+        severity="all" if severity == "all" else float(severity),
+        seed=seed,
+        batches=batches or (1, 64),
+        rivals=rivals,
+        parts=None if report is None else report.with_name(report.name + ".parts"),
+        resume=resume,
+        threads=threads,
+        progress=typer.echo,
+    )
+    print_streams(result, Console(highlight=False))
+    if report is not None:
+        write_json(report, provenance(data=Path(data).name, threads=threads) | result)
+    if table is not None:
+        write_csv(table, result)
 
 
 def _severities(text: str) -> list[int]:

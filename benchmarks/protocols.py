@@ -80,13 +80,13 @@ def make_stream(
             that only exist at whole severities are rounded, those that round to 0 being clean); or "all": the five
             severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
             (`gradual` runs through them anyhow and climbs to 5).
-        seed: same arguments, same stream.
+        seed: 0 or more; same arguments, same stream.
 
     Raises:
         InputError: if the protocol is unknown, a number is out of range, or there are too few images.
     """
     labels = np.asarray(labels, np.int64)
-    levels = _check(protocol, len(labels), frames, severity)
+    levels = _check(protocol, len(labels), frames, severity, seed)
     order = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
     images = np.random.default_rng([seed, len(PROTOCOLS)]).permutation(len(labels))[:frames]
 
@@ -141,13 +141,15 @@ def _sorted_inside(protocol: str, label: NDArray[np.int64]) -> tuple[NDArray[Any
     return (label,) if protocol == "correlated" else ()
 
 
-def _check(protocol: str, images: int, frames: int, severity: float | str) -> tuple[float, ...]:
+def _check(protocol: str, images: int, frames: int, severity: float | str, seed: int) -> tuple[float, ...]:
     """The severities, after everything was found to fit."""
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     if severity != "all" and not (isinstance(severity, (int, float)) and 0 < severity <= LEVELS[-1]):
         raise InputError(f"severity is {severity!r}, expected above 0 and at most 5, or 'all'")
     levels = LEVELS if severity == "all" else (float(severity),)
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
     if not 0 < frames <= images:
         raise InputError(f"{frames} frames per type asked for, but of {images} images each is shown once a type")
     if protocol == "gradual":

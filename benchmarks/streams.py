@@ -1,0 +1,648 @@
+"""Methods over streams, all on the same frames: accuracy by protocol and type, switch rate, reaction delay.
+
+Ours: `std` is never patched; `always` carries all signatures averaged; `perfect` is told type and severity and uses the
+type's own signature at its calibrated alpha; `best` is told them and takes the gain table's best action; `frame` is our
+oracle, each frame on its own; `trained` is our oracle with the temporal filter and the policy's hysteresis.
+They judge frame by frame whatever the batch, so they have one row, of batch 1. Rivals have a row for each batch size.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+import oracle
+import training.corruptions
+from benchmarks.protocols import PROTOCOLS, Stream, frames_of, make_stream
+from benchmarks.replay import _fitted
+from benchmarks.stream_scores import (
+    NAMES,
+    MixKey,
+    delays,
+    mean_by_type,
+    mix_key,
+    right_mix,
+    run_lengths,
+    running_mean,
+    switch_rate,
+)
+from edge.atomic import atomic_path, atomic_write_bytes
+from edge.bundle import MODEL, Bundle
+from edge.models.base import PatchableModel
+from oracle.belief import Belief
+from oracle.errors import InputError
+from oracle.network import Oracle
+from oracle.policy import Mix, ToldPolicy
+from training.data import Images, load_images
+
+OURS = ("std", "always", "perfect", "best", "frame", "trained")
+TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
+
+# Frames corrupted at once, and frames a network takes at once: on a CPU larger batches fall out of its cache.
+_CHUNK, _BATCH = 512, 32
+
+Progress = Callable[[str], None]
+
+
+class Method(Protocol):
+    """Classifies the frames of a stream in their order; ours and the rivals."""
+
+    name: str
+
+    def reset(self) -> None:
+        """Forget the past: called before each cut of the stream."""
+
+    def classify(
+        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Classes, int64 (B,), of the next B frames.
+
+        Args:
+            x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
+            types, severities: as in `Stream`; only methods that are told may read them.
+        """
+
+
+class Ours:
+    """One of `OURS`, frame by frame as on the device.
+
+    Args:
+        name: one of `OURS`.
+        bundle: the bundle.
+        model, oracle: the bundle's, which several methods may share.
+
+    Raises:
+        InputError: if the name is unknown.
+    """
+
+    def __init__(self, name: str, bundle: Bundle, model: PatchableModel, oracle: Oracle) -> None:
+        if name not in OURS:
+            raise InputError(f"unknown method {name!r}; known: {', '.join(OURS)}")
+        self.name, self.model, self.oracle = name, model, oracle
+        self.observes = name in ("frame", "trained")
+        self._fixed: Mix = {}
+        if name == "always":
+            self._fixed = {each: 1 / len(bundle.signatures.names) for each in bundle.signatures.names}
+        self._told = ToldPolicy(bundle.table, own=name == "perfect") if name in ("perfect", "best") else None
+        self._policy = bundle.policy(independent=name == "frame")
+        self._filter = bundle.filter()
+
+    def reset(self) -> None:
+        """Forget the past, as the frame loop does at a cut."""
+        self._policy.reset()
+        self._filter.reset()
+
+    def choose(self, joint: NDArray[np.float32], kind: int, severity: float) -> tuple[Mix, Belief | None]:
+        """The mix for the next frame, and the belief that it was chosen by; None for who does not observe.
+
+        Args:
+            joint: the oracle's, float32 (1 + C·S,); read only where `observes`.
+            kind, severity: the truth, as in `Stream`; read only by who is told.
+        """
+        if self._told is not None:
+            return self._told.choose_told(NAMES[kind + 1], severity), None
+        if not self.observes:
+            return self._fixed, None
+        belief = Belief(self.oracle.corruptions, self.oracle.levels, joint)
+        if self.name == "frame":
+            self._policy.reset()
+        else:
+            belief = self._filter.update(belief)
+        return self._policy.choose(belief), belief
+
+    def classify(
+        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """See `Method`."""
+        return np.array([self._one(*frame) for frame in zip(x, types, severities, strict=True)], np.int64)
+
+    def _one(self, x: NDArray[np.float32], kind: int, severity: float) -> int:
+        joint = self.oracle.observe_batch(x[None])[0] if self.observes else np.zeros(0, np.float32)
+        self.model.apply(self.choose(joint, int(kind), float(severity))[0])
+        return int(self.model.predict(x).argmax())
+
+
+def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:
+    """All of `OURS`; they share one model and one oracle.
+
+    Args:
+        bundle: the bundle.
+        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
+    """
+    model, observer = bundle.model("onnx", threads=threads), bundle.oracle(threads=threads)
+    return [Ours(name, bundle, model, observer) for name in OURS]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method's answers on a stream of N frames.
+
+    Args:
+        predicted: int64 (N,), classes.
+        mixes: the mixes that were in force at one time or another; empty for a method without any.
+        mix: int64 (N,), which of `mixes` each frame was classified with; empty for a method without any.
+        believed: int64 (N,), most probable type, an index into `stream_scores.NAMES`; empty for who does not observe.
+    """
+
+    predicted: NDArray[np.int64]
+    mixes: tuple[Mix, ...] = ()
+    mix: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    believed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def run_ours(
+    methods: Sequence[Ours], streams: Mapping[str, Stream], pixels: Tensor, progress: Progress | None = None
+) -> dict[tuple[str, str], Outcome]:
+    """Run our methods over streams: what `run_method` gives for each, in a fraction of the time.
+
+    The streams share most frames, and all that depends on one frame alone (pixels, the oracle's joint probabilities,
+    the answer under a mix) is computed once. Filter and policy run over each stream frame by frame.
+
+    Args:
+        methods: from `our_methods`.
+        streams: by a name of the caller's choice.
+        pixels: uint8 (M, 3, H, W), RGB, the clean images.
+        progress: called with a line now and then.
+
+    Returns:
+        Outcomes by (stream's name, method's name).
+    """
+    if not methods or not streams:
+        return {}
+    say = progress or (lambda line: None)
+    frames, ids = _shared_frames(streams)
+    model, observer = methods[0].model, methods[0].oracle
+    joint = np.zeros((len(frames), 0), np.float32)
+    if any(method.observes for method in methods):
+        joint = _observe(observer, frames, pixels)
+        say(f"oracle: {len(frames)} frames")
+
+    keys: dict[MixKey, int] = {}
+    chosen: dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    for name, stream in streams.items():
+        for method in methods:
+            chosen[name, method.name] = _choices(method, stream, joint[ids[name]], keys)
+    say(f"policies: {sum(map(len, streams.values()))} frames, {len(keys)} mixes")
+
+    mixes = [dict(key) for key in keys]
+    wanted = np.zeros((len(mixes), len(frames)), np.bool_)
+    for (name, _), (mix, _) in chosen.items():
+        wanted[mix, ids[name]] = True
+    answers = np.full(wanted.shape, -1, np.int16)
+    for start, x in _inputs(frames, pixels):
+        for mix in range(len(mixes)):
+            here = np.flatnonzero(wanted[mix, start : start + len(x)])
+            if len(here):
+                model.apply(mixes[mix])
+                for part in np.array_split(here, -(-len(here) // _BATCH)):
+                    answers[mix, start + part] = model.predict(x[part]).argmax(1)
+    model.reset()
+    say(f"model: {int(wanted.sum())} answers")
+
+    outcomes = {}
+    for (name, method_name), (mix, believed) in chosen.items():
+        used, index = np.unique(mix, return_inverse=True)
+        outcomes[name, method_name] = Outcome(
+            answers[mix, ids[name]].astype(np.int64), tuple(mixes[each] for each in used), index.reshape(-1), believed
+        )
+    return outcomes
+
+
+def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Tensor) -> dict[str, NDArray[np.float32]]:
+    """The oracle's joint probabilities, float32 (N, 1 + C·S), of each stream's frames; equal frames are seen once.
+
+    Args:
+        observer: the oracle.
+        streams: by a name of the caller's choice.
+        pixels: uint8 (M, 3, H, W), RGB, the clean images.
+    """
+    frames, ids = _shared_frames(streams)
+    joint = _observe(observer, frames, pixels)
+    return {name: joint[ids[name]] for name in streams}
+
+
+def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> NDArray[np.int64]:
+    """A method's answers on a stream, int64 (N,); it is reset at each cut, and no batch reaches over one.
+
+    Args:
+        method: any method.
+        stream: N frames.
+        pixels: uint8 (M, 3, H, W), RGB, the clean images.
+        batch: frames that it is given at once.
+    """
+    cuts = [*np.flatnonzero(stream.cut).tolist(), len(stream)]
+    answers = []
+    for first, last in pairwise(cuts):
+        method.reset()
+        # A whole number of batches is corrupted at once.
+        step = batch * -(-_CHUNK // batch)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            x = as_input(frames_of(stream, pixels, start, stop))
+            for begin in range(start, stop, batch):
+                part = slice(begin, min(begin + batch, stop))
+                here = slice(part.start - start, part.stop - start)
+                answers.append(method.classify(x[here], stream.type[part], stream.severity[part]))
+    return np.concatenate(answers)
+
+
+def replay_streams(
+    bundle: Bundle,
+    source: str,
+    *,
+    protocols: Sequence[str] = PROTOCOLS,
+    frames: int = 500,
+    severity: float | Literal["all"] = 5.0,
+    seed: int = 0,
+    batches: Sequence[int] = (1, 64),
+    rivals: Path | None = None,
+    parts: Path | None = None,
+    resume: bool = True,
+    threads: int | None = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run our methods, and the rivals if asked for, over the protocols' streams, and sum it up.
+
+    Args:
+        bundle: the bundle.
+        source: clean test images as `benchmarks.replay` takes them: a folder or a data set's name.
+        protocols: which of `PROTOCOLS`.
+        frames, severity, seed: see `make_stream`.
+        batches: batch sizes of the rivals.
+        rivals: folder of the rivals' models; None for our methods alone.
+        parts: folder for the answers of each finished (protocol, method, batch); None to keep none.
+        resume: take what `parts` holds of this very run: same frames, bundle, rivals' models and source code.
+        threads: threads of our model and oracle.
+        progress: called with a line after each part.
+
+    Returns:
+        `types`, the order of the lists `per_type`;
+        `rows`, one a (protocol, method, batch): `ra`, accuracy over the corrupted frames (mean of the types), and `ta`,
+        over the clean ones, `regret` = RA(perfect) − RA, `ta_lost` = TA(perfect) − TA, `per_type`, all in percent, and
+        for those of ours that choose a mix `switch_rate` (percent of frames), and where the gain table can tell,
+        `right` (percent of frames), `delay` and `delay_severity` (frames; see `stream_scores.delays`);
+        `timeline`, see `make_timeline`;
+        `cost`, with rivals: see `benchmarks.stream_rivals.StreamRivals.cost`.
+
+    Raises:
+        InputError: if an argument is out of range or the images do not fit the bundle.
+    """
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown:
+        raise InputError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
+    if not batches or min(batches) < 1:
+        raise InputError(f"batch sizes are {list(batches)}, expected at least one, each 1 or more")
+    say = progress or (lambda line: None)
+    images = clean_images(bundle, source)
+    labels = images.labels.numpy()
+    # In the order of `PROTOCOLS`, each once.
+    streams = {
+        name: make_stream(name, labels, frames=frames, severity=severity, seed=seed)
+        for name in PROTOCOLS
+        if name in protocols
+    }
+    digests = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    run = {
+        "images": images.digest(),
+        "files": digests,
+        "filter": dict(bundle.manifest.filter),
+        "policy": dict(bundle.manifest.policy),
+        "code": _code(),
+    }
+    others = None
+    if rivals is not None:
+        from benchmarks.stream_rivals import StreamRivals  # it measures ours beside the rivals, and so needs us
+
+        others = StreamRivals(bundle, rivals)
+    store = _Parts(parts, resume)
+    methods = our_methods(bundle, threads)
+    outcomes = _run_ours_or_load(methods, streams, images.pixels, store, run, say)
+    found = [(name, method.name, 1, outcomes[name, method.name]) for name in streams for method in methods]
+    if others is not None:
+        # The oracle and the signatures may change: the rivals stay.
+        run = {"images": images.digest(), "model": digests[MODEL], "code": others.identity()}
+        for batch, method, (name, stream) in product(batches, others.methods, streams.items()):
+            outcome = _run_rival_or_load(method, stream, images.pixels, batch, store, run, say)
+            found.append((name, method.name, batch, outcome))
+    rows = [
+        {"protocol": name, "method": method, "batch": batch}
+        | _row(streams[name], labels, method, outcome, outcomes[name, "perfect"], bundle)
+        for name, method, batch, outcome in sorted(found, key=lambda part: PROTOCOLS.index(part[0]))
+    ]
+    result: dict[str, Any] = {
+        "frames_per_type": frames,
+        "severity": severity,
+        "seed": seed,
+        "images": {"count": len(images), "sha256": images.digest()},
+        "bundle": {"name": bundle.manifest.name, "files": digests},
+        "types": list(NAMES),
+        "rows": rows,
+    }
+    if "continual" in streams:
+        result["timeline"] = make_timeline(bundle, images, min(frames, TIMELINE_FRAMES), severity, seed, threads)
+    if others is not None:
+        say("time and memory")
+        result["cost"] = others.cost(next(iter(streams.values())), images.pixels, batches, threads)
+    return result
+
+
+def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Images:
+    """Clean images at the bundle's size, with its class order.
+
+    Args:
+        bundle: the bundle.
+        source: see `training.data.load_images`; a folder without split folders is taken as it is.
+        split: `test` or `train`.
+
+    Raises:
+        InputError: if they are not there or do not fit the bundle.
+    """
+    folder, size = Path(source), bundle.manifest.input.height
+    splits = any((folder / name).is_dir() for name in ("train", "test", "val"))
+    images = load_images(source, split if splits or not folder.is_dir() else None, size=size)
+    return _fitted(images, bundle.manifest.classes, size, source)
+
+
+def make_timeline(
+    bundle: Bundle,
+    images: Images,
+    frames: int = TIMELINE_FRAMES,
+    severity: float | Literal["all"] = 5.0,
+    seed: int = 0,
+    threads: int | None = 1,
+) -> dict[str, Any]:
+    """A short `continual` stream of its own to draw: all 20 types, 20·`frames` frames, under 10 kB of JSON.
+
+    Returns:
+        `protocol`, `seed`, `severity`; `frames`: N; `types`: names that all indices below stand for;
+        `true`: runs [[index, length], …] of the true type, lengths summing to N;
+        `believed`: {method: runs of the most probable type}, for `frame` and `trained` (after the filter);
+        `mix`: {method: runs of the strongest signature in force}, no patch being 0 as `clean` is, for `perfect`,
+        `frame` and `trained`;
+        `window`, `step`, `correct`: {method: percent correct of the last `window` frames at frames `step`, 2·`step`, …
+        ≤ N}, for `std`, `perfect`, `frame` and `trained`.
+    """
+    labels = images.labels.numpy()
+    stream = make_stream("continual", labels, frames=frames, severity=severity, seed=seed)
+    methods = [
+        method for method in our_methods(bundle, threads) if method.name in ("std", "perfect", "frame", "trained")
+    ]
+    outcomes = {name: found for (_, name), found in run_ours(methods, {"": stream}, images.pixels).items()}
+    truth = labels[stream.image]
+    return {
+        "protocol": stream.protocol,
+        "seed": seed,
+        "severity": severity,
+        "frames": len(stream),
+        "types": list(NAMES),
+        "true": run_lengths(stream.type + 1),
+        "believed": {name: run_lengths(outcomes[name].believed) for name in ("frame", "trained")},
+        "mix": {name: run_lengths(_strongest(outcomes[name])) for name in ("perfect", "frame", "trained")},
+        "window": TIMELINE_WINDOW,
+        "step": TIMELINE_STEP,
+        "correct": {
+            name: running_mean(found.predicted == truth, TIMELINE_WINDOW, TIMELINE_STEP)
+            for name, found in outcomes.items()
+        },
+    }
+
+
+def write_csv(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the accuracies of a result, atomically: a row a (protocol, method, batch), a column a type, percent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["protocol", "method", "batch", "ra", "ta", *result["types"]])
+    for row in result["rows"]:
+        cells = [row["ra"], row["ta"], *row["per_type"]]
+        shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]
+        writer.writerow([row["protocol"], row["method"], row["batch"], *shown])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, text.getvalue().encode())
+
+
+def print_streams(result: Mapping[str, Any], console: Any) -> None:
+    """Print RA, TA and what the mixes did, a table a protocol, on a Rich console."""
+    from rich.table import Table
+
+    for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
+        table = Table("method", "batch", "RA", "TA", "regret", "TA lost", "switches", "right", "delay (95 %)", "never")
+        for row in result["rows"]:
+            if row["protocol"] == protocol:
+                delay = row.get("delay")
+                table.add_row(
+                    row["method"],
+                    str(row["batch"]),
+                    *(_cell(row.get(key)) for key in ("ra", "ta", "regret", "ta_lost", "switch_rate", "right")),
+                    "" if delay is None else f"{delay['median']:g} ({delay['p95']:g})",
+                    "" if delay is None else f"{delay['never']:g} %",
+                )
+        console.print(f"\n{protocol}")
+        console.print(table)
+
+
+def as_input(pixels: Tensor) -> NDArray[np.float32]:
+    """Pixels, uint8 (N, 3, H, W), as a model takes them: float32, 0…1."""
+    return (pixels.numpy() / np.float32(255)).astype(np.float32)
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """One SHA-256 of the contents of several files."""
+    hasher = hashlib.sha256()
+    for file in files:
+        hasher.update(hashlib.sha256(file.read_bytes()).digest())
+    return hasher.hexdigest()
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _row(
+    stream: Stream, labels: NDArray[np.int64], method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle
+) -> dict[str, Any]:
+    truth = labels[stream.image]
+    by_type = 100 * mean_by_type(stream, outcome.predicted == truth)
+    reference = 100 * mean_by_type(stream, perfect.predicted == truth)
+    row: dict[str, Any] = {
+        "ra": _rounded(np.nanmean(by_type[1:])),
+        "ta": _rounded(by_type[0]),
+        "regret": _rounded(np.nanmean(reference[1:]) - np.nanmean(by_type[1:])),
+        "ta_lost": _rounded(reference[0] - by_type[0]),
+        "per_type": [_rounded(value) for value in by_type],
+    }
+    if method in _CHOOSING:
+        row["switch_rate"] = _rounded(switch_rate(stream, outcome.mix))
+        right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
+        if right is not None:
+            row |= {"right": _rounded(100 * right.mean())} | delays(stream, right)
+    return row
+
+
+_CHOOSING = ("perfect", "best", "frame", "trained")
+
+
+def _rounded(value: float | np.floating) -> float | None:
+    return None if np.isnan(value) else round(float(value), 2)
+
+
+def _strongest(outcome: Outcome) -> NDArray[np.int64]:
+    index = [NAMES.index(max(mix, key=lambda name: abs(mix[name]))) if mix else 0 for mix in outcome.mixes]
+    return np.array(index, np.int64)[outcome.mix]
+
+
+def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDArray[np.int64]]]:
+    """All frames that occur, each once, sorted by type, and which of them each stream shows."""
+    parts = list(streams.values())
+    columns = [
+        np.concatenate([getattr(part, key).astype(np.float64 if key == "severity" else np.int64) for part in parts])
+        for key in ("type", "severity", "image", "seed")
+    ]
+    # Not as one array: a seed has 64 bits, and a severity is a fraction.
+    order = np.lexsort(columns[::-1])
+    new = np.zeros(len(order), np.bool_)
+    new[0] = True
+    for column in columns:
+        new[1:] |= column[order][1:] != column[order][:-1]
+    ids = np.empty(len(order), np.int64)
+    ids[order] = np.cumsum(new) - 1
+    kind, severity, image, seed = (column[order][new] for column in columns)
+    frames = Stream("", image, kind, severity.astype(np.float32), seed, np.zeros(len(image), np.bool_))
+    stops = np.cumsum([len(part) for part in parts])
+    return frames, dict(zip(streams, np.split(ids, stops[:-1]), strict=True))
+
+
+def _inputs(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The frames in parts: number of the first one, and the model's input."""
+    for start in range(0, len(frames), _CHUNK):
+        yield start, as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
+
+
+def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.float32]:
+    return np.concatenate(
+        [
+            observer.observe_batch(x[start : start + _BATCH])
+            for _, x in _inputs(frames, pixels)
+            for start in range(0, len(x), _BATCH)
+        ]
+    )
+
+
+def _choices(
+    method: Ours, stream: Stream, joint: NDArray[np.float32], keys: dict[MixKey, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of the mix in `keys` (new ones are added) and believed type of each frame, int64 (N,)."""
+    mix = np.empty(len(stream), np.int64)
+    beliefs = np.zeros_like(joint)
+    for frame in range(len(stream)):
+        if stream.cut[frame]:
+            method.reset()
+        chosen, belief = method.choose(joint[frame], int(stream.type[frame]), float(stream.severity[frame]))
+        mix[frame] = keys.setdefault(mix_key(chosen), len(keys))
+        if belief is not None:
+            beliefs[frame] = belief.joint
+    if not method.observes:
+        return mix, np.zeros(0, np.int64)
+    names = method.oracle.corruptions
+    by_type = beliefs[:, 1:].reshape(len(beliefs), len(names), -1).sum(2)
+    most = np.concatenate([beliefs[:, :1], by_type], axis=1).argmax(1)
+    return mix, np.array([0, *(NAMES.index(name) for name in names)])[most]
+
+
+def _code() -> str:
+    folders = (Path(oracle.__file__).parent, Path(training.corruptions.__file__).parent)
+    return digest_of_files([file for folder in folders for file in sorted(folder.glob("*.py"))])
+
+
+class _Parts:
+    """Answers of finished parts, a file each, named by a digest of all that they depend on.
+
+    Args:
+        folder: where they are; None keeps none.
+        resume: whether what is there may be taken.
+    """
+
+    def __init__(self, folder: Path | None, resume: bool) -> None:
+        self._folder, self._resume = folder, resume
+
+    def load(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Outcome | None:
+        """The outcome kept of this part, if any; a damaged file counts as none."""
+        file = self._file(stream, method, batch, run)
+        if file is None or not self._resume or not file.is_file():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                predicted, mix, believed = (arrays[key].astype(np.int64) for key in ("predicted", "mix", "believed"))
+                mixes = tuple(json.loads(str(arrays["mixes"])))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+        return Outcome(predicted, mixes, mix, believed) if len(predicted) == len(stream) else None
+
+    def save(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any], outcome: Outcome) -> None:
+        """Keep an outcome."""
+        file = self._file(stream, method, batch, run)
+        if file is None:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary, open(temporary, "wb") as handle:
+            np.savez_compressed(
+                handle,
+                predicted=outcome.predicted.astype(np.int16),
+                mixes=np.array(json.dumps(outcome.mixes)),
+                mix=outcome.mix.astype(np.int16),
+                believed=outcome.believed.astype(np.int16),
+            )
+
+    def _file(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Path | None:
+        if self._folder is None:
+            return None
+        hasher = hashlib.sha256(json.dumps([run, method, batch], sort_keys=True, default=str).encode())
+        for key in ("image", "type", "severity", "seed", "cut"):
+            hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())
+        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in method)
+        return self._folder / f"{stream.protocol}-{safe}-{batch}-{hasher.hexdigest()[:16]}.npz"
+
+
+def _run_ours_or_load(
+    methods: Sequence[Ours],
+    streams: Mapping[str, Stream],
+    pixels: Tensor,
+    store: _Parts,
+    run: Mapping[str, Any],
+    say: Progress,
+) -> dict[tuple[str, str], Outcome]:
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    for name, stream in streams.items():
+        for method in methods:
+            kept = store.load(stream, method.name, 1, run)
+            if kept is not None:
+                outcomes[name, method.name] = kept
+    missing = {name: stream for name, stream in streams.items() if any((name, m.name) not in outcomes for m in methods)}
+    fresh = run_ours(methods, missing, pixels, say)
+    for (name, method_name), outcome in fresh.items():
+        store.save(streams[name], method_name, 1, run, outcome)
+    say(f"ours: {len(streams) - len(missing)} of {len(streams)} protocols from before")
+    return outcomes | fresh
+
+
+def _run_rival_or_load(
+    method: Method, stream: Stream, pixels: Tensor, batch: int, store: _Parts, run: Mapping[str, Any], say: Progress
+) -> Outcome:
+    outcome = store.load(stream, method.name, batch, run)
+    state = "from before"
+    if outcome is None:
+        outcome, state = Outcome(run_method(method, stream, pixels, batch)), "done"
+        store.save(stream, method.name, batch, run, outcome)
+    say(f"{method.name}, batch {batch}, {stream.protocol}: {state}")
+    return outcome
