@@ -1,0 +1,276 @@
+"""The models of the rivals: the bundle's own classifier with its BatchNorm back, and what is trained on from it.
+
+All start from the same weights: the bundle's model. One robust model a corruption (the 20 models of the upper bound,
+with the clean one), and one model trained with all corruptions as augmentation.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from edge.atomic import atomic_path
+from edge.bundle import MODEL, Bundle
+from oracle.errors import FormatError, InputError
+from training.build import Build
+from training.corruptions import CORRUPTIONS, corrupt_mixed
+from training.data import Images
+from training.fit import Corrupted, FitRecipe, fit, predict
+from training.models import ModelSpec, build_model
+from training.recipe import DataRecipe, Recipe, SignatureRecipe, _parse
+
+Progress = Callable[[dict[str, Any]], None]
+
+AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
+
+
+@dataclass(frozen=True)
+class AllCorrupted(Corrupted):
+    """Every corruption as augmentation: one image in 20 stays clean, the others share the 19 types equally.
+
+    Half of them at `severity` (the severity that rivals are judged at), half at a real one, uniform from 1 to there.
+    """
+
+    name: str | None = "all"
+    severity: float = 5.0
+
+    def __call__(self, pixels: Tensor, seeds: Tensor) -> Tensor:
+        """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
+        types = seeds % (1 + len(CORRUPTIONS)) - 1
+        # The seeds are hashes already: other bits of theirs serve as a coin and as a uniform number.
+        uniform = ((seeds >> 16) % 65536).float() / 65536
+        full = (seeds >> 40) % 2 == 0
+        severities = torch.where(full, self.severity, 1 + (self.severity - 1) * uniform)
+        return corrupt_mixed(pixels, types, severities, seeds)
+
+
+def folded_weights(model: bytes) -> dict[str, Tensor]:
+    """The initialisers of an ONNX model by name, float32."""
+    graph = onnx.load_model_from_string(model).graph
+    return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+
+
+def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_size: int = 500) -> nn.Module:
+    """Give a network whose BatchNorm was folded into its convolutions the BatchNorm back.
+
+    Folding makes a convolution w and a BatchNorm (γ, β, m, s²) one convolution w' = w·γ/√(s²+ε), b' = β − m·γ/√(s²+ε).
+    Here each convolution keeps w' and no bias, m and s² are those of w'*x over the images, in eval mode, every layer
+    fed by the folded network, and γ = √(s²+ε), β = m + b'. In eval mode that is the folded network. As BatchNorm
+    cancels any scale of a channel (but for ε, where s² is no larger), it also is the original network: γ and β come
+    back up to the estimate of the running statistics and the sign of γ, which w' then carries. So adapting the
+    statistics or γ and β does what it does to the original.
+
+    Args:
+        module: the network with BatchNorm after each convolution, its convolutions named as the folded ones; its
+            tensors are overwritten.
+        weights: the folded network's, by name (`<convolution>.weight`, `<convolution>.bias`, …).
+        images: clean training images.
+        batch_size: images at once.
+
+    Returns:
+        The same module, in eval mode, float32.
+
+    Raises:
+        FormatError: if the module has tensors that the folded network does not have, or of another shape.
+        InputError: if there is no BatchNorm to give back.
+    """
+    pairs = _pairs(module)
+    if not pairs:
+        raise InputError("the model has no BatchNorm after its convolutions; rivals that adapt it need one")
+    state = module.state_dict()
+    norms = [name for _, name in pairs]
+    state |= {
+        f"{norm}.{kind}": torch.zeros_like(state[f"{norm}.{kind}"])
+        for norm in norms
+        for kind in ("bias", "running_mean")
+    }
+    own = [name for name in state if name.rpartition(".")[0] not in norms]
+    for name in own:
+        if name not in weights or weights[name].shape != state[name].shape:
+            raise FormatError(
+                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle anew"
+            )
+        state[name] = weights[name]
+    for convolution, norm in pairs:
+        epsilon = module.get_submodule(norm).eps
+        state[f"{norm}.bias"] = weights[f"{convolution}.bias"]
+        # For now each BatchNorm only adds the bias: the network is the folded one while its outputs are summed up.
+        state[f"{norm}.weight"] = torch.ones_like(state[f"{norm}.weight"])
+        state[f"{norm}.running_var"] = torch.full_like(state[f"{norm}.running_var"], 1 - epsilon)
+    module.load_state_dict(state)
+    mean, variance = _statistics(module, [name for name, _ in pairs], images, batch_size)
+    for convolution, norm in pairs:
+        layer = module.get_submodule(norm)
+        layer.running_mean.copy_(mean[convolution])
+        layer.running_var.copy_(variance[convolution])
+        layer.weight.data = (layer.running_var.double() + layer.eps).sqrt().float()
+        layer.bias.data = (mean[convolution] + weights[f"{convolution}.bias"].double()).float()
+    return module.eval()
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of each convolution and the BatchNorm that comes right after it."""
+    named = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
+    return [
+        (name, after)
+        for (name, layer), (after, follower) in pairwise(named)
+        if isinstance(layer, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d)
+    ]
+
+
+def _statistics(
+    module: nn.Module, convolutions: list[str], images: Images, batch_size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean and (biased) variance of each convolution's channels over the images, float64 (C,)."""
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+
+    def add(name: str, out: Tensor) -> None:
+        flat = out.transpose(0, 1).flatten(1).double()
+        sums[name] = sums.get(name, 0) + flat.sum(1)
+        squares[name] = squares.get(name, 0) + flat.square().sum(1)
+        count[name] = count.get(name, 0) + flat.shape[1]
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(lambda _m, _x, out, name=name: add(name, out))
+        for name in convolutions
+    ]
+    predict(module, images.pixels, batch_size=batch_size)
+    for handle in handles:
+        handle.remove()
+    mean = {name: sums[name] / count[name] for name in convolutions}
+    return mean, {name: (squares[name] / count[name] - mean[name].square()).clamp(min=0) for name in convolutions}
+
+
+def _recipe_of(bundle: Bundle) -> Recipe:
+    """What the bundle's classifier was built by; its oracle's part may be of another version and is left out."""
+    told = bundle.manifest.provenance.get("recipe")
+    if told is None:
+        raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
+    parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
+    parsed = {name: _parse(schema, told[name], f"{bundle.path} [{name}]") for name, schema in parts.items()}
+    return Recipe(name=told["name"], seed=told["seed"], **parsed)
+
+
+class RivalModels:
+    """The rivals' models, each trained once and kept; what was stopped goes on from its last epoch.
+
+    Args:
+        bundle: whose classifier, recipe and seed they start from.
+        source: the images that the bundle was built from: folder or data set name; their `train` split is used. None
+            trains nothing and only takes what is there.
+        work: folder for checkpoints. A bundle with another model gets its own folder in it.
+        robust, augmented: how to train; by default the robust models as the bundle's recipe says, with its severity.
+        progress: called with {job, seconds, epoch, loss} after each epoch.
+
+    Raises:
+        InputError: if the bundle does not say what its classifier was built by. Its methods raise it where a model is
+            missing and there is no source, or was trained in another way.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        source: str | None,
+        work: Path,
+        *,
+        robust: FitRecipe | None = None,
+        augmented: FitRecipe = AUGMENTED,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe = _recipe_of(bundle)
+        self.folder = work / f"{bundle.manifest.name}-{bundle.manifest.files[MODEL].sha256[:12]}"
+        self._bundle, self._progress, self._source, self._work = bundle, progress, source, work
+        self._robust, self._augmented = robust or self.recipe.robust, augmented
+
+    @cached_property
+    def train(self) -> Images:
+        """The images that the bundle's models were trained on."""
+        if self._source is None:
+            raise InputError(f"{self.folder} does not hold all rival models; train them with `rws bench rivals`")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Build(self.recipe, self._source, self._work, size=self._bundle.manifest.input.height).train
+
+    @cached_property
+    def _start(self) -> dict[str, Tensor]:
+        path = self.folder / "unfolded.pt"
+        if not path.exists():
+            weights = folded_weights(self._bundle.read(MODEL))
+            model = unfold(self._network(), weights, self.train)
+            with atomic_path(path) as temporary:
+                torch.save(model.state_dict(), temporary)
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+    def _network(self) -> nn.Module:
+        return build_model(replace(self.recipe.model, weights=""), len(self._bundle.manifest.classes)).eval()
+
+    def unfolded(self) -> nn.Module:
+        """The bundle's classifier with BatchNorm, in eval mode: a new copy at each call."""
+        model = self._network()
+        model.load_state_dict(self._start)
+        return model
+
+    def robust(self, corruption: str) -> nn.Module:
+        """The model for one corruption: the classifier, trained on with images of that corruption alone."""
+        corrupted = Corrupted(corruption, self.recipe.signatures.severity)
+        return self._fitted(f"robust-{corruption}", self._robust, corrupted)
+
+    def augmented(self) -> nn.Module:
+        """One model for everything: the classifier, trained on with all corruptions as augmentation."""
+        return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
+
+    def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
+        final = self.folder / f"{job}.pt"
+        model = self.unfolded()
+        # The weights alone are kept when a training is done: a checkpoint also carries the optimiser.
+        identity = repr((recipe, corrupted))
+        if final.exists():
+            stored = torch.load(final, weights_only=True, map_location="cpu")
+            if stored["identity"] != identity:
+                raise InputError(f"{final} was trained in another way; remove it, or give another folder")
+            model.load_state_dict(stored["model"])
+            return model.eval()
+        checkpoint = self.folder / f"{job}.checkpoint.pt"
+        fit(
+            model,
+            self.train,
+            recipe,
+            corrupted=corrupted,
+            seed=self.recipe.seed + 1,
+            checkpoint=checkpoint,
+            report=self._report(job),
+        )
+        with atomic_path(final) as temporary:
+            torch.save({"identity": identity, "model": model.state_dict()}, temporary)
+        checkpoint.unlink(missing_ok=True)
+        return model.to(memory_format=torch.contiguous_format).eval()
+
+    def _report(self, job: str) -> Progress:
+        start = time.monotonic()
+
+        def report(record: dict[str, Any]) -> None:
+            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+            with open(self.folder / "log.jsonl", "a") as handle:
+                handle.write(json.dumps(record) + "\n")
+            if self._progress is not None:
+                self._progress(record)
+
+        return report
+
+    def train_all(self) -> None:
+        """Train whatever is not there yet: the augmented model first, then one model for each corruption."""
+        self.augmented()
+        for corruption in CORRUPTIONS:
+            self.robust(corruption)
