@@ -85,6 +85,14 @@ def replay(
         rws replay --data ~/data/cifar10 --protocol all --rivals runs/rivals --json streams.json --csv streams.csv
     """
     severities = _severities(severity)
+    for_streams = {"--frames": frames, "--rivals": rivals, "--batch": batch, "--csv": table}
+    misplaced = [option for option, value in for_streams.items() if value is not None]
+    if misplaced and not protocol:
+        raise InputError(f"{misplaced[0]} is for streams; give --protocol as well")
+    if protocol and limit is not None:
+        raise InputError("--limit is for sets of images; with --protocol give --frames")
+    if protocol and severity != "all" and len(severities) != 1:
+        raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
     with require("bench"):
         from benchmarks.replay import WAYS
         from benchmarks.replay import replay as run
@@ -96,8 +104,6 @@ def replay(
         if target is not None:
             check_target(target)
     if protocol:
-        if limit is not None:
-            raise InputError("--limit is for sets of images; with --protocol give --frames")
         _replay_streams(
             Bundle.load(bundle),
             data,
@@ -113,10 +119,6 @@ def replay(
             resume,
         )
         return
-    given = {"--frames": frames, "--rivals": rivals, "--batch": batch, "--csv": table}
-    misplaced = [option for option, value in given.items() if value]
-    if misplaced:
-        raise InputError(f"{misplaced[0]} is for streams; give --protocol as well")
     result = run(
         Bundle.load(bundle), data, severities=severities, limit=limit, seed=seed, threads=threads, progress=typer.echo
     )
@@ -147,14 +149,10 @@ def _replay_streams(
     table: Path | None,
     resume: bool,
 ) -> None:
-    from rich.console import Console
-
     from benchmarks.protocols import PROTOCOLS
-    from benchmarks.streams import print_streams, replay_streams, write_csv
+    from benchmarks.streams import format_streams, replay_streams, write_csv
     from edge.provenance import provenance, write_json
 
-    if severity != "all" and len(_severities(severity)) != 1:
-        raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
     result = replay_streams(
         bundle,
         data,
@@ -169,7 +167,7 @@ def _replay_streams(
         threads=threads,
         progress=typer.echo,
     )
-    print_streams(result, Console(highlight=False))
+    typer.echo(format_streams(result))
     if report is not None:
         write_json(report, provenance(data=Path(data).name, threads=threads) | result)
     if table is not None:

@@ -432,24 +432,26 @@ def write_csv(path: Path, result: Mapping[str, Any]) -> None:
     atomic_write_bytes(path, text.getvalue().encode())
 
 
-def print_streams(result: Mapping[str, Any], console: Any) -> None:
-    """Print RA, TA and what the mixes did, a table a protocol, on a Rich console."""
-    from rich.table import Table
-
+def format_streams(result: Mapping[str, Any]) -> str:
+    """RA, TA and what the mixes did: a table a protocol, as text."""
+    lines = []
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
-        table = Table("method", "batch", "RA", "TA", "regret", "TA lost", "switches", "right", "delay (95 %)", "never")
+        lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost  switches  right  delay (95 %), never"]
         for row in result["rows"]:
             if row["protocol"] == protocol:
-                delay = row.get("delay")
-                table.add_row(
-                    row["method"],
-                    str(row["batch"]),
-                    *(_cell(row.get(key)) for key in ("ra", "ta", "regret", "ta_lost", "switch_rate", "right")),
-                    "" if delay is None else f"{delay['median']:g} ({delay['p95']:g})",
-                    "" if delay is None else f"{delay['never']:g} %",
-                )
-        console.print(f"\n{protocol}")
-        console.print(table)
+                widths = {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
+                cells = [_cell(row.get(key), width) for key, width in widths.items()]
+                lines.append(f"{row['method']:13s} {row['batch']:5d}{''.join(cells)}{_delay(row)}".rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, width: int) -> str:
+    return " " * width if value is None else f"{value:{width}.2f}"
+
+
+def _delay(row: Mapping[str, Any]) -> str:
+    delay = row.get("delay")
+    return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
 
 
 def as_input(pixels: Tensor) -> NDArray[np.float32]:
@@ -463,10 +465,6 @@ def digest_of_files(files: Sequence[Path]) -> str:
     for file in files:
         hasher.update(hashlib.sha256(file.read_bytes()).digest())
     return hasher.hexdigest()
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _row(
