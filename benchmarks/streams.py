@@ -25,8 +25,10 @@ from torch import Tensor
 
 import oracle
 import training.corruptions
+from benchmarks import rivals as rivals_module
 from benchmarks.protocols import PROTOCOLS, Stream, frames_of, make_stream
 from benchmarks.replay import _fitted
+from benchmarks.rivals import Rival, Sample, measure_cost, rival_methods
 from benchmarks.stream_scores import (
     NAMES,
     MixKey,
@@ -250,7 +252,7 @@ def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> ND
         step = batch * -(-_CHUNK // batch)
         for start in range(first, last, step):
             stop = min(start + step, last)
-            x = as_input(frames_of(stream, pixels, start, stop))
+            x = _as_input(frames_of(stream, pixels, start, stop))
             for begin in range(start, stop, batch):
                 part = slice(begin, min(begin + batch, stop))
                 here = slice(part.start - start, part.stop - start)
@@ -294,10 +296,10 @@ def replay_streams(
         for those of ours that choose a mix `switch_rate` (percent of frames), and where the gain table can tell,
         `right` (percent of frames), `delay` and `delay_severity` (frames; see `stream_scores.delays`);
         `timeline`, see `make_timeline`;
-        `cost`, with rivals: see `benchmarks.stream_rivals.StreamRivals.cost`.
+        `cost`, with rivals: see `benchmarks.rivals.measure_cost`.
 
     Raises:
-        InputError: if an argument is out of range or the images do not fit the bundle.
+        InputError: if an argument is out of range, the images do not fit the bundle, or a rival is not trained yet.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown:
@@ -321,21 +323,16 @@ def replay_streams(
         "policy": dict(bundle.manifest.policy),
         "code": _code(),
     }
-    others = None
-    if rivals is not None:
-        from benchmarks.stream_rivals import StreamRivals  # it measures ours beside the rivals, and so needs us
-
-        others = StreamRivals(bundle, rivals)
+    others = [] if rivals is None else rival_methods(bundle, rivals)
     store = _Parts(parts, resume)
     methods = our_methods(bundle, threads)
     outcomes = _run_ours_or_load(methods, streams, images.pixels, store, run, say)
     found = [(name, method.name, 1, outcomes[name, method.name]) for name in streams for method in methods]
-    if others is not None:
-        # The oracle and the signatures may change: the rivals stay.
-        run = {"images": images.digest(), "model": digests[MODEL], "code": others.identity()}
-        for batch, method, (name, stream) in product(batches, others.methods, streams.items()):
-            outcome = _run_rival_or_load(method, stream, images.pixels, batch, store, run, say)
-            found.append((name, method.name, batch, outcome))
+    # The oracle and the signatures may change: the rivals stay.
+    run = {"images": images.digest(), "model": digests[MODEL], "code": _digest_of_files([Path(rivals_module.__file__)])}
+    for batch, method, (name, stream) in product(batches, others, streams.items()):
+        outcome = _run_rival_or_load(method, stream, images.pixels, batch, store, run, say)
+        found.append((name, method.name, batch, outcome))
     rows = [
         {"protocol": name, "method": method, "batch": batch}
         | _row(streams[name], labels, method, outcome, outcomes[name, "perfect"], bundle)
@@ -352,9 +349,10 @@ def replay_streams(
     }
     if "continual" in streams:
         result["timeline"] = make_timeline(bundle, images, min(frames, TIMELINE_FRAMES), severity, seed, threads)
-    if others is not None:
+    if rivals is not None:
         say("time and memory")
-        result["cost"] = others.cost(next(iter(streams.values())), images.pixels, batches, threads)
+        sample = _sample(next(iter(streams.values())), images.pixels, 8 * max(batches))
+        result["cost"] = measure_cost(bundle, rivals, sample, batches)
     return result
 
 
@@ -454,13 +452,11 @@ def _delay(row: Mapping[str, Any]) -> str:
     return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
 
 
-def as_input(pixels: Tensor) -> NDArray[np.float32]:
-    """Pixels, uint8 (N, 3, H, W), as a model takes them: float32, 0…1."""
+def _as_input(pixels: Tensor) -> NDArray[np.float32]:
     return (pixels.numpy() / np.float32(255)).astype(np.float32)
 
 
-def digest_of_files(files: Sequence[Path]) -> str:
-    """One SHA-256 of the contents of several files."""
+def _digest_of_files(files: Sequence[Path]) -> str:
     hasher = hashlib.sha256()
     for file in files:
         hasher.update(hashlib.sha256(file.read_bytes()).digest())
@@ -524,7 +520,7 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDA
 def _inputs(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The frames in parts: number of the first one, and the model's input."""
     for start in range(0, len(frames), _CHUNK):
-        yield start, as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
+        yield start, _as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
 
 
 def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.float32]:
@@ -560,7 +556,14 @@ def _choices(
 
 def _code() -> str:
     folders = (Path(oracle.__file__).parent, Path(training.corruptions.__file__).parent)
-    return digest_of_files([file for folder in folders for file in sorted(folder.glob("*.py"))])
+    return _digest_of_files([file for folder in folders for file in sorted(folder.glob("*.py"))])
+
+
+def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
+    """Some frames of all types, to measure time with."""
+    chosen = np.linspace(0, len(stream) - 1, count).astype(np.int64)
+    part = Stream("", *(getattr(stream, key)[chosen] for key in ("image", "type", "severity", "seed", "cut")))
+    return _as_input(frames_of(part, pixels, 0, count)), part.type, part.severity
 
 
 class _Parts:
@@ -635,12 +638,13 @@ def _run_ours_or_load(
 
 
 def _run_rival_or_load(
-    method: Method, stream: Stream, pixels: Tensor, batch: int, store: _Parts, run: Mapping[str, Any], say: Progress
+    rival: Rival, stream: Stream, pixels: Tensor, batch: int, store: _Parts, run: Mapping[str, Any], say: Progress
 ) -> Outcome:
-    outcome = store.load(stream, method.name, batch, run)
+    run = {**run, "weights": rival.identity}
+    outcome = store.load(stream, rival.name, batch, run)
     state = "from before"
     if outcome is None:
-        outcome, state = Outcome(run_method(method, stream, pixels, batch)), "done"
-        store.save(stream, method.name, batch, run, outcome)
-    say(f"{method.name}, batch {batch}, {stream.protocol}: {state}")
+        outcome, state = Outcome(run_method(rival, stream, pixels, batch)), "done"
+        store.save(stream, rival.name, batch, run, outcome)
+    say(f"{rival.name}, batch {batch}, {stream.protocol}: {state}")
     return outcome

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-import benchmarks.stream_rivals
 from benchmarks.protocols import PROTOCOLS, frames_of, make_stream
 from benchmarks.stream_scores import NAMES
 from benchmarks.streams import (
@@ -129,31 +128,28 @@ def test_the_timeline_is_small_and_covers_all_frames(result, bundle, images):
     assert {len(curve) for curve in timeline["correct"].values()} == {400 // timeline["step"]}
 
 
-class FakeRivals:
-    """Two rivals in the place of the trained ones; counts the frames that they classify."""
+class FakeRival:
+    """A rival in the place of the trained ones; counts the frames that it classifies."""
 
     frames = 0
+    carried_bytes = 0
+    identity = "weights"
 
-    def __init__(self, bundle, work) -> None:
-        self.methods = [self, Recorder()]
-        self.name = "fake rival"
-
-    def identity(self) -> str:
-        return "weights"
+    def __init__(self, name: str, answer: int) -> None:
+        self.name, self._answer = name, answer
 
     def reset(self) -> None:
         pass
 
     def classify(self, x, types, severities):
-        type(self).frames += len(x)
-        return np.where(types < 0, 0, 1)
-
-    def cost(self, stream, pixels, batches, threads):
-        return [{"method": self.name, "batch": batch, "ms": 1.0} for batch in batches]
+        FakeRival.frames += len(x)
+        return np.where(types < 0, 0, self._answer)
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks.stream_rivals, "StreamRivals", FakeRivals)
+    rivals = [FakeRival("fake rival", 1), FakeRival("other", 2)]
+    monkeypatch.setattr("benchmarks.streams.rival_methods", lambda bundle, work: rivals)
+    monkeypatch.setattr("benchmarks.streams.measure_cost", lambda *arguments: {"rows": [len(arguments[2][0])]})
     lines: list[str] = []
 
     def run(seed=0, stop_at=None, **settings):
@@ -162,7 +158,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
             if stop_at is not None and stop_at in line:
                 raise KeyboardInterrupt
 
-        FakeRivals.frames = 0
+        FakeRival.frames = 0
         lines.clear()
         return replay_streams(
             bundle,
@@ -177,32 +173,35 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
         )
 
     whole = run()
-    assert FakeRivals.frames == 4 * 60
+    assert FakeRival.frames == 8 * 60
     assert [row["protocol"] for row in whole["rows"]] == ["iid"] * 10 + ["mixed"] * 10
     assert [(row["method"], row["batch"]) for row in whole["rows"][6:10]] == [
         ("fake rival", 1),
-        ("recorder", 1),
+        ("other", 1),
         ("fake rival", 5),
-        ("recorder", 5),
+        ("other", 5),
     ]
-    assert [row["batch"] for row in whole["cost"]] == [1, 5]
+    assert whole["cost"]["rows"] == [40]
     parts = tmp_path / "result.json.parts"
     with pytest.raises(KeyboardInterrupt):
         run(parts=parts, stop_at="fake rival, batch 1, mixed")
-    assert FakeRivals.frames == 2 * 60
+    assert FakeRival.frames == 2 * 60
     assert run(parts=parts) == whole
-    assert FakeRivals.frames == 2 * 60
+    assert FakeRival.frames == 6 * 60
     assert "ours: 2 of 2 protocols from before" in lines
     assert run(parts=parts) == whole
-    assert FakeRivals.frames == 0
+    assert FakeRival.frames == 0
     damaged = next(parts.glob("iid-fake_rival-5-*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert run(parts=parts) == whole
-    assert FakeRivals.frames == 60
+    assert FakeRival.frames == 60
     run(parts=parts, resume=False)
-    assert FakeRivals.frames == 4 * 60
+    assert FakeRival.frames == 8 * 60
     run(parts=parts, seed=1)
-    assert FakeRivals.frames == 4 * 60
+    assert FakeRival.frames == 8 * 60
+    monkeypatch.setattr(rivals[0], "identity", "other weights")
+    run(parts=parts)
+    assert FakeRival.frames == 4 * 60
 
 
 def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
@@ -215,7 +214,7 @@ def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
         run(batches=[0])
     with pytest.raises(InputError, match="each is shown once"):
         run(frames=10_000)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="rws bench rivals"):
         run(frames=2, rivals=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(InputError, match="unknown method 'told'"):
