@@ -1,8 +1,14 @@
 """Smoothing the belief over the frames of one stream: the forward pass of a hidden Markov model.
 
 The hidden states are those of `Belief.joint`. From one frame to the next the state stays, drifts to a
-neighbouring level of the same corruption (clean counts as level 0 of each), or jumps anywhere. The oracle's
-posterior divided by its training prior is the likelihood of the frame. Source: Rabiner 1989, Sec. III.A.
+neighbouring level of the same corruption (clean counts as level 0 of each), or jumps: it is drawn anew. The oracle's
+posterior divided by its training prior is the likelihood of the frame (Rabiner 1989, Sec. III.A).
+
+How often a stream jumps is not known beforehand: a camera in the rain jumps once in an hour, a shuffled test set at
+every frame. So several filters run side by side, one for each rate, and are averaged by how well each has predicted
+the frames so far; a share of the weights is spread evenly at each frame, so that none is lost for good (Herbster &
+Warmuth 1998, "Tracking the best expert", the fixed-share algorithm). With a rate of 1 among them, frames that have
+nothing to do with one another soon keep the oracle's own verdict.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ from numpy.typing import NDArray
 from oracle.belief import Belief
 from oracle.errors import InputError
 
+_LEAST = 1e-6
+
 
 class BeliefFilter:
     """Combines the beliefs of consecutive frames; call `reset` at a cut.
@@ -22,12 +30,14 @@ class BeliefFilter:
     Args:
         corruptions: corruption names, without `clean`.
         levels: severity levels of the joint states.
-        jump: probability that the state is drawn anew from one frame to the next.
-        drift: probability that the severity moves one level up or down.
-        prior: how often each joint state occurred in the oracle's training, (1 + C·S,), sums to 1; None: clean and each
-            type equally often, each level of a type equally often.
+        jump: probability that the state is drawn anew from one frame to the next; several are weighed against one
+            another, frame by frame.
+        drift: probability, where it does not jump, that the severity moves one level up or down.
+        prior: how often each joint state occurred in the oracle's training, (1 + C·S,), sums to 1: what a jump draws
+            from; None: clean and each type equally often, each level of a type equally often.
         evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
             of one scene are not independent.
+        share: part of the weights of the jump rates that is spread evenly again at each frame.
 
     Raises:
         InputError: if a parameter lies outside its range.
@@ -37,50 +47,73 @@ class BeliefFilter:
         self,
         corruptions: Sequence[str],
         levels: Sequence[float],
-        jump: float = 0.15,
+        jump: float | Sequence[float] = (0.02, 0.2, 1.0),
         drift: float = 0.3,
         evidence: float = 1.0,
         prior: Sequence[float] | None = None,
+        share: float = 0.02,
     ) -> None:
-        if not (0 < jump < 1 and 0 <= drift < 1 and jump + drift < 1 and 0 < evidence <= 1):
+        rates = np.atleast_1d(np.array(jump, np.float64))
+        within = rates.ndim == 1 and len(rates) > 0 and bool(((rates > 0) & (rates <= 1)).all())
+        if not (within and 0 <= drift < 1 and 0 < evidence <= 1 and 0 < share < 1):
             raise InputError(
-                "filter: need 0 < jump, 0 <= drift, jump + drift < 1, 0 < evidence <= 1; "
-                f"got {jump}, {drift}, {evidence}"
+                "filter: need 0 < jump <= 1, 0 <= drift < 1, 0 < evidence <= 1, 0 < share < 1; "
+                f"got {jump}, {drift}, {evidence}, {share}"
             )
         self.corruptions, self.levels = tuple(corruptions), tuple(float(level) for level in levels)
-        self.jump, self.drift, self.evidence = jump, drift, evidence
+        self.jump, self.drift, self.evidence, self.share = tuple(rates.tolist()), drift, evidence, share
         count, steps = len(self.corruptions), len(self.levels)
-        # A frame is drawn clean or from one of the types with equal odds: the distribution that a jump draws from.
-        self._fresh = np.full(1 + count * steps, 1 / ((1 + count) * steps))
-        self._fresh[0] = 1 / (1 + count)
-        self._prior = self._fresh if prior is None else np.array(prior, np.float64)
-        if self._prior.shape != self._fresh.shape or not (self._prior > 0).all() or abs(self._prior.sum() - 1) > 1e-3:
-            raise InputError(f"filter: prior must be {len(self._fresh)} positive numbers that sum to 1")
-        self._state: NDArray[np.float64] | None = None
+        if prior is None:
+            self._prior = np.full(1 + count * steps, 1 / ((1 + count) * steps))
+            self._prior[0] = 1 / (1 + count)
+        else:
+            self._prior = np.array(prior, np.float64)
+        fits = self._prior.shape == (1 + count * steps,) and bool((self._prior > 0).all())
+        if not fits or abs(self._prior.sum() - 1) > 1e-3:
+            raise InputError(f"filter: prior must be {1 + count * steps} positive numbers that sum to 1")
+        self._rates = rates[:, None]
+        self._states: NDArray[np.float64] | None = None
+        self._weights = np.full((len(rates), 1), 1 / len(rates))
 
     def reset(self) -> None:
         """Forget the past."""
-        self._state = None
+        self._states = None
+        self._weights = np.full_like(self._weights, 1 / len(self._weights))
 
     def update(self, belief: Belief) -> Belief:
         """The belief after this frame, given all frames since the last reset."""
-        likelihood = (np.maximum(belief.joint.astype(np.float64), 1e-6) / self._prior) ** self.evidence
-        if self._state is None:
+        joint = np.maximum(belief.joint.astype(np.float64), _LEAST)
+        if self._states is None:
             # Alone, a frame keeps the oracle's own verdict: the filter never changes independent images.
-            self._state = belief.joint.astype(np.float64)
+            self._states = np.repeat(joint[None] / joint.sum(), len(self._weights), axis=0)
             return belief
-        posterior = self._predict(self._state) * likelihood
-        self._state = posterior / posterior.sum()
-        return Belief(belief.corruptions, belief.levels, self._state.astype(np.float32))
+        likelihood = joint / self._prior
+        if self.evidence != 1:
+            likelihood **= self.evidence
+        posterior = self._predict(self._states) * likelihood
+        explained = posterior.sum(axis=1, keepdims=True)
+        self._states = posterior / explained
+        self._weights = self._weights * explained
+        self._weights /= self._weights.sum()
+        averaged = (self._weights * self._states).sum(axis=0)
+        self._weights = (1 - self.share) * self._weights + self.share / len(self._weights)
+        return Belief(belief.corruptions, belief.levels, averaged.astype(np.float32))
 
-    def _predict(self, state: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _predict(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The next frame's states before it is seen, for each rate: (R, 1 + C·S) in and out."""
         count, steps = len(self.corruptions), len(self.levels)
         # A ladder per corruption: level 0 is clean, shared by all of them.
-        ladder = np.concatenate([np.full((count, 1), state[0] / count), state[1:].reshape(count, steps)], axis=1)
+        ladder = np.empty((len(states), count, steps + 1))
+        ladder[:, :, 0] = states[:, :1] / count
+        ladder[:, :, 1:] = states[:, 1:].reshape(-1, count, steps)
         moved = (1 - self.drift) * ladder
-        moved[:, 1:] += self.drift / 2 * ladder[:, :-1]
-        moved[:, :-1] += self.drift / 2 * ladder[:, 1:]
-        moved[:, 0] += self.drift / 2 * ladder[:, 0]
-        moved[:, -1] += self.drift / 2 * ladder[:, -1]
-        stayed = np.concatenate([[moved[:, 0].sum()], moved[:, 1:].ravel()])
-        return (1 - self.jump) * stayed + self.jump * self._fresh
+        moving = self.drift / 2 * ladder
+        moved[:, :, 1:] += moving[:, :, :-1]
+        moved[:, :, :-1] += moving[:, :, 1:]
+        moved[:, :, 0] += moving[:, :, 0]
+        moved[:, :, -1] += moving[:, :, -1]
+        stayed = np.concatenate(
+            [moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)], 1
+        )
+        predicted: NDArray[np.float64] = (1 - self._rates) * stayed + self._rates * self._prior
+        return predicted

@@ -4,9 +4,11 @@ Each job is a function from the recipe and earlier files to one file in the work
 already and was made from the same things, the job is done. So a build that was stopped goes on where it was, and
 several processes (or machines that share the folder) can each take some of the jobs.
 
-    init ─► std ─┬─► signature-tuned-<c> ──┬─► gain ─► bundle
-             └───┼─► robust-<c> ─► signature-residual-<c>
-    oracle ──────┴─────────────────────────┘
+    init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┐
+          └─► robust-<c> ─► signature-residual-<c>       ├─► policy ─► bundle
+    oracle ──────────────────────────────────────────────┘
+
+A build onto a bundle keeps that one's model and signatures and makes what follows from them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ import torch
 from torch import nn
 
 from edge.atomic import atomic_path, atomic_write_bytes
-from edge.bundle import write_bundle
+from edge.bundle import MODEL, Bundle, write_bundle
+from edge.models.base import PatchableModel
+from edge.models.onnx_model import OnnxModel
+from edge.models.torch_model import TorchModel
 from edge.signatures import SignatureSet, shallow_sha256
 from oracle.errors import InputError
 from oracle.policy import GainTable
@@ -40,6 +45,7 @@ from training.oracle_fit import (
     LEVELS,
     OracleNetwork,
     draw_severities,
+    draw_types,
     export_oracle,
     fit_oracle,
     fit_temperature,
@@ -50,7 +56,7 @@ from training.oracle_fit import (
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
 
-JOBS = ("init", "std", "oracle", "tuned", "residual", "gain")
+JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "policy")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -64,10 +70,12 @@ class Build:
         work: folder for checkpoints and results; created.
         size: side that images are resized to, in pixels; None takes them as they are.
         device: `cpu`, `cuda`, …
+        onto: a bundle whose model and signatures are kept: only the oracle, the gain table and the policy are made.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
-        InputError: if the device is not there. Jobs raise it where `work` holds files of another build.
+        InputError: if the device is not there. Jobs raise it where `work` holds files of another build, or the images
+            do not fit the bundle that is built onto.
     """
 
     def __init__(
@@ -78,9 +86,10 @@ class Build:
         *,
         size: int | None = None,
         device: str = "cpu",
+        onto: Bundle | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.recipe, self.source, self.work, self.size = recipe, source, work, size
+        self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
         self.device = torch.device(device)
         self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -93,6 +102,14 @@ class Build:
         height, width = data.pixels.shape[2:]
         if height != width:
             raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
+        if self.onto is not None:
+            manifest = self.onto.manifest
+            if data.classes != manifest.classes or (height, width) != (manifest.input.height, manifest.input.width):
+                takes = f"{manifest.input.width}x{manifest.input.height} images of {', '.join(manifest.classes[:3])}, …"
+                raise InputError(
+                    f"{self.source}: {width}x{height} images of {', '.join(data.classes[:3])}, … do not fit the bundle "
+                    f"{manifest.name}, which takes {takes}"
+                )
         count = min(self.recipe.data.validation, len(data) // 10)
         train, validation = split_train_validation(data, count, self.recipe.seed)
         return train.to(self.device), validation.to(self.device)
@@ -214,7 +231,9 @@ class Build:
         return {name: parameters[name].detach().cpu().numpy() for name in self.tensors}
 
     def signatures(self, way: str | None = None, bits: int | None = None, per: str | None = None) -> SignatureSet:
-        """All signatures, quantised as the recipe says unless told otherwise."""
+        """All signatures, quantised as the recipe says unless told otherwise; those of the bundle built onto."""
+        if self.onto is not None:
+            return self.onto.signatures
         settings = self.recipe.signatures
         deltas = {}
         for corruption in CORRUPTIONS:
@@ -248,55 +267,81 @@ class Build:
         """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         pixels = self.validation.pixels.cpu().repeat(3, 1, 1, 1)
-        types = torch.randint(-1, len(CORRUPTIONS), (len(pixels),), generator=generator)
-        severities = draw_severities(types, self.recipe.oracle.minimum_severity, generator)
+        types = draw_types(len(pixels), self.recipe.oracle, len(CORRUPTIONS), generator)
+        severities = draw_severities(types, self.recipe.oracle, generator)
         corrupted = corrupt_mixed(pixels, types, severities, seeds_for(self.recipe.seed + 7, len(pixels)))
         return oracle_logits(network, corrupted), types, severities
 
-    def gain(self) -> tuple[GainTable, dict[str, Any]]:
-        """The gain table of the shipped signatures, and the policy's settings."""
-        table_file, settings_file = self.work / "gain.npz", self.work / "policy.json"
-        oracle, signatures = self.oracle(), self.signatures()
-        inputs = [hashlib.sha256(content).hexdigest() for content in (oracle[0], signatures.to_bytes())]
-        if not self._is_done(table_file, self.recipe.calibration, *inputs):
-            report = self._report("gain")
+    def _network(self) -> bytes:
+        """The clean model as ONNX bytes, as the device gets it."""
+        if self.onto is not None:
+            return self.onto.read(MODEL)
+        return export_onnx(self.folded.cpu(), self.train.size, keep=self.tensors)
+
+    def _patchable(self) -> PatchableModel:
+        signatures = self.signatures()
+        if self.device.type == "cpu":
+            return OnnxModel(self._network(), signatures, signatures.tensors, "cpu", torch.get_num_threads())
+        return TorchModel.from_onnx(self._network(), signatures, signatures.tensors, str(self.device))
+
+    def gain(self) -> GainTable:
+        """The gain table of the shipped signatures."""
+        path, signatures = self.work / "gain.npz", self.signatures()
+        if not self._is_done(path, self.recipe.calibration, hashlib.sha256(signatures.to_bytes()).hexdigest()):
             table = measure_gain(
-                self.folded,
-                signatures,
+                self._patchable(),
+                signatures.names,
                 self.validation,
                 self.recipe.calibration,
                 LEVELS,
                 seed=self.recipe.seed,
-                report=report,
+                report=self._report("gain"),
             )
-            network = OracleNetwork(self.recipe.oracle.widths)
+            with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+                np.savez(handle, **table.to_arrays())
+        return GainTable.from_arrays(dict(np.load(path)), signatures.names, LEVELS)
+
+    def policy(self) -> dict[str, Any]:
+        """The policy's settings, chosen on validation images."""
+        path, table, oracle = self.work / "policy.json", self.gain(), self.oracle()
+        content = b"".join(array.tobytes() for array in table.to_arrays().values())
+        inputs = [hashlib.sha256(part).hexdigest() for part in (oracle[0], content)]
+        if not self._is_done(path, self.recipe.calibration.allowed_clean_loss, *inputs):
+            settings = self.recipe.oracle
+            network = OracleNetwork(settings.filters, settings.widths)
             network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True, map_location="cpu")["model"])
             logits, types, severities = self._oracle_validation(network.eval())
             joint = (logits / oracle[1]["temperature"]).softmax(1).numpy()
             levels = severities.round().clamp(1, len(LEVELS)).long()
             states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
             weight, expected = choose_clean_weight(table, joint, states, self.recipe.calibration.allowed_clean_loss)
-            settings = {"clean_weight": weight, "expected": expected}
-            atomic_write_bytes(settings_file, json.dumps(settings).encode())
-            with atomic_path(table_file) as temporary, open(temporary, "wb") as handle:
-                np.savez(handle, **table.to_arrays())
-            report(settings)
-        arrays = dict(np.load(table_file))
-        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), json.loads(settings_file.read_text())
+            chosen = {"clean_weight": weight, "expected": expected}
+            atomic_write_bytes(path, json.dumps(chosen).encode())
+            self._report("policy")(chosen)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def _recipe_of_all(self) -> dict[str, Any]:
+        """The recipe; what made the model and the signatures comes from the bundle that was built onto."""
+        recipe = self.recipe.to_dict()
+        if self.onto is None:
+            return recipe
+        made = {name: recipe[name] for name in ("oracle", "calibration", "stream")}
+        return {**self.onto.manifest.provenance.get("recipe", {}), **made}
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically."""
         stream = self.recipe.stream
-        table, policy = self.gain()
+        table, policy = self.gain(), self.policy()
         oracle, oracle_scores = self.oracle()
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
         perfect = [row[table.own(name)[1:]].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
         write_bundle(
             out,
-            name=self.recipe.name,
+            name=self.recipe.name if self.onto is None else self.onto.manifest.name,
             classes=self.train.classes,
             input_size=(self.train.size, self.train.size),
-            model=export_onnx(self.folded.cpu(), self.train.size, keep=self.tensors),
+            model=self._network(),
             signatures=self.signatures(),
             oracle=oracle,
             severity_levels=LEVELS,
@@ -309,7 +354,7 @@ class Build:
                 "prior": [round(share, 6) for share in training_prior(self.recipe.oracle).tolist()],
             },
             provenance={
-                "recipe": self.recipe.to_dict(),
+                "recipe": self._recipe_of_all(),
                 "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                 "machine": {"processor": platform.machine(), "device": self.device.type},
@@ -324,8 +369,9 @@ class Build:
         )
 
     def run(self, jobs: Iterable[str] = ()) -> None:
-        """Run jobs by name (`init`, `std`, `oracle`, `tuned`, `residual`, `gain`); none: all that `bundle` needs."""
-        jobs = tuple(jobs) or ("std", "oracle", self.recipe.signatures.way, "gain")
+        """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
+        made = () if self.onto is not None else ("std", self.recipe.signatures.way)
+        jobs = tuple(jobs) or (*made, "oracle", "gain", "policy")
         unknown = [job for job in jobs if job not in JOBS]
         if unknown:
             raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
@@ -333,7 +379,7 @@ class Build:
             if job in ("init", "std"):
                 model = getattr(self, job)()
                 self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
-            elif job in ("oracle", "gain"):
+            elif job in ("oracle", "gain", "policy"):
                 getattr(self, job)()
             else:
                 for corruption in CORRUPTIONS:

@@ -8,21 +8,20 @@ gain, and any loss that the coarse pass or the clean images show.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from edge.signatures import SignatureSet
+from edge.models.base import PatchableModel
 from oracle.errors import InputError
 from oracle.policy import ExpectedGainPolicy, GainTable
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images
-from training.fit import predict
+
+_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -52,32 +51,9 @@ class CalibrationRecipe:
             raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
 
 
-class PatchedModel:
-    """A folded torch model whose shallow tensors follow a mix of quantised signatures."""
-
-    def __init__(self, std: nn.Module, signatures: SignatureSet) -> None:
-        self.model = copy.deepcopy(std).eval()
-        self._parameters = {name: dict(self.model.named_parameters())[name] for name in signatures.tensors}
-        self._clean = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self._deltas = {
-            name: {tensor: torch.from_numpy(delta) for tensor, delta in signatures.get(name).items()}
-            for name in signatures.names
-        }
-
-    @torch.no_grad()
-    def correct(self, mix: Mapping[str, float], pixels: Tensor, labels: Tensor) -> Tensor:
-        """Whether each image is classified right under the mix, bool (N,)."""
-        for tensor, parameter in self._parameters.items():
-            weights = self._clean[tensor].clone()
-            for name, alpha in mix.items():
-                weights += alpha * self._deltas[name][tensor].to(weights)
-            parameter.copy_(weights)
-        return predict(self.model, pixels).argmax(1) == labels
-
-
 def measure_gain(
-    std: nn.Module,
-    signatures: SignatureSet,
+    model: PatchableModel,
+    names: Sequence[str],
     data: Images,
     recipe: CalibrationRecipe,
     levels: Sequence[float],
@@ -85,26 +61,25 @@ def measure_gain(
     seed: int = 0,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> GainTable:
-    """Measure the gain table of `signatures` on the folded model `std` with validation images.
+    """Measure the gain table of a model's signatures with validation images.
 
     Args:
-        std: folded standard model.
-        signatures: the quantised signatures, named after the corruptions.
+        model: the clean model with its signatures, as the device runs it; left without a patch.
+        names: the corruptions whose signatures it carries under the same names.
         data: validation images.
         recipe: what to measure.
         levels: severity levels of the oracle's states.
         seed: of the corruptions.
         report: called after each corruption with {corruption, …}.
     """
-    names = signatures.names
-    model = PatchedModel(std, signatures)
     actions = [(-1, 0.0)] + [(index, alpha) for index in range(len(names)) for alpha in recipe.alphas]
     column = {action: position for position, action in enumerate(actions)}
     sample = data.first(recipe.images)
 
     def accuracy(pixels: Tensor, labels: Tensor, action: tuple[int, float]) -> float:
-        mix = {} if action[0] < 0 else {names[action[0]]: action[1]}
-        return 100 * model.correct(mix, pixels, labels).float().mean().item()
+        model.apply({} if action[0] < 0 else {names[action[0]]: action[1]})
+        predicted = [model.predict(part.cpu().numpy() / np.float32(255)).argmax(1) for part in pixels.split(_BATCH)]
+        return 100 * float((np.concatenate(predicted) == labels.cpu().numpy()).mean())
 
     clean_row = np.array([accuracy(sample.pixels, sample.labels, action) for action in actions])
     clean_loss = np.minimum(0, clean_row - clean_row[0])
@@ -138,6 +113,7 @@ def measure_gain(
                     "nearest": [names[other] for other in nearest],
                 }
             )
+    model.reset()
     grid = np.array([0.0, *recipe.severities])
     states = [clean_row] + [
         np.array([np.interp(level, grid, measured[row, :, position]) for position in range(len(actions))])

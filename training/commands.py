@@ -36,8 +36,13 @@ def build(
     job: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only these jobs, no bundle: init, std, oracle, tuned, residual, gain. Jobs may run side by side."
+            help="Only these jobs, no bundle (they may run side by side): "
+            "init, std, oracle, tuned, residual, gain, policy."
         ),
+    ] = None,
+    onto: Annotated[
+        Path | None,
+        typer.Option(help="A bundle whose model and signatures are kept; the oracle and the policy are made anew."),
     ] = None,
 ) -> None:
     """Build a bundle from clean labelled images: model, 19 signatures, oracle, policy.
@@ -47,16 +52,26 @@ def build(
         rws build --data ~/data/cifar10 --out bundle             # the bundled default, anew
         rws build --data my_photos/ --size 64 --out my_bundle
         rws build --data ~/data/cifar10 --job oracle             # one part, in a process of its own
+        rws build --onto my_bundle --data my_photos/ --out calibrated
     """
     with require("train"):
         import torch
 
+        from edge.bundle import Bundle
         from training.build import Build
         from training.recipe import load_recipe
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = load_recipe(recipe)
-    workshop = Build(chosen, data or chosen.data.source, work, size=size, device=device, progress=_print_progress)
+    workshop = Build(
+        chosen,
+        data or chosen.data.source,
+        work,
+        size=size,
+        device=device,
+        onto=None if onto is None else Bundle.load(onto),
+        progress=_print_progress,
+    )
     workshop.run(job or ())
     if not job:
         workshop.bundle(out)

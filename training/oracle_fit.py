@@ -1,16 +1,18 @@
 """Train the oracle: one frame to a joint distribution over clean and (corruption, severity level).
 
-The network sees the RGB values and nine fixed high-pass residual maps (Laplacian, horizontal and vertical difference,
-with a signed square root: most corruptions show in what a high-pass filter leaves), four convolutions, and pools the
-mean and standard deviation of every stage. Its head scores each (corruption, level) pair, so that every corruption
-has its own capacity for severity. A severity between two levels is a target split between them; below the first
-level it is split with clean.
+Most corruptions show in what a high-pass filter leaves, and small residuals tell more than large ones. So the first
+convolution starts as such filters (Laplacian, horizontal and vertical difference of each colour) and goes through
+softsign, x / (1 + |x|). Three convolutions follow, and the mean and the logarithm of the variance of each one's
+channels, over the whole frame, are what the linear head sees. It scores each (corruption, level) pair, so that every
+corruption has its own capacity for severity. A severity between two levels is a target split between them; a frame with
+two corruptions is a target split between these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from training.data import Images
 from training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+
+_SHARPNESS = 30.0
+"""Softsign is half-way at a residual of 1/30, about eight grey levels."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,14 @@ class OracleRecipe:
 
     Args:
         epochs: passes over the training images, each with fresh corruptions.
-        batch_size, learning_rate, warmup, weight_decay, precision: as in `FitRecipe`.
-        widths: channels of the four convolutions.
+        batch_size, learning_rate, warmup, weight_decay: as in `FitRecipe`.
+        precision: as there; what tells corruptions apart is often a fraction of a grey level, so not bf16.
+        filters: of the first convolution.
+        widths: channels of the convolutions after it.
         crop: pixels of reflected border for the random crop before the corruption.
+        clean_share: part of the images that stay clean; the other types share the rest evenly.
+        pair_share: part of the images that get a second corruption, over the first one.
+        whole_share: part of the severities that are whole numbers, as in test sets.
         minimum_severity: corrupted training images have severities from this to 5.
     """
 
@@ -42,49 +53,81 @@ class OracleRecipe:
     learning_rate: float = 5e-3
     warmup: float = 0.2
     weight_decay: float = 1e-2
-    widths: tuple[int, ...] = (16, 32, 64, 96)
+    filters: int = 16
+    widths: tuple[int, ...] = (32, 64, 96)
     crop: int = 4
-    minimum_severity: float = 0.3
-    precision: str = "bf16"
+    clean_share: float = 0.1
+    pair_share: float = 0.0
+    whole_share: float = 0.5
+    minimum_severity: float = 1.0
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         check_schedule(self)
+        shares = (self.clean_share, self.pair_share, self.whole_share)
+        if not all(0 <= share <= 1 for share in shares) or not 0 < self.clean_share < 1:
+            raise InputError(f"oracle: shares must lie in 0…1, the clean one inside it; got {shares}")
+        if not 0 <= self.minimum_severity < 5 or self.filters < 9 or not self.widths:
+            raise InputError(
+                "oracle: need 0 <= minimum_severity < 5, 9 filters or more, and widths; "
+                f"got {self.minimum_severity}, {self.filters}, {self.widths}"
+            )
 
 
 class OracleNetwork(nn.Module):
     """float32 (N, 3, H, W), RGB, 0…1, to logits over 1 + C·S joint states."""
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96), states: int = 1 + 19 * 5) -> None:
+    def __init__(self, filters: int = 16, widths: tuple[int, ...] = (32, 64, 96), states: int = 1 + 19 * 5) -> None:
         super().__init__()
-        filters = torch.tensor(
-            [
-                [[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]],
-                [[0.0, 0, 0], [0, 1, -1], [0, 0, 0]],
-                [[0.0, 0, 0], [0, 1, 0], [0, -1, 0]],
-            ]
-        )
-        self.register_buffer("high_pass", filters.repeat(3, 1, 1)[:, None])
+        self.front = nn.Conv2d(3, filters, 3, padding=1)
+        with torch.no_grad():
+            self.front.weight.copy_(_high_pass(filters))
+            self.front.bias.zero_()
         stages: list[nn.Module] = []
-        channels = 12
-        for index, width in enumerate(widths):
-            convolution = nn.Conv2d(channels, width, 3, stride=1 if index == 0 else 2, padding=1, bias=False)
+        channels = filters
+        for width in widths:
+            # The first one halves the resolution itself: the most expensive place to do it later.
+            convolution = (
+                nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                if stages
+                else nn.Conv2d(channels, width, 4, stride=2, padding=1, bias=False)
+            )
             stages.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU()))
             channels = width
         self.stages = nn.ModuleList(stages)
+        self.scale = nn.BatchNorm1d(2 * sum(widths))
         self.head = nn.Linear(2 * sum(widths), states)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch."""
-        residual = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.high_pass, groups=3)
-        maps = torch.cat([x - 0.5, residual.sign() * (residual.abs() + 1e-6).sqrt()], dim=1)
+        maps = F.softsign(F.conv2d(x - 0.5, _SHARPNESS * self.front.weight, self.front.bias, padding=1))
         pooled = []
-        for stage in self.stages:
-            maps = stage(maps)
+        for index, stage in enumerate(self.stages):
+            maps = stage(F.max_pool2d(maps, 2) if index else maps)
             values = maps.float()
-            mean = values.mean((2, 3))
-            spread = (values - mean[:, :, None, None]).square().mean((2, 3))
-            pooled += [mean, (spread + 1e-5).sqrt()]
-        return self.head(torch.cat(pooled, 1))
+            mean = F.adaptive_avg_pool2d(values, 1).flatten(1)
+            square = F.adaptive_avg_pool2d(values * values, 1).flatten(1)
+            pooled += [mean, ((square - mean * mean).clamp(min=0) + 1e-4).log()]
+        return self.head(self.scale(torch.cat(pooled, 1)))
+
+
+def _high_pass(filters: int) -> Tensor:
+    """First weights (filters, 3, 3, 3): Laplacian and differences of each colour, the colours, then random ones."""
+    weights = 0.3 * torch.randn(filters, 3, 3, 3)
+    weights -= weights.mean((1, 2, 3), keepdim=True)
+    kernels = torch.tensor(
+        [
+            [[0, -0.25, 0], [-0.25, 1, -0.25], [0, -0.25, 0]],
+            [[0, 0, 0], [-1, 1, 0], [0, 0, 0]],
+            [[0, -1, 0], [0, 1, 0], [0, 0, 0]],
+            [[0, 0, 0], [0, 0.5, 0], [0, 0, 0]],
+        ]
+    )
+    for index, (kernel, colour) in enumerate(product(kernels, range(3))):
+        if index < filters:
+            weights[index] = 0
+            weights[index, colour] = kernel
+    return weights
 
 
 class OracleBatch(NamedTuple):
@@ -94,22 +137,32 @@ class OracleBatch(NamedTuple):
     target: Tensor
 
 
-def draw_severities(types: Tensor, minimum: float, generator: torch.Generator) -> Tensor:
-    """Severities minimum…5 of types, int64 (N,), −1 = clean (0); whole ones where no others exist.
+def draw_severities(
+    types: Tensor, recipe: OracleRecipe, generator: torch.Generator, corruptions: Sequence[str] = CORRUPTIONS
+) -> Tensor:
+    """Severities of types, int64 (N,), −1 = clean (0): whole ones, or real ones from the recipe's minimum to 5.
 
-    Uniform up to 5.5 and cut at 5: a target is split between the levels around it, so level 5 would otherwise get half
-    of what the others get.
+    Real ones are uniform up to 5.5 and cut at 5: a target is split between the levels around it, so level 5 would
+    otherwise get half of what the others get.
     """
-    severities = (minimum + (5.5 - minimum) * torch.rand(len(types), generator=generator)).clamp(max=5)
-    whole = torch.tensor([name in WHOLE_SEVERITIES for name in CORRUPTIONS])
-    severities = torch.where(whole[types], torch.randint(1, 6, (len(types),), generator=generator).float(), severities)
-    return torch.where(types < 0, 0.0, severities)
+    low = recipe.minimum_severity
+    real = (low + (5.5 - low) * torch.rand(len(types), generator=generator)).clamp(max=5)
+    whole = torch.randint(1, 6, (len(types),), generator=generator).float()
+    is_whole = torch.tensor([name in WHOLE_SEVERITIES for name in corruptions])[types]
+    is_whole |= torch.rand(len(types), generator=generator) < recipe.whole_share
+    return torch.where(types < 0, 0.0, torch.where(is_whole, whole, real))
 
 
-def joint_target(types: Tensor, severities: Tensor) -> Tensor:
+def draw_types(count: int, recipe: OracleRecipe, kinds: int, generator: torch.Generator) -> Tensor:
+    """Types of training images, int64 (count,): −1 (clean) with the recipe's odds, else one of `kinds`."""
+    types = torch.randint(0, kinds, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < recipe.clean_share, -1, types)
+
+
+def joint_target(types: Tensor, severities: Tensor, kinds: int = len(CORRUPTIONS)) -> Tensor:
     """Target distribution, float32 (N, 1 + C·S), of type indices (N,), −1 = clean, and severities (N,), 0…5."""
     steps = len(LEVELS)
-    target = torch.zeros(len(types), 1 + len(CORRUPTIONS) * steps)
+    target = torch.zeros(len(types), 1 + kinds * steps)
     rows = torch.arange(len(types))
     low = severities.floor().clamp(0, steps - 1).long()
     upper = (severities - low).clamp(0, 1)
@@ -119,51 +172,92 @@ def joint_target(types: Tensor, severities: Tensor) -> Tensor:
     return target
 
 
-def training_prior(recipe: OracleRecipe, draws: int = 400_000) -> Tensor:
+class Draw(NamedTuple):
+    """What happens to N training images: types, int64, −1 = clean, and severities, float32, of the first corruption
+    and of the one over it (−1 and 0 where there is none); `target`, float32 (N, 1 + C·S)."""
+
+    types: Tensor
+    severities: Tensor
+    second_types: Tensor
+    second_severities: Tensor
+    target: Tensor
+
+
+def draw(count: int, recipe: OracleRecipe, corruptions: Sequence[str], generator: torch.Generator) -> Draw:
+    """Draw what happens to `count` training images."""
+    kinds = len(corruptions)
+    types = draw_types(count, recipe, kinds, generator)
+    severities = draw_severities(types, recipe, generator, corruptions)
+    other = (types + torch.randint(1, max(2, kinds), (count,), generator=generator)) % kinds
+    paired = (torch.rand(count, generator=generator) < recipe.pair_share) & (types >= 0) & (other != types)
+    second_types = torch.where(paired, other, -1)
+    second_severities = draw_severities(second_types, recipe, generator, corruptions)
+    target = joint_target(types, severities, kinds)
+    both = (target + joint_target(second_types, second_severities, kinds)) / 2
+    return Draw(types, severities, second_types, second_severities, torch.where(paired[:, None], both, target))
+
+
+def training_prior(recipe: OracleRecipe, draws: int = 400_000, corruptions: Sequence[str] = CORRUPTIONS) -> Tensor:
     """How often each joint state occurs in training, float32 (1 + C·S,), by a seeded draw."""
-    generator = torch.Generator().manual_seed(0)
-    types = torch.randint(-1, len(CORRUPTIONS), (draws,), generator=generator)
-    return joint_target(types, draw_severities(types, recipe.minimum_severity, generator)).mean(0)
+    return draw(draws, recipe, corruptions, torch.Generator().manual_seed(0)).target.mean(0)
 
 
-def oracle_batches(data: Images, recipe: OracleRecipe, epoch: int, seed: int) -> Iterator[OracleBatch]:
-    """One epoch: every image once, under a type drawn from clean and the 19 with equal odds."""
+def oracle_batches(
+    data: Images, recipe: OracleRecipe, epoch: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS
+) -> Iterator[OracleBatch]:
+    """One epoch: every image once, under what is drawn for it."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(data), generator=generator)
     batch_size = min(recipe.batch_size, len(data))
+    known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
     for start in range(0, len(data) - batch_size + 1, batch_size):
         index = order[start : start + batch_size].to(data.pixels.device)
         pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
-        types = torch.randint(-1, len(CORRUPTIONS), (len(index),), generator=generator)
-        severities = draw_severities(types, recipe.minimum_severity, generator)
-        target = joint_target(types, severities).to(pixels.device)
-        seeds = seeds_for(seed * 1_000_003 + epoch, index)
-        corrupted = corrupt_mixed(pixels, types.to(pixels.device), severities.to(pixels.device), seeds)
-        yield OracleBatch(corrupted.float().div_(255), target)
+        drawn = draw(len(index), recipe, corruptions, generator)
+        for layer, (types, severities) in enumerate(
+            [(drawn.types, drawn.severities), (drawn.second_types, drawn.second_severities)]
+        ):
+            seeds = seeds_for(seed * 1_000_003 + epoch + 500_000 * layer, index)
+            pixels = corrupt_mixed(pixels, known[types].to(pixels.device), severities.to(pixels.device), seeds)
+        yield OracleBatch(pixels.float().div_(255), drawn.target.to(pixels.device))
 
 
 def fit_oracle(
-    data: Images, recipe: OracleRecipe, *, seed: int = 0, checkpoint: Path | None = None, report: Report | None = None
+    data: Images,
+    recipe: OracleRecipe,
+    *,
+    corruptions: Sequence[str] = CORRUPTIONS,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
 ) -> OracleNetwork:
-    """Train the oracle on clean images; labels are not used. Arguments as in `training.fit.fit`."""
+    """Train the oracle on clean images; labels are not used.
+
+    Args:
+        data: the images.
+        recipe: how to train.
+        corruptions: the types it learns to tell apart; its states are clean and these, in this order.
+        seed, checkpoint, report: as in `training.fit.fit`.
+    """
     torch.manual_seed(seed)
     device = data.pixels.device
-    network = OracleNetwork(recipe.widths).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = OracleNetwork(recipe.filters, recipe.widths, 1 + len(corruptions) * len(LEVELS))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def loss_of(batch: OracleBatch) -> Tensor:
         with autocast(device, recipe.precision):
-            logits = network(batch.x)
+            logits = network(batch.x.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), batch.target)
 
     train(
         network,
         optimiser,
         recipe,
-        lambda epoch: oracle_batches(data, recipe, epoch, seed),
+        lambda epoch: oracle_batches(data, recipe, epoch, seed, corruptions),
         loss_of,
         steps_per_epoch=steps_per_epoch(data, recipe),
-        identity=repr((sorted(asdict(recipe).items()), seed, len(data))),
+        identity=repr((sorted(asdict(recipe).items()), tuple(corruptions), seed, len(data))),
         checkpoint=checkpoint,
         report=report,
     )
@@ -202,6 +296,6 @@ def export_oracle(network: OracleNetwork, temperature: float, size: int) -> byte
         def forward(self, image: Tensor) -> Tensor:
             return (self.network(image) / temperature).softmax(1)
 
-    from training.export import export_onnx
+    from training.export import export_onnx, stored_as_half
 
-    return export_onnx(Calibrated().cpu().eval(), size, input_name="image", output_name="joint")
+    return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, input_name="image", output_name="joint"))

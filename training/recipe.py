@@ -72,7 +72,7 @@ class StreamRecipe:
     """
 
     margin: float = 0.5
-    jump: float = 0.15
+    jump: tuple[float, ...] = (0.02, 0.2, 1.0)
     drift: float = 0.3
     evidence: float = 1.0
 

@@ -57,13 +57,17 @@ def test_the_belief_stays_a_distribution(joints):
 def test_prediction_conserves_probability_and_drifts_to_neighbours_only():
     smooth = BeliefFilter(NAMES, LEVELS, jump=1e-9, drift=0.2)
     state = certain(NAMES, LEVELS, "snow", 3).joint.astype(np.float64)
-    moved = smooth._predict(state)
+    (moved,) = smooth._predict(state[None])
     assert moved.sum() == pytest.approx(1)
     start = 1 + NAMES.index("snow") * len(LEVELS)
     np.testing.assert_allclose(moved[start : start + 5], [0, 0.1, 0.8, 0.1, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"jump": 0}, {"jump": 0.6, "drift": 0.5}, {"evidence": 0}, {"evidence": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"jump": 0}, {"jump": 1.1}, {"jump": ()}, {"jump": (0.1, 0)}, {"drift": 1}, {"evidence": 0}, {"evidence": 1.5}]
+    + [{"share": 0}],
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(InputError):
         BeliefFilter(NAMES, LEVELS, **settings)
@@ -75,8 +79,7 @@ def test_the_update_is_bayes_rule_with_the_trainings_prior():
     smooth = BeliefFilter(NAMES, LEVELS, jump=0.1, drift=0.0, evidence=1.0, prior=prior)
     first, second = unsure("fog", 0.5), unsure("snow", 0.5)
     smooth.update(first)
-    fresh = np.array([1 / 4] + [1 / 20] * 15)
-    predicted = 0.9 * first.joint + 0.1 * fresh
+    predicted = 0.9 * first.joint + 0.1 * prior
     expected = predicted * second.joint / prior
     np.testing.assert_allclose(smooth.update(second).joint, expected / expected.sum(), rtol=1e-4)
 
@@ -85,3 +88,30 @@ def test_the_update_is_bayes_rule_with_the_trainings_prior():
 def test_a_prior_that_is_no_distribution_is_refused(prior):
     with pytest.raises(InputError, match="prior"):
         BeliefFilter(NAMES, LEVELS, prior=prior)
+
+
+def test_frames_that_have_nothing_to_do_with_one_another_keep_the_oracles_verdict():
+    names = tuple(f"type {index}" for index in range(19))
+    smooth, generator = BeliefFilter(names, LEVELS, jump=(0.02, 1.0)), np.random.default_rng(0)
+    beliefs = []
+    for _ in range(60):
+        joint = 0.7 * certain(names, LEVELS, str(generator.choice(names)), generator.integers(1, 6)).joint + 0.3 / 96
+        beliefs.append(Belief(names, LEVELS, joint.astype(np.float32)))
+    filtered = [smooth.update(belief) for belief in beliefs]
+    for before, after in zip(beliefs[10:], filtered[10:], strict=True):
+        np.testing.assert_allclose(after.joint, before.joint, atol=0.05)
+
+
+def test_a_steady_stream_is_smoothed_although_one_rate_is_no_smoothing():
+    smooth = BeliefFilter(NAMES, LEVELS, jump=(0.02, 1.0))
+    for _ in range(12):
+        smooth.update(unsure("fog", 0.7))
+    assert smooth.update(unsure("snow", 0.6)).type == "fog"
+
+
+def test_several_rates_agree_with_one_where_all_are_the_same():
+    one, several = (BeliefFilter(NAMES, LEVELS, jump=jump) for jump in (0.1, (0.1, 0.1, 0.1)))
+    for name in ("fog", "fog", "snow", "frost", "fog"):
+        np.testing.assert_allclose(
+            several.update(unsure(name, 0.6)).joint, one.update(unsure(name, 0.6)).joint, rtol=1e-5
+        )

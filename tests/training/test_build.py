@@ -44,6 +44,32 @@ def test_a_finished_build_is_not_repeated(built, tiny_recipe, image_folder, tmp_
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recipe, image_folder, tmp_path):
+    out, work = built[0], tmp_path / "work"
+    other = tmp_path / "other.toml"
+    other.write_text(TINY.replace("widths = [8, 8]", "widths = [8, 12]").replace("seed = 1", "seed = 2"))
+    arguments = ("--recipe", other, "--data", image_folder, "--work", work, "--onto", out)
+    rws("build", *arguments, "--out", tmp_path / "onto")
+    for name, kept in (("model.onnx", True), ("signatures.safetensors", True), ("oracle.onnx", False)):
+        assert ((tmp_path / "onto" / name).read_bytes() == (out / name).read_bytes()) is kept
+    jobs = {json.loads(line)["job"] for line in (work / "log.jsonl").read_text().splitlines()}
+    assert jobs == {"oracle", "gain", "policy"}
+    recipes = [Bundle.load(path).manifest.provenance["recipe"] for path in (tmp_path / "onto", out)]
+    assert recipes[0]["oracle"]["widths"] == [8, 12]
+    assert recipes[0]["model"] == recipes[1]["model"]
+
+
+def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):
+    other = tmp_path / "images"
+    shutil.copytree(image_folder, other)
+    for split in ("train", "test"):
+        (other / split / "frog").rename(other / split / "toad")
+    arguments = ("--recipe", tiny_recipe, "--data", other, "--work", tmp_path / "work")
+    failed = rws("build", *arguments, "--onto", built[0], check=False)
+    assert failed.returncode == 2
+    assert "do not fit the bundle tiny" in failed.stderr
+
+
 def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe, image_folder, tmp_path):
     work = built[1]
     copy = tmp_path / "work"
