@@ -1,0 +1,200 @@
+"""Frames of known corruption, and whether the bundle's model is right on each of them under any mix.
+
+What the comparisons of policies, of pairs and of unseen corruptions have in common.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge.bundle import Bundle
+from edge.models.base import PatchableModel
+from oracle.belief import Belief
+from oracle.errors import InputError
+from oracle.network import Oracle
+from oracle.policy import Mix
+from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.data import Images, load_images, split_train_validation
+
+BATCH = 250
+Layers = tuple[tuple[str, float], ...]
+MixKey = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a bundle: what it learnt from, what it was calibrated on, and what it never saw."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Splits:
+    """Read a data set and split it as the bundle's build did.
+
+    Args:
+        bundle: gives input size, class order, and in its provenance the seed and size of the validation part.
+        source: a clean data set with a train and a test part; see `training.data.load_images`.
+        cache: folder for the decoded arrays.
+
+    Raises:
+        InputError: if the source has no such parts, or other classes than the bundle.
+    """
+    size = bundle.manifest.input.height
+    recipe = bundle.manifest.provenance.get("recipe", {})
+    parts = []
+    for part in ("train", "test"):
+        images = load_images(source, part, size=size, cache=cache)
+        if set(images.classes) != set(bundle.manifest.classes):
+            found, expected = ", ".join(images.classes), ", ".join(bundle.manifest.classes)
+            raise InputError(f"{source}: its classes are {found}; the bundle knows {expected}")
+        order = torch.tensor([bundle.manifest.classes.index(name) for name in images.classes])
+        parts.append(Images(images.pixels, order[images.labels], tuple(bundle.manifest.classes)))
+    train, test = parts
+    count = min(int(recipe.get("data", {}).get("validation", 5000)), len(train) // 10)
+    return Splits(*split_train_validation(train, count, int(recipe.get("seed", 0))), test)
+
+
+def shuffled(images: Images, limit: int | None, seed: int) -> Images:
+    """At most `limit` images, all where it is None; drawn at random, in a random order, the same for the same seed."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.take(order[:limit])
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N frames in cells: what was done to the frames of a cell is the same.
+
+    Args:
+        pixels: uint8, (N, 3, H, W), RGB.
+        labels: int64 (N,), in the order of the bundle's classes.
+        cell: int64 (N,), index into `cells`, ascending.
+        image: int64 (N,), which image a frame shows: frames of several cells show the same ones.
+        cells: of each cell the corruptions and severities laid over one another, first to last; () is clean.
+    """
+
+    pixels: Tensor
+    labels: NDArray[np.int64]
+    cell: NDArray[np.int64]
+    image: NDArray[np.int64]
+    cells: tuple[Layers, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, cells: Iterable[int]) -> NDArray[np.int64]:
+        """The frames of some cells, int64, ascending."""
+        found: NDArray[np.int64] = np.flatnonzero(np.isin(self.cell, list(cells)))
+        return found
+
+    def per_cell(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """The mean of a value of each frame, (N,), over each cell, float64 (cells,)."""
+        counts = np.bincount(self.cell, minlength=len(self.cells))
+        means: NDArray[np.float64] = np.bincount(self.cell, values, minlength=len(self.cells)) / counts
+        return means
+
+
+def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRUPTIONS) -> tuple[Layers, ...]:
+    """A cell for each corruption at each severity."""
+    return tuple(((name, float(severity)),) for name in corruptions for severity in severities)
+
+
+def make_frames(images: Images, cells: Sequence[Layers], seed: int = 0, clean: Images | None = None) -> Frames:
+    """Corrupt images in the ways of `cells`.
+
+    Args:
+        images: each corrupted cell shows all of them.
+        cells: see `Frames`.
+        seed: of the corruptions.
+        clean: what a clean cell shows; None: `images`. The two must not share an image under different numbers, so one
+            must be the beginning of the other.
+    """
+    pixels, labels, cell, image = [], [], [], []
+    for number, layers in enumerate(cells):
+        shown = images if layers or clean is None else clean
+        pixels.append(_laid_over(shown.pixels, layers, seed))
+        labels.append(shown.labels.numpy())
+        cell.append(np.full(len(shown), number))
+        image.append(np.arange(len(shown)))
+    return Frames(torch.cat(pixels), np.concatenate(labels), np.concatenate(cell), np.concatenate(image), tuple(cells))
+
+
+def _laid_over(pixels: Tensor, layers: Layers, seed: int) -> Tensor:
+    for place, (name, severity) in enumerate(layers):
+        drawn = seeds_for(seed * 1000 + CORRUPTIONS.index(name) * 10 + int(severity) + 500 * place, len(pixels))
+        parts = zip(pixels.split(500), drawn.split(500), strict=True)
+        pixels = torch.cat([corrupt(part, name, float(severity), seeds) for part, seeds in parts])
+    return pixels
+
+
+def observe(oracle: Oracle, frames: Frames) -> list[Belief]:
+    """What the oracle believes of each frame on its own."""
+    beliefs = []
+    for start in range(0, len(frames), BATCH):
+        joint = oracle.observe_batch(_as_input(frames.pixels[start : start + BATCH]))
+        beliefs += [Belief(oracle.corruptions, oracle.levels, row) for row in joint]
+    return beliefs
+
+
+def _as_input(pixels: Tensor) -> NDArray[np.float32]:
+    return pixels.numpy().astype(np.float32) / np.float32(255)
+
+
+class Judge:
+    """Runs frames through a patchable model under given mixes; what one signature does is computed once a frame.
+
+    Args:
+        model: the model.
+        frames: the frames.
+    """
+
+    def __init__(self, model: PatchableModel, frames: Frames) -> None:
+        self.model, self.frames = model, frames
+        self._known: dict[MixKey, NDArray[np.int8]] = {}
+
+    def right(self, mixes: Sequence[Mix]) -> NDArray[np.bool_]:
+        """Whether each frame is classified right under its own mix, bool (N,)."""
+        groups: dict[MixKey, list[int]] = defaultdict(list)
+        for index, mix in enumerate(mixes):
+            groups[_key(mix)].append(index)
+        right = np.zeros(len(mixes), bool)
+        for key, members in groups.items():
+            right[members] = self._right(key, np.array(members))
+        return right
+
+    def right_under(self, mix: Mapping[str, float], chosen: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Whether the chosen frames, int64 (K,), or all of them, are classified right under one mix, bool (K,)."""
+        return self._right(_key(mix), np.arange(len(self.frames)) if chosen is None else chosen)
+
+    def _right(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if len(key) > 1:  # too many of them to remember
+            return self._classified(key, chosen)
+        known = self._known.setdefault(key, np.full(len(self.frames), -1, np.int8))
+        missing = chosen[known[chosen] < 0]
+        if len(missing):
+            known[missing] = self._classified(key, missing)
+        return known[chosen] == 1
+
+    def _classified(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+        self.model.apply({name: steps / 256 for name, steps in key})
+        right = np.empty(len(chosen), bool)
+        for start in range(0, len(chosen), BATCH):
+            part = chosen[start : start + BATCH]
+            logits = self.model.predict(_as_input(self.frames.pixels[torch.from_numpy(part)]))
+            right[start : start + BATCH] = logits.argmax(1) == self.frames.labels[part]
+        return right
+
+
+def _key(mix: Mapping[str, float]) -> MixKey:
+    """A mix as the model rounds it."""
+    return tuple(sorted((name, steps) for name, alpha in mix.items() if (steps := round(256 * alpha))))

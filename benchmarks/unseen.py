@@ -1,0 +1,353 @@
+"""Corruptions that nobody named: each of the 19 left out in turn, of the oracle, of the signatures and of the table.
+
+What remains meets the corruption that it never saw. `std` is never patched; `ours` is the oracle of the other 18 with
+the policy over their signatures; `borrowed` is told the corruption and takes the one signature of the other 18, or
+none, that is best for it on validation images; `own` is told it and has its own signature back (the bundle's, at its
+calibrated alpha). The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps.
+
+Each of the 19 is a job with files of its own in a work folder, so that several processes can share them and a stopped
+run goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import training.oracle_fit
+from benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
+from edge.atomic import atomic_write_bytes
+from edge.bundle import Bundle
+from oracle.belief import Belief
+from oracle.errors import FormatError, InputError
+from oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy
+from training.calibrate import choose_clean_weight
+from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from training.data import Images
+from training.oracle_fit import (
+    LEVELS,
+    OracleRecipe,
+    draw_severities,
+    fit_oracle,
+    fit_temperature,
+    joint_target,
+    oracle_logits,
+)
+
+SEVERITIES = (1, 2, 3, 4, 5)
+BORROWED_ALPHAS = (0.5, 1.0)
+WAYS = ("std", "ours", "borrowed", "own")
+
+
+@dataclass(frozen=True)
+class UnseenRecipe:
+    """What decides the result of a job, besides the bundle and the images.
+
+    Args:
+        oracle: how each oracle is trained.
+        limit: test images at each severity.
+        clean_limit: clean test images; None: all.
+        validation_limit: validation images at each severity, for `borrowed`.
+        allowed_clean_loss: of `choose_clean_weight`.
+        seed: of training, images and corruptions.
+    """
+
+    oracle: OracleRecipe
+    limit: int = 1000
+    clean_limit: int | None = 2000
+    validation_limit: int = 200
+    allowed_clean_loss: float = 0.2
+    seed: int = 0
+
+
+def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
+    """The recipe of the bundle's oracle, with fewer epochs.
+
+    Raises:
+        FormatError: if the bundle's provenance has none that this version knows.
+    """
+    try:
+        stored = bundle.manifest.provenance["recipe"]["oracle"]
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+        recipe = OracleRecipe(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"{bundle.path}: its provenance has no recipe of an oracle that this version can follow ({error}); build "
+            f"the bundle again"
+        ) from error
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def table_without(table: GainTable, corruption: str) -> GainTable:
+    """The gain table of someone who never heard of a corruption: without its states and its signature.
+
+    Raises:
+        InputError: if the table does not know the corruption.
+    """
+    if corruption not in table.corruptions:
+        raise InputError(f"unknown corruption {corruption!r}; known: {', '.join(table.corruptions)}")
+    index, steps = table.corruptions.index(corruption), len(table.levels)
+    states = np.delete(np.arange(len(table.accuracy)), np.s_[1 + index * steps : 1 + (index + 1) * steps])
+    actions = np.flatnonzero(table.signature != index)
+    signature = table.signature[actions]
+    return GainTable(
+        tuple(name for name in table.corruptions if name != corruption),
+        table.levels,
+        signature - (signature > index),
+        table.alpha[actions],
+        table.accuracy[np.ix_(states, actions)],
+    )
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """An oracle and a policy that never saw one corruption.
+
+    Args:
+        network: the oracle's network, to logits.
+        temperature: that its logits are divided by.
+        policy: over the other signatures.
+        scores: on validation images of the known corruptions.
+    """
+
+    network: torch.nn.Module
+    temperature: float
+    policy: ExpectedGainPolicy
+    scores: Mapping[str, float]
+
+    def beliefs(self, pixels: torch.Tensor) -> list[Belief]:
+        """What it believes of each frame, uint8 (N, 3, H, W), RGB."""
+        joint = (oracle_logits(self.network, pixels) / self.temperature).softmax(1).numpy()
+        return [Belief(self.policy.table.corruptions, self.policy.table.levels, row) for row in joint]
+
+
+def raise_stranger(
+    bundle: Bundle,
+    splits: Splits,
+    corruption: str,
+    recipe: UnseenRecipe,
+    checkpoint: Path | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Stranger:
+    """Train an oracle without one corruption, and calibrate it as a build does (`training.build`)."""
+    table = table_without(bundle.table, corruption)
+    network = fit_oracle(
+        splits.train,
+        recipe.oracle,
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        report=report,
+        corruptions=table.corruptions,
+    )
+    network = network.cpu().eval()
+    logits, types, severities = _validation(network, splits.validation, table.corruptions, recipe)
+    temperature = fit_temperature(logits, joint_target(types, severities, len(table.corruptions)))
+    joint = (logits / temperature).softmax(1).numpy()
+    levels = severities.round().clamp(1, len(LEVELS)).long()
+    states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
+    weight, _ = choose_clean_weight(table, joint, states, recipe.allowed_clean_loss)
+    per_type = np.concatenate([joint[:, :1], joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2)], axis=1)
+    right = per_type.argmax(1) == types.numpy() + 1
+    scores = {
+        "type_accuracy": round(100 * float(right.mean()), 2),
+        "clean_recall": round(100 * float(right[types.numpy() < 0].mean()), 2),
+        "clean_weight": weight,
+    }
+    return Stranger(network, temperature, ExpectedGainPolicy(table, clean_weight=weight), scores)
+
+
+def _validation(
+    network: torch.nn.Module, validation: Images, corruptions: Sequence[str], recipe: UnseenRecipe
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, types (indices into `corruptions`, −1 = clean) and severities of validation images, three times each."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
+    pixels = validation.pixels.repeat(3, 1, 1, 1)
+    types = torch.randint(-1, len(corruptions), (len(pixels),), generator=generator)
+    severities = draw_severities(types, recipe.oracle, generator, corruptions)
+    corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(recipe.seed + 7, len(pixels)))
+    return oracle_logits(network, corrupted), types, severities
+
+
+def meet(
+    bundle: Bundle, splits: Splits, corruption: str, stranger: Stranger, recipe: UnseenRecipe, threads: int = 1
+) -> dict[str, Any]:
+    """Measure what a stranger does with the corruption that it never saw.
+
+    Returns:
+        `corruption`; for each of `WAYS` the accuracy at severities 1…5, percent; `gain` (ours − std, mean over the
+        severities) and `worst` (at the worst one), points; `patched`, percent of the frames; `chosen`, up to three
+        signatures with the percent of the frames under them; `neighbour`, the signature borrowed at severity 5; `ta`
+        and `ta_loss` on clean images; and the oracle's `scores` on what it knows.
+    """
+    model = bundle.model("onnx", threads=threads)
+    own = ToldPolicy(bundle.table, own=True)
+    others = stranger.policy.table.corruptions
+    cells = single_cells(SEVERITIES, (corruption,))
+
+    order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
+    judge = Judge(model, make_frames(order, cells, recipe.seed))
+    candidates: list[Mix] = [{}] + [{name: alpha} for name in others for alpha in BORROWED_ALPHAS]
+    accuracy = [100 * judge.frames.per_cell(judge.right_under(mix)) for mix in candidates]
+    borrowed = [candidates[int(best)] for best in np.argmax(accuracy, axis=0)]
+
+    order = shuffled(splits.test, None, recipe.seed)
+    frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
+    judge = Judge(model, frames)
+    ours = [stranger.policy.table.mix(action) for action in _actions(stranger, frames.pixels)]
+    told: dict[str, list[Mix]] = {
+        "std": [{} for _ in frames.cells],
+        "borrowed": [*borrowed, {}],
+        "own": [*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}],
+    }
+    mixes = {way: [by_cell[cell] for cell in frames.cell] for way, by_cell in told.items()} | {"ours": ours}
+    reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}
+    gain = reached["ours"] - reached["std"]
+    met = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
+    counts = Counter(next(iter(mix)) for mix in met if mix)
+    return {
+        "corruption": corruption,
+        **{way: [round(float(value), 2) for value in reached[way][:-1]] for way in WAYS},
+        "gain": round(float(gain[:-1].mean()), 2),
+        "worst": round(float(gain[:-1].min()), 2),
+        "patched": round(100 * counts.total() / len(met), 1),
+        "chosen": [[name, round(100 * count / len(met), 1)] for name, count in counts.most_common(3)],
+        "neighbour": next(iter(borrowed[-1]), None),
+        "ta": round(float(reached["ours"][-1]), 2),
+        "ta_loss": round(float(reached["std"][-1] - reached["ours"][-1]), 2),
+        "scores": dict(stranger.scores),
+    }
+
+
+def _actions(stranger: Stranger, pixels: torch.Tensor) -> NDArray[np.int64]:
+    return stranger.policy.choose_batch(np.stack([belief.joint for belief in stranger.beliefs(pixels)]))
+
+
+def leave_one_out(
+    bundle: Bundle,
+    splits: Splits,
+    recipe: UnseenRecipe,
+    work: Path,
+    *,
+    only: Sequence[str] = (),
+    threads: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Do the jobs that are neither done nor being done by another process, and sum up those that are done.
+
+    Args:
+        bundle: gives model, signatures and gain table.
+        splits: oracles learn from `train`, are calibrated on `validation` and measured on `test`.
+        recipe: what decides the result.
+        work: folder of the jobs' files; several processes may share it.
+        only: these corruptions; none: all that the bundle knows.
+        threads: of the model.
+        progress: called with a line for each epoch and job.
+
+    Returns:
+        `rows`, one a corruption (see `meet`); `missing`, those that are not done; and, where any row is there,
+        `mean` of each of `WAYS` over corruptions and severities, `gain_of_borrowing` (ours − std),
+        `share_of_own` (that gain in percent of own − std), `worst` corruption (mean over the severities) and
+        `worst_cell`, and the largest `ta_loss`.
+
+    Raises:
+        InputError: if a name is unknown.
+    """
+    unknown = [name for name in only if name not in bundle.table.corruptions]
+    if unknown:
+        raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(bundle.table.corruptions)}")
+    say = progress or (lambda line: None)
+    work.mkdir(parents=True, exist_ok=True)
+    learnt = _digest(splits.train.digest(), asdict(recipe.oracle), recipe.seed, inspect.getsource(training.oracle_fit))
+    files = {file: spec.sha256 for file, spec in bundle.manifest.files.items() if not file.startswith("oracle")}
+    measured = _digest(learnt, asdict(recipe), files, splits.validation.digest(), splits.test.digest())
+    names = tuple(only) or bundle.table.corruptions
+    results = {name: work / f"{name}-{measured}.json" for name in names}
+    for name, file in results.items():
+        with _claimed(work / f"{name}.lock") as free:
+            if not free or file.exists():
+                say(f"{name}: {'done' if file.exists() else 'another process has it'}")
+                continue
+
+            def report(record: dict[str, Any], name: str = name) -> None:
+                say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
+
+            stranger = raise_stranger(bundle, splits, name, recipe, work / f"{name}-{learnt}.pt", report)
+            row = meet(bundle, splits, name, stranger, recipe, threads)
+            atomic_write_bytes(file, json.dumps(row).encode())
+            say(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
+    rows = [json.loads(file.read_text()) for file in results.values() if file.exists()]
+    return {
+        "rows": rows,
+        "missing": [name for name, file in results.items() if not file.exists()],
+        **(summary(rows) if rows else {}),
+        "epochs": recipe.oracle.epochs,
+        "images": min(recipe.limit, len(splits.test)),
+        "validation_images": min(recipe.validation_limit, len(splits.validation)),
+        "seed": recipe.seed,
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the rows come to; see `leave_one_out`."""
+    mean = {way: float(np.mean([row[way] for row in rows])) for way in WAYS}
+    worst = min(rows, key=lambda row: row["gain"])
+    cell = min(rows, key=lambda row: row["worst"])
+    own_gain = mean["own"] - mean["std"]
+    gain = mean["ours"] - mean["std"]
+    return {
+        "mean": {way: round(value, 2) for way, value in mean.items()},
+        "gain_of_borrowing": round(gain, 2),
+        "share_of_own": round(100 * gain / own_gain, 1) if own_gain > 0 else None,
+        "worst": {"corruption": worst["corruption"], "gain": worst["gain"]},
+        "worst_cell": {"corruption": cell["corruption"], "gain": cell["worst"]},
+        "ta_loss": max(row["ta_loss"] for row in rows),
+    }
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether no other process holds this lock; it is ours meanwhile, and free again even if we are killed."""
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def print_unseen(result: Mapping[str, Any], console: Console) -> None:
+    """The table on a console: means over the severities."""
+    table = Table("never seen", "chosen most", "best to borrow")
+    for name in ("std", "ours", "borrowed", "own", "gain", "worst", "TA loss"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        means = [f"{np.mean(row[way]):.2f}" for way in WAYS]
+        numbers = [f"{row['gain']:+.2f}", f"{row['worst']:+.2f}", f"{row['ta_loss']:.2f}"]
+        most = f"{row['chosen'][0][0]} {row['chosen'][0][1]:.0f} %" if row["chosen"] else "none"
+        table.add_row(row["corruption"], most, row["neighbour"] or "none", *means, *numbers)
+    console.print(table)
+    if result["rows"]:
+        share = "" if result["share_of_own"] is None else f", {result['share_of_own']} % of what its own would give"
+        console.print(f"gained by borrowing: {result['gain_of_borrowing']:+.2f} points{share}")
+    if result["missing"]:
+        console.print(f"not done yet: {', '.join(result['missing'])}")

@@ -1,0 +1,159 @@
+import fcntl
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+import benchmarks.unseen as unseen
+from benchmarks.judge import load_splits
+from benchmarks.unseen import (
+    WAYS,
+    UnseenRecipe,
+    bundle_recipe,
+    leave_one_out,
+    print_unseen,
+    summary,
+    table_without,
+)
+from edge.bundle import Bundle
+from oracle import ExpectedGainPolicy, InputError
+from oracle.errors import FormatError
+from training.corruptions import CORRUPTIONS
+from training.oracle_fit import OracleRecipe
+
+BUNDLE = Bundle.load()
+TABLE = BUNDLE.table
+
+
+@given(st.sampled_from(CORRUPTIONS), st.integers(0, 2**32 - 1))
+def test_the_table_forgets_one_corruption_and_nothing_else(name, seed):
+    table = table_without(TABLE, name)
+    assert name not in table.corruptions
+    assert len(table.corruptions) == len(TABLE.corruptions) - 1
+    steps = len(TABLE.levels)
+    actions = {tuple(TABLE.mix(action).items()): action for action in range(len(TABLE.alpha))}
+    rng = np.random.default_rng(seed)
+    for state, action in rng.integers((len(table.accuracy), len(table.alpha)), size=(8, 2)):
+        mix = table.mix(int(action))
+        assert name not in mix
+        corruption, level = divmod(int(state) - 1, steps)
+        old = 0 if state == 0 else 1 + TABLE.corruptions.index(table.corruptions[corruption]) * steps + level
+        assert table.accuracy[state, action] == TABLE.accuracy[old, actions[tuple(mix.items())]]
+
+
+def test_every_other_action_is_still_there():
+    kept = {tuple(table_without(TABLE, "fog").mix(a).items()) for a in range(len(table_without(TABLE, "fog").alpha))}
+    every = {tuple(TABLE.mix(action).items()) for action in range(len(TABLE.alpha))}
+    assert every - kept == {mix for mix in every if mix and mix[0][0] == "fog"}
+
+
+def test_a_policy_without_the_signature_never_takes_it():
+    table = table_without(TABLE, "snow")
+    joint = np.random.default_rng(0).dirichlet(np.full(len(table.accuracy), 0.05), 500).astype(np.float32)
+    chosen = ExpectedGainPolicy(table).choose_batch(joint)
+    assert len(set(chosen.tolist())) > 5
+    assert all("snow" not in table.mix(int(action)) for action in chosen)
+
+
+def test_an_unknown_corruption_is_named(tmp_path):
+    with pytest.raises(InputError, match="unknown corruption 'rain'"):
+        table_without(TABLE, "rain")
+    with pytest.raises(InputError, match="unknown corruption 'rain'"):
+        leave_one_out(BUNDLE, None, UnseenRecipe(OracleRecipe()), tmp_path, only=["rain"])
+
+
+def test_the_recipe_is_the_bundles_with_fewer_epochs():
+    recipe = bundle_recipe(BUNDLE, 3)
+    assert recipe.epochs == 3
+    assert bundle_recipe(BUNDLE).widths == recipe.widths
+    stripped = Bundle(BUNDLE.path, BUNDLE.manifest, BUNDLE.signatures, BUNDLE.table)
+    object.__setattr__(stripped, "manifest", type("M", (), {"provenance": {}})())
+    with pytest.raises(FormatError, match="build the bundle again"):
+        bundle_recipe(stripped)
+
+
+@pytest.fixture(scope="module")
+def splits(image_folder):
+    return load_splits(BUNDLE, str(image_folder))
+
+
+RECIPE = UnseenRecipe(OracleRecipe(epochs=1, batch_size=32, widths=(8, 8)), limit=20, validation_limit=4)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("unseen")
+
+
+@pytest.fixture(scope="module")
+def result(splits, work):
+    torch.manual_seed(0)
+    return leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"])
+
+
+def test_a_job_measures_what_remains(result):
+    assert [row["corruption"] for row in result["rows"]] == ["shot_noise", "contrast"]
+    assert result["missing"] == []
+    for row in result["rows"]:
+        assert all(len(row[way]) == 5 for way in WAYS)
+        assert row["corruption"] not in [name for name, _ in row["chosen"]]
+        assert row["neighbour"] != row["corruption"]
+        gains = np.subtract(row["ours"], row["std"])
+        assert row["gain"] == pytest.approx(gains.mean(), abs=0.02)
+        assert row["worst"] == pytest.approx(gains.min(), abs=0.02)
+        # Its own signature, and a neighbour's, win back much of what the strongest severity takes.
+        assert row["own"][-1] > row["std"][-1] + 10
+        assert row["borrowed"][-1] > row["std"][-1]
+        assert row["scores"]["clean_weight"] >= 1
+    assert result["mean"]["own"] == pytest.approx(np.mean([row["own"] for row in result["rows"]]), abs=0.01)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_what_is_done_is_not_done_again(result, splits, work, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(unseen, "fit_oracle", refuse)
+    assert leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"]) == result
+    # Another recipe is another job: a result is never taken for it.
+    other = UnseenRecipe(RECIPE.oracle, limit=21, validation_limit=4)
+    with pytest.raises(AssertionError, match="trained again"):
+        leave_one_out(BUNDLE, splits, other, work, only=["contrast"])
+
+
+def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
+    monkeypatch.setattr(unseen, "fit_oracle", None)
+    lines = []
+    with open(work / "fog.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = leave_one_out(BUNDLE, splits, RECIPE, work, only=["fog"], progress=lines.append)
+    assert found["missing"] == ["fog"]
+    assert found["rows"] == []
+    assert lines == ["fog: another process has it"]
+
+
+def test_the_summary_names_the_worst():
+    def row(name, std, ours, worst, loss):
+        ways = {way: [value] * 5 for way, value in zip(WAYS, (std, ours, 80.0, 90.0), strict=True)}
+        return {"corruption": name, **ways, "gain": ours - std, "worst": worst, "ta_loss": loss}
+
+    found = summary([row("fog", 70.0, 76.0, -1.0, 0.1), row("snow", 50.0, 54.0, 2.0, 0.3)])
+    assert found["mean"] == {"std": 60.0, "ours": 65.0, "borrowed": 80.0, "own": 90.0}
+    assert found["gain_of_borrowing"] == 5.0
+    assert found["share_of_own"] == pytest.approx(16.7)
+    assert found["worst"] == {"corruption": "snow", "gain": 4.0}
+    assert found["worst_cell"] == {"corruption": "fog", "gain": -1.0}
+    assert found["ta_loss"] == 0.3
+
+
+def test_the_table_prints(result):
+    with open("/dev/null", "w") as nowhere:
+        console = Console(width=160, record=True, file=nowhere)
+        print_unseen({**result, "missing": ["fog"]}, console)
+    text = console.export_text()
+    assert "shot_noise" in text
+    assert "not done yet: fog" in text
