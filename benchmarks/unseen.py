@@ -42,6 +42,7 @@ from training.oracle_fit import (
     LEVELS,
     OracleRecipe,
     draw_severities,
+    draw_types,
     fit_oracle,
     fit_temperature,
     joint_target,
@@ -177,7 +178,7 @@ def _validation(
     generator = torch.Generator().manual_seed(recipe.seed)
     known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
     pixels = validation.pixels.repeat(3, 1, 1, 1)
-    types = torch.randint(-1, len(corruptions), (len(pixels),), generator=generator)
+    types = draw_types(len(pixels), recipe.oracle, len(corruptions), generator)
     severities = draw_severities(types, recipe.oracle, generator, corruptions)
     corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(recipe.seed + 7, len(pixels)))
     return oracle_logits(network, corrupted), types, severities
