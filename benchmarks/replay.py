@@ -3,13 +3,16 @@
 Words of the table: `std` is never patched; `trained` is our oracle with the bundle's policy, each frame on its own;
 `perfect` is told type and severity and uses the type's own signature at its calibrated alpha; `best` is told them and
 takes the gain table's best action; `always` carries all signatures averaged, on every frame.
-Regret = perfect − trained.
+Regret = perfect − trained. Its split goes from one to the other by way of oracles that are told less and less: type and
+severity (`best`), the type, whether the frame is corrupted at all, nothing. What each step costs is the share of the
+policy (below 0 where it takes a neighbour's signature to advantage), of severity, of type and of missed clean frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,12 @@ from edge.bundle import Bundle
 from edge.models.base import PatchableModel
 from oracle.belief import CLEAN
 from oracle.errors import InputError
-from oracle.policy import Mix, ToldPolicy
+from oracle.policy import ToldPolicy
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, load_images
 
 WAYS = ("std", "trained", "perfect", "best", "always")
+PARTLY_TOLD = ("type", "corrupted")
 SEVERITIES = (1, 2, 3, 4, 5)
 BATCH = 250
 
@@ -166,7 +170,7 @@ class Replayer:
         """
         parts = [self._batch(test, start) for start in range(0, len(test.images), BATCH)]
         return {
-            "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in WAYS},
+            "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in (*WAYS, *PARTLY_TOLD)},
             "types": np.concatenate([part["types"] for part in parts]),
             "severity_error": np.concatenate([part["severity_error"] for part in parts]),
         }
@@ -174,41 +178,78 @@ class Replayer:
     def _batch(self, test: TestSet, start: int) -> dict[str, Any]:
         x = (test.images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
         labels = test.images.labels[start : start + BATCH].numpy()
-        classes: dict[str, NDArray[np.int64]] = {}
-        cache: dict[tuple[tuple[str, float], ...], NDArray[np.int64]] = {}
-
-        def classify(mix: Mix) -> NDArray[np.int64]:
-            key = tuple(sorted(mix.items()))
-            if key not in cache:
-                self.model.apply(mix)
-                cache[key] = self.model.predict(x).argmax(1)
-            return cache[key]
-
-        classes["std"] = classify({})
-        classes["perfect"] = classify(self._perfect.choose_told(test.corruption, test.severity))
-        classes["best"] = classify(self._best.choose_told(test.corruption, test.severity))
-        classes["always"] = classify(self._always)
         joint = self.oracle.observe_batch(x)
-        actions = self.policy.choose_batch(joint)
-        trained = np.empty(len(x), np.int64)
-        for action in np.unique(actions):
-            chosen = np.flatnonzero(actions == action)
-            mix = self.policy.table.mix(int(action))
-            key = tuple(sorted(mix.items()))
-            if key in cache:
-                trained[chosen] = cache[key][chosen]
-            else:
-                self.model.apply(mix)
-                trained[chosen] = self.model.predict(x[chosen]).argmax(1)
-        classes["trained"] = trained
+        told = {"perfect": self._perfect, "best": self._best}
+        actions = {"std": np.zeros(len(x), np.int64)}
+        for way, policy in told.items():
+            actions[way] = np.full(len(x), policy.action(test.corruption, test.severity))
+        actions["trained"] = self.policy.choose_batch(joint)
+        actions |= {way: self.policy.choose_batch(self._tell(joint, test.corruption, way)) for way in PARTLY_TOLD}
+        correct = self._correct(x, labels, actions)
+        self.model.apply(self._always)
+        correct["always"] = self.model.predict(x).argmax(1) == labels
         per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
         types = np.concatenate([joint[:, :1], per_level.sum(2)], axis=1).argmax(1)
         severity = per_level.sum(1) @ np.array(self.oracle.levels, np.float32)
-        return {
-            "correct": {way: classes[way] == labels for way in WAYS},
-            "types": types,
-            "severity_error": np.abs(severity - test.severity),
-        }
+        return {"correct": correct, "types": types, "severity_error": np.abs(severity - test.severity)}
+
+    def _tell(self, joint: NDArray[np.float32], corruption: str, way: str) -> NDArray[np.float32]:
+        """The beliefs of an oracle that is told the type, or only whether the frame is clean."""
+        possible = np.zeros(joint.shape[1], bool)
+        if corruption == CLEAN:
+            possible[0] = True
+        elif way == "corrupted":
+            possible[1:] = True
+        else:
+            steps = len(self.oracle.levels)
+            first = 1 + self.oracle.corruptions.index(corruption) * steps
+            possible[first : first + steps] = True
+        # The least of a mass, so that a frame of which the oracle has no idea still gets some action.
+        told: NDArray[np.float32] = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
+        return told / told.sum(axis=1, keepdims=True)
+
+    def _correct(
+        self, x: NDArray[np.float32], labels: NDArray[np.int64], actions: dict[str, NDArray[np.int64]]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Whether each way's actions, int (N,), classify each frame right; every frame once under each of them."""
+        correct = {way: np.zeros(len(x), bool) for way in actions}
+        for action in np.unique(np.concatenate(list(actions.values()))):
+            asked = np.flatnonzero(np.any([chosen == action for chosen in actions.values()], axis=0))
+            self.model.apply(self.policy.table.mix(int(action)))
+            right = np.zeros(len(x), bool)
+            right[asked] = self.model.predict(x[asked]).argmax(1) == labels[asked]
+            for way, chosen in actions.items():
+                correct[way][chosen == action] = right[chosen == action]
+        return correct
+
+
+class Pictures:
+    """Finds pairs of corruptions that make the same picture at one severity: no oracle can tell them apart.
+
+    Args:
+        corruptions: the names.
+        count: images of each set to compare.
+    """
+
+    def __init__(self, corruptions: Sequence[str], count: int = 200) -> None:
+        self._corruptions, self._count = tuple(corruptions), count
+        self._seen: dict[tuple[str, int], NDArray[np.int16]] = {}
+
+    def add(self, test: TestSet) -> None:
+        """Remember the first images of a set."""
+        pixels = test.images.pixels[: self._count].numpy().astype(np.int16)
+        self._seen[test.corruption, test.severity] = pixels
+
+    def same(self, limit: float = 0.5) -> list[tuple[str, str, int]]:
+        """(corruption, corruption, severity) whose mean absolute difference is at most `limit` grey levels."""
+        found = []
+        for severity in sorted({severity for _, severity in self._seen}):
+            here = [name for name in self._corruptions if (name, severity) in self._seen]
+            for first, second in combinations(here, 2):
+                one, other = self._seen[first, severity], self._seen[second, severity]
+                if one.shape == other.shape and float(np.abs(one - other).mean()) <= limit:
+                    found.append((first, second, severity))
+        return found
 
 
 def replay(
@@ -241,20 +282,21 @@ def replay(
     ta: dict[str, float] = {}
     by_type: dict[str, dict[str, list[float]]] = {}
     by_severity: dict[int, dict[str, list[float]]] = {}
-    confusion = np.zeros((1 + len(names), 1 + len(names)), np.int64)
+    named: dict[tuple[str, int], NDArray[np.int64]] = {}
+    pictures = Pictures(names)
     severity_error: list[float] = []
     count = 0
     for test in test_sets(source, bundle.manifest.classes, size, severities, limit, seed):
         outcome = replayer.run(test)
-        scores = {way: 100 * float(outcome["correct"][way].mean()) for way in WAYS}
-        true_type = 0 if test.corruption == CLEAN else 1 + names.index(test.corruption)
-        np.add.at(confusion[true_type], outcome["types"], 1)
+        scores = {way: 100 * float(right.mean()) for way, right in outcome["correct"].items()}
+        named[test.corruption, test.severity] = np.bincount(outcome["types"], minlength=1 + len(names))
+        pictures.add(test)
         severity_error.append(float(outcome["severity_error"].mean()))
         count = len(test.images)
         if test.corruption == CLEAN:
             ta = scores
         else:
-            for way in WAYS:
+            for way in scores:
                 by_type.setdefault(test.corruption, {}).setdefault(way, []).append(scores[way])
                 by_severity.setdefault(test.severity, {}).setdefault(way, []).append(scores[way])
         if progress is not None:
@@ -263,29 +305,81 @@ def replay(
     if not by_type:
         raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
     per_corruption = {name: {way: _mean(values) for way, values in ways.items()} for name, ways in by_type.items()}
-    ra = {way: _mean([scores[way] for scores in per_corruption.values()]) for way in WAYS}
-    recall = 100 * confusion.diagonal() / np.maximum(confusion.sum(1), 1)
-    present = confusion.sum(1) > 0
+    ra = {way: _mean([scores[way] for scores in per_corruption.values()]) for way in (*WAYS, *PARTLY_TOLD)}
+    same = pictures.same()
     return {
         "images": count,
         "severities": list(severities),
         "seed": seed,
-        "ta": {way: round(value, 2) for way, value in ta.items()},
-        "ra": {way: round(value, 2) for way, value in ra.items()},
+        "ta": {way: round(ta[way], 2) for way in WAYS} if ta else {},
+        "ra": {way: round(ra[way], 2) for way in WAYS},
         "regret": round(ra["perfect"] - ra["trained"], 2),
+        "regret_split": {
+            **_split(ra),
+            "clean_frames_patched": round(ta["best"] - ta["trained"], 3) if ta else None,
+            "per_corruption": {name: _split(ways) for name, ways in per_corruption.items()},
+        },
         "oracle": {
-            "type_accuracy": round(float(recall[present].mean()), 2),
-            "clean_recall": round(float(recall[0]), 2) if present[0] else None,
+            **_oracle_scores(named, names, same),
             "severity_mae": round(float(np.mean(severity_error)), 3),
-            "confusion": {"names": [CLEAN, *names], "counts": confusion.tolist()},
         },
-        "per_corruption": {
-            name: {way: round(value, 2) for way, value in ways.items()} for name, ways in per_corruption.items()
-        },
+        "per_corruption": {name: {way: round(ways[way], 2) for way in WAYS} for name, ways in per_corruption.items()},
         "per_severity": {
-            str(severity): {way: round(_mean(values), 2) for way, values in ways.items()}
+            str(severity): {way: round(_mean(ways[way]), 2) for way in WAYS}
             for severity, ways in sorted(by_severity.items())
         },
+    }
+
+
+def _split(accuracy: dict[str, float]) -> dict[str, float]:
+    """What each step from being told to being on one's own costs, in points; they sum to the regret."""
+    steps = pairwise(accuracy[way] for way in ("perfect", "best", "type", "corrupted", "trained"))
+    names = ("policy", "severity", "type", "clean")
+    shares = {name: told - less for name, (told, less) in zip(names, steps, strict=True)}
+    return {name: round(value, 3) for name, value in (shares | {"total": sum(shares.values())}).items()}
+
+
+def _oracle_scores(
+    named: dict[tuple[str, int], NDArray[np.int64]], names: Sequence[str], same: Sequence[tuple[str, str, int]]
+) -> dict[str, Any]:
+    """Type accuracy of single frames, every type and every severity of it counting alike, in percent.
+
+    Args:
+        named: how often each type, in the order clean and `names`, was named for (corruption, severity).
+        names: the corruptions.
+        same: pairs that are the same picture at a severity: `merged` scores take one for the other as right.
+    """
+    order = [CLEAN, *names]
+    confusion = np.zeros((len(order), len(order)), np.int64)
+    raw: dict[str, dict[int, float]] = {}
+    merged: dict[str, dict[int, float]] = {}
+    for (name, severity), counts in named.items():
+        confusion[order.index(name)] += counts
+        twins = [pair for pair in same if name in pair[:2] and severity == pair[2]]
+        right = {name} | {twin for pair in twins for twin in pair[:2]}
+        share = 100 / counts.sum()
+        raw.setdefault(name, {})[severity] = share * float(counts[order.index(name)])
+        merged.setdefault(name, {})[severity] = share * float(sum(counts[order.index(twin)] for twin in right))
+
+    def mean(recall: dict[str, dict[int, float]]) -> float:
+        return round(_mean([_mean(list(by_severity.values())) for by_severity in recall.values()]), 2)
+
+    severities = sorted({severity for _, severity in named if severity})
+    return {
+        "type_accuracy": mean(raw),
+        "type_accuracy_merged": mean(merged),
+        "merged": [list(pair) for pair in same],
+        "clean_recall": round(raw[CLEAN][0], 2) if CLEAN in raw else None,
+        "per_severity": {
+            str(severity): {
+                "type_accuracy": round(_mean([found[severity] for found in raw.values() if severity in found]), 2),
+                "type_accuracy_merged": round(
+                    _mean([found[severity] for found in merged.values() if severity in found]), 2
+                ),
+            }
+            for severity in severities
+        },
+        "confusion": {"names": order, "counts": confusion.tolist()},
     }
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.replay import WAYS, replay, test_sets
+from benchmarks.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
 from edge.bundle import Bundle
 from oracle import InputError
 from tests.conftest import CLASSES, rws
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.data import Images
 
-test_sets.__test__ = False  # a function of the project, not a test
+test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,50 @@ def test_the_averages_are_those_of_the_parts(result):
 
 def test_the_same_seed_gives_the_same_result(result, image_folder):
     assert replay(Bundle.load(), str(image_folder), seed=3, threads=1) == result
+
+
+def test_the_shares_of_the_regret_sum_to_it(result):
+    for split in (result["regret_split"], *result["regret_split"]["per_corruption"].values()):
+        assert split["total"] == pytest.approx(sum(split[name] for name in ("policy", "severity", "type", "clean")))
+    assert result["regret_split"]["total"] == pytest.approx(result["regret"], abs=0.01)
+    lost = result["ta"]["best"] - result["ta"]["trained"]
+    assert result["regret_split"]["clean_frames_patched"] == pytest.approx(lost, abs=0.01)
+
+
+def test_an_oracle_that_is_told_keeps_only_what_is_true():
+    replayer = Replayer(Bundle.load(), threads=1)
+    joint = np.random.default_rng(0).random((4, 96)).astype(np.float32)
+    joint /= joint.sum(1, keepdims=True)
+    told = replayer._tell(joint, "shot_noise", "type")
+    assert np.flatnonzero(told.any(axis=0)).tolist() == [6, 7, 8, 9, 10]
+    np.testing.assert_allclose(told[:, 6] / told[:, 7], joint[:, 6] / joint[:, 7], rtol=1e-5)
+    assert not replayer._tell(joint, "fog", "corrupted")[:, 0].any()
+    np.testing.assert_array_equal(replayer._tell(joint, "clean", "corrupted")[:, 0], 1)
+
+
+def test_a_frame_is_classified_under_the_mix_that_each_way_chose(clear):
+    replayer = Replayer(Bundle.load(), threads=1)
+    x = (clear[0][:24].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+    actions = {"one": np.arange(24) % 5, "other": np.full(24, 3)}
+    correct = replayer._correct(x, clear[1][:24], actions)
+    for way, chosen in actions.items():
+        for frame in range(24):
+            replayer.model.apply(replayer.policy.table.mix(int(chosen[frame])))
+            assert correct[way][frame] == (replayer.model.predict(x[frame]).argmax() == clear[1][frame])
+
+
+def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_folder):
+    assert ["defocus_blur", "gaussian_blur", 1] in replay(
+        Bundle.load(), str(image_folder), severities=(1,), limit=40, threads=1
+    )["oracle"]["merged"]
+    assert result["oracle"]["type_accuracy_merged"] >= result["oracle"]["type_accuracy"]
+    pixels = torch.from_numpy(clear[0][:4]).permute(0, 3, 1, 2).contiguous()
+    pictures = Pictures(("fog", "snow", "frost"))
+    for name, change in (("fog", 0), ("snow", 1), ("frost", 2)):
+        pixels = pixels.clone()
+        pixels[:, :, ::2] = (pixels[:, :, ::2].int() + change).clamp(max=255).to(torch.uint8)
+        pictures.add(TestSet(name, 2, Images(pixels, torch.zeros(4, dtype=torch.int64), ("a",))))
+    assert pictures.same() == [("fog", "snow", 2)]
 
 
 @pytest.fixture
