@@ -224,8 +224,8 @@ def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
 
 def test_the_command_writes_json_and_csv(image_folder, tmp_path):
     report, table = tmp_path / "streams.json", tmp_path / "streams.csv"
-    options = ("--data", image_folder, "--frames", 5, "--severity", "all", "--json", report, "--csv", table)
-    done = rws("replay", *options, "--protocol", "continual", "--protocol", "mixed")
+    options = ("--frames", 5, "--severity", "all", "--protocol", "continual", "--protocol", "mixed")
+    done = rws("replay", "--data", image_folder, *options, "--json", report, "--csv", table)
     found = json.loads(report.read_text())
     assert found["severity"] == "all"
     assert found["frames_per_type"] == 5
@@ -236,8 +236,6 @@ def test_the_command_writes_json_and_csv(image_folder, tmp_path):
     assert float(rows[0]["fog"]) == pytest.approx(found["rows"][0]["per_type"][NAMES.index("fog")])
     assert "trained" in done.stdout
     assert list((tmp_path / "streams.json.parts").glob("*.npz"))
-    again = rws("replay", *options, "--protocol", "continual", "--protocol", "mixed")
-    assert "2 of 2 protocols from before" in again.stdout
 
 
 @pytest.mark.parametrize(
