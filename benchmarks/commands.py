@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmarks.oracle_commands import COMMANDS
 from edge.extras import require
 from oracle.errors import InputError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
+for _command in COMMANDS:
+    bench.command()(_command)
 
 
 def demo(

@@ -25,7 +25,7 @@ from oracle.policy import Mix
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, load_images, split_train_validation
 
-BATCH = 250
+BATCH = 50
 Layers = tuple[tuple[str, float], ...]
 MixKey = tuple[tuple[str, int], ...]
 

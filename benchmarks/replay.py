@@ -31,7 +31,7 @@ from training.data import Images, load_images
 WAYS = ("std", "trained", "perfect", "best", "always")
 PARTLY_TOLD = ("type", "corrupted")
 SEVERITIES = (1, 2, 3, 4, 5)
-BATCH = 250
+BATCH = 50  # larger ones leave the cache: slower
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,13 @@ from training.oracle_fit import (
     draw_severities,
     draw_types,
     export_oracle,
+    fit_clean_weight,
     fit_oracle,
     fit_temperature,
     joint_target,
     oracle_logits,
     training_prior,
+    weigh_clean,
 )
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
@@ -245,7 +247,8 @@ class Build:
     def oracle(self) -> tuple[bytes, dict[str, float]]:
         """The oracle as ONNX bytes, and its scores on validation images."""
         network_file, scores_file = self.work / "oracle.onnx", self.work / "oracle.json"
-        if not self._is_done(network_file, self.recipe.oracle):
+        recall = self.recipe.calibration.clean_recall
+        if not self._is_done(network_file, self.recipe.oracle, recall):
             report = self._report("oracle")
             network = fit_oracle(
                 self.train,
@@ -257,9 +260,12 @@ class Build:
             logits, types, severities = self._oracle_validation(network)
             target = joint_target(types, severities)
             temperature = fit_temperature(logits, target)
-            scores = {"temperature": round(temperature, 4)} | _oracle_scores((logits / temperature).softmax(1), types)
+            clean = (oracle_logits(network, self.validation.pixels.cpu()) / temperature).softmax(1)
+            weight = fit_clean_weight(clean, recall)
+            joint = weigh_clean((logits / temperature).softmax(1), weight)
+            scores = {"temperature": temperature, "clean_weight": weight} | _oracle_scores(joint, types)
             atomic_write_bytes(scores_file, json.dumps(scores).encode())
-            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size))
+            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size, weight))
             report(scores)
         return network_file.read_bytes(), json.loads(scores_file.read_text())
 
@@ -311,7 +317,8 @@ class Build:
             network = OracleNetwork(settings.filters, settings.widths)
             network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True, map_location="cpu")["model"])
             logits, types, severities = self._oracle_validation(network.eval())
-            joint = (logits / oracle[1]["temperature"]).softmax(1).numpy()
+            calibrated = (logits / oracle[1]["temperature"]).softmax(1)
+            joint = weigh_clean(calibrated, oracle[1]["clean_weight"]).numpy()
             levels = severities.round().clamp(1, len(LEVELS)).long()
             states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
             weight, expected = choose_clean_weight(table, joint, states, self.recipe.calibration.allowed_clean_loss)
@@ -334,6 +341,7 @@ class Build:
         stream = self.recipe.stream
         table, policy = self.gain(), self.policy()
         oracle, oracle_scores = self.oracle()
+        prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
         perfect = [row[table.own(name)[1:]].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
         write_bundle(
@@ -351,7 +359,7 @@ class Build:
                 "jump": stream.jump,
                 "drift": stream.drift,
                 "evidence": stream.evidence,
-                "prior": [round(share, 6) for share in training_prior(self.recipe.oracle).tolist()],
+                "prior": [round(share, 7) for share in prior.tolist()],
             },
             provenance={
                 "recipe": self._recipe_of_all(),

@@ -21,7 +21,10 @@ from oracle.policy import ExpectedGainPolicy, GainTable
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images
 
-_BATCH = 250
+_BATCH = 50
+
+CLEAN_WEIGHTS = tuple(2.0**power for power in range(-5, 7))
+"""Weights on clean that `choose_clean_weight` tries; below 1 since the oracle's own may be more than a policy needs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class CalibrationRecipe:
         neighbours: how many other signatures are measured for each corruption.
         neighbour_alphas: their strengths.
         allowed_clean_loss: points of clean accuracy that the policy may lose on validation images.
+        clean_recall: percent of the clean validation images that the oracle must name so.
     """
 
     images: int = 2000
@@ -44,9 +48,12 @@ class CalibrationRecipe:
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
     neighbours: int = 4
     neighbour_alphas: tuple[float, ...] = (0.5, 1.0)
-    allowed_clean_loss: float = 0.3
+    allowed_clean_loss: float = 0.15
+    clean_recall: float = 97.5
 
     def __post_init__(self) -> None:
+        if not 0 <= self.clean_recall < 100:
+            raise InputError(f"calibration: clean_recall is {self.clean_recall}, expected 0 up to below 100, percent")
         if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
             raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
 
@@ -144,7 +151,7 @@ def choose_clean_weight(
         The weight, and {clean_loss, corrupted_accuracy} as the table expects them.
     """
     rows: list[tuple[float, float, float]] = []
-    for weight in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):
+    for weight in CLEAN_WEIGHTS:
         chosen = ExpectedGainPolicy(table, clean_weight=weight).choose_batch(joint)
         reached = table.accuracy[states, chosen]
         loss = float(table.accuracy[0, 0] - reached[states == 0].mean())

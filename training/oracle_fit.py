@@ -10,6 +10,8 @@ two corruptions is a target split between these.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -285,16 +287,47 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     return float(log_temperature.detach().exp())
 
 
-def export_oracle(network: OracleNetwork, temperature: float, size: int) -> bytes:
-    """ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S)."""
+def fit_clean_weight(joint: Tensor, recall: float) -> float:
+    """The least weight, 1 or more, on the odds of clean at which that part of clean frames is named so.
+
+    In training clean is as rare as the recipe says; in use it is the rule, and named far more often.
+
+    Args:
+        joint: beliefs of N clean images, float32 (N, 1 + C·S).
+        recall: percent, below 100.
+    """
+    per_type = joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2)
+    needed = per_type.max(1).values / joint[:, 0].clamp(min=1e-12)
+    return max(1.0, float(torch.quantile(needed.double(), recall / 100, interpolation="higher")) * (1 + 1e-6))
+
+
+def weigh_clean(joint: Tensor, weight: float) -> Tensor:
+    """Distributions (…, 1 + C·S) after the odds of clean were multiplied."""
+    odds = torch.cat([joint[..., :1] * weight, joint[..., 1:]], dim=-1)
+    return odds / odds.sum(-1, keepdim=True)
+
+
+def export_oracle(network: OracleNetwork, temperature: float, size: int, clean_weight: float = 1.0) -> bytes:
+    """ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S).
+
+    Args:
+        network: the network.
+        temperature: divides its logits; see `fit_temperature`.
+        size: side of the images, pixels.
+        clean_weight: multiplies the odds of clean; see `fit_clean_weight`.
+    """
 
     class Calibrated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = network
+            self.network = copy.deepcopy(network)
+            with torch.no_grad():  # what is constant goes into the last layer: a frame costs nothing more
+                self.network.head.weight /= temperature
+                self.network.head.bias /= temperature
+                self.network.head.bias[0] += math.log(clean_weight)
 
         def forward(self, image: Tensor) -> Tensor:
-            return (self.network(image) / temperature).softmax(1)
+            return self.network(image).softmax(1)
 
     from training.export import export_onnx, stored_as_half
 
