@@ -1,4 +1,4 @@
-"""`rws bench policies`, `pairs`, `unseen`, `filter`, `rivals` and `figures`: what the oracle is worth, and its rivals."""
+"""What the oracle is worth: `rws bench policies`, `pairs`, `unseen`, `filter`, `rivals` and `figures`."""
 
 from __future__ import annotations
 

@@ -65,8 +65,16 @@ def test_prediction_conserves_probability_and_drifts_to_neighbours_only():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"jump": 0}, {"jump": 1.1}, {"jump": ()}, {"jump": (0.1, 0)}, {"drift": 1}, {"evidence": 0}, {"evidence": 1.5}]
-    + [{"share": 0}],
+    [
+        {"jump": 0},
+        {"jump": 1.1},
+        {"jump": ()},
+        {"jump": (0.1, 0)},
+        {"drift": 1},
+        {"evidence": 0},
+        {"evidence": 1.5},
+        {"share": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(InputError):
