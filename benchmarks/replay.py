@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edge.bundle import Bundle
 from edge.models.base import PatchableModel
-from oracle.belief import CLEAN
+from oracle.belief import CLEAN, Belief
 from oracle.errors import InputError
 from oracle.policy import ToldPolicy
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
@@ -31,6 +31,7 @@ from training.data import Images, load_images
 WAYS = ("std", "trained", "perfect", "best", "always")
 PARTLY_TOLD = ("type", "corrupted")
 SEVERITIES = (1, 2, 3, 4, 5)
+STREAM = 8
 BATCH = 50  # larger ones leave the cache: slower
 
 
@@ -158,6 +159,7 @@ class Replayer:
         self.model: PatchableModel = bundle.model("onnx", threads=threads)
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
+        self._filter = bundle.filter()
         table = self.policy.table
         self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
         self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
@@ -166,10 +168,13 @@ class Replayer:
         """Correct answers of each way, the oracle's types and severity errors, for one set.
 
         Returns:
-            `correct`, {way: bool (N,)}; `types`, int (N,), indices into the names; `severity_error`, float (N,).
+            `correct`, {way: bool (N,)}; `types`, int (N,), indices into the names; `stream_types`, int (N // 8,), the
+            same after each 8 frames, taken as a stream; `severity_error`, float (N,).
         """
         parts = [self._batch(test, start) for start in range(0, len(test.images), BATCH)]
+        joint = np.concatenate([part["joint"] for part in parts])
         return {
+            "stream_types": np.array([self._stream_type(joint[end - STREAM : end]) for end in _ends(len(joint))], int),
             "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in (*WAYS, *PARTLY_TOLD)},
             "types": np.concatenate([part["types"] for part in parts]),
             "severity_error": np.concatenate([part["severity_error"] for part in parts]),
@@ -191,7 +196,14 @@ class Replayer:
         per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
         types = np.concatenate([joint[:, :1], per_level.sum(2)], axis=1).argmax(1)
         severity = per_level.sum(1) @ np.array(self.oracle.levels, np.float32)
-        return {"correct": correct, "types": types, "severity_error": np.abs(severity - test.severity)}
+        return {"joint": joint, "correct": correct, "types": types, "severity_error": np.abs(severity - test.severity)}
+
+    def _stream_type(self, joint: NDArray[np.float32]) -> int:
+        """The type that the temporal filter names after these frames."""
+        self._filter.reset()
+        for frame in joint:
+            belief = self._filter.update(Belief(self.oracle.corruptions, self.oracle.levels, frame))
+        return int(belief.probability.argmax())
 
     def _tell(self, joint: NDArray[np.float32], corruption: str, way: str) -> NDArray[np.float32]:
         """The beliefs of an oracle that is told the type, or only whether the frame is clean."""
@@ -221,6 +233,11 @@ class Replayer:
             for way, chosen in actions.items():
                 correct[way][chosen == action] = right[chosen == action]
         return correct
+
+
+def _ends(frames: int) -> range:
+    """Where each whole stream of `STREAM` frames ends."""
+    return range(STREAM, frames + 1, STREAM)
 
 
 class Pictures:
@@ -283,6 +300,7 @@ def replay(
     by_type: dict[str, dict[str, list[float]]] = {}
     by_severity: dict[int, dict[str, list[float]]] = {}
     named: dict[tuple[str, int], NDArray[np.int64]] = {}
+    named_after: dict[tuple[str, int], NDArray[np.int64]] = {}
     pictures = Pictures(names)
     severity_error: list[float] = []
     count = 0
@@ -290,6 +308,9 @@ def replay(
         outcome = replayer.run(test)
         scores = {way: 100 * float(right.mean()) for way, right in outcome["correct"].items()}
         named[test.corruption, test.severity] = np.bincount(outcome["types"], minlength=1 + len(names))
+        if len(outcome["stream_types"]):
+            counts = np.bincount(outcome["stream_types"], minlength=1 + len(names))
+            named_after[test.corruption, test.severity] = counts
         pictures.add(test)
         severity_error.append(float(outcome["severity_error"].mean()))
         count = len(test.images)
@@ -321,6 +342,7 @@ def replay(
         },
         "oracle": {
             **_oracle_scores(named, names, same),
+            f"after_{STREAM}_frames": _recalls(named_after, names, same),
             "severity_mae": round(float(np.mean(severity_error)), 3),
         },
         "per_corruption": {name: {way: round(ways[way], 2) for way in WAYS} for name, ways in per_corruption.items()},
@@ -339,46 +361,50 @@ def _split(accuracy: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in (shares | {"total": sum(shares.values())}).items()}
 
 
-def _oracle_scores(
-    named: dict[tuple[str, int], NDArray[np.int64]], names: Sequence[str], same: Sequence[tuple[str, str, int]]
-) -> dict[str, Any]:
-    """Type accuracy of single frames, every type and every severity of it counting alike, in percent.
+Named = dict[tuple[str, int], NDArray[np.int64]]
+"""How often each type, in the order of clean and the corruptions, was named for (corruption, severity)."""
+
+
+def _recalls(named: Named, names: Sequence[str], same: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """Type accuracy, percent: every type counts alike, and every severity of it.
 
     Args:
-        named: how often each type, in the order clean and `names`, was named for (corruption, severity).
+        named: the counts.
         names: the corruptions.
         same: pairs that are the same picture at a severity: `merged` scores take one for the other as right.
     """
     order = [CLEAN, *names]
-    confusion = np.zeros((len(order), len(order)), np.int64)
     raw: dict[str, dict[int, float]] = {}
     merged: dict[str, dict[int, float]] = {}
     for (name, severity), counts in named.items():
-        confusion[order.index(name)] += counts
-        twins = [pair for pair in same if name in pair[:2] and severity == pair[2]]
-        right = {name} | {twin for pair in twins for twin in pair[:2]}
+        twins = {twin for pair in same if name in pair[:2] and severity == pair[2] for twin in pair[:2]}
         share = 100 / counts.sum()
         raw.setdefault(name, {})[severity] = share * float(counts[order.index(name)])
-        merged.setdefault(name, {})[severity] = share * float(sum(counts[order.index(twin)] for twin in right))
+        merged.setdefault(name, {})[severity] = share * float(sum(counts[order.index(twin)] for twin in twins | {name}))
 
-    def mean(recall: dict[str, dict[int, float]]) -> float:
-        return round(_mean([_mean(list(by_severity.values())) for by_severity in recall.values()]), 2)
+    def scores(severities: Sequence[int]) -> dict[str, float]:
+        found = {}
+        for key, recall in (("type_accuracy", raw), ("type_accuracy_merged", merged)):
+            kinds = [[by[s] for s in severities if s in by] for by in recall.values()]
+            found[key] = round(_mean([_mean(kind) for kind in kinds if kind]), 2)
+        return found
 
-    severities = sorted({severity for _, severity in named if severity})
+    severities = sorted({severity for _, severity in named})
     return {
-        "type_accuracy": mean(raw),
-        "type_accuracy_merged": mean(merged),
-        "merged": [list(pair) for pair in same],
+        **(scores(severities) if severities else {}),
         "clean_recall": round(raw[CLEAN][0], 2) if CLEAN in raw else None,
-        "per_severity": {
-            str(severity): {
-                "type_accuracy": round(_mean([found[severity] for found in raw.values() if severity in found]), 2),
-                "type_accuracy_merged": round(
-                    _mean([found[severity] for found in merged.values() if severity in found]), 2
-                ),
-            }
-            for severity in severities
-        },
+        "per_severity": {str(severity): scores([severity]) for severity in severities if severity},
+    }
+
+
+def _oracle_scores(named: Named, names: Sequence[str], same: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    order = [CLEAN, *names]
+    confusion = np.zeros((len(order), len(order)), np.int64)
+    for (name, _), counts in named.items():
+        confusion[order.index(name)] += counts
+    return {
+        **_recalls(named, names, same),
+        "merged": [list(pair) for pair in same],
         "confusion": {"names": order, "counts": confusion.tolist()},
     }
 

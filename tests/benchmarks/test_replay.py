@@ -66,6 +66,12 @@ def test_an_oracle_that_is_told_keeps_only_what_is_true():
     np.testing.assert_array_equal(replayer._tell(joint, "clean", "corrupted")[:, 0], 1)
 
 
+def test_eight_frames_tell_more_than_one(result):
+    after = result["oracle"]["after_8_frames"]
+    assert after["type_accuracy"] >= result["oracle"]["type_accuracy"]
+    assert set(after["per_severity"]) == set(result["oracle"]["per_severity"]) == {"5"}
+
+
 def test_a_frame_is_classified_under_the_mix_that_each_way_chose(clear):
     replayer = Replayer(Bundle.load(), threads=1)
     x = (clear[0][:24].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
