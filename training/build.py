@@ -305,7 +305,7 @@ class Build:
             )
             with atomic_path(path) as temporary, open(temporary, "wb") as handle:
                 np.savez(handle, **table.to_arrays())
-        return GainTable.from_arrays(dict(np.load(path)), signatures.names, LEVELS)
+        return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS)
 
     def policy(self) -> dict[str, Any]:
         """The policy's settings, chosen on validation images."""
@@ -343,7 +343,7 @@ class Build:
         oracle, oracle_scores = self.oracle()
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
-        perfect = [row[table.own(name)[1:]].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
+        perfect = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
         write_bundle(
             out,
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,
@@ -352,6 +352,7 @@ class Build:
             model=self._network(),
             signatures=self.signatures(),
             oracle=oracle,
+            corruptions=CORRUPTIONS,
             severity_levels=LEVELS,
             policy_arrays=table.to_arrays(),
             policy={"margin": stream.margin, "clean_weight": policy["clean_weight"]},

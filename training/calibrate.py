@@ -72,34 +72,45 @@ def measure_gain(
 
     Args:
         model: the clean model with its signatures, as the device runs it; left without a patch.
-        names: the corruptions whose signatures it carries under the same names.
+        names: of its signatures, which are those of the corruptions that they are for. The table has all corruptions.
         data: validation images.
         recipe: what to measure.
         levels: severity levels of the oracle's states.
         seed: of the corruptions.
         report: called after each corruption with {corruption, …}.
+
+    Raises:
+        InputError: if a signature is for none of the corruptions.
     """
-    actions = [(-1, 0.0)] + [(index, alpha) for index in range(len(names)) for alpha in recipe.alphas]
+    strange = [name for name in names if name not in CORRUPTIONS]
+    if strange:
+        raise InputError(
+            f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
+            f"known: {', '.join(CORRUPTIONS)}"
+        )
+    signed = sorted(CORRUPTIONS.index(name) for name in names)
+    actions = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
     column = {action: position for position, action in enumerate(actions)}
     sample = data.first(recipe.images)
 
     def accuracy(pixels: Tensor, labels: Tensor, action: tuple[int, float]) -> float:
-        model.apply({} if action[0] < 0 else {names[action[0]]: action[1]})
+        model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
         predicted = [model.predict(part.cpu().numpy() / np.float32(255)).argmax(1) for part in pixels.split(_BATCH)]
         return 100 * float((np.concatenate(predicted) == labels.cpu().numpy()).mean())
 
     clean_row = np.array([accuracy(sample.pixels, sample.labels, action) for action in actions])
     clean_loss = np.minimum(0, clean_row - clean_row[0])
-    measured = np.full((len(names), 1 + len(recipe.severities), len(actions)), np.nan)
+    measured = np.full((len(CORRUPTIONS), 1 + len(recipe.severities), len(actions)), np.nan)
     measured[:, 0] = clean_row
     coarse = data.first(recipe.coarse_images)
-    for row, name in enumerate(names):
-        seeds = seeds_for(seed + 1 + CORRUPTIONS.index(name), len(sample)).to(sample.pixels.device)
+    for row, name in enumerate(CORRUPTIONS):
+        seeds = seeds_for(seed + 1 + row, len(sample)).to(sample.pixels.device)
         strongest = corrupt(coarse.pixels, name, recipe.severities[-1], seeds[: len(coarse)])
-        scores = np.array([accuracy(strongest, coarse.labels, (other, 1.0)) for other in range(len(names))])
-        coarse_loss = np.minimum(0, scores - accuracy(strongest, coarse.labels, (-1, 0.0)))
-        nearest = [int(other) for other in np.argsort(-scores) if other != row][: recipe.neighbours]
-        chosen = [(-1, 0.0)] + [(row, alpha) for alpha in recipe.alphas]
+        scores = {other: accuracy(strongest, coarse.labels, (other, 1.0)) for other in signed}
+        before = accuracy(strongest, coarse.labels, (-1, 0.0))
+        nearest = sorted((other for other in signed if other != row), key=lambda other: -scores[other])
+        nearest = nearest[: recipe.neighbours]
+        chosen = [(-1, 0.0)] + [(row, alpha) for alpha in recipe.alphas if row in signed]
         chosen += [(other, alpha) for other in nearest for alpha in recipe.neighbour_alphas]
         for place, severity in enumerate(recipe.severities, start=1):
             pixels = corrupt(sample.pixels, name, severity, seeds)
@@ -108,27 +119,21 @@ def measure_gain(
             unpatched = measured[row, place, 0]
             for position, (other, alpha) in enumerate(actions):
                 if np.isnan(measured[row, place, position]):
-                    loss = min(clean_loss[position], alpha * coarse_loss[other])
+                    loss = min(clean_loss[position], alpha * min(0, scores[other] - before))
                     measured[row, place, position] = unpatched + loss
         if report is not None:
-            own = measured[row, -1, [column[row, alpha] for alpha in recipe.alphas]].max()
-            report(
-                {
-                    "corruption": name,
-                    "std": round(unpatched, 2),
-                    "own": round(own, 2),
-                    "nearest": [names[other] for other in nearest],
-                }
-            )
+            best = float(measured[row, -1].max())
+            neighbours = [CORRUPTIONS[other] for other in nearest]
+            report({"corruption": name, "std": round(unpatched, 2), "best": round(best, 2), "nearest": neighbours})
     model.reset()
     grid = np.array([0.0, *recipe.severities])
     states = [clean_row] + [
         np.array([np.interp(level, grid, measured[row, :, position]) for position in range(len(actions))])
-        for row in range(len(names))
+        for row in range(len(CORRUPTIONS))
         for level in levels
     ]
     return GainTable(
-        tuple(names),
+        CORRUPTIONS,
         tuple(float(level) for level in levels),
         np.array([action[0] for action in actions], np.int64),
         np.array([action[1] for action in actions], np.float32),

@@ -4,11 +4,16 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from edge.bundle import Bundle
+from edge.bundle import Bundle, remove_signature
 from edge.signatures import SignatureSet
+from oracle import InputError
 from tests.conftest import TINY, rws
+from training.calibrate import CalibrationRecipe, measure_gain
 from training.corruptions import CORRUPTIONS
+from training.data import Images
+from training.oracle_fit import LEVELS
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):
@@ -57,6 +62,26 @@ def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recip
     recipes = [Bundle.load(path).manifest.provenance["recipe"] for path in (tmp_path / "onto", out)]
     assert recipes[0]["oracle"]["widths"] == [8, 12]
     assert recipes[0]["model"] == recipes[1]["model"]
+
+
+def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruptions(
+    built, tiny_recipe, image_folder, tmp_path
+):
+    shutil.copytree(built[0], tmp_path / "fewer")
+    remove_signature(tmp_path / "fewer", "fog")
+    arguments = ("--recipe", tiny_recipe, "--data", image_folder, "--work", tmp_path / "work")
+    rws("build", *arguments, "--onto", tmp_path / "fewer", "--out", tmp_path / "out")
+    bundle = Bundle.load(tmp_path / "out")
+    assert "fog" not in bundle.signatures.names
+    assert bundle.manifest.corruptions == CORRUPTIONS
+    assert CORRUPTIONS.index("fog") not in bundle.table.signature
+    assert bundle.table.own("fog").tolist() == [0]
+
+
+def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
+    images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
+    with pytest.raises(InputError, match="'rain' is for no corruption"):
+        measure_gain(Bundle.load().model(threads=1), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
 
 
 def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):
