@@ -1,4 +1,4 @@
-"""Write the README's tables out of `benchmarks/results/`, so that no number in it is typed by hand.
+"""Write the tables of README.md and docs/oracle.md out of `benchmarks/results/`: no number in them is typed by hand.
 
     python -m benchmarks.readme            # rewrite the tables
     python -m benchmarks.readme --check    # exit with 1 if one is out of date
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from benchmarks import oracle_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -313,25 +315,28 @@ TABLES = {
 }
 
 
-def render(text: str) -> str:
+PAGES = {"README.md": TABLES, "docs/oracle.md": oracle_page.TABLES}
+
+
+def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """The text with every table made anew."""
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no place for the table {name!r}")
+            raise SystemExit(f"the page has no place for the table {name!r}")
         content = table()
         text = pattern.sub(lambda match, content=content: f"{match.group(1)}{content}\n{match.group(2)}", text)
     return text
 
 
 def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
-    """Rewrite or check the README's tables."""
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = render(old)
-    if check and new != old:
-        raise SystemExit("README.md is out of date: run python -m benchmarks.readme")
-    path.write_text(new)
+    """Rewrite or check the tables."""
+    for page, tables in PAGES.items():
+        old = (ROOT / page).read_text()
+        new = render(old, tables)
+        if check and new != old:
+            raise SystemExit(f"{page} is out of date: run python -m benchmarks.readme")
+        (ROOT / page).write_text(new)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-from benchmarks.readme import ROOT, render
+import pytest
+
+from benchmarks.readme import PAGES, ROOT, render
 
 
-def test_every_number_in_the_readme_is_that_of_the_committed_results():
-    text = (ROOT / "README.md").read_text()
-    assert render(text) == text
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_on_a_page_is_that_of_the_committed_results(page):
+    text = (ROOT / page).read_text()
+    assert render(text, PAGES[page]) == text
