@@ -24,7 +24,7 @@ from edge.bundle import Bundle
 from edge.models.base import PatchableModel
 from oracle.belief import CLEAN, Belief
 from oracle.errors import InputError
-from oracle.policy import ToldPolicy
+from oracle.policy import Mix, ToldPolicy
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, load_images
 
@@ -184,13 +184,12 @@ class Replayer:
         x = (test.images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
         labels = test.images.labels[start : start + BATCH].numpy()
         joint = self.oracle.observe_batch(x)
-        told = {"perfect": self._perfect, "best": self._best}
-        actions = {"std": np.zeros(len(x), np.int64)}
-        for way, policy in told.items():
-            actions[way] = np.full(len(x), policy.action(test.corruption, test.severity))
-        actions["trained"] = self.policy.choose_batch(joint)
-        actions |= {way: self.policy.choose_batch(self._tell(joint, test.corruption, way)) for way in PARTLY_TOLD}
-        correct = self._correct(x, labels, actions)
+        mixes: dict[str, list[Mix]] = {"std": [{}] * len(x)}
+        for way, policy in (("perfect", self._perfect), ("best", self._best)):
+            mixes[way] = [policy.choose_told(test.corruption, test.severity)] * len(x)
+        mixes["trained"] = self.policy.mixes(joint)
+        mixes |= {way: self.policy.mixes(self._tell(joint, test.corruption, way)) for way in PARTLY_TOLD}
+        correct = self._correct(x, labels, mixes)
         self.model.apply(self._always)
         correct["always"] = self.model.predict(x).argmax(1) == labels
         per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
@@ -221,18 +220,21 @@ class Replayer:
         return told / told.sum(axis=1, keepdims=True)
 
     def _correct(
-        self, x: NDArray[np.float32], labels: NDArray[np.int64], actions: dict[str, NDArray[np.int64]]
+        self, x: NDArray[np.float32], labels: NDArray[np.int64], mixes: dict[str, list[Mix]]
     ) -> dict[str, NDArray[np.bool_]]:
-        """Whether each way's actions, int (N,), classify each frame right; every frame once under each of them."""
-        correct = {way: np.zeros(len(x), bool) for way in actions}
-        for action in np.unique(np.concatenate(list(actions.values()))):
-            asked = np.flatnonzero(np.any([chosen == action for chosen in actions.values()], axis=0))
-            self.model.apply(self.policy.table.mix(int(action)))
-            right = np.zeros(len(x), bool)
-            right[asked] = self.model.predict(x[asked]).argmax(1) == labels[asked]
-            for way, chosen in actions.items():
-                correct[way][chosen == action] = right[chosen == action]
-        return correct
+        """Whether each way's mixes, one a frame, classify each frame right; every frame once under each of them."""
+        frames: dict[tuple[tuple[str, float], ...], set[int]] = {}
+        keys = {way: [tuple(sorted(mix.items())) for mix in chosen] for way, chosen in mixes.items()}
+        for chosen in keys.values():
+            for frame, key in enumerate(chosen):
+                frames.setdefault(key, set()).add(frame)
+        right: dict[tuple[tuple[str, float], ...], NDArray[np.bool_]] = {}
+        for key, members in frames.items():
+            asked = np.array(sorted(members))
+            self.model.apply(dict(key))
+            right[key] = np.zeros(len(x), bool)
+            right[key][asked] = self.model.predict(x[asked]).argmax(1) == labels[asked]
+        return {way: np.array([right[key][frame] for frame, key in enumerate(chosen)]) for way, chosen in keys.items()}
 
 
 def _ends(frames: int) -> range:

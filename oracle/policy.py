@@ -2,7 +2,8 @@
 
 The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
 patch) in each state (clean, or a corruption at a severity level). The default policy takes the action with the best
-expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a].
+expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a]. Where two corruptions are both probable, it composes
+both signatures.
 """
 
 from __future__ import annotations
@@ -106,21 +107,40 @@ class GainTable:
 
 
 class ExpectedGainPolicy:
-    """The action with the best expected accuracy under the belief, with hysteresis.
+    """The action with the best expected accuracy under the belief, with hysteresis; two signatures for two corruptions.
 
     Args:
         table: the gain table.
         margin: percentage points of expected accuracy by which another action must beat the one in force (and any
             patch must beat no patch) before it is taken; 0 for independent images.
         clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
-            in the oracle's training, where the 20 types are equally frequent.
+            in the oracle's training.
+        pair_threshold: where the two most probable corruptions both have this probability, the signatures of both are
+            composed, each at its calibrated alpha; 0 never composes.
+        pair_scale: what both alphas are multiplied by then.
+
+    Raises:
+        InputError: if a number is out of range.
     """
 
-    def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
-        if margin < 0 or clean_weight <= 0:
-            raise InputError(f"policy: need margin >= 0 and clean_weight > 0, got {margin} and {clean_weight}")
+    def __init__(
+        self,
+        table: GainTable,
+        margin: float = 0.0,
+        clean_weight: float = 1.0,
+        pair_threshold: float = 0.0,
+        pair_scale: float = 1.0,
+    ) -> None:
+        if margin < 0 or clean_weight <= 0 or not 0 <= pair_threshold <= 0.5 or pair_scale <= 0:
+            raise InputError(
+                "policy: need margin >= 0, clean_weight > 0, 0 <= pair_threshold <= 0.5 and pair_scale > 0, got "
+                f"{margin}, {clean_weight}, {pair_threshold} and {pair_scale}"
+            )
         self.table, self.margin, self.clean_weight = table, margin, clean_weight
+        self.pair_threshold, self.pair_scale = pair_threshold, pair_scale
         self._current = 0
+        told = ToldPolicy(table, own=True)
+        self._own = np.array([[told.action(name, level) for level in table.levels] for name in table.corruptions])
 
     def reset(self) -> None:
         """Back to no patch."""
@@ -135,7 +155,11 @@ class ExpectedGainPolicy:
         return expected
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix with the best expected accuracy; the current one unless it is beaten by the margin."""
+        """The mix for the next frame: two signatures, or else the best one unless the current is not beaten by far."""
+        pair = self._pair(belief.joint)
+        if pair:
+            self._current = 0
+            return pair
         expected = self.expected(belief.joint)
         best = int(expected.argmax())
         if expected[best] > expected[self._current] + self.margin:
@@ -143,9 +167,30 @@ class ExpectedGainPolicy:
         return self.table.mix(self._current)
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
+        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S); no pairs."""
         best: NDArray[np.int64] = self.expected(joint).argmax(axis=-1)
         return best
+
+    def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
+        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        actions = self.choose_batch(joint)
+        return [self._pair(row) or self.table.mix(int(action)) for row, action in zip(joint, actions, strict=True)]
+
+    def _pair(self, joint: NDArray[np.float32]) -> Mix:
+        if not self.pair_threshold:
+            return {}
+        per_level = joint[1:].reshape(self._own.shape)
+        probability = per_level.sum(axis=1)
+        two = np.argsort(probability)[-2:]
+        if len(two) < 2 or probability[two[0]] < self.pair_threshold:
+            return {}
+        levels = np.array(self.table.levels, np.float32)
+        mix: Mix = {}
+        for index in sorted(int(kind) for kind in two):
+            severity = per_level[index] @ levels / probability[index]
+            action = int(self._own[index, np.abs(levels - severity).argmin()])
+            mix |= {name: self.pair_scale * alpha for name, alpha in self.table.mix(action).items()}
+        return mix
 
 
 class ToldPolicy:

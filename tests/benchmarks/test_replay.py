@@ -75,11 +75,13 @@ def test_eight_frames_tell_more_than_one(result):
 def test_a_frame_is_classified_under_the_mix_that_each_way_chose(clear):
     replayer = Replayer(Bundle.load(), threads=1)
     x = (clear[0][:24].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-    actions = {"one": np.arange(24) % 5, "other": np.full(24, 3)}
-    correct = replayer._correct(x, clear[1][:24], actions)
-    for way, chosen in actions.items():
+    table = replayer.policy.table
+    pair = {"fog": 0.5, "snow": 0.25}
+    mixes = {"one": [table.mix(frame % 5) for frame in range(24)], "other": [pair] * 24}
+    correct = replayer._correct(x, clear[1][:24], mixes)
+    for way, chosen in mixes.items():
         for frame in range(24):
-            replayer.model.apply(replayer.policy.table.mix(int(chosen[frame])))
+            replayer.model.apply(chosen[frame])
             assert correct[way][frame] == (replayer.model.predict(x[frame]).argmax() == clear[1][frame])
 
 

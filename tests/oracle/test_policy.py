@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oracle import ExpectedGainPolicy, FormatError, GainTable, InputError, ToldPolicy, certain
+from oracle import Belief, ExpectedGainPolicy, FormatError, GainTable, InputError, ToldPolicy, certain
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)
@@ -109,3 +109,36 @@ def test_a_table_without_some_signatures_no_longer_chooses_them():
     assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "fog", 5)) == {}
     assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "snow", 5)) == {"snow": 1.0}
     assert ToldPolicy(limited, own=True).choose_told("fog", 5) == {}
+
+
+def torn(share: float = 0.5) -> Belief:
+    joints = [certain(NAMES, LEVELS, name, 5).joint for name in NAMES]
+    return Belief(NAMES, LEVELS, (share * joints[0] + (1 - share) * joints[1]).astype(np.float32))
+
+
+def test_two_probable_corruptions_get_both_signatures_at_their_strengths():
+    policy = ExpectedGainPolicy(table(), pair_threshold=0.3, pair_scale=0.5)
+    assert policy.choose(torn()) == {"fog": 0.5, "snow": 0.5}
+    assert policy.choose(torn(0.9)) == {"fog": 1.0}
+    assert policy.mixes(np.stack([torn().joint, torn(0.9).joint])) == [{"fog": 0.5, "snow": 0.5}, {"fog": 1.0}]
+    assert ExpectedGainPolicy(table()).choose(torn()) == {"fog": 1.0}
+
+
+def test_after_a_pair_the_best_single_action_needs_no_more_than_the_margin_over_no_patch():
+    policy = ExpectedGainPolicy(table(), margin=5, pair_threshold=0.3)
+    assert set(policy.choose(torn())) == {"fog", "snow"}
+    assert policy.choose(certain(NAMES, LEVELS, "fog", 5)) == {"fog": 1.0}
+    assert policy.choose(certain(NAMES, LEVELS, "clean")) == {"fog": 1.0}
+    policy.choose(torn())
+    assert policy.choose(certain(NAMES, LEVELS, "clean")) == {}
+
+
+def test_a_pair_without_signatures_of_its_own_gets_the_best_action():
+    limited = table().limited_to(())
+    assert ExpectedGainPolicy(limited, pair_threshold=0.3).choose(torn()) == {}
+
+
+@pytest.mark.parametrize("settings", [{"pair_threshold": 0.6}, {"pair_threshold": -0.1}, {"pair_scale": 0}])
+def test_settings_for_pairs_out_of_range_are_refused(settings):
+    with pytest.raises(InputError):
+        ExpectedGainPolicy(table(), **settings)
