@@ -72,7 +72,7 @@ def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
 
 def told(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
     """Which frames are right when never patched, or (`perfect`) when told their strongest corruption; bool (N,)."""
-    policy = ToldPolicy(bundle.policy().table, own=True)
+    policy = ToldPolicy(bundle.table, own=True)
     right = np.zeros(len(stream.labels), bool)
     for index, image in enumerate(stream.images):
         model.apply(policy.choose_told(*stream.dominant(index)) if perfect else {})

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.protocols import PROTOCOLS, Stream, make_stream
-from benchmarks.stream_scores import mean_by_type, mix_key, switch_rate, true_accuracy
+from benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
 from benchmarks.streams import clean_images, observe_streams
 from edge.bundle import Bundle
 from oracle.belief import Belief
-from oracle.policy import ExpectedGainPolicy, Mix
+from oracle.policy import GainTable, Mix, Policy, make_policy
 from oracle.temporal import BeliefFilter
 from training.data import split_train_validation
 
@@ -32,8 +32,9 @@ SPACE: Mapping[str, Sequence[Any]] = {
     "filter.share": (0.005, 0.02, 0.05, 0.1),
     "filter.evidence": (0.5, 0.7, 0.85, 1.0),
     "filter.drift": (0.05, 0.1, 0.3, 0.5),
-    "policy.margin": (0.0, 0.25, 0.5, 1.0, 2.0),
-    "policy.clean_weight": (0.5, 1.0, 1.5, 2.0, 3.0),
+    "policy.hold": (0.0, 0.0625, 0.125, 0.25),
+    "policy.threshold": (0.05, 0.1, 0.2),
+    "policy.clean_weight": (0.25, 0.5, 1.0, 2.0),
 }
 """Values to try for each setting, in the order in which they are tried."""
 
@@ -45,13 +46,11 @@ class _Case:
     Args:
         stream: N frames.
         joint: the oracle's, float32 (N, 1 + C·S).
-        accuracy: of each action in the true state, percent, float32 (N, A).
         perfect: of the action that `perfect` takes, float32 (N,).
     """
 
     stream: Stream
     joint: NDArray[np.float32]
-    accuracy: NDArray[np.float32]
     perfect: NDArray[np.float32]
 
 
@@ -81,7 +80,7 @@ def tune_filter(
         severities: streams at each of these.
         seed: of the streams.
         rounds: how often each setting comes round.
-        space: {"filter.<argument of BeliefFilter>" or "policy.<argument of ExpectedGainPolicy>": values}.
+        space: {"filter.<argument of BeliefFilter>" or "policy.<argument of its kind>": values}.
         threads: threads of the oracle.
         progress: called with a line after each setting.
 
@@ -106,7 +105,7 @@ def tune_filter(
         if protocol != "gradual" or severity == severities[0]
     }
     joint = observe_streams(bundle.oracle(threads=threads), streams, validation.pixels)
-    cases = [_Case(stream, joint[name], *true_accuracy(stream, bundle.table)) for name, stream in streams.items()]
+    cases = [_Case(stream, joint[name], perfect_accuracy(stream, bundle.table)) for name, stream in streams.items()]
     start: Settings = {
         "filter": {key: value for key, value in bundle.manifest.filter.items() if key != "prior"},
         "policy": dict(bundle.manifest.policy),
@@ -157,22 +156,21 @@ def _beats(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
 def _judge(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> dict[str, Any]:
     prior = {key: value for key, value in bundle.manifest.filter.items() if key == "prior"}
     smooth = BeliefFilter(bundle.manifest.corruptions, bundle.manifest.severity_levels, **prior, **settings["filter"])
-    policy = ExpectedGainPolicy(bundle.table, **settings["policy"])
-    actions = {mix_key(bundle.table.mix(action)): action for action in range(len(bundle.table.alpha))}
+    policy = make_policy(bundle.table, settings["policy"])
+    alone = make_policy(bundle.table, settings["policy"], independent=True)
     scores, losses = [], []
     found: dict[str, dict[str, list[float]]] = {"regret": {}, "ta_lost": {}, "switch_rate": {}}
     for case in cases:
-        chosen = np.array([actions[mix_key(mix)] for mix in _mixes(case, smooth, policy)])
-        rows = np.arange(len(case.stream))
-        by_type = mean_by_type(case.stream, case.accuracy[rows, chosen])
+        accuracy, chosen = _expected(case.stream, bundle.table, list(_mixes(case, smooth, policy)))
+        by_type = mean_by_type(case.stream, accuracy)
         perfect = mean_by_type(case.stream, case.perfect)
         ra, ta = float(np.nanmean(by_type[1:])), float(by_type[0])
         values = (float(np.nanmean(perfect[1:])) - ra, float(perfect[0]) - ta, switch_rate(case.stream, chosen))
         for name, value in zip(found, values, strict=True):
             found[name].setdefault(case.stream.protocol, []).append(value)
         if case.stream.protocol == "mixed":
-            alone = mean_by_type(case.stream, case.accuracy[rows, policy.choose_batch(case.joint)])
-            losses.append(float(np.nanmean(alone) - np.nanmean(by_type)))
+            unsmoothed = mean_by_type(case.stream, _expected(case.stream, bundle.table, alone.mixes(case.joint))[0])
+            losses.append(float(np.nanmean(unsmoothed) - np.nanmean(by_type)))
         else:
             scores.append((ra + ta) / 2)
     means = {
@@ -182,7 +180,14 @@ def _judge(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> dict[s
     return {"score": round(float(np.mean(scores)), 3), "mixed_loss": round(max(losses), 3), **means}
 
 
-def _mixes(case: _Case, smooth: BeliefFilter, policy: ExpectedGainPolicy) -> Iterator[Mix]:
+def _expected(stream: Stream, table: GainTable, mixes: Sequence[Mix]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Expected accuracy of each frame's mix, float32 (N,), and a number for each mix, int64 (N,)."""
+    keys: dict[MixKey, int] = {}
+    index = np.array([keys.setdefault(mix_key(mix), len(keys)) for mix in mixes])
+    return mix_accuracy(stream, table, [dict(key) for key in keys], index), index
+
+
+def _mixes(case: _Case, smooth: BeliefFilter, policy: Policy) -> Iterator[Mix]:
     """The mixes that the device would take, frame by frame."""
     for joint, cut in zip(case.joint, case.stream.cut, strict=True):
         if cut:

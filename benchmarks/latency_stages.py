@@ -24,7 +24,7 @@ from edge.errors import InputError, RwsError
 from edge.loop import STAGES, Runtime
 from oracle.belief import Belief
 from oracle.network import Oracle
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy
+from oracle.policy import GainTable, Mix, Policy, WeightedPolicy
 from oracle.temporal import BeliefFilter
 from training.corruptions import CORRUPTIONS
 from training.oracle_fit import LEVELS, OracleNetwork, export_oracle
@@ -150,7 +150,7 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
         return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
     return (
         Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads),
-        ExpectedGainPolicy(_gain_table()),
+        WeightedPolicy(_gain_table()),
         BeliefFilter(CORRUPTIONS, LEVELS),
     )
 

@@ -17,9 +17,9 @@ PAIRS = {
     "both": "told: both signatures, each at its α",
     "averaged": "told: both, at half their α",
     "scaled": "told: both, at the best common scale of α",
-    "shipped": "**the bundle's policy**",
-    "weighted": "weighted composition",
-    "composed": "the two most probable, where both are probable",
+    "shipped": "**the bundle's policy: weighted composition**",
+    "expected": "expected accuracy: one signature",
+    "composed": "the same, but both of the two most probable where both are probable",
 }
 METHODS = {
     "std": "never patched",

@@ -3,9 +3,10 @@
 Pairs are laid over one another as in `benchmarks.ways`: the first named corruption first. Words of the table: `std` is
 never patched; of those who are told the pair, `single` has the one signature, of all, that is best for it, `both` its
 two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the strength that is
-best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `weighted` composes by probability,
-`composed` takes both of the two most probable corruptions where both are probable enough, and else does as `shipped`.
-What is best is found on validation images; every number is measured on test images.
+best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the one signature
+with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are probable
+enough, and else does as `expected`. What is best is found on validation images; every number is measured on test
+images.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
-from benchmarks.policies import ExpectedPolicy, FramePolicy, WeightedPolicy, own_alphas
+from benchmarks.policies import ExpectedPolicy, FramePolicy, own_alphas
 from edge.bundle import Bundle
 from oracle.belief import Belief
 from oracle.errors import InputError
@@ -122,7 +123,7 @@ def compare_pairs(
     pair_cells = tuple(((a, float(s)), (b, float(s))) for a, b in drawn for s in severities)
     cells = ((), *single_cells(severities, bundle.manifest.corruptions), *pair_cells)
     model, oracle = bundle.model("onnx", threads=threads), bundle.oracle(threads)
-    shipped = ExpectedPolicy(bundle.table, 0.0, bundle.policy(independent=True).clean_weight)
+    expected = ExpectedPolicy(bundle.table)
 
     def prepare(images: Images, count: int) -> tuple[Judge, list[Belief]]:
         order = shuffled(images, None, seed)
@@ -131,7 +132,7 @@ def compare_pairs(
 
     judge, beliefs = prepare(splits.validation, validation_limit)
     single, scaled = _best_told(bundle.table, judge, pair_cells, scales, say)
-    composing = _best_composing(bundle.table, shipped, judge, beliefs, thresholds, scales, allowed_loss, say)
+    composing = _best_composing(bundle.table, expected, judge, beliefs, thresholds, scales, allowed_loss, say)
 
     judge, beliefs = prepare(splits.test, limit)
     frames = judge.frames
@@ -146,8 +147,8 @@ def compare_pairs(
         by_cell = [mix_of(layers) if len(layers) == 2 else {} for layers in frames.cells]
         mixes[way] = [by_cell[cell] for cell in frames.cell]
     policies: dict[str, FramePolicy] = {
-        "shipped": shipped,
-        "weighted": WeightedPolicy(bundle.table, clean_weight=bundle.policy(independent=True).clean_weight),
+        "shipped": bundle.policy(independent=True),
+        "expected": expected,
         "composed": composing,
     }
     mixes |= {way: [policy.choose(belief) for belief in beliefs] for way, policy in policies.items()}
@@ -217,7 +218,7 @@ def _best_told(
 
 def _best_composing(
     table: GainTable,
-    shipped: FramePolicy,
+    base: FramePolicy,
     judge: Judge,
     beliefs: Sequence[Belief],
     thresholds: Sequence[float],
@@ -232,11 +233,11 @@ def _best_composing(
         per_cell = 100 * frames.per_cell(judge.right([policy.choose(belief) for belief in beliefs]))
         return np.array([_mean_of(frames, per_cell, layers) for layers in (0, 1, 2)])
 
-    before = scores(shipped)
+    before = scores(base)
     found = []
     for threshold in thresholds:
         for scale in scales:
-            policy = ComposingPolicy(table, shipped, threshold, scale)
+            policy = ComposingPolicy(table, base, threshold, scale)
             change = scores(policy) - before
             found.append((policy, max(-change[0], -change[1]), change[2]))
             say(

@@ -1,9 +1,10 @@
 """Ways to get from a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
 
-`hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities;
-`expected` takes the gain table's action with the best expected accuracy (`oracle.policy.ExpectedGainPolicy`). Each
-comes plain; with a weight on clean; with a threshold below which nothing is patched; and with both. Thresholds and
-weights are chosen on validation images, all else is measured on test images, every frame on its own.
+`hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities
+(`oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
+(`oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold below which nothing is
+patched; and with both. Thresholds and weights are chosen on validation images, all else is measured on test images,
+every frame on its own.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from benchmarks.judge import Frames, Judge, Splits, make_frames, observe, shuffl
 from edge.bundle import Bundle
 from oracle.belief import CLEAN, Belief
 from oracle.errors import InputError
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy
+from oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
 
 SEVERITIES = (1, 2, 3, 4, 5)
-CLEAN_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
+CLEAN_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 THRESHOLDS: dict[str, tuple[float, ...]] = {
     "hard": (0.0, 0.3, 0.5, 0.7, 0.9),
     "weighted": (0.0, 0.05, 0.1, 0.2, 0.4),
@@ -83,34 +84,6 @@ class HardPolicy:
         level = int(np.abs(self._levels - belief.severity[index]).argmin())
         alpha = float(self._alphas[index - 1, level])
         return {belief.names[index]: alpha} if alpha else {}
-
-
-class WeightedPolicy:
-    """Every corruption's own signature at P(corruption) · its calibrated alpha for its expected severity.
-
-    Args:
-        table: the gain table.
-        threshold: corruptions less probable than this are left out, 0…1.
-        clean_weight: the odds of clean are multiplied by this first.
-
-    Raises:
-        InputError: if a number is out of range.
-    """
-
-    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
-        _check(threshold, clean_weight)
-        self.threshold, self.clean_weight = threshold, clean_weight
-        self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
-        self._rows = np.arange(len(table.corruptions))
-
-    def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
-        probability = weighted_probability(belief, self.clean_weight)[1:]
-        level = np.abs(self._levels - belief.severity[1:, None]).argmin(1)
-        alphas = probability * self._alphas[self._rows, level]
-        # The model rounds to 1/256: what rounds to nothing is no part of the mix.
-        kept = np.flatnonzero((probability >= self.threshold) & (alphas > 1 / 512))
-        return {belief.corruptions[index]: float(alphas[index]) for index in kept}
 
 
 class ExpectedPolicy:
@@ -251,9 +224,7 @@ def compare_policies(
     shipped = bundle.policy(independent=True)
     mixes: dict[tuple[str, str], list[Mix]] = {("std", ""): [{} for _ in beliefs]}
     mixes |= {(name, ""): found for name, found in told.items()}
-    policies: dict[tuple[str, str], FramePolicy] = {
-        ("shipped", ""): ExpectedPolicy(bundle.table, 0.0, shipped.clean_weight)
-    }
+    policies: dict[tuple[str, str], FramePolicy] = {("shipped", ""): shipped}
     policies |= {key: setting.policy(bundle.table) for key, setting in chosen.items()}
     mixes |= {key: [policy.choose(belief) for belief in beliefs] for key, policy in policies.items()}
     right = {key: judge.right(found) for key, found in mixes.items()}
@@ -266,7 +237,8 @@ def compare_policies(
         if key in chosen:
             row |= {"threshold": chosen[key].threshold, "clean_weight": chosen[key].clean_weight}
         elif key[0] == "shipped":
-            row |= {"threshold": 0.0, "clean_weight": shipped.clean_weight}
+            settings = bundle.manifest.policy
+            row |= {name: settings[name] for name in ("kind", "threshold", "clean_weight") if name in settings}
         row |= {name: round(value, 2) for name, value in score.items()}
         row |= {
             "regret": round(scores["perfect", ""]["ra"] - score["ra"], 2),

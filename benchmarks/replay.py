@@ -160,7 +160,7 @@ class Replayer:
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()
-        table = self.policy.table
+        table = bundle.table
         self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
         self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
 

@@ -2,7 +2,8 @@
 
 The mix in force is *right* where its accuracy in the true state, by the bundle's gain table (validation images), is at
 most 1 point below that of the action which `perfect` takes; on clean frames: below that of no patch. Between severity
-levels, and between the first one and clean, the table is interpolated.
+levels, and between the first one and clean, the table is interpolated, and of a composition of several signatures it
+gives an estimate (`GainTable.estimate`).
 """
 
 from __future__ import annotations
@@ -42,31 +43,24 @@ def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def true_accuracy(stream: Stream, table: GainTable) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the gain table gives in the true state of each frame.
-
-    Returns:
-        Accuracy of each action, percent, float32 (N, A), and of the action that `perfect` takes, float32 (N,).
+def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
+    """What the gain table gives in the true state of each frame under the action that `perfect` takes, float32 (N,).
 
     Raises:
         InputError: if the table does not know a corruption of the stream.
     """
     told = ToldPolicy(table, own=True)
     states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
-    rows, perfect = [], []
+    found = []
     for kind, severity in states.T:
         name = NAMES[int(kind) + 1]
         row = certain(table.corruptions, table.levels, name, float(severity)).joint @ table.accuracy
-        rows.append(row)
-        perfect.append(row[told.action(name, float(severity))])
-    frame = inverse.reshape(-1)
-    return np.stack(rows)[frame].astype(np.float32), np.array(perfect, np.float32)[frame]
+        found.append(row[told.action(name, float(severity))])
+    return np.array(found, np.float32)[inverse.reshape(-1)]
 
 
-def right_mix(
-    stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]
-) -> NDArray[np.bool_] | None:
-    """Whether the mix in force was right, bool (N,); None where a mix is no action of the table, so that none can say.
+def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What the gain table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
     Args:
         stream: N frames.
@@ -74,13 +68,18 @@ def right_mix(
         mixes: the mixes that occurred.
         mix: int64 (N,), which of them was in force when the frame was classified.
     """
-    actions = {mix_key(table.mix(action)): action for action in range(len(table.alpha))}
-    found = [actions.get(mix_key(each)) for each in mixes]
-    if any(action is None for action in found):
-        return None
-    accuracy, perfect = true_accuracy(stream, table)
-    action = np.array(found, np.int64)[mix]
-    right: NDArray[np.bool_] = accuracy[np.arange(len(stream)), action] >= perfect - RIGHT_WITHIN
+    expected = np.stack([table.estimate(each) for each in mixes])
+    pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
+    joint = np.stack(
+        [certain(table.corruptions, table.levels, NAMES[int(kind) + 1], float(level)).joint for kind, level in pairs.T]
+    )
+    found: NDArray[np.float32] = (expected @ joint.T)[mix, inverse.reshape(-1)]
+    return found
+
+
+def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the mix in force was right, bool (N,). Arguments as in `mix_accuracy`."""
+    right: NDArray[np.bool_] = mix_accuracy(stream, table, mixes, mix) >= perfect_accuracy(stream, table) - RIGHT_WITHIN
     return right
 
 

@@ -199,25 +199,28 @@ def run_ours(
     say(f"policies: {sum(map(len, streams.values()))} frames, {len(keys)} mixes")
 
     mixes = [dict(key) for key in keys]
-    wanted = np.zeros((len(mixes), len(frames)), np.bool_)
-    for (name, _), (mix, _) in chosen.items():
-        wanted[mix, ids[name]] = True
-    answers = np.full(wanted.shape, -1, np.int16)
+    # Each frame once under each mix that a method took for it: mix * frames + frame.
+    asked = np.unique(np.concatenate([mix * len(frames) + ids[name] for (name, _), (mix, _) in chosen.items()]))
+    answers = np.empty(len(asked), np.int64)
     for start, x in _inputs(frames, pixels):
-        for mix in range(len(mixes)):
-            here = np.flatnonzero(wanted[mix, start : start + len(x)])
-            if len(here):
-                model.apply(mixes[mix])
-                for part in np.array_split(here, -(-len(here) // _BATCH)):
-                    answers[mix, start + part] = model.predict(x[part]).argmax(1)
+        frame = asked % len(frames)
+        here = np.flatnonzero((frame >= start) & (frame < start + len(x)))
+        mix = asked[here] // len(frames)
+        for group in np.split(here, 1 + np.flatnonzero(np.diff(mix))):
+            model.apply(mixes[int(asked[group[0]] // len(frames))])
+            for part in np.array_split(group, -(-len(group) // _BATCH)):
+                answers[part] = model.predict(x[frame[part] - start]).argmax(1)
     model.reset()
-    say(f"model: {int(wanted.sum())} answers")
+    say(f"model: {len(asked)} answers")
 
     outcomes = {}
     for (name, method_name), (mix, believed) in chosen.items():
         used, index = np.unique(mix, return_inverse=True)
         outcomes[name, method_name] = Outcome(
-            answers[mix, ids[name]].astype(np.int64), tuple(mixes[each] for each in used), index.reshape(-1), believed
+            answers[np.searchsorted(asked, mix * len(frames) + ids[name])],
+            tuple(mixes[each] for each in used),
+            index.reshape(-1),
+            believed,
         )
     return outcomes
 
@@ -479,8 +482,7 @@ def _row(
     if method in _CHOOSING:
         row["switch_rate"] = _rounded(switch_rate(stream, outcome.mix))
         right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
-        if right is not None:
-            row |= {"right": _rounded(100 * right.mean())} | delays(stream, right)
+        row |= {"right": _rounded(100 * right.mean())} | delays(stream, right)
     return row
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -34,8 +33,7 @@ from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
 from oracle.belief import Belief
 from oracle.errors import FormatError, InputError
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy
-from training.calibrate import choose_clean_weight
+from oracle.policy import GainTable, Mix, ToldPolicy, WeightedPolicy
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images
 from training.oracle_fit import (
@@ -43,10 +41,12 @@ from training.oracle_fit import (
     OracleRecipe,
     draw_severities,
     draw_types,
+    fit_clean_weight,
     fit_oracle,
     fit_temperature,
     joint_target,
     oracle_logits,
+    weigh_clean,
 )
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -63,7 +63,7 @@ class UnseenRecipe:
         limit: test images at each severity.
         clean_limit: clean test images; None: all.
         validation_limit: validation images at each severity, for `borrowed`.
-        allowed_clean_loss: of `choose_clean_weight`.
+        clean_recall: percent of the clean validation images that each oracle must name so.
         seed: of training, images and corruptions.
     """
 
@@ -71,7 +71,7 @@ class UnseenRecipe:
     limit: int = 1000
     clean_limit: int | None = 2000
     validation_limit: int = 200
-    allowed_clean_loss: float = 0.2
+    clean_recall: float = 97.5
     seed: int = 0
 
 
@@ -120,19 +120,21 @@ class Stranger:
 
     Args:
         network: the oracle's network, to logits.
-        temperature: that its logits are divided by.
+        temperature, clean_weight: that its logits are divided by, and the odds of clean multiplied by.
         policy: over the other signatures.
         scores: on validation images of the known corruptions.
     """
 
     network: torch.nn.Module
     temperature: float
-    policy: ExpectedGainPolicy
+    clean_weight: float
+    policy: WeightedPolicy
     scores: Mapping[str, float]
 
     def beliefs(self, pixels: torch.Tensor) -> list[Belief]:
         """What it believes of each frame, uint8 (N, 3, H, W), RGB."""
-        joint = (oracle_logits(self.network, pixels) / self.temperature).softmax(1).numpy()
+        calibrated = (oracle_logits(self.network, pixels) / self.temperature).softmax(1)
+        joint = weigh_clean(calibrated, self.clean_weight).numpy()
         return [Belief(self.policy.table.corruptions, self.policy.table.levels, row) for row in joint]
 
 
@@ -157,10 +159,9 @@ def raise_stranger(
     network = network.cpu().eval()
     logits, types, severities = _validation(network, splits.validation, table.corruptions, recipe)
     temperature = fit_temperature(logits, joint_target(types, severities, len(table.corruptions)))
-    joint = (logits / temperature).softmax(1).numpy()
-    levels = severities.round().clamp(1, len(LEVELS)).long()
-    states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
-    weight, _ = choose_clean_weight(table, joint, states, recipe.allowed_clean_loss)
+    clean = (oracle_logits(network, splits.validation.pixels) / temperature).softmax(1)
+    weight = fit_clean_weight(clean, recipe.clean_recall)
+    joint = weigh_clean((logits / temperature).softmax(1), weight).numpy()
     per_type = np.concatenate([joint[:, :1], joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2)], axis=1)
     right = per_type.argmax(1) == types.numpy() + 1
     scores = {
@@ -168,7 +169,7 @@ def raise_stranger(
         "clean_recall": round(100 * float(right[types.numpy() < 0].mean()), 2),
         "clean_weight": weight,
     }
-    return Stranger(network, temperature, ExpectedGainPolicy(table, clean_weight=weight), scores)
+    return Stranger(network, temperature, weight, WeightedPolicy(table), scores)
 
 
 def _validation(
@@ -209,7 +210,7 @@ def meet(
     order = shuffled(splits.test, None, recipe.seed)
     frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
     judge = Judge(model, frames)
-    ours = [stranger.policy.table.mix(action) for action in _actions(stranger, frames.pixels)]
+    ours = stranger.policy.mixes(np.stack([belief.joint for belief in stranger.beliefs(frames.pixels)]))
     told: dict[str, list[Mix]] = {
         "std": [{} for _ in frames.cells],
         "borrowed": [*borrowed, {}],
@@ -219,7 +220,7 @@ def meet(
     reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}
     gain = reached["ours"] - reached["std"]
     met = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
-    counts = Counter(next(iter(mix)) for mix in met if mix)
+    counts = Counter(max(mix, key=lambda name: mix[name]) for mix in met if mix)
     return {
         "corruption": corruption,
         **{way: [round(float(value), 2) for value in reached[way][:-1]] for way in WAYS},
@@ -232,10 +233,6 @@ def meet(
         "ta_loss": round(float(reached["std"][-1] - reached["ours"][-1]), 2),
         "scores": dict(stranger.scores),
     }
-
-
-def _actions(stranger: Stranger, pixels: torch.Tensor) -> NDArray[np.int64]:
-    return stranger.policy.choose_batch(np.stack([belief.joint for belief in stranger.beliefs(pixels)]))
 
 
 def leave_one_out(

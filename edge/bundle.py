@@ -35,7 +35,7 @@ from edge.models.onnx_model import OnnxModel
 from edge.signatures import SignatureSet, check_signature_name
 from edge.tensorfile import read_tensors, write_tensors
 from oracle.network import Oracle
-from oracle.policy import ExpectedGainPolicy, GainTable
+from oracle.policy import GainTable, Policy, make_policy
 from oracle.temporal import BeliefFilter
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
@@ -86,7 +86,7 @@ class Manifest:
         corruptions: the corruption names that the oracle knows, in the order of its output.
         severity_levels: the levels that the oracle tells apart, ascending, above 0, at most 5.
         filter: settings of `BeliefFilter`.
-        policy: settings of `ExpectedGainPolicy`.
+        policy: kind and settings of the policy, see `oracle.policy.make_policy`.
         provenance: where everything came from: recipe, seed, data, versions, command.
         measured: accuracies in percent, and on what.
         files: file name → size and hash.
@@ -205,7 +205,7 @@ class Bundle:
         """
         return Oracle(self.read(ORACLE), self.manifest.corruptions, self.manifest.severity_levels, threads=threads)
 
-    def policy(self, independent: bool = False) -> ExpectedGainPolicy:
+    def policy(self, independent: bool = False) -> Policy:
         """The policy, limited to the signatures that are there.
 
         Args:
@@ -214,9 +214,8 @@ class Bundle:
         Raises:
             BundleError: if the manifest has settings that the policy does not take.
         """
-        settings = {**self.manifest.policy, "margin": 0.0} if independent else self.manifest.policy
         try:
-            return ExpectedGainPolicy(self.table, **settings)
+            return make_policy(self.table, self.manifest.policy, independent)
         except (TypeError, ValueError) as error:
             raise BundleError(
                 f"{self.path / MANIFEST}: policy does not fit ({error}); build the bundle again"
@@ -266,7 +265,7 @@ def write_bundle(
         severity_levels: the oracle's levels.
         policy_arrays: `GainTable.to_arrays()`.
         corruptions: the oracle's corruptions; None for the signatures' names.
-        policy, filter: settings of `ExpectedGainPolicy` and `BeliefFilter`.
+        policy, filter: see `oracle.policy.make_policy`, and settings of `BeliefFilter`.
         provenance, measured: plain JSON values.
 
     Raises:

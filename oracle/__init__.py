@@ -3,7 +3,7 @@
 from oracle.belief import CLEAN, Belief, certain
 from oracle.errors import FormatError, InputError, RwsError
 from oracle.network import Oracle
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy
+from oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy, WeightedPolicy
 from oracle.temporal import BeliefFilter
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Policy",
     "RwsError",
     "ToldPolicy",
+    "WeightedPolicy",
     "certain",
 ]

@@ -1,9 +1,9 @@
 """From a belief to a mix: which signatures, how strong.
 
 The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
-patch) in each state (clean, or a corruption at a severity level). The default policy takes the action with the best
-expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a]. Where two corruptions are both probable, it composes
-both signatures.
+patch) in each state (clean, or a corruption at a severity level). The default policy composes the signatures of all
+probable corruptions, each at its probability times its calibrated alpha. Another takes the one action with the best
+expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a].
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from oracle.errors import FormatError, InputError
 
 Mix = dict[str, float]
 
+STEP = 1 / 16
+"""Alphas of `WeightedPolicy` lie on this grid: a finer change is worth no patch."""
+
 
 class Policy(Protocol):
     """Chooses a mix {signature: alpha}; {} means no patch. Pure: no clock, no I/O."""
 
     def choose(self, belief: Belief) -> Mix:
         """The mix for the next frame."""
+
+    def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
+        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
 
     def reset(self) -> None:
         """Forget the past (a cut in the stream)."""
@@ -76,6 +82,24 @@ class GainTable:
         """Actions that use the signature `name`, and no patch."""
         return np.flatnonzero((self.signature == self.corruptions.index(name)) | (self.signature < 0))
 
+    def estimate(self, mix: Mix) -> NDArray[np.float32]:
+        """Accuracy of any mix in each state, percent, float32 (1 + C·S,), from what was measured of single signatures.
+
+        Each signature's gain is interpolated between its alphas, and the gains add up, at most to the best action's.
+        """
+        none = self.accuracy[:, 0]
+        gain = np.zeros_like(none)
+        for name, alpha in mix.items():
+            actions = self.own(name)
+            actions = actions[np.argsort(self.alpha[actions])]
+            at = np.interp(alpha, self.alpha[actions], np.arange(len(actions)))
+            low = min(int(at), len(actions) - 1)
+            high = min(low + 1, len(actions) - 1)
+            lower, upper = self.accuracy[:, actions[low]], self.accuracy[:, actions[high]]
+            gain += lower + np.float32(at - low) * (upper - lower) - none
+        estimate: NDArray[np.float32] = np.minimum(none + gain, self.accuracy.max(axis=1))
+        return estimate
+
     def limited_to(self, signatures: Sequence[str]) -> GainTable:
         """The table without the actions of signatures that are not at hand."""
         kept = np.array([index < 0 or self.corruptions[index] in signatures for index in self.signature])
@@ -106,41 +130,81 @@ class GainTable:
         )
 
 
+class WeightedPolicy:
+    """Every probable corruption's own signature, at its probability times its calibrated alpha.
+
+    Args:
+        table: the gain table; the calibrated alpha of a corruption at a severity is the best of its row.
+        threshold: corruptions less probable than this are left out, 0…1.
+        clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
+            the oracle takes it to be.
+        hold: the mix in force is kept while no alpha differs from it by more than this, save that no patch comes into
+            force at once; 0 for independent images.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
+        if not 0 <= threshold < 1 or clean_weight <= 0 or hold < 0:
+            raise InputError(
+                "policy: need 0 <= threshold < 1, clean_weight > 0 and hold >= 0, got "
+                f"{threshold}, {clean_weight} and {hold}"
+            )
+        self.table, self.threshold, self.clean_weight, self.hold = table, threshold, clean_weight, hold
+        told = ToldPolicy(table, own=True)
+        self._alphas = [
+            [float(table.alpha[told.action(name, level)]) for level in table.levels] for name in table.corruptions
+        ]
+        self._levels = np.array(table.levels, np.float32)
+        self._current: Mix = {}
+
+    def reset(self) -> None:
+        """Back to no patch."""
+        self._current = {}
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix for the next frame."""
+        mix = self._mix(belief.joint)
+        current = self._current
+        if not mix or any(abs(mix.get(name, 0) - current.get(name, 0)) > self.hold for name in {*mix, *current}):
+            self._current = mix
+        return self._current
+
+    def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
+        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        return [self._mix(row) for row in joint]
+
+    def _mix(self, joint: NDArray[np.float32]) -> Mix:
+        per_level = joint[1:].reshape(-1, len(self._levels))
+        mass = per_level.sum(axis=1)
+        whole = float(mass.sum()) + self.clean_weight * float(joint[0])
+        mix: Mix = {}
+        for index in np.flatnonzero(mass >= max(self.threshold * whole, 1e-12)).tolist():
+            severity = float(per_level[index] @ self._levels) / float(mass[index])
+            alpha = self._alphas[index][int(np.abs(self._levels - severity).argmin())]
+            steps = round(alpha * float(mass[index]) / whole / STEP)
+            if steps:
+                mix[self.table.corruptions[index]] = steps * STEP
+        return mix
+
+
 class ExpectedGainPolicy:
-    """The action with the best expected accuracy under the belief, with hysteresis; two signatures for two corruptions.
+    """The action with the best expected accuracy under the belief, with hysteresis.
 
     Args:
         table: the gain table.
         margin: percentage points of expected accuracy by which another action must beat the one in force (and any
             patch must beat no patch) before it is taken; 0 for independent images.
         clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
-            in the oracle's training.
-        pair_threshold: where the two most probable corruptions both have this probability, the signatures of both are
-            composed, each at its calibrated alpha; 0 never composes.
-        pair_scale: what both alphas are multiplied by then.
-
-    Raises:
-        InputError: if a number is out of range.
+            in the oracle's training, where the 20 types are equally frequent.
     """
 
-    def __init__(
-        self,
-        table: GainTable,
-        margin: float = 0.0,
-        clean_weight: float = 1.0,
-        pair_threshold: float = 0.0,
-        pair_scale: float = 1.0,
-    ) -> None:
-        if margin < 0 or clean_weight <= 0 or not 0 <= pair_threshold <= 0.5 or pair_scale <= 0:
-            raise InputError(
-                "policy: need margin >= 0, clean_weight > 0, 0 <= pair_threshold <= 0.5 and pair_scale > 0, got "
-                f"{margin}, {clean_weight}, {pair_threshold} and {pair_scale}"
-            )
+    def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
+        if margin < 0 or clean_weight <= 0:
+            raise InputError(f"policy: need margin >= 0 and clean_weight > 0, got {margin} and {clean_weight}")
         self.table, self.margin, self.clean_weight = table, margin, clean_weight
-        self.pair_threshold, self.pair_scale = pair_threshold, pair_scale
         self._current = 0
-        told = ToldPolicy(table, own=True)
-        self._own = np.array([[told.action(name, level) for level in table.levels] for name in table.corruptions])
 
     def reset(self) -> None:
         """Back to no patch."""
@@ -155,11 +219,7 @@ class ExpectedGainPolicy:
         return expected
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for the next frame: two signatures, or else the best one unless the current is not beaten by far."""
-        pair = self._pair(belief.joint)
-        if pair:
-            self._current = 0
-            return pair
+        """The mix with the best expected accuracy; the current one unless it is beaten by the margin."""
         expected = self.expected(belief.joint)
         best = int(expected.argmax())
         if expected[best] > expected[self._current] + self.margin:
@@ -167,30 +227,13 @@ class ExpectedGainPolicy:
         return self.table.mix(self._current)
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S); no pairs."""
+        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
         best: NDArray[np.int64] = self.expected(joint).argmax(axis=-1)
         return best
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
         """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
-        actions = self.choose_batch(joint)
-        return [self._pair(row) or self.table.mix(int(action)) for row, action in zip(joint, actions, strict=True)]
-
-    def _pair(self, joint: NDArray[np.float32]) -> Mix:
-        if not self.pair_threshold:
-            return {}
-        per_level = joint[1:].reshape(self._own.shape)
-        probability = per_level.sum(axis=1)
-        two = np.argsort(probability)[-2:]
-        if len(two) < 2 or probability[two[0]] < self.pair_threshold:
-            return {}
-        levels = np.array(self.table.levels, np.float32)
-        mix: Mix = {}
-        for index in sorted(int(kind) for kind in two):
-            severity = per_level[index] @ levels / probability[index]
-            action = int(self._own[index, np.abs(levels - severity).argmin()])
-            mix |= {name: self.pair_scale * alpha for name, alpha in self.table.mix(action).items()}
-        return mix
+        return [self.table.mix(int(action)) for action in self.choose_batch(joint)]
 
 
 class ToldPolicy:
@@ -227,3 +270,31 @@ class ToldPolicy:
     def choose_told(self, name: str, severity: float) -> Mix:
         """The mix for a true type at a true severity."""
         return self.table.mix(self.action(name, severity))
+
+
+POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
+    "weighted": WeightedPolicy,
+    "expected": ExpectedGainPolicy,
+}
+"""The kinds of policy that a bundle can name."""
+
+
+def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:
+    """A policy from a bundle's settings.
+
+    Args:
+        table: the gain table.
+        settings: `kind`, one of `POLICIES` (left out: `expected`, as in bundles of version 0.1), and its arguments.
+        independent: for images that have nothing to do with one another: no hysteresis.
+
+    Raises:
+        InputError: if the kind is unknown or a number is out of range.
+        TypeError: if an argument is unknown.
+    """
+    arguments = dict(settings)
+    kind = arguments.pop("kind", "expected")
+    if kind not in POLICIES:
+        raise InputError(f"policy: unknown kind {kind!r}; known: {', '.join(POLICIES)}")
+    if independent:
+        arguments["hold" if kind == "weighted" else "margin"] = 0.0
+    return POLICIES[str(kind)](table, **arguments)  # type: ignore[arg-type]

@@ -4,8 +4,8 @@ Each job is a function from the recipe and earlier files to one file in the work
 already and was made from the same things, the job is done. So a build that was stopped goes on where it was, and
 several processes (or machines that share the folder) can each take some of the jobs.
 
-    init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┐
-          └─► robust-<c> ─► signature-residual-<c>       ├─► policy ─► bundle
+    init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
+          └─► robust-<c> ─► signature-residual-<c>       │
     oracle ──────────────────────────────────────────────┘
 
 A build onto a bundle keeps that one's model and signatures and makes what follows from them.
@@ -35,7 +35,7 @@ from edge.models.torch_model import TorchModel
 from edge.signatures import SignatureSet, shallow_sha256
 from oracle.errors import InputError
 from oracle.policy import GainTable
-from training.calibrate import choose_clean_weight, measure_gain
+from training.calibrate import measure_gain
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images, load_images, split_train_validation
 from training.export import export_onnx
@@ -58,7 +58,7 @@ from training.oracle_fit import (
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
 
-JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "policy")
+JOBS = ("init", "std", "oracle", "tuned", "residual", "gain")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -72,7 +72,7 @@ class Build:
         work: folder for checkpoints and results; created.
         size: side that images are resized to, in pixels; None takes them as they are.
         device: `cpu`, `cuda`, …
-        onto: a bundle whose model and signatures are kept: only the oracle, the gain table and the policy are made.
+        onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
@@ -307,27 +307,6 @@ class Build:
                 np.savez(handle, **table.to_arrays())
         return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS)
 
-    def policy(self) -> dict[str, Any]:
-        """The policy's settings, chosen on validation images."""
-        path, table, oracle = self.work / "policy.json", self.gain(), self.oracle()
-        content = b"".join(array.tobytes() for array in table.to_arrays().values())
-        inputs = [hashlib.sha256(part).hexdigest() for part in (oracle[0], content)]
-        if not self._is_done(path, self.recipe.calibration.allowed_clean_loss, *inputs):
-            settings = self.recipe.oracle
-            network = OracleNetwork(settings.filters, settings.widths)
-            network.load_state_dict(torch.load(self.work / "oracle.pt", weights_only=True, map_location="cpu")["model"])
-            logits, types, severities = self._oracle_validation(network.eval())
-            calibrated = (logits / oracle[1]["temperature"]).softmax(1)
-            joint = weigh_clean(calibrated, oracle[1]["clean_weight"]).numpy()
-            levels = severities.round().clamp(1, len(LEVELS)).long()
-            states = torch.where(types < 0, 0, types * len(LEVELS) + levels).numpy()
-            weight, expected = choose_clean_weight(table, joint, states, self.recipe.calibration.allowed_clean_loss)
-            chosen = {"clean_weight": weight, "expected": expected}
-            atomic_write_bytes(path, json.dumps(chosen).encode())
-            self._report("policy")(chosen)
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
     def _recipe_of_all(self) -> dict[str, Any]:
         """The recipe; what made the model and the signatures comes from the bundle that was built onto."""
         recipe = self.recipe.to_dict()
@@ -339,7 +318,7 @@ class Build:
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically."""
         stream = self.recipe.stream
-        table, policy = self.gain(), self.policy()
+        table = self.gain()
         oracle, oracle_scores = self.oracle()
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
@@ -355,11 +334,17 @@ class Build:
             corruptions=CORRUPTIONS,
             severity_levels=LEVELS,
             policy_arrays=table.to_arrays(),
-            policy={"margin": stream.margin, "clean_weight": policy["clean_weight"]},
+            policy={
+                "kind": "weighted",
+                "threshold": stream.threshold,
+                "clean_weight": stream.clean_weight,
+                "hold": stream.hold,
+            },
             filter={
                 "jump": stream.jump,
                 "drift": stream.drift,
                 "evidence": stream.evidence,
+                "share": stream.share,
                 "prior": [round(share, 7) for share in prior.tolist()],
             },
             provenance={
@@ -380,7 +365,7 @@ class Build:
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
         made = () if self.onto is not None else ("std", self.recipe.signatures.way)
-        jobs = tuple(jobs) or (*made, "oracle", "gain", "policy")
+        jobs = tuple(jobs) or (*made, "oracle", "gain")
         unknown = [job for job in jobs if job not in JOBS]
         if unknown:
             raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
@@ -388,7 +373,7 @@ class Build:
             if job in ("init", "std"):
                 model = getattr(self, job)()
                 self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
-            elif job in ("oracle", "gain", "policy"):
+            elif job in ("oracle", "gain"):
                 getattr(self, job)()
             else:
                 for corruption in CORRUPTIONS:

@@ -17,14 +17,11 @@ from torch import Tensor
 
 from edge.models.base import PatchableModel
 from oracle.errors import InputError
-from oracle.policy import ExpectedGainPolicy, GainTable
+from oracle.policy import GainTable
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images
 
 _BATCH = 50
-
-CLEAN_WEIGHTS = tuple(2.0**power for power in range(-5, 7))
-"""Weights on clean that `choose_clean_weight` tries; below 1 since the oracle's own may be more than a policy needs."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,6 @@ class CalibrationRecipe:
         alphas: strengths of the own signature.
         neighbours: how many other signatures are measured for each corruption.
         neighbour_alphas: their strengths.
-        allowed_clean_loss: points of clean accuracy that the policy may lose on validation images.
         clean_recall: percent of the clean validation images that the oracle must name so.
     """
 
@@ -48,7 +44,6 @@ class CalibrationRecipe:
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
     neighbours: int = 4
     neighbour_alphas: tuple[float, ...] = (0.5, 1.0)
-    allowed_clean_loss: float = 0.15
     clean_recall: float = 97.5
 
     def __post_init__(self) -> None:
@@ -139,28 +134,3 @@ def measure_gain(
         np.array([action[1] for action in actions], np.float32),
         np.stack(states).astype(np.float32),
     )
-
-
-def choose_clean_weight(
-    table: GainTable, joint: np.ndarray, states: np.ndarray, allowed_clean_loss: float
-) -> tuple[float, dict[str, float]]:
-    """The weight on clean with the best expected accuracy on corrupted images, of those that keep the clean ones.
-
-    Args:
-        table: the gain table.
-        joint: beliefs of validation images, float32 (N, 1 + C·S).
-        states: true state of each, int (N,), 0 = clean.
-        allowed_clean_loss: points of clean accuracy that may be lost.
-
-    Returns:
-        The weight, and {clean_loss, corrupted_accuracy} as the table expects them.
-    """
-    rows: list[tuple[float, float, float]] = []
-    for weight in CLEAN_WEIGHTS:
-        chosen = ExpectedGainPolicy(table, clean_weight=weight).choose_batch(joint)
-        reached = table.accuracy[states, chosen]
-        loss = float(table.accuracy[0, 0] - reached[states == 0].mean())
-        rows.append((weight, loss, float(reached[states > 0].mean())))
-    allowed = [row for row in rows if row[1] <= allowed_clean_loss] or [min(rows, key=lambda row: row[1])]
-    weight, loss, corrupted = max(allowed, key=lambda row: row[2])
-    return weight, {"clean_loss": round(loss, 3), "corrupted_accuracy": round(corrupted, 3)}

@@ -36,13 +36,12 @@ def build(
     job: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only these jobs, no bundle (they may run side by side): "
-            "init, std, oracle, tuned, residual, gain, policy."
+            help="Only these jobs, no bundle (they may run side by side): init, std, oracle, tuned, residual, gain."
         ),
     ] = None,
     onto: Annotated[
         Path | None,
-        typer.Option(help="A bundle whose model and signatures are kept; the oracle and the policy are made anew."),
+        typer.Option(help="A bundle whose model and signatures are kept; the oracle and the gain table are made anew."),
     ] = None,
 ) -> None:
     """Build a bundle from clean labelled images: model, 19 signatures, oracle, policy.

@@ -67,14 +67,17 @@ class StreamRecipe:
     """How the device treats the frames of a stream.
 
     Args:
-        margin: of `ExpectedGainPolicy`.
-        jump, drift, evidence: of `BeliefFilter`.
+        threshold, clean_weight, hold: of `WeightedPolicy`.
+        jump, drift, evidence, share: of `BeliefFilter`.
     """
 
-    margin: float = 0.5
+    threshold: float = 0.1
+    clean_weight: float = 1.0
+    hold: float = 0.125
     jump: tuple[float, ...] = (0.02, 0.2, 1.0)
     drift: float = 0.3
     evidence: float = 1.0
+    share: float = 0.02
 
 
 @dataclass(frozen=True)

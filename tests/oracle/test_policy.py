@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from oracle import Belief, ExpectedGainPolicy, FormatError, GainTable, InputError, ToldPolicy, certain
+from oracle import (
+    Belief,
+    ExpectedGainPolicy,
+    FormatError,
+    GainTable,
+    InputError,
+    ToldPolicy,
+    WeightedPolicy,
+    certain,
+)
+from oracle.policy import STEP, make_policy
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)
@@ -111,34 +123,90 @@ def test_a_table_without_some_signatures_no_longer_chooses_them():
     assert ToldPolicy(limited, own=True).choose_told("fog", 5) == {}
 
 
-def torn(share: float = 0.5) -> Belief:
-    joints = [certain(NAMES, LEVELS, name, 5).joint for name in NAMES]
-    return Belief(NAMES, LEVELS, (share * joints[0] + (1 - share) * joints[1]).astype(np.float32))
+def torn(share: float = 0.5, clean: float = 0.0) -> Belief:
+    joints = [certain(NAMES, LEVELS, name, 5).joint for name in (*NAMES, "clean")]
+    weights = (share * (1 - clean), (1 - share) * (1 - clean), clean)
+    return Belief(NAMES, LEVELS, sum(w * j for w, j in zip(weights, joints, strict=True)).astype(np.float32))
 
 
-def test_two_probable_corruptions_get_both_signatures_at_their_strengths():
-    policy = ExpectedGainPolicy(table(), pair_threshold=0.3, pair_scale=0.5)
-    assert policy.choose(torn()) == {"fog": 0.5, "snow": 0.5}
-    assert policy.choose(torn(0.9)) == {"fog": 1.0}
-    assert policy.mixes(np.stack([torn().joint, torn(0.9).joint])) == [{"fog": 0.5, "snow": 0.5}, {"fog": 1.0}]
-    assert ExpectedGainPolicy(table()).choose(torn()) == {"fog": 1.0}
+@pytest.mark.parametrize(
+    ("name", "severity", "mix"),
+    [("clean", 0, {}), ("fog", 5, {"fog": 1.0}), ("fog", 1, {"fog": 0.5}), ("snow", 5, {"snow": 1.0})],
+)
+def test_a_certain_belief_gets_the_types_own_signature(name, severity, mix):
+    policy = WeightedPolicy(table())
+    assert policy.choose(certain(NAMES, LEVELS, name, severity)) == mix
+    assert policy.choose(certain(NAMES, LEVELS, name, severity)) == ToldPolicy(table(), own=True).choose_told(
+        name, severity
+    )
 
 
-def test_after_a_pair_the_best_single_action_needs_no_more_than_the_margin_over_no_patch():
-    policy = ExpectedGainPolicy(table(), margin=5, pair_threshold=0.3)
-    assert set(policy.choose(torn())) == {"fog", "snow"}
-    assert policy.choose(certain(NAMES, LEVELS, "fog", 5)) == {"fog": 1.0}
-    assert policy.choose(certain(NAMES, LEVELS, "clean")) == {"fog": 1.0}
-    policy.choose(torn())
+@given(share=st.floats(0, 1), clean=st.floats(0, 1))
+def test_a_torn_belief_gets_both_signatures_by_their_probabilities(share, clean):
+    belief = torn(share, clean)
+    mix = WeightedPolicy(table(), threshold=0.1).choose(belief)
+    for name, probability in zip(NAMES, belief.probability[1:], strict=True):
+        if probability < 0.099:
+            assert name not in mix
+        elif probability > 0.101:
+            assert mix[name] == pytest.approx(float(probability), abs=STEP / 2 + 1e-6)
+            assert mix[name] / STEP == round(mix[name] / STEP)
+
+
+def test_the_weight_on_clean_makes_every_signature_weaker():
+    assert WeightedPolicy(table()).choose(torn(1.0, 0.5)) == {"fog": 0.5}
+    assert WeightedPolicy(table(), clean_weight=3).choose(torn(1.0, 0.5)) == {"fog": 0.25}
+    assert WeightedPolicy(table(), clean_weight=16).choose(torn(1.0, 0.5)) == {}
+
+
+def test_a_mix_is_held_until_it_differs_enough_and_never_beyond_a_clean_frame():
+    policy = WeightedPolicy(table(), hold=0.2)
+    assert policy.choose(torn(0.5)) == {"fog": 0.5, "snow": 0.5}
+    assert policy.choose(torn(0.625)) == {"fog": 0.5, "snow": 0.5}
+    assert policy.choose(torn(0.75)) == {"fog": 0.75, "snow": 0.25}
     assert policy.choose(certain(NAMES, LEVELS, "clean")) == {}
+    assert policy.choose(torn(1.0, 0.85)) == {}
+    policy.choose(torn(0.5))
+    policy.reset()
+    assert policy.choose(torn(1.0, 0.85)) == {}
 
 
-def test_a_pair_without_signatures_of_its_own_gets_the_best_action():
-    limited = table().limited_to(())
-    assert ExpectedGainPolicy(limited, pair_threshold=0.3).choose(torn()) == {}
+def test_frames_on_their_own_get_what_choose_gives():
+    beliefs = [torn(share, clean) for share in (0, 0.3, 0.7, 1) for clean in (0, 0.4, 1)]
+    for policy in (WeightedPolicy(table()), ExpectedGainPolicy(table())):
+        found = policy.mixes(np.stack([belief.joint for belief in beliefs]))
+        for belief, mix in zip(beliefs, found, strict=True):
+            policy.reset()
+            assert policy.choose(belief) == mix
 
 
-@pytest.mark.parametrize("settings", [{"pair_threshold": 0.6}, {"pair_threshold": -0.1}, {"pair_scale": 0}])
-def test_settings_for_pairs_out_of_range_are_refused(settings):
+def test_a_signature_that_is_not_at_hand_is_no_part_of_a_mix():
+    assert WeightedPolicy(table().limited_to(("snow",))).choose(torn()) == {"snow": 0.5}
+
+
+def test_the_estimate_of_a_mix_is_what_was_measured_where_it_was_measured():
+    found = table()
+    for action in range(4):
+        np.testing.assert_allclose(found.estimate(found.mix(action)), found.accuracy[:, action])
+    np.testing.assert_allclose(found.estimate({"fog": 0.75})[2], 67.5)
+    np.testing.assert_allclose(found.estimate({"fog": 0.25})[2], 50)
+    # In fog 5: +20 by fog at 0.5, -5 by half of snow; in snow 5: +5 and +12.5.
+    np.testing.assert_allclose(found.estimate({"fog": 0.5, "snow": 0.5})[[2, 4]], [55, 62.5])
+    assert found.estimate({"fog": 1.0, "snow": 1.0})[1] <= found.accuracy[1].max()
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 1}, {"threshold": -0.1}, {"clean_weight": 0}, {"hold": -1}])
+def test_settings_of_weights_out_of_range_are_refused(settings):
     with pytest.raises(InputError):
-        ExpectedGainPolicy(table(), **settings)
+        WeightedPolicy(table(), **settings)
+
+
+def test_a_bundles_settings_name_the_policy():
+    assert isinstance(make_policy(table(), {"margin": 0.5, "clean_weight": 2}), ExpectedGainPolicy)
+    weighted = make_policy(table(), {"kind": "weighted", "hold": 0.1, "threshold": 0.2})
+    assert isinstance(weighted, WeightedPolicy)
+    assert weighted.hold == 0.1
+    assert make_policy(table(), {"kind": "weighted", "hold": 0.1}, independent=True).hold == 0
+    assert make_policy(table(), {"margin": 0.5}, independent=True).margin == 0
+    with pytest.raises(InputError, match="unknown kind 'magic'"):
+        make_policy(table(), {"kind": "magic"})

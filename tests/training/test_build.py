@@ -58,7 +58,7 @@ def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recip
     for name, kept in (("model.onnx", True), ("signatures.safetensors", True), ("oracle.onnx", False)):
         assert ((tmp_path / "onto" / name).read_bytes() == (out / name).read_bytes()) is kept
     jobs = {json.loads(line)["job"] for line in (work / "log.jsonl").read_text().splitlines()}
-    assert jobs == {"oracle", "gain", "policy"}
+    assert jobs == {"oracle", "gain"}
     recipes = [Bundle.load(path).manifest.provenance["recipe"] for path in (tmp_path / "onto", out)]
     assert recipes[0]["oracle"]["widths"] == [8, 12]
     assert recipes[0]["model"] == recipes[1]["model"]
