@@ -3,9 +3,10 @@
 Words of the table: `std` is never patched; `trained` is our oracle with the bundle's policy, each frame on its own;
 `perfect` is told type and severity and uses the type's own signature at its calibrated alpha; `best` is told them and
 takes the gain table's best action; `always` carries all signatures averaged, on every frame.
-Regret = perfect − trained. Its split goes from one to the other by way of oracles that are told less and less: type and
-severity (`best`), the type, whether the frame is corrupted at all, nothing. What each step costs is the share of the
-policy (below 0 where it takes a neighbour's signature to advantage), of severity, of type and of missed clean frames.
+Regret = perfect − trained. Its split goes from one to the other by way of the bundle's policy with an oracle that is
+told less and less: type and severity, the type, whether the frame is corrupted at all, nothing. What each step costs
+is the share of the policy (what it does differently from `perfect` with the same knowledge), of severity, of type and
+of missed clean frames.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from numpy.typing import NDArray
 
 from edge.bundle import Bundle
 from edge.models.base import PatchableModel
-from oracle.belief import CLEAN, Belief
+from oracle.belief import CLEAN, Belief, certain
 from oracle.errors import InputError
 from oracle.policy import Mix, ToldPolicy
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, load_images
 
 WAYS = ("std", "trained", "perfect", "best", "always")
-PARTLY_TOLD = ("type", "corrupted")
+PARTLY_TOLD = ("state", "type", "corrupted")
 SEVERITIES = (1, 2, 3, 4, 5)
 STREAM = 8
+_COMPARED_PIXELS = 200 * 32**2
 BATCH = 50  # larger ones leave the cache: slower
 
 
@@ -162,6 +164,7 @@ class Replayer:
         self._filter = bundle.filter()
         table = bundle.table
         self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
+        self._states = (table.corruptions, table.levels)
         self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
 
     def run(self, test: TestSet) -> dict[str, Any]:
@@ -188,7 +191,9 @@ class Replayer:
         for way, policy in (("perfect", self._perfect), ("best", self._best)):
             mixes[way] = [policy.choose_told(test.corruption, test.severity)] * len(x)
         mixes["trained"] = self.policy.mixes(joint)
-        mixes |= {way: self.policy.mixes(self._tell(joint, test.corruption, way)) for way in PARTLY_TOLD}
+        all_told = certain(*self._states, test.corruption, test.severity).joint
+        mixes["state"] = self.policy.mixes(all_told[None]) * len(x)
+        mixes |= {way: self.policy.mixes(self._tell(joint, test.corruption, way)) for way in ("type", "corrupted")}
         correct = self._correct(x, labels, mixes)
         self.model.apply(self._always)
         correct["always"] = self.model.predict(x).argmax(1) == labels
@@ -252,12 +257,12 @@ class Pictures:
 
     def __init__(self, corruptions: Sequence[str], count: int = 200) -> None:
         self._corruptions, self._count = tuple(corruptions), count
-        self._seen: dict[tuple[str, int], NDArray[np.int16]] = {}
+        self._seen: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
     def add(self, test: TestSet) -> None:
         """Remember the first images of a set."""
-        pixels = test.images.pixels[: self._count].numpy().astype(np.int16)
-        self._seen[test.corruption, test.severity] = pixels
+        few = max(1, min(self._count, _COMPARED_PIXELS // test.images.size**2))
+        self._seen[test.corruption, test.severity] = test.images.pixels[:few].numpy()
 
     def same(self, limit: float = 0.5) -> list[tuple[str, str, int]]:
         """(corruption, corruption, severity) whose mean absolute difference is at most `limit` grey levels."""
@@ -266,7 +271,7 @@ class Pictures:
             here = [name for name in self._corruptions if (name, severity) in self._seen]
             for first, second in combinations(here, 2):
                 one, other = self._seen[first, severity], self._seen[second, severity]
-                if one.shape == other.shape and float(np.abs(one - other).mean()) <= limit:
+                if one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= limit:
                     found.append((first, second, severity))
         return found
 
@@ -339,7 +344,7 @@ def replay(
         "regret": round(ra["perfect"] - ra["trained"], 2),
         "regret_split": {
             **_split(ra),
-            "clean_frames_patched": round(ta["best"] - ta["trained"], 3) if ta else None,
+            "clean_frames_patched": round(ta["perfect"] - ta["trained"], 3) if ta else None,
             "per_corruption": {name: _split(ways) for name, ways in per_corruption.items()},
         },
         "oracle": {
@@ -357,7 +362,7 @@ def replay(
 
 def _split(accuracy: dict[str, float]) -> dict[str, float]:
     """What each step from being told to being on one's own costs, in points; they sum to the regret."""
-    steps = pairwise(accuracy[way] for way in ("perfect", "best", "type", "corrupted", "trained"))
+    steps = pairwise(accuracy[way] for way in ("perfect", "state", "type", "corrupted", "trained"))
     names = ("policy", "severity", "type", "clean")
     shares = {name: told - less for name, (told, less) in zip(names, steps, strict=True)}
     return {name: round(value, 3) for name, value in (shares | {"total": sum(shares.values())}).items()}

@@ -197,7 +197,7 @@ class ExpectedGainPolicy:
         margin: percentage points of expected accuracy by which another action must beat the one in force (and any
             patch must beat no patch) before it is taken; 0 for independent images.
         clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
-            in the oracle's training, where the 20 types are equally frequent.
+            the oracle takes it to be.
     """
 
     def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:

@@ -8,7 +8,7 @@ How often a stream jumps is not known beforehand: a camera in the rain jumps onc
 every frame. So several filters run side by side, one for each rate, and are averaged by how well each has predicted
 the frames so far; a share of the weights is spread evenly at each frame, so that none is lost for good (Herbster &
 Warmuth 1998, "Tracking the best expert", the fixed-share algorithm). With a rate of 1 among them, frames that have
-nothing to do with one another soon keep the oracle's own verdict.
+nothing to do with one another soon keep the oracle's own verdict (where `evidence` is 1).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class BeliefFilter:
         jump: probability that the state is drawn anew from one frame to the next; several are weighed against one
             another, frame by frame.
         drift: probability, where it does not jump, that the severity moves one level up or down.
-        prior: how often each joint state occurred in the oracle's training, (1 + C·S,), sums to 1: what a jump draws
-            from; None: clean and each type equally often, each level of a type equally often.
+        prior: the oracle's, (1 + C·S,), sums to 1: how often it takes each joint state to occur, as in its training,
+            with the odds of clean as it weighs them. It is what a jump draws from. None: clean and each type equally
+            often, each level of a type equally often.
         evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
             of one scene are not independent.
         share: part of the weights of the jump rates that is spread evenly again at each frame.
@@ -47,8 +48,8 @@ class BeliefFilter:
         self,
         corruptions: Sequence[str],
         levels: Sequence[float],
-        jump: float | Sequence[float] = (0.02, 0.2, 1.0),
-        drift: float = 0.3,
+        jump: float | Sequence[float] = (0.02, 1.0),
+        drift: float = 0.1,
         evidence: float = 1.0,
         prior: Sequence[float] | None = None,
         share: float = 0.02,

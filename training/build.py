@@ -18,7 +18,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ import torch
 from torch import nn
 
 from edge.atomic import atomic_path, atomic_write_bytes
-from edge.bundle import MODEL, Bundle, write_bundle
+from edge.bundle import MODEL, Bundle, Manifest, write_bundle
 from edge.models.base import PatchableModel
 from edge.models.onnx_model import OnnxModel
 from edge.models.torch_model import TorchModel
 from edge.signatures import SignatureSet, shallow_sha256
 from oracle.errors import InputError
 from oracle.policy import GainTable
-from training.calibrate import measure_gain
+from training.calibrate import check_signed, measure_gain
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images, load_images, split_train_validation
 from training.export import export_onnx
@@ -76,8 +76,9 @@ class Build:
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
-        InputError: if the device is not there. Jobs raise it where `work` holds files of another build, or the images
-            do not fit the bundle that is built onto.
+        InputError: if the device is not there, or a signature of the bundle that is built onto is for no corruption
+            that can be made. Jobs raise it where `work` holds files of another build, or the images do not fit that
+            bundle.
     """
 
     def __init__(
@@ -91,6 +92,9 @@ class Build:
         onto: Bundle | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if onto is not None:
+            check_signed(onto.signatures.names)
+            recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
         self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
         self.device = torch.device(device)
         self._progress = progress
@@ -105,13 +109,7 @@ class Build:
         if height != width:
             raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
         if self.onto is not None:
-            manifest = self.onto.manifest
-            if data.classes != manifest.classes or (height, width) != (manifest.input.height, manifest.input.width):
-                takes = f"{manifest.input.width}x{manifest.input.height} images of {', '.join(manifest.classes[:3])}, …"
-                raise InputError(
-                    f"{self.source}: {width}x{height} images of {', '.join(data.classes[:3])}, … do not fit the bundle "
-                    f"{manifest.name}, which takes {takes}"
-                )
+            data = _in_the_bundles_order(data, self.onto.manifest, self.source)
         count = min(self.recipe.data.validation, len(data) // 10)
         train, validation = split_train_validation(data, count, self.recipe.seed)
         return train.to(self.device), validation.to(self.device)
@@ -208,6 +206,7 @@ class Build:
         if not self._is_done(path, shallow_sha256(self.clean_tensors()), corrupted, made_by):
             report = self._report(path.stem)
             if way == "tuned":
+                self._is_done(self.work / f"tuning-{corruption}.pt", corrupted, made_by)
                 deltas = tuned_signature(
                     self.folded,
                     self.train,
@@ -250,6 +249,7 @@ class Build:
         recall = self.recipe.calibration.clean_recall
         if not self._is_done(network_file, self.recipe.oracle, recall):
             report = self._report("oracle")
+            self._is_done(self.work / "oracle.pt", self.recipe.oracle)
             network = fit_oracle(
                 self.train,
                 self.recipe.oracle,
@@ -293,7 +293,8 @@ class Build:
     def gain(self) -> GainTable:
         """The gain table of the shipped signatures."""
         path, signatures = self.work / "gain.npz", self.signatures()
-        if not self._is_done(path, self.recipe.calibration, hashlib.sha256(signatures.to_bytes()).hexdigest()):
+        inputs = [hashlib.sha256(content).hexdigest() for content in (self._network(), signatures.to_bytes())]
+        if not self._is_done(path, self.recipe.calibration, *inputs):
             table = measure_gain(
                 self._patchable(),
                 signatures.names,
@@ -307,13 +308,22 @@ class Build:
                 np.savez(handle, **table.to_arrays())
         return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS)
 
-    def _recipe_of_all(self) -> dict[str, Any]:
-        """The recipe; what made the model and the signatures comes from the bundle that was built onto."""
-        recipe = self.recipe.to_dict()
-        if self.onto is None:
-            return recipe
-        made = {name: recipe[name] for name in ("oracle", "calibration", "stream")}
-        return {**self.onto.manifest.provenance.get("recipe", {}), **made}
+    def _provenance(self) -> dict[str, Any]:
+        """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""
+        found = {
+            "recipe": self.recipe.to_dict(),
+            "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "machine": {"processor": platform.machine(), "device": self.device.type},
+        }
+        if self.onto is not None:
+            before = self.onto.manifest.provenance
+            made = {name: found["recipe"][name] for name in ("oracle", "calibration", "stream")}
+            found["recipe"] = {**found["recipe"], **before.get("recipe", {}), **made}
+            found["model"] = before.get(
+                "model", {name: before[name] for name in ("data", "versions") if name in before}
+            )
+        return found
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically."""
@@ -347,12 +357,7 @@ class Build:
                 "share": stream.share,
                 "prior": [round(share, 7) for share in prior.tolist()],
             },
-            provenance={
-                "recipe": self._recipe_of_all(),
-                "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
-                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-                "machine": {"processor": platform.machine(), "device": self.device.type},
-            },
+            provenance=self._provenance(),
             measured={
                 "split": "validation",
                 "ta": round(float(table.accuracy[0, 0]), 2),
@@ -378,6 +383,34 @@ class Build:
             else:
                 for corruption in CORRUPTIONS:
                     self.signature(job, corruption)
+
+
+def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
+    """With the bundle's seed and number of validation images: none that its model has learnt from becomes one."""
+    told = bundle.manifest.provenance.get("recipe", {})
+    validation = told.get("data", {}).get("validation", recipe.data.validation)
+    return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, validation=validation))
+
+
+def _in_the_bundles_order(data: Images, manifest: Manifest, source: str) -> Images:
+    """The images with the bundle's class order.
+
+    Raises:
+        InputError: if their classes or their size are not the bundle's.
+    """
+    strange = sorted(set(data.classes) ^ set(manifest.classes))
+    if strange:
+        whose = f"the bundle {manifest.name}" if strange[0] in manifest.classes else "these images"
+        raise InputError(
+            f"{source}: class {strange[0]!r} is known to {whose} only; give images of the bundle's classes"
+        )
+    if data.size != manifest.input.height or manifest.input.height != manifest.input.width:
+        raise InputError(
+            f"{source}: images of {data.size} pixels do not fit the bundle {manifest.name}, which takes "
+            f"{manifest.input.width}x{manifest.input.height}; leave --size out"
+        )
+    order = torch.tensor([manifest.classes.index(name) for name in data.classes])
+    return Images(data.pixels, order[data.labels], manifest.classes)
 
 
 def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:

@@ -53,6 +53,20 @@ class CalibrationRecipe:
             raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
 
 
+def check_signed(names: Sequence[str]) -> None:
+    """Refuse signatures that cannot be calibrated.
+
+    Raises:
+        InputError: if one is for none of the corruptions.
+    """
+    strange = [name for name in names if name not in CORRUPTIONS]
+    if strange:
+        raise InputError(
+            f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
+            f"known: {', '.join(CORRUPTIONS)}"
+        )
+
+
 def measure_gain(
     model: PatchableModel,
     names: Sequence[str],
@@ -77,12 +91,7 @@ def measure_gain(
     Raises:
         InputError: if a signature is for none of the corruptions.
     """
-    strange = [name for name in names if name not in CORRUPTIONS]
-    if strange:
-        raise InputError(
-            f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
-            f"known: {', '.join(CORRUPTIONS)}"
-        )
+    check_signed(names)
     signed = sorted(CORRUPTIONS.index(name) for name in names)
     actions = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
     column = {action: position for position, action in enumerate(actions)}

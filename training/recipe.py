@@ -73,9 +73,9 @@ class StreamRecipe:
 
     threshold: float = 0.1
     clean_weight: float = 1.0
-    hold: float = 0.125
-    jump: tuple[float, ...] = (0.02, 0.2, 1.0)
-    drift: float = 0.3
+    hold: float = 0.0625
+    jump: tuple[float, ...] = (0.02, 1.0)
+    drift: float = 0.1
     evidence: float = 1.0
     share: float = 0.02
 

@@ -52,7 +52,7 @@ def test_the_shares_of_the_regret_sum_to_it(result):
         shares = sum(split[name] for name in ("policy", "severity", "type", "clean"))
         assert split["total"] == pytest.approx(shares, abs=0.003)
     assert result["regret_split"]["total"] == pytest.approx(result["regret"], abs=0.01)
-    lost = result["ta"]["best"] - result["ta"]["trained"]
+    lost = result["ta"]["perfect"] - result["ta"]["trained"]
     assert result["regret_split"]["clean_frames_patched"] == pytest.approx(lost, abs=0.01)
 
 

@@ -109,7 +109,7 @@ class TestParts:
     def test_policy_and_filter_take_the_manifests_settings(self, tiny_bundle):
         assert tiny_bundle.policy().margin == 0.5
         assert tiny_bundle.policy(independent=True).margin == 0
-        assert tiny_bundle.filter().jump == 0.05
+        assert tiny_bundle.filter().jump == (0.05,)
         mix = tiny_bundle.policy().choose(certain(CORRUPTIONS, LEVELS, "fog", 5))
         assert set(mix) <= set(CORRUPTIONS)
 
