@@ -151,7 +151,7 @@ def _as_input(pixels: Tensor) -> NDArray[np.float32]:
 
 
 class Judge:
-    """Runs frames through a patchable model under given mixes; what one signature does is computed once a frame.
+    """Runs frames through a patchable model under given mixes; what a mix does to a frame is computed once.
 
     Args:
         model: the model.
@@ -160,7 +160,7 @@ class Judge:
 
     def __init__(self, model: PatchableModel, frames: Frames) -> None:
         self.model, self.frames = model, frames
-        self._known: dict[MixKey, NDArray[np.int8]] = {}
+        self._known: dict[MixKey, dict[int, bool]] = defaultdict(dict)
 
     def right(self, mixes: Sequence[Mix]) -> NDArray[np.bool_]:
         """Whether each frame is classified right under its own mix, bool (N,)."""
@@ -177,13 +177,11 @@ class Judge:
         return self._right(_key(mix), np.arange(len(self.frames)) if chosen is None else chosen)
 
     def _right(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-        if len(key) > 1:  # too many of them to remember
-            return self._classified(key, chosen)
-        known = self._known.setdefault(key, np.full(len(self.frames), -1, np.int8))
-        missing = chosen[known[chosen] < 0]
-        if len(missing):
-            known[missing] = self._classified(key, missing)
-        return known[chosen] == 1
+        known, wanted = self._known[key], chosen.tolist()
+        missing = [frame for frame in wanted if frame not in known]
+        if missing:
+            known |= zip(missing, self._classified(key, np.array(missing)).tolist(), strict=True)
+        return np.array([known[frame] for frame in wanted], bool)
 
     def _classified(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
         self.model.apply({name: steps / 256 for name, steps in key})

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.extras import require
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Data = Annotated[str, typer.Option(help="The images that the bundle was built from: folder or data set name.")]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded images for the next run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
 Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+
+_PIPED_WIDTH = 140
+"""Columns of a table that goes to no terminal: rich would cut it at 80."""
 
 
 def policies(
@@ -22,7 +29,7 @@ def policies(
     limit: Annotated[int, typer.Option(min=1, help="Test images of each corruption and severity.")] = 200,
     validation_limit: Annotated[
         int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")
-    ] = 100,
+    ] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the images and corruptions.")] = 0,
     cache: Cache = None,
     threads: Threads = 1,
@@ -35,8 +42,6 @@ def policies(
         rws bench policies --data ~/data/cifar10 --json policies.json
     """
     with require("bench"):
-        from rich.console import Console
-
         from benchmarks.judge import load_splits
         from benchmarks.policies import compare_policies, print_policies
     from edge.bundle import Bundle
@@ -52,7 +57,7 @@ def policies(
         threads=threads,
         progress=typer.echo,
     )
-    print_policies(result, Console(highlight=False))
+    print_policies(result, _console())
     _save(report, result, data, seed, threads)
 
 
@@ -76,8 +81,6 @@ def pairs(
         rws bench pairs --data ~/data/cifar10 --json pairs.json
     """
     with require("bench"):
-        from rich.console import Console
-
         from benchmarks.judge import load_splits
         from benchmarks.pairs import compare_pairs, print_pairs
     from edge.bundle import Bundle
@@ -94,7 +97,7 @@ def pairs(
         threads=threads,
         progress=typer.echo,
     )
-    print_pairs(result, Console(highlight=False))
+    print_pairs(result, _console())
     _save(report, result, data, seed, threads)
 
 
@@ -120,7 +123,6 @@ def unseen(
     """
     with require("bench"):
         import torch
-        from rich.console import Console
 
         from benchmarks.judge import load_splits
         from benchmarks.unseen import UnseenRecipe, bundle_recipe, leave_one_out, print_unseen
@@ -133,7 +135,7 @@ def unseen(
     result = leave_one_out(
         chosen, load_splits(chosen, data, cache), recipe, work, only=only or (), threads=threads, progress=typer.echo
     )
-    print_unseen(result, Console(highlight=False))
+    print_unseen(result, _console())
     if result["missing"]:
         typer.echo(f"not done yet: {', '.join(result['missing'])}")
     _save(report, result, data, seed, threads)
@@ -205,6 +207,12 @@ def figures(
     from edge.bundle import Bundle
 
     draw_all(results, out, bundle=Bundle.load(bundle), only=only or (), progress=typer.echo)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def _check(report: Path | None) -> None:

@@ -6,7 +6,7 @@ two own signatures, each at its calibrated alpha, `averaged` these at half stren
 best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the one signature
 with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are probable
 enough, and else does as `expected`. What is best is found on validation images; every number is measured on test
-images.
+images, save those of `validation`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def compare_pairs(
         same severities) and `composed`, the percent of pair frames under more than one signature. `oracle`: how often
         the two most probable corruptions are the pair, how often the most probable one is of the pair (percent), and
         the mean probability of the lesser of the pair. `per_pair`: first, second, then the accuracy of each way, in
-        the order of `rows`, over the severities. `chosen`: threshold and scale of `composed`.
+        the order of `rows`, over the severities. `chosen`: threshold and scale of `composed`. `validation`: of `std`
+        and those who ask the oracle the accuracy on validation images: `ta`, `single` and `pairs`.
     """
     say = progress or (lambda line: None)
     drawn = draw_pairs(pairs, seed, bundle.manifest.corruptions)
@@ -133,6 +134,13 @@ def compare_pairs(
     judge, beliefs = prepare(splits.validation, validation_limit)
     single, scaled = _best_told(bundle.table, judge, pair_cells, scales, say)
     composing = _best_composing(bundle.table, expected, judge, beliefs, thresholds, scales, allowed_loss, say)
+    policies: dict[str, FramePolicy] = {
+        "shipped": bundle.policy(independent=True),
+        "expected": expected,
+        "composed": composing,
+    }
+    validation = {"std": _scores(judge, [{} for _ in beliefs])}
+    validation |= {way: _scores(judge, [policy.choose(b) for b in beliefs]) for way, policy in policies.items()}
 
     judge, beliefs = prepare(splits.test, limit)
     frames = judge.frames
@@ -146,11 +154,6 @@ def compare_pairs(
     ):
         by_cell = [mix_of(layers) if len(layers) == 2 else {} for layers in frames.cells]
         mixes[way] = [by_cell[cell] for cell in frames.cell]
-    policies: dict[str, FramePolicy] = {
-        "shipped": bundle.policy(independent=True),
-        "expected": expected,
-        "composed": composing,
-    }
     mixes |= {way: [policy.choose(belief) for belief in beliefs] for way, policy in policies.items()}
     rows, accuracy = [], {}
     for way, found in mixes.items():
@@ -169,6 +172,10 @@ def compare_pairs(
         "rows": rows,
         "oracle": _oracle_on_pairs(frames, beliefs),
         "chosen": {"threshold": composing.threshold, "scale": composing.scale},
+        "validation": {
+            way: dict(zip(("ta", "single", "pairs"), (round(float(score), 2) for score in found), strict=True))
+            for way, found in validation.items()
+        },
         "per_pair": [
             [
                 *pair,
@@ -227,18 +234,12 @@ def _best_composing(
     say: Callable[[str], None],
 ) -> ComposingPolicy:
     """Threshold and scale that are best for pairs, of those that cost little elsewhere; else what costs least."""
-    frames = judge.frames
-
-    def scores(policy: FramePolicy) -> NDArray[np.float64]:
-        per_cell = 100 * frames.per_cell(judge.right([policy.choose(belief) for belief in beliefs]))
-        return np.array([_mean_of(frames, per_cell, layers) for layers in (0, 1, 2)])
-
-    before = scores(base)
+    before = _scores(judge, [base.choose(belief) for belief in beliefs])
     found = []
     for threshold in thresholds:
         for scale in scales:
             policy = ComposingPolicy(table, base, threshold, scale)
-            change = scores(policy) - before
+            change = _scores(judge, [policy.choose(belief) for belief in beliefs]) - before
             found.append((policy, max(-change[0], -change[1]), change[2]))
             say(
                 f"validation: composed from {threshold}, scale {scale}: "
@@ -248,6 +249,12 @@ def _best_composing(
     if allowed:
         return max(allowed, key=lambda entry: entry[2])[0]
     return min(found, key=lambda entry: entry[1])[0]
+
+
+def _scores(judge: Judge, mixes: Sequence[Mix]) -> NDArray[np.float64]:
+    """Accuracy, percent, float64 (3,): clean, mean over the single corruptions, mean over the pairs."""
+    per_cell = 100 * judge.frames.per_cell(judge.right(mixes))
+    return np.array([_mean_of(judge.frames, per_cell, layers) for layers in (0, 1, 2)])
 
 
 def _mean_of(frames: Frames, per_cell: NDArray[np.float64], layers: int) -> float:
@@ -307,3 +314,6 @@ def print_pairs(result: Mapping[str, Any], console: Console) -> None:
         f"them is the most probable in {oracle['one_named']} %; composed from P >= {chosen['threshold']:g} at scale "
         f"{chosen['scale']:g}"
     )
+    for way, score in result["validation"].items():
+        numbers = f"pairs {score['pairs']:.2f}, one corruption {score['single']:.2f}, clean {score['ta']:.2f}"
+        console.print(f"validation: {way}: {numbers}")

@@ -2,9 +2,10 @@
 
 `hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities
 (`oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
-(`oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold below which nothing is
-patched; and with both. Thresholds and weights are chosen on validation images, all else is measured on test images,
-every frame on its own.
+(`oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold; and with both. What
+falls below the threshold: for `hard` the most probable type's probability (then nothing is patched), for `weighted` a
+corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights are chosen
+on validation images, all else is measured on test images, every frame on its own.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def compare_policies(
     splits: Splits,
     *,
     limit: int = 200,
-    validation_limit: int = 100,
+    validation_limit: int = 400,
     clean_limit: int | None = None,
     allowed_ta_loss: float = 0.2,
     clean_weights: Sequence[float] = CLEAN_WEIGHTS,
@@ -204,8 +205,9 @@ def compare_policies(
         `rows`, one a policy: `policy` (`std`, `perfect`, `best`, `shipped`, or a family), `rule`, `threshold`,
         `clean_weight`, `ta`, `ra`, `ra_5` (severity 5), `regret`, `regret_5` (perfect − this), `regret_best` (best −
         this), `ra_minus_shipped` with `ra_se`, its standard error over images, `patched` and `patched_clean` (percent
-        of corrupted and clean frames), `microseconds` a decision, and what `validation` images showed. Beside them
-        the `winner`, by RA on validation images under the allowed loss, and what it all rests on.
+        of corrupted and clean frames), `microseconds` a decision, and for families and `shipped` what `validation`
+        images showed: `ta_loss` and `ra`. Beside them the `winner`, the family and rule with the best RA on validation
+        images under the allowed loss, and what it all rests on.
 
     Raises:
         InputError: if the grid lacks the plain values.
@@ -213,15 +215,18 @@ def compare_policies(
     if 1 not in clean_weights or any(0 not in thresholds[family] for family in FAMILIES):
         raise InputError("policies: clean_weights must hold 1 and the thresholds of each family 0")
     say = progress or (lambda line: None)
-    settings = _validated(bundle, splits, validation_limit, clean_limit, clean_weights, thresholds, seed, threads, say)
+    shipped = bundle.policy(independent=True)
+    judge, beliefs, _ = _prepared(bundle, splits.validation, validation_limit, clean_limit, seed, threads)
+    settings = _validated(bundle.table, judge, beliefs, clean_weights, thresholds, say)
+    validation = {("shipped", ""): _on_validation(judge, beliefs, shipped)}
     chosen = {
         (family, rule): choose_setting([s for s in settings if s.family == family], rule, allowed_ta_loss)
         for family in FAMILIES
         for rule in RULES
     }
+    validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
     judge, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads)
     frames = judge.frames
-    shipped = bundle.policy(independent=True)
     mixes: dict[tuple[str, str], list[Mix]] = {("std", ""): [{} for _ in beliefs]}
     mixes |= {(name, ""): found for name, found in told.items()}
     policies: dict[tuple[str, str], FramePolicy] = {("shipped", ""): shipped}
@@ -237,8 +242,8 @@ def compare_policies(
         if key in chosen:
             row |= {"threshold": chosen[key].threshold, "clean_weight": chosen[key].clean_weight}
         elif key[0] == "shipped":
-            settings = bundle.manifest.policy
-            row |= {name: settings[name] for name in ("kind", "threshold", "clean_weight") if name in settings}
+            own = bundle.manifest.policy
+            row |= {name: own[name] for name in ("kind", "threshold", "clean_weight") if name in own}
         row |= {name: round(value, 2) for name, value in score.items()}
         row |= {
             "regret": round(scores["perfect", ""]["ra"] - score["ra"], 2),
@@ -250,8 +255,9 @@ def compare_policies(
         }
         if key in policies:
             row["microseconds"] = round(microseconds(policies[key], beliefs), 1)
-        if key in chosen:
-            row["validation"] = {"ta_loss": round(chosen[key].ta_loss, 2), "ra": round(chosen[key].ra, 2)}
+            row["validation"] = dict(
+                zip(("ta_loss", "ra"), (round(value, 2) for value in validation[key]), strict=True)
+            )
         rows.append(row)
         say(f"{key[0]:10s} {key[1]:14s} TA {row['ta']:6.2f}  RA {row['ra']:6.2f}  at 5 {row['ra_5']:6.2f}")
     harmless = [key for key, setting in chosen.items() if setting.ta_loss <= allowed_ta_loss]
@@ -283,26 +289,26 @@ def _prepared(
     return Judge(bundle.model("onnx", threads=threads), frames), observe(bundle.oracle(threads), frames), told
 
 
+def _on_validation(judge: Judge, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
+    """The points of TA that a policy loses, and its RA."""
+    score = accuracies(judge.frames, judge.right([policy.choose(belief) for belief in beliefs]))
+    return accuracies(judge.frames, judge.right_under({}))["ta"] - score["ta"], score["ra"]
+
+
 def _validated(
-    bundle: Bundle,
-    splits: Splits,
-    limit: int,
-    clean_limit: int | None,
+    table: GainTable,
+    judge: Judge,
+    beliefs: Sequence[Belief],
     clean_weights: Sequence[float],
     thresholds: Mapping[str, Sequence[float]],
-    seed: int,
-    threads: int,
     say: Callable[[str], None],
 ) -> list[Setting]:
-    judge, beliefs, _ = _prepared(bundle, splits.validation, limit, clean_limit, seed, threads)
-    ta = accuracies(judge.frames, judge.right_under({}))["ta"]
     settings = []
     for family, build in FAMILIES.items():
         for threshold in thresholds[family]:
             for weight in clean_weights:
-                policy = build(bundle.table, threshold, weight)
-                score = accuracies(judge.frames, judge.right([policy.choose(belief) for belief in beliefs]))
-                settings.append(Setting(family, threshold, weight, ta - score["ta"], score["ra"]))
+                found = _on_validation(judge, beliefs, build(table, threshold, weight))
+                settings.append(Setting(family, threshold, weight, *found))
             best = max(settings[-len(clean_weights) :], key=lambda setting: setting.ra)
             say(f"validation: {family:10s} threshold {threshold:<5g} RA {best.ra:6.2f}  TA loss {best.ta_loss:5.2f}")
     return settings
