@@ -63,7 +63,10 @@ def replay(
     report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="Streams: iid, mixed, continual, gradual, correlated, or all; several times."),
+        typer.Option(
+            help="Streams of clean images, corrupted here: iid, mixed, continual, gradual, correlated, or all; "
+            "several times."
+        ),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Streams: frames per type; left out: 500.")] = None,
     rivals: Annotated[Path | None, typer.Option(help="Streams: also the rivals, whose models are here.")] = None,
@@ -74,6 +77,9 @@ def replay(
     resume: Annotated[
         bool, typer.Option(help="Streams: go on from what an earlier run left in the folder JSON.parts.")
     ] = True,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Rivals: measure time and memory anew, whatever JSON.parts holds.")
+    ] = False,
 ) -> None:
     """Replay the oracle against a corrupted test set: accuracy never patched, with the oracle, and when told.
 
@@ -92,6 +98,9 @@ def replay(
     misplaced = [option for option, value in for_streams.items() if value is not None]
     if misplaced and not protocol:
         raise InputError(f"{misplaced[0]} is for streams; give --protocol as well")
+    for option, given in (("--batch", batch), ("--remeasure", remeasure)):
+        if given and rivals is None:
+            raise InputError(f"{option} is for the rivals; give --rivals as well")
     if protocol and limit is not None:
         raise InputError("--limit is for sets of images; with --protocol give --frames")
     if protocol and severity != "all" and len(severities) != 1:
@@ -120,6 +129,7 @@ def replay(
             report,
             table,
             resume,
+            remeasure,
         )
         return
     result = run(
@@ -130,9 +140,10 @@ def replay(
         if result[row]:
             typer.echo(f"{row.upper():10s}" + "".join(f"{result[row][way]:10.2f}" for way in WAYS))
     scores = result["oracle"]
+    recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
     typer.echo(
         f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
-        f"clean recall {scores['clean_recall']} %, severity error {scores['severity_mae']:.2f}"
+        f"{recall}severity error {scores['severity_mae']:.2f}"
     )
     if report is not None:
         write_json(report, provenance(data=Path(data).name) | result)
@@ -151,6 +162,7 @@ def _replay_streams(
     report: Path | None,
     table: Path | None,
     resume: bool,
+    remeasure: bool,
 ) -> None:
     from benchmarks.protocols import PROTOCOLS
     from benchmarks.streams import format_streams, replay_streams, write_csv
@@ -167,6 +179,7 @@ def _replay_streams(
         rivals=rivals,
         parts=None if report is None else report.with_name(report.name + ".parts"),
         resume=resume,
+        remeasure=remeasure,
         threads=threads,
         progress=typer.echo,
     )
@@ -371,6 +384,38 @@ def latency(
     )
     print_latency(made | result, Console(highlight=False))
     write_results(made | result, report, table)
+
+
+@bench.command("oracle")
+def oracle_cost(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; left out: the bundled default.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Beside the bundle's own, vgg16, resnet50, …; once for each.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="How often everything is loaded anew.")] = 6,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Time of the oracle, the temporal filter and the policy beside the model's own, one thread.
+
+    \b
+    Example:
+        rws bench oracle --model vgg16 --json oracle_cost.json
+    """
+    with require("bench"):
+        from benchmarks.models import load_model
+        from benchmarks.oracle_cost import measure_oracle
+        from edge.provenance import provenance, write_json
+    from edge.bundle import Bundle
+    from edge.sinks import check_target
+
+    if report is not None:
+        check_target(report)
+    chosen = Bundle.load(bundle)
+    others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
+    result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=typer.echo)
+    if report is not None:
+        write_json(report, provenance(seed=0, threads=1) | result)
 
 
 @bench.command()
