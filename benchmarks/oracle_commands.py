@@ -125,13 +125,13 @@ def unseen(
         import torch
 
         from benchmarks.judge import load_splits
-        from benchmarks.unseen import UnseenRecipe, bundle_recipe, leave_one_out, print_unseen
+        from benchmarks.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
     from edge.bundle import Bundle
 
     _check(report)
     torch.set_num_threads(threads)
     chosen = Bundle.load(bundle)
-    recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, seed=seed)
+    recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
     result = leave_one_out(
         chosen, load_splits(chosen, data, cache), recipe, work, only=only or (), threads=threads, progress=typer.echo
     )

@@ -1,9 +1,9 @@
 """Corruptions that nobody named: each of the 19 left out in turn, of the oracle, of the signatures and of the table.
 
 What remains meets the corruption that it never saw. `std` is never patched; `ours` is the oracle of the other 18 with
-the policy over their signatures; `borrowed` is told the corruption and takes the one signature of the other 18, or
-none, that is best for it on validation images; `own` is told it and has its own signature back (the bundle's, at its
-calibrated alpha). The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps.
+the bundle's policy over their signatures; `borrowed` is told the corruption and takes the one signature of the other
+18, or none, that is best for it on validation images; `own` is told it and has its own signature back (the bundle's, at
+its calibrated alpha). The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps.
 
 Each of the 19 is a job with files of its own in a work folder, so that several processes can share them and a stopped
 run goes on.
@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +28,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import benchmarks.judge
+import oracle.policy
+import training.calibrate
+import training.corruptions
 import training.oracle_fit
 from benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
 from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
-from oracle.belief import Belief
 from oracle.errors import FormatError, InputError
-from oracle.policy import GainTable, Mix, ToldPolicy, WeightedPolicy
+from oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
+from training.calibrate import CalibrationRecipe
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images
 from training.oracle_fit import (
@@ -63,7 +68,7 @@ class UnseenRecipe:
         limit: test images at each severity.
         clean_limit: clean test images; None: all.
         validation_limit: validation images at each severity, for `borrowed`.
-        clean_recall: percent of the clean validation images that each oracle must name so.
+        clean_recall: percent of the clean validation images that each oracle must name so; see `bundle_recall`.
         seed: of training, images and corruptions.
     """
 
@@ -71,7 +76,7 @@ class UnseenRecipe:
     limit: int = 1000
     clean_limit: int | None = 2000
     validation_limit: int = 200
-    clean_recall: float = 97.5
+    clean_recall: float = CalibrationRecipe.clean_recall
     seed: int = 0
 
 
@@ -91,6 +96,23 @@ def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
             f"the bundle again"
         ) from error
     return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def bundle_recall(bundle: Bundle) -> float:
+    """The clean recall, percent, that the bundle's oracle was calibrated to; a recipe's default where it does not say.
+
+    Raises:
+        FormatError: if the provenance holds no number there, or one out of range.
+    """
+    recipe = bundle.manifest.provenance.get("recipe", {})
+    try:
+        recall = float(recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall))
+        return CalibrationRecipe(clean_recall=recall).clean_recall
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{bundle.path}: its provenance has no calibration that this version can follow ({error}); build the "
+            f"bundle again"
+        ) from error
 
 
 def table_without(table: GainTable, corruption: str) -> GainTable:
@@ -121,21 +143,20 @@ class Stranger:
     Args:
         network: the oracle's network, to logits.
         temperature, clean_weight: that its logits are divided by, and the odds of clean multiplied by.
-        policy: over the other signatures.
+        policy: the bundle's, over the other signatures, each frame on its own.
         scores: on validation images of the known corruptions.
     """
 
     network: torch.nn.Module
     temperature: float
     clean_weight: float
-    policy: WeightedPolicy
+    policy: Policy
     scores: Mapping[str, float]
 
-    def beliefs(self, pixels: torch.Tensor) -> list[Belief]:
-        """What it believes of each frame, uint8 (N, 3, H, W), RGB."""
-        calibrated = (oracle_logits(self.network, pixels) / self.temperature).softmax(1)
-        joint = weigh_clean(calibrated, self.clean_weight).numpy()
-        return [Belief(self.policy.table.corruptions, self.policy.table.levels, row) for row in joint]
+    def mixes(self, pixels: torch.Tensor) -> list[Mix]:
+        """What it does to each frame, uint8 (N, 3, H, W), RGB."""
+        joint = (oracle_logits(self.network, pixels) / self.temperature).softmax(1)
+        return self.policy.mixes(weigh_clean(joint, self.clean_weight).numpy())
 
 
 def raise_stranger(
@@ -169,7 +190,8 @@ def raise_stranger(
         "clean_recall": round(100 * float(right[types.numpy() < 0].mean()), 2),
         "clean_weight": weight,
     }
-    return Stranger(network, temperature, weight, WeightedPolicy(table), scores)
+    policy = make_policy(table, bundle.manifest.policy, independent=True)
+    return Stranger(network, temperature, weight, policy, scores)
 
 
 def _validation(
@@ -193,12 +215,13 @@ def meet(
     Returns:
         `corruption`; for each of `WAYS` the accuracy at severities 1…5, percent; `gain` (ours − std, mean over the
         severities) and `worst` (at the worst one), points; `patched`, percent of the frames; `chosen`, up to three
-        signatures with the percent of the frames under them; `neighbour`, the signature borrowed at severity 5; `ta`
-        and `ta_loss` on clean images; and the oracle's `scores` on what it knows.
+        signatures with the percent of the frames where they are the strongest; `neighbour`, the signature borrowed at
+        severity 5, None where none helps; `ta` and `ta_loss` on clean images; and the oracle's `scores` on what it
+        knows.
     """
     model = bundle.model("onnx", threads=threads)
     own = ToldPolicy(bundle.table, own=True)
-    others = stranger.policy.table.corruptions
+    others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
     cells = single_cells(SEVERITIES, (corruption,))
 
     order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
@@ -210,7 +233,7 @@ def meet(
     order = shuffled(splits.test, None, recipe.seed)
     frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
     judge = Judge(model, frames)
-    ours = stranger.policy.mixes(np.stack([belief.joint for belief in stranger.beliefs(frames.pixels)]))
+    ours = stranger.mixes(frames.pixels)
     told: dict[str, list[Mix]] = {
         "std": [{} for _ in frames.cells],
         "borrowed": [*borrowed, {}],
@@ -263,8 +286,18 @@ def leave_one_out(
         `worst_cell`, and the largest `ta_loss`.
 
     Raises:
-        InputError: if a name is unknown.
+        InputError: if a name is unknown, or the bundle knows a corruption, or a severity level, that no oracle can be
+            trained for.
     """
+    strange = [name for name in bundle.table.corruptions if name not in CORRUPTIONS]
+    if strange:
+        raise InputError(
+            f"{bundle.path}: no image can be given its corruption {strange[0]!r}; known: {', '.join(CORRUPTIONS)}"
+        )
+    if bundle.table.levels != LEVELS:
+        raise InputError(
+            f"{bundle.path}: its severity levels are {bundle.table.levels}, oracles are trained for {LEVELS}"
+        )
     unknown = [name for name in only if name not in bundle.table.corruptions]
     if unknown:
         raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(bundle.table.corruptions)}")
@@ -272,7 +305,8 @@ def leave_one_out(
     work.mkdir(parents=True, exist_ok=True)
     learnt = _digest(splits.train.digest(), asdict(recipe.oracle), recipe.seed, inspect.getsource(training.oracle_fit))
     files = {file: spec.sha256 for file, spec in bundle.manifest.files.items() if not file.startswith("oracle")}
-    measured = _digest(learnt, asdict(recipe), files, splits.validation.digest(), splits.test.digest())
+    how = [files, dict(bundle.manifest.policy), _code()]
+    measured = _digest(learnt, asdict(recipe), how, splits.validation.digest(), splits.test.digest())
     names = tuple(only) or bundle.table.corruptions
     results = {name: work / f"{name}-{measured}.json" for name in names}
     for name, file in results.items():
@@ -315,6 +349,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "worst_cell": {"corruption": cell["corruption"], "gain": cell["worst"]},
         "ta_loss": max(row["ta_loss"] for row in rows),
     }
+
+
+def _code() -> list[str]:
+    """The source, besides that of the training, that decides what is measured."""
+    corruptions = sorted(Path(training.corruptions.__file__).parent.glob("*.py"))
+    modules = (sys.modules[__name__], benchmarks.judge, oracle.policy, training.calibrate)
+    return [*(inspect.getsource(module) for module in modules), *(file.read_text("utf-8") for file in corruptions)]
 
 
 def _digest(*parts: Any) -> str:

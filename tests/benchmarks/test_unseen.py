@@ -1,5 +1,8 @@
 import fcntl
+import hashlib
+import inspect
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import benchmarks.unseen as unseen
+import training.oracle_fit
 from benchmarks.judge import load_splits
 from benchmarks.unseen import (
     WAYS,
     UnseenRecipe,
+    bundle_recall,
     bundle_recipe,
     leave_one_out,
     print_unseen,
@@ -101,7 +106,7 @@ def test_a_job_measures_what_remains(result):
     for row in result["rows"]:
         assert all(len(row[way]) == 5 for way in WAYS)
         assert row["corruption"] not in [name for name, _ in row["chosen"]]
-        assert row["neighbour"] != row["corruption"]
+        assert row["neighbour"] in {*TABLE.corruptions, None} - {row["corruption"]}
         gains = np.subtract(row["ours"], row["std"])
         assert row["gain"] == pytest.approx(gains.mean(), abs=0.02)
         assert row["worst"] == pytest.approx(gains.min(), abs=0.02)
@@ -123,6 +128,57 @@ def test_what_is_done_is_not_done_again(result, splits, work, monkeypatch):
     other = UnseenRecipe(RECIPE.oracle, limit=21, validation_limit=4)
     with pytest.raises(AssertionError, match="trained again"):
         leave_one_out(BUNDLE, splits, other, work, only=["contrast"])
+
+
+def test_what_is_learnt_and_what_is_measured_have_keys_of_their_own(result, splits, work, monkeypatch):
+    def files(ending):
+        return {file.name for file in work.glob(f"contrast-*.{ending}")}
+
+    def run(bundle):
+        found = leave_one_out(bundle, splits, RECIPE, work, only=["contrast"])["rows"][0]
+        assert files("pt") == learnt
+        return found
+
+    source = inspect.getsource(training.oracle_fit)
+    parts = [splits.train.digest(), asdict(RECIPE.oracle), RECIPE.seed, source]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    learnt, before = files("pt"), files("json")
+    assert f"contrast-{key}.pt" in learnt
+    # Another policy, or other code, is measured anew with the oracle that is there.
+    never = {"kind": "expected", "margin": 0.0, "clean_weight": 1e9}
+    found = run(replace(BUNDLE, manifest=replace(BUNDLE.manifest, policy=never)))
+    assert len(files("json") - before) == 1
+    assert found["patched"] == 0
+    assert found["ours"] == found["std"]
+    monkeypatch.setattr(unseen, "_code", lambda: ["other code"])
+    assert run(BUNDLE) == result["rows"][1]
+    assert len(files("json") - before) == 2
+
+
+def test_all_the_code_that_decides_counts():
+    code = "".join(unseen._code())
+    for name in ("class Stranger", "class Judge", "class WeightedPolicy", "class CalibrationRecipe", "def seeds_for"):
+        assert name in code
+
+
+def test_the_policy_and_the_recall_are_the_bundles():
+    provenance = {"recipe": {"calibration": {"clean_recall": 90}}}
+    assert bundle_recall(replace(BUNDLE, manifest=replace(BUNDLE.manifest, provenance=provenance))) == 90
+    assert bundle_recall(replace(BUNDLE, manifest=replace(BUNDLE.manifest, provenance={}))) == 97.5
+    for wrong in ("many", 100, None):
+        provenance = {"recipe": {"calibration": {"clean_recall": wrong}}}
+        with pytest.raises(FormatError, match="build the bundle again"):
+            bundle_recall(replace(BUNDLE, manifest=replace(BUNDLE.manifest, provenance=provenance)))
+
+
+def test_a_bundle_that_no_oracle_can_be_trained_for_is_refused(tmp_path):
+    names = ("rain", *TABLE.corruptions[1:])
+    strange = replace(BUNDLE, table=replace(TABLE, corruptions=names))
+    with pytest.raises(InputError, match="given its corruption 'rain'"):
+        leave_one_out(strange, None, UnseenRecipe(OracleRecipe()), tmp_path)
+    other = replace(BUNDLE, table=replace(TABLE, levels=(1.0, 2.0, 3.0, 4.0, 4.5)))
+    with pytest.raises(InputError, match=r"severity levels are \(1\.0"):
+        leave_one_out(other, None, UnseenRecipe(OracleRecipe()), tmp_path)
 
 
 def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
@@ -153,7 +209,8 @@ def test_the_summary_names_the_worst():
 def test_the_table_prints(result):
     with open("/dev/null", "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
-        print_unseen({**result, "missing": ["fog"]}, console)
+        rows = [{**result["rows"][0], "neighbour": None, "chosen": []}, *result["rows"][1:]]
+        print_unseen({**result, "rows": rows, "missing": ["fog"]}, console)
     text = console.export_text()
     assert "shot_noise" in text
     assert "not done yet: fog" in text
