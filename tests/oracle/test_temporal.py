@@ -123,3 +123,39 @@ def test_several_rates_agree_with_one_where_all_are_the_same():
         np.testing.assert_allclose(
             several.update(unsure(name, 0.6)).joint, one.update(unsure(name, 0.6)).joint, rtol=1e-5
         )
+
+
+def by_matrices(beliefs: list[Belief], rates: tuple[float, ...], drift: float, share: float) -> list[np.ndarray]:
+    """The same filter, written out: one transition matrix for each rate, weights by what each has foreseen."""
+    prior = np.full(STATES, 1 / ((1 + len(NAMES)) * len(LEVELS)))
+    prior[0] = 1 / (1 + len(NAMES))
+    staying = np.zeros((STATES, STATES))  # from, to
+    for kind in range(len(NAMES)):
+        rungs = [0, *range(1 + kind * len(LEVELS), 1 + (kind + 1) * len(LEVELS))]
+        for place, state in enumerate(rungs):
+            part = 1 / len(NAMES) if state == 0 else 1
+            staying[state, state] += part * (1 - drift)
+            for step in (-1, 1):
+                staying[state, rungs[min(max(place + step, 0), len(LEVELS))]] += part * drift / 2
+    weights = np.full(len(rates), 1 / len(rates))
+    states = [beliefs[0].joint.astype(float) / beliefs[0].joint.sum() for _ in rates]
+    found = [beliefs[0].joint]
+    for belief in beliefs[1:]:
+        likelihood = belief.joint / prior
+        foreseen = [(1 - rate) * state @ staying + rate * prior for rate, state in zip(rates, states, strict=True)]
+        evidence = np.array([each @ likelihood for each in foreseen])
+        states = [each * likelihood / mass for each, mass in zip(foreseen, evidence, strict=True)]
+        weights = weights * evidence / (weights * evidence).sum()
+        found.append(sum(weight * state for weight, state in zip(weights, states, strict=True)))
+        weights = (1 - share) * weights + share / len(rates)
+    return found
+
+
+def test_several_rates_are_weighed_by_what_each_has_foreseen():
+    generator = np.random.default_rng(1)
+    names = ["fog"] * 8 + list(generator.choice(NAMES, 12)) + ["snow"] * 8
+    beliefs = [unsure(name, float(generator.uniform(0.3, 0.9))) for name in names]
+    settings = {"jump": (0.02, 0.3, 1.0), "drift": 0.2, "share": 0.05}
+    smooth = BeliefFilter(NAMES, LEVELS, **settings)
+    for belief, expected in zip(beliefs, by_matrices(beliefs, (0.02, 0.3, 1.0), 0.2, 0.05), strict=True):
+        np.testing.assert_allclose(smooth.update(belief).joint, expected, rtol=1e-4, atol=1e-6)
