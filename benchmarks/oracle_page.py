@@ -17,15 +17,16 @@ PAIRS = {
     "both": "told: both signatures, each at its α",
     "averaged": "told: both, at half their α",
     "scaled": "told: both, at the best common scale of α",
-    "shipped": "**the bundle's policy: weighted composition**",
+    "shipped": "**the bundle's policy**",
     "expected": "expected accuracy: one signature",
-    "composed": "the same, but both of the two most probable where both are probable",
+    "composed": "expected accuracy, but both of the two most probable where both are probable",
 }
 METHODS = {
     "std": "never patched",
-    "always": "always patched",
+    "std_unfolded": "never patched, BatchNorm as layers",
+    "always": "all signatures averaged, always",
     "augmented": "one model, all corruptions as augmentation",
-    "bn_adapt": "BatchNorm statistics of the batch",
+    "bn_batch": "BatchNorm statistics of the batch",
     "bn_prior": "BatchNorm statistics, prior of 16 images",
     "tent": "Tent",
     "tent_scaled": "Tent, rate scaled to the batch",
@@ -33,8 +34,9 @@ METHODS = {
     "trained": "**ours, with the temporal filter**",
     "perfect": "told type and severity",
     "best": "told, best of the gain table",
-    "all_models": "told: 20 whole models",
+    "all_models": "told: 20 whole models, two epochs each",
 }
+ENGINES = {"torch": "Torch", "onnx": "ONNX Runtime"}
 
 
 def _read(name: str) -> Any:
@@ -67,11 +69,11 @@ def types_table() -> str:
             rows.append([f"{frames}, {kind}", *(_number(value, 1) for value in values)])
     head = ["type accuracy, %", *(f"severity {severity}" for severity in result["severities"]), "all", "clean"]
     pairs = ", ".join(f"{first} and {second} at severity {severity}" for first, second, severity in one["merged"])
+    same = f"{_spoken(pairs)} are the same picture within half a grey level, and either name is right"
     return (
         f"{_table(head, rows)}\n\n{result['images']:,} test images of each of 19 corruptions × 5 severities, and "
-        f"clean; all counts clean and each type alike. Merged: {pairs.replace('_', ' ')} are the same picture within "
-        f"half a grey level, and either name is right. Mean error of the severity "
-        f"{one['severity_mae']:.2f}. {_made_by(result)}"
+        f"clean; all counts clean and each type alike. Merged: {same if pairs else 'no two are the same picture'}. "
+        f"Mean error of the severity {one['severity_mae']:.2f}. {_made_by(result)}"
     )
 
 
@@ -93,54 +95,96 @@ def policy_table() -> str:
     for row in result["rows"]:
         label = RULES.get(row["policy"], POLICIES.get(row["policy"], row["policy"]))
         if row["policy"] == "shipped":
-            label = "**the bundle's policy**"
+            label = f"**the bundle's policy: {POLICIES[row.get('kind', 'expected')]}**"
         elif row["policy"] in POLICIES:
             label += {"plain": "", "both": ", weight on clean and threshold"}.get(row["rule"], f", {row['rule']}")
+        validation = row.get("validation", {})
         rows.append(
             [
                 label,
                 _number(row.get("threshold")),
-                _number(row.get("clean_weight")),
+                _number(row.get("clean_weight"), 3),
+                _number(validation.get("ta_loss")),
+                _number(validation.get("ra")),
                 _number(row["ta"]),
                 _number(row["ra_5"]),
                 _number(row["ra"]),
-                _number(row.get("regret")),
+                _number(row["regret"]),
                 _number(row.get("microseconds"), 0),
             ]
         )
-    head = ["", "threshold", "weight", "TA", "RA, severity 5", "RA, all", "regret", "µs"]
-    return f"{_table(head, rows)}\n\n{_made_by(result)}"
+    head = [
+        "",
+        "threshold",
+        "weight",
+        "validation: TA lost",
+        "validation: RA",
+        "TA",
+        "RA, severity 5",
+        "RA, all",
+        "regret",
+        "µs",
+    ]
+    winner = result["winner"]
+    best = "" if winner is None else f" The best of these on validation images: {_rule(winner)}."
+    return (
+        f"{_table(head, rows)}\n\nA rule with neither weight nor threshold (1 and 0) is what it is: nothing is chosen. "
+        f"Where a weight or a threshold is named, it is the one with the best RA on validation images "
+        f"({result['validation_images']:,} of each corruption and severity) among those that lose at most "
+        f"{result['allowed_ta_loss']:g} points of TA there; where each loses more, the one that loses least. The "
+        f"threshold is on the most probable type's probability, on each corruption's (weighted), or on the points to "
+        f"be won (expected accuracy). TA and RA to the right are of {result['images']:,} test images each.{best} "
+        f"{_made_by(result)}"
+    )
+
+
+def _rule(chosen: Mapping[str, str]) -> str:
+    words = {"plain": "as it is", "clean weight": "with a weight on clean", "threshold": "with a threshold"}
+    return f"{POLICIES[chosen['policy']]}, {words.get(chosen['rule'], 'with a weight on clean and a threshold')}"
 
 
 def pairs_table() -> str:
     """Two corruptions at once."""
     result = _read("pairs")
-    rows = [
-        [
-            PAIRS[row["way"]],
-            *(_number(row.get(key)) for key in ("accuracy", "accuracy_3", "accuracy_5", "ta", "single")),
-        ]
-        for row in result["rows"]
+    by_severity = [f"accuracy_{severity}" for severity in result["severities"]]
+    keys = ("accuracy", *by_severity, "ta", "single")
+    rows = [[PAIRS[row["way"]], *(_number(row.get(key)) for key in keys)] for row in result["rows"]]
+    head = ["", "two at once", *(f"severity {severity}" for severity in result["severities"]), "TA", "one at once"]
+    chosen_on = [
+        [PAIRS[way], *(_number(score[key]) for key in ("pairs", "single", "ta"))]
+        for way, score in result["validation"].items()
     ]
-    head = ["", "two at once", "severity 3", "severity 5", "TA", "one at once"]
-    return f"{_table(head, rows)}\n\n{_made_by(result)}"
+    return (
+        f"{_table(head, rows)}\n\nOn validation images, which alone decide what is chosen:\n\n"
+        f"{_table(['', 'two at once', 'one at once', 'TA'], chosen_on)}\n\n"
+        f"{len(result['per_pair'])} pairs, {result['images']:,} test and {result['validation_images']:,} validation "
+        f"images of each. {_made_by(result)}"
+    )
 
 
 def unseen_table() -> str:
     """Each corruption in turn unknown to oracle and signatures."""
     result = _read("unseen")
+    ways = ("std", "ours", "borrowed", "own")
     rows = []
     for row in result["rows"]:
-        means = [sum(row[key]) / len(row[key]) for key in ("std", "ours", "borrowed", "own")]
         rows.append(
             [
-                row["corruption"].replace("_", " "),
-                *(_number(mean) for mean in means),
-                f"{means[1] - means[0]:+.2f}",
+                _spoken(row["corruption"]),
+                *(_number(sum(row[way]) / len(row[way])) for way in ways),
+                f"{row['gain']:+.2f}",
                 f"{row['worst']:+.2f}",
-                row["neighbour"].replace("_", " "),
+                _spoken(row["neighbour"] or "none"),
             ]
         )
+    mean, worst = result["mean"], result["worst_cell"]
+    summary = [
+        "**mean**",
+        *(_number(mean[way]) for way in ways),
+        f"{result['gain_of_borrowing']:+.2f}",
+        f"{worst['gain']:+.2f}",
+        "",
+    ]
     head = [
         "left out",
         "never patched",
@@ -148,10 +192,18 @@ def unseen_table() -> str:
         "told: best neighbour's",
         "told: its own",
         "gain",
-        "worst",
+        "worst severity",
         "neighbour",
     ]
-    return f"{_table(head, rows)}\n\n{_made_by(result)}"
+    missing = f" Not done: {_spoken(', '.join(result['missing']))}." if result["missing"] else ""
+    return (
+        f"{_table(head, [*rows, summary])}\n\nMeans over the severities 1–5; gain is ours beyond never patched. Clean "
+        f"images lose {result['ta_loss']:.2f} points at most.{missing} {_made_by(result)}"
+    )
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def streams_table() -> str:
@@ -178,18 +230,52 @@ def streams_table() -> str:
 
 
 def rivals_table() -> str:
-    """Every rival on every protocol, at batch 1 and 64, with what it costs."""
+    """Every method on every protocol at each batch size, and what it costs."""
     result = _read("rivals")
     protocols = list(dict.fromkeys(row["protocol"] for row in result["rows"]))
-    found = {(row["method"], row["batch"], row["protocol"]): row for row in result["rows"]}
-    kinds = sorted({key[:2] for key in found}, key=lambda key: (key[1], list(METHODS).index(key[0])))
+    found = {(row["batch"], row["method"], row["protocol"]): row for row in result["rows"]}
+    kinds = sorted({key[:2] for key in found}, key=lambda key: (key[0], list(METHODS).index(key[1])))
     rows = []
-    for method, batch in kinds:
-        scores = [found.get((method, batch, protocol)) for protocol in protocols]
-        ta = next((row["ta"] for row in scores if row), None)
-        cells = [_number(row["ra"] if row else None, 1) for row in scores]
-        rows.append([METHODS[method], str(batch), *cells, _number(ta, 1)])
-    return f"{_table(['RA', 'batch', *protocols, 'TA'], rows)}\n\n{_made_by(result)}"
+    for batch, method in kinds:
+        scores = [found.get((batch, method, protocol)) for protocol in protocols]
+        cells = [f"{_number(row['ra'], 1)} / {_number(row['ta'], 1)}" if row else "" for row in scores]
+        rows.append([METHODS[method], str(batch), *cells])
+    table = _table(["RA / TA", "batch", *protocols], rows)
+    return f"{table}\n\n{_costs(result['cost']['rows'])}\n\n{_made_by(result)}"
+
+
+def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Time a frame, beside `std` on the same engine and batch, and memory."""
+    order = list(METHODS)
+    rows = [
+        [
+            METHODS[row["method"]],
+            ENGINES[row["engine"]],
+            str(row["batch"]),
+            _number(row["ms"], 3),
+            _ratio(row),
+            _megabytes(row["carried"]),
+            _megabytes(row.get("held")),
+            _megabytes(row.get("peak")),
+        ]
+        for row in sorted(costs, key=lambda row: (row["batch"], row["engine"] != "torch", order.index(row["method"])))
+    ]
+    head = ["cost", "engine", "batch", "ms a frame", "ratio", "carried, MB", "held, MB", "peak on top, MB"]
+    return (
+        f"{_table(head, rows)}\n\nOne thread. The ratio is to never patched on the same engine at the same batch, with "
+        f"its 95 % interval. Carried: bytes of weights and states by their size. Held: private memory between frames "
+        f"of a process of its own, without Python and packages; peak: what a batch takes on top."
+    )
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    if row["method"] == "std":
+        return "1"
+    return f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.2f}"
 
 
 TABLES = {
