@@ -68,32 +68,38 @@ def make_stream(
     frames: int,
     severity: float | Literal["all"] = 5.0,
     seed: int = 0,
+    corruptions: Sequence[str] = CORRUPTIONS,
 ) -> Stream:
     """Put a stream together; no pixel is touched yet.
 
     Args:
         protocol: one of `PROTOCOLS`.
         labels: int64 (M,), class of each clean image.
-        frames: frames per type: clean and the 19 corruptions get as many each, so that N = 20·frames. Each type shows
+        frames: frames per type: clean and the corruptions get as many each, with all 19 N = 20·frames. Each type shows
             the same `frames` images, drawn by the seed.
         severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; and corruptions
             that only exist at whole severities are rounded, those that round to 0 being clean); or "all": the five
             severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
             (`gradual` runs through them anyhow and climbs to 5).
         seed: 0 or more; same arguments, same stream.
+        corruptions: which of `training.corruptions.CORRUPTIONS` occur beside clean frames.
 
     Raises:
-        InputError: if the protocol is unknown, a number is out of range, or there are too few images.
+        InputError: if the protocol or a corruption is unknown, a number is out of range, or there are too few images.
     """
     labels = np.asarray(labels, np.int64)
+    unknown = [name for name in corruptions if name not in CORRUPTIONS]
+    if unknown or not corruptions:
+        raise InputError(f"corruptions are {list(corruptions)}, expected some of {', '.join(CORRUPTIONS)}")
+    kinds = np.array([-1, *(index for index, name in enumerate(CORRUPTIONS) if name in corruptions)])
     levels = _check(protocol, len(labels), frames, severity, seed)
     order = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
     images = np.random.default_rng([seed, len(PROTOCOLS)]).permutation(len(labels))[:frames]
 
-    image = np.tile(images, TYPES)
-    kind = np.repeat(np.arange(-1, TYPES - 1), frames)
+    image = np.tile(images, len(kinds))
+    kind = np.repeat(kinds, frames)
     # Image by image the level is the next one, so that each type has the same images at the same severity.
-    level = np.tile(np.arange(frames) % len(levels), TYPES)
+    level = np.tile(np.arange(frames) % len(levels), len(kinds))
     severities = np.array(levels, np.float32)[level]
 
     block = kind * len(levels) + level
@@ -108,7 +114,7 @@ def make_stream(
     starts = np.concatenate([[True], block[1:] != block[:-1]])
     if protocol == "gradual":
         ramp = 1 - np.abs(2 * (np.arange(frames) + 0.5) / frames - 1)
-        severities = (levels[0] * np.tile(ramp, TYPES)).astype(np.float32)
+        severities = (levels[0] * np.tile(ramp, len(kinds))).astype(np.float32)
 
     severities = np.where(_WHOLE[kind], np.round(severities), severities).astype(np.float32)
     severities[kind < 0] = 0
@@ -151,9 +157,12 @@ def _check(protocol: str, images: int, frames: int, severity: float | str, seed:
     if seed < 0:
         raise InputError(f"seed is {seed}, expected 0 or more")
     if not 0 < frames <= images:
-        raise InputError(f"{frames} frames per type asked for, but of {images} images each is shown once a type")
+        raise InputError(
+            f"{frames} frames per type (--frames) asked for, but there are {images} images, and each is shown once a "
+            f"type: take --frames 1 to {images}"
+        )
     if protocol == "gradual":
         return levels[-1:]
     if frames < len(levels):
-        raise InputError(f"{frames} frames per type are too few for {len(levels)} severities")
+        raise InputError(f"{frames} frames per type (--frames) are too few for {len(levels)} severities")
     return levels

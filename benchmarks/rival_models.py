@@ -1,7 +1,7 @@
 """The models of the rivals: the bundle's own classifier with its BatchNorm back, and what is trained on from it.
 
-All start from the same weights: the bundle's model. One robust model a corruption (the 20 models of the upper bound,
-with the clean one), and one model trained with all corruptions as augmentation.
+All start from the same weights: the bundle's model. One robust model a corruption (with the clean one 20 whole
+models, two epochs each by the default recipe), and one model trained with all corruptions as augmentation.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The rivals of patching, each small, after its paper, on the bundle's own model in Torch.
 
-`augmented`: one model, trained with all corruptions as augmentation. `all_models`: 20 models, the right one chosen by
-the told type. `bn_batch`: BatchNorm with the statistics of the batch (Nado et al. 2020, "Evaluating prediction-time
-batch normalization for robustness under covariate shift"). `bn_prior`: those mixed with the training statistics, which
-count as 16 images (Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift
-adaptation", eq. 1; N = 16 is theirs for small batches). `tent`: as `bn_batch`, and a step of Adam a batch on γ and β
-that lowers the entropy of the answers (Wang et al. 2021, "Tent: fully test-time adaptation by entropy minimization"),
-at the published rate for CIFAR-10-C, 1e-3, which is for batches of 200. `tent_scaled`: the rate in proportion to the
-batch, as Niu et al. 2023 (SAR) run Tent on small batches.
+`augmented`: one model, trained with all corruptions as augmentation. `all_models`: 20 whole models, the right one
+chosen by the told type; each was trained as the bundle's recipe says, the default one for two epochs at severity 5
+alone, so that it bounds nothing from above. `bn_batch`: BatchNorm with the statistics of the batch (Nado et al. 2020,
+"Evaluating prediction-time batch normalization for robustness under covariate shift"). `bn_prior`: those mixed with the
+training statistics, which count as 16 images (Schneider et al. 2020, "Improving robustness against common corruptions
+by covariate shift adaptation", eq. 1; N = 16 is theirs for small batches). `tent`: as `bn_batch`, and a step of Adam a
+batch on γ and β that lowers the entropy of the answers (Wang et al. 2021, "Tent: fully test-time adaptation by entropy
+minimization"), at the published rate for CIFAR-10-C, 1e-3, which is for batches of 200. `tent_scaled`: the rate in
+proportion to the batch, as Niu et al. 2023 (SAR) run Tent on small batches.
 
 Beside them, for time and memory on the same engine: `std`, never patched, and `always`, all signatures averaged; both
 with BatchNorm folded, as `augmented` and `all_models` are. `std_unfolded` is `std` with BatchNorm as layers of its own,
@@ -137,7 +138,7 @@ class Fixed:
 
 
 class AllModels:
-    """A model for each type, chosen by the told type: the upper bound.
+    """A whole model for each type, chosen by the told type; no upper bound, as each was only trained on for a while.
 
     Args:
         clean: the model for clean frames.
@@ -182,6 +183,11 @@ class AdaptedNorm(nn.Module):
         """Normalise float32 (n, C, H, W)."""
         own = self.source
         if self.prior == 0:
+            if x.numel() == x.shape[1]:
+                raise InputError(
+                    "bn_batch, tent and tent_scaled take BatchNorm's statistics from the batch, and this model has one "
+                    "value a channel for a single image; take batches of more (--batch 64), the last one included"
+                )
             return F.batch_norm(x, None, None, own.weight, own.bias, training=True, eps=own.eps)
         # Up to 20 times as fast as torch.var_mean over three dimensions, channels last on a CPU.
         flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])

@@ -46,6 +46,8 @@ def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
 def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
     """What the gain table gives in the true state of each frame under the action that `perfect` takes, float32 (N,).
 
+    Between severity 0 and the lowest level `perfect` takes the lowest level's alpha, where no patch may be better.
+
     Raises:
         InputError: if the table does not know a corruption of the stream.
     """
@@ -114,12 +116,19 @@ def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray
     }
 
 
-def delays(stream: Stream, right: NDArray[np.bool_]) -> dict[str, Any]:
+def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]) -> dict[str, Any]:
     """Reaction to changes of the true type, and to those of the severity inside a block.
+
+    Args:
+        stream: N frames.
+        right: whether the mix in force was right, bool (N,).
+        unpatched: whether no patch would have been right, bool (N,).
 
     Returns:
         `delay`: see `reaction`, over the blocks of one type; `delay_severity`: over the stretches of one rounded
-        severity that do not start with another type. Both None for `mixed`, where every frame is a change.
+        severity that do not start with another type. Both None for `mixed`, where every frame is a change. In
+        `gradual`, where a corruption sets in so weak that no patch is right, its block counts from the first frame at
+        which no patch is wrong (more than 1 point below `perfect`), and not at all where there is none.
     """
     if stream.protocol == "mixed":
         return {"delay": None, "delay_severity": None}
@@ -128,8 +137,14 @@ def delays(stream: Stream, right: NDArray[np.bool_]) -> dict[str, Any]:
     steps = np.union1d(blocks, 1 + np.flatnonzero(rounded[1:] != rounded[:-1]))
     inside = ~np.isin(steps, blocks)
     ends = np.append(steps[1:], len(stream))
+    starts, stops = blocks, np.append(blocks[1:], len(stream))
+    if stream.protocol == "gradual":
+        counted = ~unpatched | (stream.type < 0)
+        first = [start + int(counted[start:stop].argmax()) for start, stop in zip(starts, stops, strict=True)]
+        kept = counted[first]
+        starts, stops = np.array(first)[kept], stops[kept]
     return {
-        "delay": reaction(right, blocks, np.append(blocks[1:], len(stream))),
+        "delay": reaction(right, starts, stops),
         "delay_severity": reaction(right, steps[inside], ends[inside]),
     }
 

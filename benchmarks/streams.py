@@ -1,9 +1,11 @@
 """Methods over streams, all on the same frames: accuracy by protocol and type, switch rate, reaction delay.
 
 Ours: `std` is never patched; `always` carries all signatures averaged; `perfect` is told type and severity and uses the
-type's own signature at its calibrated alpha; `best` is told them and takes the gain table's best action; `frame` is our
-oracle, each frame on its own; `trained` is our oracle with the temporal filter and the policy's hysteresis.
-They judge frame by frame whatever the batch, so they have one row, of batch 1. Rivals have a row for each batch size.
+type's own signature at its calibrated alpha, which between severity 0 and the lowest level is the lowest level's (in
+`gradual` it so patches frames that no patch would serve better); `best` is told them and takes the gain table's best
+action; `frame` is our oracle, each frame on its own; `trained` is our oracle with the temporal filter and the policy's
+hysteresis. They judge frame by frame whatever the batch, so they have one row, of batch 1. Rivals have a row for each
+batch size.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import csv
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol
 from zipfile import BadZipFile
 
@@ -23,8 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+import edge.bundle
+import edge.models
 import oracle
 import training.corruptions
+from benchmarks import interleave as interleave_module
+from benchmarks import memory as memory_module
+from benchmarks import protocols as protocols_module
 from benchmarks import rivals as rivals_module
 from benchmarks.protocols import PROTOCOLS, Stream, frames_of, make_stream
 from benchmarks.replay import _fitted
@@ -43,10 +52,12 @@ from benchmarks.stream_scores import (
 from edge.atomic import atomic_path, atomic_write_bytes
 from edge.bundle import MODEL, Bundle
 from edge.models.base import PatchableModel
+from edge.provenance import provenance
 from oracle.belief import Belief
 from oracle.errors import InputError
 from oracle.network import Oracle
 from oracle.policy import Mix, ToldPolicy
+from training.corruptions import CORRUPTIONS
 from training.data import Images, load_images
 
 OURS = ("std", "always", "perfect", "best", "frame", "trained")
@@ -275,6 +286,7 @@ def replay_streams(
     rivals: Path | None = None,
     parts: Path | None = None,
     resume: bool = True,
+    remeasure: bool = False,
     threads: int | None = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -287,13 +299,16 @@ def replay_streams(
         frames, severity, seed: see `make_stream`.
         batches: batch sizes of the rivals.
         rivals: folder of the rivals' models; None for our methods alone.
-        parts: folder for the answers of each finished (protocol, method, batch); None to keep none.
-        resume: take what `parts` holds of this very run: same frames, bundle, rivals' models and source code.
+        parts: folder for the answers of each finished (protocol, method, batch), and for time and memory at each batch;
+            None to keep none.
+        resume: take what `parts` holds of this very run: same frames, bundle, rivals' models and source code; for time
+            and memory also the same machine and versions.
+        remeasure: measure time and memory even if `parts` holds them.
         threads: threads of our model and oracle.
         progress: called with a line after each part.
 
     Returns:
-        `types`, the order of the lists `per_type`;
+        `types`, the order of the lists `per_type` (None where the bundle does not know a corruption);
         `rows`, one a (protocol, method, batch): `ra`, accuracy over the corrupted frames (mean of the types), and `ta`,
         over the clean ones, `regret` = RA(perfect) − RA, `ta_lost` = TA(perfect) − TA, `per_type`, all in percent, and
         for those of ours that choose a mix `switch_rate` (percent of frames), and where the gain table can tell,
@@ -302,8 +317,10 @@ def replay_streams(
         `cost`, with rivals: see `benchmarks.rivals.measure_cost`.
 
     Raises:
-        InputError: if an argument is out of range, the images do not fit the bundle, or a rival is not trained yet.
+        InputError: if an argument is out of range, the images do not fit the bundle, the bundle knows a corruption
+            that cannot be made here, or a rival is not trained yet or cannot take such batches.
     """
+    corruptions = known_corruptions(bundle)
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown:
         raise InputError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
@@ -314,26 +331,17 @@ def replay_streams(
     labels = images.labels.numpy()
     # In the order of `PROTOCOLS`, each once.
     streams = {
-        name: make_stream(name, labels, frames=frames, severity=severity, seed=seed)
+        name: make_stream(name, labels, frames=frames, severity=severity, seed=seed, corruptions=corruptions)
         for name in PROTOCOLS
         if name in protocols
-    }
-    digests = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
-    run = {
-        "images": images.digest(),
-        "files": digests,
-        "filter": dict(bundle.manifest.filter),
-        "policy": dict(bundle.manifest.policy),
-        "code": _code(),
     }
     others = [] if rivals is None else rival_methods(bundle, rivals)
     store = _Parts(parts, resume)
     methods = our_methods(bundle, threads)
-    outcomes = _run_ours_or_load(methods, streams, images.pixels, store, run, say)
+    outcomes = _run_ours_or_load(methods, streams, images.pixels, store, _our_run(bundle, images), say)
     found = [(name, method.name, 1, outcomes[name, method.name]) for name in streams for method in methods]
-    # The oracle and the signatures may change: the rivals stay.
-    run = {"images": images.digest(), "model": digests[MODEL], "code": _digest_of_files([Path(rivals_module.__file__)])}
-    for batch, method, (name, stream) in product(batches, others, streams.items()):
+    run = _rivals_run(bundle, images)
+    for batch, method, (name, stream) in product(dict.fromkeys(batches), others, streams.items()):
         outcome = _run_rival_or_load(method, stream, images.pixels, batch, store, run, say)
         found.append((name, method.name, batch, outcome))
     rows = [
@@ -346,17 +354,32 @@ def replay_streams(
         "severity": severity,
         "seed": seed,
         "images": {"count": len(images), "sha256": images.digest()},
-        "bundle": {"name": bundle.manifest.name, "files": digests},
+        "bundle": {"name": bundle.manifest.name, "files": _file_digests(bundle)},
         "types": list(NAMES),
         "rows": rows,
     }
     if "continual" in streams:
         result["timeline"] = make_timeline(bundle, images, min(frames, TIMELINE_FRAMES), severity, seed, threads)
     if rivals is not None:
-        say("time and memory")
         sample = _sample(next(iter(streams.values())), images.pixels, 8 * max(batches))
-        result["cost"] = measure_cost(bundle, rivals, sample, batches)
+        run = _cost_run(bundle, others, len(sample[0]))
+        result["cost"] = _cost_or_load(bundle, rivals, sample, batches, store, run, remeasure, say)
     return result
+
+
+def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
+    """The corruptions that streams for this bundle are made of: those that it knows.
+
+    Raises:
+        InputError: if one of them cannot be made here.
+    """
+    unknown = [name for name in bundle.manifest.corruptions if name not in CORRUPTIONS]
+    if unknown:
+        raise InputError(
+            f"{bundle.path} knows the corruption {unknown[0]!r}, which streams cannot show; take a bundle that only "
+            f"knows some of {', '.join(CORRUPTIONS)}"
+        )
+    return bundle.manifest.corruptions
 
 
 def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Images:
@@ -368,9 +391,15 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
         split: `test` or `train`.
 
     Raises:
-        InputError: if they are not there or do not fit the bundle.
+        InputError: if they are not there, do not fit the bundle, or are corrupted already.
     """
     folder, size = Path(source), bundle.manifest.input.height
+    levels = [folder / name / level for name in CORRUPTIONS for level in ("1", "5")]
+    if (folder / "labels.npy").is_file() or any(level.is_dir() for level in levels):
+        raise InputError(
+            f"{source} holds images that are corrupted already; streams (--protocol) corrupt clean ones themselves: "
+            "give a clean test folder or data set"
+        )
     splits = any((folder / name).is_dir() for name in ("train", "test", "val"))
     images = load_images(source, split if splits or not folder.is_dir() else None, size=size)
     return _fitted(images, bundle.manifest.classes, size, source)
@@ -384,7 +413,7 @@ def make_timeline(
     seed: int = 0,
     threads: int | None = 1,
 ) -> dict[str, Any]:
-    """A short `continual` stream of its own to draw: all 20 types, 20·`frames` frames, under 10 kB of JSON.
+    """A short `continual` stream of its own to draw: `frames` of each type, all 20 under 10 kB of JSON.
 
     Returns:
         `protocol`, `seed`, `severity`; `frames`: N; `types`: names that all indices below stand for;
@@ -396,7 +425,8 @@ def make_timeline(
         ≤ N}, for `std`, `perfect`, `frame` and `trained`.
     """
     labels = images.labels.numpy()
-    stream = make_stream("continual", labels, frames=frames, severity=severity, seed=seed)
+    corruptions = known_corruptions(bundle)
+    stream = make_stream("continual", labels, frames=frames, severity=severity, seed=seed, corruptions=corruptions)
     methods = [
         method for method in our_methods(bundle, threads) if method.name in ("std", "perfect", "frame", "trained")
     ]
@@ -482,7 +512,8 @@ def _row(
     if method in _CHOOSING:
         row["switch_rate"] = _rounded(switch_rate(stream, outcome.mix))
         right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
-        row |= {"right": _rounded(100 * right.mean())} | delays(stream, right)
+        unpatched = right_mix(stream, bundle.table, [{}], np.zeros(len(stream), np.int64))
+        row |= {"right": _rounded(100 * right.mean())} | delays(stream, right, unpatched)
     return row
 
 
@@ -556,9 +587,47 @@ def _choices(
     return mix, np.array([0, *(NAMES.index(name) for name in names)])[most]
 
 
-def _code() -> str:
-    folders = (Path(oracle.__file__).parent, Path(training.corruptions.__file__).parent)
-    return _digest_of_files([file for folder in folders for file in sorted(folder.glob("*.py"))])
+def _code(*others: ModuleType) -> str:
+    """Digest of the source of what makes the frames and runs the methods over them, and of others; packages whole."""
+    files = []
+    for module in (training.corruptions, protocols_module, *others):
+        path = Path(str(module.__file__))
+        whole = path.name == "__init__.py"
+        files += sorted([*path.parent.glob("*.py"), *path.parent.glob("*.json")]) if whole else [path]
+    return _digest_of_files([Path(__file__), *files])
+
+
+def _file_digests(bundle: Bundle) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+
+
+def _settings(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {"files": _file_digests(bundle), "filter": dict(manifest.filter), "policy": dict(manifest.policy)}
+
+
+def _our_run(bundle: Bundle, images: Images) -> dict[str, Any]:
+    """What our answers depend on, beside the stream."""
+    code = _code(oracle, edge.models, edge.bundle)
+    return _settings(bundle) | {"images": images.digest(), "code": code}
+
+
+def _rivals_run(bundle: Bundle, images: Images) -> dict[str, Any]:
+    """What the rivals' answers depend on, beside stream and weights: the oracle and the signatures may change."""
+    model = _file_digests(bundle)[MODEL]
+    return {"images": images.digest(), "model": model, "code": _code(rivals_module)}
+
+
+def _cost_run(bundle: Bundle, rivals: Sequence[Rival], frames: int) -> dict[str, Any]:
+    """What time and memory depend on, beside the batch."""
+    where = provenance()
+    return _settings(bundle) | {
+        "frames": frames,
+        "weights": {rival.name: rival.identity for rival in rivals},
+        "code": _code(oracle, edge.models, edge.bundle, rivals_module, interleave_module, memory_module),
+        "machine": where["machine"],
+        "versions": where["versions"],
+    }
 
 
 def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
@@ -569,7 +638,7 @@ def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
 
 
 class _Parts:
-    """Answers of finished parts, a file each, named by a digest of all that they depend on.
+    """Answers and costs of finished parts, a file each, named by a digest of all that they depend on.
 
     Args:
         folder: where they are; None keeps none.
@@ -588,7 +657,7 @@ class _Parts:
             with np.load(file, allow_pickle=False) as arrays:
                 predicted, mix, believed = (arrays[key].astype(np.int64) for key in ("predicted", "mix", "believed"))
                 mixes = tuple(json.loads(str(arrays["mixes"])))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        except _DAMAGED:
             return None
         return Outcome(predicted, mixes, mix, believed) if len(predicted) == len(stream) else None
 
@@ -601,11 +670,32 @@ class _Parts:
         with atomic_path(file) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(
                 handle,
-                predicted=outcome.predicted.astype(np.int16),
+                predicted=outcome.predicted.astype(np.int32),
                 mixes=np.array(json.dumps(outcome.mixes)),
-                mix=outcome.mix.astype(np.int16),
-                believed=outcome.believed.astype(np.int16),
+                mix=outcome.mix.astype(np.int32),
+                believed=outcome.believed.astype(np.int32),
             )
+
+    def load_cost(self, batch: int, run: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The cost kept at this batch, if any; a damaged file counts as none."""
+        file = self._cost_file(batch, run)
+        if file is None or not self._resume or not file.is_file():
+            return None
+        try:
+            kept = json.loads(file.read_bytes())
+            return dict(kept["cost"]) if kept["digest"] == _digest_of_json(kept["cost"]) else None
+        except _DAMAGED:
+            return None
+
+    def save_cost(self, batch: int, run: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+        """Keep a cost."""
+        file = self._cost_file(batch, run)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(file, json.dumps({"cost": cost, "digest": _digest_of_json(cost)}).encode())
+
+    def _cost_file(self, batch: int, run: Mapping[str, Any]) -> Path | None:
+        return self._folder and self._folder / f"cost-{batch}-{_digest_of_json([run, batch])[:16]}.json"
 
     def _file(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Path | None:
         if self._folder is None:
@@ -615,6 +705,46 @@ class _Parts:
             hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())
         safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in method)
         return self._folder / f"{stream.protocol}-{safe}-{batch}-{hasher.hexdigest()[:16]}.npz"
+
+
+# What reading a damaged file may raise: a flipped byte can also ask for a compression that there is not, or for a key.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    BadZipFile,
+    zlib.error,
+)
+
+
+def _digest_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _cost_or_load(
+    bundle: Bundle,
+    work: Path,
+    sample: Sample,
+    batches: Sequence[int],
+    store: _Parts,
+    run: Mapping[str, Any],
+    remeasure: bool,
+    say: Progress,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"rows": []}
+    for batch in dict.fromkeys(batches):
+        cost, state = None if remeasure else store.load_cost(batch, run), "from before"
+        if cost is None:
+            cost, state = measure_cost(bundle, work, sample, (batch,)), "measured"
+            store.save_cost(batch, run, cost)
+        found |= cost | {"rows": found["rows"] + cost["rows"]}
+        say(f"time and memory, batch {batch}: {state}")
+    return found
 
 
 def _run_ours_or_load(

@@ -119,6 +119,16 @@ def test_all_severities_are_as_frequent_in_blocks_of_their_own():
     assert (np.diff(mixed.severity[mixed.type >= 0]) != 0).mean() > 0.6
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_fewer_corruptions_are_the_same_frames_of_those(protocol):
+    whole = make_stream(protocol, LABELS, frames=20, seed=4)
+    part = make_stream(protocol, LABELS, frames=20, seed=4, corruptions=("snow", "fog"))
+    assert len(part) == 60
+    seen = {tuple(row) for row in zip(part.image, part.type, part.seed, strict=True)}
+    assert seen <= {tuple(row) for row in zip(whole.image, whole.type, whole.seed, strict=True)}
+    assert {CORRUPTIONS[kind] for kind in part.type if kind >= 0} == {"snow", "fog"}
+
+
 @pytest.fixture(scope="module")
 def pixels(clear):
     return torch.from_numpy(clear[0][:60]).permute(0, 3, 1, 2).contiguous()
@@ -142,13 +152,15 @@ def test_slices_hold_the_pixels_of_the_whole(protocol, pixels):
 def test_what_cannot_be_is_said():
     for arguments, message in (
         ({"protocol": "shuffled"}, "unknown protocol 'shuffled'; known: iid, mixed"),
-        ({"frames": 61}, "61 frames per type asked for, but of 60 images"),
+        ({"frames": 61}, r"61 frames per type \(--frames\) .* 60 images"),
         ({"frames": 0}, "0 frames"),
         ({"severity": 0}, "severity is 0"),
         ({"severity": 5.5}, "severity is 5.5"),
         ({"severity": "most"}, "severity is 'most'"),
         ({"severity": "all", "frames": 4}, "too few for 5 severities"),
         ({"seed": -1}, "seed is -1"),
+        ({"corruptions": ["fog", "rain"]}, "corruptions are .*'rain'.*, expected some of gaussian_noise"),
+        ({"corruptions": []}, "expected some of"),
     ):
         given_arguments = {"protocol": "iid", "frames": 20} | arguments
         with pytest.raises(InputError, match=message):

@@ -190,6 +190,16 @@ def test_tents_first_step_has_the_published_size_or_one_in_proportion(own, foggy
         assert float(steps.max()) == pytest.approx(expected, rel=0.05)
 
 
+def test_statistics_of_a_single_value_are_refused():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten())
+    x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    for method in (Fixed("bn_batch", adapt_norms(layers.eval(), 0)), Tent("tent", nn.Sequential(nn.BatchNorm2d(3)))):
+        small = x if method.name == "bn_batch" else x[:, :, :1, :1]
+        with pytest.raises(InputError, match=r"bn_batch, tent and tent_scaled .*--batch 64"):
+            method.classify(*told(small[:1]))
+    assert Fixed("bn_batch", layers).classify(*told(x)).shape == (2,)
+
+
 def test_all_models_asks_the_model_of_the_told_type():
     class Constant(nn.Module):
         def __init__(self, answer: int) -> None:

@@ -6,12 +6,13 @@ from benchmarks.stream_scores import (
     NAMES,
     delays,
     mean_by_type,
+    mix_accuracy,
+    perfect_accuracy,
     reaction,
     right_mix,
     run_lengths,
     running_mean,
     switch_rate,
-    true_accuracy,
 )
 from oracle import CLEAN, GainTable
 
@@ -55,7 +56,8 @@ def test_means_are_by_true_type():
 
 def test_the_table_is_interpolated_between_levels_and_towards_clean():
     stream = make([-1, FOG, FOG, FOG, FOG], [0, 5, 3, 1, 0.5])
-    accuracy, perfect = true_accuracy(stream, TABLE)
+    each = [mix_accuracy(stream, TABLE, MIXES, np.full(5, index)) for index in range(len(MIXES))]
+    accuracy, perfect = np.stack(each, axis=1), perfect_accuracy(stream, TABLE)
     np.testing.assert_allclose(accuracy[0], TABLE.accuracy[0])
     np.testing.assert_allclose(accuracy[1], TABLE.accuracy[4])
     np.testing.assert_allclose(accuracy[2], (TABLE.accuracy[3] + TABLE.accuracy[4]) / 2)
@@ -69,7 +71,14 @@ def test_right_is_within_a_point_of_perfect():
     mix = np.array([0, 2, 3, 3, 2, 0, 2])
     right = right_mix(stream, TABLE, MIXES, mix)
     assert right.tolist() == [True, True, False, True, True, False, False]
-    assert right_mix(stream, TABLE, [*MIXES, {"fog": 0.3, "snow": 0.2}], mix) is None
+
+
+def test_of_a_composition_the_table_gives_an_estimate():
+    stream, mixes = make([-1, FOG, SNOW]), [{"fog": 0.5, "snow": 1.0}, {"fog": 0.25}]
+    # Gains add up, at most to the best action's: clean -0.5 - 10, fog +29.5 + 5 > 30, snow +10 + 25 > 25.
+    np.testing.assert_allclose(mix_accuracy(stream, TABLE, mixes, np.zeros(3, int)), [79.5, 70, 75])
+    np.testing.assert_allclose(mix_accuracy(stream, TABLE, mixes, np.ones(3, int)), [89.75, 54.75, 55])
+    assert right_mix(stream, TABLE, mixes, np.zeros(3, int)).tolist() == [False, True, True]
 
 
 def test_switches_are_counted_between_frames_but_not_over_cuts():
@@ -89,16 +98,28 @@ def test_the_reaction_is_the_first_right_frame_and_never_counts_in_full():
 def test_delays_of_types_and_of_severities_are_apart():
     stream = make([FOG] * 6 + [SNOW] * 4, [1, 1.2, 2, 2, 3, 3, 3, 3, 4, 4])
     right = np.array([0, 1, 0, 0, 1, 1, 0, 0, 0, 1], bool)
-    found = delays(stream, right)
+    found = delays(stream, right, np.zeros(10, bool))
     assert found["delay"] == {"median": 2.0, "mean": 2.0, "p95": 2.9, "never": 0.0, "blocks": 2}
     # Fog at 2 is never right in its 2 frames, at 3 at once; snow at 4 after 1.
     assert found["delay_severity"] == {"median": 1.0, "mean": 1.0, "p95": 1.9, "never": 33.33, "blocks": 3}
-    assert delays(make([FOG, SNOW], protocol="mixed"), np.array([True, True]))["delay"] is None
+    both = np.array([True, True])
+    assert delays(make([FOG, SNOW], protocol="mixed"), both, both)["delay"] is None
+
+
+def test_a_block_that_sets_in_weakly_counts_from_where_no_patch_is_wrong():
+    kinds = [FOG] * 6 + [-1] * 3 + [SNOW] * 3
+    right = np.array([1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 1], bool)
+    unpatched = np.array([1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1], bool)
+    # Fog: from its third frame, right after 2. Clean: from its first, right after 1. Snow never needs a patch.
+    found = delays(make(kinds, protocol="gradual"), right, unpatched)["delay"]
+    assert (found["blocks"], found["mean"]) == (2, 1.5)
+    found = delays(make(kinds), right, unpatched)["delay"]
+    assert (found["blocks"], found["mean"]) == (3, 0.33)
 
 
 def test_a_cut_starts_a_block_of_its_own():
     stream = make([FOG] * 4, protocol="iid", cuts=(0, 2))
-    assert delays(stream, np.array([True, True, False, True]))["delay"]["mean"] == 0.5
+    assert delays(stream, np.array([True, True, False, True]), np.zeros(4, bool))["delay"]["mean"] == 0.5
 
 
 def test_runs_and_running_means():

@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from benchmarks.stream_scores import NAMES
 from benchmarks.streams import (
     OURS,
     Ours,
+    Outcome,
+    _Parts,
     clean_images,
     make_timeline,
     our_methods,
@@ -116,6 +120,7 @@ def test_every_protocol_has_a_row_for_every_method(result):
     assert rows["continual", "perfect"]["delay"]["mean"] == 0
     assert rows["continual", "trained"]["switch_rate"] < rows["continual", "frame"]["switch_rate"]
     assert rows["gradual", "trained"]["delay_severity"]["blocks"] > 100
+    assert rows["gradual", "perfect"]["delay"]["mean"] == 0
 
 
 def test_the_timeline_is_small_and_covers_all_frames(result, bundle, images):
@@ -149,7 +154,13 @@ class FakeRival:
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folder, tmp_path, monkeypatch):
     rivals = [FakeRival("fake rival", 1), FakeRival("other", 2)]
     monkeypatch.setattr("benchmarks.streams.rival_methods", lambda bundle, work: rivals)
-    monkeypatch.setattr("benchmarks.streams.measure_cost", lambda *arguments: {"rows": [len(arguments[2][0])]})
+    measured: list[int] = []
+
+    def measure_cost(bundle, work, sample, batches):
+        measured.extend(batches)
+        return {"threads": 1, "rows": [{"batch": batch, "frames": len(sample[0])} for batch in batches]}
+
+    monkeypatch.setattr("benchmarks.streams.measure_cost", measure_cost)
     lines: list[str] = []
 
     def run(seed=0, stop_at=None, **settings):
@@ -160,6 +171,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
 
         FakeRival.frames = 0
         lines.clear()
+        measured.clear()
         return replay_streams(
             bundle,
             str(image_folder),
@@ -181,7 +193,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
         ("fake rival", 5),
         ("other", 5),
     ]
-    assert whole["cost"]["rows"] == [40]
+    assert whole["cost"] == {"threads": 1, "rows": [{"batch": 1, "frames": 40}, {"batch": 5, "frames": 40}]}
     parts = tmp_path / "result.json.parts"
     with pytest.raises(KeyboardInterrupt):
         run(parts=parts, stop_at="fake rival, batch 1, mixed")
@@ -189,8 +201,17 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
     assert run(parts=parts) == whole
     assert FakeRival.frames == 6 * 60
     assert "ours: 2 of 2 protocols from before" in lines
+    assert measured == [1, 5]
     assert run(parts=parts) == whole
     assert FakeRival.frames == 0
+    assert measured == []
+    assert run(parts=parts, remeasure=True) == whole
+    assert FakeRival.frames == 0
+    assert measured == [1, 5]
+    (cost,) = parts.glob("cost-5-*.json")
+    cost.write_bytes(cost.read_bytes().replace(b"40", b"41"))
+    assert run(parts=parts) == whole
+    assert measured == [5]
     damaged = next(parts.glob("iid-fake_rival-5-*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert run(parts=parts) == whole
@@ -202,6 +223,55 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
     monkeypatch.setattr(rivals[0], "identity", "other weights")
     run(parts=parts)
     assert FakeRival.frames == 4 * 60
+    assert measured == [1, 5]
+    monkeypatch.setattr("benchmarks.streams._code", lambda *modules: "changed")
+    run(parts=parts)
+    assert FakeRival.frames == 8 * 60
+    assert "ours: 0 of 2 protocols from before" in lines
+
+
+def test_a_part_with_flipped_bytes_counts_as_none(images, tmp_path):
+    stream = make_stream("mixed", images.labels.numpy(), frames=4)
+    count = np.arange(len(stream))
+    kept = Outcome(count % 10, ({}, {"fog": 0.5}), count % 2, count % 20)
+    store = _Parts(tmp_path, resume=True)
+    store.save(stream, "trained", 1, {}, kept)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    found = []
+    for first in range(0, len(whole) - 1, 3):
+        damaged = bytearray(whole)
+        for place in (first, int(rng.integers(len(whole)))):
+            damaged[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(damaged)
+        found.append(store.load(stream, "trained", 1, {}))
+    # What the flips leave as it is must be whole: times and attributes of the archive say nothing.
+    for outcome in filter(None, found):
+        assert outcome.mixes == kept.mixes
+        for key in ("predicted", "mix", "believed"):
+            np.testing.assert_array_equal(getattr(outcome, key), getattr(kept, key))
+    assert found.count(None) > len(found) / 2
+
+
+def test_a_bundle_that_knows_fewer_corruptions_gets_streams_of_those(bundle, image_folder, monkeypatch):
+    known = ("fog", "snow")
+    fewer = replace(bundle, manifest=replace(bundle.manifest, corruptions=known))
+    seen = {}
+
+    def spy(methods, streams, pixels, store, run, say):
+        seen.update(streams)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.streams._run_ours_or_load", spy)
+    monkeypatch.setattr("benchmarks.streams.our_methods", lambda *arguments: [])
+    with pytest.raises(KeyboardInterrupt):
+        replay_streams(fewer, str(image_folder), frames=4)
+    for stream in seen.values():
+        assert {NAMES[kind + 1] for kind in stream.type} == {"clean", *known}
+    other = replace(bundle, manifest=replace(bundle.manifest, corruptions=("fog", "rain")))
+    with pytest.raises(InputError, match="knows the corruption 'rain', which streams cannot show; take a bundle"):
+        replay_streams(other, str(image_folder), frames=4)
 
 
 def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
@@ -212,11 +282,17 @@ def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
         run(protocols=["shuffled"])
     with pytest.raises(InputError, match="batch sizes"):
         run(batches=[0])
-    with pytest.raises(InputError, match="each is shown once"):
+    with pytest.raises(InputError, match=r"\(--frames\) .* each is shown once"):
         run(frames=10_000)
     with pytest.raises(InputError, match="rws bench rivals"):
         run(frames=2, rivals=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+    shutil.copytree(image_folder / "test", tmp_path / "imagenet-c" / "fog" / "5")
+    (tmp_path / "cifar-c").mkdir()
+    (tmp_path / "cifar-c" / "labels.npy").touch()
+    for corrupted in ("imagenet-c", "cifar-c"):
+        with pytest.raises(InputError, match=r"corrupted already; streams \(--protocol\) .* give a clean test folder"):
+            replay_streams(bundle, str(tmp_path / corrupted), frames=2)
     with pytest.raises(InputError, match="unknown method 'told'"):
         Ours("told", bundle, bundle.model(threads=1), bundle.oracle(threads=1))
     assert torch.equal(images.pixels[0], clean_images(bundle, str(image_folder / "test")).pixels[0])
@@ -247,6 +323,8 @@ def test_the_command_writes_json_and_csv(image_folder, tmp_path):
         ),
         (("--protocol", "all", "--limit", 3), "--limit is for sets of images"),
         (("--frames", 3), "--frames is for streams; give --protocol as well"),
+        (("--protocol", "iid", "--batch", 8), "--batch is for the rivals; give --rivals as well"),
+        (("--protocol", "iid", "--remeasure"), "--remeasure is for the rivals; give --rivals as well"),
     ],
 )
 def test_the_command_names_bad_options_in_one_line(image_folder, options, message):
