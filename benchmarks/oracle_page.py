@@ -11,6 +11,12 @@ RESULTS = Path(__file__).parent / "results"
 SHARES = {"policy": "policy", "severity": "severity", "type": "type", "clean": "taken for clean"}
 RULES = {"std": "never patched", "perfect": "told type and severity", "best": "told, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
+CHOSEN = {
+    "plain": "",
+    "clean weight": ", weight on clean",
+    "threshold": ", threshold",
+    "both": ", weight on clean and threshold",
+}
 PAIRS = {
     "std": "never patched",
     "single": "told: the best single signature",
@@ -97,7 +103,7 @@ def policy_table() -> str:
         if row["policy"] == "shipped":
             label = f"**the bundle's policy: {POLICIES[row.get('kind', 'expected')]}**"
         elif row["policy"] in POLICIES:
-            label += {"plain": "", "both": ", weight on clean and threshold"}.get(row["rule"], f", {row['rule']}")
+            label += CHOSEN[row["rule"]]
         validation = row.get("validation", {})
         rows.append(
             [
@@ -126,21 +132,16 @@ def policy_table() -> str:
         "µs",
     ]
     winner = result["winner"]
-    best = "" if winner is None else f" The best of these on validation images: {_rule(winner)}."
+    best = POLICIES[winner["policy"]] + CHOSEN[winner["rule"]] if winner else "none loses as little"
     return (
         f"{_table(head, rows)}\n\nA rule with neither weight nor threshold (1 and 0) is what it is: nothing is chosen. "
         f"Where a weight or a threshold is named, it is the one with the best RA on validation images "
         f"({result['validation_images']:,} of each corruption and severity) among those that lose at most "
         f"{result['allowed_ta_loss']:g} points of TA there; where each loses more, the one that loses least. The "
         f"threshold is on the most probable type's probability, on each corruption's (weighted), or on the points to "
-        f"be won (expected accuracy). TA and RA to the right are of {result['images']:,} test images each.{best} "
-        f"{_made_by(result)}"
+        f"be won (expected accuracy). TA and RA to the right are of {result['images']:,} test images each. The best of "
+        f"them on validation images: {best}. {_made_by(result)}"
     )
-
-
-def _rule(chosen: Mapping[str, str]) -> str:
-    words = {"plain": "as it is", "clean weight": "with a weight on clean", "threshold": "with a threshold"}
-    return f"{POLICIES[chosen['policy']]}, {words.get(chosen['rule'], 'with a weight on clean and a threshold')}"
 
 
 def pairs_table() -> str:
@@ -155,7 +156,7 @@ def pairs_table() -> str:
         for way, score in result["validation"].items()
     ]
     return (
-        f"{_table(head, rows)}\n\nOn validation images, which alone decide what is chosen:\n\n"
+        f"{_table(head, rows)}\n\nThe same on validation images:\n\n"
         f"{_table(['', 'two at once', 'one at once', 'TA'], chosen_on)}\n\n"
         f"{len(result['per_pair'])} pairs, {result['images']:,} test and {result['validation_images']:,} validation "
         f"images of each. {_made_by(result)}"

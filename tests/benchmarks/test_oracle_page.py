@@ -4,7 +4,7 @@ import re
 import pytest
 
 from benchmarks import oracle_page
-from benchmarks.oracle_page import METHODS, PAIRS, POLICIES, TABLES
+from benchmarks.oracle_page import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
 from benchmarks.policies import FAMILIES, RULES
 from benchmarks.rivals import COMPARED, ENGINES, RIVALS
 
@@ -137,6 +137,7 @@ def test_every_method_has_a_name():
     assert {*RIVALS, *COMPARED, "frame", "trained", "perfect", "best"} == set(METHODS)
     assert {method for names in ENGINES.values() for method in names} <= set(METHODS)
     assert set(FAMILIES) == set(POLICIES)
+    assert set(RULES) == set(CHOSEN)
 
 
 def test_types_and_regret():
@@ -162,7 +163,12 @@ def test_policies_show_how_they_were_chosen():
     assert rows["**the bundle's policy: weighted composition**"] == own
     assert rows["never patched"] == ["", "", "", "", "89.50", "83.50", "86.00", "0.10", ""]
     assert "lose at most 0.2 points" in text
-    assert "weighted composition, with a weight on clean and a threshold." in text
+    assert "on validation images: weighted composition, weight on clean and threshold." in text
+
+
+def test_no_policy_wins_where_all_lose_too_much(results):
+    (results / "policies.json").write_text(json.dumps(MADE | policies() | {"winner": None}))
+    assert "on validation images: none loses as little." in TABLES["policies"]()
 
 
 def test_pairs_have_a_second_table_of_validation():
