@@ -45,7 +45,8 @@ METHODS = {
 ENGINES = {"torch": "Torch", "onnx": "ONNX Runtime"}
 
 
-def _read(name: str) -> Any:
+def read(name: str) -> Any:
+    """A committed result."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
@@ -54,7 +55,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _made_by(*results: Mapping[str, Any]) -> str:
+def made_by(*results: Mapping[str, Any]) -> str:
+    """The commands that made results, on what machine, from which seed."""
     commands = ", ".join(f"`{result['command']}`" for result in results)
     return f"Made by {commands} ({results[0]['machine']['processor']}, seed {results[0]['seed']})."
 
@@ -65,7 +67,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def types_table() -> str:
     """Type accuracy by severity, of one frame and after eight."""
-    result = _read("replay_all")
+    result, worst = read("replay_all"), read("replay_severity5")
     one = result["oracle"]
     rows = []
     for scores, frames in ((one, "one frame"), (one["after_8_frames"], "8 frames of one stream")):
@@ -79,24 +81,49 @@ def types_table() -> str:
     return (
         f"{_table(head, rows)}\n\n{result['images']:,} test images of each of 19 corruptions × 5 severities, and "
         f"clean; all counts clean and each type alike. Merged: {same if pairs else 'no two are the same picture'}. "
-        f"Mean error of the severity {one['severity_mae']:.2f}. {_made_by(result)}"
+        f"Mean error of the severity {one['severity_mae']:.2f}. With {worst['images']:,} images, at severity 5: "
+        f"{worst['oracle']['per_severity']['5']['type_accuracy_merged']:.2f}, clean "
+        f"{worst['oracle']['clean_recall']:.2f}. {made_by(result, worst)}"
+    )
+
+
+def oracle_cost_table() -> str:
+    """Time of the oracle beside the bundle's model and others."""
+    result = read("oracle_cost")
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    found = {(row["model"], row["case"]): row for row in result["rows"]}
+    cases = {
+        "network": "the network",
+        "observe": "**the oracle: network and belief**",
+        "whole": "oracle, temporal filter and policy",
+        "in_turn": "these, where they and the model come one after another",
+    }
+    rows = []
+    for case, label in cases.items():
+        parts = [found[model, case] for model in models]
+        time = "" if case == "in_turn" else _number(parts[0]["ms"], 3)
+        shares = [f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in parts]
+        rows.append([label, time, *shares])
+    return (
+        f"{_table(['one thread', 'ms', *(f'times {model}' for model in models)], rows)}\n\n"
+        f"The network's file has {result['bytes']:,} bytes. {made_by(result)}"
     )
 
 
 def regret_table() -> str:
     """What the oracle's errors cost in accuracy, and where it comes from."""
-    results = {"severity 5": _read("replay_severity5"), "severities 1–5": _read("replay_all")}
+    results = {"severity 5": read("replay_severity5"), "severities 1–5": read("replay_all")}
     rows = []
     for name, result in results.items():
         split = result["regret_split"]
         rows.append([name, *(_number(split[key], 3) for key in (*SHARES, "total", "clean_frames_patched"))])
     head = ["points of accuracy", *SHARES.values(), "regret", "clean frames patched"]
-    return f"{_table(head, rows)}\n\n{_made_by(*results.values())}"
+    return f"{_table(head, rows)}\n\n{made_by(*results.values())}"
 
 
 def policy_table() -> str:
     """Ways from a belief to a mix."""
-    result = _read("policies")
+    result = read("policies")
     rows = []
     for row in result["rows"]:
         label = RULES.get(row["policy"], POLICIES.get(row["policy"], row["policy"]))
@@ -140,13 +167,13 @@ def policy_table() -> str:
         f"{result['allowed_ta_loss']:g} points of TA there; where each loses more, the one that loses least. The "
         f"threshold is on the most probable type's probability, on each corruption's (weighted), or on the points to "
         f"be won (expected accuracy). TA and RA to the right are of {result['images']:,} test images each. The best of "
-        f"them on validation images: {best}. {_made_by(result)}"
+        f"them on validation images: {best}. {made_by(result)}"
     )
 
 
 def pairs_table() -> str:
     """Two corruptions at once."""
-    result = _read("pairs")
+    result = read("pairs")
     by_severity = [f"accuracy_{severity}" for severity in result["severities"]]
     keys = ("accuracy", *by_severity, "ta", "single")
     rows = [[PAIRS[row["way"]], *(_number(row.get(key)) for key in keys)] for row in result["rows"]]
@@ -159,13 +186,13 @@ def pairs_table() -> str:
         f"{_table(head, rows)}\n\nThe same on validation images:\n\n"
         f"{_table(['', 'two at once', 'one at once', 'TA'], chosen_on)}\n\n"
         f"{len(result['per_pair'])} pairs, {result['images']:,} test and {result['validation_images']:,} validation "
-        f"images of each. {_made_by(result)}"
+        f"images of each. {made_by(result)}"
     )
 
 
 def unseen_table() -> str:
     """Each corruption in turn unknown to oracle and signatures."""
-    result = _read("unseen")
+    result = read("unseen")
     ways = ("std", "ours", "borrowed", "own")
     rows = []
     for row in result["rows"]:
@@ -199,7 +226,7 @@ def unseen_table() -> str:
     missing = f" Not done: {_spoken(', '.join(result['missing']))}." if result["missing"] else ""
     return (
         f"{_table(head, [*rows, summary])}\n\nMeans over the severities 1–5; gain is ours beyond never patched. Clean "
-        f"images lose {result['ta_loss']:.2f} points at most.{missing} {_made_by(result)}"
+        f"images lose {result['ta_loss']:.2f} points at most.{missing} {made_by(result)}"
     )
 
 
@@ -209,7 +236,7 @@ def _spoken(name: str) -> str:
 
 def streams_table() -> str:
     """Our ways on the five protocols."""
-    result = _read("streams")
+    result = read("streams")
     rows = []
     for row in result["rows"]:
         if row["batch"] != 1 or row["method"] not in ("std", "perfect", "frame", "trained"):
@@ -227,12 +254,12 @@ def streams_table() -> str:
             ]
         )
     head = ["", "RA", "regret", "TA", "right mix, %", "switches, %", "delay: median / mean / p95"]
-    return f"{_table(head, rows)}\n\n{_made_by(result)}"
+    return f"{_table(head, rows)}\n\n{made_by(result)}"
 
 
 def rivals_table() -> str:
     """Every method on every protocol at each batch size, and what it costs."""
-    result = _read("rivals")
+    result = read("rivals")
     protocols = list(dict.fromkeys(row["protocol"] for row in result["rows"]))
     found = {(row["batch"], row["method"], row["protocol"]): row for row in result["rows"]}
     kinds = sorted({key[:2] for key in found}, key=lambda key: (key[0], list(METHODS).index(key[1])))
@@ -242,7 +269,7 @@ def rivals_table() -> str:
         cells = [f"{_number(row['ra'], 1)} / {_number(row['ta'], 1)}" if row else "" for row in scores]
         rows.append([METHODS[method], str(batch), *cells])
     table = _table(["RA / TA", "batch", *protocols], rows)
-    return f"{table}\n\n{_costs(result['cost']['rows'])}\n\n{_made_by(result)}"
+    return f"{table}\n\n{_costs(result['cost']['rows'])}\n\n{made_by(result)}"
 
 
 def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
@@ -280,6 +307,7 @@ def _megabytes(count: int | None) -> str:
 
 
 TABLES = {
+    "oracle cost": oracle_cost_table,
     "types": types_table,
     "regret": regret_table,
     "policies": policy_table,

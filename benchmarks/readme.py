@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import oracle_page
+from benchmarks.oracle_page import RESULTS, made_by, read
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 WAYS = {
     "std": "never patched",
     "trained": "**trained oracle**",
@@ -29,17 +29,8 @@ WAYS = {
 }
 
 
-def _read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _made_by(*results: dict[str, Any]) -> str:
-    commands = ", ".join(f"`{result['command']}`" for result in results)
-    return f"Made by {commands} ({results[0]['machine']['processor']}, seed {results[0]['seed']})."
 
 
 def _bundle_sizes() -> str:
@@ -54,7 +45,7 @@ def _bundle_sizes() -> str:
 
 def replay_table() -> str:
     """TA and RA of every way, at severity 5 and over all severities."""
-    worst, every = _read("replay_severity5"), _read("replay_all")
+    worst, every = read("replay_severity5"), read("replay_all")
     lines = [_row("", "TA, clean", "RA, severity 5", "RA, severities 1–5"), _row("---", "---:", "---:", "---:")]
     for way, label in WAYS.items():
         lines.append(_row(label, *(f"{value[way]:.2f}" for value in (worst["ta"], worst["ra"], every["ra"]))))
@@ -65,7 +56,7 @@ def replay_table() -> str:
         f"images clean and at severity 5, {every['images']:,} at each of the severities 1–5. The oracle on one frame, "
         f"all severities: type {scores['type_accuracy']:.1f} %, clean recall {scores['clean_recall']:.1f} %, mean "
         f"severity error {scores['severity_mae']:.2f}; at severity 5: type {worst['oracle']['type_accuracy']:.1f} %. "
-        f"{_made_by(worst, every)}",
+        f"{made_by(worst, every)}",
         "",
         f"{_bundle_sizes()} The paper's figure for CIFAR-10 with a VGG-16 of 58.8 MB, 8-bit signatures and a perfect "
         "oracle is TA 92.59, RA 82.99 (severity 5).",
@@ -75,7 +66,7 @@ def replay_table() -> str:
 
 def corruption_table() -> str:
     """Severity 5, corruption by corruption."""
-    result = _read("replay_severity5")
+    result = read("replay_severity5")
     ways = ("std", "trained", "perfect", "always")
     lines = [
         _row("severity 5", *(WAYS[way].strip("*").split(" (")[0] for way in ways)),
@@ -88,7 +79,7 @@ def corruption_table() -> str:
 
 def ways_table() -> str:
     """Tuned signatures beside the paper's residual."""
-    result = _read("ways")
+    result = read("ways")
     columns = {
         "ra_validation": "RA on validation images",
         "ra": "RA, float32",
@@ -108,7 +99,7 @@ def ways_table() -> str:
         "",
         f"Severity 5 (two at once: {result['pair_severity']:.0f} each, {len(result['pairs'])} pairs), "
         f"{result['test_images']:,} test images; the 19 whole robust models behind `residual` reach "
-        f"{result['residual']['ra_whole_robust_models']:.2f}. α from validation images. {_made_by(result)}",
+        f"{result['residual']['ra_whole_robust_models']:.2f}. α from validation images. {made_by(result)}",
     ]
     return "\n".join(lines)
 
@@ -205,7 +196,7 @@ def latency_table() -> str:
         "paper's, with global pooling. ¹ Frame of 640 x 480 pixels: resize, oracle, policy, patch, predict, against "
         "the prediction alone. ² From a state dict for each signature and strength that is kept in memory, float32, no "
         "mixes. ³ One adapter for each signature and strength, float32, no mixes. Models are not trained here: time "
-        f"does not depend on that. {_made_by(*runs)}",
+        f"does not depend on that. {made_by(*runs)}",
     ]
     return "\n".join(lines)
 
@@ -229,7 +220,7 @@ def threads_table() -> str:
         "On two cores that is as close as it gets: the thread pools of several sessions in one process spin against "
         "one another, and two identical sessions differ by that much."
     )
-    return "\n".join([*lines, "", f"{remark} {_made_by(*runs)}"])
+    return "\n".join([*lines, "", f"{remark} {made_by(*runs)}"])
 
 
 def default_latency_table() -> str:
@@ -249,7 +240,7 @@ def default_latency_table() -> str:
 
 def storage_table() -> str:
     """Bytes on disk and in memory."""
-    result = _read("storage")
+    result = read("storage")
     cases = list(dict.fromkeys((row["model"], row["size"]) for row in result["rows"]))
 
     def cell(rows: str, case: tuple[str, int], key: str, **wanted: Any) -> Any:
@@ -279,14 +270,14 @@ def storage_table() -> str:
             *(f"{cell('memory', c, 'ratio', what='live, 19 signatures'):.2f}" for c in cases),
         ),
         "",
-        f"{_made_by(result)}",
+        f"{made_by(result)}",
     ]
     return "\n".join(lines)
 
 
 def precision_table() -> str:
     """Accuracy of the default's signatures at every number of bits."""
-    result = _read("signatures")
+    result = read("signatures")
     lines = [
         _row("bits", "one scale per", "RA", "TA after 19 patches and resets", "bytes of the file"),
         _row("---", "---", "---:", "---:", "---:"),
@@ -298,7 +289,7 @@ def precision_table() -> str:
     lines += [
         "",
         f"The bundled default, CIFAR-10, severity {result['severity']}, {result['images']:,} test images, each "
-        f"corruption's own signature. {_made_by(result)}",
+        f"corruption's own signature. {made_by(result)}",
     ]
     return "\n".join(lines)
 
