@@ -27,6 +27,14 @@ def replayed(total):
     }
 
 
+def oracle_cost():
+    def row(model, case, ratio):
+        return {"model": model, "case": case, "ms": 0.0625, "ratio": ratio, "low": ratio - 0.125, "high": ratio + 0.125}
+
+    cases = ("network", "observe", "whole", "in_turn")
+    return {"bytes": 123456, "rows": [row(model, case, 0.5) for model in ("vgg16:32", "bundle") for case in cases]}
+
+
 def policies():
     def row(policy, rule="", **more):
         return {"policy": policy, "rule": rule, "ta": 89.5, "ra": 86.0, "ra_5": 83.5, "regret": 0.1} | more
@@ -98,6 +106,7 @@ def rivals():
 RESULTS = {
     "replay_all": replayed(-0.125),
     "replay_severity5": replayed(0.0),
+    "oracle_cost": oracle_cost(),
     "policies": policies(),
     "pairs": pairs(),
     "unseen": unseen(),
@@ -146,6 +155,13 @@ def test_types_and_regret():
     assert rows[3] == ["8 frames of one stream, merged", "95.8", "95.8", "95.8", "97.5"]
     assert "defocus blur and gaussian blur at severity 1 are the same" in TABLES["types"]()
     assert cells(TABLES["regret"]())[1] == ["severities 1–5", "0.000", "0.125", "-0.500", "0.250", "-0.125", "0.150"]
+
+
+def test_the_oracles_time_is_beside_each_models():
+    rows = cells(TABLES["oracle cost"]())
+    assert rows[1] == ["**the oracle: network and belief**", "0.062", *["0.500 (0.375–0.625)"] * 2]
+    assert rows[3][1] == ""
+    assert "123,456 bytes" in TABLES["oracle cost"]()
 
 
 def test_where_no_two_are_the_same_picture(results):
