@@ -52,7 +52,7 @@ class BeliefFilter:
         drift: float = 0.1,
         evidence: float = 1.0,
         prior: Sequence[float] | None = None,
-        share: float = 0.1,
+        share: float = 0.02,
     ) -> None:
         rates = np.atleast_1d(np.array(jump, np.float64))
         within = rates.ndim == 1 and len(rates) > 0 and bool(((rates > 0) & (rates <= 1)).all())

@@ -77,7 +77,7 @@ class StreamRecipe:
     jump: tuple[float, ...] = (0.02, 1.0)
     drift: float = 0.1
     evidence: float = 1.0
-    share: float = 0.1
+    share: float = 0.02
 
 
 @dataclass(frozen=True)
