@@ -133,6 +133,8 @@ class GainTable:
 class WeightedPolicy:
     """Every probable corruption's own signature, at its probability times its calibrated alpha.
 
+    A corruption whose signature is not at hand gets the best action of its row: a neighbour's signature, if one helps.
+
     Args:
         table: the gain table; the calibrated alpha of a corruption at a severity is the best of its row.
         threshold: corruptions less probable than this are left out, 0…1.
@@ -152,10 +154,10 @@ class WeightedPolicy:
                 f"{threshold}, {clean_weight} and {hold}"
             )
         self.table, self.threshold, self.clean_weight, self.hold = table, threshold, clean_weight, hold
-        told = ToldPolicy(table, own=True)
-        self._alphas = [
-            [float(table.alpha[told.action(name, level)]) for level in table.levels] for name in table.corruptions
-        ]
+        self._answers = []
+        for name in table.corruptions:
+            told = ToldPolicy(table, own=len(table.own(name)) > 1)
+            self._answers.append([told.choose_told(name, level) for level in table.levels])
         self._levels = np.array(table.levels, np.float32)
         self._current: Mix = {}
 
@@ -182,11 +184,10 @@ class WeightedPolicy:
         mix: Mix = {}
         for index in np.flatnonzero(mass >= max(self.threshold * whole, 1e-12)).tolist():
             severity = float(per_level[index] @ self._levels) / float(mass[index])
-            alpha = self._alphas[index][int(np.abs(self._levels - severity).argmin())]
-            steps = round(alpha * float(mass[index]) / whole / STEP)
-            if steps:
-                mix[self.table.corruptions[index]] = steps * STEP
-        return mix
+            for name, alpha in self._answers[index][int(np.abs(self._levels - severity).argmin())].items():
+                mix[name] = mix.get(name, 0.0) + alpha * float(mass[index]) / whole
+        steps = {name: round(alpha / STEP) for name, alpha in mix.items()}
+        return {name: count * STEP for name, count in steps.items() if count}
 
 
 class ExpectedGainPolicy:

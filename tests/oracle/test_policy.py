@@ -180,8 +180,12 @@ def test_frames_on_their_own_get_what_choose_gives():
             assert policy.choose(belief) == mix
 
 
-def test_a_signature_that_is_not_at_hand_is_no_part_of_a_mix():
-    assert WeightedPolicy(table().limited_to(("snow",))).choose(torn()) == {"snow": 0.5}
+def test_a_corruption_whose_signature_is_not_at_hand_gets_a_neighbours_if_one_helps():
+    only_fog = WeightedPolicy(table().limited_to(("fog",)))
+    assert only_fog.choose(certain(NAMES, LEVELS, "snow", 5)) == {"fog": 0.5}  # 50 against 45
+    assert only_fog.choose(certain(NAMES, LEVELS, "snow", 1)) == {}  # 84 against 85
+    assert only_fog.choose(torn()) == {"fog": 0.75}
+    assert WeightedPolicy(table().limited_to(())).choose(torn()) == {}
 
 
 def test_the_estimate_of_a_mix_is_what_was_measured_where_it_was_measured():
