@@ -73,7 +73,7 @@ class StreamRecipe:
 
     threshold: float = 0.1
     clean_weight: float = 1.0
-    hold: float = 0.0625
+    hold: float = 0.0
     jump: tuple[float, ...] = (0.02, 1.0)
     drift: float = 0.1
     evidence: float = 1.0
