@@ -146,6 +146,7 @@ def filter(
     bundle: BundleFolder = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the settings tried to write, the best first.")] = 12,
     report: Report = None,
 ) -> None:
     """Search the settings of temporal filter and policy on validation streams of all protocols.
@@ -161,7 +162,7 @@ def filter(
     _check(report)
     result = tune_filter(Bundle.load(bundle), data, frames=frames, seed=seed, progress=typer.echo)
     typer.echo(f"best: {result['best']}")
-    _save(report, result, data, seed, 1)
+    _save(report, result | {"count": len(result["tried"]), "tried": result["tried"][:keep]}, data, seed, 1)
 
 
 def rivals(
