@@ -22,9 +22,19 @@ DETERMINISTIC = (
     "pixelate",
     "jpeg_compression",
 )
-# Poisson draws cannot be replayed. What treats each value or JPEG block alike at any size is here at 32 px only, which
-# keeps the data small.
-AT_32_PX = ("gaussian_noise", "speckle_noise", "brightness", "contrast", "saturate", "jpeg_compression")
+# Poisson draws cannot be replayed. What does the same at any size is here at 32 px only, which keeps the data small.
+AT_32_PX = (
+    "gaussian_noise",
+    "impulse_noise",
+    "speckle_noise",
+    "defocus_blur",
+    "gaussian_blur",
+    "brightness",
+    "contrast",
+    "saturate",
+    "pixelate",
+    "jpeg_compression",
+)
 REPLAYED = [
     (size, name)
     for size in (32, 64)
