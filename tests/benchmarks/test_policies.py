@@ -94,7 +94,7 @@ def test_a_signature_that_is_not_at_hand_is_not_mixed():
     table = TABLE.limited_to([name for name in NAMES if name != "fog"])
     belief = certain(NAMES, LEVELS, "fog", 5)
     assert HardPolicy(table).choose(belief) == {}
-    assert WeightedPolicy(table).choose(belief) == {}
+    assert "fog" not in WeightedPolicy(table).choose(belief)
 
 
 def test_numbers_out_of_range_are_refused():
