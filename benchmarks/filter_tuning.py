@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.judge import split_as_built
 from benchmarks.protocols import PROTOCOLS, Stream, make_stream
 from benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
 from benchmarks.streams import clean_images, known_corruptions, observe_streams
@@ -21,7 +22,6 @@ from oracle.belief import Belief
 from oracle.errors import InputError
 from oracle.policy import GainTable, Mix, Policy, make_policy
 from oracle.temporal import BeliefFilter
-from training.data import split_train_validation
 
 Settings = dict[str, dict[str, Any]]
 
@@ -105,9 +105,7 @@ def tune_filter(
     corruptions = known_corruptions(bundle)
     space = _fitting(bundle, space)
     images = clean_images(bundle, source, "train")
-    recipe = bundle.manifest.provenance.get("recipe", {})
-    count = min(int(recipe.get("data", {}).get("validation", 5000)), len(images) // 10)
-    _, validation = split_train_validation(images, count, int(recipe.get("seed", 0)))
+    _, validation = split_as_built(bundle, images)
     labels = validation.labels.numpy()
     streams = {
         f"{protocol} {severity}": make_stream(

@@ -19,11 +19,10 @@ from torch import Tensor
 from edge.bundle import Bundle
 from edge.models.base import PatchableModel
 from oracle.belief import Belief
-from oracle.errors import InputError
 from oracle.network import Oracle
 from oracle.policy import Mix
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import Images, load_images, split_train_validation
+from training.data import Images, fitted, load_images, split_train_validation
 
 BATCH = 50
 Layers = tuple[tuple[str, float], ...]
@@ -51,18 +50,19 @@ def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Split
         InputError: if the source has no such parts, or other classes than the bundle.
     """
     size = bundle.manifest.input.height
-    recipe = bundle.manifest.provenance.get("recipe", {})
     parts = []
     for part in ("train", "test"):
         images = load_images(source, part, size=size, cache=cache)
-        if set(images.classes) != set(bundle.manifest.classes):
-            found, expected = ", ".join(images.classes), ", ".join(bundle.manifest.classes)
-            raise InputError(f"{source}: its classes are {found}; the bundle knows {expected}")
-        order = torch.tensor([bundle.manifest.classes.index(name) for name in images.classes])
-        parts.append(Images(images.pixels, order[images.labels], tuple(bundle.manifest.classes)))
+        parts.append(fitted(images, bundle.manifest.classes, size, source))
     train, test = parts
-    count = min(int(recipe.get("data", {}).get("validation", 5000)), len(train) // 10)
-    return Splits(*split_train_validation(train, count, int(recipe.get("seed", 0))), test)
+    return Splits(*split_as_built(bundle, train), test)
+
+
+def split_as_built(bundle: Bundle, images: Images) -> tuple[Images, Images]:
+    """Training images as the bundle's build split them: what it learnt from, and what it was calibrated on."""
+    recipe = bundle.manifest.provenance.get("recipe", {})
+    count = min(int(recipe.get("data", {}).get("validation", 5000)), len(images) // 10)
+    return split_train_validation(images, count, int(recipe.get("seed", 0)))
 
 
 def shuffled(images: Images, limit: int | None, seed: int) -> Images:
@@ -141,12 +141,13 @@ def observe(oracle: Oracle, frames: Frames) -> list[Belief]:
     """What the oracle believes of each frame on its own."""
     beliefs = []
     for start in range(0, len(frames), BATCH):
-        joint = oracle.observe_batch(_as_input(frames.pixels[start : start + BATCH]))
+        joint = oracle.observe_batch(as_input(frames.pixels[start : start + BATCH]))
         beliefs += [Belief(oracle.corruptions, oracle.levels, row) for row in joint]
     return beliefs
 
 
-def _as_input(pixels: Tensor) -> NDArray[np.float32]:
+def as_input(pixels: Tensor) -> NDArray[np.float32]:
+    """uint8 images (N, 3, H, W) to the model's input, float32, 0…1."""
     return pixels.numpy().astype(np.float32) / np.float32(255)
 
 
@@ -188,7 +189,7 @@ class Judge:
         right = np.empty(len(chosen), bool)
         for start in range(0, len(chosen), BATCH):
             part = chosen[start : start + BATCH]
-            logits = self.model.predict(_as_input(self.frames.pixels[torch.from_numpy(part)]))
+            logits = self.model.predict(as_input(self.frames.pixels[torch.from_numpy(part)]))
             right[start : start + BATCH] = logits.argmax(1) == self.frames.labels[part]
         return right
 

@@ -94,25 +94,32 @@ def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
     return sessions
 
 
-def _give_back_unused() -> None:
+def give_back_unused() -> None:
+    """Return what Python and the C library hold unused to the system."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc
         libc.malloc_trim(0)
 
 
-def _count(field: str, file: Path) -> int:
+def private_bytes() -> int:
+    """Bytes of private, anonymous memory that this process holds; see `can_measure`."""
+    return status_bytes("Anonymous:", _COUNTS)
+
+
+def status_bytes(field: str, file: Path) -> int:
+    """A line of one of Linux's status files of a process, in bytes."""
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(field))
 
 
 def _main() -> None:
     kind, size, *files = sys.argv[1:]
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
-    _give_back_unused()
+    give_back_unused()
     # getrusage would give the parent's peak where that was higher: Linux hands it down through exec.
     memory = Memory(
-        _count("Anonymous:", _COUNTS),
-        _count("VmHWM:", Path("/proc/self/status")),
+        private_bytes(),
+        status_bytes("VmHWM:", Path("/proc/self/status")),
         held[0].note if kind == "live" else "",
     )
     print(json.dumps(asdict(memory)))

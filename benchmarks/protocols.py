@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,25 @@ class Stream:
         changed = np.concatenate([[True], self.type[1:] != self.type[:-1]])
         starts: NDArray[np.int64] = np.flatnonzero(changed | self.cut)
         return starts
+
+
+class Method(Protocol):
+    """Classifies the frames of a stream in their order; ours and the rivals."""
+
+    name: str
+
+    def reset(self) -> None:
+        """Forget the past: called before each cut of the stream."""
+
+    def classify(
+        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Classes, int64 (B,), of the next B frames.
+
+        Args:
+            x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
+            types, severities: as in `Stream`; only methods that are told may read them.
+        """
 
 
 def make_stream(

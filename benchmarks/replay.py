@@ -27,7 +27,7 @@ from oracle.belief import CLEAN, Belief, certain
 from oracle.errors import InputError
 from oracle.policy import Mix, ToldPolicy
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import Images, load_images
+from training.data import Images, fitted, load_images
 
 WAYS = ("std", "trained", "perfect", "best", "always")
 PARTLY_TOLD = ("state", "type", "corrupted")
@@ -74,22 +74,8 @@ def test_sets(
         split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
         sets = _corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
     for found in sets:
-        images = _fitted(found.images, classes, size, source)
+        images = fitted(found.images, classes, size, source)
         yield TestSet(found.corruption, found.severity, _subset(images, limit, seed))
-
-
-def _fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
-    """The images with the bundle's class order, after everything was found to fit."""
-    missing = [name for name in classes if name not in images.classes]
-    unknown = [name for name in images.classes if name not in classes]
-    if missing or unknown:
-        detail = f"class folder {missing[0]!r} is missing" if missing else f"class {unknown[0]!r} is not the bundle's"
-        raise InputError(f"{source}: {detail}; the bundle knows {', '.join(classes)}")
-    if tuple(images.pixels.shape[2:]) != (size, size):
-        height, width = images.pixels.shape[2:]
-        raise InputError(f"{source}: images are {width}x{height}, the bundle takes {size}x{size}; resize them first")
-    order = torch.tensor([list(classes).index(name) for name in images.classes])
-    return Images(images.pixels, order[images.labels], tuple(classes))
 
 
 def _subset(images: Images, limit: int | None, seed: int) -> Images:

@@ -28,7 +28,7 @@ from training.corruptions import CORRUPTIONS, corrupt_mixed
 from training.data import Images
 from training.fit import Corrupted, FitRecipe, fit, predict
 from training.models import ModelSpec, build_model
-from training.recipe import DataRecipe, Recipe, SignatureRecipe, _parse
+from training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -160,7 +160,7 @@ def _recipe_of(bundle: Bundle) -> Recipe:
     if told is None:
         raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
-    parsed = {name: _parse(schema, told[name], f"{bundle.path} [{name}]") for name, schema in parts.items()}
+    parsed = {name: parse(schema, told[name], f"{bundle.path} [{name}]") for name, schema in parts.items()}
     return Recipe(name=told["name"], seed=told["seed"], **parsed)
 
 

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
-from benchmarks.memory import _COUNTS, _count, _give_back_unused, can_measure
+from benchmarks.memory import can_measure, give_back_unused, private_bytes, status_bytes
+from benchmarks.protocols import Method
 from benchmarks.rival_models import RivalModels
 from edge.bundle import MODEL, Bundle
 from edge.errors import RwsError
@@ -61,21 +62,7 @@ Sample = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 """Frames as a method takes them: inputs (N, 3, H, W), types (N,), severities (N,)."""
 
 
-class Timed(Protocol):
-    """A way to classify the frames of a stream, as `benchmarks.streams.Method`."""
-
-    name: str
-
-    def reset(self) -> None:
-        """Forget everything that earlier frames left behind."""
-
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        """Classes, int64 (B,), of float32 (B, 3, H, W) RGB 0…1; only a told method may look at types."""
-
-
-class Rival(Timed, Protocol):
+class Rival(Method, Protocol):
     """A rival: it also says how many bytes of weights and states it carries, and what its answers depend on."""
 
     carried_bytes: int
@@ -302,7 +289,7 @@ def rival_methods(bundle: Bundle, work: Path, names: Sequence[str] = RIVALS) -> 
 
 
 def time_methods(
-    make: Mapping[str, Callable[[], Timed]],
+    make: Mapping[str, Callable[[], Method]],
     sample: Sample,
     batch: int,
     *,
@@ -345,7 +332,7 @@ def time_methods(
     }
 
 
-def _blocks(method: Timed, sample: Sample, batch: int) -> Callable[[], Block]:
+def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
     """What runs one block of a method and gives its milliseconds per frame."""
     starts = range(0, len(sample[0]) - batch + 1, batch)
     position = 0
@@ -451,7 +438,7 @@ def _cost_rows(
     return rows
 
 
-def make_method(engine: str, name: str, bundle: Bundle, models: RivalModels) -> Timed:
+def make_method(engine: str, name: str, bundle: Bundle, models: RivalModels) -> Method:
     """A method for the measurement of time and memory, one thread.
 
     Args:
@@ -466,7 +453,7 @@ def make_method(engine: str, name: str, bundle: Bundle, models: RivalModels) -> 
     return Ours(name, bundle, bundle.model(engine, threads=1, provider="cpu"), bundle.oracle(threads=1))
 
 
-def _carried(name: str, method: Timed, bundle: Bundle) -> int:
+def _carried(name: str, method: Method, bundle: Bundle) -> int:
     files = {file: entry.bytes for file, entry in bundle.manifest.files.items()}
     found: int = sum(files.values()) if name in OURS else getattr(method, "carried_bytes", files[MODEL])
     return found
@@ -493,19 +480,19 @@ def _main() -> None:
     types = np.arange(count) % (1 + len(CORRUPTIONS)) - 1
     severities = np.where(types < 0, 0, 5).astype(np.float32)
     _take_what_packages_take(_to_torch(x))
-    _give_back_unused()
-    before = _count("Anonymous:", _COUNTS)
+    give_back_unused()
+    before = private_bytes()
     method = make_method(engine, name, bundle, RivalModels(bundle, None, Path(work)))
     for _ in range(3):
         method.classify(x, types, severities)
-    _give_back_unused()
-    held = _count("Anonymous:", _COUNTS)
+    give_back_unused()
+    held = private_bytes()
     # From here on the kernel counts the peak anew (proc(5), clear_refs).
     Path("/proc/self/clear_refs").write_text("5")
-    resident = _count("VmRSS:", _STATUS)
+    resident = status_bytes("VmRSS:", _STATUS)
     for _ in range(3):
         method.classify(x, types, severities)
-    peak = _count("VmHWM:", _STATUS)
+    peak = status_bytes("VmHWM:", _STATUS)
     print(json.dumps(asdict(MethodMemory(held - before, peak - resident))))
 
 

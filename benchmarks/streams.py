@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,8 +35,8 @@ from benchmarks import interleave as interleave_module
 from benchmarks import memory as memory_module
 from benchmarks import protocols as protocols_module
 from benchmarks import rivals as rivals_module
-from benchmarks.protocols import PROTOCOLS, Stream, frames_of, make_stream
-from benchmarks.replay import _fitted
+from benchmarks.judge import as_input
+from benchmarks.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
 from benchmarks.rivals import Rival, Sample, measure_cost, rival_methods
 from benchmarks.stream_scores import (
     NAMES,
@@ -58,7 +58,7 @@ from oracle.errors import InputError
 from oracle.network import Oracle
 from oracle.policy import Mix, ToldPolicy
 from training.corruptions import CORRUPTIONS
-from training.data import Images, load_images
+from training.data import Images, fitted, load_images
 
 OURS = ("std", "always", "perfect", "best", "frame", "trained")
 TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
@@ -67,25 +67,6 @@ TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
 _CHUNK, _BATCH = 512, 32
 
 Progress = Callable[[str], None]
-
-
-class Method(Protocol):
-    """Classifies the frames of a stream in their order; ours and the rivals."""
-
-    name: str
-
-    def reset(self) -> None:
-        """Forget the past: called before each cut of the stream."""
-
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        """Classes, int64 (B,), of the next B frames.
-
-        Args:
-            x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
-            types, severities: as in `Stream`; only methods that are told may read them.
-        """
 
 
 class Ours:
@@ -266,7 +247,7 @@ def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> ND
         step = batch * -(-_CHUNK // batch)
         for start in range(first, last, step):
             stop = min(start + step, last)
-            x = _as_input(frames_of(stream, pixels, start, stop))
+            x = as_input(frames_of(stream, pixels, start, stop))
             for begin in range(start, stop, batch):
                 part = slice(begin, min(begin + batch, stop))
                 here = slice(part.start - start, part.stop - start)
@@ -402,7 +383,7 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
         )
     splits = any((folder / name).is_dir() for name in ("train", "test", "val"))
     images = load_images(source, split if splits or not folder.is_dir() else None, size=size)
-    return _fitted(images, bundle.manifest.classes, size, source)
+    return fitted(images, bundle.manifest.classes, size, source)
 
 
 def make_timeline(
@@ -485,10 +466,6 @@ def _delay(row: Mapping[str, Any]) -> str:
     return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
 
 
-def _as_input(pixels: Tensor) -> NDArray[np.float32]:
-    return (pixels.numpy() / np.float32(255)).astype(np.float32)
-
-
 def _digest_of_files(files: Sequence[Path]) -> str:
     hasher = hashlib.sha256()
     for file in files:
@@ -553,7 +530,7 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDA
 def _inputs(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The frames in parts: number of the first one, and the model's input."""
     for start in range(0, len(frames), _CHUNK):
-        yield start, _as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
+        yield start, as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
 
 
 def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.float32]:
@@ -634,7 +611,7 @@ def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
     """Some frames of all types, to measure time with."""
     chosen = np.linspace(0, len(stream) - 1, count).astype(np.int64)
     part = Stream("", *(getattr(stream, key)[chosen] for key in ("image", "type", "severity", "seed", "cut")))
-    return _as_input(frames_of(part, pixels, 0, count)), part.type, part.severity
+    return as_input(frames_of(part, pixels, 0, count)), part.type, part.severity
 
 
 class _Parts:

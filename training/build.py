@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from edge.atomic import atomic_path, atomic_write_bytes
-from edge.bundle import MODEL, Bundle, Manifest, write_bundle
+from edge.bundle import MODEL, Bundle, write_bundle
 from edge.models.base import PatchableModel
 from edge.models.onnx_model import OnnxModel
 from edge.models.torch_model import TorchModel
@@ -37,7 +37,7 @@ from oracle.errors import InputError
 from oracle.policy import GainTable
 from training.calibrate import check_signed, measure_gain
 from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from training.data import Images, load_images, split_train_validation
+from training.data import Images, fitted, load_images, split_train_validation
 from training.export import export_onnx
 from training.fit import Corrupted, FitRecipe, accuracy, fit
 from training.models import build_model, fold_batchnorm, shallow_tensors
@@ -109,7 +109,8 @@ class Build:
         if height != width:
             raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
         if self.onto is not None:
-            data = _in_the_bundles_order(data, self.onto.manifest, self.source)
+            manifest = self.onto.manifest
+            data = fitted(data, manifest.classes, manifest.input.height, self.source)
         count = min(self.recipe.data.validation, len(data) // 10)
         train, validation = split_train_validation(data, count, self.recipe.seed)
         return train.to(self.device), validation.to(self.device)
@@ -278,6 +279,7 @@ class Build:
         corrupted = corrupt_mixed(pixels, types, severities, seeds_for(self.recipe.seed + 7, len(pixels)))
         return oracle_logits(network, corrupted), types, severities
 
+    @cached_property
     def _network(self) -> bytes:
         """The clean model as ONNX bytes, as the device gets it."""
         if self.onto is not None:
@@ -287,13 +289,13 @@ class Build:
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()
         if self.device.type == "cpu":
-            return OnnxModel(self._network(), signatures, signatures.tensors, "cpu", torch.get_num_threads())
-        return TorchModel.from_onnx(self._network(), signatures, signatures.tensors, str(self.device))
+            return OnnxModel(self._network, signatures, signatures.tensors, "cpu", torch.get_num_threads())
+        return TorchModel.from_onnx(self._network, signatures, signatures.tensors, str(self.device))
 
     def gain(self) -> GainTable:
         """The gain table of the shipped signatures."""
         path, signatures = self.work / "gain.npz", self.signatures()
-        inputs = [hashlib.sha256(content).hexdigest() for content in (self._network(), signatures.to_bytes())]
+        inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
         if not self._is_done(path, self.recipe.calibration, *inputs):
             table = measure_gain(
                 self._patchable(),
@@ -338,7 +340,7 @@ class Build:
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,
             classes=self.train.classes,
             input_size=(self.train.size, self.train.size),
-            model=self._network(),
+            model=self._network,
             signatures=self.signatures(),
             oracle=oracle,
             corruptions=CORRUPTIONS,
@@ -390,27 +392,6 @@ def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
     told = bundle.manifest.provenance.get("recipe", {})
     validation = told.get("data", {}).get("validation", recipe.data.validation)
     return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, validation=validation))
-
-
-def _in_the_bundles_order(data: Images, manifest: Manifest, source: str) -> Images:
-    """The images with the bundle's class order.
-
-    Raises:
-        InputError: if their classes or their size are not the bundle's.
-    """
-    strange = sorted(set(data.classes) ^ set(manifest.classes))
-    if strange:
-        whose = f"the bundle {manifest.name}" if strange[0] in manifest.classes else "these images"
-        raise InputError(
-            f"{source}: class {strange[0]!r} is known to {whose} only; give images of the bundle's classes"
-        )
-    if data.size != manifest.input.height or manifest.input.height != manifest.input.width:
-        raise InputError(
-            f"{source}: images of {data.size} pixels do not fit the bundle {manifest.name}, which takes "
-            f"{manifest.input.width}x{manifest.input.height}; leave --size out"
-        )
-    order = torch.tensor([manifest.classes.index(name) for name in data.classes])
-    return Images(data.pixels, order[data.labels], manifest.classes)
 
 
 def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:

@@ -106,6 +106,30 @@ def load_images(
     return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
 
 
+def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
+    """The images with a bundle's class order, after everything was found to fit.
+
+    Args:
+        images: with classes in any order.
+        classes: the bundle's.
+        size: the bundle's input side, pixels.
+        source: where the images come from, for the message.
+
+    Raises:
+        InputError: if classes or size are not the bundle's.
+    """
+    missing = [name for name in classes if name not in images.classes]
+    unknown = [name for name in images.classes if name not in classes]
+    if missing or unknown:
+        detail = f"class folder {missing[0]!r} is missing" if missing else f"class {unknown[0]!r} is not the bundle's"
+        raise InputError(f"{source}: {detail}; the bundle knows {', '.join(classes)}")
+    if tuple(images.pixels.shape[2:]) != (size, size):
+        height, width = images.pixels.shape[2:]
+        raise InputError(f"{source}: images are {width}x{height}, the bundle takes {size}x{size}; resize them first")
+    order = torch.tensor([list(classes).index(name) for name in images.classes])
+    return Images(images.pixels, order[images.labels], tuple(classes))
+
+
 def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Images, Images]:
     """Split off `validation` images at random, the same ones for the same seed.
 

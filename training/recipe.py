@@ -129,10 +129,15 @@ def load_recipe(name: str | Path) -> Recipe:
         content = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise FormatError(f"{path}: {error}") from error
-    return _parse(Recipe, content, str(path))
+    return parse(Recipe, content, str(path))
 
 
-def _parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
+def parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
+    """Plain data as a recipe or a part of one.
+
+    Raises:
+        FormatError: if a key is unknown or a value has the wrong type; it begins with `where`.
+    """
     hints = get_type_hints(schema)
     known = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
     unknown = [key for key in content if key not in known]
@@ -143,7 +148,7 @@ def _parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise FormatError(f"{where}: {key} must be a table")
-            values[key] = _parse(hints[key], value, f"{where} [{key}]")  # type: ignore[arg-type]
+            values[key] = parse(hints[key], value, f"{where} [{key}]")  # type: ignore[arg-type]
         elif get_origin(hints[key]) is tuple:
             kind = get_args(hints[key])[0]
             if not isinstance(value, list):

@@ -93,7 +93,7 @@ def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_rec
     arguments = ("--recipe", tiny_recipe, "--data", other, "--work", tmp_path / "work")
     failed = rws("build", *arguments, "--onto", built[0], check=False)
     assert failed.returncode == 2
-    assert "class 'frog' is known to the bundle tiny only" in failed.stderr
+    assert "class folder 'frog' is missing" in failed.stderr
 
 
 def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe, image_folder, tmp_path):
