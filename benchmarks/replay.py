@@ -12,7 +12,7 @@ of missed clean frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class TestSet:
     severity: int
     images: Images
 
+    def to(self, device: str) -> TestSet:
+        """The same set with its images on another device."""
+        return replace(self, images=self.images.to(device))
+
 
 def test_sets(
     source: str, classes: Sequence[str], size: int, severities: Sequence[int], limit: int | None, seed: int
@@ -72,7 +76,7 @@ def test_sets(
         sets = _folder_sets(folder, severities)
     else:
         split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
-        sets = _corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
+        sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
     for found in sets:
         images = fitted(found.images, classes, size, source)
         yield TestSet(found.corruption, found.severity, _subset(images, limit, seed))
@@ -85,12 +89,15 @@ def _subset(images: Images, limit: int | None, seed: int) -> Images:
     return images.take(order[:limit].sort().values)
 
 
-def _corrupted_sets(clean: Images, severities: Sequence[int], limit: int | None, seed: int) -> Iterator[TestSet]:
+def corrupted_sets(
+    clean: Images, severities: Sequence[int], limit: int | None, seed: int, names: Sequence[str] = CORRUPTIONS
+) -> Iterator[TestSet]:
+    """At most `limit` clean images, then the same ones under every corruption of `names` at every severity."""
     chosen = _subset(clean, limit, seed)
     yield TestSet(CLEAN, 0, chosen)
-    for index, name in enumerate(CORRUPTIONS):
+    for name in names:
         for severity in severities:
-            seeds = seeds_for(seed * 1000 + index * 10 + severity, len(chosen))
+            seeds = seeds_for(seed * 1000 + CORRUPTIONS.index(name) * 10 + severity, len(chosen))
             pixels = torch.cat(
                 [
                     corrupt(part, name, float(severity), s)

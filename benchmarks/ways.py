@@ -66,7 +66,7 @@ def compare_ways(
     }
     chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     doubles = {
-        (a, b): (_both(validation, a, b, pair_severity, seed + 1), _both(test, a, b, pair_severity, seed + 2))
+        (a, b): (both(validation, a, b, pair_severity, seed + 1), both(test, a, b, pair_severity, seed + 2))
         for a, b in chosen
     }
 
@@ -133,7 +133,7 @@ def compare_ways(
     }
 
 
-def _both(images: Images, first: str, second: str, severity: float, seed: int) -> Tensor:
+def both(images: Images, first: str, second: str, severity: float, seed: int) -> Tensor:
     once = corrupt(images.pixels, first, severity, seeds_for(seed, len(images)))
     return corrupt(once, second, severity, seeds_for(seed + 100, len(images)))
 

@@ -5,7 +5,8 @@ already and was made from the same things, the job is done. So a build that was 
 several processes (or machines that share the folder) can each take some of the jobs.
 
     init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
-          └─► robust-<c> ─► signature-residual-<c>       │
+          ├─► robust-<c> ─► signature-residual-<c>       │
+          └─► augmented (one model for all, compared with)│
     oracle ──────────────────────────────────────────────┘
 
 A build onto a bundle keeps that one's model and signatures and makes what follows from them.
@@ -40,7 +41,7 @@ from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images, fitted, load_images, split_train_validation
 from training.export import export_onnx
 from training.fit import Corrupted, FitRecipe, accuracy, fit
-from training.models import build_model, fold_batchnorm, shallow_tensors
+from training.models import build_model, fold_batchnorm, shallow_tensors, take_fitting
 from training.oracle_fit import (
     LEVELS,
     OracleNetwork,
@@ -58,7 +59,7 @@ from training.oracle_fit import (
 from training.recipe import Recipe
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
 
-JOBS = ("init", "std", "oracle", "tuned", "residual", "gain")
+JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -73,6 +74,8 @@ class Build:
         size: side that images are resized to, in pixels; None takes them as they are.
         device: `cpu`, `cuda`, …
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
+        ancestor: another build, whose init this one's begins from: its convolutions, not its head. Models of several
+            data sets then stay close enough to exchange signatures.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
@@ -90,12 +93,14 @@ class Build:
         size: int | None = None,
         device: str = "cpu",
         onto: Bundle | None = None,
+        ancestor: Build | None = None,
         progress: Progress | None = None,
     ) -> None:
         if onto is not None:
             check_signed(onto.signatures.names)
             recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
         self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
+        self._ancestor = ancestor
         self.device = torch.device(device)
         self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -104,7 +109,16 @@ class Build:
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
-        data = load_images(self.source, "train", size=self.size, cache=self.work / "images")
+        part = self.recipe.data
+        data = load_images(
+            self.source,
+            "train",
+            size=self.size,
+            cache=self.work / "images",
+            images=part.images or None,
+            classes=part.classes or None,
+            seed=self.recipe.seed,
+        )
         height, width = data.pixels.shape[2:]
         if height != width:
             raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
@@ -160,7 +174,10 @@ class Build:
 
     def _new_model(self) -> nn.Module:
         torch.manual_seed(self.recipe.seed)
-        return build_model(self.recipe.model, len(self.train.classes))
+        model = build_model(self.recipe.model, len(self.train.classes))
+        if self._ancestor is not None:
+            take_fitting(model, self._ancestor.init().state_dict(), f"the ancestor {self._ancestor.recipe.name}")
+        return model
 
     def _fit(
         self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
@@ -176,17 +193,31 @@ class Build:
         shallow_tensors(
             fold_batchnorm(model), self.recipe.signatures.layers
         )  # refuse before hours of training, not after
-        return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed)
+        return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
+
+    def _ancestors(self) -> list[Any]:
+        if self._ancestor is None:
+            return []
+        return [self._ancestor.recipe.init, self._ancestor._data_digest, *self._ancestor._ancestors()]
+
+    def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
+        """Go on from the init, with its BatchNorm folded first where the recipe says so."""
+        first = self.recipe.signatures.fold_first
+        model = fold_batchnorm(self.init()) if first else self.init()
+        return self._fit(job, model, recipe, corrupted, self.recipe.seed + 1, self.recipe.init, first, *self._ancestors())
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
-        return self._fit("std", self.init(), self.recipe.continued, Corrupted(), self.recipe.seed + 1, self.recipe.init)
+        return self._continue("std", self.recipe.continued, Corrupted())
 
     def robust(self, corruption: str) -> nn.Module:
         """θ_r: the init, continued on images with one corruption."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
-        job = f"robust-{corruption}"
-        return self._fit(job, self.init(), self.recipe.robust, corrupted, self.recipe.seed + 1, self.recipe.init)
+        return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
+
+    def augmented(self) -> nn.Module:
+        """One model for everything: the init, continued on images with a corruption drawn for each (Cai et al. 2023)."""
+        return self._continue("augmented", self.recipe.augmented, Corrupted("all", self.recipe.signatures.severity))
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -198,24 +229,37 @@ class Build:
         """The tensors that signatures patch."""
         return shallow_tensors(self.folded, self.recipe.signatures.layers)
 
+    def way_name(self, way: str) -> str:
+        """The name that a way's files carry: `tuned-<target>` is `tuned` where that is the recipe's own target."""
+        return "tuned" if way == f"tuned-{self.recipe.tuned.target}" else way
+
     def signature(self, way: str, corruption: str) -> Deltas:
-        """The float32 signature of one corruption, made in the way `tuned` or `residual`."""
-        path = self.work / f"signature-{way}-{corruption}.safetensors"
+        """The float32 signature of one corruption.
+
+        Args:
+            way: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
+            corruption: its name.
+        """
         settings = self.recipe.signatures
-        made_by = self.recipe.tuned if way == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
+        way = self.way_name(way)
+        kind, _, target = way.partition("-")
+        path = self.work / f"signature-{way}-{corruption}.safetensors"
+        tune = replace(self.recipe.tuned, target=target or self.recipe.tuned.target)
+        made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
         corrupted = Corrupted(corruption, settings.severity)
         if not self._is_done(path, shallow_sha256(self.clean_tensors()), corrupted, made_by):
             report = self._report(path.stem)
-            if way == "tuned":
-                self._is_done(self.work / f"tuning-{corruption}.pt", corrupted, made_by)
+            if kind == "tuned":
+                checkpoint = self.work / f"{way.replace('tuned', 'tuning')}-{corruption}.pt"
+                self._is_done(checkpoint, corrupted, made_by)
                 deltas = tuned_signature(
                     self.folded,
                     self.train,
                     corrupted,
                     self.tensors,
-                    self.recipe.tuned,
+                    tune,
                     seed=self.recipe.seed + 1,
-                    checkpoint=self.work / f"tuning-{corruption}.pt",
+                    checkpoint=checkpoint,
                     report=report,
                 )
             else:
@@ -377,7 +421,7 @@ class Build:
         if unknown:
             raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
         for job in jobs:
-            if job in ("init", "std"):
+            if job in ("init", "std", "augmented"):
                 model = getattr(self, job)()
                 self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
             elif job in ("oracle", "gain"):

@@ -73,9 +73,16 @@ class Images:
 
 
 def load_images(
-    source: str | Path, split: str | None = None, *, size: int | None = None, cache: Path | None = None
+    source: str | Path,
+    split: str | None = None,
+    *,
+    size: int | None = None,
+    cache: Path | None = None,
+    images: int | None = None,
+    classes: int | None = None,
+    seed: int = 0,
 ) -> Images:
-    """Read a data set into memory.
+    """Read a data set, or a fixed part of it, into memory.
 
     Args:
         source: a folder `<class>/<image>`, a folder that holds `train/` and `test/` (or `val/`) of that form, or the
@@ -85,15 +92,22 @@ def load_images(
             no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
         cache: folder for the decoded arrays; None decodes anew each time.
+        images: at most this many images, drawn at random; the others are not decoded.
+        classes: only the first this many classes, in the order of their names.
+        seed: of the draw.
 
     Raises:
         InputError: if the folder, the split or a class has no readable image, or the sizes differ.
     """
     name, _, root = str(source).partition(":")
     if name in TORCHVISION_DATASETS and not Path(source).is_dir():
-        return _load_torchvision(name, split or "train", Path(root or Path.home() / ".cache/rws/torchvision"), size)
+        whole = _load_torchvision(name, split or "train", Path(root or Path.home() / ".cache/rws/torchvision"), size)
+        part = whole.take(_chosen(whole.labels.tolist(), images, classes, seed))
+        return Images(part.pixels, part.labels, whole.classes[:classes])
     folder = _split_folder(Path(source), split)
-    classes, files, labels = _list_class_folder(folder)
+    names, files, labels = _list_images(folder)
+    chosen = _chosen(labels, images, classes, seed)
+    files, labels, names = [files[index] for index in chosen], [labels[index] for index in chosen], names[:classes]
     stored = _cache_file(cache, folder, files, size)
     if stored is not None and stored.exists():
         pixels = np.load(stored)
@@ -103,7 +117,16 @@ def load_images(
             stored.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(stored) as temporary, open(temporary, "wb") as handle:
                 np.save(handle, pixels)
-    return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
+    return Images(torch.from_numpy(pixels), torch.tensor(labels), names)
+
+
+def _chosen(labels: Sequence[int], images: int | None, classes: int | None, seed: int) -> list[int]:
+    """Indices, ascending, of the first `classes` classes and of at most `images` of them."""
+    kept = [index for index, label in enumerate(labels) if classes is None or label < classes]
+    if images is None or images >= len(kept):
+        return kept
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    return sorted(kept[place] for place in order[:images].tolist())
 
 
 def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
@@ -165,7 +188,11 @@ def _split_folder(root: Path, split: str | None) -> Path:
     raise InputError(f"{root} has no folder {' or '.join(SPLIT_FOLDERS[split])}/; expected <split>/<class>/<image>")
 
 
-def _list_class_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Class names, files, and each file's label."""
+    annotations = folder / "val_annotations.txt"
+    if annotations.is_file():
+        return _list_annotated(folder, annotations)
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
         raise InputError(f"{folder} has no class folders; expected <class>/<image>")
@@ -178,6 +205,15 @@ def _list_class_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], list[
         files += found
         labels += [label] * len(found)
     return classes, files, labels
+
+
+def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Tiny-ImageNet's own layout of its validation split: `images/<file>` and a line `<file> <class> …` for each."""
+    rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise InputError(f"{annotations}: expected lines of a file's name and its class")
+    classes = tuple(sorted({row[1] for row in rows}))
+    return classes, [folder / "images" / row[0] for row in rows], [classes.index(row[1]) for row in rows]
 
 
 def _cache_file(cache: Path | None, folder: Path, files: list[Path], size: int | None) -> Path | None:

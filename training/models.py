@@ -7,11 +7,11 @@ pooling, one linear layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -32,7 +32,7 @@ class ModelSpec:
 
     Args:
         architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
-        width: multiplier of VGG-16's channel counts.
+        width: multiplier of the channel counts of VGG-16, or of a torchvision ResNet's blocks (not of its stem).
         widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
         batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
@@ -120,12 +120,31 @@ def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
     if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {spec.architecture!r}; see torchvision.models.list_models()")
     network: nn.Module = torchvision.models.get_model(spec.architecture, weights=None, num_classes=classes)
+    if spec.width != 1:
+        network = _narrow_resnet(network, spec, classes)
     if spec.small_input and isinstance(network, torchvision.models.ResNet):
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
     if hasattr(network, "aux_logits"):
         raise InputError(f"{spec.architecture} has auxiliary outputs in training; take another classifier")
     return network
+
+
+def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Module:
+    """A torchvision ResNet like this one whose blocks have `spec.width` times the channels."""
+    from edge.torchvision_compat import torchvision
+
+    if not isinstance(network, torchvision.models.ResNet):
+        raise InputError(f"width {spec.width} is for VGG-16 and torchvision's ResNets, not {spec.architecture}")
+
+    class Narrow(torchvision.models.ResNet):  # type: ignore[misc]
+        def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+            return cast(nn.Sequential, super()._make_layer(block, round(planes * spec.width), *args, **kwargs))
+
+    stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+    narrow = Narrow(type(network.layer1[0]), [len(stage) for stage in stages])
+    narrow.fc = nn.Linear(narrow.inplanes, classes)
+    return narrow
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -168,11 +187,55 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
             raise InputError(
                 f"weights {spec.weights!r} could not be downloaded ({error}); give a file instead"
             ) from error
+    if isinstance(network, VGG16):
+        found = _in_order(network, found)
+    take_fitting(network, found, f"weights {spec.weights}")
+
+
+def take_fitting(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
+    """Give a network the tensors whose name and shape fit; the others (a head for other classes, say) stay.
+
+    Raises:
+        InputError: if none fits; it begins with `source`.
+    """
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
-        raise InputError(f"weights {spec.weights}: no tensor fits {spec.architecture}, which has {next(iter(own))}, …")
+        raise InputError(f"{source}: no tensor fits the network, which has {next(iter(own))}, …")
     network.load_state_dict(fitting, strict=False)
+
+
+def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a VGG-16 (torchvision's names) whose convolutions have other numbers or more channels.
+
+    BatchNorm shifts the numbers, so convolutions are matched by their order. Where the network is narrower it takes the
+    filters with the largest L1 norm (Li et al. 2017, "Pruning Filters for Efficient ConvNets"), scaled so that their
+    outputs keep their variance.
+    """
+    numbers = sorted(int(name.split(".")[1]) for name, tensor in found.items() if _is_convolution(name, tensor))
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    fits = [f"features.{number}.weight" == f"{name}.weight" for number, (name, _) in zip(numbers, layers, strict=False)]
+    same = all(found[f"features.{n}.weight"].shape == layer.weight.shape for n, (_, layer) in zip(numbers, layers, strict=False))
+    if not numbers or (all(fits) and same):
+        return dict(found)
+    taken: dict[str, Tensor] = {}
+    inputs = torch.arange(3)
+    for number, (name, layer) in zip(numbers, layers, strict=False):
+        weight = found[f"features.{number}.weight"]
+        if len(weight) < layer.out_channels or weight.shape[1] < len(inputs):
+            break
+        scale = (weight.shape[1] / len(inputs)) ** 0.5
+        weight = weight[:, inputs] * scale
+        strongest = weight.abs().sum((1, 2, 3)).topk(layer.out_channels).indices.sort().values
+        taken[f"{name}.weight"] = weight[strongest]
+        if layer.bias is not None and f"features.{number}.bias" in found:
+            taken[f"{name}.bias"] = found[f"features.{number}.bias"][strongest]
+        inputs = strongest
+    return taken
+
+
+def _is_convolution(name: str, tensor: Tensor) -> bool:
+    return name.startswith("features.") and name.endswith(".weight") and tensor.ndim == 4
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

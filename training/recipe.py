@@ -32,10 +32,14 @@ class DataRecipe:
     Args:
         source: as in `load_images`; a command's `--data` comes before it.
         validation: images kept for validation, but never more than a tenth of them.
+        images: at most this many images, drawn at random, those for validation among them; 0: all.
+        classes: only the first this many classes, in the order of their names; 0: all.
     """
 
     source: str = "cifar10"
     validation: int = 5000
+    images: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class SignatureRecipe:
         severity: severity of the training images.
         bits, per: quantisation.
         projection: of the `residual` way.
+        fold_first: θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
+            layers' statistics cannot take over what the shallow weights should learn.
     """
 
     way: str = "tuned"
@@ -56,6 +62,7 @@ class SignatureRecipe:
     bits: int = 8
     per: str = "channel"
     projection: str = "per_tensor"
+    fold_first: bool = False
 
     def __post_init__(self) -> None:
         if self.way not in ("tuned", "residual") or self.projection not in RESIDUALS:
@@ -91,6 +98,7 @@ class Recipe:
         init: the standard model that is trained first.
         continued: how θ_std continues from it on clean images.
         robust: how each θ_r continues from it on corrupted ones.
+        augmented: how one model continues from it with all corruptions as augmentation (nothing that ships).
         signatures, tuned: how signatures are made.
         oracle, calibration: the oracle and the gain table.
         stream: the policy's hysteresis and the temporal filter.
@@ -103,6 +111,7 @@ class Recipe:
     init: FitRecipe = field(default_factory=FitRecipe)
     continued: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
     robust: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=3, learning_rate=0.02))
+    augmented: FitRecipe = field(default_factory=lambda: FitRecipe(epochs=12, learning_rate=0.05))
     signatures: SignatureRecipe = field(default_factory=SignatureRecipe)
     tuned: TuneRecipe = field(default_factory=TuneRecipe)
     oracle: OracleRecipe = field(default_factory=OracleRecipe)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from edge.atomic import atomic_path
@@ -28,7 +28,7 @@ from training.fit import Batch, Corrupted, Report, autocast, batches, check_sche
 Deltas = dict[str, Tensor]
 
 RESIDUALS = ("per_tensor", "whole", "plain")
-TARGETS = ("output", "labels")
+TARGETS = ("output", "labels", "shallow")
 
 
 def residual_signature(
@@ -78,7 +78,9 @@ class TuneRecipe:
     """How to tune the shallow layers; Adam under a warm-up and a cosine to zero.
 
     Args:
-        target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels.
+        target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels; `shallow`
+            matches what the clean model's first deep layer sees on the clean image (squared error), and runs no deep
+            layer at all.
         epochs, batch_size, learning_rate, warmup, crop, precision: as in `FitRecipe`.
     """
 
@@ -125,8 +127,17 @@ def tuned_signature(
     for parameter in chosen.values():
         parameter.requires_grad_(False)
     trained = {name: chosen[name].requires_grad_(True) for name in tensors}
+    if recipe.target == "shallow":
+        teacher_part, student_part = shallow_part(teacher, tensors), shallow_part(student, tensors)
 
     def loss_of(batch: Batch) -> Tensor:
+        if recipe.target == "shallow":
+            with autocast(device, recipe.precision):
+                seen = student_part(to_input(batch.corrupted)).float()
+                with torch.no_grad():
+                    aim = teacher_part(to_input(batch.clean)).float()
+            # Relative to its size, so that one learning rate serves every network.
+            return F.mse_loss(seen, aim) / aim.square().mean()
         with autocast(device, recipe.precision):
             logits = student(to_input(batch.corrupted)).float()
             if recipe.target == "labels":
@@ -148,6 +159,30 @@ def tuned_signature(
     )
     clean_weights = dict(teacher.named_parameters())
     return {name: (trained[name] - clean_weights[name]).detach().contiguous().cpu() for name in tensors}
+
+
+def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
+    """The part of a folded model up to what its first deep layer sees; shares the model's parameters.
+
+    Args:
+        folded: the model; its graph is read by `torch.fx`.
+        tensors: names of the shallow tensors; every other convolution or linear layer is deep.
+
+    Raises:
+        InputError: if no layer is deep.
+    """
+    traced = folded if isinstance(folded, fx.GraphModule) else fx.symbolic_trace(folded)
+    modules = dict(traced.named_modules())
+    shallow = {name.rpartition(".")[0] for name in tensors}
+    part = fx.GraphModule(traced, copy.deepcopy(traced.graph))
+    for node in part.graph.nodes:
+        if isinstance(modules.get(str(node.target)), (nn.Conv2d, nn.Linear)) and node.target not in shallow:
+            output = next(found for found in part.graph.nodes if found.op == "output")
+            output.args = (node.args[0],)
+            part.graph.eliminate_dead_code()
+            part.recompile()
+            return part
+    raise InputError(f"the model has no layer beyond {', '.join(sorted(shallow))}; sign fewer layers")
 
 
 def _digest(model: nn.Module) -> str:

@@ -1,0 +1,160 @@
+"""The columns of the tables: a data set, a model, and the recipe of every training, at two scales.
+
+`full` is the paper's: VGG-16 and ResNet-50, all the images there are, for a GPU. `small` is for two CPU cores: a quarter
+of the width and a fixed part of the images; it shows orders, not the paper's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edge.bundle import ORACLE, Bundle
+from oracle.errors import InputError
+from training.build import Build, Progress
+from training.data import TORCHVISION_DATASETS, Images, load_images
+from training.recipe import Recipe, load_recipe
+
+SCALES = ("small", "full")
+WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the paper's tables.
+
+    Args:
+        name: `<data set>-<model>`.
+        dataset: name of the data set, by which `--data` finds it.
+        size: side of the images, pixels.
+        ancestor: the column whose init this one's begins from, or none.
+    """
+
+    name: str
+    dataset: str
+    size: int
+    ancestor: str = ""
+
+    def recipe(self, scale: str) -> Recipe:
+        """How everything in it is trained."""
+        return load_recipe(RECIPES / scale / f"{self.name}.toml")
+
+
+COLUMNS = {
+    column.name: column
+    for column in (
+        Column("cifar10-vgg16", "cifar10", 32, ancestor="cifar100-vgg16"),
+        Column("cifar100-vgg16", "cifar100", 32),
+        Column("tiny-imagenet-vgg16", "tiny-imagenet", 64, ancestor="cifar100-vgg16"),
+        Column("tiny-imagenet-resnet50", "tiny-imagenet", 64),
+        Column("imagenet-resnet50", "imagenet", 224),
+    )
+}
+
+# At the small scale, the oracle of the bundled default does where it fits: it reads no labels.
+_ORACLE_OF_THE_DEFAULT = {("small", "cifar10-vgg16"), ("small", "cifar100-vgg16")}
+_ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images lie and work is kept; plain data, so that a worker process can be given it.
+
+    Args:
+        data: data set → folder or torchvision's name.
+        work: folder for checkpoints; each scale and column has its own in it.
+        scale: `small` or `full`.
+        device: `cpu`, `cuda`, …
+        limit: test images at most; None takes what the scale takes.
+    """
+
+    data: Mapping[str, str]
+    work: Path
+    scale: str
+    device: str = "cpu"
+    limit: int | None = None
+
+
+def parse_data(arguments: list[str]) -> dict[str, str]:
+    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`, in that order.
+
+    CIFAR-10 and CIFAR-100 that are named nowhere come from torchvision.
+
+    Raises:
+        InputError: if a folder is missing or a name unknown.
+    """
+    known = {column.dataset for column in COLUMNS.values()}
+    found = {name: name for name in TORCHVISION_DATASETS}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        if not equals:
+            root = Path(argument).expanduser()
+            if not root.is_dir():
+                raise InputError(f"--data {argument}: no such folder; give one that holds {', '.join(sorted(known))}")
+            found |= {entry: str(root / entry) for entry in known if (root / entry).is_dir()}
+        elif name not in known:
+            raise InputError(f"--data {argument}: unknown data set {name!r}; known: {', '.join(sorted(known))}")
+        else:
+            found[name] = folder
+    return found
+
+
+class ColumnBuild(Build):
+    """The trainings of a column; its oracle may be that of a bundle or of another column.
+
+    Args:
+        column: which.
+        place: where.
+        progress: as in `Build`.
+
+    Raises:
+        InputError: if the column's data set is nowhere to be found.
+    """
+
+    def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
+        if column.dataset not in place.data:
+            raise InputError(
+                f"{column.name} needs the data set {column.dataset}; give --data {column.dataset}=FOLDER, which holds "
+                "train/<class>/ and val/<class>/"
+            )
+        self.column, self.place = column, place
+        related = lambda name: ColumnBuild(COLUMNS[name], place, progress)  # noqa: E731
+        super().__init__(
+            column.recipe(place.scale),
+            place.data[column.dataset],
+            place.work / place.scale / column.name,
+            size=column.size,
+            device=place.device,
+            ancestor=related(column.ancestor) if column.ancestor else None,
+            progress=progress,
+        )
+        other = _ORACLE_OF_ANOTHER.get(column.name)
+        self._oracle_of = related(other) if other else None
+
+    def oracle(self) -> tuple[bytes, dict[str, float]]:
+        """The oracle as ONNX bytes, and its scores on validation images."""
+        if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
+            bundle = Bundle.load()
+            return bundle.read(ORACLE), bundle.manifest.measured["oracle"]
+        return super().oracle() if self._oracle_of is None else self._oracle_of.oracle()
+
+    def test(self, limit: int) -> Images:
+        """At most `limit` test images of the recipe's classes, drawn at random, on the build's device."""
+        images = load_images(
+            self.source,
+            "test",
+            size=self.column.size,
+            cache=self.work / "images",
+            images=min(limit, self.place.limit or limit),
+            classes=self.recipe.data.classes or None,
+            seed=self.recipe.seed,
+        )
+        return images.to(self.device)
+
+    def threads(self) -> int:
+        """Threads that torch computes with."""
+        return torch.get_num_threads()

@@ -1,0 +1,78 @@
+"""`rws reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.extras import require
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="table1 to table5, fig2 to fig9, init, tuned, smaller, or all.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="small (two CPU cores) or full (a GPU).")] = "small",
+    column: Annotated[
+        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; several times.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
+            "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
+        ),
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Checkpoints and scores; a stopped run goes on from them.")] = Path(
+        "runs/reproduce"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; left out: benchmarks/results/reproduce.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; left out: the cores shared.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many test images.")] = None,
+    pretrained: Annotated[
+        str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
+    ] = "IMAGENET1K_V1",
+    status: Annotated[bool, typer.Option("--status", help="Only list what is done and what is missing.")] = False,
+    report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
+) -> None:
+    """Reproduce the paper's tables and figures, from data to table or picture.
+
+    \b
+    Examples:
+        rws reproduce --status
+        rws reproduce table1 --column cifar10-vgg16 --data ~/data --workers 2
+        rws reproduce all --scale full --data ~/data --device cuda --workers 4
+        rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
+    """
+    with require("bench"):
+        from benchmarks.reproduce.columns import Place, parse_data
+        from benchmarks.reproduce.run import RESULTS, tasks
+        from benchmarks.reproduce.run import reproduce as run
+        from benchmarks.reproduce.run import status as list_results
+        from edge.provenance import write_json
+        from oracle.errors import InputError
+    results = out or RESULTS
+    if status:
+        rows = list_results(results)
+        for row in rows:
+            typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
+        typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done")
+        if report is not None:
+            write_json(report, rows)
+        return
+    if report is not None:
+        raise InputError("--json is for --status; results are written to --out")
+    if not names:
+        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
+    chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
+    if not chosen:
+        raise InputError(f"{', '.join(names)} has no result for this column at the {scale} scale; see --status")
+    place = Place(parse_data(data or []), work, scale, device, limit)
+    for path in run(chosen, place, out=results, workers=workers, threads=threads, pretrained=pretrained):
+        typer.echo(f"wrote {path}")

@@ -1,0 +1,193 @@
+"""From names of tables and figures to files: train what is missing, measure, draw; and what is done so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+from benchmarks.figures import small_png
+from benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place
+from benchmarks.reproduce.entries import ENTRIES, Entry
+from benchmarks.reproduce.measure import Measure, Variant
+from benchmarks.reproduce.tables import TABLE1, TABLE5, trained
+from benchmarks.reproduce.train import run_in_workers, train
+from edge.atomic import atomic_write_bytes
+from edge.provenance import provenance, write_json
+from oracle.errors import InputError
+from training.jobs import run_jobs
+
+RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
+_STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
+
+# Test and validation images by scale and size of the images: as many as the scale has time for.
+_LIMITS = {("small", 32): (2000, 500), ("small", 64): (1000, 250), ("full", 224): (5000, 500)}
+_FULL = (10_000, 2000)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One result: an entry for one column, or for several jointly."""
+
+    name: str
+    column: str
+    sources: tuple[str, ...]
+    scale: str
+
+    @property
+    def entry(self) -> Entry:
+        """What it is a result of."""
+        return ENTRIES[self.name]
+
+    def path(self, folder: Path, suffix: str = ".json") -> Path:
+        """Its file in a folder of results."""
+        return folder / self.scale / f"{self.name}-{self.column}{suffix}"
+
+
+def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
+    """All results, or those of some names and columns (a joint one by any of its columns).
+
+    Raises:
+        InputError: if a name, column or scale is unknown.
+    """
+    for given, known, what in ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale")):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    for name in names or ENTRIES:
+        for column, sources in ENTRIES[name].results():
+            for scale in scales:
+                if scale in ENTRIES[name].scales and (not columns or set(columns) & set(sources)):
+                    yield Task(name, column, sources, scale)
+
+
+def status(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every result there should be: {name, column, scale, done}."""
+    return [
+        {"name": task.name, "column": task.column, "scale": task.scale, "done": task.path(results).is_file()}
+        for task in tasks()
+    ]
+
+
+def measured_column(column: str, place: Place) -> Measure:
+    """The measure of a column, with as many images as its scale has time for."""
+    size = COLUMNS[column].size
+    limit, validation = _LIMITS.get((place.scale, size), _FULL)
+    return Measure(ColumnBuild(COLUMNS[column], place), limit, validation)
+
+
+def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
+    """Jobs that several tables share, so that no two processes measure the same."""
+    kinds = {kind for name in names for kind in ENTRIES[name].kinds}
+    variants = [Variant("std")]
+    if "robust" in kinds:
+        variants.append(Variant("residual"))
+    variants += [Variant(kind) for kind in kinds if kind.startswith("tuned")]
+    if {"table1", "table2", "table4", "table5"} & set(names):
+        variants += [*TABLE1, *TABLE5]
+    # Strengths come from float32 variants: first these, then the others, which read them.
+    ordered = sorted(dict.fromkeys(variants), key=lambda variant: variant.bits != 32)
+    jobs: dict[str, Any] = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
+    if {"table1", "table2", "table4"} & set(names):
+        jobs["score-trained"] = partial(trained, measure)
+    return jobs
+
+
+def _result(task: Task, place: Place, measures: dict[str, Measure], pretrained: str) -> None:
+    """Measure one task, unless its file in the work folder is of the same recipes and images."""
+    used = [measures[source] for source in task.sources]
+    identity = json.loads(
+        json.dumps([[m.build.recipe.to_dict(), m.build.source, m.limit, m.validation_limit, place.limit] for m in used])
+    )
+    path = task.path(place.work / "results")
+    if path.exists() and json.loads(path.read_text())["identity"] == identity:
+        return
+    argument: Any = used if task.entry.joint else used[0]
+    found = task.entry.measure(argument, pretrained) if task.name == "init" else task.entry.measure(argument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, json.dumps({"identity": identity, "result": found}).encode())
+    print(f"measured {task.name} {task.column}", flush=True)
+
+
+def _measure_all(chosen: Sequence[Task], place: Place, pretrained: str) -> None:
+    """What a worker measures: scores column by column, then the tables and figures."""
+    measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
+    for column, measure in measures.items():
+        names = {task.name for task in chosen if column in task.sources}
+        jobs = _scores(measure, names)
+        exact = {name: job for name, job in jobs.items() if "-32bit" in name}
+        run_jobs(exact, measure.build.work)
+        run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
+    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures, pretrained) for t in chosen}
+    run_jobs(jobs, place.work / "results" / place.scale)
+
+
+def reproduce(
+    chosen: Sequence[Task],
+    place: Place,
+    *,
+    out: Path = RESULTS,
+    workers: int = 1,
+    threads: int | None = None,
+    pretrained: str = "IMAGENET1K_V1",
+) -> list[Path]:
+    """Make results of one scale; what is trained or measured already is not done again.
+
+    Args:
+        chosen: of one scale.
+        place: where images and work are.
+        out: folder of results; `<scale>/<name>-<column>.json`, and `.png` where there is a picture.
+        workers, threads: as in `train`.
+        pretrained: ImageNet weights of VGG-16 for `init`: a file, or torchvision's name for them.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: if a data set is nowhere to be found.
+        RwsError: if a worker failed.
+    """
+    columns = list(dict.fromkeys(column for task in chosen for column in task.sources))
+    builds = {column: ColumnBuild(COLUMNS[column], place) for column in columns}
+    for column in columns:
+        kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
+        train([column], place, kinds=kinds, workers=workers, threads=threads)
+    run_in_workers(_measure_all, (list(chosen), place, pretrained), workers, threads)
+    written = []
+    for task in chosen:
+        result = json.loads(task.path(place.work / "results").read_text())["result"]
+        if task.entry.draw is not None:
+            with plt.rc_context(_STYLE):
+                figure = task.entry.draw(result)
+                content = small_png(figure)
+                plt.close(figure)
+            written.append(task.path(out, ".png"))
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(written[-1], content)
+        kept = {key: value for key, value in result.items() if key not in task.entry.for_picture}
+        device = torch.cuda.get_device_name(place.device) if place.device.startswith("cuda") else "cpu"
+        details = {
+            "seed": builds[task.sources[0]].recipe.seed,
+            "scale": task.scale,
+            "device": device,
+            "data": {name: data_of(builds[name]) for name in task.sources},
+        }
+        written.append(task.path(out))
+        write_json(written[-1], provenance(**details) | kept)
+    return written
+
+
+def data_of(build: ColumnBuild) -> dict[str, Any]:
+    """Which images a column was trained on."""
+    return {
+        "source": Path(build.source).name,
+        "train": len(build.train),
+        "classes": len(build.train.classes),
+        "sha256": build.train.digest()[:16],
+    }
