@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import made_by, table
+
 RESULTS = Path(__file__).parent / "results"
 SHARES = {"policy": "policy", "severity": "severity", "type": "type", "clean": "taken for clean"}
 RULES = {"std": "never patched", "perfect": "told type and severity", "best": "told, best of the gain table"}
@@ -50,17 +52,6 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def made_by(*results: Mapping[str, Any]) -> str:
-    """The commands that made results, on what machine, from which seed."""
-    commands = ", ".join(f"`{result['command']}`" for result in results)
-    return f"Made by {commands} ({results[0]['machine']['processor']}, seed {results[0]['seed']})."
-
-
 def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
@@ -79,7 +70,7 @@ def types_table() -> str:
     pairs = ", ".join(f"{first} and {second} at severity {severity}" for first, second, severity in one["merged"])
     same = f"{_spoken(pairs)} are the same picture within half a grey level, and either name is right"
     return (
-        f"{_table(head, rows)}\n\n{result['images']:,} test images of each of 19 corruptions × 5 severities, and "
+        f"{table(head, rows)}\n\n{result['images']:,} test images of each of 19 corruptions × 5 severities, and "
         f"clean; all counts clean and each type alike. Merged: {same if pairs else 'no two are the same picture'}. "
         f"Mean error of the severity {one['severity_mae']:.2f}. With {worst['images']:,} images, at severity 5: "
         f"{worst['oracle']['per_severity']['5']['type_accuracy_merged']:.2f}, clean "
@@ -105,7 +96,7 @@ def oracle_cost_table() -> str:
         shares = [f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in parts]
         rows.append([label, time, *shares])
     return (
-        f"{_table(['one thread', 'ms', *(f'times {model}' for model in models)], rows)}\n\n"
+        f"{table(['one thread', 'ms', *(f'times {model}' for model in models)], rows)}\n\n"
         f"The network's file has {result['bytes']:,} bytes. {made_by(result)}"
     )
 
@@ -118,7 +109,7 @@ def regret_table() -> str:
         split = result["regret_split"]
         rows.append([name, *(_number(split[key], 3) for key in (*SHARES, "total", "clean_frames_patched"))])
     head = ["points of accuracy", *SHARES.values(), "regret", "clean frames patched"]
-    return f"{_table(head, rows)}\n\n{made_by(*results.values())}"
+    return f"{table(head, rows)}\n\n{made_by(*results.values())}"
 
 
 def policy_table() -> str:
@@ -161,7 +152,7 @@ def policy_table() -> str:
     winner = result["winner"]
     best = POLICIES[winner["policy"]] + CHOSEN[winner["rule"]] if winner else "none loses as little"
     return (
-        f"{_table(head, rows)}\n\nA rule with neither weight nor threshold (1 and 0) is what it is: nothing is chosen. "
+        f"{table(head, rows)}\n\nA rule with neither weight nor threshold (1 and 0) is what it is: nothing is chosen. "
         f"Where a weight or a threshold is named, it is the one with the best RA on validation images "
         f"({result['validation_images']:,} of each corruption and severity) among those that lose at most "
         f"{result['allowed_ta_loss']:g} points of TA there; where each loses more, the one that loses least. The "
@@ -183,8 +174,8 @@ def pairs_table() -> str:
         for way, score in result["validation"].items()
     ]
     return (
-        f"{_table(head, rows)}\n\nThe same on validation images:\n\n"
-        f"{_table(['', 'two at once', 'one at once', 'TA'], chosen_on)}\n\n"
+        f"{table(head, rows)}\n\nThe same on validation images:\n\n"
+        f"{table(['', 'two at once', 'one at once', 'TA'], chosen_on)}\n\n"
         f"{len(result['per_pair'])} pairs, {result['images']:,} test and {result['validation_images']:,} validation "
         f"images of each. {made_by(result)}"
     )
@@ -225,7 +216,7 @@ def unseen_table() -> str:
     ]
     missing = f" Not done: {_spoken(', '.join(result['missing']))}." if result["missing"] else ""
     return (
-        f"{_table(head, [*rows, summary])}\n\nMeans over the severities 1–5; gain is ours beyond never patched. Clean "
+        f"{table(head, [*rows, summary])}\n\nMeans over the severities 1–5; gain is ours beyond never patched. Clean "
         f"images lose {result['ta_loss']:.2f} points at most.{missing} {made_by(result)}"
     )
 
@@ -254,7 +245,7 @@ def streams_table() -> str:
             ]
         )
     head = ["", "RA", "regret", "TA", "right mix, %", "switches, %", "delay: median / mean / p95"]
-    return f"{_table(head, rows)}\n\n{made_by(result)}"
+    return f"{table(head, rows)}\n\n{made_by(result)}"
 
 
 def rivals_table() -> str:
@@ -268,8 +259,8 @@ def rivals_table() -> str:
         scores = [found.get((batch, method, protocol)) for protocol in protocols]
         cells = [f"{_number(row['ra'], 1)} / {_number(row['ta'], 1)}" if row else "" for row in scores]
         rows.append([METHODS[method], str(batch), *cells])
-    table = _table(["RA / TA", "batch", *protocols], rows)
-    return f"{table}\n\n{_costs(result['cost']['rows'])}\n\n{made_by(result)}"
+    accuracies = table(["RA / TA", "batch", *protocols], rows)
+    return f"{accuracies}\n\n{_costs(result['cost']['rows'])}\n\n{made_by(result)}"
 
 
 def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
@@ -290,7 +281,7 @@ def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["cost", "engine", "batch", "ms a frame", "ratio", "carried, MB", "held, MB", "peak on top, MB"]
     return (
-        f"{_table(head, rows)}\n\nOne thread. The ratio is to never patched on the same engine at the same batch, with "
+        f"{table(head, rows)}\n\nOne thread. The ratio is to never patched on the same engine at the same batch, with "
         f"its 95 % interval. Carried: bytes of weights and states by their size. Held: private memory between frames "
         f"of a process of its own, without Python and packages; peak: what a batch takes on top."
     )

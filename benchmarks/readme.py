@@ -17,7 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import oracle_page
-from benchmarks.oracle_page import RESULTS, made_by, read
+from benchmarks.markdown import made_by
+from benchmarks.oracle_page import RESULTS, read
+from benchmarks.reproduce import page as reproduce_page
 
 ROOT = Path(__file__).parent.parent
 WAYS = {
@@ -306,7 +308,7 @@ TABLES = {
 }
 
 
-PAGES = {"README.md": TABLES, "docs/oracle.md": oracle_page.TABLES}
+PAGES = {"README.md": TABLES, "docs/oracle.md": oracle_page.TABLES, "benchmarks/README.md": reproduce_page.TABLES}
 
 
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:

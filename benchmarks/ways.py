@@ -134,6 +134,7 @@ def compare_ways(
 
 
 def both(images: Images, first: str, second: str, severity: float, seed: int) -> Tensor:
+    """The images with one corruption over another, both of the same severity."""
     once = corrupt(images.pixels, first, severity, seeds_for(seed, len(images)))
     return corrupt(once, second, severity, seeds_for(seed + 100, len(images)))
 

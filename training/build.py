@@ -204,7 +204,9 @@ class Build:
         """Go on from the init, with its BatchNorm folded first where the recipe says so."""
         first = self.recipe.signatures.fold_first
         model = fold_batchnorm(self.init()) if first else self.init()
-        return self._fit(job, model, recipe, corrupted, self.recipe.seed + 1, self.recipe.init, first, *self._ancestors())
+        return self._fit(
+            job, model, recipe, corrupted, self.recipe.seed + 1, self.recipe.init, first, *self._ancestors()
+        )
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
@@ -216,7 +218,7 @@ class Build:
         return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     def augmented(self) -> nn.Module:
-        """One model for everything: the init, continued on images with a corruption drawn for each (Cai et al. 2023)."""
+        """One model for everything: the init, continued on images with one of all corruptions each."""
         return self._continue("augmented", self.recipe.augmented, Corrupted("all", self.recipe.signatures.severity))
 
     @cached_property
@@ -328,7 +330,7 @@ class Build:
         """The clean model as ONNX bytes, as the device gets it."""
         if self.onto is not None:
             return self.onto.read(MODEL)
-        return export_onnx(self.folded.cpu(), self.train.size, keep=self.tensors)
+        return export_onnx(self.folded, self.train.size, keep=self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()

@@ -22,7 +22,7 @@ def export_onnx(
     """Export with a dynamic batch axis; float32 (N, 3, size, size), RGB, 0…1 in.
 
     Args:
-        module: in eval mode, on the CPU.
+        module: in eval mode; left where it is.
         size: height and width of the input in pixels.
         input_name, output_name: names in the graph.
         keep: parameters that must be initialisers of the graph under their own names (those that will be patched).
@@ -31,7 +31,7 @@ def export_onnx(
         InputError: if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
-    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    module = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format)
     example = torch.zeros(2, 3, size, size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """The columns of the tables: a data set, a model, and the recipe of every training, at two scales.
 
-`full` is the paper's: VGG-16 and ResNet-50, all the images there are, for a GPU. `small` is for two CPU cores: a quarter
-of the width and a fixed part of the images; it shows orders, not the paper's numbers.
+`full` is the paper's: VGG-16 and ResNet-50, all the images there are, for a GPU. `small` is for two CPU cores: a
+quarter of the width and a fixed part of the images; it shows orders, not the paper's numbers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from edge.bundle import ORACLE, Bundle
 from oracle.errors import InputError
@@ -39,9 +37,9 @@ class Column:
     size: int
     ancestor: str = ""
 
-    def recipe(self, scale: str) -> Recipe:
+    def recipe(self, place: Place) -> Recipe:
         """How everything in it is trained."""
-        return load_recipe(RECIPES / scale / f"{self.name}.toml")
+        return load_recipe(place.recipes / place.scale / f"{self.name}.toml")
 
 
 COLUMNS = {
@@ -69,7 +67,8 @@ class Place:
         work: folder for checkpoints; each scale and column has its own in it.
         scale: `small` or `full`.
         device: `cpu`, `cuda`, …
-        limit: test images at most; None takes what the scale takes.
+        limit: test and validation images at most; None takes what the scale takes.
+        recipes: folder of `<scale>/<column>.toml`.
     """
 
     data: Mapping[str, str]
@@ -77,6 +76,7 @@ class Place:
     scale: str
     device: str = "cpu"
     limit: int | None = None
+    recipes: Path = RECIPES
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
@@ -124,7 +124,7 @@ class ColumnBuild(Build):
         self.column, self.place = column, place
         related = lambda name: ColumnBuild(COLUMNS[name], place, progress)  # noqa: E731
         super().__init__(
-            column.recipe(place.scale),
+            column.recipe(place),
             place.data[column.dataset],
             place.work / place.scale / column.name,
             size=column.size,
@@ -149,12 +149,8 @@ class ColumnBuild(Build):
             "test",
             size=self.column.size,
             cache=self.work / "images",
-            images=min(limit, self.place.limit or limit),
+            images=limit,
             classes=self.recipe.data.classes or None,
             seed=self.recipe.seed,
         )
         return images.to(self.device)
-
-    def threads(self) -> int:
-        """Threads that torch computes with."""
-        return torch.get_num_threads()

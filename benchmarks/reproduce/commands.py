@@ -34,7 +34,10 @@ def reproduce(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; left out: the cores shared.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many test images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many test and validation images.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Folder of <scale>/<column>.toml; left out: those that ship.")
+    ] = None,
     pretrained: Annotated[
         str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
     ] = "IMAGENET1K_V1",
@@ -51,7 +54,7 @@ def reproduce(
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
     with require("bench"):
-        from benchmarks.reproduce.columns import Place, parse_data
+        from benchmarks.reproduce.columns import RECIPES, Place, parse_data
         from benchmarks.reproduce.run import RESULTS, tasks
         from benchmarks.reproduce.run import reproduce as run
         from benchmarks.reproduce.run import status as list_results
@@ -73,6 +76,6 @@ def reproduce(
     chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
     if not chosen:
         raise InputError(f"{', '.join(names)} has no result for this column at the {scale} scale; see --status")
-    place = Place(parse_data(data or []), work, scale, device, limit)
+    place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES)
     for path in run(chosen, place, out=results, workers=workers, threads=threads, pretrained=pretrained):
         typer.echo(f"wrote {path}")

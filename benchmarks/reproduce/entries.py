@@ -13,7 +13,6 @@ from benchmarks.reproduce.inits import compare_inits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from benchmarks.reproduce.measure import Measure
 
 TABLE_COLUMNS = ("cifar10-vgg16", "cifar100-vgg16", "tiny-imagenet-vgg16", "tiny-imagenet-resnet50")
 VGG_COLUMNS = TABLE_COLUMNS[:3]
@@ -77,9 +76,7 @@ ENTRIES: dict[str, Entry] = {
         "strength and severity", ("cifar10-vgg16",), (*PAPER, "tuned-shallow"), figures.fig7, figures.draw_fig7
     ),
     "fig8": Entry("two signatures at once", TINY, (*PAPER, "tuned-shallow"), figures.fig8, figures.draw_fig8),
-    "fig9": Entry(
-        "feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")
-    ),
+    "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")),
     "init": Entry("what everything starts from", ("cifar10-vgg16",), PAPER, compare_inits),
     "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
     "smaller": Entry(

@@ -291,8 +291,7 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
 
 def _best(measure: Measure, deltas: Deltas, images: Images) -> tuple[float, float]:
     scores = {
-        alpha: measure.accuracy(patched(measure.std, composed([(deltas, alpha)])), images)
-        for alpha in (0.5, 0.75, 1.0)
+        alpha: measure.accuracy(patched(measure.std, composed([(deltas, alpha)])), images) for alpha in (0.5, 0.75, 1.0)
     }
     alpha = max(scores, key=lambda key: scores[key])
     return alpha, scores[alpha]
@@ -317,8 +316,8 @@ def fig9(measure: Measure) -> dict[str, Any]:
     """How far what the first deep layer sees is from what it sees of the clean image, standard and patched.
 
     Returns:
-        `distance`: {corruption: [standard, patched]}, |f(x_c) − f(x)| / |f(x)|, mean of 200 images, at the strength that
-        is best on validation images; `maps`: for some corruptions, four channels of one image: clean image in the
+        `distance`: {corruption: [standard, patched]}, |f(x_c) − f(x)| / |f(x)|, mean of 200 images, at the strength
+        that is best on validation images; `maps`: for some corruptions, four channels of one image: clean image in the
         standard model, corrupted image in it, and in the patched one; uint8.
     """
     names = measure.tensors(5)
@@ -365,8 +364,6 @@ def draw_fig9(result: dict[str, Any]) -> Figure:
         for axis in line:
             axis.set(xticks=[], yticks=[])
     return figure
-
-
 
 
 def draw_smaller(result: dict[str, Any]) -> Figure:

@@ -42,9 +42,7 @@ def compare_inits(measure: Measure, pretrained: str) -> dict[str, Any]:
     recipe = build.recipe
     trained_first = recipe.init.epochs
     from_pretrained = replace(recipe.init, learning_rate=0.01, precision=recipe.init.precision)
-    spec = replace(
-        recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def fresh() -> nn.Module:
         torch.manual_seed(recipe.seed)
@@ -71,7 +69,9 @@ def _compare(
         folder = build.work / "inits"
         folder.mkdir(exist_ok=True)
         checkpoint = folder / f"{name}-{norm.replace(' ', '-')}-{job}.pt"
-        model = fit(start(), build.train, recipe, corrupted=corrupted, seed=build.recipe.seed + 1, checkpoint=checkpoint)
+        model = fit(
+            start(), build.train, recipe, corrupted=corrupted, seed=build.recipe.seed + 1, checkpoint=checkpoint
+        )
         return fold_batchnorm(model)
 
     init = fold_batchnorm(copy.deepcopy(start()).to(build.device))

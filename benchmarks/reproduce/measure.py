@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -99,15 +99,15 @@ class Measure:
         """Clean validation images."""
         return self.build.validation.first(self.validation_limit)
 
-    @lru_cache(maxsize=None)  # noqa: B019 - one object a process, which lives as long as it
+    @cache  # noqa: B019 - one object a process, which lives as long as it
     def tests(self, corruption: str, severity: int = 5) -> Images:
         """Test images with one corruption."""
         if corruption == CLEAN:
             return self.clean
         sets = corrupted_sets(self.clean, (severity,), None, self.build.recipe.seed, (corruption,))
-        return [found for found in sets if found.corruption == corruption][0].images
+        return next(found for found in sets if found.corruption == corruption).images
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def validations(self, corruption: str) -> Images:
         """Validation images with one corruption, severity 5."""
         seeds = seeds_for(self.build.recipe.seed + 1, len(self.validation)).to(self.validation.pixels.device)
@@ -219,7 +219,9 @@ class Measure:
             model = _stored(model, variant)
             ra = {name: self.accuracy(model, self.tests(name)) for name in CORRUPTIONS}
             return {
-                "ta": self.accuracy(model, self.clean), "ra": ra, "bytes": code_bytes(shapes, variant.bits, variant.per)
+                "ta": self.accuracy(model, self.clean),
+                "ra": ra,
+                "bytes": code_bytes(shapes, variant.bits, variant.per),
             }
         if variant.way == "robust":
             ra = {name: self.accuracy(_stored(self.robust(name), variant), self.tests(name)) for name in CORRUPTIONS}
@@ -244,7 +246,15 @@ class Measure:
 
 
 _DECIDES_SCORES = (
-    "seed", "data", "model", "init", "continued", "robust", "augmented", "signatures", "tuned",
+    "seed",
+    "data",
+    "model",
+    "init",
+    "continued",
+    "robust",
+    "augmented",
+    "signatures",
+    "tuned",
 )
 
 

@@ -56,7 +56,11 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
     Raises:
         InputError: if a name, column or scale is unknown.
     """
-    for given, known, what in ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale")):
+    for given, known, what in (
+        (names, ENTRIES, "table or figure"),
+        (columns, COLUMNS, "column"),
+        (scales, SCALES, "scale"),
+    ):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
@@ -79,7 +83,8 @@ def measured_column(column: str, place: Place) -> Measure:
     """The measure of a column, with as many images as its scale has time for."""
     size = COLUMNS[column].size
     limit, validation = _LIMITS.get((place.scale, size), _FULL)
-    return Measure(ColumnBuild(COLUMNS[column], place), limit, validation)
+    most = place.limit or limit
+    return Measure(ColumnBuild(COLUMNS[column], place), min(limit, most), min(validation, most))
 
 
 def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], pretrained: 
     """Measure one task, unless its file in the work folder is of the same recipes and images."""
     used = [measures[source] for source in task.sources]
     identity = json.loads(
-        json.dumps([[m.build.recipe.to_dict(), m.build.source, m.limit, m.validation_limit, place.limit] for m in used])
+        json.dumps([[m.build.recipe.to_dict(), m.build.source, m.limit, m.validation_limit] for m in used])
     )
     path = task.path(place.work / "results")
     if path.exists() and json.loads(path.read_text())["identity"] == identity:

@@ -185,7 +185,7 @@ def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
         together = []
         for (first, second), (on_validation, on_test) in doubles.items():
             sum_of_both = composed([(measure.deltas(way, first), 1.0), (measure.deltas(way, second), 1.0)])
-            alpha = max(ALPHAS, key=lambda a: judge(composed([(sum_of_both, a)]), on_validation, validation))  # noqa: B023
+            alpha = max(ALPHAS, key=lambda a: judge(composed([(sum_of_both, a)]), on_validation, validation))
             together.append(judge(composed([(sum_of_both, alpha)]), on_test, test))
         recipe = measure.build.recipe.robust if way == "residual" else measure.build.recipe.tuned
         rows.append(
@@ -257,7 +257,7 @@ def smaller(measure: Measure) -> dict[str, Any]:
             size = 0
             for name, shape in zip(names, shapes, strict=True):
                 stack = torch.stack([exact[corruption][name].flatten() for corruption in CORRUPTIONS]).double()
-                left, values, right = torch.linalg.svd(stack, full_matrices=False)
+                _, values, right = torch.linalg.svd(stack, full_matrices=False)
                 kept = min(rank, len(values))
                 basis = {str(i): right[i].float().reshape(shape).contiguous() for i in range(kept)}
                 stored = torch.stack([part.flatten().double() for part in code(basis, bits).values()])
