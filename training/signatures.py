@@ -180,6 +180,7 @@ def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
             output = next(found for found in part.graph.nodes if found.op == "output")
             output.args = (node.args[0],)
             part.graph.eliminate_dead_code()
+            part.delete_all_unused_submodules()
             part.recompile()
             return part
     raise InputError(f"the model has no layer beyond {', '.join(sorted(shallow))}; sign fewer layers")

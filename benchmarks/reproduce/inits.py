@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.reproduce.columns import ColumnBuild
 from benchmarks.reproduce.measure import Measure
-from training.fit import Corrupted, FitRecipe, fit
+from training.fit import Corrupted, FitRecipe, fit, to_input
 from training.models import build_model, fold_batchnorm, shallow_tensors
 from training.signatures import composed, patched, residual_signature
 
@@ -36,46 +37,69 @@ def compare_inits(measure: Measure, pretrained: str) -> dict[str, Any]:
         pretrained: ImageNet weights of VGG-16: a file, or torchvision's name for them.
 
     Returns:
-        `rows`: {init, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra_residual, ra_plain}.
+        `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent.
     """
     build = measure.build
     recipe = build.recipe
-    trained_first = recipe.init.epochs
-    from_pretrained = replace(recipe.init, learning_rate=0.01, precision=recipe.init.precision)
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    # Fresh layers need more than the few epochs in which a trained model continues.
+    schedule = replace(recipe.init, epochs=max(1, recipe.init.epochs // 2), learning_rate=0.01)
+    torch.manual_seed(recipe.seed)
+    fresh = build_model(spec, len(build.train.classes)).to(build.device)
+    _to_unit_variance(fresh, to_input(build.train.pixels[:256]))
 
-    def fresh() -> nn.Module:
-        torch.manual_seed(recipe.seed)
-        return build_model(spec, len(build.train.classes))
+    def from_pretrained(job: str, corrupted: Corrupted) -> nn.Module:
+        return _fit(build, f"pretrained-{job}", fresh, schedule, corrupted)
 
-    rows = []
-    for name, norm, start, schedule in (
-        ("pretrained", "none", fresh, from_pretrained),
-        ("continued", "folded first", lambda: fold_batchnorm(build.init()), recipe.robust),
-        ("continued", "kept", build.init, recipe.robust),
-    ):
-        rows += _compare(measure, name, norm, start, schedule)
-    for row in rows:
-        row["epochs"] = f"{row['epochs']}" if row["init"] == "pretrained" else f"{trained_first} + {row['epochs']}"
+    def with_batch_norm(job: str, corrupted: Corrupted) -> nn.Module:
+        how = recipe.continued if corrupted.name is None else recipe.robust
+        return fold_batchnorm(_fit(build, f"kept-{job}", build.init(), how, corrupted))
+
+    def folded_first(job: str, corrupted: Corrupted) -> nn.Module:
+        return fold_batchnorm(build.std() if corrupted.name is None else build.robust(job))
+
+    continued = f"{recipe.init.epochs} + {recipe.robust.epochs}"
+    rows = _compare(measure, "pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained)
+    rows += _compare(measure, "continued", "folded first", continued, measure.init, folded_first)
+    rows += _compare(measure, "continued", "kept", continued, measure.init, with_batch_norm)
     return {"rows": rows, "corruptions": list(CORRUPTIONS_TRIED), **measure.sizes()}
 
 
+@torch.no_grad()
+def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
+    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016).
+
+    ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
+    """
+    seen: list[Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.std()))
+            model(x)
+            handle.remove()
+            deviation = seen.pop().clamp(min=1e-6)
+            layer.weight /= deviation
+            if layer.bias is not None:
+                layer.bias /= deviation
+
+
+def _fit(build: ColumnBuild, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
+    folder = build.work / "inits"
+    folder.mkdir(exist_ok=True)
+    model, seed = copy.deepcopy(start), build.recipe.seed + 1
+    return fit(model, build.train, recipe, corrupted=corrupted, seed=seed, checkpoint=folder / f"{job}.pt")
+
+
 def _compare(
-    measure: Measure, name: str, norm: str, start: Callable[[], nn.Module], schedule: FitRecipe
+    measure: Measure,
+    name: str,
+    norm: str,
+    epochs: str,
+    init: nn.Module,
+    trained: Callable[[str, Corrupted], nn.Module],
 ) -> list[dict[str, Any]]:
-    build = measure.build
-
-    def trained(job: str, corrupted: Corrupted, recipe: FitRecipe) -> nn.Module:
-        folder = build.work / "inits"
-        folder.mkdir(exist_ok=True)
-        checkpoint = folder / f"{name}-{norm.replace(' ', '-')}-{job}.pt"
-        model = fit(
-            start(), build.train, recipe, corrupted=corrupted, seed=build.recipe.seed + 1, checkpoint=checkpoint
-        )
-        return fold_batchnorm(model)
-
-    init = fold_batchnorm(copy.deepcopy(start()).to(build.device))
-    std = trained("std", Corrupted(), schedule if name == "pretrained" else build.recipe.continued)
+    """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
+    std = trained("std", Corrupted())
     tensors = shallow_tensors(std, 5)
     kinds = {"residual": (std, "per_tensor"), "plain": (std, "plain")}
     if name == "continued":
@@ -83,7 +107,7 @@ def _compare(
     scores: dict[str, list[float]] = {"std": [], "init": [], "robust": []}
     validation: dict[str, list[float]] = {}
     for corruption in CORRUPTIONS_TRIED:
-        robust = trained(corruption, Corrupted(corruption, build.recipe.signatures.severity), schedule)
+        robust = trained(corruption, Corrupted(corruption, measure.build.recipe.signatures.severity))
         tests = measure.tests(corruption)
         for key, model in (("std", std), ("init", init), ("robust", robust)):
             scores[key].append(measure.accuracy(model, tests))
@@ -105,7 +129,7 @@ def _compare(
                 "init": "restart" if kind == "restart" else name,
                 "signature": "plain difference" if kind == "plain" else "projection residual",
                 "batch_norm": norm,
-                "epochs": schedule.epochs,
+                "epochs": epochs,
                 "ta": round(measure.accuracy(base, measure.clean), 2),
                 "ra_std": mean(scores["init" if kind == "restart" else "std"]),
                 "ra_robust": mean(scores["robust"]),

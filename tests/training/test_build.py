@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,10 +11,13 @@ from edge.bundle import Bundle, remove_signature
 from edge.signatures import SignatureSet
 from oracle import InputError
 from tests.conftest import TINY, rws
+from training.build import Build
 from training.calibrate import CalibrationRecipe, measure_gain
 from training.corruptions import CORRUPTIONS
 from training.data import Images
+from training.models import fold_batchnorm
 from training.oracle_fit import LEVELS
+from training.recipe import load_recipe
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):
@@ -212,3 +216,47 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def build(tiny_recipe, image_folder, tmp_path):
+    """A build whose models continue with BatchNorm folded, from the init of another build with other classes."""
+
+    def make(name, **changes):
+        recipe = load_recipe(tiny_recipe)
+        signatures = replace(recipe.signatures, fold_first=True)
+        recipe = replace(recipe, signatures=signatures, init=replace(recipe.init, epochs=1), **changes)
+        return lambda **more: Build(recipe, str(image_folder), tmp_path / name, **more)
+
+    ancestor = make("ancestor")()
+    few = replace(ancestor.recipe.data, classes=3, validation=4)
+    return make("own", data=few)(ancestor=ancestor)
+
+
+def test_an_init_begins_from_its_ancestors_convolutions(build):
+    model, ancestor = build._new_model(), build._ancestor.init()
+    own, other = model.state_dict(), ancestor.state_dict()
+    assert torch.equal(own["features.0.weight"], other["features.0.weight"])
+    assert own["classifier.weight"].shape == (3, other["classifier.weight"].shape[1])
+
+
+def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
+    std, robust, augmented = build.std(), build.robust("fog"), build.augmented()
+    folded = fold_batchnorm(build.init())
+    for model in (std, robust, augmented):
+        assert not [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        moved = (model.get_parameter("features.0.weight") - folded.get_parameter("features.0.weight")).norm()
+        assert 0 < moved < folded.get_parameter("features.0.weight").norm()
+    residual = build.signature("residual", "fog")
+    base = dict(std.named_parameters())
+    for name, delta in residual.items():
+        direction = base[name] - folded.get_parameter(name)
+        assert abs(float((delta * direction).sum())) <= 1e-3 * float(delta.norm() * direction.norm()) + 1e-9
+
+
+def test_targets_of_tuning_have_signatures_of_their_own(build):
+    assert build.way_name("tuned-output") == "tuned"
+    labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
+    name = build.tensors[0]
+    assert not torch.equal(labels[name], output[name])
+    assert torch.equal(build.signature("tuned", "fog")[name], output[name])

@@ -107,3 +107,37 @@ def test_a_torchvision_data_set_is_read_from_its_own_files(tmp_path, monkeypatch
     np.testing.assert_array_equal(data.pixels.numpy(), pixels.reshape(4, 3, 32, 32))
     assert len(load_images(f"cifar10:{tmp_path}", "train")) == 20
     assert load_images(f"cifar10:{tmp_path}", "test", size=16).size == 16
+
+
+def test_a_part_of_a_data_set_is_fixed_by_its_seed(image_folder):
+    whole = load_images(image_folder, "train")
+    part = load_images(image_folder, "train", images=20, seed=3)
+    assert part.digest() == load_images(image_folder, "train", images=20, seed=3).digest()
+    assert part.digest() != load_images(image_folder, "train", images=20, seed=4).digest()
+    known = {image.numpy().tobytes() for image in whole.pixels}
+    assert len(part) == 20
+    assert {image.numpy().tobytes() for image in part.pixels} <= known
+    first = load_images(image_folder, "train", classes=3)
+    assert first.classes == CLASSES[:3]
+    assert len(first) == int((whole.labels < 3).sum())
+    assert load_images(image_folder, "train", images=10**6).digest() == whole.digest()
+
+
+def test_the_validation_images_of_tiny_imagenet_are_read_as_they_are_shipped(image_folder, tmp_path):
+    (tmp_path / "val/images").mkdir(parents=True)
+    lines = []
+    for number, path in enumerate(sorted((image_folder / "test").rglob("*.png"))):
+        name = f"val_{len(lines) * 7 % 1000:04d}_{number}.png"
+        shutil.copy(path, tmp_path / "val/images" / name)
+        lines.append(f"{name}\t{path.parent.name}\t0\t0\t31\t31")
+    (tmp_path / "val/val_annotations.txt").write_text("\n".join(reversed(lines)))
+    found, whole = load_images(tmp_path, "test"), load_images(image_folder, "test")
+    assert found.classes == whole.classes
+    pairs = [
+        {(image.numpy().tobytes(), int(label)) for image, label in zip(data.pixels, data.labels, strict=True)}
+        for data in (found, whole)
+    ]
+    assert pairs[0] == pairs[1]
+    (tmp_path / "val/val_annotations.txt").write_text("only_a_name.png\n")
+    with pytest.raises(InputError, match="a file's name and its class"):
+        load_images(tmp_path, "test")

@@ -44,9 +44,9 @@ def test_resnet50s_five_layers_are_blocks():
     assert not any("layer2.1" in name for name in names)
 
 
-@pytest.mark.parametrize("architecture", ["vgg16", "resnet18", "mobilenet_v2"])
-def test_folding_changes_no_output_and_survives_the_export(architecture):
-    model = trained_like(ModelSpec(architecture, width=0.25))
+@pytest.mark.parametrize(("architecture", "width"), [("vgg16", 0.25), ("resnet18", 0.25), ("mobilenet_v2", 1.0)])
+def test_folding_changes_no_output_and_survives_the_export(architecture, width):
+    model = trained_like(ModelSpec(architecture, width=width))
     folded = fold_batchnorm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     x = torch.rand(3, 3, 32, 32)
@@ -114,3 +114,47 @@ def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"something.else": torch.zeros(3)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="no tensor fits"):
         build_model(ModelSpec(width=0.1, weights=str(tmp_path / "w.safetensors")), 10)
+
+
+def test_a_narrow_resnet_has_the_same_layers_with_fewer_channels():
+    full, narrow = (build_model(ModelSpec("resnet50", width=width, small_input=False), 7) for width in (1.0, 0.25))
+    layers = [[len(stage) for stage in (m[1].layer1, m[1].layer2, m[1].layer3, m[1].layer4)] for m in (full, narrow)]
+    assert layers[0] == layers[1] == [3, 4, 6, 3]
+    assert narrow[1].layer3[0].conv2.out_channels == full[1].layer3[0].conv2.out_channels // 4
+    assert narrow(torch.rand(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(InputError, match=r"width 0\.5 is for"):
+        build_model(ModelSpec("mobilenet_v2", width=0.5), 7)
+
+
+@pytest.fixture
+def imagenet_like(tmp_path):
+    """The first seven convolutions of a VGG-16 under torchvision's names, as a file."""
+    torch.manual_seed(1)
+    found, channels = {}, 3
+    for number, width in zip((0, 2, 5, 7, 10, 12, 14), (64, 64, 128, 128, 256, 256, 256), strict=True):
+        found[f"features.{number}.weight"] = torch.randn(width, channels, 3, 3)
+        found[f"features.{number}.bias"] = torch.randn(width)
+        channels = width
+    save_file(found, tmp_path / "vgg.safetensors")
+    return str(tmp_path / "vgg.safetensors"), found
+
+
+def test_pretrained_convolutions_are_found_by_their_order_where_batchnorm_shifts_their_numbers(imagenet_like):
+    path, found = imagenet_like
+    plain = build_model(ModelSpec(batch_norm=False, weights=path), 10)
+    normed = build_model(ModelSpec(batch_norm=True, weights=path), 10)
+    convolutions = [module for module in normed.modules() if isinstance(module, nn.Conv2d)]
+    for name, convolution in zip([n for n in found if n.endswith("weight")], convolutions, strict=False):
+        assert torch.equal(convolution.weight, found[name])
+        assert torch.equal(plain.get_parameter(name), found[name])
+
+
+def test_a_narrow_vgg_takes_the_strongest_filters_and_their_own_inputs(imagenet_like):
+    path, found = imagenet_like
+    model = build_model(ModelSpec(width=0.25, batch_norm=False, weights=path), 10)
+    first, second = found["features.0.weight"], found["features.2.weight"]
+    kept = first.abs().sum((1, 2, 3)).topk(16).indices.sort().values
+    assert torch.equal(model.features[0].weight, first[kept])
+    assert torch.equal(model.features[0].bias, found["features.0.bias"][kept])
+    strongest = second[:, kept].abs().sum((1, 2, 3)).topk(16).indices.sort().values
+    torch.testing.assert_close(model.features[2].weight, 2 * second[strongest][:, kept])

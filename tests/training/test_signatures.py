@@ -14,6 +14,7 @@ from training.signatures import (
     patched,
     residual_signature,
     save_deltas,
+    shallow_part,
     tuned_signature,
 )
 
@@ -109,3 +110,47 @@ def test_tuning_without_labels_never_reads_them(images):
     )
     for name in names:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "inputs"), [(ModelSpec(width=0.1), "features.17"), (ModelSpec("resnet18"), "1.layer3.1.conv1")]
+)
+def test_the_shallow_part_is_what_the_first_deep_layer_sees(spec, inputs):
+    torch.manual_seed(0)
+    model = fold_batchnorm(build_model(spec, 5))
+    x, seen = torch.rand(2, 3, 32, 32), []
+    model.get_submodule(inputs).register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model(x)
+    names = shallow_tensors(model, 5 if spec.architecture == "vgg16" else 6)
+    part = shallow_part(model, names)
+    assert torch.equal(part(x), seen[0])
+    own = dict(model.named_parameters())
+    assert {id(parameter) for parameter in part.parameters()} == {id(own[name]) for name in names}
+
+
+def test_without_a_deep_layer_there_is_no_shallow_part():
+    model = fold_batchnorm(build_model(ModelSpec(width=0.1), 5))
+    with pytest.raises(InputError, match="no layer beyond"):
+        shallow_part(model, [name for name, _ in model.named_parameters()])
+
+
+def test_tuning_on_the_shallow_output_brings_it_closer_to_the_clean_one_and_needs_no_labels(image_folder):
+    from training.data import load_images
+
+    data = load_images(image_folder, "train")
+    torch.manual_seed(0)
+    std = fold_batchnorm(build_model(ModelSpec(width=0.1), len(data.classes)))
+    names = shallow_tensors(std, 3)
+    recipe = TuneRecipe(target="shallow", epochs=10, batch_size=16, learning_rate=1e-2, precision="fp32")
+    corrupted = Corrupted("contrast")
+    deltas = tuned_signature(std, data, corrupted, names, recipe)
+    shuffled = Images(data.pixels, data.labels.flip(0), data.classes)
+    again = tuned_signature(std, shuffled, corrupted, names, recipe)
+    assert all(torch.equal(deltas[name], again[name]) for name in names)
+    seeds = torch.arange(len(data))
+    clean, dull = data.pixels / 255, corrupted(data.pixels, seeds) / 255
+    with torch.inference_mode():
+        aim = shallow_part(std, names)(clean)
+        before = (shallow_part(std, names)(dull) - aim).norm()
+        after = (shallow_part(patched(std, deltas), names)(dull) - aim).norm()
+    assert after < 0.85 * before
