@@ -126,6 +126,8 @@ class Build:
             manifest = self.onto.manifest
             data = fitted(data, manifest.classes, manifest.input.height, self.source)
         count = min(self.recipe.data.validation, len(data) // 10)
+        if count < 1:
+            raise InputError(f"{self.source}: {len(data)} images, a tenth of which are for validation; give 10 or more")
         train, validation = split_train_validation(data, count, self.recipe.seed)
         return train.to(self.device), validation.to(self.device)
 

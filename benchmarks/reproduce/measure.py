@@ -38,8 +38,9 @@ class Variant:
 
     Args:
         way: `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption);
-            or how signatures are made: one of `WAYS`, `plain` (θ_r − θ_std) or `restart` (the paper's second option:
-            θ_r − θ_init on θ_init as the standard model).
+            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the paper's
+            projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init
+            as the standard model).
         layers: of signatures: the shallowest n; 0: all, the head included.
         bits: 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models.
         per: one scale a `channel` or a `tensor`.
@@ -169,13 +170,14 @@ class Measure:
         return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
 
     def deltas(self, way: str, corruption: str, layers: int = 5) -> Deltas:
-        """One signature, float32, on the CPU."""
+        """One signature, float32, on the CPU; `way` as in `Variant`."""
         if way.startswith("tuned"):
             return self.build.signature(way, corruption)
         init, std, robust = (dict(m.named_parameters()) for m in (self.init, self.std, self.robust(corruption)))
         if way == "restart":
             std = init
-        projection = {"residual": self.build.recipe.signatures.projection, "restart": "per_tensor", "plain": "plain"}
+        own = self.build.recipe.signatures.projection
+        projection = {"residual": own, "projected": "per_tensor", "restart": "per_tensor", "plain": "plain"}
         found = residual_signature(init, std, robust, self.tensors(layers), projection[way])
         return {name: delta.cpu() for name, delta in found.items()}
 
@@ -191,10 +193,18 @@ class Measure:
         scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
+    def canonical(self, variant: Variant) -> Variant:
+        """The same variant, where the recipe's own residual is one that has a name of its own."""
+        names = {"per_tensor": "projected", "plain": "plain"}
+        if variant.way != "residual":
+            return variant
+        return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
+
     def score(self, variant: Variant) -> dict[str, Any]:
         """`ta`, `ra` ({corruption: percent}), `bytes` of everything a device carries, and, of signatures, `alpha` and
         `validation` ({corruption: percent}); measured once, then read.
         """
+        variant = self.canonical(variant)
         path = self.build.work / "scores" / f"{variant.key}.json"
         identity = self._identity(variant)
         if path.exists():

@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
 
 # Test and validation images by scale and size of the images: as many as the scale has time for.
-_LIMITS = {("small", 32): (2000, 500), ("small", 64): (1000, 250), ("full", 224): (5000, 500)}
+_LIMITS = {("small", 32): (1000, 300), ("small", 64): (600, 150), ("full", 224): (5000, 500)}
 _FULL = (10_000, 2000)
 
 
@@ -97,7 +97,8 @@ def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
     if {"table1", "table2", "table4", "table5"} & set(names):
         variants += [*TABLE1, *TABLE5]
     # Strengths come from float32 variants: first these, then the others, which read them.
-    ordered = sorted(dict.fromkeys(variants), key=lambda variant: variant.bits != 32)
+    variants = dict.fromkeys(measure.canonical(variant) for variant in variants)
+    ordered = sorted(variants, key=lambda variant: variant.bits != 32)
     jobs: dict[str, Any] = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
     if {"table1", "table2", "table4"} & set(names):
         jobs["score-trained"] = partial(trained, measure)

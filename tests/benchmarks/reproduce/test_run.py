@@ -14,9 +14,11 @@ from tests.conftest import TINY, rws
 from training.corruptions import CORRUPTIONS
 
 CIFAR10 = ("table1", "table4", "table5", "fig7", "init", "tuned", "smaller")
-VGG = 'name = "{name}"' + TINY.split('name = "tiny"')[1].replace("layers = 2", "layers = 2\nfold_first = true")
+VGG = 'name = "{name}"' + TINY.split('name = "tiny"')[1].replace("layers = 2", "layers = 5\nfold_first = true")
 VGG = VGG.replace("[tuned]", '[tuned]\ntarget = "shallow"').replace("epochs = 2", "epochs = 1")
+VGG += '[augmented]\nepochs = 1\nbatch_size = 16\nlearning_rate = 0.02\nprecision = "fp32"\n'
 RESNET = VGG.replace("width = 0.1", 'architecture = "resnet50"\nwidth = 0.1\nsmall_input = false')
+RESNET = RESNET.replace("batch_size", "learning_rate = 1e-4\nbatch_size").replace("learning_rate = 0.02\n", "")
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +139,7 @@ def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_pat
 
 
 def test_table2_runs_on_an_imagenet_folder(recipes, clear, tmp_path):
-    images = [cv2.resize(image, (256, 240)) for image in clear[0][:8]]
+    images = [cv2.resize(image, (256, 240)) for image in clear[0][:12]]
     for split in ("train", "val"):
         for number, image in enumerate(images):
             folder = tmp_path / "imagenet" / split / f"n0{number % 2}"
