@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,9 @@ class Variant:
 
     Args:
         way: `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption);
-            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the paper's
-            projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init
-            as the standard model).
+            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the
+            paper's projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init
+            on θ_init as the standard model).
         layers: of signatures: the shallowest n; 0: all, the head included.
         bits: 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models.
         per: one scale a `channel` or a `tensor`.
@@ -143,7 +143,7 @@ class Measure:
         """θ_std, folded."""
         return self.build.folded
 
-    @lru_cache(maxsize=2)  # noqa: B019
+    @cache  # noqa: B019
     def robust(self, corruption: str) -> nn.Module:
         """θ_r of one corruption, folded."""
         return fold_batchnorm(self.build.robust(corruption))
