@@ -69,6 +69,7 @@ class Place:
         device: `cpu`, `cuda`, …
         limit: test and validation images at most; None takes what the scale takes.
         recipes: folder of `<scale>/<column>.toml`.
+        pretrained: ImageNet weights of VGG-16 for `init`: a file, or torchvision's name for them.
     """
 
     data: Mapping[str, str]
@@ -77,6 +78,7 @@ class Place:
     device: str = "cpu"
     limit: int | None = None
     recipes: Path = RECIPES
+    pretrained: str = "IMAGENET1K_V1"
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:

@@ -76,6 +76,6 @@ def reproduce(
     chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
     if not chosen:
         raise InputError(f"{', '.join(names)} has no result for this column at the {scale} scale; see --status")
-    place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES)
-    for path in run(chosen, place, out=results, workers=workers, threads=threads, pretrained=pretrained):
+    place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
+    for path in run(chosen, place, out=results, workers=workers, threads=threads):
         typer.echo(f"wrote {path}")

@@ -29,18 +29,14 @@ CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def compare_inits(measure: Measure, pretrained: str) -> dict[str, Any]:
+def compare_inits(measure: Measure) -> dict[str, Any]:
     """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
-
-    Args:
-        measure: the column's.
-        pretrained: ImageNet weights of VGG-16: a file, or torchvision's name for them.
 
     Returns:
         `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent.
     """
     build = measure.build
-    recipe = build.recipe
+    recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     # Fresh layers need more than the few epochs in which a trained model continues.
     schedule = replace(recipe.init, epochs=max(1, recipe.init.epochs // 2), learning_rate=0.01)

@@ -51,7 +51,7 @@ class Task:
 
 
 def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
-    """All results, or those of some names and columns (a joint one by any of its columns).
+    """All results, or those of some names and columns (a joint one needs all of its columns).
 
     Raises:
         InputError: if a name, column or scale is unknown.
@@ -67,7 +67,7 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
     for name in names or ENTRIES:
         for column, sources in ENTRIES[name].results():
             for scale in scales:
-                if scale in ENTRIES[name].scales and (not columns or set(columns) & set(sources)):
+                if scale in ENTRIES[name].scales and (not columns or set(sources) <= set(columns)):
                     yield Task(name, column, sources, scale)
 
 
@@ -105,7 +105,7 @@ def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
     return jobs
 
 
-def _result(task: Task, place: Place, measures: dict[str, Measure], pretrained: str) -> None:
+def _result(task: Task, place: Place, measures: dict[str, Measure]) -> None:
     """Measure one task, unless its file in the work folder is of the same recipes and images."""
     used = [measures[source] for source in task.sources]
     identity = json.loads(
@@ -114,14 +114,13 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], pretrained: 
     path = task.path(place.work / "results")
     if path.exists() and json.loads(path.read_text())["identity"] == identity:
         return
-    argument: Any = used if task.entry.joint else used[0]
-    found = task.entry.measure(argument, pretrained) if task.name == "init" else task.entry.measure(argument)
+    found = task.entry.measure(used if task.entry.joint else used[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, json.dumps({"identity": identity, "result": found}).encode())
     print(f"measured {task.name} {task.column}", flush=True)
 
 
-def _measure_all(chosen: Sequence[Task], place: Place, pretrained: str) -> None:
+def _measure_all(chosen: Sequence[Task], place: Place) -> None:
     """What a worker measures: scores column by column, then the tables and figures."""
     measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
     for column, measure in measures.items():
@@ -130,7 +129,7 @@ def _measure_all(chosen: Sequence[Task], place: Place, pretrained: str) -> None:
         exact = {name: job for name, job in jobs.items() if "-32bit" in name}
         run_jobs(exact, measure.build.work)
         run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
-    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures, pretrained) for t in chosen}
+    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures) for t in chosen}
     run_jobs(jobs, place.work / "results" / place.scale)
 
 
@@ -141,7 +140,6 @@ def reproduce(
     out: Path = RESULTS,
     workers: int = 1,
     threads: int | None = None,
-    pretrained: str = "IMAGENET1K_V1",
 ) -> list[Path]:
     """Make results of one scale; what is trained or measured already is not done again.
 
@@ -150,7 +148,6 @@ def reproduce(
         place: where images and work are.
         out: folder of results; `<scale>/<name>-<column>.json`, and `.png` where there is a picture.
         workers, threads: as in `train`.
-        pretrained: ImageNet weights of VGG-16 for `init`: a file, or torchvision's name for them.
 
     Returns:
         The files written.
@@ -164,7 +161,7 @@ def reproduce(
     for column in columns:
         kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
         train([column], place, kinds=kinds, workers=workers, threads=threads)
-    run_in_workers(_measure_all, (list(chosen), place, pretrained), workers, threads)
+    run_in_workers(_measure_all, (list(chosen), place), workers, threads)
     written = []
     for task in chosen:
         result = json.loads(task.path(place.work / "results").read_text())["result"]
