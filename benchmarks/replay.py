@@ -148,10 +148,11 @@ class Replayer:
     Args:
         bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
+        model: what runs the bundle's model; None: ONNX Runtime.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.model: PatchableModel = bundle.model("onnx", threads=threads)
+    def __init__(self, bundle: Bundle, threads: int | None = None, model: PatchableModel | None = None) -> None:
+        self.model = bundle.model("onnx", threads=threads) if model is None else model
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()

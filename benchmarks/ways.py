@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def compare_ways(
             right = [predict(robust[n], singles[n][1]).argmax(1) == test.labels for n in CORRUPTIONS]
             row["ra_whole_robust_models"] = 100 * torch.stack(right).float().mean().item()
         row |= {"ra_two_corruptions": float(np.mean(two)), "ra_pair_halves": float(np.mean(cross))}
-        row["train_seconds"] = _train_seconds(build.work / "log.jsonl", way)
+        row["train_seconds"] = train_seconds(build.work / "log.jsonl", _jobs(way))
         row["alpha"] = alphas
         report[way] = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
         if progress is not None:
@@ -139,14 +139,18 @@ def both(images: Images, first: str, second: str, severity: float, seed: int) ->
     return corrupt(once, second, severity, seeds_for(seed + 100, len(images)))
 
 
-def _train_seconds(log: Path, way: str) -> float:
-    """Seconds of training of all signatures of a way, from the build's log, in which each run of a job starts at 0."""
+def _jobs(way: str) -> list[str]:
     prefix = {"tuned": "signature-tuned-", "residual": "robust-"}[way]
+    return [prefix + name for name in CORRUPTIONS]
+
+
+def train_seconds(log: Path, jobs: Collection[str]) -> float:
+    """Seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
     total = 0.0
     clock: dict[str, float] = {}
     for record in map(json.loads, log.read_text().splitlines()):
         job, seconds = record["job"], record["seconds"]
-        if job.startswith(prefix) and "epoch" in record:
+        if job in jobs and "epoch" in record:
             before = clock.get(job, 0.0)
             total += seconds - before if seconds > before else seconds
             clock[job] = seconds

@@ -14,6 +14,7 @@ A build onto a bundle keeps that one's model and signatures and makes what follo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -74,8 +75,8 @@ class Build:
         size: side that images are resized to, in pixels; None takes them as they are.
         device: `cpu`, `cuda`, …
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
-        ancestor: another build, whose init this one's begins from: its convolutions, not its head. Models of several
-            data sets then stay close enough to exchange signatures.
+        ancestor: another build, whose init this one's begins from: all but its head, so its normalisation of the
+            input, too. Models of several data sets then stay close enough to exchange signatures.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
@@ -145,6 +146,11 @@ class Build:
     def _data_digest(self) -> str:
         return self.train.digest()
 
+    def identity(self) -> Any:
+        """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
+        ancestor = None if self._ancestor is None else self._ancestor.identity()
+        return json.loads(json.dumps([self._data_digest, self.recipe.to_dict(), ancestor]))
+
     def _report(self, job: str) -> Progress:
         start = time.monotonic()
 
@@ -178,7 +184,10 @@ class Build:
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, len(self.train.classes))
         if self._ancestor is not None:
-            take_fitting(model, self._ancestor.init().state_dict(), f"the ancestor {self._ancestor.recipe.name}")
+            head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
+            found = self._ancestor.init().state_dict()
+            body = {name: tensor for name, tensor in found.items() if not name.startswith(f"{head}.")}
+            take_fitting(model, body, f"the ancestor {self._ancestor.recipe.name}")
         return model
 
     def _fit(
@@ -202,13 +211,16 @@ class Build:
             return []
         return [self._ancestor.recipe.init, self._ancestor._data_digest, *self._ancestor._ancestors()]
 
+    def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
+        """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
+        model, seed = copy.deepcopy(start), self.recipe.seed + 1
+        return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
+
     def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
         """Go on from the init, with its BatchNorm folded first where the recipe says so."""
         first = self.recipe.signatures.fold_first
-        model = fold_batchnorm(self.init()) if first else self.init()
-        return self._fit(
-            job, model, recipe, corrupted, self.recipe.seed + 1, self.recipe.init, first, *self._ancestors()
-        )
+        start = fold_batchnorm(self.init()) if first else self.init()
+        return self.continued(job, start, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
@@ -436,10 +448,10 @@ class Build:
 
 
 def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
-    """With the bundle's seed and number of validation images: none that its model has learnt from becomes one."""
+    """With the bundle's seed and part of the images: none that its model has learnt from is for validation."""
     told = bundle.manifest.provenance.get("recipe", {})
-    validation = told.get("data", {}).get("validation", recipe.data.validation)
-    return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, validation=validation))
+    part = {name: told["data"][name] for name in ("validation", "images", "classes") if name in told.get("data", {})}
+    return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, **part))
 
 
 def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:

@@ -25,6 +25,7 @@ from edge.sources import IMAGE_SUFFIXES
 from oracle.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
+ANNOTATIONS = "val_annotations.txt"
 TORCHVISION_DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
@@ -182,7 +183,9 @@ def _split_folder(root: Path, split: str | None) -> Path:
     present = [name for names in SPLIT_FOLDERS.values() for name in names if (root / name).is_dir()]
     if split is None or (split == "train" and not present):
         return root
-    for name in SPLIT_FOLDERS[split]:
+    # Tiny-ImageNet's own `test` has no labels; its `val` has them in a file.
+    annotated = [name for name in present if name in SPLIT_FOLDERS[split] and (root / name / ANNOTATIONS).is_file()]
+    for name in (*annotated, *SPLIT_FOLDERS[split]):
         if name in present:
             return root / name
     raise InputError(f"{root} has no folder {' or '.join(SPLIT_FOLDERS[split])}/; expected <split>/<class>/<image>")
@@ -190,8 +193,8 @@ def _split_folder(root: Path, split: str | None) -> Path:
 
 def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     """Class names, files, and each file's label."""
-    annotations = folder / "val_annotations.txt"
-    if annotations.is_file():
+    annotations = folder / ANNOTATIONS
+    if annotations.is_file() and (folder / "images").is_dir():
         return _list_annotated(folder, annotations)
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
@@ -213,7 +216,11 @@ def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], l
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")
     classes = tuple(sorted({row[1] for row in rows}))
-    return classes, [folder / "images" / row[0] for row in rows], [classes.index(row[1]) for row in rows]
+    files = [folder / "images" / row[0] for row in rows]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise InputError(f"{annotations} names {missing[0]}, which is not there; unpack the data set again")
+    return classes, files, [classes.index(row[1]) for row in rows]
 
 
 def _cache_file(cache: Path | None, folder: Path, files: list[Path], size: int | None) -> Path | None:

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from edge.bundle import ORACLE, Bundle
 from oracle.errors import InputError
 from training.build import Build, Progress
-from training.data import TORCHVISION_DATASETS, Images, load_images
+from training.data import TORCHVISION_DATASETS, Images, fitted, load_images
+from training.jobs import claim
 from training.recipe import Recipe, load_recipe
 
 SCALES = ("small", "full")
@@ -100,8 +103,10 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
             found |= {entry: str(root / entry) for entry in known if (root / entry).is_dir()}
         elif name not in known:
             raise InputError(f"--data {argument}: unknown data set {name!r}; known: {', '.join(sorted(known))}")
+        elif name not in TORCHVISION_DATASETS and not Path(folder).expanduser().is_dir():
+            raise InputError(f"--data {argument}: no such folder; it should hold train/<class>/ and val/<class>/")
         else:
-            found[name] = folder
+            found[name] = str(Path(folder).expanduser()) if Path(folder).expanduser().is_dir() else folder
     return found
 
 
@@ -142,10 +147,13 @@ class ColumnBuild(Build):
         if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
             bundle = Bundle.load()
             return bundle.read(ORACLE), bundle.manifest.measured["oracle"]
-        return super().oracle() if self._oracle_of is None else self._oracle_of.oracle()
+        if self._oracle_of is None:
+            return super().oracle()
+        with claim(self._oracle_of.work, "oracle", wait=True):
+            return self._oracle_of.oracle()
 
     def test(self, limit: int) -> Images:
-        """At most `limit` test images of the recipe's classes, drawn at random, on the build's device."""
+        """At most `limit` test images of the recipe's classes, shuffled, on the build's device."""
         images = load_images(
             self.source,
             "test",
@@ -155,4 +163,7 @@ class ColumnBuild(Build):
             classes=self.recipe.data.classes or None,
             seed=self.recipe.seed,
         )
-        return images.to(self.device)
+        images = fitted(images, self.train.classes, self.column.size, self.source)
+        # Folders are listed class by class: shuffled, the first images of the set show all classes.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.recipe.seed))
+        return images.take(order).to(self.device)

@@ -54,7 +54,7 @@ def reproduce(
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
     with require("bench"):
-        from benchmarks.reproduce.columns import RECIPES, Place, parse_data
+        from benchmarks.reproduce.columns import COLUMNS, RECIPES, Place, parse_data
         from benchmarks.reproduce.run import RESULTS, tasks
         from benchmarks.reproduce.run import reproduce as run
         from benchmarks.reproduce.run import status as list_results
@@ -73,9 +73,19 @@ def reproduce(
         raise InputError("--json is for --status; results are written to --out")
     if not names:
         raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
-    chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
-    if not chosen:
-        raise InputError(f"{', '.join(names)} has no result for this column at the {scale} scale; see --status")
+    if limit is not None and out is None:
+        raise InputError("--limit is for trying things; give --out as well, so that it replaces no result")
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
+    chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
+    if "all" in names:
+        absent = {c for task in chosen for c in task.sources if COLUMNS[c].dataset not in place.data}
+        if absent:
+            typer.echo(f"left out, since --data names no images for them: {', '.join(sorted(absent))}")
+        chosen = [task for task in chosen if not absent & set(task.sources)]
+    if not chosen:
+        raise InputError(
+            f"{', '.join(names)}: nothing to do at the {scale} scale with these columns and data (a joint result needs "
+            "all of its columns); see --status"
+        )
     for path in run(chosen, place, out=results, workers=workers, threads=threads):
         typer.echo(f"wrote {path}")

@@ -56,7 +56,7 @@ def fig2(measure: Measure) -> dict[str, Any]:
     clean = _by_layer(measure, {name: std[name].detach().cpu() for name in measure.tensors(ALL_LAYERS)})
     norms = {
         corruption: [
-            part.norm().item() for part in _by_layer(measure, measure.deltas("residual", corruption, ALL_LAYERS))
+            part.norm().item() for part in _by_layer(measure, measure.deltas("projected", corruption, ALL_LAYERS))
         ]
         for corruption in CORRUPTIONS
     }
@@ -86,7 +86,7 @@ def draw_fig2(result: dict[str, Any]) -> Figure:
 
 def fig3(measure: Measure) -> dict[str, Any]:
     """Cosine similarity between the signatures of two corruptions, layer by layer."""
-    parts = [_by_layer(measure, measure.deltas("residual", name, ALL_LAYERS)) for name in CORRUPTIONS]
+    parts = [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
     layers = [_cosines([part[layer] for part in parts]) for layer in range(measure.depth)]
     off = ~np.eye(len(CORRUPTIONS), dtype=bool)
     return {
@@ -111,7 +111,8 @@ def draw_fig3(result: dict[str, Any]) -> Figure:
 
 
 def fig4(measure: Measure, images: int = 250) -> dict[str, Any]:
-    """Similarity of the 19 signatures, and what each wins on every corruption, in points, at its own strength."""
+    """Similarity of the 19 projection residuals; what each residual of the recipe wins on every corruption, points."""
+    projected = [flat(measure.deltas("projected", name)) for name in CORRUPTIONS]
     deltas = {name: measure.deltas("residual", name) for name in CORRUPTIONS}
     alphas = measure.score(Variant("residual"))["alpha"]
     models = [patched(measure.std, composed([(deltas[name], alphas[name])])) for name in CORRUPTIONS]
@@ -122,7 +123,7 @@ def fig4(measure: Measure, images: int = 250) -> dict[str, Any]:
         gains.append([measure.accuracy(model, test) - before for model in models])
     return {
         "corruptions": list(CORRUPTIONS),
-        "similarity": _rounded(_cosines([flat(deltas[name]) for name in CORRUPTIONS])),
+        "similarity": _rounded(_cosines(projected)),
         "gain": _rounded(gains, 1),
         "gain_images": min(images, len(measure.clean)),
     }
@@ -159,7 +160,7 @@ def fig5(measures: Sequence[Measure]) -> dict[str, Any]:
     """Similarity between the signatures of two data sets: of the same corruption, and of different ones, by layer."""
     found = []
     parts = [
-        [_by_layer(measure, measure.deltas("residual", name, ALL_LAYERS)) for name in CORRUPTIONS]
+        [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
         for measure in measures
     ]
     same = np.eye(len(CORRUPTIONS), dtype=bool)
@@ -276,7 +277,7 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
         for index, pair in enumerate(pairs):
             on_both = Images(both(validation, *pair, 3.0, index), validation.labels, validation.classes)
             total = composed([(deltas[name], 1.0) for name in pair])
-            alpha, _ = _best(measure, total, on_both)
+            alpha, _ = measure.calibrated(measure.std, total, on_both)
             mixes[" + ".join(pair)] = composed([(total, alpha)])
         models = [patched(measure.std, mix) for mix in mixes.values()]
         table = {}
@@ -287,14 +288,6 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
             table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
         found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
-
-
-def _best(measure: Measure, deltas: Deltas, images: Images) -> tuple[float, float]:
-    scores = {
-        alpha: measure.accuracy(patched(measure.std, composed([(deltas, alpha)])), images) for alpha in (0.5, 0.75, 1.0)
-    }
-    alpha = max(scores, key=lambda key: scores[key])
-    return alpha, scores[alpha]
 
 
 def draw_fig8(result: dict[str, Any]) -> Figure:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reproduce.columns import ColumnBuild
 from benchmarks.reproduce.measure import Measure
-from training.fit import Corrupted, FitRecipe, fit, to_input
+from training.fit import Corrupted, to_input
 from training.models import build_model, fold_batchnorm, shallow_tensors
 from training.signatures import composed, patched, residual_signature
 
@@ -42,22 +40,26 @@ def compare_inits(measure: Measure) -> dict[str, Any]:
     schedule = replace(recipe.init, epochs=max(1, recipe.init.epochs // 2), learning_rate=0.01)
     torch.manual_seed(recipe.seed)
     fresh = build_model(spec, len(build.train.classes)).to(build.device)
-    _to_unit_variance(fresh, to_input(build.train.pixels[:256]))
+    some = torch.randperm(len(build.train), generator=torch.Generator().manual_seed(recipe.seed))[:256]
+    _to_unit_variance(fresh, to_input(build.train.pixels[some]))
 
     def from_pretrained(job: str, corrupted: Corrupted) -> nn.Module:
-        return _fit(build, f"pretrained-{job}", fresh, schedule, corrupted)
+        return build.continued(f"inits-pretrained-{job}", fresh, schedule, corrupted, spec)
 
-    def with_batch_norm(job: str, corrupted: Corrupted) -> nn.Module:
-        how = recipe.continued if corrupted.name is None else recipe.robust
-        return fold_batchnorm(_fit(build, f"kept-{job}", build.init(), how, corrupted))
+    def from_first(folded: bool) -> Callable[[str, Corrupted], nn.Module]:
+        def trained(job: str, corrupted: Corrupted) -> nn.Module:
+            if folded == recipe.signatures.fold_first:  # the column's own models
+                return fold_batchnorm(build.std() if corrupted.name is None else build.robust(job))
+            how = recipe.continued if corrupted.name is None else recipe.robust
+            start = fold_batchnorm(build.init()) if folded else build.init()
+            return fold_batchnorm(build.continued(f"inits-folded-{folded}-{job}", start, how, corrupted, recipe.init))
 
-    def folded_first(job: str, corrupted: Corrupted) -> nn.Module:
-        return fold_batchnorm(build.std() if corrupted.name is None else build.robust(job))
+        return trained
 
     continued = f"{recipe.init.epochs} + {recipe.robust.epochs}"
     rows = _compare(measure, "pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained)
-    rows += _compare(measure, "continued", "folded first", continued, measure.init, folded_first)
-    rows += _compare(measure, "continued", "kept", continued, measure.init, with_batch_norm)
+    rows += _compare(measure, "continued", "folded first", continued, measure.init, from_first(folded=True))
+    rows += _compare(measure, "continued", "kept", continued, measure.init, from_first(folded=False))
     return {"rows": rows, "corruptions": list(CORRUPTIONS_TRIED), **measure.sizes()}
 
 
@@ -77,13 +79,6 @@ def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
             layer.weight /= deviation
             if layer.bias is not None:
                 layer.bias /= deviation
-
-
-def _fit(build: ColumnBuild, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-    folder = build.work / "inits"
-    folder.mkdir(exist_ok=True)
-    model, seed = copy.deepcopy(start), build.recipe.seed + 1
-    return fit(model, build.train, recipe, corrupted=corrupted, seed=seed, checkpoint=folder / f"{job}.pt")
 
 
 def _compare(
@@ -111,7 +106,7 @@ def _compare(
             origin = base if kind == "restart" else init
             weights = [dict(model.named_parameters()) for model in (origin, base, robust)]
             deltas = {key: value.cpu() for key, value in residual_signature(*weights, tensors, projection).items()}
-            alpha, reached = measure.calibrated(base, deltas, corruption)
+            alpha, reached = measure.calibrated(base, deltas, measure.validations(corruption))
             validation.setdefault(kind, []).append(reached)
             scores.setdefault(kind, []).append(measure.accuracy(patched(base, composed([(deltas, alpha)])), tests))
 

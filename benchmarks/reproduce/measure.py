@@ -30,6 +30,7 @@ from training.signatures import Deltas, composed, patched, residual_signature
 
 ALPHAS = (0.5, 0.75, 1.0, 1.25)
 ALL_LAYERS = 0
+WHOLE = ("std", "augmented", "robust")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Variant:
     @property
     def key(self) -> str:
         """Its name in files."""
-        layers = "" if self.way in ("std", "augmented", "robust") else f"-{self.layers or 'all'}layers"
+        layers = "" if self.way in WHOLE else f"-{self.layers or 'all'}layers"
         return f"{self.way}{layers}-{self.bits}bit" + ("-per_tensor" if self.per == "tensor" else "")
 
 
@@ -62,10 +63,7 @@ def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
     """The tensors after they were stored at `bits` bits and read again."""
     if bits == 32:
         return deltas
-    return {
-        name: torch.from_numpy(dequantise(quantise(delta.numpy(), bits, per))) if delta.ndim else delta  # type: ignore[arg-type]
-        for name, delta in deltas.items()
-    }
+    return {name: torch.from_numpy(dequantise(quantise(delta.numpy(), bits, per))) for name, delta in deltas.items()}
 
 
 def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
@@ -186,10 +184,9 @@ class Measure:
         return self.init if way == "restart" else self.std
 
     def calibrated(
-        self, base: nn.Module, deltas: Deltas, corruption: str, alphas: Sequence[float] = ALPHAS
+        self, base: nn.Module, deltas: Deltas, images: Images, alphas: Sequence[float] = ALPHAS
     ) -> tuple[float, float]:
-        """The strength that is best on validation images, and what it reaches there (percent)."""
-        images = self.validations(corruption)
+        """The strength that is best on corrupted validation images, and what it reaches there (percent)."""
         scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
@@ -217,10 +214,12 @@ class Measure:
         return found
 
     def _identity(self, variant: Variant) -> dict[str, Any]:
-        recipe = {key: value for key, value in self.build.recipe.to_dict().items() if key in _DECIDES_SCORES}
-        return json.loads(
-            json.dumps([asdict(variant), recipe, len(self.clean), len(self.validation), self.build.source])
-        )
+        return {
+            "variant": asdict(variant),
+            "build": self.build.identity(),
+            "test": self.clean.digest(),
+            "validation": len(self.validation),
+        }
 
     def _measure(self, variant: Variant) -> dict[str, Any]:
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
@@ -245,7 +244,7 @@ class Measure:
         for name in CORRUPTIONS:
             deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
             if known is None:
-                alphas[name], validation[name] = self.calibrated(base, deltas, name)
+                alphas[name], validation[name] = self.calibrated(base, deltas, self.validations(name))
             else:
                 alphas[name], validation[name] = known["alpha"][name], known["validation"][name]
             ra[name] = self.accuracy(patched(base, composed([(deltas, alphas[name])])), self.tests(name))
@@ -253,19 +252,6 @@ class Measure:
         total = self.model_bytes + len(CORRUPTIONS) * code_bytes(signed, variant.bits, variant.per)
         ta = self.accuracy(base, self.clean)
         return {"ta": ta, "ra": ra, "bytes": total, "alpha": alphas, "validation": validation}
-
-
-_DECIDES_SCORES = (
-    "seed",
-    "data",
-    "model",
-    "init",
-    "continued",
-    "robust",
-    "augmented",
-    "signatures",
-    "tuned",
-)
 
 
 def _stored(model: nn.Module, variant: Variant) -> nn.Module:

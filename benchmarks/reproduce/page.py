@@ -39,7 +39,10 @@ _WAYS = {
     "std": "standard",
     "augmented": "augmentation, one model",
     "robust": "20 models",
-    "residual": "RWS (the paper's residual)",
+    "residual": "RWS, residual of the recipe ¹",
+    "projected": "RWS, projection residual",
+    "plain": "RWS, plain difference",
+    "restart": "RWS, θ_init as the standard model",
     "tuned-labels": "tuned on labels",
     "tuned-output": "tuned on the clean model's output",
     "tuned-shallow": "tuned on the clean shallow part's output",
@@ -47,12 +50,10 @@ _WAYS = {
 
 
 def _label(row: dict[str, Any]) -> str:
-    way, layers, bits = row["way"], row["layers"], row["bits"]
-    kind, _, oracle = way.partition(", ")
-    label = _WAYS.get(kind, kind)
-    if layers is not None or oracle:
-        label += f", {layers or 'all'} layers, {bits} bit"
-    return f"{label}: **{oracle}**" if oracle else label
+    label = _WAYS[row["way"]]
+    if row["layers"] is not None:
+        label += f", {row['layers'] or 'all'} layers, {row['bits']} bit"
+    return f"{label}: **{row['oracle']}**" if "oracle" in row else label
 
 
 def read(name: str, column: str, scale: str) -> dict[str, Any] | None:
@@ -97,7 +98,11 @@ def table1(scale: str, columns: Sequence[str] = TABLE_COLUMNS, name: str = "tabl
         f"{TITLES[column]} {result['oracle']['type_accuracy']:.1f} / {result['oracle']['clean_recall']:.1f} %"
         for column, result in found.items()
     )
-    note = f"Oracle, one frame, type at severity 5 / clean recall: {named}. {_judged(found)}"
+    residuals = "; ".join(
+        f"{TITLES[column]}: {_WAYS[next(row['made'] for row in result['rows'] if row['way'] == 'residual')]}"
+        for column, result in found.items()
+    )
+    note = f"¹ {residuals}. Oracle, one frame, type at severity 5 / clean recall: {named}. {_judged(found)}"
     return f"{table(head, rows)}\n\n{note}"
 
 
@@ -203,8 +208,8 @@ def tuned(scale: str) -> str:
     never = ", ".join(f"{TITLES[column]} {result['ra_pairs_never_patched']:.2f}" for column, result in found.items())
     pairs = len(next(iter(found.values()))["pairs"])
     note = (
-        f"Two corruptions at once: {pairs} pairs, severity 3 each, R_a + R_b; never patched: {never}. Minutes are of "
-        f"jobs on one core each, two at a time. {_judged(found)}"
+        f"Two corruptions at once: {pairs} pairs, severity 3 each, R_a + R_b; never patched: {never}. Minutes are the "
+        f"sum over jobs, which shared the machine with others. {_judged(found)}"
     )
     head = [f"{scale} scale", "signatures", *columns.values(), "epochs", "training of 19, minutes"]
     return f"{table(head, rows, texts=2)}\n\n{note}"
@@ -258,8 +263,9 @@ def commands() -> str:
         results = [read(task.name, task.column, scale) for task in tasks(scales=(scale,))]
         for result in results:
             if result is not None:
-                rows.append((scale, f"`{result['command']}`", result["machine"]["processor"], str(result["seed"])))
-    return table(["scale", "command", "processor", "seed"], list(dict.fromkeys(rows)), texts=3)
+                machine = result["machine"]["processor"] if result["device"] == "cpu" else result["device"]
+                rows.append((scale, f"`{result['command']}`", machine, str(result["seed"])))
+    return table(["scale", "command", "machine", "seed"], list(dict.fromkeys(rows)), texts=3)
 
 
 _BY_SCALE: dict[str, Callable[[str], str]] = {

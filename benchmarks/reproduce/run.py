@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
 
 # Test and validation images by scale and size of the images: as many as the scale has time for.
-_LIMITS = {("small", 32): (1000, 300), ("small", 64): (600, 150), ("full", 224): (5000, 500)}
+_LIMITS = {("small", 32): (1000, 300), ("small", 64): (600, 150), ("full", 224): (1000, 300)}
 _FULL = (10_000, 2000)
 
 
@@ -105,22 +105,43 @@ def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
     return jobs
 
 
-def _result(task: Task, place: Place, measures: dict[str, Measure]) -> None:
-    """Measure one task, unless its file in the work folder is of the same recipes and images."""
+def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -> None:
+    """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
     used = [measures[source] for source in task.sources]
-    identity = json.loads(
-        json.dumps([[m.build.recipe.to_dict(), m.build.source, m.limit, m.validation_limit] for m in used])
-    )
+    limits = [[measure.limit, measure.validation_limit] for measure in used]
+    identity = json.loads(json.dumps([[m.build.identity() for m in used], limits, place.pretrained]))
     path = task.path(place.work / "results")
-    if path.exists() and json.loads(path.read_text())["identity"] == identity:
-        return
-    found = task.entry.measure(used if task.entry.joint else used[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, json.dumps({"identity": identity, "result": found}).encode())
-    print(f"measured {task.name} {task.column}", flush=True)
+    found = json.loads(path.read_text()) if path.exists() else {"identity": None}
+    if found["identity"] != identity:
+        result = task.entry.measure(used if task.entry.joint else used[0])
+        found = {"identity": identity, "provenance": _provenance(task, used), "result": result}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, json.dumps(found).encode())
+        print(f"measured {task.name} {task.column}", flush=True)
+    if task.entry.draw is not None:
+        with plt.rc_context(_STYLE):
+            figure = task.entry.draw(found["result"])
+            content = small_png(figure)
+            plt.close(figure)
+        task.path(out, ".png").parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(task.path(out, ".png"), content)
+    kept = {key: value for key, value in found["result"].items() if key not in task.entry.for_picture}
+    write_json(task.path(out), found["provenance"] | kept)
 
 
-def _measure_all(chosen: Sequence[Task], place: Place) -> None:
+def _provenance(task: Task, used: Sequence[Measure]) -> dict[str, Any]:
+    build = used[0].build
+    cuda = build.device.type == "cuda"
+    return provenance(
+        seed=build.recipe.seed,
+        scale=task.scale,
+        device=torch.cuda.get_device_name(build.device) if cuda else "cpu",
+        threads=torch.get_num_threads(),
+        data={measure.build.column.name: data_of(measure.build) for measure in used},
+    )
+
+
+def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
     """What a worker measures: scores column by column, then the tables and figures."""
     measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
     for column, measure in measures.items():
@@ -129,7 +150,7 @@ def _measure_all(chosen: Sequence[Task], place: Place) -> None:
         exact = {name: job for name, job in jobs.items() if "-32bit" in name}
         run_jobs(exact, measure.build.work)
         run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
-    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures) for t in chosen}
+    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures, out) for t in chosen}
     run_jobs(jobs, place.work / "results" / place.scale)
 
 
@@ -157,33 +178,14 @@ def reproduce(
         RwsError: if a worker failed.
     """
     columns = list(dict.fromkeys(column for task in chosen for column in task.sources))
-    builds = {column: ColumnBuild(COLUMNS[column], place) for column in columns}
+    for column in columns:
+        ColumnBuild(COLUMNS[column], place)  # refuse what is missing before hours of training, not after
     for column in columns:
         kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
-        train([column], place, kinds=kinds, workers=workers, threads=threads)
-    run_in_workers(_measure_all, (list(chosen), place), workers, threads)
-    written = []
-    for task in chosen:
-        result = json.loads(task.path(place.work / "results").read_text())["result"]
-        if task.entry.draw is not None:
-            with plt.rc_context(_STYLE):
-                figure = task.entry.draw(result)
-                content = small_png(figure)
-                plt.close(figure)
-            written.append(task.path(out, ".png"))
-            written[-1].parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(written[-1], content)
-        kept = {key: value for key, value in result.items() if key not in task.entry.for_picture}
-        device = torch.cuda.get_device_name(place.device) if place.device.startswith("cuda") else "cpu"
-        details = {
-            "seed": builds[task.sources[0]].recipe.seed,
-            "scale": task.scale,
-            "device": device,
-            "data": {name: data_of(builds[name]) for name in task.sources},
-        }
-        written.append(task.path(out))
-        write_json(written[-1], provenance(**details) | kept)
-    return written
+        train(column, place, kinds=kinds, workers=workers, threads=threads)
+    run_in_workers(_measure_all, (list(chosen), place, out), workers, threads)
+    suffixes = [(task, suffix) for task in chosen for suffix in (".json", ".png")]
+    return [task.path(out, suffix) for task, suffix in suffixes if suffix == ".json" or task.entry.draw is not None]
 
 
 def data_of(build: ColumnBuild) -> dict[str, Any]:

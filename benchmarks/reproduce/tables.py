@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.replay import Replayer
 from benchmarks.reproduce.columns import WAYS
-from benchmarks.reproduce.measure import ALL_LAYERS, ALPHAS, Measure, Variant, code, code_bytes, mean
-from benchmarks.ways import both
+from benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from benchmarks.ways import both, train_seconds
 from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
 from oracle.belief import CLEAN
@@ -56,14 +56,16 @@ def trained(measure: Measure) -> dict[str, Any]:
     """
     build = measure.build
     path = build.work / "scores" / "trained.json"
-    identity = [build.recipe.to_dict(), len(measure.clean)]
-    identity = json.loads(json.dumps(identity))
+    oracle = hashlib.sha256(build.oracle()[0]).hexdigest()
+    identity = json.loads(json.dumps([build.identity(), oracle, measure.clean.digest()]))
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         if found["identity"] == identity:
             return found
     build.bundle(build.work / "bundle")
-    replayer = Replayer(Bundle.load(build.work / "bundle"), threads=torch.get_num_threads())
+    bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
+    backend = "onnx" if build.device.type == "cpu" else "torch"
+    replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
     ways = ("std", "trained", "perfect", "always")
     found = {"identity": identity, "ta": {}, "ra": {way: {} for way in ways}}
     right = []
@@ -88,7 +90,8 @@ def row(measure: Measure, variant: Variant) -> dict[str, Any]:
     score = measure.score(variant)
     return {
         "way": variant.way,
-        "layers": variant.layers if variant.way in WAYS else None,
+        "made": measure.canonical(variant).way,
+        "layers": None if variant.way in WHOLE else variant.layers,
         "bits": variant.bits,
         "ta": round(score["ta"], 2),
         "ra": round(mean(score["ra"]), 2),
@@ -104,7 +107,9 @@ def table1(measure: Measure) -> dict[str, Any]:
     for way, name in (("perfect", "perfect oracle"), ("trained", TRAINED), ("always", "all signatures averaged")):
         rows.append(
             {
-                "way": f"{measure.shipped}, {name}",
+                "way": measure.shipped,
+                "made": measure.shipped,
+                "oracle": name,
                 "layers": 5,
                 "bits": 8,
                 "ta": round(own["ta"][way], 2),
@@ -134,7 +139,7 @@ def table3(measures: Sequence[Measure]) -> dict[str, Any]:
                     ra = {}
                     for corruption in CORRUPTIONS:
                         deltas = source.deltas(way, corruption)
-                        alpha, _ = target.calibrated(target.std, deltas, corruption)
+                        alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))
                         model = patched(target.std, composed([(deltas, alpha)]))
                         ra[corruption] = target.accuracy(model, target.tests(corruption))
                 rows.append(
@@ -188,7 +193,8 @@ def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
         together = []
         for (first, second), (on_validation, on_test) in doubles.items():
             sum_of_both = composed([(measure.deltas(way, first), 1.0), (measure.deltas(way, second), 1.0)])
-            alpha = max(ALPHAS, key=lambda a: judge(composed([(sum_of_both, a)]), on_validation, validation))
+            images = Images(on_validation, validation.labels, validation.classes)
+            alpha, _ = measure.calibrated(measure.std, sum_of_both, images)
             together.append(judge(composed([(sum_of_both, alpha)]), on_test, test))
         recipe = measure.build.recipe.robust if way == "residual" else measure.build.recipe.tuned
         rows.append(
@@ -198,7 +204,7 @@ def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
                 **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
                 "ra_pairs": round(float(np.mean(together)), 2),
                 "epochs": recipe.epochs,
-                "train_seconds": round(_train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
+                "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
             }
         )
     return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": round(never, 2), **measure.sizes()}
@@ -210,27 +216,14 @@ def _jobs(measure: Measure, way: str) -> set[str]:
     return {f"signature-{measure.build.way_name(way)}-{name}" for name in CORRUPTIONS}
 
 
-def _train_seconds(log: Path, jobs: set[str]) -> float:
-    """Seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
-    total = 0.0
-    clock: dict[str, float] = {}
-    for record in map(json.loads, log.read_text().splitlines()):
-        job, seconds = record["job"], record["seconds"]
-        if job in jobs and "epoch" in record:
-            before = clock.get(job, 0.0)
-            total += seconds - before if seconds > before else seconds
-            clock[job] = seconds
-    return total
-
-
 def smaller(measure: Measure) -> dict[str, Any]:
-    """RA against bytes: fewer bits, fewer layers, and a basis that the 19 signatures share.
+    """RA against bytes: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
     tensors at b bits a value, and 19 × r coefficients in float32.
 
     Returns:
-        `rows`: {what, way, bits, layers, rank, bytes (of all 19), ra}.
+        `rows`: {what, bits, rank, bytes (of all 19), ra}; and the `way` of the signatures.
     """
     way = measure.shipped
     names = measure.tensors(5)

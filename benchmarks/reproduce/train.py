@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -38,18 +38,16 @@ def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callabl
         second["oracle"] = build.oracle
     ways = [kind for kind in kinds if kind in WAYS]
     third = {f"{way}-{name}": partial(build.signature, way, name) for way in ways for name in CORRUPTIONS}
-    first = {"init": build.init} if {"init", *kinds} & {"init", "std", "augmented", "robust"} else {}
-    return [first, second, third]
+    return [{"init": build.init}, second, third]
 
 
-def _work(columns: Sequence[str], place: Place, kinds: Collection[str]) -> None:
-    for name in columns:
-        build = ColumnBuild(COLUMNS[name], place, _print)
-        ancestor = COLUMNS[name].ancestor
-        if ancestor:
-            _work((ancestor,), place, ("init",))
-        for stage in stages(build, kinds):
-            run_jobs(stage, build.work)
+def _work(column: str, place: Place, kinds: Collection[str]) -> None:
+    build = ColumnBuild(COLUMNS[column], place, _print)
+    ancestor = COLUMNS[column].ancestor
+    if ancestor:
+        _work(ancestor, place, ("init",))
+    for stage in stages(build, kinds):
+        run_jobs(stage, build.work)
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -99,17 +97,17 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
 
 
 def train(
-    columns: Sequence[str],
+    column: str,
     place: Place,
     *,
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[str],
     workers: int = 1,
     threads: int | None = None,
 ) -> None:
-    """Train whatever of `kinds` is missing in the columns.
+    """Train whatever of `kinds` is missing in a column.
 
     Args:
-        columns: names, one after the other.
+        column: its name.
         place: where images and work are.
         kinds: of `KINDS`.
         workers: processes that share the jobs; on a GPU, as many as fill it.
@@ -118,4 +116,4 @@ def train(
     Raises:
         RwsError: if a worker failed.
     """
-    run_in_workers(_work, (tuple(columns), place, tuple(kinds)), workers, threads)
+    run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)

@@ -236,8 +236,15 @@ def build(tiny_recipe, image_folder, tmp_path):
     return make("own", data=few)(ancestor=ancestor)
 
 
-def test_an_init_begins_from_its_ancestors_convolutions(build):
+def test_an_init_begins_from_its_ancestor_but_for_the_head(build):
     model, ancestor = build._new_model(), build._ancestor.init()
+    same_classes = build._ancestor._new_model()
+    assert build.identity() != build._ancestor.identity()
+    torch.manual_seed(build.recipe.seed)
+    twin = Build(build._ancestor.recipe, build.source, build.work / "twin", ancestor=build._ancestor)
+    assert torch.equal(
+        twin._new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
+    )
     own, other = model.state_dict(), ancestor.state_dict()
     assert torch.equal(own["features.0.weight"], other["features.0.weight"])
     assert own["classifier.weight"].shape == (3, other["classifier.weight"].shape[1])

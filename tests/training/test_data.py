@@ -138,6 +138,12 @@ def test_the_validation_images_of_tiny_imagenet_are_read_as_they_are_shipped(ima
         for data in (found, whole)
     ]
     assert pairs[0] == pairs[1]
+    (tmp_path / "test/images").mkdir(parents=True)  # as shipped: without labels
+    shutil.copy(path, tmp_path / "test/images/test_0.png")
+    assert load_images(tmp_path, "test").digest() == found.digest()
+    (tmp_path / "val/val_annotations.txt").write_text("gone.png\tcat\n")
+    with pytest.raises(InputError, match=r"names .*gone\.png, which is not there"):
+        load_images(tmp_path, "test")
     (tmp_path / "val/val_annotations.txt").write_text("only_a_name.png\n")
     with pytest.raises(InputError, match="a file's name and its class"):
         load_images(tmp_path, "test")

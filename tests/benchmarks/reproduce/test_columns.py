@@ -15,7 +15,8 @@ def test_every_column_has_a_recipe_at_every_scale_that_an_entry_wants(column, sc
     recipe = column.recipe(Place({}, tmp_path, scale))
     assert recipe.name == column.name
     assert recipe.data.source == column.dataset
-    assert recipe.signatures.fold_first
+    # With BatchNorm kept, the projection takes away what the signature needs: see the table of inits.
+    assert recipe.signatures.fold_first or recipe.signatures.projection == "plain"
 
 
 # ResNet-50: five blocks with their shortcut; the paper's figure of about 468,000 is without it.
