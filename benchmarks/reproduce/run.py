@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
 
 # Test and validation images by scale and size of the images: as many as the scale has time for.
-_LIMITS = {("small", 32): (1000, 300), ("small", 64): (600, 150), ("full", 224): (1000, 300)}
+_LIMITS = {("small", 32): (1000, 200), ("small", 64): (500, 120), ("full", 224): (1000, 300)}
 _FULL = (10_000, 2000)
 
 
