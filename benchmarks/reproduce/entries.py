@@ -81,7 +81,7 @@ ENTRIES: dict[str, Entry] = {
     "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
     "smaller": Entry(
         "RA against bytes",
-        ("cifar10-vgg16", "tiny-imagenet-vgg16"),
+        ("cifar10-vgg16",),
         (*PAPER, "tuned-shallow"),
         tables.smaller,
         figures.draw_smaller,

@@ -110,7 +110,7 @@ def draw_fig3(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig4(measure: Measure, images: int = 250) -> dict[str, Any]:
+def fig4(measure: Measure, images: int = 200) -> dict[str, Any]:
     """Similarity of the 19 projection residuals; what each residual of the recipe wins on every corruption, points."""
     projected = [flat(measure.deltas("projected", name)) for name in CORRUPTIONS]
     deltas = {name: measure.deltas("residual", name) for name in CORRUPTIONS}
@@ -193,7 +193,7 @@ def draw_fig5(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig6(measure: Measure, images: int = 500) -> dict[str, Any]:
+def fig6(measure: Measure, images: int = 300) -> dict[str, Any]:
     """RA against the number of patched layers, at strength 1; the last entry has every tensor, the head included."""
     counts = [*range(1, measure.depth + 1), ALL_LAYERS]
     share, scores = [], []
@@ -231,7 +231,7 @@ def draw_fig6(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig7(measure: Measure, images: int = 200) -> dict[str, Any]:
+def fig7(measure: Measure, images: int = 100) -> dict[str, Any]:
     """Accuracy (mean of the 19) by strength and severity, of the paper's signatures and of the column's own."""
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
