@@ -1,7 +1,7 @@
 """Which model everything should start from: the question that the paper answers with ImageNet weights.
 
 (a) `pretrained`: ImageNet's convolutions as far as they are at hand, fresh layers behind them, no BatchNorm; θ_std and
-    every θ_r are trained from there, as in the paper.
+    every θ_r are trained from there, as in the paper, for as many epochs in all as (b) takes.
 (b) `continued`: a standard model is trained first; θ_std and every θ_r continue from it for a few epochs.
 (c) `restart`: the same robust models, with the first model as θ_std (v_base = 0, so R = θ_r − θ_std).
 
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from training.fit import Corrupted, to_input
 from training.models import build_model, fold_batchnorm, shallow_tensors
 from training.signatures import composed, patched, residual_signature
 
+MODELS = 20
 CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,8 +38,9 @@ def compare_inits(measure: Measure) -> dict[str, Any]:
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    # Fresh layers need more than the few epochs in which a trained model continues.
-    schedule = replace(recipe.init, epochs=max(1, recipe.init.epochs // 2), learning_rate=0.01)
+    # As many epochs in all: what (b) spends once on the first model, (a) spreads over its 20.
+    epochs = math.ceil(recipe.init.epochs / MODELS) + recipe.robust.epochs
+    schedule = replace(recipe.init, epochs=epochs, batch_size=recipe.robust.batch_size, learning_rate=0.01)
     torch.manual_seed(recipe.seed)
     fresh = build_model(spec, len(build.train.classes)).to(build.device)
     some = torch.randperm(len(build.train), generator=torch.Generator().manual_seed(recipe.seed))[:256]
