@@ -26,6 +26,10 @@ Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 
+class DivergedError(InputError):
+    """The loss of a training is no longer finite."""
+
+
 @dataclass(frozen=True)
 class FitRecipe:
     """How to fit; rates are for the given batch size.
@@ -258,7 +262,8 @@ def train(
         report: called after each epoch with {epoch, loss}.
 
     Raises:
-        InputError: if the loss is no longer finite, or the checkpoint belongs to another run.
+        DivergedError: if the loss is no longer finite.
+        InputError: if the checkpoint belongs to another run.
     """
     done = _resume(checkpoint, identity, model, optimiser)
     steps = recipe.epochs * steps_per_epoch
@@ -277,7 +282,7 @@ def train(
             losses.append(loss.detach())
         total = torch.stack(losses).mean().item()
         if not math.isfinite(total):
-            raise InputError(f"epoch {epoch + 1}: loss is {total}; lower the learning rate or lengthen the warm-up")
+            raise DivergedError(f"epoch {epoch + 1}: loss is {total}; lower the learning rate or lengthen the warm-up")
         if checkpoint is not None:
             weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             with atomic_path(checkpoint) as temporary:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reproduce.measure import Measure
-from training.fit import Corrupted, to_input
+from training.fit import Corrupted, DivergedError, to_input
 from training.models import build_model, fold_batchnorm, shallow_tensors
 from training.signatures import composed, patched, residual_signature
 
@@ -33,14 +33,15 @@ def compare_inits(measure: Measure) -> dict[str, Any]:
     """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
 
     Returns:
-        `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent.
+        `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent;
+        without accuracies where a training diverged.
     """
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     # As many epochs in all: what (b) spends once on the first model, (a) spreads over its 20.
-    epochs = math.ceil(recipe.init.epochs / MODELS) + recipe.robust.epochs
-    schedule = replace(recipe.init, epochs=epochs, batch_size=recipe.robust.batch_size, learning_rate=0.01)
+    spread = math.ceil(recipe.init.epochs / MODELS) + recipe.robust.epochs
+    schedule = replace(recipe.init, epochs=spread, batch_size=recipe.robust.batch_size, learning_rate=0.01)
     torch.manual_seed(recipe.seed)
     fresh = build_model(spec, len(build.train.classes)).to(build.device)
     some = torch.randperm(len(build.train), generator=torch.Generator().manual_seed(recipe.seed))[:256]
@@ -60,9 +61,17 @@ def compare_inits(measure: Measure) -> dict[str, Any]:
         return trained
 
     continued = f"{recipe.init.epochs} + {recipe.robust.epochs}"
-    rows = _compare(measure, "pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained)
-    rows += _compare(measure, "continued", "folded first", continued, measure.init, from_first(folded=True))
-    rows += _compare(measure, "continued", "kept", continued, measure.init, from_first(folded=False))
+    cases = (
+        ("pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained),
+        ("continued", "folded first", continued, measure.init, from_first(folded=True)),
+        ("continued", "kept", continued, measure.init, from_first(folded=False)),
+    )
+    rows: list[dict[str, Any]] = []
+    for name, norm, epochs, init, trained in cases:
+        try:
+            rows += _compare(measure, name, norm, epochs, init, trained)
+        except DivergedError:
+            rows.append({"init": name, "signature": "", "batch_norm": norm, "epochs": epochs})
     return {"rows": rows, "corruptions": list(CORRUPTIONS_TRIED), **measure.sizes()}
 
 

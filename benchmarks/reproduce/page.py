@@ -178,7 +178,7 @@ def init(scale: str) -> str:
             row["signature"],
             row["batch_norm"],
             row["epochs"],
-            *(f"{row[key]:.2f}" for key in columns),
+            *(f"{row[key]:.2f}" if key in row else "diverged" for key in columns),
         ]
         for row in result["rows"]
     ]
