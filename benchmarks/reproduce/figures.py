@@ -105,7 +105,7 @@ def draw_fig3(result: dict[str, Any]) -> Figure:
         axis.fill_between(layers, low, high, color=_COLOURS[0], alpha=shade, lw=0, label=label)
     axis.plot(layers, result["mean"], color=_COLOURS[0], lw=2, label="mean")
     axis.axhline(0, color=MUTED, lw=0.6)
-    axis.set(xlabel="layer", ylabel="cosine similarity", ylim=(-0.6, 1))
+    axis.set(xlabel="layer", ylabel="cosine similarity", ylim=(-1, 1))
     axis.legend(frameon=False, fontsize=8)
     return figure
 
