@@ -291,17 +291,16 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
 
 
 def draw_fig8(result: dict[str, Any]) -> Figure:
-    """What each mix wins over no patch."""
+    """What each mix wins over no patch, in points."""
     figure, axes = plt.subplots(1, len(result["ra"]), figsize=(9.4, 4.4), layout="constrained", sharey=True)
     for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
         gain = scores[:, 1:] - scores[:, :1]
-        shown = _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
+        _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
         for (row, column), value in np.ndenumerate(gain):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
-        axis.set(title=way, xlabel="signatures")
+        axis.set(title=f"{way}: points won", xlabel="signatures")
     np.atleast_1d(axes)[0].set_ylabel("test images")
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="points won")
     return figure
 
 
