@@ -109,7 +109,9 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
-    identity = json.loads(json.dumps([[m.build.identity() for m in used], limits, place.pretrained]))
+    identity = json.loads(
+        json.dumps([[m.build.identity() for m in used], limits, place.pretrained if task.name == "init" else ""])
+    )
     path = task.path(place.work / "results")
     found = json.loads(path.read_text()) if path.exists() else {"identity": None}
     if found["identity"] != identity:
