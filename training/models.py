@@ -214,12 +214,8 @@ def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     numbers = sorted(int(name.split(".")[1]) for name, tensor in found.items() if _is_convolution(name, tensor))
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    fits = [f"features.{number}.weight" == f"{name}.weight" for number, (name, _) in zip(numbers, layers, strict=False)]
-    same = all(
-        found[f"features.{n}.weight"].shape == layer.weight.shape
-        for n, (_, layer) in zip(numbers, layers, strict=False)
-    )
-    if not numbers or (all(fits) and same):
+    own = {f"{name}.weight": layer.weight.shape for name, layer in layers}
+    if all(own.get(f"features.{number}.weight") == found[f"features.{number}.weight"].shape for number in numbers):
         return dict(found)
     taken: dict[str, Tensor] = {}
     inputs = torch.arange(3)

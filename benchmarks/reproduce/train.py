@@ -15,8 +15,6 @@ from oracle.errors import RwsError
 from training.corruptions import CORRUPTIONS
 from training.jobs import run_jobs
 
-KINDS = ("init", "std", "robust", "augmented", "oracle", *(way for way in WAYS if way.startswith("tuned")))
-
 # One tensor of a batch is given back to the system and asked for again at every step otherwise: twice as slow.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
@@ -109,7 +107,7 @@ def train(
     Args:
         column: its name.
         place: where images and work are.
-        kinds: of `KINDS`.
+        kinds: of `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
         workers: processes that share the jobs; on a GPU, as many as fill it.
         threads: of torch in each; None shares the cores out.
 
