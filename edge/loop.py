@@ -1,11 +1,13 @@
 """The frame loop: source → oracle → policy → patch → predict → sinks, one frame at a time.
 
 The loop owns all I/O and time. It invents no frame, keeps none, and however it ends (end of the source, an exception
-in any part, a caller who stops listening) the model is left with its clean weights.
+in any part, a caller who stops listening) the model is left with its clean weights. While a source is lost, the weights
+are clean, too: what the oracle knew of the picture is out of date.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
     from edge.bundle import Bundle
 
+# A camera that is lost for less than this is back before its weather has changed.
+REVERT_AFTER = 2.0
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
 
@@ -58,6 +62,15 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
+class Guess:
+    """A predicted class: its name, its index in the bundle's classes, and its softmax probability, 0…1."""
+
+    label: str
+    class_index: int
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Result:
     """What the runtime found in one frame.
 
@@ -74,6 +87,8 @@ class Result:
         mix: the signatures in effect for this frame, {name: alpha}; {} is the clean model.
         changed: whether the weights were changed for this frame.
         times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
+        observed: whether the oracle looked at this frame; otherwise belief and mix are those of the frame before.
+        unpatched: what the clean model says of the same frame; None where nobody asked.
     """
 
     index: int
@@ -88,6 +103,8 @@ class Result:
     mix: Mapping[str, float]
     changed: bool
     times_ms: Mapping[str, float]
+    observed: bool = True
+    unpatched: Guess | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, ready for `json.dumps`: all but the logits, rounded to what is worth reading."""
@@ -107,6 +124,10 @@ class Result:
             },
             "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},
             "changed": self.changed,
+            "observed": self.observed,
+            "unpatched": None
+            if self.unpatched is None
+            else {"label": self.unpatched.label, "confidence": round(self.unpatched.confidence, 4)},
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
         }
 
@@ -138,7 +159,7 @@ class Runtime:
         *,
         input_size: tuple[int, int],
         classes: Sequence[str],
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.oracle = oracle
@@ -147,6 +168,7 @@ class Runtime:
         self.input_size = input_size
         self.classes = tuple(classes)
         self._clock = clock
+        self._seen: Result | None = None
 
     @classmethod
     def from_bundle(
@@ -158,7 +180,7 @@ class Runtime:
         provider: str = "auto",
         way: str = "auto",
         independent: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """The runtime of a bundle.
 
@@ -186,35 +208,60 @@ class Runtime:
         )
 
     def stream(
-        self, source: Source | Iterable[Frame] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
+        self,
+        source: Source | Iterable[Frame] | str | int | os.PathLike[str],
+        sinks: Sequence[Sink] = (),
+        *,
+        oracle_every: int = 1,
+        compare: Callable[[], bool] = lambda: False,
+        renew: Callable[[], Runtime | None] = lambda: None,
+        on_idle: Callable[[float], None] = lambda seconds: None,
     ) -> Generator[Result, None, None]:
         """Classify the frames of a source one by one, as the caller asks for them.
 
         Args:
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
+            oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
+            compare: asked at each frame; whether the clean model shall classify it as well (`Result.unpatched`).
+            renew: asked before each frame, and while none comes; a runtime whose model, oracle, policy and filter take
+                over from here (see `edge.watch`). It should be warm.
+            on_idle: called about four times a second while no frame comes, with the seconds since the last one.
 
         Yields:
             One result for each frame that the source gives, in order.
 
         Raises:
-            SourceError: if the source cannot be opened or is lost.
+            SourceError: if the source cannot be opened or is lost for good.
             InputError: if a frame is no uint8 (H, W, 3), or the model does not give one logit a class.
         """
+        if oracle_every < 1:
+            raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self._clock))
             stack.callback(self.close)
             self._forget()
-            self._warm_up()
+            self.warm_up()
+
+            def idle(seconds: float) -> None:
+                self._adopt(renew())
+                if seconds >= REVERT_AFTER and isinstance(source, Source) and source.state != "running":
+                    self.close()
+                    self._forget()
+                on_idle(seconds)
+
+            if isinstance(source, Source):
+                source.on_idle = idle
             frames = iter(source)
-            while True:
+            for count in itertools.count():
                 started = self._clock()
                 frame = next(frames, None)
                 if frame is None:
                     return
                 read_ms = (self._clock() - started) * 1e3
-                result = self._step(frame, read_ms)
+                self._adopt(renew())
+                result = self._step(frame, read_ms, observe=count % oracle_every == 0, compare=compare())
                 for sink in sinks:
                     sink.write(frame, result)
                 yield result
@@ -235,6 +282,18 @@ class Runtime:
         finally:
             self.close()
 
+    def warm_up(self) -> None:
+        """Run oracle and model once: the first run allocates, and a real frame should not pay (and report) that.
+
+        Raises:
+            InputError: if the model does not give one logit a class.
+        """
+        x = np.zeros((3, *self.input_size), np.float32)
+        self.oracle.observe(x)
+        shape = self.model.predict(x).shape
+        if shape != (1, len(self.classes)):
+            raise InputError(f"model: gives logits of shape {shape}, expected (1, {len(self.classes)}), one a class")
+
     def close(self) -> None:
         """Give the model its clean weights back."""
         self.model.reset()
@@ -247,49 +306,68 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _step(self, frame: Frame, read_ms: float) -> Result:
-        if self.filter is None:
-            self.policy.reset()
+    def _step(self, frame: Frame, read_ms: float, observe: bool = True, compare: bool = False) -> Result:
+        seen = None if observe else self._seen
         marks = [self._clock()]
         x = preprocess(frame.image, *self.input_size)
         marks.append(self._clock())
-        belief = self.oracle.observe(x)
-        if self.filter is not None:
-            belief = self.filter.update(belief)
+        belief = self._observe(x) if seen is None else seen.belief
         marks.append(self._clock())
-        mix = self.policy.choose(belief)
+        mix = self.policy.choose(belief) if seen is None else seen.mix
         marks.append(self._clock())
         changed = self.model.apply(mix)
         marks.append(self._clock())
         logits = self.model.predict(x)[0]
         marks.append(self._clock())
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
-        index = int(logits.argmax())
-        weights = np.exp(logits - logits[index])
-        return Result(
+        guess = self._guess(logits)
+        self._seen = Result(
             index=frame.index,
             name=frame.name,
             captured_at=frame.captured_at,
             age_ms=(marks[-1] - frame.captured_at) * 1e3,
-            label=self.classes[index],
-            class_index=index,
-            confidence=float(1 / weights.sum()),
+            label=guess.label,
+            class_index=guess.class_index,
+            confidence=guess.confidence,
             logits=logits,
             belief=belief,
             mix=dict(mix),
             changed=changed,
             times_ms=dict(zip(STAGES, durations, strict=True)),
+            observed=seen is None,
+            unpatched=self._unpatched(x, mix, guess) if compare else None,
         )
+        return self._seen
+
+    def _observe(self, x: NDArray[np.float32]) -> Belief:
+        if self.filter is None:
+            self.policy.reset()
+            return self.oracle.observe(x)
+        return self.filter.update(self.oracle.observe(x))
+
+    def _guess(self, logits: NDArray[np.float32]) -> Guess:
+        index = int(logits.argmax())
+        return Guess(self.classes[index], index, float(1 / np.exp(logits - logits[index]).sum()))
+
+    def _unpatched(self, x: NDArray[np.float32], mix: Mapping[str, float], patched: Guess) -> Guess:
+        if not mix:
+            return patched
+        self.model.apply({})
+        logits = self.model.predict(x)[0]
+        self.model.apply(mix)
+        return self._guess(logits)
+
+    def _adopt(self, other: Runtime | None) -> None:
+        """Go on with another runtime's parts; this one's model is left clean."""
+        if other is None:
+            return
+        self.close()
+        self.model, self.oracle, self.policy, self.filter = other.model, other.oracle, other.policy, other.filter
+        self.input_size, self.classes = other.input_size, other.classes
+        self._forget()
 
     def _forget(self) -> None:
+        self._seen = None
         self.policy.reset()
         if self.filter is not None:
             self.filter.reset()
-
-    def _warm_up(self) -> None:
-        # The first run of a network allocates its buffers; a real frame should not pay (and report) that.
-        x = np.zeros((3, *self.input_size), np.float32)
-        self.oracle.observe(x)
-        shape = self.model.predict(x).shape
-        if shape != (1, len(self.classes)):
-            raise InputError(f"model: gives logits of shape {shape}, expected (1, {len(self.classes)}), one a class")

@@ -1,7 +1,8 @@
 """Frame sources: cameras, video files, network streams, images and arrays, all read as RGB frames in order.
 
-A source yields what it was given and nothing else: an image that cannot be decoded is counted in `rejected` and
-named in a warning, never replaced by another picture. BGR, OpenCV's colour order, does not leave this module.
+A source yields what it was given and nothing else: an image that cannot be decoded is counted in `rejections` and
+named in a warning, never replaced by another picture. Cameras, video files and streams are read in a process of their
+own (`edge.capture`). BGR, OpenCV's colour order, does not leave these modules.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +62,16 @@ class Source(ABC):
         sequential: neighbouring frames follow one another in time, so a temporal filter makes sense.
         length: number of frames where it is known in advance (a video's header may be wrong), else None.
         fps: frames a second as declared, else None.
-        dropped: frames that came and were skipped so far.
-        rejected: frames that could not be decoded so far.
+        state: `opening`, `running`, `reconnecting` (lost, and being sought again), `lost` (given up) or `ended`.
+        error: what went wrong last, in one line; "" if nothing did.
+        received: frames that came so far, whatever became of them.
+        delivered: frames that were yielded so far.
+        dropped: frames that were whole and skipped so far, because newer ones came.
+        rejections: frames kept from the oracle so far, by reason (`damaged`, `undecodable`, `frozen`, `black`, …).
+        reconnects: how often the source was opened anew so far.
+        on_idle: called about four times a second while no frame comes, with the seconds since the last one.
+
+    Always `received` = `delivered` + `dropped` + `rejected` + `buffered`.
     """
 
     name: str
@@ -68,8 +79,27 @@ class Source(ABC):
     sequential: bool = False
     length: int | None = None
     fps: float | None = None
+    state: str = "running"
+    error: str = ""
+    received: int = 0
+    delivered: int = 0
     dropped: int = 0
-    rejected: int = 0
+    buffered: int = 0
+    reconnects: int = 0
+    on_idle: Callable[[float], None] | None = None
+
+    def __init__(self) -> None:
+        self.rejections: Counter[str] = Counter()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End the iteration soon, as if the source had ended; may be called from another thread or a signal handler."""
+        self.stopped = True
+
+    @property
+    def rejected(self) -> int:
+        """Frames kept from the oracle so far."""
+        return self.rejections.total()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -100,7 +130,8 @@ class ImageSource(Source):
         clock: seconds, monotonic.
     """
 
-    def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self.name = name
         self.length = len(paths)
         self.paths = tuple(paths)
@@ -108,14 +139,18 @@ class ImageSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
+            if self.stopped:
+                return
+            self.received += 1
             try:
                 image = _decode(path)
             except SourceError as error:
-                self.rejected += 1
+                self.rejections["undecodable"] += 1
                 if len(self.paths) == 1:
                     raise
                 log.warning("rejected %s", error)
                 continue
+            self.delivered += 1
             yield Frame(index, image, self._clock(), str(path))
         if self.rejected == len(self.paths):
             raise SourceError(f"{self.name}: none of its {self.rejected} image files could be decoded")
@@ -144,7 +179,7 @@ class ArraySource(Source):
         name: str = "array",
         sequential: bool = False,
         fps: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise InputError(
@@ -152,6 +187,7 @@ class ArraySource(Source):
             )
         if names is not None and len(names) != len(images):
             raise InputError(f"{name}: found {len(names)} names for {len(images)} images, expected one each")
+        super().__init__()
         self.name = name
         self.sequential = sequential
         self.fps = fps
@@ -162,85 +198,107 @@ class ArraySource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, image in enumerate(self._images):
+            if self.stopped:
+                return
+            self.received += 1
+            self.delivered += 1
             yield Frame(index, np.asarray(image), self._clock(), self._names[index] if self._names else self.name)
 
 
-class VideoSource(Source):
-    """A camera, a video file or a network stream, read through OpenCV.
+class PatternSource(Source):
+    """A moving test picture: colour bars, a grey ramp, a hand that turns once in four seconds, and the frame's number.
 
-    A file ends; a live source does not, so its end is an error. Every frame of a file is read.
+    It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
 
     Args:
-        target: camera index, or the path or URL that OpenCV opens.
-        name: what to call it (default: the target).
-        live: whether frames come at their own pace (cameras, RTSP).
+        width, height: pixels, at least 32.
+        fps: frames a second.
         clock: seconds, monotonic.
+        sleep: waits so many seconds.
 
     Raises:
-        SourceError: if it cannot be opened as a video.
+        InputError: if a number is out of range.
     """
 
-    sequential = True
+    live = sequential = True
 
     def __init__(
         self,
-        target: int | str,
-        name: str | None = None,
+        width: int = 640,
+        height: int = 480,
+        fps: float = 30.0,
         *,
-        live: bool,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.name = str(target) if name is None else name
-        self.live = live
-        self._clock = clock
-        self._capture = cv2.VideoCapture(target)
-        if not self._capture.isOpened():
-            raise SourceError(
-                f"{self.name}: cannot be opened; check that it is connected and that no other program uses it"
-                if live
-                else f"{self.name}: is not a video that OpenCV can read; expected for example .mp4, .avi or .mkv"
+        super().__init__()
+        if not (32 <= width <= 8192 and 32 <= height <= 8192 and 0 < fps <= 10_000):
+            raise InputError(
+                f"test pattern: {width}x{height}@{fps:g}: expected 32 to 8192 pixels, up to 10000 a second"
             )
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and fps > 0 else None
-        length = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.length = int(length) if not live and length > 0 else None
+        self.name = f"test pattern {width}x{height}"
+        self.fps = self._rate = fps
+        self._clock, self._sleep = clock, sleep
+        bars = np.array(
+            [(191, 191, 191), (191, 191, 0), (0, 191, 191), (0, 191, 0), (191, 0, 191), (191, 0, 0), (0, 0, 191)],
+            np.uint8,
+        )
+        self._still = np.empty((height, width, 3), np.uint8)
+        self._still[:] = bars[np.arange(width) * len(bars) // width]
+        self._still[height * 3 // 4 :] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]
 
     def __iter__(self) -> Iterator[Frame]:
+        start = self._clock()
         index = 0
-        while self._capture.grab():
-            captured_at = self._clock()
-            decoded, image = self._capture.retrieve()
-            if decoded:
-                yield Frame(index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), captured_at, self.name)
-            else:
-                self.rejected += 1
-                log.warning("rejected frame %d of %s: it cannot be decoded", index, self.name)
+        while not self.stopped:
+            early = start + index / self._rate - self._clock()
+            if early > 0:
+                self._sleep(min(early, 0.25))
+                continue
+            skipped = int(-early * self._rate)
+            index += skipped
+            self.received += skipped + 1
+            self.dropped += skipped
+            self.delivered += 1
+            yield Frame(index, self._draw(index), self._clock(), self.name)
             index += 1
-        if self.live:
-            raise SourceError(f"{self.name}: lost after {index} frames; check the connection and start again")
-        if index == self.rejected:
-            raise SourceError(f"{self.name}: holds no frame that can be decoded")
-        if self.length is not None and index < self.length:
-            log.warning("%s ended after %d frames; its header declares %d", self.name, index, self.length)
 
-    def close(self) -> None:
-        """Let go of the camera, file or connection."""
-        self._capture.release()
+    def _draw(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self._still.copy()
+        height, width = image.shape[:2]
+        angle = 2 * math.pi * index / (4 * self._rate)
+        centre, reach = (width // 2, height * 3 // 8), height / 3
+        tip = round(centre[0] + reach * math.sin(angle)), round(centre[1] - reach * math.cos(angle))
+        cv2.line(image, centre, tip, (255, 255, 255), max(1, height // 60), cv2.LINE_AA)
+        cv2.putText(image, str(index), (4, height - 6), cv2.FONT_HERSHEY_SIMPLEX, height / 480, (255, 255, 255), 1)
+        return image
 
 
-def open_source(spec: str | int | os.PathLike[str], clock: Callable[[], float] = time.perf_counter) -> Source:
+def open_source(
+    spec: str | int | os.PathLike[str],
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    latest: bool | None = None,
+    retries: int | None = None,
+    stall: float = 5.0,
+) -> Source:
     """Open whatever a user calls a source.
 
     Args:
-        spec: a camera index (`0`, `"0"`, `/dev/video0`), a video file, an image, a folder of images (with its
-            subfolders), a glob (`"shots/*.png"`, `**` included), a `.txt` list of image paths (one a line,
-            relative to the list; `#` starts a comment), a `.npy` array, uint8 (N, H, W, 3) RGB, or a URL
-            (`rtsp://`, `http://`, …). A folder whose name is a number is written `./0`. Images come in natural
-            order: `2.png` before `10.png`.
-        clock: seconds, monotonic; stamps the frames.
+        spec: a camera index (`0`, `"0"`, `/dev/video0`), a GStreamer pipeline that ends in `appsink`, a video file, an
+            image, a folder of images (with its subfolders), a glob (`"shots/*.png"`, `**` included), a `.txt` list of
+            image paths (one a line, relative to the list; `#` starts a comment), a `.npy` array, uint8 (N, H, W, 3)
+            RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test picture. A folder
+            whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
+        clock: seconds, monotonic; stamps the frames that are read in this process.
+        latest: give the freshest frame and drop what came before it (a file is then played at its own speed), or give
+            every frame; None: the freshest of what is live, and every frame of a file.
+        retries: how often in a row a lost camera or stream is sought again; None for ever.
+        stall: seconds without a frame after which a camera or stream counts as lost.
 
     Raises:
-        SourceError: if nothing is there, a folder or list names no image, or a video cannot be opened.
+        SourceError: if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
+            stream is opened when the first frame is asked for.
         InputError: if an array has another shape or dtype.
 
     Example:
@@ -248,16 +306,29 @@ def open_source(spec: str | int | os.PathLike[str], clock: Callable[[], float] =
         ...     for frame in source:
         ...         print(frame.index, frame.image.shape)
     """
+    from edge.capture import CapturedSource, CaptureSettings
+
+    def captured(kind: Literal["camera", "file", "network"], target: int | str, name: str) -> Source:
+        settings = CaptureSettings(target, kind, latest)
+        return CapturedSource(settings, name, live=kind != "file", retries=retries, stall=stall)
+
     text = os.fspath(spec) if not isinstance(spec, int) else str(spec)
     path = Path(text)
     if text.isdecimal():
-        return VideoSource(int(text), f"camera {text}", live=True, clock=clock)
+        return captured("camera", int(text), f"camera {text}")
+    if pattern := re.fullmatch(r"pattern(?::(\d+)x(\d+)(?:@(\d+(?:\.\d+)?))?)?", text):
+        width, height, fps = pattern.groups()
+        return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
+    if " ! " in text:
+        return captured("camera", text, "pipeline")
     if "://" in text:
-        return _open_url(text, clock)
+        return captured("network", text, hide_password(text))
     if path.is_dir():
         return _open_images((item for item in path.rglob("*") if item.is_file()), text, clock)
     if path.is_char_device():
-        return VideoSource(text, live=True, clock=clock)
+        return captured("camera", text, text)
+    if path.is_file() and path.suffix.lower() not in _READ_HERE:
+        return captured("file", text, text)
     if path.is_file():
         return _open_file(path, text, clock)
     if glob.has_magic(text):
@@ -271,23 +342,12 @@ def hide_password(text: str) -> str:
 
 
 def quiet_opencv() -> None:
-    """Keep what OpenCV and FFmpeg print on stderr away; our own errors say it in one line. For programs only."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    """Keep what OpenCV prints on stderr away; our own errors say it in one line. For programs only."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def _open_url(url: str, clock: Callable[[], float]) -> VideoSource:
-    source = VideoSource(url, hide_password(url), live=True, clock=clock)
-    frames = source._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    if url.startswith("http") and frames > 0:
-        source.live, source.length = False, int(frames)
-    return source
 
 
 def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return ImageSource([path], name, clock)
     if suffix == ".txt":
         lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
         paths = [path.parent / line for line in lines if line and not line.startswith("#")]
@@ -300,7 +360,7 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
         except (ValueError, OSError, EOFError) as error:
             raise SourceError(f"{name}: is not a NumPy array file ({error})") from error
         return ArraySource(images, name=name, clock=clock)
-    return VideoSource(name, live=False, clock=clock)
+    return ImageSource([path], name, clock)
 
 
 def _open_images(candidates: Iterator[Path], name: str, clock: Callable[[], float]) -> ImageSource:

@@ -59,11 +59,13 @@ class Summary:
         0
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.frames = 0
         self.switches = 0
+        self.received = 0
         self.dropped = 0
-        self.rejected = 0
+        self.reconnects = 0
+        self.rejections: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.corruptions: Counter[str] = Counter()
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
@@ -86,8 +88,14 @@ class Summary:
         self.age.add(result.age_ms)
 
     def count_losses(self, source: Source) -> None:
-        """Take over how many frames the source dropped and rejected."""
-        self.dropped, self.rejected = source.dropped, source.rejected
+        """Take over the source's books; they are closed when the source is."""
+        self.received, self.dropped, self.reconnects = source.received, source.dropped, source.reconnects
+        self.rejections = source.rejections.copy()
+
+    @property
+    def rejected(self) -> int:
+        """Frames that were kept from the oracle."""
+        return self.rejections.total()
 
     @property
     def fps(self) -> float | None:
@@ -98,9 +106,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Counts; milliseconds as `{stage: {p50, p95}}`, with the sum of the stages under `total`."""
         return {
+            "received": self.received,
             "frames": self.frames,
             "dropped": self.dropped,
             "rejected": self.rejected,
+            "rejections": dict(self.rejections),
+            "reconnects": self.reconnects,
             "switches": self.switches,
             "fps": None if self.fps is None else round(self.fps, 2),
             "classes": dict(self.classes.most_common()),
@@ -109,12 +120,17 @@ class Summary:
             "age_ms": _percentiles(self.age) if self.frames else {},
         }
 
+    def _reasons(self) -> str:
+        found = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items())
+        return f" ({found})" if found else ""
+
     def render(self) -> RenderableType:
         """For `rich.print`: the counts, what was seen, and a table of the stage times."""
         rate = "" if self.fps is None else f", {self.fps:.1f} a second"
         head = Text(
             f"frames {self.frames}{rate} · switches {self.switches} · "
-            f"dropped {self.dropped} · rejected {self.rejected}",
+            f"dropped {self.dropped} · rejected {self.rejected}{self._reasons()}"
+            + (f" · reconnects {self.reconnects}" if self.reconnects else ""),
             style="bold",
         )
         if self.frames == 0:

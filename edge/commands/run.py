@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from enum import Enum
 from itertools import islice
@@ -17,8 +17,14 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edge.loop import Result
+    from edge.background import BackgroundSink
+    from edge.bundle import Bundle
+    from edge.loop import Result, Runtime, Sink
+    from edge.monitor import Monitor
+    from edge.serve import PageServer
+    from edge.show import WindowSink
     from edge.sources import Source
+    from edge.watch import BundleWatch
 
 
 class Backend(str, Enum):
@@ -38,7 +44,11 @@ ThreadsOption = Annotated[
 
 def run(
     source: Annotated[
-        str, typer.Argument(help="Camera index, video, image, folder, quoted glob, .txt list, .npy array, or URL.")
+        str,
+        typer.Argument(
+            help="Camera index, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer pipeline, "
+            "or `pattern`, a test picture."
+        ),
     ],
     bundle: BundleOption = None,
     save: Annotated[
@@ -47,9 +57,29 @@ def run(
     jsonl: Annotated[
         Path | None, typer.Option(help="Write one JSON line a frame to this file.", show_default=False)
     ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write one row a frame to this file.", show_default=False)] = None,
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the summary to this file.", show_default=False)
     ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve a page with the live picture, /metrics for Prometheus and /health; needs the extra `serve`.",
+            show_default=False,
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RWS_TOKEN",
+            help="What a visitor of --serve must know; made up where the address is not loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the annotated frames in a window; q ends the run.")
+    ] = False,
     backend: Annotated[Backend, typer.Option(help="What runs the model; torch needs the extra.")] = Backend.onnx,
     provider: Annotated[
         str,
@@ -68,72 +98,133 @@ def run(
             show_default=False,
         ),
     ] = None,
+    latest: Annotated[
+        bool | None,
+        typer.Option(
+            "--latest/--every-frame",
+            help="Classify the freshest frame and drop what came before it (a file then plays at its own speed), or "
+            "every frame. Left out: the freshest of cameras and streams, every frame of files.",
+            show_default=False,
+        ),
+    ] = None,
+    oracle_every: Annotated[int, typer.Option(min=1, help="The oracle looks at every n-th frame only.")] = 1,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="How often in a row a lost camera or stream is sought again; left out: for ever.",
+            show_default=False,
+        ),
+    ] = None,
+    stall: Annotated[float, typer.Option(min=0.5, help="Seconds without a frame after which a camera is lost.")] = 5.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="When the bundle's folder changes, verify the new one and go on with it.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
 ) -> None:
     """Classify each frame of a source; the oracle patches the model as the picture goes bad and recovers.
 
-    Prints a line at each change of the mix (for independent images: a line an image) and a summary at the end.
-    Ctrl-C ends the run after the frame in hand; files are closed and the summary is printed.
+    Prints a line at each change of the mix (for independent images: a line an image), what the loop is doing now, and a
+    summary at the end. A lost camera is sought again, for ever. Ctrl-C ends the run after the frame in hand; files are
+    closed and the summary is printed. Files of a live source grow as it runs (--jsonl and --csv are appended to, --save
+    can be played at any time); those of a video or folder appear when it has ended.
 
     \b
     Examples:
         rws run 0                                     # the first camera, until Ctrl-C
+        rws run 0 --serve 127.0.0.1:8080              # and a page to watch it
         rws run video.mp4 --save annotated.mp4
         rws run photos/ --jsonl results.jsonl
         rws run "shots/*.png" --stream                # a sequence of images
-        rws run rtsp://user:secret@camera/stream --bundle my_bundle --json summary.json
+        rws run rtsp://user:secret@camera/stream --bundle my_bundle --watch --jsonl results.jsonl
     """
     from rich.console import Console
 
-    from edge.bundle import Bundle
+    from edge.bundle import DEFAULT_BUNDLE, Bundle
     from edge.errors import SourceError
     from edge.loop import Runtime
+    from edge.monitor import Monitor
     from edge.provenance import provenance, write_json
-    from edge.sinks import JsonlSink, VideoSink, check_target
+    from edge.sinks import check_target
     from edge.sources import open_source, quiet_opencv
+    from edge.status import StatusLine
     from edge.summary import Summary
+    from edge.supervisor import Supervisor
+    from edge.watch import BundleWatch
 
     quiet_opencv()
     if report is not None:
         check_target(report)
     console = Console(highlight=False, soft_wrap=True)
-    loaded = Bundle.load(bundle)
     summary = Summary()
     lost: SourceError | None = None
     with ExitStack() as stack:
-        frames = stack.enter_context(open_source(source))
+        # Made before the bundle is loaded, so that no change goes unseen.
+        renewed = (
+            stack.enter_context(BundleWatch(bundle or DEFAULT_BUNDLE, lambda parts: _checked(parts, start)))
+            if watch
+            else None
+        )
+        loaded = Bundle.load(bundle)
+        frames = stack.enter_context(open_source(source, latest=latest, retries=retries, stall=stall))
         alone = not frames.sequential if independent is None else independent
-        runtime = stack.enter_context(
-            Runtime.from_bundle(
-                loaded,
+
+        def start(parts: Bundle) -> Runtime:
+            return Runtime.from_bundle(
+                parts,
                 backend="torch" if backend is Backend.torch else "onnx",
                 threads=threads,
                 provider=provider,
                 way=way,
                 independent=alone,
             )
-        )
+
+        runtime = stack.enter_context(start(loaded))
         console.print(f"model: {runtime.model.note}", markup=False)
-        sinks: list[JsonlSink | VideoSink] = []
-        if jsonl is not None:
-            sinks.append(stack.enter_context(JsonlSink(jsonl)))
-        if save is not None:
-            sinks.append(stack.enter_context(VideoSink(save, frames.fps)))
-        stop = stack.enter_context(_stop_on_signal())
-        results = stack.enter_context(closing(_results(runtime.stream(frames, sinks), frames, limit, console)))
+        monitor = Monitor(frames, bundle=loaded.manifest.name, way=runtime.model.way)
+        outputs = _Outputs(stack, frames, monitor, console)
+        outputs.files(jsonl, csv, save)
+        if serve is not None:
+            outputs.page(serve, token)
+        if show:
+            outputs.window()
+        swap = None if renewed is None else _Swap(renewed, monitor, console)
+        stop = stack.enter_context(_stop_on_signal(frames))
+        supervisor = stack.enter_context(Supervisor())
+        status = stack.enter_context(StatusLine(monitor, console, supervisor.status)) if frames.live else None
+        supervisor.ready()
+
+        def idle(seconds: float) -> None:
+            monitor.idle()
+            supervisor.alive()
+            outputs.idle()
+            if status is not None:
+                status.update()
+
+        stream = runtime.stream(
+            frames,
+            outputs.sinks,
+            oracle_every=oracle_every,
+            compare=outputs.watched,
+            renew=swap if swap is not None else lambda: None,
+            on_idle=idle,
+        )
+        results = stack.enter_context(closing(_results(stream, frames, limit, console)))
         try:
             for result in results:
                 summary.add(result)
+                monitor.add(result)
+                supervisor.alive()
                 if alone or result.changed:
                     console.print(_line(result, alone), markup=False)
-                if stop.is_set():
-                    break
+                if status is not None:
+                    status.update()
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if summary.frames == 0:
                 raise
             lost = error
-        summary.count_losses(frames)
+    summary.count_losses(frames)
     console.print(summary.render())
     if stop.is_set():
         console.print("stopped by a signal")
@@ -142,7 +233,7 @@ def run(
             report,
             {
                 "source": frames.name,
-                "bundle": loaded.manifest.name,
+                "bundle": monitor.bundle,
                 "backend": backend.value,
                 "way": runtime.model.way,
                 "provider": runtime.model.provider,
@@ -150,6 +241,8 @@ def run(
                 "independent": alone,
                 "stopped": stop.is_set(),
                 **summary.to_json(),
+                "sinks": outputs.counts(),
+                "events": dict(monitor.notes),
                 **provenance(),
             },
         )
@@ -229,7 +322,8 @@ def _results(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         closing(results),
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        # A live source has a status line of its own.
+        Progress(*columns, console=console, transient=True, disable=source.live or not console.is_terminal) as progress,
     ):
         task = progress.add_task(source.name, total=min(totals, default=None))
         for result in islice(results, limit):
@@ -237,15 +331,114 @@ def _results(
             yield result
 
 
+class _Outputs:
+    """Where frames and results go, each output behind a thread of its own.
+
+    Args:
+        stack: closes them.
+        source: a live one loses frames rather than waits for an output.
+        monitor: told what the outputs dropped.
+        console: for the page's address.
+    """
+
+    def __init__(self, stack: ExitStack, source: Source, monitor: Monitor, console: Console) -> None:
+        self.sinks: list[Sink] = []
+        self._stack, self._source, self._monitor, self._console = stack, source, monitor, console
+        self._behind: dict[str, BackgroundSink] = {}
+        self._page: PageServer | None = None
+        self._window: WindowSink | None = None
+
+    def files(self, jsonl: Path | None, csv: Path | None, save: Path | None) -> None:
+        """The files that were asked for."""
+        from edge.sinks import CsvSink, JsonlSink, VideoSink
+
+        live = self._source.live
+        if jsonl is not None:
+            self._add("jsonl", JsonlSink(jsonl, endless=live))
+        if csv is not None:
+            self._add("csv", CsvSink(csv, endless=live))
+        if save is not None:
+            self._add("save", VideoSink(save, self._source.fps, endless=live))
+
+    def page(self, address: str, token: str | None) -> None:
+        """The page."""
+        from edge.serve import PageServer
+
+        self._page = PageServer(address, self._monitor, token=token)
+        self._add("page", self._page, capacity=1, drop=True)
+        self._console.print(f"page: {self._page.url_with_token}", markup=False)
+
+    def window(self) -> None:
+        """The window, which must be served by the loop's own thread."""
+        from edge.show import WindowSink
+
+        self._window = self._stack.enter_context(WindowSink(on_close=self._source.stop))
+        self.sinks.append(self._window)
+
+    def watched(self) -> bool:
+        """Whether somebody looks at the page."""
+        return self._page is not None and self._page.viewers > 0
+
+    def idle(self) -> None:
+        """What the outputs need while no frame comes."""
+        if self._window is not None:
+            self._window.refresh()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What each output took and lost."""
+        return {name: sink.counts() for name, sink in self._behind.items()}
+
+    def _add(self, name: str, sink: Sink, capacity: int = 8, drop: bool | None = None) -> None:
+        from edge.background import BackgroundSink
+
+        drop = self._source.live if drop is None else drop
+        behind = BackgroundSink(sink, capacity=capacity, when_full="drop" if drop else "wait")
+        self._behind[name] = behind
+        self.sinks.append(self._stack.enter_context(behind))
+
+
+class _Swap:
+    """Hands a new bundle's runtime to the loop, and says so."""
+
+    def __init__(self, watch: BundleWatch[tuple[str, Runtime]], monitor: Monitor, console: Console) -> None:
+        self._watch, self._monitor, self._console = watch, monitor, console
+        self._failures = 0
+
+    def __call__(self) -> Runtime | None:
+        ready = self._watch.poll()
+        if self._watch.failures > self._failures:
+            self._failures = self._watch.failures
+            self._monitor.note("bundle_refused")
+            self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
+        if ready is None:
+            return None
+        self._monitor.bundle, runtime = ready
+        self._monitor.way = runtime.model.way
+        self._monitor.note("bundle_switched")
+        self._console.print(f"bundle switched to {self._monitor.bundle}: {runtime.model.note}", markup=False)
+        return runtime
+
+
+def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, Runtime]:
+    """A new bundle's name and runtime, after all of its parts have run."""
+    from edge.bundle import self_test
+
+    self_test(bundle)
+    runtime = start(bundle)
+    runtime.warm_up()
+    return bundle.manifest.name, runtime
+
+
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one interrupts at once."""
+def _stop_on_signal(source: Source) -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, which also ends the source; a second one interrupts at once."""
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        source.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,7 +8,15 @@ import pytest
 from edge.errors import InputError, SourceError
 from edge.loop import STAGES
 from edge.sources import ArraySource, Frame
-from tests.edge.loop_fakes import FakeModel, FakePolicy, HoldFilter, TickingClock, make_runtime, write_images
+from tests.edge.loop_fakes import (
+    FakeModel,
+    FakeOracle,
+    FakePolicy,
+    HoldFilter,
+    TickingClock,
+    make_runtime,
+    write_images,
+)
 
 BRIGHT, DARK = np.full((8, 8, 3), 230, np.uint8), np.full((8, 8, 3), 20, np.uint8)
 
@@ -171,3 +179,72 @@ def test_nothing_piles_up():
     finally:
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 20_000
+
+
+def test_the_oracle_can_look_at_every_nth_frame_only():
+    looked = []
+
+    class CountingOracle(FakeOracle):
+        def observe(self, x):
+            looked.append(float(x.mean()))
+            return super().observe(x)
+
+    runtime = make_runtime(oracle=CountingOracle())
+    results = list(runtime.stream(array_source(DARK, BRIGHT, BRIGHT, BRIGHT, DARK), oracle_every=3))
+    assert len(looked) == 1 + 2  # one is the warm-up
+    assert [result.observed for result in results] == [True, False, False, True, False]
+    assert [dict(result.mix) for result in results] == [{"fog": 0.8}] * 3 + [{}] * 2
+    assert [result.belief.type for result in results] == ["fog"] * 3 + ["clean"] * 2
+    with pytest.raises(InputError, match="at least 1"):
+        next(runtime.stream(array_source(DARK), oracle_every=0))
+
+
+def test_the_clean_model_is_asked_about_the_same_frame_only_while_somebody_wants_to_know():
+    model, wanted = FakeModel(), iter([False, True, True])
+    results = list(make_runtime(model).stream(array_source(DARK, DARK, BRIGHT), compare=lambda: next(wanted)))
+    assert [result.label for result in results] == ["dog", "dog", "cat"]
+    assert [result.unpatched and result.unpatched.label for result in results] == [None, "cat", "cat"]
+    assert [result.changed for result in results] == [True, False, True]
+    assert results[1].to_json()["unpatched"] == {"label": "cat", "confidence": pytest.approx(0.6652)}
+    assert results[0].to_json()["unpatched"] is None
+    assert model.mix == {}
+
+
+def test_another_runtime_takes_over_between_two_frames_and_the_old_one_is_left_clean():
+    old, new = FakeModel(), FakeModel()
+    other = make_runtime(new, classes=("Katze", "Hund", "Schiff"))
+    ready = iter([None, None, other, None])
+    runtime = make_runtime(old)
+    results = runtime.stream(array_source(DARK, DARK, DARK, DARK), renew=lambda: next(ready))
+    assert [next(results).label for _ in range(2)] == ["dog", "dog"]
+    assert next(results).label == "Hund"
+    assert old.mix == {}
+    assert new.mix == {"fog": 0.8}
+    assert next(results).label == "Hund"
+    assert list(results) == []
+    assert new.mix == {}
+    assert runtime.model is new
+
+
+class LosingSource(ArraySource):
+    """Loses its camera after the first frame, for a while."""
+
+    def __iter__(self):
+        frames = super().__iter__()
+        yield next(frames)
+        for state, seconds in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
+            self.state = state
+            self.on_idle(seconds)
+            self.seen.append(dict(self.model.mix))
+        self.state = "running"
+        yield from frames
+
+
+def test_a_source_that_stays_lost_takes_the_patch_off_and_the_filter_starts_anew():
+    model, told = FakeModel(), []
+    source = LosingSource(np.stack([DARK, BRIGHT]))
+    source.model, source.seen = model, []
+    results = list(make_runtime(model, filter=HoldFilter()).stream(source, on_idle=told.append))
+    assert source.seen == [{"fog": 0.8}, {"fog": 0.8}, {}]
+    assert told == [5.0, 1.0, 2.0]
+    assert [result.belief.type for result in results] == ["fog", "clean"]

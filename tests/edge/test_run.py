@@ -3,12 +3,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
+import urllib.request
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import edge.sources
+from edge.bundle import write_bundle
 from edge.cli import app
 from edge.errors import SourceError
 from edge.loop import Runtime
@@ -16,6 +21,7 @@ from edge.models.onnx_model import OnnxModel
 from edge.preprocess import preprocess
 from edge.sources import ArraySource, open_source
 from tests.edge.loop_fakes import write_images, write_video
+from tests.edge.tiny import bundle_parts
 
 runner = CliRunner()
 
@@ -30,7 +36,7 @@ def rws(tiny_bundle):
 
 @pytest.fixture
 def video(tmp_path):
-    return write_video(tmp_path / "clip.mp4", range(0, 240, 12))
+    return write_video(tmp_path / "clip.mp4", range(20, 240, 11))
 
 
 def noisy(count, height=10, width=12):
@@ -192,7 +198,7 @@ class EventSource(ArraySource):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeypatch, number):
     source = EventSource(lambda: os.kill(os.getpid(), number))
-    monkeypatch.setattr(edge.sources, "open_source", lambda spec: source)
+    monkeypatch.setattr(edge.sources, "open_source", lambda spec, **options: source)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s")
     assert result.exit_code == 0, result.output
@@ -209,7 +215,7 @@ def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(edge.sources, "open_source", lambda spec: EventSource(twice))
+    monkeypatch.setattr(edge.sources, "open_source", lambda spec, **options: EventSource(twice))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl")
     assert result.exit_code not in (0, 2)
     assert os.listdir(tmp_path) == []
@@ -220,7 +226,7 @@ def lose_camera():
 
 
 def test_what_came_before_a_lost_camera_is_kept(rws, tmp_path, monkeypatch):
-    monkeypatch.setattr(edge.sources, "open_source", lambda spec: EventSource(lose_camera))
+    monkeypatch.setattr(edge.sources, "open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4")
     assert result.exit_code == 2
     assert "error: camera 0: lost after 3 frames" in result.stderr
@@ -273,3 +279,84 @@ def test_oracle_counts_broken_images_and_refuses_what_is_no_image(rws, video, tm
         result = rws("oracle", bad, "--json", tmp_path / "b.json")
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
         assert not (tmp_path / "b.json").exists()
+
+
+def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
+    for _ in range(2):
+        files = ["--csv", tmp_path / "r.csv", "--jsonl", tmp_path / "r.jsonl", "--json", tmp_path / "s.json"]
+        result = rws("run", "pattern:64x64@200", "--limit", 15, "--oracle-every", 5, *files)
+        assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert len(lines) == 30
+    assert [line["observed"] for line in lines[:6]] == [True, False, False, False, False, True]
+    rows = (tmp_path / "r.csv").read_text().splitlines()
+    assert len(rows) == 31
+    assert rows[0].startswith("index,name,")
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
+    assert summary["sinks"]["jsonl"]["written"] == summary["frames"] == 15
+
+
+def test_a_camera_that_never_comes_is_an_error_for_those_who_do_not_wait(rws, tmp_path):
+    result = rws("run", "97", "--retries", 1, "--json", tmp_path / "s.json")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "camera 97: cannot be opened" in result.stderr
+    assert not (tmp_path / "s.json").exists()
+
+
+@pytest.fixture
+def running(bundle_path, tmp_path):
+    """The real command in a process of its own, with its page; gives the page's address."""
+    command = ["run", "pattern:64x64@50", "--bundle", bundle_path, "--watch", "--serve", "127.0.0.1:0"]
+    command += ["--json", tmp_path / "s.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from edge.cli import main; main()", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("page: "):
+                yield process, line.removeprefix("page: ").strip()
+                break
+        else:
+            raise AssertionError(process.stderr.read())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def status_of(page):
+    with urllib.request.urlopen(page + "api/status", timeout=5) as answer:
+        return json.load(answer)
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.1)
+
+
+def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(running, bundle_path, tmp_path):
+    process, page = running
+    wait_for(lambda: status_of(page)["counts"]["results"] > 5)
+    (bundle_path / "bundle.json").write_bytes(b"{}")
+    wait_for(lambda: status_of(page)["events"].get("bundle_refused"))
+    assert status_of(page)["bundle"] == "tiny"
+    other = write_bundle(tmp_path / "other", **(bundle_parts() | {"name": "other"}))
+    switched = runner.invoke(app, ["bundle", "switch", str(bundle_path), str(other.path), "--other-classes"])
+    assert switched.exit_code == 0, switched.output
+    wait_for(lambda: status_of(page)["bundle"] == "other")
+    with urllib.request.urlopen(page + "health", timeout=5) as answer:
+        assert answer.status == 200
+    process.terminate()
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == 0
+    assert "bundle refused, the old one stays" in output
+    assert "bundle switched to other" in output
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["bundle"] == "other"
+    assert summary["events"] == {"bundle_refused": 1, "bundle_switched": 1}
+    assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]

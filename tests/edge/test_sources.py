@@ -1,25 +1,28 @@
 import logging
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from edge.drill.servers import free_port
 from edge.errors import InputError, RwsError, SourceError
-from edge.sources import ArraySource, ImageSource, VideoSource, open_source
+from edge.sources import ArraySource, ImageSource, PatternSource, open_source
 from tests.edge.loop_fakes import TickingClock, write_images, write_video
 
 
 def test_video_gives_every_frame_in_order_as_rgb(tmp_path):
-    path = write_video(tmp_path / "clip.mp4", range(0, 240, 20), fps=29.97)
+    path = write_video(tmp_path / "clip.mp4", range(20, 236, 18), fps=29.97)
     with open_source(path, TickingClock()) as source:
         assert (source.live, source.sequential, source.length) == (False, True, 12)
         assert source.fps == pytest.approx(29.97)
         frames = list(source)
     assert [frame.index for frame in frames] == list(range(12))
     assert all(frame.image.shape == (48, 64, 3) and frame.image.dtype == np.uint8 for frame in frames)
-    np.testing.assert_allclose([frame.image.mean() for frame in frames], range(0, 240, 20), atol=5)
+    np.testing.assert_allclose([frame.image.mean() for frame in frames], range(20, 236, 18), atol=5)
     stamps = [frame.captured_at for frame in frames]
     assert stamps == sorted(set(stamps))
     assert (source.dropped, source.rejected) == (0, 0)
@@ -117,13 +120,26 @@ def test_a_glob_without_a_match_is_an_error(tmp_path):
         open_source(f"{tmp_path}/*.png")
 
 
-def test_a_camera_that_is_not_there_is_an_error():
-    with pytest.raises(SourceError, match="camera 93: cannot be opened"):
-        open_source("93")
+def test_a_camera_that_is_not_there_is_an_error_for_those_who_do_not_wait():
+    with open_source("93", retries=0) as source, pytest.raises(SourceError, match="camera 93: cannot be opened"):
+        next(iter(source))
+    assert (source.state, source.received) == ("lost", 0)
+
+
+def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
+    address = f"rtsp://me:hush@127.0.0.1:{free_port()}/one"
+    with open_source(address, retries=0) as source:
+        with pytest.raises(SourceError) as caught:
+            next(iter(source))
+        pid = source._capture.pid
+        assert b"hush" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
+    assert "rtsp://me:***@127.0.0.1" in str(caught.value)
+    assert "hush" not in str(caught.value) + source.name + source.error + caplog.text
 
 
 def test_a_truncated_video_ends_early_and_says_so(tmp_path, caplog):
-    path = write_video(tmp_path / "clip.mkv", range(0, 200, 4))
+    path = write_video(tmp_path / "clip.mkv", range(20, 220, 4))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     frames = list(open_source(path))
     assert 0 < len(frames) < 50
@@ -152,50 +168,8 @@ def test_names_must_match_images():
         ArraySource(np.zeros((2, 4, 4, 3), np.uint8), names=["a"])
 
 
-class ScriptedCapture:
-    """A camera that gives three frames, the second undecodable, and then is gone."""
-
-    def __init__(self, target):
-        self.frames, self.released = [True, False, True], False
-
-    def isOpened(self):
-        return True
-
-    def get(self, key):
-        return -1.0
-
-    def grab(self):
-        return bool(self.frames)
-
-    def retrieve(self):
-        good = self.frames.pop(0)
-        return good, np.zeros((4, 4, 3), np.uint8) if good else None
-
-    def release(self):
-        self.released = True
-
-
-def test_a_live_source_that_ends_is_lost_and_nothing_is_invented(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", ScriptedCapture)
-    indices = []
-    with open_source(0) as source, pytest.raises(SourceError, match="camera 0: lost after 3 frames"):
-        indices.extend(frame.index for frame in source)
-    assert source.live
-    assert (source.fps, source.length, source.rejected) == (None, None, 1)
-    assert source._capture.released
-
-
-def test_passwords_stay_out_of_names_and_errors(monkeypatch):
-    monkeypatch.setattr(ScriptedCapture, "isOpened", lambda self: False)
-    monkeypatch.setattr(cv2, "VideoCapture", ScriptedCapture)
-    with pytest.raises(SourceError) as caught:
-        open_source("rtsp://me:hush@camera.local/one")
-    assert "hush" not in str(caught.value)
-    assert "rtsp://me:***@camera.local/one" in str(caught.value)
-
-
 def test_http_video_is_a_file_that_ends(tmp_path):
-    data = write_video(tmp_path / "clip.mp4", range(0, 200, 20)).read_bytes()
+    data = write_video(tmp_path / "clip.mp4", range(20, 220, 20)).read_bytes()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -211,12 +185,58 @@ def test_http_video_is_a_file_that_ends(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with open_source(f"http://127.0.0.1:{server.server_port}/clip.mp4") as source:
-            assert isinstance(source, VideoSource)
-            assert (source.live, source.length) == (False, 10)
             assert len(list(source)) == 10
+            assert (source.live, source.length, source.state) == (False, 10, "ended")
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_file_at_its_own_speed_gives_the_freshest_frame_and_counts_the_others(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 200, 3), fps=50.0)
+    with open_source(path, latest=True) as source:
+        indices = []
+        for frame in source:
+            indices.append(frame.index)
+            time.sleep(0.1)
+    assert indices == sorted(set(indices))
+    assert 5 <= len(indices) < 40
+    assert (source.received, source.delivered, source.buffered) == (60, len(indices), 0)
+    assert source.dropped == 60 - len(indices)
+
+
+def test_stop_ends_any_source(tmp_path):
+    write_images(tmp_path / "folder", 5)
+    video = write_video(tmp_path / "clip.mp4", range(20, 200, 3))
+    for source in (open_source(tmp_path / "folder"), ArraySource(np.zeros((5, 4, 4, 3), np.uint8)), open_source(video)):
+        with source:
+            for frame in source:
+                if frame.index == 1:
+                    source.stop()
+            assert source.delivered == 2
+        assert source.received == source.delivered + source.dropped + source.rejected
+
+
+def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
+    clock = TickingClock(step=0.001)
+    source = open_source("pattern:64x48@25", clock)
+    assert isinstance(source, PatternSource)
+    assert (source.live, source.sequential, source.fps) == (True, True, 25)
+    source._sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    frames = iter(source)
+    first, second = next(frames), next(frames)
+    assert (first.index, second.index, first.image.shape) == (0, 1, (48, 64, 3))
+    assert (first.image != second.image).any()
+    clock.now += 1.0
+    assert next(frames).index >= 25
+    assert source.received == source.delivered + source.dropped
+    assert source.dropped >= 23
+
+
+@pytest.mark.parametrize("spec", ["pattern:8x48@25", "pattern:64x48@0", "pattern:64x48@99999"])
+def test_an_impossible_pattern_is_refused(spec):
+    with pytest.raises(InputError, match="expected 32 to 8192 pixels"):
+        open_source(spec)
 
 
 def test_image_sources_are_told_apart_from_video(tmp_path):

@@ -1,0 +1,70 @@
+"""Pictures that say nothing of the world: black, frozen or half-decoded ones. They are not for the oracle.
+
+Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN = "damaged", "undecodable", "empty", "black", "half-decoded", "frozen"
+REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN)
+
+BLACK_LEVEL = 10  # no pixel above it; video codes black as 0 after expansion, with a little ringing
+FILL_TOLERANCE = 3
+# What decoders leave where nothing was decoded: libjpeg and FFmpeg grey (128), and YUV zeros as BT.601 or BT.709 RGB.
+FILLS = np.array([(128, 128, 128), (0, 135, 0), (0, 154, 0), (0, 77, 0)], np.int16)
+STRIDE = 8
+
+
+def picture_flaw(image: NDArray[np.uint8]) -> str:
+    """Why a single picture says nothing of the world, or "" if nothing is wrong with it.
+
+    Args:
+        image: uint8, shape (H, W, 3), RGB.
+
+    Returns:
+        `empty` (no pixels), `black` (no value above 10), `half-decoded` (the lowest eighth is one flat colour that
+        decoders fill with, and the rest is not), or "".
+    """
+    if image.size == 0:
+        return EMPTY
+    if image[::STRIDE, ::STRIDE].max() <= BLACK_LEVEL and image.max() <= BLACK_LEVEL:
+        return BLACK
+    lowest = image[-max(1, len(image) // 8) :]
+    colour = lowest[-1, 0].astype(np.int16)
+    if (np.abs(FILLS - colour).max(axis=1) <= FILL_TOLERANCE).any():
+        flat = np.abs(lowest.astype(np.int16) - colour).max() <= FILL_TOLERANCE
+        if flat and np.abs(image[: len(image) // 8 + 1].astype(np.int16) - colour).max() > FILL_TOLERANCE:
+            return HALF
+    return ""
+
+
+class FreezeDetector:
+    """Tells when a live source repeats one picture: a driver or camera that hangs, not a quiet scene.
+
+    A sensor is never without noise, so no two of its pictures are equal. An encoder may drop that noise, so equal
+    pictures are taken as they come until they have lasted for `patience` seconds.
+
+    Args:
+        patience: seconds that equal pictures may go on.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self._sample: NDArray[np.uint8] | None = None
+        self._since = 0.0
+
+    def frozen(self, image: NDArray[np.uint8], at: float) -> bool:
+        """Whether the picture has been the same for longer than `patience`.
+
+        Args:
+            image: uint8, shape (H, W, 3); every eighth pixel of every eighth row is compared.
+            at: when it was captured, seconds.
+        """
+        sample = image[::STRIDE, ::STRIDE]
+        if self._sample is None or sample.shape != self._sample.shape or not np.array_equal(sample, self._sample):
+            self._sample, self._since = sample.copy(), at
+            return False
+        return at - self._since > self.patience

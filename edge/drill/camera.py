@@ -1,0 +1,37 @@
+"""An MJPEG camera in a process of its own: each picture carries the time at which it was sent.
+
+`python -m edge.drill.camera FPS` prints its address, serves until its standard input closes, and prints how many
+pictures it has sent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from edge.drill.servers import MjpegServer
+from edge.drill.stamp import BITS, encode_jpeg, scene, stamped
+
+
+def milliseconds() -> int:
+    """The system's monotonic clock, modulo what a stamp holds."""
+    return int(time.monotonic() * 1e3) % (1 << BITS)
+
+
+def age_ms(stamp: int) -> int:
+    """How long ago the picture with that stamp was made."""
+    return (milliseconds() - stamp) % (1 << BITS)
+
+
+def main() -> None:
+    """Serve pictures 640 x 480."""
+    scenes = [scene(480, 640, seed) for seed in range(8)]
+    server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
+    print(server.url, flush=True)
+    sys.stdin.read()
+    server.kill()
+    print(server.number, flush=True)
+
+
+if __name__ == "__main__":
+    main()

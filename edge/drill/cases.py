@@ -1,0 +1,13 @@
+"""All faults of the drill."""
+
+from __future__ import annotations
+
+from edge.drill import loop_cases, real_cases, scripted_cases
+from edge.drill.case import CASES, Case
+
+_MODULES = [module.__name__ for module in (scripted_cases, real_cases, loop_cases)]
+
+
+def all_cases() -> list[Case]:
+    """Every fault, those with a scripted clock first."""
+    return sorted(CASES.values(), key=lambda case: _MODULES.index(case.function.__module__))

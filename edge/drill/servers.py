@@ -1,0 +1,141 @@
+"""Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can be told to misbehave, and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+_RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
+_SYSTEM_PYTHON = "/usr/bin/python3"
+
+Camera = Callable[[int], bytes | None]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class MjpegServer:
+    """A camera that sends JPEG pictures over HTTP, as IP cameras do.
+
+    Args:
+        camera: the n-th picture's bytes, n from 0 and never again the same; None sends nothing at that time.
+        fps: pictures a second.
+        port: where to listen; 0 chooses one.
+
+    Attributes:
+        url: what to open.
+        number: of the next picture.
+    """
+
+    def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
+        self.number = 0
+        self._camera, self._period = camera, 1 / fps
+        self._connections: list[socket.socket] = []
+        self._running = True
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                owner._serve(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        class Server(ThreadingHTTPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that leaves is no error."""
+
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/video.mjpg"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def kill(self) -> None:
+        """Cut all connections at once and stop listening, as a camera without power."""
+        self._running = False
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        self._connections.append(handler.connection)
+        handler.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        handler.end_headers()
+        due = time.monotonic()
+        while self._running:
+            number, self.number = self.number, self.number + 1
+            picture = self._camera(number)
+            if picture is not None:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+                handler.wfile.write(head + picture + b"\r\n")
+            due += self._period
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+class RtspServer:
+    """GStreamer's RTSP server, in a process of its own: H.264, 640 x 480, 30 frames a second.
+
+    Args:
+        port: where to listen; 0 chooses one.
+
+    Raises:
+        OSError: if it does not start.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"rtsp://127.0.0.1:{self.port}/camera"
+        self._process = subprocess.Popen(
+            [_SYSTEM_PYTHON, "-I", str(_RTSP_SERVER), str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != b"ready":
+            self.kill()
+            raise OSError(f"the RTSP server did not start on port {self.port}")
+
+    @staticmethod
+    def missing() -> str:
+        """What this machine lacks for it, or ""."""
+        if shutil.which(_SYSTEM_PYTHON) is None:
+            return f"{_SYSTEM_PYTHON} is missing"
+        check = (
+            "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstRtspServer', '1.0');"
+            "from gi.repository import Gst, GstRtspServer; Gst.init(None);"
+            "names = ('videotestsrc', 'videoconvert', 'x264enc', 'rtph264pay');"
+            "raise SystemExit(any(Gst.ElementFactory.find(name) is None for name in names))"
+        )
+        if subprocess.run([_SYSTEM_PYTHON, "-I", "-c", check], capture_output=True, check=False).returncode:
+            return (
+                "GStreamer's RTSP server is missing; on Debian: apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 "
+                "gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
+            )
+        return ""
+
+    def kill(self) -> None:
+        """Kill it, as a camera without power."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()

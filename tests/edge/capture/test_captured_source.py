@@ -1,0 +1,260 @@
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.capture import CapturedSource, CaptureProcess, CaptureSettings
+from edge.capture.checks import REASONS
+from edge.capture.process import Captured, Ended, Opened
+from edge.drill.fakes import FakeTime, ScriptedCapture
+from edge.drill.stamp import scene
+from edge.drill.videos import encode_h264, flip_bytes
+from edge.errors import SourceError
+from edge.sources import open_source
+from tests.edge.loop_fakes import write_video
+
+IMAGE = scene(16, 24)
+
+
+def scripted(*steps, **options):
+    time = FakeTime()
+    capture = ScriptedCapture(steps, time)
+    source = CapturedSource(
+        CaptureSettings("fake", "camera"),
+        "fake",
+        live=True,
+        sleep=time.sleep,
+        capture=capture,
+        jitter=lambda: 1.0,
+        **options,
+    )
+    return source, capture, time
+
+
+STEP = st.one_of(
+    st.just(("frame", IMAGE)),
+    st.tuples(st.just("reject"), st.sampled_from(REASONS)),
+    st.tuples(st.just("wait"), st.floats(0.0, 8.0)),
+    st.just(("end", "unplugged")),
+    st.tuples(st.just("open"), st.sampled_from(["", "busy"])),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(STEP, max_size=40), st.integers(1, 12))
+def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
+    # Between an opening and its answer nothing else comes, so openings are answered from a script of their own.
+    class Camera(ScriptedCapture):
+        def open(self):
+            super().open()
+            answers = [step for step in steps if step[0] == "open"]
+            answer = answers[len(self.opened_at) % len(answers)] if answers else ("open", "")
+            rest = [step for step in steps if step[0] != "open"]
+            self._steps = iter([answer, *(rest if not answer[1] else [])])
+
+    time = FakeTime()
+    capture = Camera([], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 600 else None
+    count = 0
+    for frame in source:
+        assert frame.image is IMAGE
+        count += 1
+        assert source.received == source.delivered + source.dropped + source.rejected + source.buffered
+        if count == wanted:
+            source.stop()
+    source.close()
+    assert source.delivered == count
+    assert source.buffered == 0
+    assert source.received == count + source.dropped + source.rejected
+
+
+def test_frames_come_with_their_numbers_and_times():
+    source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("reject", "black"), ("wait", 2.0), ("frame", IMAGE))
+    frames = iter(source)
+    first, second = next(frames), next(frames)
+    assert (first.index, second.index) == (0, 2)
+    assert second.captured_at - first.captured_at == pytest.approx(2.0)
+    assert (source.state, source.fps, source.rejections) == ("running", 30.0, {"black": 1})
+
+
+def test_somebody_is_told_while_no_frame_comes():
+    source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
+    told = []
+    source.on_idle = told.append
+    frames = iter(source)
+    next(frames), next(frames)
+    assert told == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes_on():
+    source, capture, _ = scripted(
+        ("open", ""),
+        ("frame", IMAGE),
+        ("end", "the capture process died (signal 9)"),
+        ("open", ""),
+        ("frame", IMAGE),
+    )
+    frames = iter(source)
+    next(frames)
+    next(frames)
+    assert source.error == "the capture process died (signal 9)"
+    assert (source.reconnects, len(capture.opened_at)) == (1, 2)
+
+
+def test_a_picture_that_was_on_its_way_when_patience_ended_is_not_lost():
+    class Late(ScriptedCapture):
+        def open(self):
+            super().open()
+            self._silence = 0.0
+
+    time = FakeTime()
+    frozen = [("reject", "frozen"), ("wait", 0.5)] * 12
+    capture = Late([("open", ""), ("frame", IMAGE), *frozen, ("frame", IMAGE), ("open", ""), ("hang", None)], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if time.now > 1060 else None
+    assert [frame.index for frame in source] == [0, 13]
+    assert source.rejections == {"frozen": 12}
+
+
+def test_a_silent_process_is_given_two_seconds_more_than_its_own_limit_to_open():
+    source, capture, _ = scripted(("hang", None), ("open", ""), ("frame", IMAGE))
+    next(iter(source))
+    assert capture.kills == 1
+    assert capture.opened_at[1] - capture.opened_at[0] == pytest.approx(12.25 + 0.1, abs=0.3)
+
+
+@pytest.fixture
+def process(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240, 11))
+    process = CaptureProcess(CaptureSettings(str(path), "file"))
+    yield process
+    process.close()
+
+
+def wait(process):
+    for _ in range(200):
+        if (answer := process.answer(0.1)) is not None:
+            return answer
+    raise AssertionError("no answer")
+
+
+def test_the_process_answers_one_question_at_a_time(process):
+    process.open()
+    assert wait(process) == Opened(25.0, 20, True)
+    for index in range(20):
+        assert process.answer(0.0) is None
+        process.ask()
+        picture = wait(process)
+        assert isinstance(picture, Captured)
+        assert (picture.index, picture.image.shape) == (index, (48, 64, 3))
+        assert abs(picture.image.mean() - (20 + 11 * index)) < 5
+    process.ask()
+    assert wait(process) == Ended("")
+    assert (process.counters["received"], process.counters.whole) == (20, 20)
+
+
+def test_a_killed_process_is_an_end_and_the_counters_stay(process):
+    process.open()
+    wait(process)
+    process.ask()
+    wait(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.ask()
+    answers = [wait(process)]
+    if isinstance(answers[-1], Captured):
+        answers.append(wait(process))
+    assert answers[-1] == Ended("the capture process died (signal 9)")
+    delivered = 1 + (len(answers) == 2)
+    process.settle(delivered)
+    assert process.counters["received"] == delivered + process.counters["dropped"]
+    assert process.answer(0.0) == Ended("the capture process is not running")
+    process.open()
+    assert isinstance(wait(process), Opened)
+
+
+def test_the_process_ends_when_its_parent_is_killed(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240))
+    script = (
+        "from edge.sources import open_source\nimport sys, time\n"
+        f"source = open_source({str(path)!r}); next(iter(source))\n"
+        "print(source.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        with open(f"/proc/{child}/stat") as stat:
+            if stat.read().split()[2] == "Z":
+                return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the capture process outlived its parent")
+
+
+def test_nothing_is_left_behind(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with open_source(path) as source:
+            next(iter(source))
+            pid = source.pid
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    del source
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_program_in_the_working_directory_is_not_imported(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240, 20))
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_source(path))) == 11
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_ends_and_is_not_sought_again(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", range(20, 240))
+    path.write_bytes(path.read_bytes()[:-500])
+    with open_source(path) as source:
+        frames = [frame.index for frame in source]
+    assert 0 < len(frames) <= 220
+    assert source.reconnects == 0
+
+
+def test_damage_in_a_file_is_counted_and_the_rest_is_played(tmp_path):
+    encode_h264(tmp_path / "whole.mp4", 120)
+    flip_bytes(tmp_path / "whole.mp4", tmp_path / "bad.mp4", flips=4, seed=1, part=0.5)
+    with open_source(tmp_path / "bad.mp4") as source:
+        last = max(frame.index for frame in source)
+    assert source.rejected > 0
+    assert last >= 96
+    assert source.received == source.delivered + source.rejected
+
+
+def test_a_file_of_black_pictures_alone_says_so(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", [0] * 5)
+    with open_source(path) as source, pytest.raises(SourceError, match=r"holds no frame .*black 5"):
+        list(source)
+
+
+def test_images_keep_their_values(tmp_path):
+    frames = list(open_source(write_video(tmp_path / "clip.mp4", range(20, 240, 20))))
+    first = frames[0].image.copy()
+    assert frames[0].image.flags.writeable
+    np.testing.assert_array_equal(frames[0].image, first)
+    assert len({id(frame.image) for frame in frames}) == len(frames)
