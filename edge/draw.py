@@ -47,7 +47,7 @@ def annotate(image: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
         uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even, as video encoders want them. Frames of one size
         give annotated frames of one size.
     """
-    picture = _fit(image)
+    picture = fit(image)
     height, width = max(len(picture), MIN_HEIGHT), picture.shape[1]
     unit = min(height / MIN_HEIGHT, 1.75)
     full_width = width + round(PANEL_WIDTH * unit)
@@ -58,12 +58,22 @@ def annotate(image: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
     return canvas
 
 
-def _fit(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
+    """The picture in a size to look at.
+
+    Args:
+        image: uint8, shape (H, W, 3), RGB.
+        max_width: pixels.
+
+    Returns:
+        uint8, shape (h, w, 3), RGB: grown by a whole factor to 320 high or as far as the width allows, or shrunk to
+        at most 720 high and `max_width` wide; the image itself where neither is needed.
+    """
     height, width = image.shape[:2]
-    factor = min(math.ceil(MIN_HEIGHT / height), MAX_WIDTH // width)
+    factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)
     if factor > 1:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
-    scale = min(MAX_HEIGHT / height, MAX_WIDTH / width)
+    scale = min(MAX_HEIGHT / height, max_width / width)
     if scale >= 1:
         return image
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

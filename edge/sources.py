@@ -337,8 +337,9 @@ def open_source(
 
 
 def hide_password(text: str) -> str:
-    """The text with the password of every URL in it replaced by ***."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+    """The text with the password of every URL in it replaced by ***: before the host, or named so in path or query."""
+    text = re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?i)((?:password|passwd|pwd|pass|token|secret)=)[^&\s/]+", r"\1***", text)
 
 
 def quiet_opencv() -> None:

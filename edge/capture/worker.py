@@ -7,6 +7,7 @@ small, the descriptor of larger memory comes with the answer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -210,7 +211,8 @@ def main() -> None:
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    Worker(connection, Counters(int(sys.argv[2]))).serve()
+    with contextlib.suppress(ConnectionError):  # The loop was killed.
+        Worker(connection, Counters(int(sys.argv[2]))).serve()
     # A decoder's thread that is blocked in a driver must not keep the process.
     os._exit(0)
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.drill.servers import free_port
 from edge.errors import InputError, RwsError, SourceError
-from edge.sources import ArraySource, ImageSource, PatternSource, open_source
+from edge.sources import ArraySource, ImageSource, PatternSource, hide_password, open_source
 from tests.edge.loop_fakes import TickingClock, write_images, write_video
 
 
@@ -242,3 +242,18 @@ def test_an_impossible_pattern_is_refused(spec):
 def test_image_sources_are_told_apart_from_video(tmp_path):
     write_images(tmp_path, 1)
     assert isinstance(open_source(tmp_path / "0.png"), ImageSource)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:hush@cam/one", "rtsp://me:***@cam/one"),
+        ("rtsp://cam/stream?user=me&password=hush&channel=1", "rtsp://cam/stream?user=me&password=***&channel=1"),
+        ("rtsp://cam/user=me_password=hush_channel=1/x", "rtsp://cam/user=me_password=***/x"),
+        ("http://cam/video.mjpg?PWD=hush", "http://cam/video.mjpg?PWD=***"),
+        ("http://cam:8080/video?passage=2", "http://cam:8080/video?passage=2"),
+        ("/home/me/a:b@c.mp4", "/home/me/a:b@c.mp4"),
+    ],
+)
+def test_passwords_are_hidden_wherever_cameras_want_them(text, shown):
+    assert hide_password(text) == shown

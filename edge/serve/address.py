@@ -1,0 +1,89 @@
+"""From `127.0.0.1:8080` to a listening socket, or to one line that says why not."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+import socket
+
+from edge.errors import InputError, RwsError
+
+LOOPBACK = "127.0.0.1"
+_ADDRESS = re.compile(r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/@\s]+)):)?(?P<port>[0-9]{1,5})")
+_REASONS = {
+    errno.EADDRINUSE: "another program listens there already; choose another port, or 0 for any that is free",
+    errno.EACCES: "ports below 1024 need special rights; choose a higher one, for example 8080",
+    errno.EADDRNOTAVAIL: "this machine has no such address; "
+    "127.0.0.1 is this machine alone, 0.0.0.0 is all of its networks",
+}
+# The kernel keeps no more than this for a client that reads slowly, so that what it sees is never much older than now.
+_SEND_BUFFER = 128 * 1024
+_DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
+
+
+def parse(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone, which means this machine only.
+
+    Raises:
+        InputError: if it is written otherwise, or the port is above 65535.
+    """
+    match = _ADDRESS.fullmatch(address)
+    port = int(match["port"]) if match else -1
+    if match is None or port > 65535:
+        raise InputError(f"{address!r} is no address to serve at; expected HOST:PORT, for example {LOOPBACK}:8080")
+    return match["v6"] or match["host"] or LOOPBACK, port
+
+
+def listen(address: str) -> socket.socket:
+    """A socket that listens at `address`; port 0 takes any that is free.
+
+    Raises:
+        InputError: if the address is malformed, or its host unknown.
+        RwsError: if it is taken or not to be had.
+    """
+    host, port = parse(address)
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{address}: the host {host!r} is unknown here; give an IP address of this machine") from error
+    try:
+        listener = socket.create_server(
+            place, family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+        )
+    except OSError as error:
+        number = error.errno or 0
+        reason = _REASONS.get(number, error.strerror or str(error))
+        raise RwsError(f"{address}: cannot serve there: {reason}") from error
+    # Both are handed down to each connection.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER)
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address, with or without brackets, is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def url(address: str, listener: socket.socket) -> str:
+    """What to open in a browser: the address as it was given, or an address of this machine for `0.0.0.0` and `::`."""
+    host, _ = parse(address)
+    if host in ("0.0.0.0", "::"):
+        host = _own_address()
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _own_address() -> str:
+    # Connecting a UDP socket sends nothing; it only asks which address would be used to get out.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

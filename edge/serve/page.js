@@ -1,0 +1,275 @@
+// The page of a running loop: server-sent events in, text and bars out. Labels are foreign text: textContent only.
+
+import { Timeline, familyOf, name, swatch } from "./timeline.js";
+
+const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
+const PATIENCE = 5; // seconds until a picture stream that shows nothing is asked for anew
+const RETRY = 1500; // milliseconds
+const STAGES = ["preprocess", "oracle", "policy", "patch", "predict"];
+const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
+
+const $ = (id) => document.getElementById(id);
+const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
+const fixed = (value, digits) => (value == null ? "–" : value.toFixed(digits));
+const clock = (date) => date.toLocaleTimeString([], { hour12: false });
+const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
+const recent = []; // the newest results, for means of their times
+let events = null;
+let report = null;
+let heardAt = performance.now();
+let connected = false;
+let refused = false;
+let spokenAt = -Infinity;
+let watchedAt = 0;
+
+// ---- the connection
+
+function connect() {
+  heardAt = performance.now();
+  events = new EventSource("events");
+  let first = true;
+  events.onmessage = (event) => {
+    if (first) {
+      timeline.clear();
+      watch();
+      first = false;
+    }
+    heardAt = performance.now();
+    connected = true;
+    refused = false;
+    show(JSON.parse(event.data));
+  };
+  events.onerror = lose;
+}
+
+function disconnect() {
+  events?.close();
+  events = null;
+}
+
+async function lose() {
+  disconnect();
+  connected = false;
+  showState();
+  setTimeout(() => events === null && !document.hidden && connect(), RETRY);
+  const answer = await fetch("health", { signal: AbortSignal.timeout(RETRY) }).catch(() => null);
+  refused = answer?.status === 401;
+  showState();
+}
+
+setInterval(() => {
+  if (events !== null && performance.now() - heardAt > QUIET_AFTER * 1e3) lose();
+  showState();
+}, 500);
+
+// A page that nobody sees costs the device nothing.
+document.addEventListener("visibilitychange", () => {
+  disconnect();
+  if (document.hidden) $("picture").removeAttribute("src");
+  else connect();
+});
+
+function watch() {
+  watchedAt = performance.now();
+  $("picture").src = `stream.mjpg?${Date.now()}`;
+}
+
+/** Show the picture, or where a stream broke off, with which a browser drops its picture, a copy of the last one. */
+function showPicture() {
+  const [picture, held] = [$("picture"), $("held")];
+  const { naturalWidth: width, naturalHeight: height } = picture;
+  picture.hidden = !width;
+  held.hidden = width > 0 || !held.dataset.drawn;
+  if (width) {
+    if (held.width !== width || held.height !== height) Object.assign(held, { width, height });
+    held.getContext("2d").drawImage(picture, 0, 0);
+    held.dataset.drawn = "yes";
+  } else if (connected && performance.now() - watchedAt > PATIENCE * 1e3) {
+    watch();
+  }
+}
+
+// ---- what is shown
+
+function show(next) {
+  const result = next.result;
+  if (result && result.index !== report?.result?.index) recent.push(result);
+  if (recent.length > 10) recent.shift();
+  report = next;
+  timeline.add(next);
+  $("bundle").textContent = next.bundle;
+  $("name").textContent = next.source.name;
+  $("way").textContent = next.way && `weights: ${next.way}`;
+  $("picture").alt = `The newest frame of ${next.source.name}`;
+  if (result) {
+    showPrediction(result);
+    showBelief(result.belief);
+    showMix(result.mix);
+    showTimes();
+    speak(result);
+  }
+  showSource(next);
+  showState();
+  timeline.draw();
+}
+
+function showPrediction(result) {
+  const patched = Object.keys(result.mix).length > 0;
+  const other = result.unpatched;
+  $("label").textContent = result.label;
+  $("confidence").textContent = percent(result.confidence);
+  fill($("confidence-bar"), result.confidence);
+  const side = $("other-label").closest(".other");
+  side.classList.toggle("calm", !(patched && other));
+  $("other-label").textContent = !patched ? "same, not patched" : other ? other.label : "…";
+  $("other-confidence").textContent = patched && other ? percent(other.confidence) : "";
+  fill($("other-bar"), patched && other ? other.confidence : patched ? 0 : result.confidence);
+  $("difference").textContent = patched && other && other.label !== result.label ? "the patch changes the answer" : "";
+}
+
+function showBelief(belief) {
+  $("severity").textContent = `severity ${fixed(belief.severity, 1)} of 5`;
+  const ranked = Object.entries(belief.probability).sort((a, b) => b[1] - a[1]).slice(0, 6);
+  rows($("belief"), ranked.map(([key, p]) => [key, p, percent(p)]));
+}
+
+function showMix(mix) {
+  const ranked = Object.entries(mix).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  rows($("mix"), ranked.map(([key, alpha]) => [key, Math.abs(alpha), `α ${fixed(alpha, 2)}`]));
+  $("no-mix").hidden = ranked.length > 0;
+}
+
+function showTimes() {
+  const mean = (stage) => recent.reduce((sum, result) => sum + result.times_ms[stage], 0) / recent.length;
+  const sum = (stages) => stages.reduce((total, stage) => total + mean(stage), 0);
+  const total = sum(STAGES);
+  $("total").textContent = `${total.toFixed(2)} ms, of which ${sum(ADDED).toFixed(2)} for oracle and patch`;
+  keep($("stages"), "i", STAGES.length);
+  keep($("stage-legend"), "li", STAGES.length + 1);
+  [...STAGES, "read"].forEach((stage, index) => {
+    const colour = stage === "patch" ? "patching" : stage;
+    const bar = $("stages").children[index];
+    if (bar) Object.assign(bar.style, { flexGrow: mean(stage) / total, background: `var(--${colour})` });
+    const text = document.createElement("span");
+    text.textContent = bar ? stage : "read, with the wait for the frame";
+    $("stage-legend").children[index].replaceChildren(...(bar ? [swatch(colour)] : []), text, `${mean(stage).toFixed(2)} ms`);
+  });
+}
+
+function showSource({ source, fps, counts, events: noted, since_result_s: since, uptime_s: uptime, result }) {
+  const rejected = Object.entries(source.rejected);
+  const facts = {
+    state: source.state === "reconnecting" ? "lost, retrying" : source.state,
+    results: `${fixed(fps, 1)} /s`,
+    "last result": since == null ? "none yet" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
+    latency: result ? `${fixed(result.age_ms, 1)} ms` : "–",
+    "running for": duration(uptime),
+    "patch changes": plain.format(counts.switches),
+    received: plain.format(source.received),
+    classified: plain.format(counts.results),
+    dropped: plain.format(source.dropped),
+    rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
+    reconnects: plain.format(source.reconnects),
+  };
+  keep($("facts"), "div", Object.keys(facts).length);
+  Object.entries(facts).forEach(([term, value], index) => {
+    const [dt, dd] = keep($("facts").children[index], ["dt", "dd"], 2);
+    dt.textContent = term;
+    dd.textContent = value;
+  });
+  const list = (entries) => entries.map(([key, count]) => `${plain.format(count)} ${name(key)}`).join(", ");
+  const notes = [];
+  if (rejected.length) notes.push(`rejected: ${list(rejected)}`);
+  if (Object.keys(noted).length) notes.push(`events: ${list(Object.entries(noted))}`);
+  if (source.error) notes.push(`last trouble: ${source.error}`);
+  keep($("notes"), "li", notes.length);
+  notes.forEach((note, index) => { $("notes").children[index].textContent = note; });
+}
+
+// One place decides whether what is shown is old, and says why.
+function showState() {
+  showPicture();
+  const [level, pill, text, stale] = judge();
+  if (text !== $("banner").textContent) $("banner").textContent = text;
+  $("banner").hidden = text === "";
+  $("banner").dataset.level = level;
+  $("state").textContent = pill;
+  $("state").dataset.level = level;
+  if (stale) document.body.dataset.stale = stale;
+  else delete document.body.dataset.stale;
+  const late = report?.since_result_s;
+  if (stale && late != null) $("stamp").dataset.at ??= clock(new Date(Date.now() - late * 1e3));
+  else delete $("stamp").dataset.at;
+  $("stamp").textContent = $("stamp").dataset.at ? `old picture, ${$("stamp").dataset.at}` : "waiting for the first picture";
+  $("stamp").hidden = !stale && !$("picture").hidden;
+  const label = report?.result?.label;
+  document.title = stale ? `old: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
+}
+
+function judge() {
+  if (!connected) {
+    const text = refused
+      ? "The device asks for its token again: open the link that rws run printed."
+      : "No connection to the device. What you see is old; trying again.";
+    return report || refused ? ["bad", "no connection", text, "all"] : ["wait", "connecting", "", ""];
+  }
+  const { source, result, since_result_s: since } = report;
+  const why = source.error ? ` (${source.error})` : "";
+  if (source.state === "reconnecting") {
+    return ["bad", "source lost", `The source is lost and being opened again${why}. What you see is old.`, "result"];
+  }
+  if (source.state === "lost") return ["bad", "source lost", `The source is lost${why}. What you see is old.`, "result"];
+  if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last picture.", "picture"];
+  if (result === null) return ["wait", "starting", "", ""];
+  if (since > QUIET_AFTER) return ["bad", "no results", "No frame is coming in. What you see is old.", "result"];
+  return ["ok", `running, ${report.fps.toFixed(1)} /s`, "", ""];
+}
+
+function speak({ label, confidence, belief }) {
+  // At most one sentence in three seconds, and only if there is news: screen readers read each to its end.
+  const news = `${label}; ${name(belief.type)}`;
+  if (news === $("spoken").dataset.news || performance.now() - spokenAt < 3e3) return;
+  spokenAt = performance.now();
+  $("spoken").dataset.news = news;
+  $("spoken").textContent = `${label}, ${percent(confidence)}; the oracle sees ${name(belief.type)}`;
+}
+
+// ---- small parts
+
+function rows(list, items) {
+  keep(list, "li", items.length);
+  items.forEach(([key, share, value], index) => {
+    const row = list.children[index];
+    const [text, bar, number] = keep(row, ["span", "div", "b"], 3);
+    row.className = familyOf(key) === "none" ? "clean" : "";
+    text.textContent = name(key);
+    bar.className = "bar";
+    bar.ariaHidden = "true";
+    fill(keep(bar, "i", 1)[0], share);
+    number.textContent = value;
+  });
+}
+
+/** Bring a parent to `count` children, of one tag or of one tag each, and keep those that are there. */
+function keep(parent, tags, count) {
+  while (parent.children.length > count) parent.lastElementChild.remove();
+  while (parent.children.length < count) {
+    const tag = typeof tags === "string" ? tags : tags[parent.children.length];
+    parent.append(document.createElement(tag));
+  }
+  return parent.children;
+}
+
+function fill(bar, share) {
+  bar.style.width = `${Math.min(Math.max(share ?? 0, 0), 1) * 100}%`;
+}
+
+function duration(seconds) {
+  const whole = Math.floor(seconds);
+  const [d, h, m, s] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60, whole % 60];
+  return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
+}
+
+if (!document.hidden) connect();
