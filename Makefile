@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/rws demo --out demo
@@ -28,6 +28,13 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/models/_ke
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# Optional, on Debian, as root: what the tests of the page, the window and RTSP need beside Python.
+system:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium xvfb python3-gi \
+	    gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
+	    >/dev/null
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info edge/models/*.so

@@ -54,7 +54,7 @@ def soak_table() -> str:
     held = ", ".join(f"{promise}: {'yes' if kept else '**no**'}" for promise, kept in soak["held"].items())
     return "\n".join(
         [
-            table([f"soak: {soak['seconds'] / 60:.0f} minutes, {soak['fps']:.0f} frames a second, 640 x 480", ""], rows),
+            table([f"{soak['seconds'] / 60:.0f} minutes, {soak['fps']:.0f} frames a second, 640 x 480", ""], rows),
             "",
             f"An MJPEG camera in a process of its own stamps each picture with the time; a client of the page's stream "
             f"reads it there, with the page's events open as well. Memory is that of loop and capture process. {held}. "

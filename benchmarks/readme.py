@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import oracle_page
+from benchmarks import drill_page, oracle_page
 from benchmarks.markdown import made_by
 from benchmarks.oracle_page import RESULTS, read
 from benchmarks.reproduce import page as reproduce_page
@@ -297,6 +297,8 @@ def precision_table() -> str:
 
 
 TABLES = {
+    "drill": drill_page.drill_table,
+    "soak": drill_page.soak_table,
     "replay": replay_table,
     "corruptions": corruption_table,
     "ways": ways_table,

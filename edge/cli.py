@@ -6,6 +6,7 @@ cannot be loaded takes nothing else down: it stays in the list, marked unavailab
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
@@ -104,4 +105,6 @@ def rws(
 
 def main() -> None:
     """Entry point of the `rws` script."""
+    # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     typer.main.get_command(app)(prog_name="rws")

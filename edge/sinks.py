@@ -1,19 +1,27 @@
-"""Where frames and results go: JSON lines and annotated video.
+"""Where frames and results go: JSON lines, CSV and annotated video.
 
 A sink's file appears under its name when the sink closes, complete and readable. If an exception passes through
 the sink, nothing appears and a file that was there before is left as it was.
+
+A run that never ends needs the opposite: with `endless=True` the file grows under its own name from the first frame
+on, and what was written is there after a crash or `kill -9`.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, BinaryIO
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +29,19 @@ from numpy.typing import NDArray
 from edge.atomic import atomic_path
 from edge.draw import annotate
 from edge.errors import InputError, RwsError
-from edge.loop import Result
+from edge.loop import STAGES, Result
 from edge.sources import Frame
+from edge.video import VideoFile, WholeFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# OpenCV's wheels can always encode mp4v; builds without it (some boards) have a hardware H.264 encoder instead.
-CODECS = ("mp4v", "avc1")
+COLUMNS = (
+    *("index", "name", "captured_at", "age_ms", "label", "confidence"),
+    *("corruption", "probability", "severity", "mix", "changed"),
+    *(f"{stage}_ms" for stage in STAGES),
+)
+_LONGEST_LINE = 2**20
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -48,16 +61,21 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 
 class _FileSink:
-    """A context manager around one file that replaces its target only if all went well."""
+    """A context manager around one file that replaces its target only if all went well, or grows in its place."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path = Path(path)
+        self.endless = endless
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        check_target(self.path)
-        with _one_line_errors(self.path):
+        # A file can be appended to where its folder takes no new one: /dev/stdout, a log that root made for us.
+        if not self.endless or not self.path.exists() or self.path.is_dir():
+            check_target(self.path)
+        with _one_line_errors(self.path), ExitStack() as failed:
+            failed.push(self._stack.__exit__)
             self._open()
+            failed.pop_all()
         return self
 
     def __exit__(
@@ -70,11 +88,41 @@ class _FileSink:
         """Take what is needed before the first frame."""
 
 
-class JsonlSink(_FileSink):
+class _LineSink(_FileSink):
+    """A text file, one line a frame."""
+
+    _file: BinaryIO
+
+    def _open(self) -> None:
+        if not self.endless:
+            temporary = self._stack.enter_context(atomic_path(self.path))
+            self._file = self._stack.enter_context(temporary.open("wb"))
+            return
+        # Without a buffer a line is in the file as soon as it is written; and appending goes on at the start of a file
+        # that logrotate (copytruncate) has emptied.
+        self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
+        half = _half_line(self.path)
+        if half:
+            self._file.write(self._end_of(half))
+
+    def _end_of(self, half: bytes) -> bytes:
+        """What ends a line that a crash has cut."""
+        return b"\n"
+
+    def _append(self, text: str) -> int:
+        # A file name may hold bytes that are no UTF-8: they become escapes, which JSON can read back.
+        line = text.encode("utf-8", "backslashreplace")
+        with _one_line_errors(self.path):
+            self._file.write(line)
+        return len(line)
+
+
+class JsonlSink(_LineSink):
     """One JSON object a line and frame: `Result.to_json`.
 
     Args:
-        path: the file; an existing one is replaced when the sink closes.
+        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
+        endless: write each line into the file at once. A half line that a crash has left there is ended first.
 
     Raises:
         InputError: on entry, if the file cannot be written there.
@@ -86,85 +134,148 @@ class JsonlSink(_FileSink):
         ...         pass
     """
 
-    _file: TextIO
+    def write(self, frame: Frame, result: Result) -> None:
+        """Append the result; the frame's pixels are not kept."""
+        self._append(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
+
+
+class CsvSink(_LineSink):
+    """One row a frame, under the names of `COLUMNS`.
+
+    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
+    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space: a row is a line.
+
+    Args:
+        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
+        endless: write each row into the file at once. A half row that a crash has left there is ended first.
+
+    Raises:
+        InputError: on entry, if the file cannot be written there or has other columns.
+        RwsError: if writing fails, for example because the disk is full.
+    """
+
+    HEADER = ",".join(COLUMNS) + "\n"
 
     def write(self, frame: Frame, result: Result) -> None:
         """Append the result; the frame's pixels are not kept."""
-        with _one_line_errors(self.path):
-            self._file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(_row(result))
+        length = self._append(line.getvalue())
+        if self._truncatable and self._file.tell() == length:
+            # The row is all there is: logrotate has emptied the file, and the header went with the rest.
+            with _one_line_errors(self.path):
+                self._file.truncate(0)
+            self._append(self.HEADER + line.getvalue())
 
     def _open(self) -> None:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        header = self.HEADER.encode()
+        found = _first_bytes(self.path, len(header)) if self.endless else b""
+        if not header.startswith(found):
+            first = found.decode(errors="replace").partition("\n")[0]
+            raise InputError(
+                f"{self.path}: begins with {first!r}, expected the columns {','.join(COLUMNS)!r}; move the file away "
+                f"or choose another name"
+            )
+        if found and found != header:
+            os.truncate(self.path, 0)
+        super()._open()
+        self._truncatable = self.endless and self.path.is_file()
+        if found != header:
+            self._file.write(header)
+
+    def _end_of(self, half: bytes) -> bytes:
+        # Inside a quoted name, a newline alone would not end the row.
+        return b'"\n' if half.count(b'"') % 2 else b"\n"
 
 
 class VideoSink(_FileSink):
     """Annotated frames (`edge.draw.annotate`) as a video. Without a frame, there is no file.
 
-    The first frame decides the size; a frame of another size is fitted into it. When the sink closes, the video is
-    opened once more and its frames are counted, because OpenCV does not report a failed write.
+    The first frame decides the size; a frame of another size is fitted into it.
 
     Args:
-        path: the file, ending in `.mp4`.
+        path: the file, ending in `.mp4`; an existing one is replaced when the sink closes.
         fps: frames a second; None takes 25.
+        endless: show each frame at its `captured_at`, and write in fragments, so that after a crash all but about the
+            last two seconds and a dozen frames can be played. A file that is there is not lost: it is renamed to the
+            first free one of `<name>.1.mp4`, `<name>.2.mp4`, ….
 
     Raises:
-        InputError: if the name does not end in `.mp4`; on entry, if the file cannot be written there.
-        RwsError: if no encoder works, or on exit if frames are missing from the file.
+        InputError: if the name does not end in `.mp4` or `fps` is not within 0.001…1000; on entry, if the file cannot
+            be written there.
+        RwsError: if no encoder works or writing fails, for example because the disk is full.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
+        super().__init__(path, endless=endless)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{self.path}: annotated video is written as .mp4; choose a name that ends so")
-        self.fps = 25.0 if fps is None else fps
+        if fps is not None and not 0.001 <= fps <= 1000:
+            raise InputError(f"{self.path}: cannot show {fps:g} frames a second; expected 0.001 to 1000")
+        self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
         self.frames = 0
-        self._writer: Any = None
+        self._video: VideoFile | None = None
         self._size = (0, 0)
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result beside the frame and append the picture."""
         picture = annotate(frame.image, result)
-        if self._writer is None:
-            self._size = (picture.shape[1], picture.shape[0])
-            self._start()
-        self._writer.write(cv2.cvtColor(_letterbox(picture, *self._size), cv2.COLOR_RGB2BGR))
+        with _one_line_errors(self.path):
+            if self._video is None:
+                self._size = (picture.shape[1], picture.shape[0])
+                self._video = self._start()
+            self._video.write(_letterbox(picture, *self._size), frame.captured_at)
         self.frames += 1
 
-    def _start(self) -> None:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        # OpenCV chooses the container by the name's ending, which a temporary name does not have.
-        encoded = temporary.with_name(temporary.name + ".mp4")
-        self._writer = _open_writer(encoded, self.fps, self._size)
-
-        def finish(kind: type[BaseException] | None, *_: object) -> None:
-            self._writer.release()
-            try:
-                if kind is None:
-                    self._check(encoded)
-                    os.replace(encoded, temporary)
-            finally:
-                encoded.unlink(missing_ok=True)
-
-        self._stack.push(finish)
-
-    def _check(self, encoded: Path) -> None:
-        capture = cv2.VideoCapture(str(encoded))
-        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        capture.release()
-        if found != self.frames:
-            raise RwsError(f"{self.path}: only {found} of {self.frames} frames could be written; is the disk full?")
+    def _start(self) -> VideoFile:
+        if self.endless:
+            _set_aside(self.path)
+            target = self.path
+        else:
+            target = self._stack.enter_context(atomic_path(self.path))
+        return self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
 
 
-def _open_writer(path: Path, fps: float, size: tuple[int, int]) -> Any:
-    for codec in CODECS:
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
-        if writer.isOpened():
-            return writer
-    raise RwsError(
-        f"this OpenCV can encode none of {', '.join(CODECS)}; install the wheel (pip install opencv-python) "
-        "or write JSON lines instead"
-    )
+def _row(result: Result) -> list[object]:
+    belief = result.belief
+    return [
+        result.index,
+        " ".join(result.name.splitlines()),
+        f"{result.captured_at:.6f}",
+        f"{result.age_ms:.3f}",
+        result.label,
+        f"{result.confidence:.4f}",
+        belief.type,
+        f"{belief.probability.max():.4f}",
+        f"{belief.expected_severity:.3f}",
+        "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
+        "true" if result.changed else "false",
+        *(f"{result.times_ms[stage]:.4f}" for stage in STAGES),
+    ]
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    """What a file begins with; b"" where there is none or it is a pipe or device."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _half_line(path: Path) -> bytes:
+    """What follows the last newline of a file; b"" for a pipe or device."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        return file.read().rpartition(b"\n")[2]
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file that holds something to a free name beside it."""
+    if path.is_file() and path.stat().st_size:
+        names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def _letterbox(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -183,5 +294,5 @@ def _letterbox(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[n
 def _one_line_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, av.FFmpegError) as error:
         raise RwsError(f"{path}: cannot be written ({error.strerror or error})") from error

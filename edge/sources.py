@@ -344,7 +344,10 @@ def hide_password(text: str) -> str:
 
 def quiet_opencv() -> None:
     """Keep what OpenCV prints on stderr away; our own errors say it in one line. For programs only."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+    else:  # OpenCV 5
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:

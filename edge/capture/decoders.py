@@ -185,7 +185,9 @@ class StreamDecoder(Decoder):
             arrived = self._arrivals.pop(frame.pts, now)
             flaw = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            yield Picture(rgb.to_ndarray().astype(np.uint8, copy=False), arrived, flaw)
+            # Phones store upright pictures lying on their side, with a note of how to turn them.
+            upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+            yield Picture(upright.astype(np.uint8, copy=False), arrived, flaw)
 
     def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
         if frame.is_corrupt or packet_is_corrupt:

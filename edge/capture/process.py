@@ -152,9 +152,7 @@ class CaptureProcess:
 
     def _start(self) -> None:
         if os.name == "nt":
-            raise SourceError(
-                "cameras, videos and streams need Linux or macOS; folders of images can be read here"
-            )
+            raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
         ours, theirs = socket.socketpair()
         descriptors = (theirs.fileno(), self._counters_descriptor)
         environment = os.environ | {

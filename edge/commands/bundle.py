@@ -1,4 +1,4 @@
-"""`rws inspect`, `rws verify` and `rws bundle add|remove`."""
+"""`rws inspect`, `rws verify` and `rws bundle add|remove|switch`."""
 
 from __future__ import annotations
 
@@ -59,12 +59,13 @@ bundle = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mod
 
 @bundle.callback()
 def _bundle() -> None:
-    """Add a signature to a bundle, or take one out; the old bundle stays until the new one has been checked.
+    """Change a bundle, or put another in its place; the old one stays until the new one has been checked.
 
     \b
     Examples:
         rws bundle add my_bundle fog.safetensors
         rws bundle remove my_bundle fog
+        rws bundle switch /var/lib/rws/bundle my_bundle
     """
 
 
@@ -108,6 +109,37 @@ def remove(
     from edge.bundle import remove_signature
 
     _print_change(remove_signature(path, name))
+
+
+@bundle.command()
+def switch(
+    current: Annotated[
+        Path, typer.Argument(help="Bundle folder that is in use, or a symbolic link to it.", show_default=False)
+    ],
+    new: Annotated[Path, typer.Argument(help="Bundle folder that takes its place.", show_default=False)],
+    other_classes: Annotated[
+        bool, typer.Option("--other-classes", help="Accept a bundle with other classes, or in another order.")
+    ] = False,
+) -> None:
+    """Put a copy of a bundle in the place of another, in one step, also while a device runs it.
+
+    NEW is checked and run first, as `rws verify` does; on any failure CURRENT stays. `rws run --watch` takes the new
+    one up by itself, other runs when they start again. If CURRENT is a symbolic link, the link is what changes: NEW is
+    copied beside the folder that it points to, under NEW's own name (unless it is there already), and the link points
+    to that; the old folder stays, to go back to.
+
+    \b
+    Examples:
+        rws bundle switch /var/lib/rws/bundle my_bundle
+        rws bundle switch /var/lib/rws/current v2                     # a link: v2 is copied beside what it points to
+        rws bundle switch /var/lib/rws/current /var/lib/rws/v1        # and back
+    """
+    from edge.switch import switch_bundle
+
+    changed = switch_bundle(current, new, other_classes)
+    where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)
+    count = len(changed.manifest.classes)
+    typer.echo(f"{where} is now {changed.manifest.name}: {count} classes, {len(changed.signatures.names)} signatures")
 
 
 def _print_change(changed: Bundle) -> None:

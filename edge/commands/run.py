@@ -47,7 +47,9 @@ def run(
         str,
         typer.Argument(
             help="Camera index, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer pipeline, "
-            "or `pattern`, a test picture."
+            "or `pattern`, a test picture.",
+            envvar="RWS_SOURCE",
+            metavar="SOURCE",
         ),
     ],
     bundle: BundleOption = None,
@@ -332,12 +334,12 @@ def _results(
 
 
 class _Outputs:
-    """Where frames and results go, each output behind a thread of its own.
+    """Where frames and results go; files are written by threads of their own.
 
     Args:
         stack: closes them.
         source: a live one loses frames rather than waits for an output.
-        monitor: told what the outputs dropped.
+        monitor: what the page shows.
         console: for the page's address.
     """
 
@@ -364,8 +366,8 @@ class _Outputs:
         """The page."""
         from edge.serve import PageServer
 
-        self._page = PageServer(address, self._monitor, token=token)
-        self._add("page", self._page, capacity=1, drop=True)
+        self._page = self._stack.enter_context(PageServer(address, self._monitor, token=token))
+        self.sinks.append(self._page)
         self._console.print(f"page: {self._page.url_with_token}", markup=False)
 
     def window(self) -> None:
@@ -388,11 +390,10 @@ class _Outputs:
         """What each output took and lost."""
         return {name: sink.counts() for name, sink in self._behind.items()}
 
-    def _add(self, name: str, sink: Sink, capacity: int = 8, drop: bool | None = None) -> None:
+    def _add(self, name: str, sink: Sink) -> None:
         from edge.background import BackgroundSink
 
-        drop = self._source.live if drop is None else drop
-        behind = BackgroundSink(sink, capacity=capacity, when_full="drop" if drop else "wait")
+        behind = BackgroundSink(sink, when_full="drop" if self._source.live else "wait")
         self._behind[name] = behind
         self.sinks.append(self._stack.enter_context(behind))
 

@@ -360,3 +360,8 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
     assert summary["bundle"] == "other"
     assert summary["events"] == {"bundle_refused": 1, "bundle_switched": 1}
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
+
+
+def test_the_source_can_come_from_the_environment_which_no_list_of_processes_shows(rws, video, monkeypatch):
+    monkeypatch.setenv("RWS_SOURCE", str(video))
+    assert "frames 20" in rws("run").output

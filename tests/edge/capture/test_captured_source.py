@@ -1,10 +1,12 @@
 import gc
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -244,6 +246,20 @@ def test_damage_in_a_file_is_counted_and_the_rest_is_played(tmp_path):
     assert source.rejected > 0
     assert last >= 96
     assert source.received == source.delivered + source.rejected
+
+
+def test_a_video_that_lies_on_its_side_is_turned_as_opencv_turns_it(tmp_path):
+    encode_h264(tmp_path / "lying.mp4", 5)
+    data = bytearray((tmp_path / "lying.mp4").read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    assert struct.unpack(">9i", data[matrix : matrix + 36])[0] == 0x10000
+    quarter = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 240 << 16, 0, 0x40000000)
+    data[matrix : matrix + 36] = quarter
+    (tmp_path / "lying.mp4").write_bytes(data)
+    frame = next(iter(open_source(tmp_path / "lying.mp4")))
+    _, upright = cv2.VideoCapture(str(tmp_path / "lying.mp4")).read()
+    assert frame.image.shape == upright.shape == (320, 240, 3)
+    assert np.abs(frame.image.astype(int) - upright[..., ::-1]).mean() < 1
 
 
 def test_a_file_of_black_pictures_alone_says_so(tmp_path):

@@ -1,6 +1,6 @@
 """Take the picture of the page in README.md: the demo's frames from an MJPEG camera, `rws run --serve`, Chromium.
 
-    python -m tests.edge.serve.take_picture --out docs/page.webp
+python -m tests.edge.serve.take_picture --out docs/page.webp
 """
 
 from __future__ import annotations

@@ -1,0 +1,146 @@
+"""An MP4 file, written picture by picture: H.264 where PyAV has an encoder for it, else MPEG-4."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
+
+import av
+import cv2
+import numpy as np
+from av.video.frame import PictureType
+from numpy.typing import NDArray
+
+from edge.errors import RwsError
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+    from typing_extensions import Buffer, Self
+
+# Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
+# libx264. Two threads: each one more holds another picture back, and the model wants the other cores.
+ENCODERS = {
+    "libx264": {"preset": "veryfast", "threads": "2"},
+    "mpeg4": {"qmin": "5", "qmax": "5"},
+}
+TICKS = 60_000  # parts of a second that times are given in; mpeg4 takes no more than 65,535
+KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key frame
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+
+
+class WholeFile(io.FileIO):
+    """An unbuffered file that writes all that it is given, or raises, and remembers what."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write every byte; how many there were.
+
+        Raises:
+            OSError: if not all could be written; some may have been.
+        """
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return size
+
+
+class VideoFile:
+    """Pictures into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
+
+    Args:
+        path: the file; an existing one is overwritten.
+        size: width and height of every picture, pixels, even.
+        fps: pictures a second.
+        endless: times as they come instead of a constant rate (what a player shows first may begin a moment after 0),
+            and fragments: at each key frame, every two seconds, all that came before it can be played, whatever
+            becomes of the process.
+
+    Raises:
+        OSError: if the file cannot be opened or a write fails.
+        RwsError: if PyAV has no encoder.
+        av.FFmpegError: if the encoder refuses the size or the rate.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: Fraction, endless: bool) -> None:
+        self._endless = endless
+        self._tick = Fraction(1, TICKS) if endless else 1 / fps
+        self._at = -1
+        self._first: float | None = None
+        self._next_key = 0.0
+        name = _choose_encoder()
+        with ExitStack() as failed:
+            self._file = failed.enter_context(WholeFile(path, "wb"))
+            self._container = av.open(self._file, "w", format="mp4", container_options=FRAGMENTED if endless else {})
+            self._stream = cast("VideoStream", self._container.add_stream(name, rate=fps, options=ENCODERS[name]))
+            self._stream.width, self._stream.height = size
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = self._tick
+            # Now and not with the first packet, because a container that could not write its header must not be closed
+            # and any other must: PyAV crashes the process otherwise.
+            self._container.start_encoding()
+            failed.pop_all()
+
+    def write(self, picture: NDArray[np.uint8], captured_at: float) -> None:
+        """Append a picture.
+
+        Args:
+            picture: uint8, shape (height, width, 3), RGB.
+            captured_at: seconds; its distance from the first picture's is the time in an endless file.
+        """
+        # OpenCV converts three times as fast as FFmpeg, to the same values.
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        self._at += 1
+        if self._endless:
+            self._first = captured_at if self._first is None else self._first
+            elapsed = captured_at - self._first
+            self._at = max(self._at, round(elapsed * TICKS))
+            if elapsed >= self._next_key:
+                frame.pict_type = PictureType.I
+                self._next_key = elapsed + KEYFRAME_EVERY
+        frame.pts, frame.time_base = self._at, self._tick
+        with self._true_errors():
+            self._container.mux(self._stream.encode(frame))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file, self._true_errors():
+            try:
+                self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+
+    @contextmanager
+    def _true_errors(self) -> Iterator[None]:
+        # After a failed write all that follows fails, for a reason that says nothing.
+        try:
+            yield
+        except av.FFmpegError:
+            if self._file.error is None:
+                raise
+            raise self._file.error from None
+
+
+def _choose_encoder() -> str:
+    for name in ENCODERS:
+        with suppress(av.codec.codec.UnknownCodecError):
+            av.Codec(name, "w")
+            return name
+    raise RwsError(
+        f"this PyAV can encode none of {', '.join(ENCODERS)}; install the wheel (pip install av) or write JSON lines "
+        "instead"
+    )
