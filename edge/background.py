@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WhenFull = Literal["drop", "wait"]
+
 
 class BackgroundSink:
     """Writes into another sink from a thread. A context manager: at its exit, what waits is written first.
@@ -31,7 +34,8 @@ class BackgroundSink:
             exception that ended the run, if any.
         capacity: frames that may wait.
         when_full: "drop" lets the oldest waiting frame go, so `write` never waits (live sources); "wait" makes `write`
-            wait for room, so no frame is lost (files).
+            wait for room, so no frame is lost (files). A function is asked at each write: whether a stream has an end
+            is known only when it is open.
         timeout: seconds that the exit waits, see `close`; None for 5, or 60 with "wait": a file that appears only when
             it is complete is worth some patience.
 
@@ -59,15 +63,15 @@ class BackgroundSink:
         sink: Sink,
         *,
         capacity: int = 8,
-        when_full: Literal["drop", "wait"] = "drop",
+        when_full: WhenFull | Callable[[], WhenFull] = "drop",
         timeout: float | None = None,
     ) -> None:
         if capacity < 1:
             raise InputError(f"background sink: capacity is {capacity}, expected at least 1")
         self.sink = sink
         self.capacity = capacity
-        self.when_full = when_full
-        self.timeout = (5.0 if when_full == "drop" else 60.0) if timeout is None else timeout
+        self._when_full = when_full
+        self._timeout = timeout
         self.accepted = self.written = self.dropped = self.in_hand = 0
         self.abandoned = False
         self._queue: deque[tuple[Frame, Result]] = deque()
@@ -78,6 +82,16 @@ class BackgroundSink:
         self._ended_by: BaseException | None = None
         # A daemon: a write that never returns must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"{type(sink).__name__} behind a queue", daemon=True)
+
+    @property
+    def when_full(self) -> WhenFull:
+        """What happens now when the queue is full."""
+        return self._when_full() if callable(self._when_full) else self._when_full
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the exit waits."""
+        return (5.0 if self.when_full == "drop" else 60.0) if self._timeout is None else self._timeout
 
     @property
     def waiting(self) -> int:
@@ -103,7 +117,7 @@ class BackgroundSink:
             ValueError: outside of `with`, or after `close`.
         """
         with self._changed:
-            while self.when_full == "wait" and len(self._queue) >= self.capacity:
+            while len(self._queue) >= self.capacity and self.when_full == "wait":
                 self._changed.wait()
             self._raise()
             if not self._open:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_SECRETS = "password|passwd|pwd|pass|p|loginpas|auth|key|apikey|token|secret"
 _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 
 log = logging.getLogger(__name__)
@@ -328,7 +329,8 @@ def open_source(
     if path.is_char_device():
         return captured("camera", text, text)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
-        return captured("file", text, text)
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        return captured("file", os.path.abspath(text), text)
     if path.is_file():
         return _open_file(path, text, clock)
     if glob.has_magic(text):
@@ -338,8 +340,8 @@ def open_source(
 
 def hide_password(text: str) -> str:
     """The text with the password of every URL in it replaced by ***: before the host, or named so in path or query."""
-    text = re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
-    return re.sub(r"(?i)((?:password|passwd|pwd|pass|token|secret)=)[^&\s/]+", r"\1***", text)
+    text = re.sub(r"(://[^/@:\s]*):[^/\s]*@", r"\1:***@", text)
+    return re.sub(rf"(?i)((?<![a-z])(?:{_SECRETS})=)[^&\s/]+", r"\1***", text)
 
 
 def quiet_opencv() -> None:

@@ -44,8 +44,9 @@ def picture_flaw(image: NDArray[np.uint8]) -> str:
 class FreezeDetector:
     """Tells when a live source repeats one picture: a driver or camera that hangs, not a quiet scene.
 
-    A sensor is never without noise, so no two of its pictures are equal. An encoder may drop that noise, so equal
-    pictures are taken as they come until they have lasted for `patience` seconds.
+    A sensor is never without noise, so no two of its pictures are equal. Where pictures are coded one from another
+    (H.264), an encoder drops that noise until it makes its next key frame; so only what stays equal across a key frame
+    counts, and equal pictures are taken as they come until they have lasted for `patience` seconds.
 
     Args:
         patience: seconds that equal pictures may go on.
@@ -55,16 +56,19 @@ class FreezeDetector:
         self.patience = patience
         self._sample: NDArray[np.uint8] | None = None
         self._since = 0.0
+        self._coded_anew = False
 
-    def frozen(self, image: NDArray[np.uint8], at: float) -> bool:
+    def frozen(self, image: NDArray[np.uint8], at: float, key: bool = True) -> bool:
         """Whether the picture has been the same for longer than `patience`.
 
         Args:
             image: uint8, shape (H, W, 3); every eighth pixel of every eighth row is compared.
             at: when it was captured, seconds.
+            key: whether it was coded on its own, as every JPEG is.
         """
         sample = image[::STRIDE, ::STRIDE]
         if self._sample is None or sample.shape != self._sample.shape or not np.array_equal(sample, self._sample):
-            self._sample, self._since = sample.copy(), at
+            self._sample, self._since, self._coded_anew = sample.copy(), at, False
             return False
-        return at - self._since > self.patience
+        self._coded_anew = self._coded_anew or key
+        return self._coded_anew and at - self._since > self.patience

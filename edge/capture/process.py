@@ -22,6 +22,7 @@ from edge.errors import SourceError
 
 log = logging.getLogger(__name__)
 
+_NOT_RUNNING = "the capture process is not running"
 _LAST_WORD = 2.0  # seconds that a process which is at its end, or within an answer, may take
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -34,7 +35,7 @@ class CaptureSettings:
         target: a camera's index or device, a GStreamer pipeline, a path or a URL.
         kind: `camera` (OpenCV), `file` or `network` (PyAV).
         latest: give the freshest picture and drop the others; False gives each; None: each of what has an end.
-        timeout: seconds after which a silent connection is given up.
+        timeout: seconds after which opening a connection is given up.
         freeze: seconds after which equal pictures of a live source count as frozen.
     """
 
@@ -91,6 +92,8 @@ class CaptureProcess:
         self._connection: socket.socket | None = None
         self._received = b""
         self._memory: NDArray[np.uint8] | None = None
+        self._question = 0
+        self._stuck: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -101,7 +104,8 @@ class CaptureProcess:
         """Ask to open the source, in a process that is started where none runs; `Opened` or `Ended` answers."""
         if self._process is None or self._process.poll() is not None:
             self.kill()
-            self._start()
+            if self._stuck is None or self._stuck.poll() is not None:
+                self._start()
         self._send({"ask": "open", **asdict(self._settings)})
 
     def ask(self) -> None:
@@ -111,13 +115,18 @@ class CaptureProcess:
     def answer(self, timeout: float) -> Answer | None:
         """The answer to the last question, or None if none has come after `timeout` seconds."""
         if self._connection is None:
-            return Ended("the capture process is not running")
-        if not select.select([self._connection], [], [], timeout)[0]:
+            stuck = self._stuck is not None and self._stuck.poll() is None
+            return Ended("a driver holds the capture process for ever; restart the machine" if stuck else _NOT_RUNNING)
+        if b"\n" not in self._received and not _readable(self._connection, timeout):
             return None
         line = self._read_line()
         if line is None:
             return self._died()
         message = json.loads(line)
+        if message["id"] != self._question:
+            # It answers what was asked before the loop lost patience.
+            self.counters.add("discarded", "picture" in message)
+            return None
         if "opened" in message:
             return Opened(**message["opened"])
         if "picture" in message:
@@ -133,6 +142,7 @@ class CaptureProcess:
                 self._process.wait(_LAST_WORD)
             except subprocess.TimeoutExpired:
                 log.warning("the capture process %d is stuck in a driver and does not die", self._process.pid)
+                self._stuck = self._process
             self._process = None
         if self._connection is not None:
             self._connection.close()
@@ -140,8 +150,8 @@ class CaptureProcess:
         self._received, self._memory = b"", None
 
     def settle(self, delivered: int) -> None:
-        """After the process has ended: what was received, but not delivered, dropped or rejected, is dropped."""
-        self.counters.add("dropped", self.counters.whole - delivered)
+        """While no process captures: what was received, but not delivered, dropped or rejected, is dropped."""
+        self.counters.add("discarded", self.counters.whole - delivered)
 
     def close(self) -> None:
         """Kill, and give back what is held; the counters stay readable."""
@@ -175,9 +185,10 @@ class CaptureProcess:
         self._connection = ours
 
     def _send(self, question: dict[str, object]) -> None:
+        self._question += 1
         try:
             if self._connection is not None:
-                self._connection.sendall(json.dumps(question).encode() + b"\n")
+                self._connection.sendall(json.dumps({"id": self._question, **question}).encode() + b"\n")
         except OSError:
             pass  # It has died; `answer` says so.
 
@@ -212,3 +223,9 @@ class CaptureProcess:
         self.kill()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return Ended(f"the capture process died ({how})")
+
+
+def _readable(connection: socket.socket, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(timeout * 1e3))

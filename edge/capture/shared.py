@@ -14,7 +14,8 @@ import numpy as np
 
 from edge.capture.checks import REASONS
 
-COUNTERS = ("received", "dropped", *REASONS)
+# `discarded` alone is written by the loop, the others by the capture process: no two of them write one number.
+COUNTERS = ("received", "dropped", "discarded", *REASONS)
 
 
 def shared_memory(size: int) -> int:
@@ -29,9 +30,9 @@ def shared_memory(size: int) -> int:
 
 
 class Counters:
-    """Totals of a source in shared memory: written by one process, readable by both, kept when the writer is killed.
+    """Totals of a source in shared memory, readable by both processes, kept when one of them is killed.
 
-    Several threads of the writer may count.
+    Several threads of a process may count; of two processes, each counts under names of its own.
 
     Args:
         descriptor: of `shared_memory(Counters.SIZE)`.
@@ -58,7 +59,13 @@ class Counters:
         """Rejected pictures by reason, those that occurred."""
         return {reason: self[reason] for reason in REASONS if self[reason]}
 
+    def snapshot(self) -> dict[str, int]:
+        """All of them, read once; `received` last, so that what is being counted now is not missing there."""
+        values = {name: self[name] for name in COUNTERS if name != "received"}
+        return {**values, "received": self["received"]}
+
     @property
     def whole(self) -> int:
         """Pictures received that were neither dropped nor rejected: delivered, or on their way."""
-        return self["received"] - self["dropped"] - sum(self[reason] for reason in REASONS)
+        values = self.snapshot()
+        return 2 * values["received"] - sum(values.values())

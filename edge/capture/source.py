@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
-from edge.capture.checks import DAMAGED, FROZEN, UNDECODABLE
+from edge.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from edge.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from edge.capture.shared import Counters
 from edge.errors import SourceError
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 TICK = 0.25
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 1.0  # a camera that returns is seen within two seconds
 LONGEST_PATIENCE = 300.0
+FORGETTING = 0.9995  # of the longest gap, a frame: half of it is forgotten after 1,400
+PROMPT = 1.0  # seconds after opening within which a source that sends all the time has sent
+FLOWING_FRAMES, FLOWING_SECONDS = 10, 10.0  # after either, the pauses start anew at their shortest
 # A source that gives nothing but these is opened anew; one that is black may just look at a dark world.
 BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
 
@@ -61,9 +64,9 @@ class CapturedSource(Source):
     frame and is sought again when it is lost, falls silent, or gives nothing but damaged or frozen pictures: with
     growing, jittered pauses of at most a second, for ever unless `retries` says otherwise.
 
-    How long a live source may be silent: `stall` seconds, or three times its longest recent gap between frames. A
-    restart that brings no second frame doubles that, up to five minutes, so that a camera with one frame a minute
-    is found out rather than restarted for ever.
+    How long a live source may be silent: `stall` seconds, or three times its longest recent gap between frames. An
+    opening that brings nothing at all doubles the former, up to five minutes, so that a camera with one frame a minute
+    is found out rather than opened anew for ever.
 
     Args:
         settings: what to open and how.
@@ -99,11 +102,12 @@ class CapturedSource(Source):
         self._retries, self._stall, self._timeout = retries, stall, settings.timeout
         self._sleep, self._jitter = sleep, jitter
         self._capture: Capture = CaptureProcess(settings) if capture is None else capture
-        self._patience = stall
+        self._stretch = 1
+        self._longest_gap = 0.0
+        self._fell_silent = False
         self._failures = 0
         self._idle_for = 0.0
-        self._is_open = False
-        self._early: Captured | None = None
+        self._is_open = self._was_open = False
         self.state = "opening"
         if not live and (reason := self._open()):
             self.close()
@@ -126,8 +130,8 @@ class CapturedSource(Source):
             reason = None if self._is_open else self._open()
             if reason is None:
                 reason = yield from self._frames()
-                if reason is None:
-                    break
+            if reason is None or self.stopped:
+                break
             self._lose(reason)
             if not self.live or (self._retries is not None and self._failures > self._retries):
                 self.state = "lost"
@@ -140,30 +144,26 @@ class CapturedSource(Source):
         self._capture.open()
         waited = 0.0
         while not isinstance(answer := self._capture.answer(TICK), Opened | Ended):
-            if isinstance(answer, Captured):
-                self._early = answer  # It was on its way when the loop lost patience.
-                continue
             self._idle(TICK)
             waited += TICK
             # The process has its own time limit; this one is for a driver that hangs.
             if waited > self._timeout + 2 or self.stopped:
-                self._capture.kill()
+                self._kill()
                 return f"did not open within {self._timeout:g} s"
         if isinstance(answer, Ended):
             return answer.reason
         self.fps, self.length = answer.fps, answer.length
         self.live = not answer.finite
         self._is_open = True
-        self.reconnects += self.state == "reconnecting"
+        self.reconnects += self._was_open
+        self._was_open = True
         return None
 
     def _frames(self) -> Generator[Frame, None, str | None]:
         """Yield what comes; returns why the source was lost, or None at a regular end."""
-        fresh = 0
-        if self._early is not None:
-            early, self._early = self._early, None
-            yield self._deliver(early)
+        fresh, open_for = 0, 0.0
         self._count()
+        at_first = self.received
         broken_before = self.rejections
         while not self.stopped:
             self._capture.ask()
@@ -172,12 +172,13 @@ class CapturedSource(Source):
                 self._idle(TICK)
                 if self.stopped:
                     return None
-                silent, gap = silent + TICK, gap + TICK
+                silent, gap, open_for = silent + TICK, gap + TICK, open_for + TICK
                 if self._alive() != alive:
                     alive, silent = self._alive(), 0.0
-                elif self.live and silent > self._patience:
-                    if fresh < 2:
-                        self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+                elif self.live and silent > self._patience():
+                    if self.received == at_first:
+                        # Nothing at all came: it may be slower than anybody thought.
+                        self._stretch *= 2
                     return self._stalled(silent, broken_before)
             if isinstance(answer, Ended):
                 return answer.reason or None
@@ -185,18 +186,26 @@ class CapturedSource(Source):
             fresh += 1
             broken_before = self.rejections
             if fresh > 1:
-                self._patience = min(max(self._stall, 3 * gap), LONGEST_PATIENCE)
-            yield self._deliver(answer)
+                self._stretch = 1
+                self._longest_gap = max(gap, FORGETTING * self._longest_gap)
+            elif self._fell_silent and gap > PROMPT:
+                # It was open, and silent as before: to open it anew has not helped, so that is its rhythm.
+                self._longest_gap = max(self._idle_for, self._longest_gap)
+            self._fell_silent = False
+            if fresh >= FLOWING_FRAMES or open_for >= FLOWING_SECONDS:
+                self._failures = 0
+            self._idle_for = 0.0
+            self.delivered += 1
+            self._count()
+            if self.state == "reconnecting" and self.delivered > 1:
+                log.warning("%s is back", self.name)
+            self.state = "running"
+            yield Frame(answer.index, answer.image, answer.captured_at, self.name)
         return None
 
-    def _deliver(self, captured: Captured) -> Frame:
-        if self.state == "reconnecting":
-            log.warning("%s is back", self.name)
-        self.state = "running"
-        self._failures, self._idle_for = 0, 0.0
-        self.delivered += 1
-        self._count()
-        return Frame(captured.index, captured.image, captured.captured_at, self.name)
+    def _patience(self) -> float:
+        """Seconds that a live source may be silent."""
+        return min(max(self._stall * self._stretch, 3 * self._longest_gap), LONGEST_PATIENCE)
 
     def _stalled(self, seconds: float, broken_before: Counter[str]) -> str:
         """A live source gives nothing of use: say what, and make an end of it."""
@@ -206,8 +215,13 @@ class CapturedSource(Source):
         if broken[worst] > 0:
             return f"gives only {worst} pictures for {seconds:.0f} s"
         # Nothing comes at all, so its process may be blocked in a driver or a network.
-        self._capture.kill()
+        self._fell_silent = True
+        self._kill()
         return f"no frame for {seconds:.0f} s"
+
+    def _kill(self) -> None:
+        self._capture.kill()
+        self._capture.settle(self.delivered)
 
     def _lose(self, reason: str) -> None:
         self._is_open = False
@@ -231,10 +245,10 @@ class CapturedSource(Source):
             self.on_idle(self._idle_for)
 
     def _count(self) -> None:
-        counters = self._capture.counters
-        self.received, self.dropped = counters["received"], counters["dropped"]
-        self.rejections = Counter(counters.rejections)
-        self.buffered = counters.whole - self.delivered
+        values = self._capture.counters.snapshot()
+        self.received, self.dropped = values["received"], values["dropped"] + values["discarded"]
+        self.rejections = Counter({reason: values[reason] for reason in REASONS if values[reason]})
+        self.buffered = self.received - self.dropped - self.rejected - self.delivered
 
     def _alive(self) -> int:
         """Pictures so far that show a working source."""

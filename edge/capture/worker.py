@@ -100,7 +100,7 @@ class Grabber(threading.Thread):
         flaw = picture.flaw or ("" if picture.image is None else picture_flaw(picture.image))
         # Asked of every whole picture, so that one that is black for a while does not look like a change.
         if not flaw and picture.image is not None and self._freeze is not None:
-            flaw = FROZEN if self._freeze.frozen(picture.image, picture.captured_at) else ""
+            flaw = FROZEN if self._freeze.frozen(picture.image, picture.captured_at, picture.key) else ""
         if flaw or picture.image is None:
             self._counters.add(flaw)
             return not self._stopped
@@ -131,6 +131,7 @@ class Worker:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
         self._freeze: FreezeDetector | None = None
+        self._question = 0
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def serve(self) -> None:
@@ -138,6 +139,7 @@ class Worker:
         with self._connection.makefile("r", encoding="utf-8") as lines:
             for line in lines:
                 question = json.loads(line)
+                self._question = question["id"]
                 if question["ask"] == "open":
                     self._answer(self._open(question))
                 else:
@@ -192,7 +194,7 @@ class Worker:
         return descriptor
 
     def _answer(self, answer: dict[str, Any], descriptor: int | None = None) -> None:
-        line = json.dumps(answer | ({"memory": len(self._memory)} if descriptor is not None else {})).encode() + b"\n"
+        line = json.dumps({"id": self._question, **answer}).encode() + b"\n"
         if descriptor is None:
             self._connection.sendall(line)
         else:
@@ -203,11 +205,24 @@ class Worker:
 def _open_decoder(question: dict[str, Any]) -> Decoder:
     if question["kind"] == "camera":
         return CameraDecoder(question["target"])
-    return StreamDecoder(question["target"], network=question["kind"] == "network", timeout=question["timeout"])
+    return StreamDecoder(
+        question["target"],
+        network=question["kind"] == "network",
+        timeout=question["timeout"],
+        latest=question["latest"],
+    )
+
+
+def _die_with_the_loop(loop: int) -> None:
+    """Whatever a driver does with the other threads: when the loop is gone, so is this process."""
+    while os.getppid() == loop:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def main() -> None:
     """`worker.py SOCKET COUNTERS`: both are inherited file descriptors."""
+    threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -10,7 +12,7 @@ from enum import Enum
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
     from edge.loop import Result, Runtime, Sink
     from edge.monitor import Monitor
+    from edge.output import LossyOutput
     from edge.serve import PageServer
     from edge.show import WindowSink
     from edge.sources import Source
@@ -146,6 +149,7 @@ def run(
     from edge.errors import SourceError
     from edge.loop import Runtime
     from edge.monitor import Monitor
+    from edge.output import LossyOutput
     from edge.provenance import provenance, write_json
     from edge.sinks import check_target
     from edge.sources import open_source, quiet_opencv
@@ -157,10 +161,18 @@ def run(
     quiet_opencv()
     if report is not None:
         check_target(report)
-    console = Console(highlight=False, soft_wrap=True)
     summary = Summary()
     lost: SourceError | None = None
-    with ExitStack() as stack:
+    frames: Source | None = None
+
+    def is_live() -> bool:
+        return frames is not None and frames.live
+
+    with ExitStack() as outer:
+        printed = outer.enter_context(LossyOutput(sys.stdout, is_live))
+        outer.enter_context(_warnings_to(outer.enter_context(LossyOutput(sys.stderr, is_live))))
+        console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
+        stack = outer.enter_context(ExitStack())
         # Made before the bundle is loaded, so that no change goes unseen.
         renewed = (
             stack.enter_context(BundleWatch(bundle or DEFAULT_BUNDLE, lambda parts: _checked(parts, start)))
@@ -226,10 +238,11 @@ def run(
             if summary.frames == 0:
                 raise
             lost = error
-    summary.count_losses(frames)
-    console.print(summary.render())
-    if stop.is_set():
-        console.print("stopped by a signal")
+        stack.close()
+        summary.count_losses(frames)
+        console.print(summary.render())
+        if stop.is_set():
+            console.print("stopped by a signal")
     if report is not None:
         write_json(
             report,
@@ -393,7 +406,8 @@ class _Outputs:
     def _add(self, name: str, sink: Sink) -> None:
         from edge.background import BackgroundSink
 
-        behind = BackgroundSink(sink, when_full="drop" if self._source.live else "wait")
+        # Whether a stream has an end is known only when it is open.
+        behind = BackgroundSink(sink, when_full=lambda: "drop" if self._source.live else "wait")
         self._behind[name] = behind
         self.sinks.append(self._stack.enter_context(behind))
 
@@ -428,6 +442,20 @@ def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, R
     runtime = start(bundle)
     runtime.warm_up()
     return bundle.manifest.name, runtime
+
+
+@contextmanager
+def _warnings_to(output: LossyOutput) -> Iterator[None]:
+    """What the project's modules warn of goes to this stream while it runs."""
+    handler = logging.StreamHandler(output)
+    logger = logging.getLogger("edge")
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, bool(logging.getLogger().handlers)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 @contextmanager

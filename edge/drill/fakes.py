@@ -87,7 +87,7 @@ class ScriptedCapture:
 
     def settle(self, delivered: int) -> None:
         """Count as dropped what is on its way."""
-        self.counters.add("dropped", self.counters.whole - delivered)
+        self.counters.add("discarded", self.counters.whole - delivered)
 
     def close(self) -> None:
         """Nothing is held."""

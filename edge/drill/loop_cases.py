@@ -29,7 +29,7 @@ from edge.watch import BundleWatch
 FULL = Path("/dev/full")  # a device that has never room
 
 
-@case("a sink that blocks")
+@case("a sink that blocks", slow=True)
 def sink_blocks(drill: Drill) -> None:
     """The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most."""
     release = threading.Event()
@@ -116,7 +116,7 @@ def exceptions(drill: Drill) -> None:
     drill.say("; ".join(found))
 
 
-@case("a model that is too slow")
+@case("a model that is too slow", slow=True)
 def too_slow(drill: Drill) -> None:
     """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
     model = drill.runtime.model

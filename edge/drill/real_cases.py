@@ -71,7 +71,7 @@ def black(drill: Drill) -> None:
     drill.check(all(one.stamp is not None for one in seen), "only real pictures have results")
 
 
-@case("frozen picture")
+@case("frozen picture", slow=True)
 def frozen(drill: Drill) -> None:
     """Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on."""
     held: list[bytes] = []
@@ -91,7 +91,7 @@ def frozen(drill: Drill) -> None:
     drill.check(source.reconnects >= 1, "it is opened anew")
 
 
-@case("the resolution changes")
+@case("the resolution changes", slow=True)
 def resolution(drill: Drill) -> None:
     """Every picture of every size has a result."""
     sizes = {30: (720, 1280), 45: (480, 848), 60: (1080, 1920)}
@@ -125,14 +125,14 @@ def garbled(drill: Drill) -> None:
     drill.check(source.rejected >= 6, "they are counted")
 
 
-@case("MJPEG camera is killed and returns")
+@case("MJPEG camera is killed and returns", slow=True)
 def mjpeg_returns(drill: Drill) -> None:
     """A result within 2 s of its return; meanwhile no frame is invented."""
     camera = StampedCamera()
     _away_and_back(drill, lambda port: MjpegServer(camera, port=port))
 
 
-@case("RTSP camera is killed and returns")
+@case("RTSP camera is killed and returns", slow=True)
 def rtsp_returns(drill: Drill) -> None:
     """A result within 2 s of its return; meanwhile no frame is invented."""
     if missing := RtspServer.missing():
@@ -166,7 +166,7 @@ def capture_killed(drill: Drill) -> None:
     drill.check(back < RETURN_SECONDS, "within 2 s")
 
 
-@case("the capture process is blocked (SIGSTOP)")
+@case("the capture process is blocked (SIGSTOP)", slow=True)
 def capture_blocked(drill: Drill) -> None:
     """It is killed when it has said nothing for so long, and replaced."""
     server = MjpegServer(StampedCamera())

@@ -143,3 +143,11 @@ def test_rtsp_gives_real_frames():
         server.kill()
     assert all(frame.image.shape == (480, 640, 3) for frame in frames)
     assert frames[0].image.max() > 200
+
+
+def test_quick_leaves_out_what_takes_long(monkeypatch):
+    cases = [Case("fast one", "It is said.", play), Case("slow one", "It is said.", raise_something, slow=True)]
+    monkeypatch.setattr("edge.drill.cases.all_cases", lambda: cases)
+    result = runner.invoke(app, ["drill", "--quick"])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 passed" in result.output

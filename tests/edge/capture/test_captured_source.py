@@ -1,6 +1,9 @@
 import gc
+import itertools
+import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -111,19 +114,76 @@ def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes
     assert (source.reconnects, len(capture.opened_at)) == (1, 2)
 
 
-def test_a_picture_that_was_on_its_way_when_patience_ended_is_not_lost():
-    class Late(ScriptedCapture):
+def test_an_answer_to_an_old_question_is_not_taken_for_one_to_the_new():
+    process = CaptureProcess(CaptureSettings("nothing", "file"))
+    ours, worker = socket.socketpair()
+    process._connection = ours
+    process._memory = np.zeros(IMAGE.size, np.uint8)
+    try:
+        process.ask()
+        process.ask()
+        late = {"id": 1, "picture": {"shape": IMAGE.shape, "captured_at": 1.0, "index": 0}}
+        right = {"id": 2, "picture": {"shape": IMAGE.shape, "captured_at": 2.0, "index": 1}}
+        process.counters.add("received", 2)
+        worker.sendall("".join(json.dumps(line) + "\n" for line in (late, right)).encode())
+        assert process.answer(1.0) is None
+        answer = process.answer(1.0)
+        assert isinstance(answer, Captured)
+        assert answer.index == 1
+        assert process.counters.whole == 1
+    finally:
+        process.close()
+        worker.close()
+
+
+def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
+    # Each opening gives a good picture or none, then the same one over and over.
+    class Frozen(ScriptedCapture):
         def open(self):
             super().open()
-            self._silence = 0.0
+            self._steps = itertools.chain([("open", "")], itertools.cycle([("reject", "frozen"), ("wait", 0.5)]))
 
     time = FakeTime()
-    frozen = [("reject", "frozen"), ("wait", 0.5)] * 12
-    capture = Late([("open", ""), ("frame", IMAGE), *frozen, ("frame", IMAGE), ("open", ""), ("hang", None)], time)
+    capture = Frozen([], time)
+    source = CapturedSource(
+        CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture, jitter=lambda: 1.0
+    )
+    source.on_idle = lambda seconds: source.stop() if time.now > 1300 else None
+    assert list(source) == []
+    assert max(np.diff(capture.opened_at)) < 7
+    assert source.rejections["frozen"] > 400
+
+
+def test_bursts_are_learned_from_their_longest_gap():
+    class Bursts(ScriptedCapture):
+        """Twenty frames every ten seconds, by the clock on the wall."""
+
+        def open(self):
+            super().open()
+            self._steps = itertools.chain([("open", "")], self._bursts())
+
+        @staticmethod
+        def _bursts():
+            while True:
+                yield ("wait", 10 - time.now % 10)
+                for _ in range(20):
+                    yield ("frame", IMAGE)
+                    yield ("wait", 0.02)
+
+    time = FakeTime()
+    capture = Bursts([], time)
     source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if time.now > 1060 else None
-    assert [frame.index for frame in source] == [0, 13]
-    assert source.rejections == {"frozen": 12}
+    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 3600 else None
+    count = sum(1 for _ in source)
+    assert count > 7000
+    assert len(capture.opened_at) < 5
+
+
+def test_stopping_while_it_opens_is_no_failure():
+    source, _, _ = scripted(("hang", None), retries=0)
+    source.on_idle = lambda seconds: source.stop() if seconds > 2 else None
+    assert list(source) == []
+    assert (source.state, source.error) == ("ended", "")
 
 
 def test_a_silent_process_is_given_two_seconds_more_than_its_own_limit_to_open():
@@ -176,7 +236,9 @@ def test_a_killed_process_is_an_end_and_the_counters_stay(process):
     assert answers[-1] == Ended("the capture process died (signal 9)")
     delivered = 1 + (len(answers) == 2)
     process.settle(delivered)
-    assert process.counters["received"] == delivered + process.counters["dropped"]
+    values = process.counters.snapshot()
+    assert values["received"] == delivered + values["dropped"] + values["discarded"]
+    assert process.counters.whole == delivered
     assert process.answer(0.0) == Ended("the capture process is not running")
     process.open()
     assert isinstance(wait(process), Opened)

@@ -61,3 +61,12 @@ def test_another_size_is_another_picture():
     assert not detector.frozen(np.full((16, 16, 3), 7, np.uint8), 0.0)
     assert not detector.frozen(np.full((32, 16, 3), 7, np.uint8), 5.0)
     assert detector.frozen(np.full((32, 16, 3), 7, np.uint8), 6.5)
+
+
+def test_what_an_encoder_repeats_is_frozen_only_across_a_key_frame():
+    detector, picture = FreezeDetector(2.0), scene(16, 16)
+    assert not detector.frozen(picture, 0.0, key=True)
+    assert not any(detector.frozen(picture, at, key=False) for at in (1.0, 3.0, 9.0))
+    assert detector.frozen(picture, 10.0, key=True)
+    assert detector.frozen(picture, 11.0, key=False)
+    assert not detector.frozen(scene(16, 16, 1), 12.0, key=True)

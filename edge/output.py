@@ -1,0 +1,93 @@
+"""Printing that never holds up who prints: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MOST_WAITING = 256  # pieces of text
+
+
+class LossyOutput(io.TextIOBase):
+    """A text stream onto another's file, written by a thread of its own. What does not fit in the queue may be lost.
+
+    A context manager that waits for what is left: two seconds at most where it may be lost.
+
+    Args:
+        stream: standard output or error; where it has no file descriptor, it is written to directly.
+        lossy: asked when the queue is full: whether the oldest text in it goes. Otherwise writing waits.
+    """
+
+    def __init__(self, stream: TextIO, lossy: Callable[[], bool]) -> None:
+        self._stream, self._lossy = stream, lossy
+        self._waiting: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        try:
+            self._descriptor: int | None = stream.fileno()
+        except (OSError, ValueError):
+            self._descriptor = None
+        self._thread = threading.Thread(target=self._print, daemon=True)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The other stream's."""
+        return self._stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether the other stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The other stream's."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Take a piece of text, at once."""
+        if self._descriptor is None:
+            return self._stream.write(text)
+        with self._changed:
+            while len(self._waiting) >= MOST_WAITING:
+                if self._lossy():
+                    self._waiting.popleft()
+                else:
+                    self._changed.wait()
+            self._waiting.append(text)
+            self._changed.notify_all()
+        return len(text)
+
+    def __enter__(self) -> Self:
+        self._stream.flush()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=2.0 if self._lossy() else None)
+
+    def _print(self) -> None:
+        # Not through the stream itself: its lock would be held, and the interpreter waits for it at its end.
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                data = self._waiting.popleft().encode(self.encoding, "replace")
+                self._changed.notify_all()
+            while data and self._descriptor is not None:
+                try:
+                    data = data[os.write(self._descriptor, data) :]
+                except OSError:
+                    break  # Nobody reads any more.
