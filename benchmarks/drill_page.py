@@ -39,6 +39,16 @@ def drill_table() -> str:
     return "\n".join(lines)
 
 
+def drill_summary() -> str:
+    """How many faults, and how many promises were kept."""
+    cases = read("drill")["cases"]
+    passed = sum(case["passed"] for case in cases)
+    return (
+        f"{passed} of {len(cases)} faults went as promised: [what was promised, what happened, and each one's frames]"
+        "(docs/drill.md)."
+    )
+
+
 def soak_table() -> str:
     """Ten minutes on a stream: books, age, memory."""
     result = read("soak")
@@ -73,3 +83,7 @@ def _pair(ages: dict[str, float], what: str) -> str:
 
 def _clip(case: dict[str, Any]) -> str:
     return f"{case['video']}, {case['name']}: {case['happened']}"
+
+
+README_TABLES = {"drill summary": drill_summary, "soak": soak_table}
+TABLES = {"drill": drill_table, "soak": soak_table}

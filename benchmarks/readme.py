@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/oracle.md out of `benchmarks/results/`: no number in them is typed by hand.
+"""Write the tables of README.md and the pages beside it out of `benchmarks/results/`: no number in them is typed by hand.
 
     python -m benchmarks.readme            # rewrite the tables
     python -m benchmarks.readme --check    # exit with 1 if one is out of date
@@ -297,8 +297,7 @@ def precision_table() -> str:
 
 
 TABLES = {
-    "drill": drill_page.drill_table,
-    "soak": drill_page.soak_table,
+    **drill_page.README_TABLES,
     "replay": replay_table,
     "corruptions": corruption_table,
     "ways": ways_table,
@@ -310,7 +309,12 @@ TABLES = {
 }
 
 
-PAGES = {"README.md": TABLES, "docs/oracle.md": oracle_page.TABLES, "benchmarks/README.md": reproduce_page.TABLES}
+PAGES = {
+    "README.md": TABLES,
+    "docs/oracle.md": oracle_page.TABLES,
+    "docs/drill.md": drill_page.TABLES,
+    "benchmarks/README.md": reproduce_page.TABLES,
+}
 
 
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:

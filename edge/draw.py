@@ -33,7 +33,7 @@ ORANGE: Colour = (255, 158, 87)
 BLUE: Colour = (103, 169, 255)
 
 
-def annotate(image: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
+def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Draw a result beside its frame.
 
     The panel shows the predicted class and its confidence, the five most probable corruptions (green: clean), the
@@ -42,12 +42,13 @@ def annotate(image: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
     Args:
         image: uint8, shape (H, W, 3), RGB.
         result: what the runtime found in it.
+        original: what the frame was before it was corrupted on purpose, of the same shape; drawn on its left.
 
     Returns:
         uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even, as video encoders want them. Frames of one size
         give annotated frames of one size.
     """
-    picture = fit(image)
+    picture = fit(image) if original is None else np.hstack([fit(original), fit(image)])
     height, width = max(len(picture), MIN_HEIGHT), picture.shape[1]
     unit = min(height / MIN_HEIGHT, 1.75)
     full_width = width + round(PANEL_WIDTH * unit)
@@ -93,6 +94,9 @@ class _Panel:
         self.text(percent, 284, 36, 0.72, TEXT, right=True)
         self.text(result.label, 16, 36, 0.72, TEXT, bold=True, room=200)
         self.bar(16, 48, 268, 4, result.confidence, TEXT)
+        if result.unpatched is not None and result.on_original is not None:
+            both = f"unpatched: {result.unpatched.label}, on the clean frame: {result.on_original.label}"
+            self.text(both, 16, 64, 0.36, MUTED, room=268)
 
         self.text("ORACLE", 16, 82, 0.38, MUTED)
         self.text(f"severity {result.belief.expected_severity:.1f}", 284, 82, 0.38, MUTED, right=True)

@@ -70,6 +70,10 @@ class Guess:
     confidence: float
 
 
+def _guess_json(guess: Guess | None) -> dict[str, Any] | None:
+    return None if guess is None else {"label": guess.label, "confidence": round(guess.confidence, 4)}
+
+
 @dataclass(frozen=True)
 class Result:
     """What the runtime found in one frame.
@@ -89,6 +93,7 @@ class Result:
         times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
         observed: whether the oracle looked at this frame; otherwise belief and mix are those of the frame before.
         unpatched: what the clean model says of the same frame; None where nobody asked.
+        on_original: what the clean model says of the frame before it was corrupted on purpose; None where it was not.
     """
 
     index: int
@@ -105,6 +110,7 @@ class Result:
     times_ms: Mapping[str, float]
     observed: bool = True
     unpatched: Guess | None = None
+    on_original: Guess | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, ready for `json.dumps`: all but the logits, rounded to what is worth reading."""
@@ -125,9 +131,8 @@ class Result:
             "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},
             "changed": self.changed,
             "observed": self.observed,
-            "unpatched": None
-            if self.unpatched is None
-            else {"label": self.unpatched.label, "confidence": round(self.unpatched.confidence, 4)},
+            "unpatched": _guess_json(self.unpatched),
+            "on_original": _guess_json(self.on_original),
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
         }
 
@@ -212,6 +217,7 @@ class Runtime:
         source: Source | Iterable[Frame] | str | int | os.PathLike[str],
         sinks: Sequence[Sink] = (),
         *,
+        change: Callable[[Frame], Frame] = lambda frame: frame,
         oracle_every: int = 1,
         compare: Callable[[], bool] = lambda: False,
         renew: Callable[[], Runtime | None] = lambda: None,
@@ -222,6 +228,7 @@ class Runtime:
         Args:
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
+            change: applied to each frame before all else, e.g. to corrupt it on purpose.
             oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
             compare: asked at each frame; whether the clean model shall classify it as well (`Result.unpatched`).
             renew: asked before each frame, and while none comes; a runtime whose model, oracle, policy and filter take
@@ -259,6 +266,7 @@ class Runtime:
                 frame = next(frames, None)
                 if frame is None:
                     return
+                frame = change(frame)
                 read_ms = (self._clock() - started) * 1e3
                 self._adopt(renew())
                 result = self._step(frame, read_ms, observe=count % oracle_every == 0, compare=compare())
@@ -335,7 +343,7 @@ class Runtime:
             changed=changed,
             times_ms=dict(zip(STAGES, durations, strict=True)),
             observed=seen is None,
-            unpatched=self._unpatched(x, mix, guess) if compare else None,
+            **self._compared(frame, x, mix, guess, compare),
         )
         return self._seen
 
@@ -349,13 +357,19 @@ class Runtime:
         index = int(logits.argmax())
         return Guess(self.classes[index], index, float(1 / np.exp(logits - logits[index]).sum()))
 
-    def _unpatched(self, x: NDArray[np.float32], mix: Mapping[str, float], patched: Guess) -> Guess:
-        if not mix:
-            return patched
+    def _compared(
+        self, frame: Frame, x: NDArray[np.float32], mix: Mapping[str, float], patched: Guess, compare: bool
+    ) -> dict[str, Guess]:
+        """What the clean model says of the frame, where somebody wants to know, and of what it was before."""
+        if not compare and frame.original is None:
+            return {}
         self.model.apply({})
-        logits = self.model.predict(x)[0]
+        guesses = {"unpatched": self._guess(self.model.predict(x)[0]) if mix else patched}
+        if frame.original is not None:
+            original = preprocess(frame.original, *self.input_size)
+            guesses["on_original"] = self._guess(self.model.predict(original)[0])
         self.model.apply(mix)
-        return self._guess(logits)
+        return guesses
 
     def _adopt(self, other: Runtime | None) -> None:
         """Go on with another runtime's parts; this one's model is left clean."""

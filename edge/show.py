@@ -59,7 +59,7 @@ class WindowSink:
         """
         if self.closed:
             return
-        picture = annotate(frame.image, result)
+        picture = annotate(frame.image, result, frame.original)
         try:
             if not self._shown:
                 cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)

@@ -219,7 +219,7 @@ class VideoSink(_FileSink):
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result beside the frame and append the picture."""
-        picture = annotate(frame.image, result)
+        picture = annotate(frame.image, result, frame.original)
         with _one_line_errors(self.path):
             if self._video is None:
                 self._size = (picture.shape[1], picture.shape[0])

@@ -68,6 +68,7 @@ class Summary:
         self.rejections: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.corruptions: Counter[str] = Counter()
+        self.compared = self.agree = self.agree_unpatched = 0
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
         self.age = Reservoir()
         self._clock = clock
@@ -82,6 +83,10 @@ class Summary:
         self.switches += result.changed
         self.classes[result.label] += 1
         self.corruptions[result.belief.type] += 1
+        if result.on_original is not None and result.unpatched is not None:
+            self.compared += 1
+            self.agree += result.class_index == result.on_original.class_index
+            self.agree_unpatched += result.unpatched.class_index == result.on_original.class_index
         for stage in STAGES:
             self.times[stage].add(result.times_ms[stage])
         self.times[TOTAL].add(sum(result.times_ms.values()))
@@ -113,12 +118,20 @@ class Summary:
             "rejections": dict(self.rejections),
             "reconnects": self.reconnects,
             "switches": self.switches,
+            **self._agreement(),
             "fps": None if self.fps is None else round(self.fps, 2),
             "classes": dict(self.classes.most_common()),
             "corruptions": dict(self.corruptions.most_common()),
             "times_ms": {stage: _percentiles(times) for stage, times in self.times.items()} if self.frames else {},
             "age_ms": _percentiles(self.age) if self.frames else {},
         }
+
+    def _agreement(self) -> dict[str, Any]:
+        """How often the answer was the one that the clean model gave before the frame was corrupted, percent."""
+        if not self.compared:
+            return {}
+        unpatched, patched = (round(100 * count / self.compared, 2) for count in (self.agree_unpatched, self.agree))
+        return {"agreement": {"frames": self.compared, "unpatched": unpatched, "patched": patched}}
 
     def _reasons(self) -> str:
         found = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items())
@@ -143,6 +156,11 @@ class Summary:
         for q in (50, 95):
             values = [*(times.percentile(q) for times in self.times.values()), self.age.percentile(q)]
             table.add_row(f"p{q}", *(f"{value:.2f}" for value in values))
+        if agreement := self._agreement().get("agreement"):
+            head.append(
+                f"\nagreement with the clean model on the clean frame: unpatched {agreement['unpatched']:.1f} %, "
+                f"patched {agreement['patched']:.1f} %"
+            )
         return Group(head, _counts("classes", self.classes), _counts("corruptions", self.corruptions), table)
 
 

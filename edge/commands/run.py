@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edge.output import LossyOutput
     from edge.serve import PageServer
     from edge.show import WindowSink
-    from edge.sources import Source
+    from edge.sources import Frame, Source
     from edge.watch import BundleWatch
 
 
@@ -112,6 +113,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    corrupt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE:SEVERITY",
+            help="Corrupt each frame on purpose, e.g. fog:3, and compare with the clean one; needs the extra `train`.",
+            show_default=False,
+        ),
+    ] = None,
     oracle_every: Annotated[int, typer.Option(min=1, help="The oracle looks at every n-th frame only.")] = 1,
     retries: Annotated[
         int | None,
@@ -139,6 +148,7 @@ def run(
         rws run 0                                     # the first camera, until Ctrl-C
         rws run 0 --serve 127.0.0.1:8080              # and a page to watch it
         rws run video.mp4 --save annotated.mp4
+        rws run video.mp4 --corrupt fog:3 --save fog.mp4   # what would it see in fog?
         rws run photos/ --jsonl results.jsonl
         rws run "shots/*.png" --stream                # a sequence of images
         rws run rtsp://user:secret@camera/stream --bundle my_bundle --watch --jsonl results.jsonl
@@ -218,6 +228,7 @@ def run(
         stream = runtime.stream(
             frames,
             outputs.sinks,
+            change=_changer(corrupt, runtime.input_size),
             oracle_every=oracle_every,
             compare=outputs.watched,
             renew=swap if swap is not None else lambda: None,
@@ -432,6 +443,26 @@ class _Swap:
         self._monitor.note("bundle_switched")
         self._console.print(f"bundle switched to {self._monitor.bundle}: {runtime.model.note}", markup=False)
         return runtime
+
+
+def _changer(spec: str | None, size: tuple[int, int]) -> Callable[[Frame], Frame]:
+    """What --corrupt does to a frame; the room that can corrupt pictures offers itself by an entry point."""
+    from importlib.metadata import entry_points
+
+    from edge.extras import require
+    from edge.preprocess import cover
+
+    if spec is None:
+        return lambda frame: frame
+    with require("train"):
+        (found,) = entry_points(group="rws.frames", name="corrupt")
+        corrupter = found.load()(spec, size)
+
+    def change(frame: Frame) -> Frame:
+        original = cover(frame.image, *size)
+        return replace(frame, image=corrupter(original, frame.index), original=original)
+
+    return change
 
 
 def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, Runtime]:

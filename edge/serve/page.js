@@ -126,6 +126,13 @@ function showPrediction(result) {
   $("other-label").textContent = !patched ? "same, not patched" : other ? other.label : "…";
   $("other-confidence").textContent = patched && other ? percent(other.confidence) : "";
   fill($("other-bar"), patched && other ? other.confidence : patched ? 0 : result.confidence);
+  const before = result.on_original;
+  $("before").hidden = !before;
+  if (before) {
+    $("before-label").textContent = before.label;
+    $("before-confidence").textContent = percent(before.confidence);
+    fill($("before-bar"), before.confidence);
+  }
   $("difference").textContent = patched && other && other.label !== result.label ? "the patch changes the answer" : "";
 }
 

@@ -1,6 +1,7 @@
 import gc
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from edge.errors import InputError, SourceError
 from edge.loop import STAGES
 from edge.sources import ArraySource, Frame
+from edge.summary import Summary
 from tests.edge.loop_fakes import (
     FakeModel,
     FakeOracle,
@@ -248,3 +250,26 @@ def test_a_source_that_stays_lost_takes_the_patch_off_and_the_filter_starts_anew
     assert source.seen == [{"fog": 0.8}, {"fog": 0.8}, {}]
     assert told == [5.0, 1.0, 2.0]
     assert [result.belief.type for result in results] == ["fog", "clean"]
+
+
+def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
+    model = FakeModel()
+    seen = []
+
+    class Keep:
+        def write(self, frame, result):
+            seen.append((frame.image is DARK, frame.original is not None))
+
+    def darken(frame):
+        return replace(frame, image=DARK, original=frame.image)
+
+    results = list(make_runtime(model).stream(array_source(BRIGHT, BRIGHT), [Keep()], change=darken))
+    assert [result.label for result in results] == ["dog", "dog"]
+    assert [(result.unpatched.label, result.on_original.label) for result in results] == [("cat", "cat")] * 2
+    assert seen == [(True, True)] * 2
+    assert [result.changed for result in results] == [True, False]
+    assert results[0].to_json()["on_original"]["label"] == "cat"
+    summary = Summary()
+    for result in results:
+        summary.add(result)
+    assert summary.to_json()["agreement"] == {"frames": 2, "unpatched": 100.0, "patched": 0.0}

@@ -366,3 +366,17 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
 def test_the_source_can_come_from_the_environment_which_no_list_of_processes_shows(rws, video, monkeypatch):
     monkeypatch.setenv("RWS_SOURCE", str(video))
     assert "frames 20" in rws("run").output
+
+
+def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
+    files = ["--jsonl", tmp_path / "r.jsonl", "--json", tmp_path / "s.json", "--save", tmp_path / "a.mp4"]
+    result = rws("run", video, "--corrupt", "fog:3", *files)
+    assert result.exit_code == 0, result.output
+    assert "agreement with the clean model on the clean frame" in result.output
+    assert json.loads((tmp_path / "s.json").read_text())["agreement"]["frames"] == 20
+    line = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    assert line["on_original"]["label"]
+    (frame, *_) = open_source(tmp_path / "a.mp4")
+    assert frame.image.shape[1] > 2 * 320
+    refused = rws("run", video, "--corrupt", "rain:3")
+    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
