@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmarks.oracle_commands import COMMANDS
+from benchmarks.zoo_commands import zoo, zoo_curve
 from edge.extras import require
 from oracle.errors import InputError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-for _command in COMMANDS:
+for _command in (*COMMANDS, zoo, zoo_curve):
     bench.command()(_command)
 
 

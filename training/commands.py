@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,9 +21,22 @@ class Way(str, Enum):
     tuned = "tuned"
 
 
+class Target(str, Enum):
+    """What the shallow layers of a model of your own are trained towards."""
+
+    auto = "auto"
+    output = "output"
+    shallow = "shallow"
+
+
 def build(
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("bundle"),
-    recipe: Annotated[str, typer.Option(help="A .toml file, or the name of a recipe that ships.")] = "cifar10_vgg16",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A .toml file, or the name of a recipe that ships; left out: cifar10_vgg16, or --model's own."
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Image folder <class>/<image> (or with train/ and test/ above it), or cifar10, cifar100."),
@@ -43,16 +57,63 @@ def build(
         Path | None,
         typer.Option(help="A bundle whose model and signatures are kept; the oracle and the gain table are made anew."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Your own classifier: an .onnx file, or package.module:factory for a torch module."),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="--model: clean pictures without labels: a folder, glob, list, video, stream.")
+    ] = None,
+    more_images: Annotated[
+        str | None, typer.Option(help="--model: other clean pictures, for the oracle alone.")
+    ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="--model: --images is <class>/<image>; measure accuracy with that.")
+    ] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="--model: class names in the order of the logits, one a line.")
+    ] = None,
+    layers: Annotated[
+        int,
+        typer.Option(min=0, help="--model: change the first n convolutions; 0: as many as 0.6 % of its bytes hold."),
+    ] = 0,
+    target: Annotated[Target, typer.Option(help="--model: match its output, or its shallow part alone.")] = Target.auto,
+    quick: Annotated[bool, typer.Option("--quick", help="--model: a first look, in minutes.")] = False,
+    mean: Annotated[str, typer.Option(help="--model: it takes (x * scale - mean) / std; one number or R,G,B.")] = "0",
+    std: Annotated[str, typer.Option(help="--model: see --mean.")] = "1",
+    scale: Annotated[float, typer.Option(help="--model: see --mean; 255 where it takes 0…255.")] = 1.0,
+    bgr: Annotated[bool, typer.Option("--bgr", help="--model: it takes blue, green, red.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="--model: every n-th frame of a video.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="--model: at most so many pictures.")] = 1000,
 ) -> None:
-    """Build a bundle from clean labelled images: model, 19 signatures, oracle, policy.
+    """Build a bundle: model, 19 signatures, oracle, policy.
+
+    From clean labelled images the model is trained, too. With --model it is yours, and clean pictures are enough.
 
     \b
     Examples:
+        rws build --model classifier.onnx --images clean_frames/ --out my_bundle
+        rws build --model classifier.onnx --images clean.mp4 --scale 255 --mean 127 --std 128 --quick
+        rws build --model package.module:factory --size 224 --images clean_frames/
         rws build --data ~/data/cifar10 --out bundle             # the bundled default, anew
         rws build --data my_photos/ --size 64 --out my_bundle
         rws build --data ~/data/cifar10 --job oracle             # one part, in a process of its own
         rws build --onto my_bundle --data my_photos/ --out calibrated
     """
+    if (model is None) != (images is None):
+        raise InputError("a model of your own needs both --model and --images")
+    if model is not None and images is not None:
+        _adopt(
+            Sources(model, images, more_images, names, labels, size, every, limit),
+            (mean, std, scale, bgr),
+            recipe,
+            {"layers": layers, "target": target.value},
+            work=work,
+            out=out,
+            threads=threads,
+            quick=quick,
+        )
+        return
     with require("train"):
         import torch
 
@@ -61,7 +122,7 @@ def build(
         from training.recipe import load_recipe
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe or "cifar10_vgg16")
     workshop = Build(
         chosen,
         data or chosen.data.source,
@@ -75,6 +136,81 @@ def build(
     if not job:
         workshop.bundle(out)
         typer.echo(f"wrote {out}; try: rws inspect {out}")
+
+
+class Sources(NamedTuple):
+    """Where the parts of an adopted model come from; see the options of `rws build`."""
+
+    model: str
+    images: str
+    more: str | None
+    names: Path | None
+    labels: bool
+    size: int | None
+    every: int
+    limit: int
+
+
+def _adopt(
+    sources: Sources,
+    preprocessing: tuple[str, str, float, bool],
+    recipe: str | None,
+    settings: dict[str, Any],
+    *,
+    work: Path,
+    out: Path,
+    threads: int | None,
+    quick: bool,
+) -> None:
+    with require("train"):
+        import torch
+
+        from training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
+        from training.adopt_model import Preprocessing, adopt_model, load_classifier
+        from training.adopt_pictures import load_labelled, load_pictures, read_names
+    if threads is not None:
+        torch.set_num_threads(threads)
+    mean, std, scale, bgr = preprocessing
+    wanted = Preprocessing(scale, _numbers("--mean", mean), _numbers("--std", std), bgr)
+    adopted = adopt_model(load_classifier(sources.model, sources.size), wanted, sources.size)
+    for change in adopted.changes:
+        typer.echo(f"model: {change}")
+    classes = None if sources.names is None else read_names(sources.names)
+    labels = None
+    if sources.labels:
+        pictures, labels = load_labelled(sources.images, adopted.size, classes, limit=sources.limit)
+    else:
+        pictures = load_pictures(sources.images, adopted.size, every=sources.every, limit=sources.limit)
+    more = None
+    if sources.more is not None:
+        more = load_pictures(sources.more, adopted.size, every=sources.every, limit=10 * sources.limit)
+    chosen = AdoptRecipe() if recipe is None else load_adopt_recipe(Path(recipe))
+    changed = {key: value for key, value in settings.items() if value not in (0, "auto")}
+    chosen = replace(chosen, **changed)
+    workshop = Adoption(
+        adopted,
+        pictures,
+        chosen.quick() if quick else chosen,
+        work,
+        classes=classes,
+        labels=labels,
+        more=more,
+        name=Path(sources.model).stem.replace(":", "-"),
+        progress=_print_progress,
+    )
+    typer.echo(
+        f"model: {adopted.size} px, {adopted.classes} classes; trains the first {workshop.layers} convolutions "
+        f"({workshop.share:.2f} % of the model's bytes a signature), target {workshop.target}; {len(pictures)} pictures"
+    )
+    workshop.bundle(out)
+    typer.echo(f"wrote {out}; try: rws run SOURCE --bundle {out}")
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected a number, or three with commas") from error
 
 
 def _print_progress(record: dict[str, Any]) -> None:

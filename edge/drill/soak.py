@@ -182,12 +182,12 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Memory of a process and its children that they share with nobody, or their part of it (PSS), in MB."""
+    """Resident memory of a process and its children, in MB; what they share is counted in each."""
     total = 0.0
     for process in [pid, *_children(pid)]:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith("Rss:"):
                     total += int(line.split()[1]) / 1024
     return total
 

@@ -1,0 +1,87 @@
+"""The zoo's tables, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import made_by, table
+from benchmarks.oracle_page import RESULTS, read
+
+SEVERITIES = (3, 5)
+LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
+_CURVE = {"signature_percent": 2, "std": 1, "told": 1}
+
+
+def zoo_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The summary of each result as a Markdown table, and who made it."""
+    rows: list[list[str]] = []
+
+    def add(label: str, write: Callable[[Mapping[str, Any]], str]) -> None:
+        rows.append([label, *(write(result) for result in results)])
+
+    add("clean accuracy", lambda r: f"{r['clean']['accuracy']:.1f}")
+    for key in ("accuracy", "agreement"):
+        for severity in SEVERITIES:
+            for way, label in LABELS.items():
+                add(f"{key}, severity {severity}, {label}", lambda r, k=key, s=severity, w=way: _mean_of(r, k, s, w))
+    for way in ("told", "trained"):
+        add(
+            f"**accuracy won back, {LABELS[way]}, %**",
+            lambda r, w=way: f"{r['summary']['accuracy']['won_back'][w]:.1f}",
+        )
+    add("clean predictions changed, % (95 %)", lambda r: _changed(r["clean"]))
+    add("a signature, % of the model's bytes", lambda r: f"{r['sizes']['signature_percent']:.2f}")
+    add("bundle, MB", lambda r: f"{r['sizes']['bundle_bytes'] / 1e6:.1f}")
+    add("build, minutes", lambda r: f"{r['build_minutes']['all']:.0f}")
+    add("model / oracle and policy, ms", lambda r: f"{r['frame']['model_ms']:.1f} / {r['frame']['oracle_ms']:.1f}")
+    heads = ["", *(f"{result['model']}{', quick' if result['quick'] else ''}" for result in results)]
+    counts = ", ".join(f"{r['model']} {r['build_images']} and {r['test_images']}" for r in results)
+    note = f"Means over 19 corruptions. Pictures built from without labels, and test pictures: {counts}."
+    return f"{table(heads, rows)}\n\n{note} {made_by(*results)}"
+
+
+def corruption_table(result: Mapping[str, Any]) -> str:
+    """Accuracy by corruption of one result, as a Markdown table."""
+    rows = []
+    for name in dict.fromkeys(row["corruption"] for row in result["rows"]):
+        found = {row["severity"]: row["accuracy"] for row in result["rows"] if row["corruption"] == name}
+        cells = [" / ".join(f"{found[severity][way]:.1f}" for severity in SEVERITIES) for way in LABELS]
+        rows.append([name.replace("_", " "), *cells])
+    return f"{table(['accuracy, severity 3 / 5', *LABELS.values()], rows)}\n\n{made_by(result)}"
+
+
+def curve_table(result: Mapping[str, Any]) -> str:
+    """The curve gain against bytes as a Markdown table."""
+    rows = [
+        [str(row["layers"]), f"{row['parameters']:,}", *(f"{row[key]:.{digits}f}" for key, digits in _CURVE.items())]
+        for row in result["rows"]
+    ]
+    heads = ["first n convolutions", "parameters", "% of the model's bytes", "never patched", "told"]
+    named = ", ".join(name.replace("_", " ") for name in result["corruptions"])
+    note = f"{result['model']}: mean accuracy, {named}, severities 3 and 5, {result['test_images']} test pictures."
+    return f"{table(heads, rows, texts=0)}\n\n{note} {made_by(result)}"
+
+
+def _mean_of(result: Mapping[str, Any], key: str, severity: int, way: str) -> str:
+    found = [row[key][way] for row in result["rows"] if row["severity"] == severity]
+    return f"{sum(found) / len(found):.1f}"
+
+
+def _changed(clean: Mapping[str, Any]) -> str:
+    low, high = clean["changed_interval"]
+    return f"{clean['changed']:.1f} ({low:.1f}–{high:.1f})"
+
+
+def _results() -> list[Mapping[str, Any]]:
+    """All committed results, EfficientNet-Lite0's first."""
+    names = sorted(path.stem for path in RESULTS.glob("zoo_*.json") if path.stem != "zoo_curve")
+    return [read(name) for name in sorted(names, key=lambda name: "lite0" not in name)]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "zoo": lambda: zoo_table(_results()),
+    "zoo corruptions": lambda: corruption_table(read("zoo_efficientnet_lite0")),
+    "zoo curve": lambda: curve_table(read("zoo_curve")),
+}
+"""Those of `docs/your_own_model.md`."""

@@ -1,0 +1,403 @@
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from edge.bundle import Bundle
+from edge.errors import BundleError
+from edge.models.onnx_graph import read_model, shallow_tensors
+from edge.models.onnx_model import OnnxModel
+from oracle.errors import InputError
+from tests.conftest import CLASSES, rws
+from tests.edge.tiny import network
+from training.adopt import BEGINS_FROM, Adoption, AdoptRecipe
+from training.adopt_model import (
+    OperatorError,
+    Preprocessing,
+    adopt_model,
+    layers_within,
+    load_classifier,
+    run_onnx,
+    signature_bytes,
+    stem,
+    trainable,
+)
+from training.adopt_oracle import ViewRecipe, bundled_network, views
+from training.adopt_pictures import load_labelled, load_pictures, read_names
+from training.corruptions import CORRUPTIONS
+
+SIZE = 32
+
+
+def tiny(**changes) -> onnx.ModelProto:
+    return network(4, len(CLASSES), seed=5, size=SIZE, **changes)
+
+
+def images(count=3, size=SIZE) -> np.ndarray:
+    return np.random.default_rng(7).random((count, 3, size, size), np.float32)
+
+
+@pytest.fixture
+def recipe() -> AdoptRecipe:
+    oracle = ViewRecipe(frames=64, epochs=1, batch_size=32)
+    calibration = replace(
+        AdoptRecipe().calibration, images=8, coarse_images=4, severities=(5,), alphas=(1.0,), neighbours=1
+    )
+    return AdoptRecipe(layers=2, steps=3, common=0, batch_size=8, draws=1, oracle=oracle, calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def pictures(clear) -> torch.Tensor:
+    return torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())[:40]
+
+
+@pytest.fixture(scope="module")
+def picture_folder(clear, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, image in enumerate(clear[0][:40]):
+        cv2.imwrite(str(folder / f"{number}.png"), image[:, :, ::-1])
+    return folder
+
+
+def test_the_module_computes_what_the_graph_does_and_only_its_shallow_tensors_can_change():
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    proto = read_model(adopted.onnx)
+    names = shallow_tensors(proto, 2)
+    module, parameters = trainable(proto, names, SIZE)
+    x = images()
+    expected = run_onnx(tiny(), x)
+    with torch.no_grad():
+        np.testing.assert_allclose(module(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    free = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    assert free == {id(parameter) for parameter in parameters.values()}
+    assert tuple(parameters) == names
+
+
+def test_the_shallow_part_alone_gives_what_the_first_deep_layer_sees():
+    proto = read_model(adopt_model(tiny().SerializeToString(), Preprocessing()).onnx)
+    names = shallow_tensors(proto, 2)
+    part = stem(proto, names)
+    assert sum(node.op_type == "Conv" for node in part.graph.node) == 2
+    module, _ = trainable(part, names, SIZE)
+    with torch.no_grad():
+        assert module(torch.from_numpy(images())).shape[1] == 6
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        Preprocessing(scale=255, mean=(127,), std=(128,)),
+        Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), bgr=True),
+        Preprocessing(bgr=True),
+    ],
+)
+def test_preprocessing_becomes_a_part_of_the_graph(preprocessing):
+    adopted = adopt_model(tiny().SerializeToString(), preprocessing)
+    x = images()
+    prepared = x[:, ::-1] if preprocessing.bgr else x
+    mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (preprocessing.mean, preprocessing.std))
+    prepared = ((prepared * preprocessing.scale - mean) / std).astype(np.float32)
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), x), run_onnx(tiny(), prepared), atol=1e-3)
+
+
+def test_a_model_for_nhwc_gets_a_transpose():
+    proto = tiny()
+    proto.graph.node.insert(0, helper.make_node("Transpose", ["pixels"], ["image"], perm=[0, 3, 1, 2]))
+    del proto.graph.input[:]
+    proto.graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", SIZE, SIZE, 3]))
+    adopted = adopt_model(proto.SerializeToString(), Preprocessing())
+    assert "NHWC" in " ".join(adopted.changes)
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
+
+
+def test_a_model_for_one_image_takes_a_batch_afterwards():
+    proto = tiny()
+    nodes = [node for node in proto.graph.node if node.op_type == "Flatten"]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 6], np.int64), "shape"))
+    nodes[0].CopyFrom(helper.make_node("Reshape", [nodes[0].input[0], "shape"], [nodes[0].output[0]]))
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    adopted = adopt_model(proto.SerializeToString(), Preprocessing())
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
+
+
+def test_a_last_softmax_is_taken_off():
+    adopted = adopt_model(tiny(softmax=True).SerializeToString(), Preprocessing())
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
+
+
+def free_size() -> onnx.ModelProto:
+    proto = tiny()
+    for axis in (2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    return proto
+
+
+def test_a_model_of_any_size_is_built_for_the_one_that_is_told():
+    assert adopt_model(free_size().SerializeToString(), Preprocessing(), 48).size == 48
+    with pytest.raises(InputError, match="--size"):
+        adopt_model(free_size().SerializeToString(), Preprocessing())
+
+
+def grey() -> onnx.ModelProto:
+    proto = tiny()
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    return proto
+
+
+def without_convolutions() -> onnx.ModelProto:
+    proto = tiny()
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            node.op_type = "ConvInteger"
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("proto", "size", "error", "message"),
+    [
+        (tiny(), 64, InputError, "takes 32x32"),
+        (grey(), None, BundleError, r"\(N, 3, H, W\)"),
+        (without_convolutions(), None, BundleError, "float32 model"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(proto, size, error, message):
+    with pytest.raises(error, match=message):
+        adopt_model(proto.SerializeToString(), Preprocessing(), size)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"std": (0.0,)}, {"mean": (1.0, 2.0)}, {"mean": (float("nan"),)}])
+def test_preprocessing_with_impossible_numbers_is_refused(wrong):
+    with pytest.raises(InputError, match="preprocessing"):
+        Preprocessing(**wrong)
+
+
+def with_operator_behind(kind: str) -> onnx.ModelProto:
+    """A model whose head goes through an operator that onnx2torch does not know."""
+    proto = tiny()
+    gemm = next(node for node in proto.graph.node if node.op_type == "Gemm")
+    proto.graph.node.insert(list(proto.graph.node).index(gemm), helper.make_node(kind, [gemm.input[0]], ["strange"]))
+    gemm.input[0] = "strange"
+    return proto
+
+
+def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_part_still_can_be(
+    recipe, pictures, tmp_path
+):
+    adopted = adopt_model(with_operator_behind("Shrink").SerializeToString(), Preprocessing())
+    with pytest.raises(OperatorError, match="Shrink"):
+        Adoption(adopted, pictures, replace(recipe, target="output"), tmp_path)
+    workshop = Adoption(adopted, pictures, recipe, tmp_path)
+    assert workshop.target == "shallow"
+    assert all(delta.abs().max() > 0 for delta in workshop.signature("fog").values())
+
+
+def test_a_byte_budget_chooses_the_cut():
+    proto = read_model(adopt_model(tiny().SerializeToString(), Preprocessing()).onnx)
+    share = signature_bytes(proto, 2) / proto.ByteSize()
+    assert layers_within(proto, share * 1.01) == 2
+    assert layers_within(proto, 1e-6) == 1
+    assert layers_within(proto, 10) == 3  # one layer stays deep
+
+
+def test_training_brings_the_output_on_corrupted_pictures_back(recipe, pictures, tmp_path):
+    adopted = adopt_model(Bundle.load().read("model.onnx"), Preprocessing())
+    workshop = Adoption(adopted, pictures, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
+    deltas = workshop.signature("contrast")
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert record["loss"][1] < 0.8 * record["loss"][0]
+    assert set(deltas) == set(workshop.tensors)
+
+
+def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_made_to_the_same_bytes(
+    recipe, pictures, tmp_path
+):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    Adoption(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert set(made) == {"signature-gaussian_noise.safetensors", "signature-shot_noise.safetensors"}
+    lines = len((tmp_path / "log.jsonl").read_text().splitlines())
+    Adoption(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
+    (tmp_path / "signature-shot_noise.safetensors").unlink()
+    Adoption(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == made
+    with pytest.raises(InputError, match="other settings"):
+        Adoption(adopted, pictures, replace(recipe, steps=4), tmp_path).signature("shot_noise")
+
+
+def test_every_corruption_begins_from_one_that_needs_none_of_its_own():
+    for name in CORRUPTIONS:
+        chain = [name]
+        while chain[-1] in BEGINS_FROM:
+            chain.append(BEGINS_FROM[chain[-1]])
+            assert len(chain) <= len(CORRUPTIONS)
+            assert chain[-1] in CORRUPTIONS
+
+
+@pytest.mark.parametrize(("count", "classes", "message"), [(8, None, "found 8 pictures"), (40, ["a"], "class names")])
+def test_too_few_pictures_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    with pytest.raises(InputError, match=message):
+        Adoption(adopted, pictures[:count], recipe, tmp_path, classes=classes)
+
+
+def test_views_are_tiles_of_the_picture_one_of_each_quarter():
+    side, tile = 96, 16
+    pixels = torch.arange(side * side).reshape(1, 1, side, side).expand(2, 3, -1, -1)
+    for generator in (None, torch.Generator().manual_seed(0)):
+        seen = views(pixels, tile, generator)
+        assert seen.shape == (2, 3, 2 * tile, 2 * tile)
+        for row in range(2):
+            for column in range(2):
+                part = seen[0, 0, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+                top, left = divmod(int(part[0, 0]), side)
+                assert torch.equal(part, pixels[0, 0, top : top + tile, left : left + tile])
+                assert (top // (side // 2), left // (side // 2)) == (row, column)
+    assert views(pixels, side // 2) is pixels
+
+
+def test_the_oracle_begins_as_the_bundled_one():
+    x = images(4)
+    with torch.no_grad():
+        found = bundled_network()(torch.from_numpy(x)).softmax(1).numpy()
+    np.testing.assert_allclose(found, Bundle.load().oracle(threads=1).observe_batch(x), atol=1e-4)
+
+
+def test_pictures_come_from_folders_and_videos(picture_folder, tmp_path, clear):
+    assert load_pictures(str(picture_folder), 32).shape == (40, 3, 32, 32)
+    assert load_pictures(str(picture_folder), 16, limit=7).shape == (7, 3, 16, 16)
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+    for image in clear[0][:20]:
+        video.write(image[:, :, ::-1].copy())
+    video.release()
+    assert load_pictures(str(tmp_path / "v.avi"), 32, every=5).shape == (4, 3, 32, 32)
+    with pytest.raises(InputError, match="--every"):
+        load_pictures(str(picture_folder), 32, every=0)
+    with pytest.raises(InputError, match="--limit"):
+        load_pictures("pattern", 32)
+
+
+def test_labels_are_places_in_the_models_classes(image_folder):
+    pixels, labels = load_labelled(str(image_folder / "train"), 32, [*reversed(CLASSES)])
+    assert len(pixels) == len(labels)
+    assert labels[0] == len(CLASSES) - 1
+    with pytest.raises(InputError, match="none of the class names"):
+        load_labelled(str(image_folder / "train"), 32, ["cat"])
+
+
+def test_names_are_lines_or_json(tmp_path):
+    (tmp_path / "a.txt").write_text("cat\ndog\n\n")
+    (tmp_path / "b.json").write_text('{"note": "x", "names": ["cat", "dog"]}')
+    assert read_names(tmp_path / "a.txt") == read_names(tmp_path / "b.json") == ["cat", "dog"]
+    (tmp_path / "c.json").write_text("3")
+    with pytest.raises(ValueError, match="JSON list"):
+        read_names(tmp_path / "c.json")
+
+
+def test_a_factory_is_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_module_of_a_test.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    pool = torch.nn.AdaptiveAvgPool2d(1)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), pool,\n"
+        "                               torch.nn.Flatten())\n"
+        "def three():\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    adopted = adopt_model(load_classifier("my_module_of_a_test:make", 32), Preprocessing())
+    assert (adopted.size, adopted.classes) == (32, 4)
+    for model, size, message in (
+        ("my_module_of_a_test:make", None, "--size"),
+        ("my_module_of_a_test:three", 32, "gave a int"),
+        ("my_module_of_a_test:none", 32, "package.module:factory"),
+        ("no_module_of_that_name:make", 32, "package.module:factory"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_classifier(model, size)
+
+
+@pytest.fixture(scope="module")
+def command_built(picture_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("command")
+    onnx.save(tiny(), root / "mine.onnx")
+    recipe = root / "adopt.toml"
+    recipe.write_text(
+        "steps = 18\ncommon = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
+        "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
+    )
+    arguments = ("build", "--model", root / "mine.onnx", "--images", picture_folder, "--quick", "--threads", 1)
+    out, work = root / "bundle", root / "work"
+    done = rws(*arguments, "--recipe", recipe, "--work", work, "--out", out)
+    return out, work, done, root
+
+
+def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tmp_path):
+    out, _, done, root = command_built
+    assert f"wrote {out}" in done.stdout
+    assert "minutes_left" in done.stdout
+    bundle = Bundle.load(out)
+    assert bundle.signatures.names == CORRUPTIONS
+    assert bundle.manifest.measured["clean"] == 100  # agreement with itself
+    original, x = read_model(root / "mine.onnx"), images()
+    np.testing.assert_allclose(bundle.model(threads=1).predict(x), run_onnx(original, x), atol=1e-4)
+    patched = [bundle.model(backend, threads=1, provider="cpu") for backend in ("onnx", "torch")]
+    for model in patched:
+        assert model.apply({"fog": 1.0})
+    np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
+    ran = rws("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
+    assert ran.returncode == 0
+    assert json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_weights_outside_the_cut_are_untouched(command_built):
+    bundle = Bundle.load(command_built[0])
+    original = {tensor.name: numpy_helper.to_array(tensor) for tensor in tiny().graph.initializer}
+    deployed = {t.name: numpy_helper.to_array(t) for t in read_model(bundle.read("model.onnx")).graph.initializer}
+    assert tuple(bundle.signatures.tensors) == (
+        "features.0.weight",
+        "features.0.bias",
+        "features.1.weight",
+        "features.1.bias",
+    )
+    for name, array in original.items():
+        np.testing.assert_array_equal(deployed[name], array)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "mine.onnx"), "both --model and --images"),
+        (("--model", "mine.onnx", "--images", "nowhere"), "no such file or folder"),
+        (("--model", "none.onnx", "--images", "empty"), "none.onnx: cannot be read"),
+        (("--model", "mine.onnx", "--images", "empty"), "holds no image file"),
+        (("--model", "mine.onnx", "--images", "empty", "--mean", "a,b"), "--mean a,b"),
+        (("--model", "mine.onnx", "--images", "empty", "--size", 64), "takes 32x32"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    onnx.save(tiny(), tmp_path / "mine.onnx")
+    failed = rws("build", *arguments, check=False)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_patches_of_a_signature_reach_the_deployed_model(recipe, pictures, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    workshop = Adoption(adopted, pictures, recipe, tmp_path)
+    model = OnnxModel(adopted.onnx, workshop.signatures, workshop.tensors, "cpu", 1)
+    clean = model.predict(images())
+    model.apply({"contrast": 1.0})
+    assert not np.array_equal(model.predict(images()), clean)
+    model.reset()
+    np.testing.assert_array_equal(model.predict(images()), clean)
