@@ -392,7 +392,9 @@ class _Outputs:
 
         self._page = self._stack.enter_context(PageServer(address, self._monitor, token=token))
         self.sinks.append(self._page)
-        self._console.print(f"page: {self._page.url_with_token}", markup=False)
+        # A token that was given is known, and has no place in a log.
+        url = self._page.url if token is not None else self._page.url_with_token
+        self._console.print(f"page: {url}", markup=False)
 
     def window(self) -> None:
         """The window, which must be served by the loop's own thread."""
