@@ -1,4 +1,4 @@
-"""Write the tables of README.md and the pages beside it out of `benchmarks/results/`: no number in them is typed by hand.
+"""Write the tables of README.md and the pages beside it out of `benchmarks/results/`: no number there is typed by hand.
 
     python -m benchmarks.readme            # rewrite the tables
     python -m benchmarks.readme --check    # exit with 1 if one is out of date
