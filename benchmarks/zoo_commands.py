@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from edge.extras import require
-from edge.provenance import write_json
 
 
 def zoo(
@@ -51,6 +50,8 @@ def zoo(
         progress=typer.echo,
     )
     if report is not None:
+        from edge.provenance import write_json
+
         write_json(report, result)
     typer.echo(json.dumps({key: result[key] for key in ("clean", "summary", "build_minutes", "sizes", "torch")}))
 
@@ -91,4 +92,6 @@ def zoo_curve(
         progress=typer.echo,
     )
     if report is not None:
+        from edge.provenance import write_json
+
         write_json(report, result)

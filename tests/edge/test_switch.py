@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge import switch
-from edge.bundle import Bundle, write_bundle
+from edge.bundle import FILES, Bundle, write_bundle
 from edge.cli import app
 from edge.errors import BundleError, InputError, RwsError
 from edge.switch import switch_bundle
@@ -79,6 +79,8 @@ def test_a_reader_sees_one_bundle_or_the_other(current, new, tiny_bundle):
                 continue  # the folder that was opened has been replaced and is being removed
             finally:
                 os.close(folder)
+            if len(files) < 1 + len(FILES):
+                continue  # the same, caught between two removals
             for name, entry in json.loads(files["bundle.json"])["files"].items():
                 if len(files[name]) != entry["bytes"]:
                     errors.append(name)

@@ -154,7 +154,7 @@ def test_what_is_old_looks_old(run, source, tmp_path):
         await tab.wait_for("document.querySelector('#banner').innerText.includes('No connection to the device')")
         assert await tab.text("#state") == "no connection"
         assert await tab.evaluate(opacity.format("#facts")) < 0.5
-        assert await tab.evaluate("document.querySelector('#held').checkVisibility()")
+        await tab.wait_for("document.querySelector('#held').checkVisibility()")
         assert await tab.evaluate(opacity.format("#held")) < 0.5
         assert await tab.evaluate("document.title") == "old: <b>cat</b>"
         await tab.screenshot(tmp_path / "no_connection.png")
