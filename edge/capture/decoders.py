@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DISTRUST_SECONDS = 10.0
 LONGEST_SILENCE = 300.0  # seconds after which even a reader without a watchdog gives up
 CATCH_UP_SECONDS = 0.5  # lag at which pictures that depend on one another are skipped up to the next key frame
-MOST_PACKETS = 600  # that wait for the decoder
+MOST_BYTES = 32 * 2**20  # of packets that wait for the decoder
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
@@ -271,6 +271,7 @@ class PacketReader:
     def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float]) -> None:
         self._packets, self._clock = packets, clock
         self._queue: deque[tuple[Packet[Any], float]] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
         self._ended = self._stopped = False
         self._error: Exception | None = None
@@ -283,8 +284,7 @@ class PacketReader:
                 self._changed.wait_for(lambda: self._queue or self._ended)
                 if not self._queue:
                     break
-                item = self._queue.popleft()
-                self._changed.notify_all()
+                item = self._take()
             yield item
         if self._error is not None:
             raise self._error
@@ -297,9 +297,7 @@ class PacketReader:
     def skip(self, count: int) -> list[tuple[Packet[Any], float]]:
         """Take the next `count` at once."""
         with self._changed:
-            taken = [self._queue.popleft() for _ in range(count)]
-            self._changed.notify_all()
-            return taken
+            return [self._take() for _ in range(count)]
 
     def stop(self) -> bool:
         """Stop reading; whether the thread has ended, so that the container can be closed."""
@@ -309,14 +307,21 @@ class PacketReader:
         self._thread.join(timeout=1.0)
         return not self._thread.is_alive()
 
+    def _take(self) -> tuple[Packet[Any], float]:
+        packet, at = self._queue.popleft()
+        self._bytes -= packet.size
+        self._changed.notify_all()
+        return packet, at
+
     def _read(self) -> None:
         try:
             for packet in self._packets:
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._queue) < MOST_PACKETS or self._stopped)
+                    self._changed.wait_for(lambda: self._bytes < MOST_BYTES or self._stopped)
                     if self._stopped:
                         return
                     self._queue.append((packet, self._clock()))
+                    self._bytes += packet.size
                     self._changed.notify_all()
         except Exception as error:
             self._error = error

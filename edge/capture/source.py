@@ -178,7 +178,7 @@ class CapturedSource(Source):
                 elif self.live and silent > self._patience():
                     if self.received == at_first:
                         # Nothing at all came: it may be slower than anybody thought.
-                        self._stretch *= 2
+                        self._stretch = min(2 * self._stretch, round(LONGEST_PATIENCE))
                     return self._stalled(silent, broken_before)
             if isinstance(answer, Ended):
                 return answer.reason or None

@@ -336,3 +336,19 @@ def test_images_keep_their_values(tmp_path):
     assert frames[0].image.flags.writeable
     np.testing.assert_array_equal(frames[0].image, first)
     assert len({id(frame.image) for frame in frames}) == len(frames)
+
+
+def test_years_of_silence_do_not_end_it(monkeypatch):
+    monkeypatch.setattr("edge.capture.source.TICK", 100.0)
+
+    class Silent(ScriptedCapture):
+        def open(self):
+            super().open()
+            self._steps = iter([("open", ""), ("hang", None)])
+
+    time = FakeTime()
+    capture = Silent([], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if len(capture.opened_at) > 1500 else None
+    assert list(source) == []
+    assert source._patience() == 300

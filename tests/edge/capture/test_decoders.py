@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge.capture.decoders import DROPPED, PacketReader, StreamDecoder
+from edge.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
 from edge.drill.servers import MjpegServer
 from edge.drill.stamp import encode_jpeg, read_stamp, scene, stamped
 from edge.errors import SourceError
 from edge.sources import open_source
 
 BASE = scene(48, 400)
+SIZE = MOST_BYTES // 64
 
 
 def jpeg(number):
@@ -57,7 +58,7 @@ def test_a_cut_picture_among_whole_ones_is_damaged():
 
 
 def packets(*keys):
-    return [SimpleNamespace(is_keyframe=key, number=number) for number, key in enumerate(keys)]
+    return [SimpleNamespace(is_keyframe=key, number=number, size=SIZE) for number, key in enumerate(keys)]
 
 
 def ready(reader, count):
@@ -110,9 +111,11 @@ def test_what_ends_the_reading_is_raised_after_the_last_packet():
 
 def test_a_reader_that_is_stopped_ends_and_does_not_read_on_for_ever():
     reader = PacketReader((packet for packet in itertools.cycle(packets(True))), lambda: 0.0)
-    ready(reader, 600)
+    ready(reader, 64)
     time.sleep(0.05)
-    assert len(reader.waiting()) == 600
+    assert len(reader.waiting()) == 64
+    reader.skip(30)
+    ready(reader, 64)
     assert reader.stop()
 
 
