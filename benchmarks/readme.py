@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import drill_page, oracle_page
+from benchmarks import drill_page, oracle_page, zoo_page
 from benchmarks.markdown import made_by
 from benchmarks.oracle_page import RESULTS, read
 from benchmarks.reproduce import page as reproduce_page
@@ -313,6 +313,7 @@ PAGES = {
     "README.md": TABLES,
     "docs/oracle.md": oracle_page.TABLES,
     "docs/drill.md": drill_page.TABLES,
+    "docs/your_own_model.md": zoo_page.TABLES,
     "benchmarks/README.md": reproduce_page.TABLES,
 }
 

@@ -82,6 +82,5 @@ def _results() -> list[Mapping[str, Any]]:
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": lambda: zoo_table(_results()),
     "zoo corruptions": lambda: corruption_table(read("zoo_efficientnet_lite0")),
-    "zoo curve": lambda: curve_table(read("zoo_curve")),
 }
 """Those of `docs/your_own_model.md`."""
