@@ -168,8 +168,9 @@ def test_names_must_match_images():
         ArraySource(np.zeros((2, 4, 4, 3), np.uint8), names=["a"])
 
 
-def test_http_video_is_a_file_that_ends(tmp_path):
-    data = write_video(tmp_path / "clip.mp4", range(20, 220, 20)).read_bytes()
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_http_video_is_a_file_that_ends(tmp_path, kind):
+    data = write_video(tmp_path / f"clip.{kind}", range(20, 220, 20)).read_bytes()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -184,9 +185,10 @@ def test_http_video_is_a_file_that_ends(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with open_source(f"http://127.0.0.1:{server.server_port}/clip.mp4") as source:
+        with open_source(f"http://127.0.0.1:{server.server_port}/clip.{kind}") as source:
             assert len(list(source)) == 10
             assert (source.live, source.length, source.state) == (False, 10, "ended")
+            assert source.reconnects == 0
     finally:
         server.shutdown()
         server.server_close()
@@ -203,6 +205,14 @@ def test_a_file_at_its_own_speed_gives_the_freshest_frame_and_counts_the_others(
     assert 5 <= len(indices) < 40
     assert (source.received, source.delivered, source.buffered) == (60, len(indices), 0)
     assert source.dropped == 60 - len(indices)
+
+
+def test_a_name_with_colons_is_a_file_and_no_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "12:30:00.mp4", range(20, 220, 20))
+    monkeypatch.chdir(tmp_path)
+    with open_source("12:30:00.mp4") as source:
+        assert source.name == "12:30:00.mp4"
+        assert len(list(source)) == 10
 
 
 def test_stop_ends_any_source(tmp_path):
@@ -251,6 +261,9 @@ def test_image_sources_are_told_apart_from_video(tmp_path):
         ("rtsp://cam/stream?user=me&password=hush&channel=1", "rtsp://cam/stream?user=me&password=***&channel=1"),
         ("rtsp://cam/user=me_password=hush_channel=1/x", "rtsp://cam/user=me_password=***/x"),
         ("http://cam/video.mjpg?PWD=hush", "http://cam/video.mjpg?PWD=***"),
+        ("rtsp://me:hu@sh@cam/one", "rtsp://me:***@cam/one"),
+        ("http://cam/video?loginuse=me&loginpas=hush", "http://cam/video?loginuse=me&loginpas=***"),
+        ("http://cam/video?key=hush&monkey=2", "http://cam/video?key=***&monkey=2"),
         ("http://cam:8080/video?passage=2", "http://cam:8080/video?passage=2"),
         ("/home/me/a:b@c.mp4", "/home/me/a:b@c.mp4"),
     ],
