@@ -498,7 +498,6 @@ class Adoption:
         last = [1 + row * len(LEVELS) + len(LEVELS) - 1 for row in range(len(CORRUPTIONS))]
         rows = [table.accuracy[place] for place in last]
         told = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, rows, strict=True)]
-        stream = self.recipe.stream
         write_bundle(
             out,
             name=self.name,
@@ -510,19 +509,8 @@ class Adoption:
             corruptions=CORRUPTIONS,
             severity_levels=LEVELS,
             policy_arrays=table.to_arrays(),
-            policy={
-                "kind": "weighted",
-                "threshold": stream.threshold,
-                "clean_weight": stream.clean_weight,
-                "hold": stream.hold,
-            },
-            filter={
-                "jump": stream.jump,
-                "drift": stream.drift,
-                "evidence": stream.evidence,
-                "share": stream.share,
-                "prior": prior,
-            },
+            policy=self.recipe.stream.policy_settings(),
+            filter=self.recipe.stream.filter_settings(prior),
             provenance=provenance(
                 recipe=asdict(self.recipe),
                 target=self.target,

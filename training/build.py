@@ -389,7 +389,6 @@ class Build:
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically."""
-        stream = self.recipe.stream
         table = self.gain()
         oracle, oracle_scores = self.oracle()
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
@@ -406,19 +405,8 @@ class Build:
             corruptions=CORRUPTIONS,
             severity_levels=LEVELS,
             policy_arrays=table.to_arrays(),
-            policy={
-                "kind": "weighted",
-                "threshold": stream.threshold,
-                "clean_weight": stream.clean_weight,
-                "hold": stream.hold,
-            },
-            filter={
-                "jump": stream.jump,
-                "drift": stream.drift,
-                "evidence": stream.evidence,
-                "share": stream.share,
-                "prior": [round(share, 7) for share in prior.tolist()],
-            },
+            policy=self.recipe.stream.policy_settings(),
+            filter=self.recipe.stream.filter_settings([round(share, 7) for share in prior.tolist()]),
             provenance=self._provenance(),
             measured={
                 "split": "validation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -85,6 +85,25 @@ class StreamRecipe:
     drift: float = 0.1
     evidence: float = 1.0
     share: float = 0.02
+
+    def policy_settings(self) -> dict[str, Any]:
+        """As `bundle.json` has them; see `oracle.policy.make_policy`."""
+        return {
+            "kind": "weighted",
+            "threshold": self.threshold,
+            "clean_weight": self.clean_weight,
+            "hold": self.hold,
+        }
+
+    def filter_settings(self, prior: Sequence[float]) -> dict[str, Any]:
+        """As `bundle.json` has them; `prior` is the oracle's, see `BeliefFilter`."""
+        return {
+            "jump": self.jump,
+            "drift": self.drift,
+            "evidence": self.evidence,
+            "share": self.share,
+            "prior": prior,
+        }
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,16 @@ class TickingClock:
         return self.now
 
 
+class StillClock:
+    """Stands still until its `now` is moved."""
+
+    def __init__(self, now=100.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
 class FakeModel:
     """Clean, it says cat; patched, dog. Fails at the n-th frame if told to."""
 

@@ -8,19 +8,12 @@ import pytest
 from edge.monitor import Monitor
 from edge.sources import ArraySource
 from oracle.belief import certain
-from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, make_result, spread_belief
-
-
-class Clock:
-    now = 50.0
-
-    def __call__(self):
-        return self.now
+from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return StillClock(50.0)
 
 
 @pytest.fixture

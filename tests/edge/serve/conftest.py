@@ -5,21 +5,12 @@ import pytest
 
 from edge.monitor import Monitor
 from edge.sources import ArraySource
-
-
-class Clock:
-    """Stands still until it is told to move."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.edge.loop_fakes import StillClock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return StillClock()
 
 
 @pytest.fixture
