@@ -298,6 +298,7 @@ def precision_table() -> str:
 
 TABLES = {
     **drill_page.README_TABLES,
+    **zoo_page.README_TABLES,
     "replay": replay_table,
     "corruptions": corruption_table,
     "ways": ways_table,

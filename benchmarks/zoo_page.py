@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import made_by, table
@@ -35,10 +36,49 @@ def zoo_table(results: Sequence[Mapping[str, Any]]) -> str:
     add("bundle, MB", lambda r: f"{r['sizes']['bundle_bytes'] / 1e6:.1f}")
     add("build, minutes", lambda r: f"{r['build_minutes']['all']:.0f}")
     add("model / oracle and policy, ms", lambda r: f"{r['frame']['model_ms']:.1f} / {r['frame']['oracle_ms']:.1f}")
-    heads = ["", *(f"{result['model']}{', quick' if result['quick'] else ''}" for result in results)]
-    counts = ", ".join(f"{r['model']} {r['build_images']} and {r['test_images']}" for r in results)
-    note = f"Means over 19 corruptions. Pictures built from without labels, and test pictures: {counts}."
+    heads = ["", *(_title(result) for result in results)]
+    counts = ", ".join(f"{_title(r)}: {r['build_images']} and {r['test_images']}" for r in results)
+    note = f"Means over 19 corruptions. Pictures built from without labels, and test pictures; {counts}."
     return f"{table(heads, rows)}\n\n{note} {made_by(*results)}"
+
+
+def zoo_summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the README says of each result: won back, changed, bytes and minutes."""
+    rows = []
+    for result in results:
+        won, scores = result["summary"]["accuracy"]["won_back"], result["summary"]["accuracy"]
+        rows.append(
+            [
+                _title(result),
+                f"{result['clean']['accuracy']:.1f}",
+                *(f"{scores[way]:.1f}" for way in LABELS),
+                f"**{won['trained']:.1f}** / {won['told']:.1f}",
+                _changed(result["clean"]),
+                f"{result['sizes']['signature_percent']:.2f}",
+                f"{result['build_minutes']['all']:.0f}",
+            ]
+        )
+    heads = ["", "clean", *(f"corrupted, {label}" for label in LABELS.values()), "won back, trained / told, %"]
+    heads += ["clean answers changed, % (95 %)", "a signature, % of the model", "build, minutes"]
+    return f"{table(heads, rows)}\n\nAccuracy, 19 corruptions, severities 3 and 5. {made_by(*results)}"
+
+
+def clip_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Agreement over real clips with the clean model on the clean frame, of `rws run --corrupt`."""
+    rows = []
+    for result in results:
+        found = result["agreement"]
+        rows.append(
+            [
+                Path(result["source"]).name,
+                result["corrupt"].replace("_", " "),
+                f"{found['frames']}",
+                f"{found['unpatched']:.1f}",
+                f"{found['patched']:.1f}",
+            ]
+        )
+    heads = ["clip", "corruption", "frames", "clean model", "patched"]
+    return f"{table(heads, rows, texts=2)}\n\n{made_by(*results)}"
 
 
 def corruption_table(result: Mapping[str, Any]) -> str:
@@ -63,6 +103,10 @@ def curve_table(result: Mapping[str, Any]) -> str:
     return f"{table(heads, rows, texts=0)}\n\n{note} {made_by(result)}"
 
 
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['model'].replace('_', ' ')}{', quick' if result['quick'] else ''}"
+
+
 def _mean_of(result: Mapping[str, Any], key: str, severity: int, way: str) -> str:
     found = [row[key][way] for row in result["rows"] if row["severity"] == severity]
     return f"{sum(found) / len(found):.1f}"
@@ -73,14 +117,21 @@ def _changed(clean: Mapping[str, Any]) -> str:
     return f"{clean['changed']:.1f} ({low:.1f}–{high:.1f})"
 
 
-def _results() -> list[Mapping[str, Any]]:
-    """All committed results, EfficientNet-Lite0's first."""
-    names = sorted(path.stem for path in RESULTS.glob("zoo_*.json") if path.stem != "zoo_curve")
-    return [read(name) for name in sorted(names, key=lambda name: "lite0" not in name)]
+def _results(kind: str = "zoo") -> list[Mapping[str, Any]]:
+    """All committed results of a kind; EfficientNet-Lite0's whole build first, its quick one behind it."""
+    names = sorted(path.stem for path in RESULTS.glob(f"{kind}_*.json"))
+    chosen = [name for name in names if kind != "zoo" or not name.startswith(_OTHER)]
+    return [read(name) for name in sorted(chosen, key=lambda name: "lite0" not in name)]
 
+
+_OTHER = ("zoo_curve", "zoo_clip")
 
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": lambda: zoo_table(_results()),
     "zoo corruptions": lambda: corruption_table(read("zoo_efficientnet_lite0")),
+    "zoo clips": lambda: clip_table(_results("zoo_clip")),
+    "zoo curve": lambda: curve_table(read("zoo_curve")),
 }
 """Those of `docs/your_own_model.md`."""
+
+README_TABLES: dict[str, Callable[[], str]] = {"zoo summary": lambda: zoo_summary(_results())}

@@ -383,13 +383,24 @@ def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: dict[str,
     return _publish(bundle.path, replace(old, provenance=provenance, measured={}), contents)
 
 
-def _publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder beside `target`, load it as any reader would, and put it in place."""
+def check_bundle_folder(target: Path) -> None:
+    """Refuse a folder that holds anything that is no part of a bundle: it would be lost.
+
+    Raises:
+        BundleError: if it does, or if `target` is a file.
+    """
+    if target.is_file():
+        raise BundleError(f"{target}: is a file, expected a folder; give another one")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
         raise BundleError(
             f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
         )
+
+
+def _publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a folder beside `target`, load it as any reader would, and put it in place."""
+    check_bundle_folder(target)
     files = {name: FileSpec(hashlib.sha256(content).hexdigest(), len(content)) for name, content in contents.items()}
     document = {"format": FORMAT, "version": VERSION, **asdict(replace(manifest, files=files))}
     try:

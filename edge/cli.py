@@ -6,6 +6,7 @@ cannot be loaded takes nothing else down: it stays in the list, marked unavailab
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
@@ -17,6 +18,9 @@ from typer.core import TyperGroup
 from edge.errors import RwsError
 
 COMMANDS = "rws.commands"
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""What a write fails with that no file name is told of."""
 
 
 class CommandGroup(TyperGroup):
@@ -39,9 +43,10 @@ class CommandGroup(TyperGroup):
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in _DISK:
                 raise
-            typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+            named = "" if error.filename is None else f"{error.filename}: "
+            typer.echo(f"error: {named}{error.strerror}", err=True)
             raise typer.Exit(2) from error
 
 

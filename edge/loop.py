@@ -266,8 +266,8 @@ class Runtime:
                 frame = next(frames, None)
                 if frame is None:
                     return
-                frame = change(frame)
                 read_ms = (self._clock() - started) * 1e3
+                frame = change(frame)
                 self._adopt(renew())
                 result = self._step(frame, read_ms, observe=count % oracle_every == 0, compare=compare())
                 for sink in sinks:

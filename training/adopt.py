@@ -34,16 +34,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge.atomic import atomic_path, atomic_write_bytes
-from edge.bundle import write_bundle
+from edge.bundle import check_bundle_folder, write_bundle
 from edge.models.onnx_graph import clean_tensors, shallow_tensors
 from edge.models.onnx_model import OnnxModel
 from edge.provenance import provenance
+from edge.quantise import check_code
 from edge.signatures import SignatureSet, shallow_sha256
 from oracle.errors import FormatError, InputError
-from oracle.policy import GainTable
+from oracle.policy import GainTable, ToldPolicy
 from training.adopt_model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
 from training.adopt_oracle import ViewRecipe, fit_view_oracle
-from training.calibrate import CalibrationRecipe, measure_gain
+from training.calibrate import CalibrationRecipe, measure_gain, percent_right
 from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from training.data import Images
 from training.fit import DivergedError, learning_rate_at, to_input
@@ -86,13 +87,15 @@ class AdoptRecipe:
 
     Args:
         seed: of everything.
-        target: `output` matches the clean model's softmax on the clean picture; `shallow` matches what its first deep
-            layer sees (squared error), without running the deep layers; `auto` is `output` where the whole model can
-            be trained through, else `shallow`.
+        target: `output` matches the clean model's softmax on the clean picture, as it is and softened; `shallow`
+            matches what its first deep layer sees (squared error), without running the deep layers; `auto` is `output`
+            where the whole model can be trained through, else `shallow`.
         layers: the first so many convolutions are changed; 0: as many as take 0.6 % of the model's bytes.
         steps: of one signature.
         common: steps of what they all start from, trained on all corruptions at once; 0: the clean weights.
         batch_size, learning_rate, warmup: as in `FitRecipe`.
+        soft: weight of the softened match, which tells of a picture more than its likeliest classes; see `distil`.
+        temperature: that it is softened with.
         draws: corrupted versions of each picture that are made and kept.
         most: at most so many corrupted pictures in all.
         crop: part of the side of a picture that is trained on; 1: whole pictures.
@@ -109,11 +112,13 @@ class AdoptRecipe:
     seed: int = 0
     target: str = "auto"
     layers: int = 0
-    steps: int = 250
-    common: int = 600
+    steps: int = 450
+    common: int = 1200
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup: float = 0.1
+    soft: float = 1.0
+    temperature: float = 3.0
     draws: int = 8
     most: int = 4000
     crop: float = 5 / 7
@@ -141,6 +146,11 @@ class AdoptRecipe:
             raise InputError("adopt: need layers >= 0, steps >= 1, batch_size >= 2 and draws >= 1")
         if not (0 < self.crop <= 1 and 0 < self.held_out < 1):
             raise InputError("adopt: crop must lie in 0…1 and held_out inside it")
+        if len(self.severities) != 2 or not 0 < self.severities[0] <= self.severities[1]:
+            raise InputError(f"adopt: severities are {self.severities}, expected two, the smaller one first, above 0")
+        check_code(self.bits, self.per)
+        if self.soft < 0 or self.temperature <= 0:
+            raise InputError("adopt: need soft >= 0 and temperature > 0")
 
     def quick(self) -> AdoptRecipe:
         """The same for a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
@@ -165,9 +175,29 @@ def load_adopt_recipe(path: Path) -> AdoptRecipe:
     if not path.is_file():
         raise InputError(f"no recipe {path}; with --model, --recipe is a .toml file")
     try:
-        return parse(AdoptRecipe, tomllib.loads(path.read_text()), str(path))
+        return parse(AdoptRecipe, tomllib.loads(path.read_text()), str(path), AdoptRecipe())
     except tomllib.TOMLDecodeError as error:
         raise FormatError(f"{path}: {error}") from error
+
+
+def distil(found: Tensor, aim: Tensor, soft: float, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence between two networks' answers, plus `soft` times that of both softened.
+
+    The softened one is scaled by the temperature's square, so that its gradient keeps its size (Hinton, Vinyals, Dean,
+    "Distilling the Knowledge in a Neural Network", 2015, Sec. 2).
+
+    Args:
+        found: logits that are trained, float32 (N, classes).
+        aim: logits that they shall come to.
+        soft: see above.
+        temperature: what logits are divided by to soften them.
+    """
+    return _divergence(found, aim) + soft * temperature**2 * _divergence(found / temperature, aim / temperature)
+
+
+def _divergence(found: Tensor, aim: Tensor) -> Tensor:
+    wanted = aim.softmax(1)
+    return F.cross_entropy(found, wanted) + (wanted * aim.log_softmax(1)).sum(1).mean()
 
 
 def _scale(clean: Tensor) -> Tensor:
@@ -193,6 +223,7 @@ class Adoption:
         classes: names of the classes in the order of the logits; None: `class 0`, ….
         labels: int64 (N,): accuracy is then measured with them instead of with the clean model's predictions.
         more: other clean pictures for the oracle, of the same shape; None for none.
+        sequential: the pictures follow one another, so that neighbours are alike: the last ones are held out, not any.
         name: of the bundle.
         progress: called with {job, seconds, …}.
 
@@ -211,29 +242,37 @@ class Adoption:
         classes: Sequence[str] | None = None,
         labels: Tensor | None = None,
         more: Tensor | None = None,
+        sequential: bool = False,
         name: str = "adopted",
         progress: Progress | None = None,
     ) -> None:
         if len(pictures) < FEWEST:
             raise InputError(
-                f"--images: found {len(pictures)} pictures, expected {FEWEST} or more; a hundred is better"
+                f"--images: found {len(pictures)} pictures, expected {FEWEST} or more, better a hundred; of a video, "
+                f"take more of its frames with a smaller --every"
             )
         if tuple(pictures.shape[1:]) != (3, adopted.size, adopted.size):
             raise InputError(f"pictures are {tuple(pictures.shape[1:])}, the model takes {adopted.size} px")
         self.classes = (
             tuple(f"class {place}" for place in range(adopted.classes)) if classes is None else tuple(classes)
         )
+        wrong = [name for name in self.classes if not name or not name.isprintable()]
+        if wrong:
+            raise InputError(f"class name {wrong[0]!r} is not printable text; a bundle cannot hold it")
         if len(self.classes) != adopted.classes:
             raise InputError(f"{len(self.classes)} class names, but the model gives {adopted.classes} logits")
         self.adopted, self.recipe, self.work, self.name, self.more = adopted, recipe, work, name, more
         self._progress = progress
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(recipe.seed))
+        if sequential:
+            order = torch.arange(len(pictures)).flip(0)
         count = max(1, min(recipe.held_out_most, round(recipe.held_out * len(pictures))))
         self.train, self._held_out = pictures[order[count:]], pictures[order[:count]]
         self._labels = None if labels is None else labels[order[:count]]
         self._proto = onnx.load_model_from_string(adopted.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
         self.tensors = shallow_tensors(self._proto, self.layers)
+        self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()
@@ -242,9 +281,10 @@ class Adoption:
         if self.recipe.target != "shallow":
             try:
                 return ("output", *trainable(self._proto, self.tensors, self.adopted.size))
-            except OperatorError:
+            except OperatorError as error:
                 if self.recipe.target == "output":
                     raise
+                self.why_shallow = str(error)
         return ("shallow", *trainable(stem(self._proto, self.tensors), self.tensors, self.adopted.size))
 
     @property
@@ -286,7 +326,8 @@ class Adoption:
             return False
         if not note.exists() or note.read_text() != identity:
             raise InputError(
-                f"{artefact} was made for another model, other pictures or other settings; give another --work"
+                f"{artefact} was made for another model, other pictures or other settings; remove it to have it made "
+                f"anew, or give another --work"
             )
         return True
 
@@ -331,13 +372,12 @@ class Adoption:
 
     @cached_property
     def _aim(self) -> Callable[[Tensor], Tensor]:
-        """Gives what the clean network gives for crops, by their places among all of them; a softmax for `output`."""
+        """Gives what the clean network gives for crops, by their places among all of them; logits for `output`."""
         self._load({})
         if self.target == "output":
             with torch.no_grad():
-                parts = [self._network(to_input(part)).softmax(1) for part in self._clean_crops.split(25)]
-            softmax = torch.cat(parts)
-            return lambda index: softmax[index]
+                logits = torch.cat([self._network(to_input(part)) for part in self._clean_crops.split(25)])
+            return lambda index: logits[index]
         teacher = copy.deepcopy(self._network)  # what it gives is too large to be kept for all crops
 
         def shallow(index: Tensor) -> Tensor:
@@ -348,7 +388,7 @@ class Adoption:
 
     def _loss(self, found: Tensor, aim: Tensor) -> Tensor:
         if self.target == "output":
-            return F.cross_entropy(found, aim)
+            return distil(found, aim, self.recipe.soft, self.recipe.temperature)
         # Relative to its size, so that one learning rate serves every network.
         return F.mse_loss(found, aim) / aim.square().mean()
 
@@ -388,6 +428,8 @@ class Adoption:
             recipe.batch_size,
             recipe.learning_rate,
             recipe.warmup,
+            recipe.soft,
+            recipe.temperature,
             recipe.draws,
             recipe.most,
         ]
@@ -449,27 +491,49 @@ class Adoption:
         settings = (self.recipe.bits, self.recipe.per)
         return SignatureSet.from_deltas(deltas, *settings, clean_hash=shallow_sha256(self.clean))  # type: ignore[arg-type]
 
-    def gain(self) -> GainTable:
-        """The gain table: agreement, or accuracy with labels, of each action on held-out pictures."""
-        path = self.work / "gain.npz"
+    def gain(self) -> tuple[GainTable, dict[str, float]]:
+        """The gain table, and what of it was measured on held-out pictures; labels are the clean model's predictions
+        where none were given.
+
+        A cell of the table is the mean probability of the label: of so few pictures the share that is right tells too
+        little. `clean`, `never_patched_severity_5` and `told_severity_5` are such shares, percent.
+        """
+        path, scores = self.work / "gain.npz", self.work / "gain.json"
         told = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
-        if not self._is_done(
-            path, told, self.recipe.calibration, None if self._labels is None else self._labels.tolist()
-        ):
+        labels = None if self._labels is None else self._labels.tolist()
+        if not self._is_done(path, told, self.recipe.calibration, labels, "mean probability"):
             began = time.monotonic()
+            model = OnnxModel(self.adopted.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
             table = measure_gain(
-                OnnxModel(self.adopted.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads()),
+                model,
                 self.signatures.names,
                 self.held_out,
                 self.recipe.calibration,
                 LEVELS,
                 seed=self.recipe.seed,
+                soft=True,
                 report=lambda record: self._report("gain", **record),
             )
+            atomic_write_bytes(scores, json.dumps(self._held_out_scores(model, table)).encode())
             with atomic_path(path) as temporary, open(temporary, "wb") as handle:
                 np.savez(handle, **table.to_arrays())
             self._report("gain", took=round(time.monotonic() - began, 1))
-        return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS)
+        return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS), json.loads(scores.read_text())
+
+    def _held_out_scores(self, model: OnnxModel, table: GainTable) -> dict[str, float]:
+        policy, data = ToldPolicy(table, own=True), self.held_out
+        never, told = [], []
+        for place, name in enumerate(CORRUPTIONS):
+            pixels = corrupt(data.pixels, name, 5, seeds_for(self.recipe.seed + 1000 + place, len(data)))
+            for scores, mix in ((never, {}), (told, policy.choose_told(name, 5))):
+                model.apply(mix)
+                scores.append(percent_right(model, pixels, data.labels))
+        model.reset()
+        return {
+            "clean": round(percent_right(model, data.pixels, data.labels), 2),
+            "never_patched_severity_5": round(float(np.mean(never)), 2),
+            "told_severity_5": round(float(np.mean(told)), 2),
+        }
 
     def oracle(self) -> tuple[bytes, dict[str, Any]]:
         """The oracle as ONNX bytes, and what was measured of it on held-out pictures."""
@@ -491,13 +555,11 @@ class Adoption:
         return network.read_bytes(), json.loads(scores.read_text())
 
     def bundle(self, out: Path) -> None:
-        """Write the bundle folder, atomically."""
-        signatures, table = self.signatures, self.gain()
+        """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained."""
+        check_bundle_folder(out)
+        signatures, (table, agreement) = self.signatures, self.gain()
         oracle, scores = self.oracle()
         prior = scores.pop("prior")
-        last = [1 + row * len(LEVELS) + len(LEVELS) - 1 for row in range(len(CORRUPTIONS))]
-        rows = [table.accuracy[place] for place in last]
-        told = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, rows, strict=True)]
         write_bundle(
             out,
             name=self.name,
@@ -521,9 +583,7 @@ class Adoption:
             measured={
                 "split": "held-out pictures",
                 "what": "agreement with the clean model on the clean picture" if self._labels is None else "accuracy",
-                "clean": round(float(table.accuracy[0, 0]), 2),
-                "never_patched_severity_5": round(float(np.mean([row[0] for row in rows])), 2),
-                "told_severity_5": round(float(np.mean(told)), 2),
+                **agreement,
                 "signature_bytes": round(len(signatures.to_bytes()) / len(CORRUPTIONS)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),
                 "oracle": scores,

@@ -101,7 +101,8 @@ def load_classifier(model: str, size: int | None) -> bytes:
         size: side of the module's input, pixels; not needed for a file.
 
     Raises:
-        InputError: if there is no such module or factory, it gives no module, or `size` is missing.
+        InputError: if there is no such module or factory, it fails or gives no module that can be exported, or `size`
+            is missing.
         BundleError: if the file cannot be read.
     """
     name, colon, factory = model.partition(":")
@@ -111,14 +112,25 @@ def load_classifier(model: str, size: int | None) -> bytes:
         raise InputError(f"--model {model} is a torch module: say with --size how many pixels its input has")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        module = getattr(importlib.import_module(name), factory)()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--model {model}: {first_line(error)}; give package.module:factory") from error
+        found = getattr(importlib.import_module(name), factory)
+    except Exception as error:  # whatever a user's own file raises when it is read
+        raise InputError(f"--model {model}: {_said(error)}; give package.module:factory") from error
     finally:
         sys.path.pop(0)
+    try:
+        module = found()
+    except Exception as error:
+        raise InputError(f"--model {model}: the factory raised {_said(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"--model {model} gave a {type(module).__name__}, expected a torch.nn.Module")
-    return export_onnx(module.eval(), size)
+    try:
+        return export_onnx(module.eval(), size)
+    except Exception as error:  # the exporter's errors share no base
+        raise InputError(f"--model {model}: torch cannot export it for {size} px ({_said(error)})") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = None) -> Adopted:
@@ -149,7 +161,9 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     side = _side(shape[1:3] if channels_last else shape[2:], size)
     if cut := _without_softmax(proto):
         changes.append(f"the last node, {cut}, was taken off: the bundle's model gives logits")
-    del proto.graph.output[1:]
+    if others := [value.name for value in proto.graph.output[1:]]:
+        changes.append(f"of its outputs only the first was kept, not {', '.join(others)}")
+        del proto.graph.output[1:]
     if shape[0] != 1 and shape[0] is not None:
         raise BundleError(f"model: takes batches of {shape[0]}, expected a free batch; export it with a dynamic batch")
     if shape[0] == 1:
@@ -170,6 +184,8 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     if found.ndim != 2 or len(found) != 2:
         raise BundleError(f"model: gives {_written(result)}, expected logits (N, classes); export the classifier")
     expected = np.concatenate([_run_original(original, preprocessing, channels_last, image) for image in images])
+    if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < TOLERANCE:
+        raise BundleError("model: gives probabilities, expected logits; export it without what turns them into those")
     found_there = torch.from_numpy(found).softmax(1).numpy() if cut else found
     _compare(found_there, expected, "after it was prepared")
     return Adopted(proto.SerializeToString(), side, found.shape[1], tuple(changes))
@@ -290,6 +306,9 @@ def _check_weights(proto: Any) -> None:
         )
 
 
+_ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Cast")
+
+
 def _written(shape: Sequence[int | None]) -> str:
     return "(" + ", ".join("?" if length is None else str(length) for length in shape) + ")"
 
@@ -308,12 +327,14 @@ def _side(found: Sequence[int | None], size: int | None) -> int:
 
 
 def _without_softmax(proto: Any) -> str:
-    """Take a last Softmax off; returns its kind, or "" where there is none."""
-    name = proto.graph.output[0].name
-    last = next((node for node in proto.graph.node if name in node.output), None)
+    """Take a last Softmax off, also from before nodes that only reshape; returns its kind, or "" if there is none."""
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    last = producers.get(proto.graph.output[0].name)
+    while last is not None and last.op_type in _ONLY_RESHAPE:
+        last = producers.get(last.input[0])
     if last is None or last.op_type != "Softmax":
         return ""
-    before = last.input[0]
+    before, name = last.input[0], last.output[0]
     proto.graph.node.remove(last)
     for node in proto.graph.node:
         for place, output in enumerate(node.output):
@@ -332,14 +353,23 @@ def _free_batch(proto: Any) -> None:
         if value.name not in weights and value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del proto.graph.value_info[:]
-    constants = {node.output[0]: node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"}
     for node in proto.graph.node:
-        shape = {**weights, **constants}.get(node.input[1]) if node.op_type == "Reshape" else None
-        if shape is not None:
-            lengths = numpy_helper.to_array(shape).copy()
-            if lengths.ndim == 1 and len(lengths) and lengths[0] == 1:
-                lengths[0] = 0  # the length that the data has
-                shape.CopyFrom(numpy_helper.from_array(lengths, shape.name))
+        if node.op_type == "Constant":
+            weights[node.output[0]] = node.attribute[0]
+    for node in proto.graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in weights:
+            continue
+        shape = weights[node.input[1]]
+        if isinstance(shape, onnx.AttributeProto):
+            if shape.name == "value_ints":
+                shape.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.array(shape.ints, np.int64))))
+            shape = shape.t
+        lengths = numpy_helper.to_array(shape).copy()
+        if lengths.ndim == 1 and len(lengths) and lengths[0] == 1:
+            lengths[0] = 0  # the length that the data has, …
+            shape.CopyFrom(numpy_helper.from_array(lengths, shape.name))
+            for attribute in [found for found in node.attribute if found.name == "allowzero"]:
+                node.attribute.remove(attribute)  # … unless this says that it is zero
 
 
 def _prepend(proto: Any, preprocessing: Preprocessing, side: int, channels_last: bool) -> None:

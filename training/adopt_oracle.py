@@ -49,15 +49,17 @@ class ViewRecipe:
     Args:
         tile: side of each of the four tiles, pixels.
         frames: corrupted frames that are made; each picture is used again and again, each time corrupted anew.
-        epochs: passes over them.
+        looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
+        epochs: passes over all views.
         batch_size, learning_rate, warmup: as in `FitRecipe`.
         clean_recall: percent of clean held-out views that must be named so.
         draws: of the states and severities; its schedule is not used.
     """
 
     tile: int = 48
-    frames: int = 8_000
-    epochs: int = 2
+    frames: int = 10_000
+    looks: int = 2
+    epochs: int = 4
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: float = 0.2
@@ -67,12 +69,14 @@ class ViewRecipe:
     precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.tile < 16 or self.frames < self.batch_size or self.epochs < 1 or not 0 <= self.clean_recall < 100:
-            raise InputError("oracle: need tile >= 16, frames >= batch_size, epochs >= 1, 0 <= clean_recall < 100")
+        if self.tile < 16 or self.frames < self.batch_size or self.epochs < 1 or self.looks < 1:
+            raise InputError("oracle: need tile >= 16, frames >= batch_size, epochs >= 1 and looks >= 1")
+        if not 0 <= self.clean_recall < 100:
+            raise InputError(f"oracle: clean_recall is {self.clean_recall}, expected 0 up to below 100, percent")
 
     def quick(self) -> ViewRecipe:
         """For a first look."""
-        return replace(self, frames=max(self.batch_size, self.frames // 4), epochs=1)
+        return replace(self, frames=max(self.batch_size, self.frames // 4), epochs=2)
 
 
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
@@ -156,7 +160,7 @@ def _measure_batchnorm(network: OracleNetwork, x: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class _Views:
+class Views:
     """uint8 views (N, 3, S, S), float32 targets (N, 1 + C·S) and int64 types (N,), −1 = clean."""
 
     x: Tensor
@@ -164,27 +168,44 @@ class _Views:
     types: Tensor
 
 
-def _corrupted_views(
-    pictures: Tensor, count: int, recipe: ViewRecipe, seed: int, report: Callable[[dict[str, Any]], None] | None = None
-) -> _Views:
-    """`count` corrupted frames, as the oracle sees them."""
+def corrupted_views(
+    pictures: Tensor,
+    count: int,
+    recipe: ViewRecipe,
+    seed: int,
+    *,
+    looks: int = 1,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Views:
+    """Corrupted frames as the oracle sees them.
+
+    Args:
+        pictures: uint8 (N, 3, H, H), RGB, clean.
+        count: frames; types and severities are drawn.
+        recipe: the size of the tiles, and the odds.
+        seed: of everything.
+        looks: views of each frame; within a block of frames, all first views come before all second ones.
+        report: called with {frames, of} now and then.
+    """
     generator = torch.Generator().manual_seed(seed)
     types = draw_types(count, recipe.draws, len(CORRUPTIONS), generator)
     severities = draw_severities(types, recipe.draws, generator)
     which = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(-(-count // len(pictures)))])
     mirrored = torch.rand(count, generator=generator) < 0.5
-    made = []
+    made, places = [], []
     for part in torch.arange(count).split(_CHUNK):
         pixels = pictures[which[part]]
         pixels = torch.where(mirrored[part][:, None, None, None], pixels.flip(3), pixels)
         pixels = corrupt_mixed(pixels, types[part], severities[part], seeds_for(seed, part))
-        made.append(views(pixels, recipe.tile, generator))
+        made += [views(pixels, recipe.tile, generator) for _ in range(looks)]
+        places += [part] * looks
         if report is not None and int(part[-1]) % (10 * _CHUNK) == 10 * _CHUNK - 1:
             report({"frames": int(part[-1]) + 1, "of": count})
-    return _Views(torch.cat(made), joint_target(types, severities), types)
+    place = torch.cat(places)
+    return Views(torch.cat(made), joint_target(types, severities)[place], types[place])
 
 
-def _batches(data: _Views, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: Views, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(data.x), generator=generator)
     for start in range(0, len(order) - batch + 1, batch):
         index = order[start : start + batch]
@@ -219,7 +240,8 @@ def fit_view_oracle(
     """
     torch.manual_seed(seed)
     size = pictures.shape[-1]
-    data = _corrupted_views(pictures, recipe.frames, recipe, seed + 1, report)
+    looks = recipe.looks if size > 2 * recipe.tile else 1
+    data = corrupted_views(pictures, recipe.frames, recipe, seed + 1, looks=looks, report=report)
     network = bundled_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     network.train()
@@ -243,7 +265,7 @@ def fit_view_oracle(
         report({"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 4)})
     network.eval()
     count = max(400, min(2000, 12 * len(held_out)))
-    judged = _corrupted_views(held_out, count, recipe, seed + 2)
+    judged = corrupted_views(held_out, count, recipe, seed + 2)
     logits = _logits(network, judged.x)
     temperature = fit_temperature(logits, judged.target)
     fixed, moved = views(held_out, recipe.tile), [views(held_out, recipe.tile, generator) for _ in range(4)]

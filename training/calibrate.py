@@ -67,6 +67,23 @@ def check_signed(names: Sequence[str]) -> None:
         )
 
 
+def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
+    """Accuracy of a model as it is patched now, percent.
+
+    Args:
+        model: the model.
+        pixels: uint8 (N, 3, H, W), RGB.
+        labels: int64 (N,).
+        soft: mean probability of the right class instead.
+    """
+    logits = np.concatenate([model.predict(part.cpu().numpy() / np.float32(255)) for part in pixels.split(_BATCH)])
+    right = labels.cpu().numpy()
+    if not soft:
+        return 100 * float((logits.argmax(1) == right).mean())
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return 100 * float((odds[np.arange(len(right)), right] / odds.sum(1)).mean())
+
+
 def measure_gain(
     model: PatchableModel,
     names: Sequence[str],
@@ -75,6 +92,7 @@ def measure_gain(
     levels: Sequence[float],
     *,
     seed: int = 0,
+    soft: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> GainTable:
     """Measure the gain table of a model's signatures with validation images.
@@ -86,6 +104,8 @@ def measure_gain(
         recipe: what to measure.
         levels: severity levels of the oracle's states.
         seed: of the corruptions.
+        soft: a cell is the mean probability of the right class instead of how often it is the likeliest: with a few
+            dozen images, where a handful of them decides the latter, that tells actions apart far more surely.
         report: called after each corruption with {corruption, …}.
 
     Raises:
@@ -99,8 +119,7 @@ def measure_gain(
 
     def accuracy(pixels: Tensor, labels: Tensor, action: tuple[int, float]) -> float:
         model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
-        predicted = [model.predict(part.cpu().numpy() / np.float32(255)).argmax(1) for part in pixels.split(_BATCH)]
-        return 100 * float((np.concatenate(predicted) == labels.cpu().numpy()).mean())
+        return percent_right(model, pixels, labels, soft=soft)
 
     clean_row = np.array([accuracy(sample.pixels, sample.labels, action) for action in actions])
     clean_loss = np.minimum(0, clean_row - clean_row[0])

@@ -29,7 +29,13 @@ class Target(str, Enum):
     shallow = "shallow"
 
 
+_OWN_MODEL = ("images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr")
+_OWN_MODEL += ("every", "limit")
+_FROM_LABELS = ("data", "device", "job", "onto")
+
+
 def build(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("bundle"),
     recipe: Annotated[
         str | None,
@@ -42,9 +48,10 @@ def build(
         typer.Option(help="Image folder <class>/<image> (or with train/ and test/ above it), or cifar10, cifar100."),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Resize and crop images to this side, in pixels.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped build goes on from it.")] = Path(
-        "runs/build"
-    ),
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     job: Annotated[
@@ -102,13 +109,20 @@ def build(
     """
     if (model is None) != (images is None):
         raise InputError("a model of your own needs both --model and --images")
+    for name in _FROM_LABELS if model is not None else _OWN_MODEL:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} goes {'without' if model is not None else 'with'} --model; leave one of them out"
+            )
     if model is not None and images is not None:
         _adopt(
             Sources(model, images, more_images, names, labels, size, every, limit),
             (mean, std, scale, bgr),
             recipe,
             {"layers": layers, "target": target.value},
-            work=work,
+            work=work or Path("runs/adopt"),
             out=out,
             threads=threads,
             quick=quick,
@@ -126,7 +140,7 @@ def build(
     workshop = Build(
         chosen,
         data or chosen.data.source,
-        work,
+        work or Path("runs/build"),
         size=size,
         device=device,
         onto=None if onto is None else Bundle.load(onto),
@@ -176,14 +190,18 @@ def _adopt(
     for change in adopted.changes:
         typer.echo(f"model: {change}")
     classes = None if sources.names is None else read_names(sources.names)
-    labels = None
+    labels, sequential = None, False
     if sources.labels:
-        pictures, labels = load_labelled(sources.images, adopted.size, classes, limit=sources.limit)
+        found = load_labelled(sources.images, adopted.size, classes or adopted.classes, limit=sources.limit)
+        pictures, labels, classes = found.pixels, found.labels, list(found.classes)
     else:
-        pictures = load_pictures(sources.images, adopted.size, every=sources.every, limit=sources.limit)
+        pictures, sequential = load_pictures(
+            sources.images, adopted.size, every=sources.every, limit=sources.limit, keep=work
+        )
     more = None
     if sources.more is not None:
-        more = load_pictures(sources.more, adopted.size, every=sources.every, limit=10 * sources.limit)
+        limit = 10 * sources.limit
+        more = load_pictures(sources.more, adopted.size, every=sources.every, limit=limit, keep=work).pixels
     chosen = AdoptRecipe() if recipe is None else load_adopt_recipe(Path(recipe))
     changed = {key: value for key, value in settings.items() if value not in (0, "auto")}
     chosen = replace(chosen, **changed)
@@ -195,6 +213,7 @@ def _adopt(
         classes=classes,
         labels=labels,
         more=more,
+        sequential=sequential,
         name=Path(sources.model).stem.replace(":", "-"),
         progress=_print_progress,
     )
@@ -202,6 +221,8 @@ def _adopt(
         f"model: {adopted.size} px, {adopted.classes} classes; trains the first {workshop.layers} convolutions "
         f"({workshop.share:.2f} % of the model's bytes a signature), target {workshop.target}; {len(pictures)} pictures"
     )
+    if workshop.why_shallow:
+        typer.echo(f"model: its shallow part is trained alone, which wins less back: {workshop.why_shallow}")
     workshop.bundle(out)
     typer.echo(f"wrote {out}; try: rws run SOURCE --bundle {out}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -160,8 +160,14 @@ def load_recipe(name: str | Path) -> Recipe:
     return parse(Recipe, content, str(path))
 
 
-def parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
+def parse(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
     """Plain data as a recipe or a part of one.
+
+    Args:
+        schema: its dataclass.
+        content: values by field; parts are mappings.
+        where: what errors begin with.
+        default: gives what `content` leaves out, parts of parts as well; None: the defaults of each part's own class.
 
     Raises:
         FormatError: if a key is unknown or a value has the wrong type; it begins with `where`.
@@ -176,7 +182,8 @@ def parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise FormatError(f"{where}: {key} must be a table")
-            values[key] = parse(hints[key], value, f"{where} [{key}]")  # type: ignore[arg-type]
+            part = None if default is None else getattr(default, key)
+            values[key] = parse(hints[key], value, f"{where} [{key}]", part)  # type: ignore[arg-type]
         elif get_origin(hints[key]) is tuple:
             kind = get_args(hints[key])[0]
             if not isinstance(value, list):
@@ -185,7 +192,7 @@ def parse(schema: type[T], content: Mapping[str, Any], where: str) -> T:
         else:
             values[key] = _require(hints[key], value, f"{where}: {key}")
     try:
-        return schema(**values)
+        return schema(**values) if default is None else replace(default, **values)  # type: ignore[type-var]
     except TypeError as error:
         raise FormatError(f"{where}: {error}") from error
 

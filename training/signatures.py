@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from edge.atomic import atomic_path
+from edge.atomic import atomic_write_bytes
 from edge.signatures import shallow_sha256
 from oracle.errors import InputError
 from training.data import Images
@@ -207,10 +207,9 @@ def patched(std: nn.Module, deltas: Deltas) -> nn.Module:
 
 def save_deltas(deltas: Deltas, path: Path) -> None:
     """Write float32 deltas as safetensors, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with atomic_path(path) as temporary:
-        save_file({name: delta.float().contiguous() for name, delta in deltas.items()}, temporary)
+    atomic_write_bytes(path, save({name: delta.float().contiguous() for name, delta in deltas.items()}))
 
 
 def load_deltas(path: Path) -> Deltas:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -228,7 +229,7 @@ def run(
         stream = runtime.stream(
             frames,
             outputs.sinks,
-            change=_changer(corrupt, runtime.input_size),
+            change=_changer(corrupt, lambda: runtime.input_size),
             oracle_every=oracle_every,
             compare=outputs.watched,
             renew=swap if swap is not None else lambda: None,
@@ -266,6 +267,7 @@ def run(
                 "threads": threads,
                 "independent": alone,
                 "stopped": stop.is_set(),
+                "corrupt": corrupt,
                 **summary.to_json(),
                 "sinks": outputs.counts(),
                 "events": dict(monitor.notes),
@@ -447,22 +449,29 @@ class _Swap:
         return runtime
 
 
-def _changer(spec: str | None, size: tuple[int, int]) -> Callable[[Frame], Frame]:
-    """What --corrupt does to a frame; the room that can corrupt pictures offers itself by an entry point."""
+def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
+    """What --corrupt does to a frame; the room that can corrupt pictures offers itself by an entry point.
+
+    The model's size is asked for at each frame: another bundle may have another.
+    """
     from importlib.metadata import entry_points
 
+    from edge.errors import MissingExtraError
     from edge.extras import require
     from edge.preprocess import cover
 
     if spec is None:
         return lambda frame: frame
+    offered = list(entry_points(group="rws.frames", name="corrupt"))
+    if not offered:
+        raise MissingExtraError("--corrupt needs what changes frames; install it with: pip install 'rws-edge[train]'")
     with require("train"):
-        (found,) = entry_points(group="rws.frames", name="corrupt")
-        corrupter = found.load()(spec, size)
+        make = lru_cache(maxsize=1)(partial(offered[0].load(), spec))
+    make(size())
 
     def change(frame: Frame) -> Frame:
-        original = cover(frame.image, *size)
-        return replace(frame, image=corrupter(original, frame.index), original=original)
+        original = cover(frame.image, *size())
+        return replace(frame, image=make(size())(original, frame.index), original=original)
 
     return change
 

@@ -101,6 +101,11 @@ def test_pages_hold_the_numbers(result):
     row = {"layers": 3, "parameters": 1744, "signature_percent": 0.05, "std": 40.0, "told": 44.4}
     curve = {**result, "corruptions": ["fog"], "rows": [row]}
     assert "| 3 | 1,744 | 0.05 | 40.0 | 44.4 |" in zoo_page.curve_table(curve)
+    won = result["summary"]["accuracy"]["won_back"]
+    assert f"**{won['trained']:.1f}** / {won['told']:.1f}" in zoo_page.zoo_summary([result, {**result, "quick": True}])
+    clip = {"source": "/a/cars.mp4", "corrupt": "gaussian_noise:3"}
+    clip["agreement"] = {"frames": 250, "unpatched": 11.04, "patched": 13.5}
+    assert "| cars.mp4 | gaussian noise:3 | 250 | 11.0 | 13.5 |" in zoo_page.clip_table([{**result, **clip}])
 
 
 def test_an_unknown_model_is_refused(tmp_path):

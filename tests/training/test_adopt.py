@@ -12,10 +12,10 @@ from edge.bundle import Bundle
 from edge.errors import BundleError
 from edge.models.onnx_graph import read_model, shallow_tensors
 from edge.models.onnx_model import OnnxModel
-from oracle.errors import InputError
+from oracle.errors import FormatError, InputError
 from tests.conftest import CLASSES, rws
 from tests.edge.tiny import network
-from training.adopt import BEGINS_FROM, Adoption, AdoptRecipe
+from training.adopt import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
 from training.adopt_model import (
     OperatorError,
     Preprocessing,
@@ -27,9 +27,10 @@ from training.adopt_model import (
     stem,
     trainable,
 )
-from training.adopt_oracle import ViewRecipe, bundled_network, views
+from training.adopt_oracle import ViewRecipe, bundled_network, corrupted_views, views
 from training.adopt_pictures import load_labelled, load_pictures, read_names
 from training.corruptions import CORRUPTIONS
+from training.oracle_fit import OracleRecipe
 
 SIZE = 32
 
@@ -115,11 +116,19 @@ def test_a_model_for_nhwc_gets_a_transpose():
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
 
 
-def test_a_model_for_one_image_takes_a_batch_afterwards():
+@pytest.mark.parametrize("shape", ["initializer", "constant", "integers"])
+@pytest.mark.parametrize("allowzero", [0, 1])  # torch's exporter writes 1
+def test_a_model_for_one_image_takes_a_batch_afterwards(shape, allowzero):
     proto = tiny()
+    lengths = numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
+    if shape == "initializer":
+        proto.graph.initializer.append(lengths)
+    else:
+        value = {"value": lengths} if shape == "constant" else {"value_ints": [1, 6]}
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["shape"], **value))
     nodes = [node for node in proto.graph.node if node.op_type == "Flatten"]
-    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 6], np.int64), "shape"))
-    nodes[0].CopyFrom(helper.make_node("Reshape", [nodes[0].input[0], "shape"], [nodes[0].output[0]]))
+    reshape = helper.make_node("Reshape", [nodes[0].input[0], "shape"], [nodes[0].output[0]], allowzero=allowzero)
+    nodes[0].CopyFrom(reshape)
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     adopted = adopt_model(proto.SerializeToString(), Preprocessing())
@@ -129,6 +138,34 @@ def test_a_model_for_one_image_takes_a_batch_afterwards():
 def test_a_last_softmax_is_taken_off():
     adopted = adopt_model(tiny(softmax=True).SerializeToString(), Preprocessing())
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Identity", "Flatten"])
+def test_a_softmax_before_nodes_that_only_reshape_is_taken_off_too(kind):
+    proto = tiny(softmax=True)
+    last = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    name = last.output[0]
+    last.output[0] = "odds"
+    proto.graph.node.append(helper.make_node(kind, ["odds"], [name]))
+    adopted = adopt_model(proto.SerializeToString(), Preprocessing())
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
+
+
+def test_probabilities_that_are_made_otherwise_are_refused():
+    proto = tiny(softmax=True)
+    last = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    name = last.output[0]
+    last.output[0] = "odds"
+    proto.graph.node.append(helper.make_node("Abs", ["odds"], [name]))
+    with pytest.raises(BundleError, match="probabilities"):
+        adopt_model(proto.SerializeToString(), Preprocessing())
+
+
+def test_outputs_that_are_left_out_are_named():
+    proto = tiny()
+    extra = proto.graph.node[0].output[0]
+    proto.graph.output.append(helper.make_tensor_value_info(extra, TensorProto.FLOAT, None))
+    assert extra in " ".join(adopt_model(proto.SerializeToString(), Preprocessing()).changes)
 
 
 def free_size() -> onnx.ModelProto:
@@ -194,6 +231,7 @@ def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_par
         Adoption(adopted, pictures, replace(recipe, target="output"), tmp_path)
     workshop = Adoption(adopted, pictures, recipe, tmp_path)
     assert workshop.target == "shallow"
+    assert "Shrink" in workshop.why_shallow
     assert all(delta.abs().max() > 0 for delta in workshop.signature("fog").values())
 
 
@@ -212,6 +250,22 @@ def test_training_brings_the_output_on_corrupted_pictures_back(recipe, pictures,
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert record["loss"][1] < 0.8 * record["loss"][0]
     assert set(deltas) == set(workshop.tensors)
+
+
+def test_answers_are_matched_as_they_are_and_softened():
+    generator = torch.Generator().manual_seed(0)
+    aim = 3 * torch.randn(6, 5, generator=generator)
+    assert distil(aim, aim, 1.0, 3.0).item() == pytest.approx(0, abs=1e-6)
+    assert distil(aim + 2, aim, 1.0, 3.0).item() == pytest.approx(0, abs=1e-6)  # a softmax knows no offset
+    found = aim + torch.randn(6, 5, generator=generator)
+    wanted = aim.softmax(1)
+    plain = (wanted * (aim.log_softmax(1) - found.log_softmax(1))).sum(1).mean()
+    assert distil(found, aim, 0.0, 3.0).item() == pytest.approx(plain.item(), rel=1e-4)
+    # Of two that are right about the likeliest class, the softened match prefers the one that ranks the others alike.
+    first = torch.tensor([[9.0, 3.0, 1.0]])
+    like, unlike = torch.tensor([[9.0, 2.0, 1.0]]), torch.tensor([[9.0, 1.0, 2.0]])
+    for soft, factor in ((0.0, 2), (1.0, 20)):
+        assert distil(unlike, first, soft, 3.0) - distil(like, first, soft, 3.0) > factor * 1e-3
 
 
 def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_made_to_the_same_bytes(
@@ -240,7 +294,15 @@ def test_every_corruption_begins_from_one_that_needs_none_of_its_own():
             assert chain[-1] in CORRUPTIONS
 
 
-@pytest.mark.parametrize(("count", "classes", "message"), [(8, None, "found 8 pictures"), (40, ["a"], "class names")])
+@pytest.mark.parametrize(
+    ("count", "classes", "message"),
+    [
+        (8, None, "found 8 pictures"),
+        (40, ["a"], "class names"),
+        (40, ["a\tb", *CLASSES[1:]], "not printable"),
+        (40, ["", *CLASSES[1:]], "not printable"),
+    ],
+)
 def test_too_few_pictures_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
     with pytest.raises(InputError, match=message):
@@ -262,6 +324,23 @@ def test_views_are_tiles_of_the_picture_one_of_each_quarter():
     assert views(pixels, side // 2) is pixels
 
 
+def test_every_look_at_a_frame_has_its_target_and_tiles_of_its_own():
+    side, tile = 64, 16
+    # Each pixel's value is the picture's number, and the corruption of all is none.
+    pixels = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1) * 60 + torch.zeros(4, 3, side, side).byte()
+    pixels[:, 0] = torch.arange(side, dtype=torch.uint8)
+    recipe = ViewRecipe(tile=tile, frames=64, draws=OracleRecipe(clean_share=0.5))
+    once = corrupted_views(pixels, 30, recipe, 3)
+    twice = corrupted_views(pixels, 30, recipe, 3, looks=2)
+    assert twice.x.shape == (60, 3, 2 * tile, 2 * tile)
+    assert torch.equal(twice.types, torch.cat([once.types, once.types]))
+    assert torch.equal(twice.target, torch.cat([once.target, once.target]))
+    clean = once.types == -1
+    first, second = twice.x[:30][clean], twice.x[30:][clean]
+    assert torch.equal(first[:, 1:], second[:, 1:])  # the same pictures …
+    assert not torch.equal(first[:, 0], second[:, 0])  # … seen in other places
+
+
 def test_the_oracle_begins_as_the_bundled_one():
     x = images(4)
     with torch.no_grad():
@@ -270,23 +349,50 @@ def test_the_oracle_begins_as_the_bundled_one():
 
 
 def test_pictures_come_from_folders_and_videos(picture_folder, tmp_path, clear):
-    assert load_pictures(str(picture_folder), 32).shape == (40, 3, 32, 32)
-    assert load_pictures(str(picture_folder), 16, limit=7).shape == (7, 3, 16, 16)
+    found = load_pictures(str(picture_folder), 32)
+    assert found.pixels.shape == (40, 3, 32, 32)
+    assert not found.sequential
+    assert load_pictures(str(picture_folder), 16, limit=7).pixels.shape == (7, 3, 16, 16)
     video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
     for image in clear[0][:20]:
         video.write(image[:, :, ::-1].copy())
     video.release()
-    assert load_pictures(str(tmp_path / "v.avi"), 32, every=5).shape == (4, 3, 32, 32)
+    found = load_pictures(str(tmp_path / "v.avi"), 32, every=5)
+    assert found.pixels.shape == (4, 3, 32, 32)
+    assert found.sequential
     with pytest.raises(InputError, match="--every"):
         load_pictures(str(picture_folder), 32, every=0)
     with pytest.raises(InputError, match="--limit"):
         load_pictures("pattern", 32)
 
 
+def test_pictures_of_a_live_source_are_kept_for_a_build_that_goes_on(tmp_path):
+    first = load_pictures("pattern", 32, limit=3, keep=tmp_path)
+    again = load_pictures("pattern", 32, limit=3, keep=tmp_path)
+    assert first.sequential
+    assert again.sequential
+    assert torch.equal(first.pixels, again.pixels)
+    with pytest.raises(InputError, match="remove it"):
+        load_pictures("pattern", 48, limit=3, keep=tmp_path)
+
+
+def test_of_a_video_the_last_pictures_are_held_out_because_neighbours_are_alike(recipe, pictures, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    workshop = Adoption(adopted, pictures, recipe, tmp_path, sequential=True)
+    held = len(workshop.held_out)
+    assert held == 8
+    assert torch.equal(workshop.held_out.pixels.flip(0), pictures[-held:])
+    assert torch.equal(workshop.train.flip(0), pictures[:-held])
+
+
 def test_labels_are_places_in_the_models_classes(image_folder):
-    pixels, labels = load_labelled(str(image_folder / "train"), 32, [*reversed(CLASSES)])
-    assert len(pixels) == len(labels)
-    assert labels[0] == len(CLASSES) - 1
+    found = load_labelled(str(image_folder / "train"), 32, [*reversed(CLASSES)])
+    assert found.labels[0] == len(CLASSES) - 1
+    assert found.classes == tuple(reversed(CLASSES))
+    folders = load_labelled(str(image_folder / "train"), 32, len(CLASSES))
+    assert folders.classes[folders.labels[0]] == CLASSES[0]
+    with pytest.raises(InputError, match="10 class folders, but the model gives 1000 logits"):
+        load_labelled(str(image_folder / "train"), 32, 1000)
     with pytest.raises(InputError, match="none of the class names"):
         load_labelled(str(image_folder / "train"), 32, ["cat"])
 
@@ -295,6 +401,11 @@ def test_names_are_lines_or_json(tmp_path):
     (tmp_path / "a.txt").write_text("cat\ndog\n\n")
     (tmp_path / "b.json").write_text('{"note": "x", "names": ["cat", "dog"]}')
     assert read_names(tmp_path / "a.txt") == read_names(tmp_path / "b.json") == ["cat", "dog"]
+    (tmp_path / "d.txt").write_text("cat\ndog", encoding="utf-8-sig")
+    assert read_names(tmp_path / "d.txt") == ["cat", "dog"]
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(FormatError, match="UTF-8"):
+        read_names(tmp_path / "e.txt")
     (tmp_path / "c.json").write_text("3")
     with pytest.raises(ValueError, match="JSON list"):
         read_names(tmp_path / "c.json")
@@ -308,6 +419,10 @@ def test_a_factory_is_found_in_the_working_folder(tmp_path, monkeypatch):
         "    pool = torch.nn.AdaptiveAvgPool2d(1)\n"
         "    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), pool,\n"
         "                               torch.nn.Flatten())\n"
+        "def wants(size):\n"
+        "    return make()\n"
+        "def unfit():\n"
+        "    return torch.nn.Linear(7, 2)\n"
         "def three():\n"
         "    return 3\n"
     )
@@ -318,10 +433,31 @@ def test_a_factory_is_found_in_the_working_folder(tmp_path, monkeypatch):
         ("my_module_of_a_test:make", None, "--size"),
         ("my_module_of_a_test:three", 32, "gave a int"),
         ("my_module_of_a_test:none", 32, "package.module:factory"),
+        ("my_module_of_a_test:wants", 32, "missing 1 required"),
+        ("my_module_of_a_test:unfit", 32, "cannot export"),
+        (":make", 32, "package.module:factory"),
         ("no_module_of_that_name:make", 32, "package.module:factory"),
     ):
         with pytest.raises(InputError, match=message):
             load_classifier(model, size)
+
+
+def test_a_recipe_changes_what_it_names_and_keeps_the_other_defaults(tmp_path):
+    path = tmp_path / "adopt.toml"
+    path.write_text("steps = 7\n[stream]\nhold = 0.05\n[calibration]\nimages = 9\n[oracle.draws]\nclean_share = 0.3\n")
+    found, default = load_adopt_recipe(path), AdoptRecipe()
+    assert (found.steps, found.stream.hold, found.calibration.images) == (7, 0.05, 9)
+    assert found.stream == replace(default.stream, hold=0.05)
+    assert found.calibration == replace(default.calibration, images=9)
+    assert found.oracle == replace(default.oracle, draws=replace(default.oracle.draws, clean_share=0.3))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"severities": (3.0,)}, "severities"), ({"bits": 5}, "bits"), ({"soft": -1.0}, "soft")]
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(setting, message):
+    with pytest.raises(InputError, match=message):
+        AdoptRecipe(**setting)
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +516,8 @@ def test_weights_outside_the_cut_are_untouched(command_built):
         (("--model", "mine.onnx", "--images", "empty"), "holds no image file"),
         (("--model", "mine.onnx", "--images", "empty", "--mean", "a,b"), "--mean a,b"),
         (("--model", "mine.onnx", "--images", "empty", "--size", 64), "takes 32x32"),
+        (("--model", "mine.onnx", "--images", "empty", "--device", "cuda"), "--device goes without --model"),
+        (("--data", "empty", "--quick"), "--quick goes with --model"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
