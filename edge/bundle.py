@@ -390,7 +390,7 @@ def check_bundle_folder(target: Path) -> None:
         BundleError: if it does, or if `target` is a file.
     """
     if target.is_file():
-        raise BundleError(f"{target}: is a file, expected a folder; give another one")
+        raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
         raise BundleError(

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -34,6 +36,11 @@ def buggy() -> None:
     raise ZeroDivisionError("oops")
 
 
+def full() -> None:
+    """Raise what a write to a full disk does: no file is named."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def heavy() -> None:
     """Need an extra, as in pip install 'rws-edge[train]'."""
     with require("train"):
@@ -52,7 +59,7 @@ def one() -> None:
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     here = "tests.edge.test_cli"
-    points = {name: f"{here}:{name}" for name in ("good", "refused", "buggy", "heavy", "tools")}
+    points = {name: f"{here}:{name}" for name in ("good", "refused", "buggy", "full", "heavy", "tools")}
     points |= {"absent": "nowhere_to_be_found:command", "renamed": f"{here}:no_such_function"}
     all_points = EntryPoints(EntryPoint(name, value, edge.cli.COMMANDS) for name, value in points.items())
     monkeypatch.setattr(edge.cli, "entry_points", lambda **query: all_points.select(**query))
@@ -85,6 +92,7 @@ def test_a_group_stays_a_group_even_with_one_command():
     ("command", "message"),
     [
         ("refused", "error: camera 0: cannot be opened\n"),
+        ("full", "error: No space left on device\n"),
         ("heavy", "error: this needs the Python package 'nowhere_to_be_found', which is not installed here; "),
         ("absent", "error: `rws absent` is installed but cannot be loaded here (ModuleNotFoundError: "),
         ("renamed", "error: `rws renamed` is installed but cannot be loaded here (AttributeError: "),
