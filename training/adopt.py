@@ -44,6 +44,7 @@ from oracle.errors import FormatError, InputError
 from oracle.policy import GainTable, ToldPolicy
 from training.adopt_model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
 from training.adopt_oracle import ViewRecipe, fit_view_oracle
+from training.allocator import keep_freed_memory
 from training.calibrate import CalibrationRecipe, measure_gain, percent_right
 from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from training.data import Images
@@ -272,6 +273,7 @@ class Adoption:
         self._proto = onnx.load_model_from_string(adopted.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
         self.tensors = shallow_tensors(self._proto, self.layers)
+        keep_freed_memory()
         self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from edge.atomic import atomic_path
 from oracle.errors import InputError
+from training.allocator import keep_freed_memory
 from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from training.data import Images
 
@@ -265,6 +266,7 @@ def train(
         DivergedError: if the loss is no longer finite.
         InputError: if the checkpoint belongs to another run.
     """
+    keep_freed_memory()
     done = _resume(checkpoint, identity, model, optimiser)
     steps = recipe.epochs * steps_per_epoch
     for epoch in range(done, recipe.epochs):

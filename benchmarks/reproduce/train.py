@@ -15,13 +15,6 @@ from oracle.errors import RwsError
 from training.corruptions import CORRUPTIONS
 from training.jobs import run_jobs
 
-# One tensor of a batch is given back to the system and asked for again at every step otherwise: twice as slow.
-_KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "200000000",
-}
-
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:
     """Jobs by name; those of one stage are independent of one another and need only those of the stages before."""
@@ -68,8 +61,6 @@ def run_in_workers(
         RwsError: if one failed; what it said is on standard error.
     """
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    for name, value in _KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_start, args=(function, arguments, threads)) for _ in range(workers)]
     try:
