@@ -15,4 +15,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) ->
 def made_by(*results: Mapping[str, Any]) -> str:
     """The commands that made results, each once, on what machine, from which seed."""
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(result["command"] for result in results))
-    return f"Made by {commands} ({results[0]['machine']['processor']}, seed {results[0]['seed']})."
+    seed = f", seed {results[0]['seed']}" if "seed" in results[0] else ""
+    return f"Made by {commands} ({results[0]['machine']['processor']}{seed})."

@@ -106,6 +106,8 @@ def test_pages_hold_the_numbers(result):
     clip = {"source": "/a/cars.mp4", "corrupt": "gaussian_noise:3"}
     clip["agreement"] = {"frames": 250, "unpatched": 11.04, "patched": 13.5}
     assert "| cars.mp4 | gaussian noise:3 | 250 | 11.0 | 13.5 |" in zoo_page.clip_table([{**result, **clip}])
+    without = {key: value for key, value in {**result, **clip}.items() if key != "seed"}
+    assert zoo_page.clip_table([without]).endswith("(any).")
 
 
 def test_an_unknown_model_is_refused(tmp_path):
