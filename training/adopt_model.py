@@ -22,14 +22,14 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from torch import nn
 
 from edge.errors import BundleError, first_line
 from edge.models import torch_model
 from edge.models.onnx_graph import data_input, output_shape, prepare, read_model, shallow_tensors, split_after
 from oracle.errors import FormatError, InputError
-from training.export import export_onnx
+from training.export import OPSET, export_onnx
 
 TOLERANCE = 1e-4
 """Of the largest output: what two engines may differ by."""
@@ -174,6 +174,10 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
         changes.append("a transpose from NCHW to its NHWC was put in front")
     if not preprocessing.is_none:
         changes.append(f"its preprocessing was put in front: {preprocessing}")
+    version = _opset(proto)
+    proto = _lowered(proto)
+    if _opset(proto) != version:
+        changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
     proto = prepare(_simplified(proto))
     result = output_shape(proto)
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
@@ -344,6 +348,23 @@ def _without_softmax(proto: Any) -> str:
             if entry == before:
                 node.input[place] = name
     return str(last.op_type)
+
+
+def _opset(proto: Any) -> int:
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _lowered(proto: Any) -> Any:
+    """The graph in the opset of our own exports, where it has a newer one that can be brought down to it.
+
+    onnx2torch knows no Reshape of opset 19 or later; torch.onnx writes opset 20.
+    """
+    if _opset(proto) <= OPSET:
+        return proto
+    try:
+        return version_converter.convert_version(proto, OPSET)
+    except Exception:  # the converter's errors are plain RuntimeErrors, and others; what stays may still be trainable
+        return proto
 
 
 def _free_batch(proto: Any) -> None:

@@ -135,6 +135,26 @@ def test_a_model_for_one_image_takes_a_batch_afterwards(shape, allowzero):
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
 
 
+def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(recipe, pictures, tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 6, 3, stride=2),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(6, len(CLASSES)),
+    ).eval()
+    file = tmp_path / "default.onnx"
+    torch.onnx.export(network, (torch.zeros(1, 3, SIZE, SIZE),), str(file), dynamo=True, external_data=False)
+    adopted = adopt_model(file.read_bytes(), Preprocessing())
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images())).numpy()
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), expected, atol=1e-4)
+    workshop = Adoption(adopted, pictures, replace(recipe, layers=1), tmp_path / "work")
+    assert (workshop.target, workshop.why_shallow) == ("output", "")
+
+
 def test_a_last_softmax_is_taken_off():
     adopted = adopt_model(tiny(softmax=True).SerializeToString(), Preprocessing())
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), run_onnx(tiny(), images()), atol=1e-4)
