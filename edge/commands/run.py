@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from edge.watch import BundleWatch
 
 
+_CORRUPT_SEED = 0
+"""Of what --corrupt draws; a frame's noise depends on it and on the frame's number."""
+
+
 class Backend(str, Enum):
     """What runs the model."""
 
@@ -271,7 +275,7 @@ def run(
                 **summary.to_json(),
                 "sinks": outputs.counts(),
                 "events": dict(monitor.notes),
-                **provenance(),
+                **provenance(**({} if corrupt is None else {"seed": _CORRUPT_SEED})),
             },
         )
     if lost is not None:
@@ -466,7 +470,7 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
     if not offered:
         raise MissingExtraError("--corrupt needs what changes frames; install it with: pip install 'rws-edge[train]'")
     with require("train"):
-        make = lru_cache(maxsize=1)(partial(offered[0].load(), spec))
+        make = lru_cache(maxsize=1)(partial(offered[0].load(), spec, seed=_CORRUPT_SEED))
     make(size())
 
     def change(frame: Frame) -> Frame:

@@ -378,6 +378,7 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     assert line["on_original"]["label"]
     (frame, *_) = open_source(tmp_path / "a.mp4")
     assert frame.image.shape[1] > 2 * 320
-    assert json.loads((tmp_path / "s.json").read_text())["corrupt"] == "fog:3"
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "rain:3")
     assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
