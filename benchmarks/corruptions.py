@@ -33,6 +33,7 @@ from training.corruptions.blur import truncate
 from training.corruptions.constants import SIZES
 from training.corruptions.registry import REGISTRY, constants_of
 from training.corruptions.weather import fog_map, frost_overlays
+from training.seeds import derive_seed
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
@@ -216,7 +217,8 @@ class Reference:
         random = known["draws"] > 1
         draws = draws if random else 1
         images = self.clean.repeat(draws, 1, 1, 1)
-        ours = statistics(corrupt(images, name, severity, seeds_for(seed, len(images))), images)
+        drawn = derive_seed(seed, "parity", name, severity)
+        ours = statistics(corrupt(images, name, severity, seeds_for(drawn, len(images))), images)
         found = {}
         for statistic, values in ours.items():
             reference = known["severity"][str(severity)][statistic]
@@ -359,7 +361,7 @@ def throughput(
         clean = Reference.load(size).clean
         batch = clean.repeat(-(-_BATCH[size] // len(clean)), 1, 1, 1)[: _BATCH[size]]
         singles = [image.permute(1, 2, 0).numpy().copy() for image in batch[: _THEIRS[size]]]
-        seeds = seeds_for(seed, len(batch))
+        seeds = seeds_for(derive_seed(seed, "throughput"), len(batch))
         for name in CORRUPTIONS:
             times: dict[str, list[float]] = {"ours": [], "imagecorruptions": []}
             for turn in range(rounds + 1):
@@ -367,7 +369,7 @@ def throughput(
                 corrupt(batch, name, severity, seeds)
                 middle = time.perf_counter()
                 for image in singles:
-                    theirs(image, name, severity, seed + turn)
+                    theirs(image, name, severity, derive_seed(seed, "throughput", draw=turn) % 2**32)
                 end = time.perf_counter()
                 if turn > 0:  # the first round fills caches and compiles
                     times["ours"].append((middle - start) * 1e3 / len(batch))

@@ -22,6 +22,7 @@ from oracle.belief import Belief
 from oracle.errors import InputError
 from oracle.policy import GainTable, Mix, Policy, make_policy
 from oracle.temporal import BeliefFilter
+from training.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]
 
@@ -107,9 +108,10 @@ def tune_filter(
     images = clean_images(bundle, source, "train")
     _, validation = split_as_built(bundle, images)
     labels = validation.labels.numpy()
+    drawn = derive_seed(seed, "validation")  # apart from the streams that the settings are reported on
     streams = {
         f"{protocol} {severity}": make_stream(
-            protocol, labels, frames=frames, severity=severity, seed=seed, corruptions=corruptions
+            protocol, labels, frames=frames, severity=severity, seed=drawn, corruptions=corruptions
         )
         for severity in severities
         for protocol in PROTOCOLS

@@ -23,6 +23,7 @@ from oracle.network import Oracle
 from oracle.policy import Mix
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images, fitted, load_images, split_train_validation
+from training.seeds import derive_seed
 
 BATCH = 50
 Layers = tuple[tuple[str, float], ...]
@@ -109,7 +110,9 @@ def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRU
     return tuple(((name, float(severity)),) for name in corruptions for severity in severities)
 
 
-def make_frames(images: Images, cells: Sequence[Layers], seed: int = 0, clean: Images | None = None) -> Frames:
+def make_frames(
+    images: Images, cells: Sequence[Layers], seed: int = 0, clean: Images | None = None, *, purpose: str = "test"
+) -> Frames:
     """Corrupt images in the ways of `cells`.
 
     Args:
@@ -118,20 +121,31 @@ def make_frames(images: Images, cells: Sequence[Layers], seed: int = 0, clean: I
         seed: of the corruptions.
         clean: what a clean cell shows; None: `images`. The two must not share an image under different numbers, so one
             must be the beginning of the other.
+        purpose: of the corruptions, see `training.seeds.derive_seed`; `validation` for images that choose something.
     """
     pixels, labels, cell, image = [], [], [], []
     for number, layers in enumerate(cells):
         shown = images if layers or clean is None else clean
-        pixels.append(_laid_over(shown.pixels, layers, seed))
+        pixels.append(corrupted(shown.pixels, layers, seed, purpose))
         labels.append(shown.labels.numpy())
         cell.append(np.full(len(shown), number))
         image.append(np.arange(len(shown)))
     return Frames(torch.cat(pixels), np.concatenate(labels), np.concatenate(cell), np.concatenate(image), tuple(cells))
 
 
-def _laid_over(pixels: Tensor, layers: Layers, seed: int) -> Tensor:
+def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
+    """Corrupt images; every benchmark gets the same images for the same arguments.
+
+    Args:
+        pixels: uint8, (N, 3, H, H), RGB.
+        layers: corruptions and severities laid over one another, first to last; () leaves the images clean.
+        seed, purpose: of the draws, see `training.seeds.derive_seed`.
+
+    Returns:
+        uint8, (N, 3, H, H), RGB.
+    """
     for place, (name, severity) in enumerate(layers):
-        drawn = seeds_for(seed * 1000 + CORRUPTIONS.index(name) * 10 + int(severity) + 500 * place, len(pixels))
+        drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))
         parts = zip(pixels.split(500), drawn.split(500), strict=True)
         pixels = torch.cat([corrupt(part, name, float(severity), seeds) for part, seeds in parts])
     return pixels

@@ -1,12 +1,12 @@
 """Two corruptions at once (fog and noise, …): never patched, one signature, both composed; told, and by the oracle.
 
-Pairs are laid over one another as in `benchmarks.ways`: the first named corruption first. Words of the table: `std` is
-never patched; of those who are told the pair, `single` has the one signature, of all, that is best for it, `both` its
-two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the strength that is
-best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the one signature
-with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are probable
-enough, and else does as `expected`. What is best is found on validation images; every number is measured on test
-images, save those of `validation`.
+Pairs are laid over one another by `benchmarks.judge.corrupted`: the first named corruption first. Words of the table:
+`std` is never patched; of those who are told the pair, `single` has the one signature, of all, that is best for it,
+`both` its two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the strength
+that is best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the one
+signature with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are
+probable enough, and else does as `expected`. What is best is found on validation images; every number is measured on
+test images, save those of `validation`.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ def compare_pairs(
     model, oracle = bundle.model("onnx", threads=threads), bundle.oracle(threads)
     expected = ExpectedPolicy(bundle.table)
 
-    def prepare(images: Images, count: int) -> tuple[Judge, list[Belief]]:
+    def prepare(images: Images, count: int, purpose: str) -> tuple[Judge, list[Belief]]:
         order = shuffled(images, None, seed)
-        frames = make_frames(order.first(count), cells, seed, order.first(clean_limit))
+        frames = make_frames(order.first(count), cells, seed, order.first(clean_limit), purpose=purpose)
         return Judge(model, frames), observe(oracle, frames)
 
-    judge, beliefs = prepare(splits.validation, validation_limit)
+    judge, beliefs = prepare(splits.validation, validation_limit, "validation")
     single, scaled = _best_told(bundle.table, judge, pair_cells, scales, say)
     composing = _best_composing(bundle.table, expected, judge, beliefs, thresholds, scales, allowed_loss, say)
     policies: dict[str, FramePolicy] = {
@@ -142,7 +142,7 @@ def compare_pairs(
     validation = {"std": _scores(judge, [{} for _ in beliefs])}
     validation |= {way: _scores(judge, [policy.choose(b) for b in beliefs]) for way, policy in policies.items()}
 
-    judge, beliefs = prepare(splits.test, limit)
+    judge, beliefs = prepare(splits.test, limit, "test")
     frames = judge.frames
     told = ToldPolicy(bundle.table, own=True)
     mixes: dict[str, list[Mix]] = {"std": [{} for _ in beliefs]}

@@ -216,7 +216,7 @@ def compare_policies(
         raise InputError("policies: clean_weights must hold 1 and the thresholds of each family 0")
     say = progress or (lambda line: None)
     shipped = bundle.policy(independent=True)
-    judge, beliefs, _ = _prepared(bundle, splits.validation, validation_limit, clean_limit, seed, threads)
+    judge, beliefs, _ = _prepared(bundle, splits.validation, validation_limit, clean_limit, seed, threads, "validation")
     settings = _validated(bundle.table, judge, beliefs, clean_weights, thresholds, say)
     validation = {("shipped", ""): _on_validation(judge, beliefs, shipped)}
     chosen = {
@@ -225,7 +225,7 @@ def compare_policies(
         for rule in RULES
     }
     validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
-    judge, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads)
+    judge, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads, "test")
     frames = judge.frames
     mixes: dict[tuple[str, str], list[Mix]] = {("std", ""): [{} for _ in beliefs]}
     mixes |= {(name, ""): found for name, found in told.items()}
@@ -276,11 +276,12 @@ def compare_policies(
 
 
 def _prepared(
-    bundle: Bundle, images: Any, limit: int, clean_limit: int | None, seed: int, threads: int
+    bundle: Bundle, images: Any, limit: int, clean_limit: int | None, seed: int, threads: int, purpose: str
 ) -> tuple[Judge, list[Belief], dict[str, list[Mix]]]:
     """Frames with a judge, the oracle's beliefs, and the mixes of those who are told."""
     order = shuffled(images, None, seed)
-    frames = make_frames(order.first(limit), ((), *single_cells(SEVERITIES)), seed, order.first(clean_limit))
+    cells = ((), *single_cells(SEVERITIES))
+    frames = make_frames(order.first(limit), cells, seed, order.first(clean_limit), purpose=purpose)
     told = {}
     for name, own in (("perfect", True), ("best", False)):
         policy = ToldPolicy(bundle.table, own=own)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
+from training.seeds import derive_seed
 
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 TYPES = 1 + len(CORRUPTIONS)
@@ -137,7 +138,7 @@ def make_stream(
 
     severities = np.where(_WHOLE[kind], np.round(severities), severities).astype(np.float32)
     severities[kind < 0] = 0
-    drawn = seeds_for(seed, torch.from_numpy(image * TYPES + kind + 1)).numpy()
+    drawn = seeds_for(derive_seed(seed, "streams"), torch.from_numpy(image * TYPES + kind + 1)).numpy()
     cut = starts if protocol == "iid" else np.arange(len(image)) == 0
     return Stream(protocol, image, np.where(severities > 0, kind, -1), severities, drawn, cut)
 

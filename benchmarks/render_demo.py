@@ -1,9 +1,9 @@
 """Render the demo's stream: real test images under corruptions that come, grow, mix over and go.
 
-    python -m benchmarks.render_demo --data ~/data/cifar10
+    python -m benchmarks.render_demo --data ~/data/cifar10 --out benchmarks/demo_data
 
-Writes `demo_data/frames.webp`, one sheet with all frames, row by row, and `demo_data/frames.json`, what is true of
-each: the class, and every corruption in it with its severity. The demo itself then needs no torch.
+Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each: the class, and
+every corruption in it with its severity. The demo itself then needs no torch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.demo import COLUMNS, DEMO_DATA
+from benchmarks.demo import COLUMNS
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import load_images
+from training.seeds import derive_seed
 
 CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
 
@@ -52,7 +53,7 @@ def scenario(seed: int) -> list[dict[str, float]]:
 
 def main(
     data: Annotated[str, typer.Option(help="Clean images; the test split is used.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = DEMO_DATA,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo_data"),
     seed: Annotated[int, typer.Option(help="Seed of images, order and corruptions.")] = 0,
 ) -> None:
     """Render the demo's frames."""
@@ -63,7 +64,8 @@ def main(
     for index, layers in enumerate(truth):
         pixels = chosen.pixels[index : index + 1]
         for depth, (name, severity) in enumerate(layers.items()):
-            pixels = corrupt(pixels, name, severity, seeds_for(seed * 10 + depth, torch.tensor([index])))
+            drawn = derive_seed(seed, "demo", name, severity, depth)
+            pixels = corrupt(pixels, name, severity, seeds_for(drawn, torch.tensor([index])))
         frames.append(pixels[0].permute(1, 2, 0).numpy())
     rows = -(-len(frames) // COLUMNS)
     frames += [np.zeros_like(frames[0])] * (rows * COLUMNS - len(frames))

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.judge import corrupted
 from edge.bundle import Bundle
 from edge.models.base import PatchableModel
 from oracle.belief import CLEAN, Belief, certain
 from oracle.errors import InputError
 from oracle.policy import Mix, ToldPolicy
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.corruptions import CORRUPTIONS
 from training.data import Images, fitted, load_images
 
 WAYS = ("std", "trained", "perfect", "best", "always")
@@ -97,13 +98,7 @@ def corrupted_sets(
     yield TestSet(CLEAN, 0, chosen)
     for name in names:
         for severity in severities:
-            seeds = seeds_for(seed * 1000 + CORRUPTIONS.index(name) * 10 + severity, len(chosen))
-            pixels = torch.cat(
-                [
-                    corrupt(part, name, float(severity), s)
-                    for part, s in zip(chosen.pixels.split(500), seeds.split(500), strict=True)
-                ]
-            )
+            pixels = corrupted(chosen.pixels, ((name, severity),), seed)
             yield TestSet(name, severity, Images(pixels, chosen.labels, chosen.classes))
 
 

@@ -29,6 +29,7 @@ from training.data import Images
 from training.fit import Corrupted, FitRecipe, fit, predict
 from training.models import ModelSpec, build_model
 from training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
+from training.seeds import derive_seed
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -248,7 +249,7 @@ class RivalModels:
             self.train,
             recipe,
             corrupted=corrupted,
-            seed=self.recipe.seed + 1,
+            seed=derive_seed(self.recipe.seed, "continued training"),
             checkpoint=checkpoint,
             report=self._report(job),
         )

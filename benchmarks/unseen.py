@@ -53,6 +53,7 @@ from training.oracle_fit import (
     oracle_logits,
     weigh_clean,
 )
+from training.seeds import derive_seed
 
 SEVERITIES = (1, 2, 3, 4, 5)
 BORROWED_ALPHAS = (0.5, 1.0)
@@ -198,12 +199,13 @@ def _validation(
     network: torch.nn.Module, validation: Images, corruptions: Sequence[str], recipe: UnseenRecipe
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits, types (indices into `corruptions`, −1 = clean) and severities of validation images, three times each."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    drawn = derive_seed(recipe.seed, "oracle calibration")
+    generator = torch.Generator().manual_seed(drawn)
     known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
     pixels = validation.pixels.repeat(3, 1, 1, 1)
     types = draw_types(len(pixels), recipe.oracle, len(corruptions), generator)
     severities = draw_severities(types, recipe.oracle, generator, corruptions)
-    corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(recipe.seed + 7, len(pixels)))
+    corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(drawn, len(pixels)))
     return oracle_logits(network, corrupted), types, severities
 
 
@@ -225,7 +227,7 @@ def meet(
     cells = single_cells(SEVERITIES, (corruption,))
 
     order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
-    judge = Judge(model, make_frames(order, cells, recipe.seed))
+    judge = Judge(model, make_frames(order, cells, recipe.seed, purpose="validation"))
     candidates: list[Mix] = [{}] + [{name: alpha} for name in others for alpha in BORROWED_ALPHAS]
     accuracy = [100 * judge.frames.per_cell(judge.right_under(mix)) for mix in candidates]
     borrowed = [candidates[int(best)] for best in np.argmax(accuracy, axis=0)]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.judge import corrupted
 from training.build import Build
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.corruptions import CORRUPTIONS
 from training.data import Images
 from training.fit import predict
 from training.models import fold_batchnorm
@@ -59,14 +60,17 @@ def compare_ways(
     validation = build.validation.first(1000)
     singles = {
         name: (
-            corrupt(validation.pixels, name, severity, seeds_for(seed + 1, len(validation))),
-            corrupt(test.pixels, name, severity, seeds_for(seed + 2, len(test))),
+            corrupted(validation.pixels, ((name, severity),), seed, "validation"),
+            corrupted(test.pixels, ((name, severity),), seed),
         )
         for name in CORRUPTIONS
     }
     chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     doubles = {
-        (a, b): (both(validation, a, b, pair_severity, seed + 1), both(test, a, b, pair_severity, seed + 2))
+        (a, b): (
+            corrupted(validation.pixels, ((a, pair_severity), (b, pair_severity)), seed, "validation"),
+            corrupted(test.pixels, ((a, pair_severity), (b, pair_severity)), seed),
+        )
         for a, b in chosen
     }
 
@@ -108,9 +112,9 @@ def compare_ways(
                 row[f"ra_{bits}bit_{per}"] = alone(arrays)
         two, cross = [], []
         for (a, b), (on_validation, on_test) in doubles.items():
-            both = composed([(exact[a], 1.0), (exact[b], 1.0)])
-            alpha = best_alpha(both, on_validation)[0]
-            two.append(accuracy(composed([(both, alpha)]), on_test, test.labels))
+            summed = composed([(exact[a], 1.0), (exact[b], 1.0)])
+            alpha = best_alpha(summed, on_validation)[0]
+            two.append(accuracy(composed([(summed, alpha)]), on_test, test.labels))
             half = composed([(exact[a], 0.5), (exact[b], 0.5)])
             cross += [accuracy(half, singles[name][1], test.labels) for name in (a, b)]
         if way == "residual":
@@ -131,12 +135,6 @@ def compare_ways(
         "test_images": len(test),
         "validation_images": len(validation),
     }
-
-
-def both(images: Images, first: str, second: str, severity: float, seed: int) -> Tensor:
-    """The images with one corruption over another, both of the same severity."""
-    once = corrupt(images.pixels, first, severity, seeds_for(seed, len(images)))
-    return corrupt(once, second, severity, seeds_for(seed + 100, len(images)))
 
 
 def _jobs(way: str) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.judge import corrupted
 from benchmarks.replay import BATCH, corrupted_sets
 from benchmarks.zoo_page import SEVERITIES
 from edge.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
@@ -35,7 +36,6 @@ from oracle.policy import Mix, ToldPolicy
 from training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
 from training.adopt_model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
 from training.adopt_pictures import load_labelled, read_names
-from training.corruptions import corrupt, seeds_for
 from training.data import Images
 from training.export import export_onnx
 
@@ -359,8 +359,7 @@ def run_curve(
         scores: dict[str, list[float]] = {"std": [], "told": []}
         for name in corruptions:
             for severity in SEVERITIES:
-                pixels = corrupt(test.pixels, name, float(severity), seeds_for(seed + severity, len(test)))
-                x = pixels.numpy() / np.float32(255)
+                x = corrupted(test.pixels, ((name, severity),), seed).numpy() / np.float32(255)
                 for way, mix in (("std", {}), ("told", {name: 1.0})):
                     found = predictions(patched, x, [mix] * len(x))
                     scores[way].append(_percent(found == test.labels.numpy()))

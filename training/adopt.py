@@ -51,6 +51,7 @@ from training.data import Images
 from training.fit import DivergedError, learning_rate_at, to_input
 from training.oracle_fit import LEVELS
 from training.recipe import StreamRecipe, parse, tomllib
+from training.seeds import derive_seed
 from training.signatures import Deltas, load_deltas, save_deltas
 
 TARGETS = ("auto", "output", "shallow")
@@ -407,7 +408,7 @@ class Adoption:
         low, high = self.recipe.severities
         parts = []
         for draw, places in enumerate(self._crops.split(count)):
-            seeds = seeds_for(self.recipe.seed * 1_000_003 + draw, count)
+            seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), count)
             severity = (low + (high - low) * ((seeds >> 16) % 65536).float() / 65535).clamp(max=5)
             if corruption == ALL:
                 types = torch.arange(draw, draw + count) % len(CORRUPTIONS)
@@ -444,7 +445,7 @@ class Adoption:
         moved = {name: start[name] / scale if start else torch.zeros_like(scale) for name, scale in scales.items()}
         self._load(start)
         optimiser = torch.optim.Adam(moved.values(), lr=recipe.learning_rate, betas=(0.9, 0.99))
-        generator = torch.Generator().manual_seed(recipe.seed + 1)
+        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "signature training"))
         losses: list[float] = []
         batch = min(recipe.batch_size, len(pixels))
         order = torch.empty(0, dtype=torch.int64)
@@ -525,8 +526,9 @@ class Adoption:
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> dict[str, float]:
         policy, data = ToldPolicy(table, own=True), self.held_out
         never, told = [], []
-        for place, name in enumerate(CORRUPTIONS):
-            pixels = corrupt(data.pixels, name, 5, seeds_for(self.recipe.seed + 1000 + place, len(data)))
+        for name in CORRUPTIONS:
+            drawn = derive_seed(self.recipe.seed, "validation", name, 5)
+            pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
             for scores, mix in ((never, {}), (told, policy.choose_told(name, 5))):
                 model.apply(mix)
                 scores.append(percent_right(model, pixels, data.labels))

@@ -38,6 +38,7 @@ from training.oracle_fit import (
     training_prior,
     weigh_clean,
 )
+from training.seeds import derive_seed
 
 _CHUNK = 200
 
@@ -241,7 +242,9 @@ def fit_view_oracle(
     torch.manual_seed(seed)
     size = pictures.shape[-1]
     looks = recipe.looks if size > 2 * recipe.tile else 1
-    data = corrupted_views(pictures, recipe.frames, recipe, seed + 1, looks=looks, report=report)
+    data = corrupted_views(
+        pictures, recipe.frames, recipe, derive_seed(seed, "oracle training"), looks=looks, report=report
+    )
     network = bundled_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     network.train()
@@ -265,7 +268,7 @@ def fit_view_oracle(
         report({"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 4)})
     network.eval()
     count = max(400, min(2000, 12 * len(held_out)))
-    judged = corrupted_views(held_out, count, recipe, seed + 2)
+    judged = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
     logits = _logits(network, judged.x)
     temperature = fit_temperature(logits, judged.target)
     fixed, moved = views(held_out, recipe.tile), [views(held_out, recipe.tile, generator) for _ in range(4)]

@@ -58,6 +58,7 @@ from training.oracle_fit import (
     weigh_clean,
 )
 from training.recipe import Recipe
+from training.seeds import derive_seed
 from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
@@ -213,7 +214,7 @@ class Build:
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
         """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
-        model, seed = copy.deepcopy(start), self.recipe.seed + 1
+        model, seed = copy.deepcopy(start), derive_seed(self.recipe.seed, "continued training")
         return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
 
     def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
@@ -274,7 +275,7 @@ class Build:
                     corrupted,
                     self.tensors,
                     tune,
-                    seed=self.recipe.seed + 1,
+                    seed=derive_seed(self.recipe.seed, "signature training"),
                     checkpoint=checkpoint,
                     report=report,
                 )
@@ -332,11 +333,12 @@ class Build:
 
     def _oracle_validation(self, network: OracleNetwork) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
-        generator = torch.Generator().manual_seed(self.recipe.seed)
+        drawn = derive_seed(self.recipe.seed, "oracle calibration")
+        generator = torch.Generator().manual_seed(drawn)
         pixels = self.validation.pixels.cpu().repeat(3, 1, 1, 1)
         types = draw_types(len(pixels), self.recipe.oracle, len(CORRUPTIONS), generator)
         severities = draw_severities(types, self.recipe.oracle, generator)
-        corrupted = corrupt_mixed(pixels, types, severities, seeds_for(self.recipe.seed + 7, len(pixels)))
+        corrupted = corrupt_mixed(pixels, types, severities, seeds_for(drawn, len(pixels)))
         return oracle_logits(network, corrupted), types, severities
 
     @cached_property

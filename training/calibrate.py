@@ -20,6 +20,7 @@ from oracle.errors import InputError
 from oracle.policy import GainTable
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.data import Images
+from training.seeds import derive_seed
 
 _BATCH = 50
 
@@ -127,7 +128,7 @@ def measure_gain(
     measured[:, 0] = clean_row
     coarse = data.first(recipe.coarse_images)
     for row, name in enumerate(CORRUPTIONS):
-        seeds = seeds_for(seed + 1 + row, len(sample)).to(sample.pixels.device)
+        seeds = seeds_for(derive_seed(seed, "calibration", name), len(sample)).to(sample.pixels.device)
         strongest = corrupt(coarse.pixels, name, recipe.severities[-1], seeds[: len(coarse)])
         scores = {other: accuracy(strongest, coarse.labels, (other, 1.0)) for other in signed}
         before = accuracy(strongest, coarse.labels, (-1, 0.0))

@@ -22,6 +22,7 @@ from oracle.errors import InputError
 from training.allocator import keep_freed_memory
 from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from training.data import Images
+from training.seeds import derive_seed
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -122,12 +123,13 @@ class Batch(NamedTuple):
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
     """One epoch of full batches, the same ones for the same seed and epoch; few images make one batch."""
     batch_size = min(batch_size, len(data))
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    drawn = derive_seed(seed, "training", draw=epoch)
+    generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
     for start in range(0, len(data) - batch_size + 1, batch_size):
         index = order[start : start + batch_size]
         pixels = crop_and_flip(data.pixels[index], crop, generator)
-        seeds = seeds_for(seed * 1_000_003 + epoch, index)
+        seeds = seeds_for(drawn, index)
         yield Batch(pixels, corrupted(pixels, seeds), data.labels[index])
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.seeds import derive_seed
 
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
@@ -36,7 +37,8 @@ def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
     def apply(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         for place, (name, severity) in enumerate(layers):
-            pixels = corrupt(pixels, name, severity, seeds_for(seed + place, torch.tensor([number])))
+            drawn = derive_seed(seed, "frames", name, severity, place)
+            pixels = corrupt(pixels, name, severity, seeds_for(drawn, torch.tensor([number])))
         return np.ascontiguousarray(pixels[0].numpy().transpose(1, 2, 0))
 
     return apply

@@ -26,6 +26,7 @@ from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from training.data import Images
 from training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
+from training.seeds import derive_seed
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -208,7 +209,7 @@ def oracle_batches(
     data: Images, recipe: OracleRecipe, epoch: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS
 ) -> Iterator[OracleBatch]:
     """One epoch: every image once, under what is drawn for it."""
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "oracle training", draw=epoch))
     order = torch.randperm(len(data), generator=generator)
     batch_size = min(recipe.batch_size, len(data))
     known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
@@ -219,7 +220,7 @@ def oracle_batches(
         for layer, (types, severities) in enumerate(
             [(drawn.types, drawn.severities), (drawn.second_types, drawn.second_severities)]
         ):
-            seeds = seeds_for(seed * 1_000_003 + epoch + 500_000 * layer, index)
+            seeds = seeds_for(derive_seed(seed, f"oracle training, layer {layer}", draw=epoch), index)
             pixels = corrupt_mixed(pixels, known[types].to(pixels.device), severities.to(pixels.device), seeds)
         yield OracleBatch(pixels.float().div_(255), drawn.target.to(pixels.device))
 

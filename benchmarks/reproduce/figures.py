@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.judge import corrupted
 from benchmarks.reproduce.measure import ALL_LAYERS, Measure, Variant, flat
 from benchmarks.timeline import GRID, INK, MUTED
-from benchmarks.ways import both
 from training.corruptions import CORRUPTIONS
 from training.data import Images
 from training.fit import to_input
@@ -267,15 +267,16 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
     The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
     """
     test, validation = measure.clean.first(images), measure.validation.first(images)
-    pairs = list(combinations(COMPOSED, 2))
+    pairs, seed = list(combinations(COMPOSED, 2)), measure.build.recipe.seed
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
         deltas = {name: measure.deltas(way, name) for name in COMPOSED}
         alphas = measure.score(Variant(way))["alpha"]
         mixes: dict[str, Deltas] = {"none": {}}
         mixes |= {name: composed([(deltas[name], alphas[name])]) for name in COMPOSED}
-        for index, pair in enumerate(pairs):
-            on_both = Images(both(validation, *pair, 3.0, index), validation.labels, validation.classes)
+        for pair in pairs:
+            pixels = corrupted(validation.pixels, [(name, 3.0) for name in pair], seed, "validation")
+            on_both = Images(pixels, validation.labels, validation.classes)
             total = composed([(deltas[name], 1.0) for name in pair])
             alpha, _ = measure.calibrated(measure.std, total, on_both)
             mixes[" + ".join(pair)] = composed([(total, alpha)])
@@ -283,8 +284,9 @@ def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
         table = {}
         for name in COMPOSED:
             table[name] = [measure.accuracy(model, measure.tests(name).first(images)) for model in models]
-        for index, pair in enumerate(pairs):
-            doubled = Images(both(test, *pair, 3.0, 100 + index), test.labels, test.classes)
+        for pair in pairs:
+            pixels = corrupted(test.pixels, [(name, 3.0) for name in pair], seed)
+            doubled = Images(pixels, test.labels, test.classes)
             table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
         found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}

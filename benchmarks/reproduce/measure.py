@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.judge import corrupted
 from benchmarks.replay import TestSet, corrupted_sets
 from benchmarks.reproduce.columns import WAYS, ColumnBuild
 from edge.atomic import atomic_write_bytes
 from edge.quantise import dequantise, quantise
 from oracle.belief import CLEAN
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from training.corruptions import CORRUPTIONS
 from training.data import Images
 from training.fit import predict
 from training.models import fold_batchnorm, group_layers, shallow_tensors
@@ -109,8 +110,7 @@ class Measure:
     @cache  # noqa: B019
     def validations(self, corruption: str) -> Images:
         """Validation images with one corruption, severity 5."""
-        seeds = seeds_for(self.build.recipe.seed + 1, len(self.validation)).to(self.validation.pixels.device)
-        pixels = corrupt(self.validation.pixels, corruption, 5.0, seeds)
+        pixels = corrupted(self.validation.pixels, ((corruption, 5),), self.build.recipe.seed, "validation")
         return Images(pixels, self.validation.labels, self.validation.classes)
 
     @property

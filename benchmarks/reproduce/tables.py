@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.judge import corrupted
 from benchmarks.replay import Replayer
 from benchmarks.reproduce.columns import WAYS
 from benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
-from benchmarks.ways import both, train_seconds
+from benchmarks.ways import train_seconds
 from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
 from oracle.belief import CLEAN
@@ -179,9 +180,14 @@ def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
         over one another, severity 3 each, both signatures at their best common strength), `train_seconds` of the 19
         (jobs that may have shared the machine), `epochs`.
     """
-    chosen = random.Random(measure.build.recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
+    seed = measure.build.recipe.seed
+    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)
-    doubles = {pair: (both(validation, *pair, 3.0, 1), both(test, *pair, 3.0, 2)) for pair in chosen}
+    doubles = {}
+    for pair in chosen:
+        layers = tuple((name, 3.0) for name in pair)
+        on_validation = corrupted(validation.pixels, layers, seed, "validation")
+        doubles[pair] = (on_validation, corrupted(test.pixels, layers, seed))
 
     def judge(deltas: Deltas, pixels: Tensor, images: Images) -> float:
         return measure.accuracy(patched(measure.std, deltas), Images(pixels, images.labels, images.classes))

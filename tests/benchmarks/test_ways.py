@@ -1,0 +1,27 @@
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import rws
+from training.corruptions import CORRUPTIONS
+
+
+@pytest.fixture(scope="module")
+def compared(built, tiny_recipe, image_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("ways")
+    shutil.copytree(built[1], root / "work")
+    given = ("--work", root / "work", "--data", image_folder, "--recipe", tiny_recipe)
+    rws("bench", "ways", *given, "--limit", 10, "--json", root / "ways.json")
+    return json.loads((root / "ways.json").read_text())
+
+
+def test_both_ways_are_measured_alone_quantised_and_in_pairs(compared):
+    scores = ("ra_validation", "ra", "ra_8bit_channel", "ra_4bit_tensor", "ra_two_corruptions", "ra_pair_halves")
+    for way in ("tuned", "residual"):
+        assert all(0 <= compared[way][score] <= 100 for score in scores)
+        assert set(compared[way]["alpha"]) == set(CORRUPTIONS)
+        assert compared[way]["train_seconds"] > 0
+    assert "ra_whole_robust_models" in compared["residual"]
+    assert compared["test_images"] == 10
+    assert len({tuple(pair) for pair in compared["pairs"]}) == 20
