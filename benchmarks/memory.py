@@ -1,6 +1,6 @@
 """What a process holds in memory: Python and its packages alone, with untouched sessions, or with a live model.
 
-`measure` starts a fresh process for each figure; run as `python -m benchmarks.memory`, this module is that process.
+`measure` starts a fresh process for each figure, which runs `main`.
 Counted is private, anonymous memory. The pages of libraries are not: whether they are shared, and so whether the usual
 "unique set size" has them, depends on what else runs on the machine.
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
+from edge.child import python_command
 from edge.errors import RwsError
 from edge.models.onnx_model import OnnxModel
 from edge.signatures import SignatureSet
@@ -62,7 +63,7 @@ def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
     Raises:
         RwsError: if the process fails.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", kind, str(size), *map(str, files)]
+    command = python_command("from benchmarks.memory import main; main()", kind, str(size), *map(str, files))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -112,7 +113,8 @@ def status_bytes(field: str, file: Path) -> int:
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(field))
 
 
-def _main() -> None:
+def main() -> None:
+    """Measure this process: `sys.argv` holds the arguments of `measure`; prints a `Memory` as JSON."""
     kind, size, *files = sys.argv[1:]
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
     give_back_unused()
@@ -123,7 +125,3 @@ def _main() -> None:
         held[0].note if kind == "live" else "",
     )
     print(json.dumps(asdict(memory)))
-
-
-if __name__ == "__main__":
-    _main()

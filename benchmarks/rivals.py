@@ -40,6 +40,7 @@ from benchmarks.memory import can_measure, give_back_unused, private_bytes, stat
 from benchmarks.protocols import Method
 from benchmarks.rival_models import RivalModels
 from edge.bundle import MODEL, Bundle
+from edge.child import python_command
 from edge.errors import RwsError
 from edge.models.patch import ALPHA_STEP
 from oracle.errors import InputError
@@ -377,7 +378,8 @@ def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: in
     Raises:
         RwsError: if the process fails.
     """
-    command = [sys.executable, "-m", "benchmarks.rivals", engine, name, str(bundle.path), str(work), str(batch)]
+    given = (engine, name, str(bundle.path), str(work), str(batch))
+    command = python_command("from benchmarks.rivals import main; main()", *given)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -471,7 +473,8 @@ def _take_what_packages_take(x: Tensor) -> None:
     torch.optim.Adam(layer.parameters()).step()
 
 
-def _main() -> None:
+def main() -> None:
+    """Measure this process: `sys.argv` holds the arguments of `measure_memory`; prints a `MethodMemory` as JSON."""
     engine, name, path, work, batch = sys.argv[1:]
     torch.set_num_threads(1)
     bundle = Bundle.load(path)
@@ -494,7 +497,3 @@ def _main() -> None:
         method.classify(x, types, severities)
     peak = status_bytes("VmHWM:", _STATUS)
     print(json.dumps(asdict(MethodMemory(held - before, peak - resident))))
-
-
-if __name__ == "__main__":
-    _main()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 
+from edge.child import python_command
 from edge.draw import annotate
 from edge.errors import RwsError
 
@@ -109,7 +110,7 @@ def _check_display() -> None:
             f"or {ELSEWHERE}"
         )
     try:
-        found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=PROBE_TIMEOUT, check=False)
+        found = subprocess.run(python_command(PROBE), capture_output=True, timeout=PROBE_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise RwsError(f"no window has opened within {PROBE_TIMEOUT:g} s; {ELSEWHERE}") from error
     if found.returncode == 0:

@@ -1,8 +1,4 @@
-"""An MJPEG camera in a process of its own: each picture carries the time at which it was sent.
-
-`python -m edge.drill.camera FPS` prints its address, serves until its standard input closes, and prints how many
-pictures it has sent.
-"""
+"""An MJPEG camera for a separate process: each picture carries the time at which it was sent."""
 
 from __future__ import annotations
 
@@ -24,14 +20,13 @@ def age_ms(stamp: int) -> int:
 
 
 def main() -> None:
-    """Serve pictures 640 x 480."""
+    """Serve images of 640 x 480 pixels, `sys.argv[1]` a second.
+
+    Prints its address, serves until its standard input closes, and prints how many images it has sent.
+    """
     scenes = [scene(480, 640, seed) for seed in range(8)]
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
     print(server.url, flush=True)
     sys.stdin.read()
     server.kill()
     print(server.number, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.background import BackgroundSink
+from edge.child import python_command
 from edge.drill.case import Drill, NotHereError, Seen, case
 from edge.drill.scripted_cases import pictures, reached, scripted
 from edge.drill.stamp import scene
@@ -225,7 +225,7 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
     rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
     command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from edge.cli import main; main()", *map(str, command)],
+        python_command("from edge.cli import main; main()", *map(str, command)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

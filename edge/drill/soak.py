@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
+from edge.child import python_command
 from edge.drill.camera import age_ms
 from edge.drill.stamp import read_stamp
 from edge.errors import RwsError
@@ -46,14 +46,14 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         RwsError: if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(stack, ["-m", "edge.drill.camera", str(fps)], stdin=subprocess.PIPE)
+        camera = _start(stack, "from edge.drill.camera import main; main()", str(fps), stdin=subprocess.PIPE)
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
         report = Path(folder, "summary.json")
         arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
-        loop = _start(stack, ["-c", "from edge.cli import main; main()", *arguments])
+        loop = _start(stack, "from edge.cli import main; main()", *arguments)
         page = _page_of(loop)
         viewer = _Viewer(page)
         memory: list[tuple[float, float]] = []
@@ -159,8 +159,8 @@ def _part_length(stream: IO[bytes]) -> int:
     return 0
 
 
-def _start(stack: contextlib.ExitStack, arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, **options)
+def _start(stack: contextlib.ExitStack, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    process = subprocess.Popen(python_command(code, *arguments), stdout=subprocess.PIPE, text=True, **options)
 
     def end() -> None:
         if process.poll() is None:
