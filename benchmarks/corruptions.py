@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
+from benchmarks.committed import RESULTS, ROOT, check_checkout
 from edge.provenance import provenance, write_json
 from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
@@ -35,9 +36,7 @@ from training.corruptions.registry import REGISTRY, constants_of
 from training.corruptions.weather import fog_map, frost_overlays
 from training.seeds import derive_seed
 
-ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
-RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "training" / "corruptions" / "README.md"
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -426,7 +425,8 @@ def _provenance(**details: Any) -> dict[str, Any]:
 
 @app.command()
 def readme() -> None:
-    """Write both tables, from benchmarks/results, into the corruptions' README."""
+    """Write both tables, from benchmarks/results, into the corruptions' README of a checkout."""
+    check_checkout()
     text = README.read_text()
     for name, table in (("parity", parity_table), ("throughput", throughput_table)):
         content = json.loads((RESULTS / f"corruption_{name}.json").read_text())

@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks import drill_page, oracle_page, zoo_page
+from benchmarks.committed import RESULTS, ROOT, check_checkout
 from benchmarks.markdown import made_by
-from benchmarks.oracle_page import RESULTS, read
+from benchmarks.oracle_page import read
 from benchmarks.reproduce import page as reproduce_page
 
-ROOT = Path(__file__).parent.parent
 WAYS = {
     "std": "never patched",
     "trained": "**trained oracle**",
@@ -331,7 +330,8 @@ def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 
 def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
-    """Rewrite or check the tables."""
+    """Rewrite or check the tables of a checkout."""
+    check_checkout()
     for page, tables in PAGES.items():
         old = (ROOT / page).read_text()
         new = render(old, tables)

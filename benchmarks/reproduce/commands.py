@@ -29,7 +29,8 @@ def reproduce(
         "runs/reproduce"
     ),
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; left out: benchmarks/results/reproduce.")
+        Path | None,
+        typer.Option(help="Folder for the results; default: --work, with --status the committed ones of a checkout."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
@@ -60,12 +61,12 @@ def reproduce(
         from benchmarks.reproduce.run import status as list_results
         from edge.provenance import write_json
         from oracle.errors import InputError
-    results = out or RESULTS
     if status:
+        results = out or (RESULTS if RESULTS.is_dir() else work)
         rows = list_results(results)
         for row in rows:
             typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
-        typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done")
+        typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
         if report is not None:
             write_json(report, rows)
         return
@@ -74,7 +75,7 @@ def reproduce(
     if not names:
         raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
     if limit is not None and out is None:
-        raise InputError("--limit is for trying things; give --out as well, so that it replaces no result")
+        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
     chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
     if "all" in names:
@@ -87,5 +88,5 @@ def reproduce(
             f"{', '.join(names)}: nothing to do at the {scale} scale with these columns and data (a joint result needs "
             "all of its columns); see --status"
         )
-    for path in run(chosen, place, out=results, workers=workers, threads=threads):
+    for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
         typer.echo(f"wrote {path}")

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 
+from benchmarks import committed
 from benchmarks.figures import small_png
 from benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place
 from benchmarks.reproduce.entries import ENTRIES, Entry
@@ -23,7 +24,7 @@ from edge.provenance import provenance, write_json
 from oracle.errors import InputError
 from training.jobs import run_jobs
 
-RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
+RESULTS = committed.RESULTS / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
 
 # Test and validation images by scale and size of the images: as many as the scale has time for.
@@ -71,7 +72,7 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
                     yield Task(name, column, sources, scale)
 
 
-def status(results: Path = RESULTS) -> list[dict[str, Any]]:
+def status(results: Path) -> list[dict[str, Any]]:
     """Every result there should be: {name, column, scale, done}."""
     return [
         {"name": task.name, "column": task.column, "scale": task.scale, "done": task.path(results).is_file()}
@@ -160,7 +161,7 @@ def reproduce(
     chosen: Sequence[Task],
     place: Place,
     *,
-    out: Path = RESULTS,
+    out: Path,
     workers: int = 1,
     threads: int | None = None,
 ) -> list[Path]:
