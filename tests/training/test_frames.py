@@ -6,6 +6,7 @@ from edge.drill.stamp import scene
 from oracle.errors import InputError
 from training.corruptions import corrupt, seeds_for
 from training.frames import corrupter
+from training.seeds import derive_seed
 
 IMAGE = scene(32, 32)
 
@@ -13,7 +14,11 @@ IMAGE = scene(32, 32)
 def test_a_frame_is_corrupted_as_the_training_images_are():
     made = corrupter("fog:3", (32, 32), seed=5)(IMAGE, 7)
     pixels = torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None]
-    expected = corrupt(pixels, "fog", 3.0, seeds_for(5, torch.tensor([7])))[0].numpy().transpose(1, 2, 0)
+    expected = (
+        corrupt(pixels, "fog", 3.0, seeds_for(derive_seed(5, "frames", "fog", 3), torch.tensor([7])))[0]
+        .numpy()
+        .transpose(1, 2, 0)
+    )
     np.testing.assert_array_equal(made, expected)
     assert (made.shape, made.dtype) == (IMAGE.shape, np.uint8)
 
