@@ -207,7 +207,7 @@ raise Exception("error: (-2:Unspecified error) The function is not implemented. 
 def test_opencv_without_windows(monkeypatch, tmp_path):
     (tmp_path / "cv2.py").write_text(HEADLESS)
     monkeypatch.setenv("DISPLAY", ":987")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     with (
         pytest.raises(RwsError, match=r"uninstall that package and `pip install --force-reinstall opencv-python`"),
         WindowSink(),
