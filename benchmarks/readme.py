@@ -132,6 +132,23 @@ _CASES = (
     _Case("MobileNetV2", "mobilenet_v2", 224, live="latency_live_small", others="latency"),
 )
 
+_SLOWER_CHANGES = {
+    "reload": "a new session from a patched file",
+    "reload_optimised": "the same, from a file optimised before",
+    "load_state_dict": "load_state_dict of the whole model",
+    "load_state_dict_shallow": "load_state_dict of the patched layers ²",
+}
+_OTHER_WAYS = {
+    "split": "fallback: split session",
+    "inputs": "fallback: weights as graph inputs",
+    "lora": "ONNX Runtime's LoRA adapters ³",
+    "sessions": "20 sessions kept",
+    "reload": "a new session from a patched file",
+    "torch": "Torch, eager, patched in place",
+    "torch_compile": "Torch, compiled, patched in place",
+    "load_state_dict": "Torch, eager, load_state_dict",
+}
+
 
 def _find(rows: Sequence[Any], model: str, size: int, **wanted: Any) -> Any:
     found = [row for row in rows if (row["model"], row["size"]) == (model, size)]
@@ -153,12 +170,6 @@ def latency_table() -> str:
         rows = found("rows", source, way=way, patch_every=rate)
         return _row(label, *("" if row is None else write(row) for row in rows))
 
-    rivals = {
-        "reload": "a new session from a patched file",
-        "reload_optimised": "the same, from a file optimised before",
-        "load_state_dict": "load_state_dict of the whole model",
-        "load_state_dict_shallow": "load_state_dict of the patched layers ²",
-    }
     untouched = found("rows", way="untouched")
     loads = zip(untouched, found("rows", way="live"), strict=True)
     changes = found("changes", "others", way="live")
@@ -180,35 +191,20 @@ def latency_table() -> str:
                 f"times faster than {label}",
                 *(f"{row[f'{rival}_ratio']:.0f} / {row[f'alone_{rival}_ratio']:.0f}" for row in changes),
             )
-            for rival, label in rivals.items()
+            for rival, label in _SLOWER_CHANGES.items()
         ),
         _row("whole frame, a new patch on every frame ¹", *(_interval(row) for row in frames)),
         _row("load, untouched / live weights, ms", *(f"{a['load_ms']:.0f} / {b['load_ms']:.0f}" for a, b in loads)),
     ]
-    others = {
-        "split": "fallback: split session",
-        "inputs": "fallback: weights as graph inputs",
-        "lora": "ONNX Runtime's LoRA adapters ³",
-        "sessions": "20 sessions kept",
-        "reload": "a new session from a patched file",
-        "torch": "Torch, eager, patched in place",
-        "torch_compile": "Torch, compiled, patched in place",
-        "load_state_dict": "Torch, eager, load_state_dict",
-    }
     lines += [
         ratios(f"{label}, every tenth frame", way, 10, "others", lambda row: f"{row['ratio']:.2f}")
-        for way, label in others.items()
+        for way, label in _OTHER_WAYS.items()
     ]
     lines += [
         _row("source: untouched, live weights, whole frame, load", *(link(results[case.live]) for case in _CASES)),
         _row("source: change of mix, other ways", *(link(results[case.others]) for case in _CASES)),
         "",
-        "Times are relative to the untouched, fully optimised session in the same minutes, with 95 % intervals "
-        "(medians of interleaved blocks, bootstrap over rounds and over sessions that were made anew). VGG-16 is the "
-        "paper's, with global pooling. ¹ Frame of 640 x 480 pixels: resize, oracle, policy, patch, predict, against "
-        "the prediction alone. ² From a state dict for each signature and strength that is kept in memory, float32, no "
-        "mixes. ³ One adapter for each signature and strength, float32, no mixes. Models are not trained here: time "
-        f"does not depend on that. {made_by(*results.values())}",
+        made_by(*results.values()),
     ]
     return "\n".join(lines)
 
@@ -229,11 +225,7 @@ def threads_table() -> str:
     ):
         rows = (_find(result["rows"], *case, way=way, patch_every=rate) for case in cases)
         lines.append(_row(label, *map(_interval, rows)))
-    remark = (
-        "On two cores that is as close as it gets: the thread pools of several sessions in one process spin against "
-        "one another, and two identical sessions differ by that much."
-    )
-    return "\n".join([*lines, "", f"{remark} {made_by(result)}"])
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def default_latency_table() -> str:
