@@ -32,7 +32,7 @@ def demo(
     \b
     Examples:
         rws demo
-        rws demo --out /tmp/demo --threads 2
+        rws demo --out my_demo --threads 2
     """
     with require("demo"):
         from rich.console import Console

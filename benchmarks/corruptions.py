@@ -2,7 +2,6 @@
 
     python -m benchmarks.corruptions parity     --json benchmarks/results/corruption_parity.json
     python -m benchmarks.corruptions throughput --json benchmarks/results/corruption_throughput.json
-    python -m benchmarks.corruptions readme     # both tables into training/corruptions/README.md
 
 The reference outputs are described in tests/data/corruptions/README.md.
 """
@@ -26,8 +25,9 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.committed import RESULTS, ROOT, check_checkout
-from edge.provenance import provenance, write_json
+from benchmarks.committed import ROOT
+from benchmarks.corruption_page import parity_table, throughput_table
+from edge.provenance import portable_command, provenance, write_json
 from oracle.errors import InputError
 from training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from training.corruptions.blur import truncate
@@ -37,7 +37,6 @@ from training.corruptions.weather import fog_map, frost_overlays
 from training.seeds import derive_seed
 
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
-README = ROOT / "training" / "corruptions" / "README.md"
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # `imagecorruptions` has other algorithms for frost and elastic_transform, and random streams of its own for
@@ -306,35 +305,6 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.5g}") for key, value in values.items()}
 
 
-def parity_table(content: dict[str, Any]) -> str:
-    """The result of `parity` as markdown: the worst severity of each corruption."""
-    lines = [
-        "| | 32 px, replayed | 64 px, replayed | 224 px, `imagecorruptions` | ΔPSNR, dB: 32 / 64 / 224 px | within |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for name, sizes in content["corruptions"].items():
-        cells = [
-            _worst(sizes[size]["severity"].values(), key)
-            for size, key in (("32", "replayed"), ("64", "replayed"), ("224", "imagecorruptions"))
-        ]
-        psnr = [
-            max((abs(s["psnr"]["ours"] - s["psnr"]["reference"]), s["psnr"]["error"]) for s in row["severity"].values())
-            for row in sizes.values()
-        ]
-        cells.append(" / ".join(f"{delta:.2f}" + (f" ± {error:.2f}" if error else "") for delta, error in psnr))
-        cells.append("yes" if all(row["within"] for row in sizes.values()) else "no")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _worst(severities: Any, key: str) -> str:
-    found = [row[key] for row in severities if row.get(key)]
-    if not found:
-        return "–"
-    largest, differing, far = (max(d[key] for d in found) for key in ("largest", "differing", "far"))
-    return f"{largest} ({differing:.2g} %" + (f"; > 3: {far:.2g} %)" if far else ")")
-
-
 # --- Throughput ------------------------------------------------------------------------------------------------------
 
 _BATCH = {32: 256, 64: 64, 224: 8}  # what we are given at once; the package takes one image at a time
@@ -385,58 +355,16 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"median": round(float(middle), 4), "p25": round(float(low), 4), "p75": round(float(high), 4)}
 
 
-def throughput_table(content: dict[str, Any]) -> str:
-    """The result of `throughput` as markdown: medians, with half the interquartile range, and how many times faster."""
-    lines = [
-        "| ms an image | " + " | ".join(f"{size} px: ours | `imagecorruptions` | ratio" for size in SIZES) + " |",
-        "|---|" + "---:|" * (3 * len(SIZES)),
-    ]
-    rows = content["ms_per_image"]
-    for name, sizes in rows.items():
-        cells = [name]
-        for times in sizes.values():
-            cells += [_spread(times["ours"]), _spread(times["imagecorruptions"])]
-            cells.append(f"{times['imagecorruptions']['median'] / times['ours']['median']:.1f}×")
-        lines.append("| " + " | ".join(cells) + " |")
-    cells = ["**mean of the 19**"]
-    for size in map(str, SIZES):
-        means = [np.mean([row[size][who]["median"] for row in rows.values()]) for who in ("ours", "imagecorruptions")]
-        cells += [f"{means[0]:.3g}", f"{means[1]:.3g}", f"{means[1] / means[0]:.1f}×"]
-    return "\n".join([*lines, "| " + " | ".join(cells) + " |"])
-
-
-def _spread(time: dict[str, float]) -> str:
-    return f"{time['median']:.2g} ± {(time['p75'] - time['p25']) / 2:.1g}"
-
-
 def _one_thread() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
 def _provenance(**details: Any) -> dict[str, Any]:
-    content = provenance(command=" ".join(["python -m benchmarks.corruptions", *sys.argv[1:]]), threads=1, **details)
+    command = portable_command(["python -m benchmarks.corruptions", *sys.argv[1:]])
+    content = provenance(command=command, threads=1, **details)
     content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     return content
-
-
-# --- README ----------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def readme() -> None:
-    """Write both tables, from benchmarks/results, into the corruptions' README of a checkout."""
-    check_checkout()
-    text = README.read_text()
-    for name, table in (("parity", parity_table), ("throughput", throughput_table)):
-        content = json.loads((RESULTS / f"corruption_{name}.json").read_text())
-        made = f"Made by `{content['command']}` on {content['machine']['processor']}, " + ", ".join(
-            f"{package} {number}" for package, number in content["versions"].items()
-        )
-        block = f"<!-- {name} -->\n{table(content)}\n\n{made}.\n<!-- /{name} -->"
-        before, after = text.split(f"<!-- {name} -->")[0], text.split(f"<!-- /{name} -->")[1]
-        text = before + block + after
-    README.write_text(text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -13,7 +14,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) ->
 
 
 def made_by(*results: Mapping[str, Any]) -> str:
-    """The commands that made results, each once, on what machine, from which seed."""
-    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(result["command"] for result in results))
+    """Cite the files of results, and say at what commit, on what machine and from which seed they were made."""
+    by_commit: dict[str, list[str]] = {}
+    for result in results:
+        by_commit.setdefault(result.get("commit") or "an unknown commit", []).append(link(result))
+    cited = "; ".join(f"{', '.join(dict.fromkeys(links))}, made at {at}" for at, links in by_commit.items())
     seed = f", seed {results[0]['seed']}" if "seed" in results[0] else ""
-    return f"Made by {commands} ({results[0]['machine']['processor']}{seed})."
+    return f"From {cited} ({results[0]['machine']['processor']}{seed})."
+
+
+def link(result: Mapping[str, Any]) -> str:
+    """A link to the file of a result, from the root of the repository.
+
+    Args:
+        result: as `oracle_page.read` gives it, with the path of its file within `benchmarks/results` as `file`.
+    """
+    return f"[{Path(result['file']).name}](benchmarks/results/{result['file']})"

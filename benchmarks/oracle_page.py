@@ -47,8 +47,8 @@ ENGINES = {"torch": "Torch", "onnx": "ONNX Runtime"}
 
 
 def read(name: str) -> Any:
-    """A committed result."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """A committed result, and its path within the folder of results as `file`."""
+    return {**json.loads((RESULTS / f"{name}.json").read_text()), "file": f"{name}.json"}
 
 
 def _number(value: float | None, digits: int = 2) -> str:

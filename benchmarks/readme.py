@@ -9,16 +9,18 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks import drill_page, oracle_page, zoo_page
-from benchmarks.committed import RESULTS, ROOT, check_checkout
-from benchmarks.markdown import made_by
-from benchmarks.oracle_page import read
+from benchmarks import corruption_page, drill_page, oracle_page, zoo_page
+from benchmarks.committed import ROOT, check_checkout
+from benchmarks.markdown import link, made_by, table
+from benchmarks.oracle_page import RESULTS, read
 from benchmarks.reproduce import page as reproduce_page
 
 WAYS = {
@@ -75,7 +77,7 @@ def corruption_table() -> str:
     ]
     for name, scores in result["per_corruption"].items():
         lines.append(_row(name.replace("_", " "), *(f"{scores[way]:.1f}" for way in ways)))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def ways_table() -> str:
@@ -105,28 +107,50 @@ def ways_table() -> str:
     return "\n".join(lines)
 
 
-def _latency(threads: int) -> tuple[dict[str, list[Any]], list[Any]]:
-    """All committed latency results of one thread count in one; where two runs measured the same, the longer one.
+@dataclass(frozen=True)
+class _Case:
+    """A column of the table of latencies.
 
-    Returns:
-        `rows`, `changes` and `stages`; and the runs they come from.
+    Attributes:
+        title, model, size: of the column.
+        live: the result that its rows of live weights and untouched sessions come from, the longer one.
+        others: the result with all ways to change weights.
     """
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("latency*.json"))]
-    runs = [run for run in runs if any(row["threads"] == threads for row in run["rows"])]
-    merged: dict[str, list[Any]] = {}
-    for name in ("rows", "changes", "stages"):
-        rows: dict[Any, Any] = {}
-        for run in sorted(runs, key=lambda run: run["rounds"] * run["repeats"]):
-            for row in run[name]:
-                keys = ("model", "size", "way", "patch_every", "stage")
-                if row["threads"] == threads and (name != "changes" or "reload_ratio" in row):
-                    rows[tuple(row.get(key) for key in keys)] = row
-        merged[name] = list(rows.values())
-    return merged, runs
+
+    title: str
+    model: str
+    size: int
+    live: str
+    others: str
 
 
-def _find(rows: Sequence[Any], case: tuple[str, int], **wanted: Any) -> Any:
-    found = [row for row in rows if (row["model"], row["size"]) == case]
+_CASES = (
+    _Case("VGG-16", "vgg16", 32, live="latency_live_small", others="latency"),
+    _Case("VGG-16", "vgg16", 224, live="latency_live", others="latency_vgg224"),
+    _Case("ResNet-50", "resnet50", 224, live="latency_live", others="latency"),
+    _Case("MobileNetV2", "mobilenet_v2", 224, live="latency_live_small", others="latency"),
+)
+
+_SLOWER_CHANGES = {
+    "reload": "a new session from a patched file",
+    "reload_optimised": "the same, from a file optimised before",
+    "load_state_dict": "load_state_dict of the whole model",
+    "load_state_dict_shallow": "load_state_dict of the patched layers ²",
+}
+_OTHER_WAYS = {
+    "split": "fallback: split session",
+    "inputs": "fallback: weights as graph inputs",
+    "lora": "ONNX Runtime's LoRA adapters ³",
+    "sessions": "20 sessions kept",
+    "reload": "a new session from a patched file",
+    "torch": "Torch, eager, patched in place",
+    "torch_compile": "Torch, compiled, patched in place",
+    "load_state_dict": "Torch, eager, load_state_dict",
+}
+
+
+def _find(rows: Sequence[Any], model: str, size: int, **wanted: Any) -> Any:
+    found = [row for row in rows if (row["model"], row["size"]) == (model, size)]
     return next((row for row in found if all(row[key] == value for key, value in wanted.items())), None)
 
 
@@ -136,27 +160,22 @@ def _interval(row: Any) -> str:
 
 def latency_table() -> str:
     """What a frame costs with live weights and with everything else, relative to the untouched session."""
-    found, runs = _latency(threads=1)
-    cases = [("vgg16", 32), ("vgg16", 224), ("resnet50", 224), ("mobilenet_v2", 224)]
-    names = {"vgg16": "VGG-16", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
+    results = {name: read(name) for name in dict.fromkeys(name for case in _CASES for name in (case.live, case.others))}
 
-    def ratios(label: str, way: str, rate: int, write: Callable[[Any], str] = _interval) -> str:
-        rows = [_find(found["rows"], case, way=way, patch_every=rate) for case in cases]
+    def found(rows: str, source: str = "live", **wanted: Any) -> list[Any]:
+        return [_find(results[getattr(c, source)][rows], c.model, c.size, **wanted) for c in _CASES]
+
+    def ratios(label: str, way: str, rate: int, source: str = "live", write: Callable[[Any], str] = _interval) -> str:
+        rows = found("rows", source, way=way, patch_every=rate)
         return _row(label, *("" if row is None else write(row) for row in rows))
 
-    rivals = {
-        "reload": "a new session from a patched file",
-        "reload_optimised": "the same, from a file optimised before",
-        "load_state_dict": "load_state_dict of the whole model",
-        "load_state_dict_shallow": "load_state_dict of the patched layers ²",
-    }
-    untouched = [_find(found["rows"], case, way="untouched") for case in cases]
-    loads = [(row, _find(found["rows"], case, way="live")) for row, case in zip(untouched, cases, strict=True)]
-    changes = [_find(found["changes"], case, way="live") for case in cases]
-    frames = [_find(found["stages"], case, stage="whole", patch_every=1) for case in cases]
+    untouched = found("rows", way="untouched")
+    loads = zip(untouched, found("rows", way="live"), strict=True)
+    changes = found("changes", "others", way="live")
+    frames = found("stages", stage="whole", patch_every=1)
     lines = [
-        _row("one thread, batch 1", *(f"{names[name]}, {size} px" for name, size in cases)),
-        _row("---", *["---:"] * len(cases)),
+        _row("one thread, batch 1", *(f"{case.title}, {case.size} px" for case in _CASES)),
+        _row("---", *["---:"] * len(_CASES)),
         _row("untouched ONNX Runtime session, ms", *(f"{row['p50_ms']:.2f}" for row in untouched)),
         ratios("a second one, identical: the noise", "untouched_again", 0),
         ratios("**live weights, never patched**", "live", 0),
@@ -171,41 +190,28 @@ def latency_table() -> str:
                 f"times faster than {label}",
                 *(f"{row[f'{rival}_ratio']:.0f} / {row[f'alone_{rival}_ratio']:.0f}" for row in changes),
             )
-            for rival, label in rivals.items()
+            for rival, label in _SLOWER_CHANGES.items()
         ),
         _row("whole frame, a new patch on every frame ¹", *(_interval(row) for row in frames)),
         _row("load, untouched / live weights, ms", *(f"{a['load_ms']:.0f} / {b['load_ms']:.0f}" for a, b in loads)),
     ]
-    others = {
-        "split": "fallback: split session",
-        "inputs": "fallback: weights as graph inputs",
-        "lora": "ONNX Runtime's LoRA adapters ³",
-        "sessions": "20 sessions kept",
-        "reload": "a new session from a patched file",
-        "torch": "Torch, eager, patched in place",
-        "torch_compile": "Torch, compiled, patched in place",
-        "load_state_dict": "Torch, eager, load_state_dict",
-    }
     lines += [
-        ratios(f"{label}, every tenth frame", way, 10, lambda row: f"{row['ratio']:.2f}")
-        for way, label in others.items()
+        ratios(f"{label}, every tenth frame", way, 10, "others", lambda row: f"{row['ratio']:.2f}")
+        for way, label in _OTHER_WAYS.items()
     ]
     lines += [
+        _row("source: untouched, live weights, whole frame, load", *(link(results[case.live]) for case in _CASES)),
+        _row("source: change of mix, other ways", *(link(results[case.others]) for case in _CASES)),
         "",
-        "Times are relative to the untouched, fully optimised session in the same minutes, with 95 % intervals "
-        "(medians of interleaved blocks, bootstrap over rounds and over sessions that were made anew). VGG-16 is the "
-        "paper's, with global pooling. ¹ Frame of 640 x 480 pixels: resize, oracle, policy, patch, predict, against "
-        "the prediction alone. ² From a state dict for each signature and strength that is kept in memory, float32, no "
-        "mixes. ³ One adapter for each signature and strength, float32, no mixes. Models are not trained here: time "
-        f"does not depend on that. {made_by(*runs)}",
+        made_by(*results.values()),
     ]
     return "\n".join(lines)
 
 
 def threads_table() -> str:
     """The same with two threads, in short."""
-    found, runs = _latency(threads=2)
-    cases = list(dict.fromkeys((row["model"], row["size"]) for row in found["rows"]))
+    result = read("latency_2threads")
+    cases = list(dict.fromkeys((row["model"], row["size"]) for row in result["rows"]))
     lines = [
         _row("two threads", *(f"{name}, {size} px" for name, size in cases)),
         _row("---", *["---:"] * len(cases)),
@@ -216,18 +222,16 @@ def threads_table() -> str:
         ("live weights, a new patch on every frame", "live", 1),
         ("weights as graph inputs", "inputs", 0),
     ):
-        lines.append(_row(label, *(_interval(_find(found["rows"], case, way=way, patch_every=rate)) for case in cases)))
-    remark = (
-        "On two cores that is as close as it gets: the thread pools of several sessions in one process spin against "
-        "one another, and two identical sessions differ by that much."
-    )
-    return "\n".join([*lines, "", f"{remark} {made_by(*runs)}"])
+        rows = (_find(result["rows"], *case, way=way, patch_every=rate) for case in cases)
+        lines.append(_row(label, *map(_interval, rows)))
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def default_latency_table() -> str:
     """The stages of a frame of the bundled default."""
     name = json.loads((ROOT / "edge/default_bundle/bundle.json").read_text())["name"]
-    rows = [row for row in _latency(threads=1)[0]["stages"] if row["model"] == name]
+    result = read("latency_default")
+    rows = [row for row in result["stages"] if row["model"] == name]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     lines = [
         _row("ms, p50 / p99", *(stage.replace("_", " ") for stage in stages)),
@@ -236,7 +240,7 @@ def default_latency_table() -> str:
     for rate, label in ((0, "never patched"), (10, "patched on every tenth frame"), (1, "patched on every frame")):
         found = {row["stage"]: row for row in rows if row["patch_every"] == rate}
         lines.append(_row(label, *(f"{found[s]['p50_ms']:.2f} / {found[s]['p99_ms']:.2f}" for s in stages)))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def storage_table() -> str:
@@ -295,6 +299,18 @@ def precision_table() -> str:
     return "\n".join(lines)
 
 
+def results_table() -> str:
+    """Every committed result: the command that made it, at which commit, on what machine, from which seed."""
+    rows = []
+    for path in sorted(RESULTS.rglob("*.json")):
+        result = read(path.relative_to(RESULTS).with_suffix("").as_posix())
+        device = result.get("device", "cpu")
+        machine = result["machine"]["processor"] if device == "cpu" else device
+        made = (f"`{result['command']}`", result["commit"] or "", machine, str(result.get("seed", "")))
+        rows.append([f"[{result['file']}](benchmarks/results/{result['file']})", *made])
+    return table(["result", "command", "commit", "machine", "seed"], rows, texts=4)
+
+
 TABLES = {
     **drill_page.README_TABLES,
     **zoo_page.README_TABLES,
@@ -315,16 +331,25 @@ PAGES = {
     "docs/drill.md": drill_page.TABLES,
     "docs/your_own_model.md": zoo_page.TABLES,
     "benchmarks/README.md": reproduce_page.TABLES,
+    "benchmarks/results/README.md": {"results": results_table},
+    "training/corruptions/README.md": corruption_page.TABLES,
 }
 
 
-def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """The text with every table made anew."""
-    for name, table in tables.items():
+def render(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The text of a page with every table made anew.
+
+    Args:
+        page: its path from the root of the repository. Links to results are written from its folder.
+        tables: what makes each table.
+    """
+    text = (ROOT / page).read_text()
+    results = os.path.relpath(RESULTS, (ROOT / page).parent)
+    for name, make in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"the page has no place for the table {name!r}")
-        content = table()
+            raise SystemExit(f"{page} has no place for the table {name!r}")
+        content = make().replace("](benchmarks/results/", f"]({results}/".replace("(./", "("))
         text = pattern.sub(lambda match, content=content: f"{match.group(1)}{content}\n{match.group(2)}", text)
     return text
 
@@ -333,9 +358,8 @@ def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> 
     """Rewrite or check the tables of a checkout."""
     check_checkout()
     for page, tables in PAGES.items():
-        old = (ROOT / page).read_text()
-        new = render(old, tables)
-        if check and new != old:
+        new = render(page, tables)
+        if check and new != (ROOT / page).read_text():
             raise SystemExit(f"{page} is out of date: run python -m benchmarks.readme")
         (ROOT / page).write_text(new)
 

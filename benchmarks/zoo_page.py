@@ -62,7 +62,7 @@ def zoo_summary(results: Sequence[Mapping[str, Any]]) -> str:
     heads = ["", "clean", *(f"corrupted, {label}" for label in LABELS.values()), "won back, trained / told, %"]
     heads += ["clean answers changed, % (95 %)", "a signature, % of the model", "build, minutes"]
     note = "Accuracy, 19 corruptions, severities 3 and 5; half of the pictures built from, the other half measured on."
-    return f"{table(heads, rows)}\n\n{note} `rws bench zoo`; whole commands beside the tables of the page below."
+    return f"{table(heads, rows)}\n\n{note} {made_by(*results)}"
 
 
 def clip_table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.markdown import table
+from benchmarks.markdown import made_by, table
 from benchmarks.reproduce.columns import SCALES
 from benchmarks.reproduce.entries import ENTRIES, TABLE_COLUMNS
 from benchmarks.reproduce.run import RESULTS, Task, status, tasks
@@ -57,9 +57,11 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def read(name: str, column: str, scale: str) -> dict[str, Any] | None:
-    """A committed result, or None where it is not done."""
+    """A committed result, and its path within the folder of results as `file`; None if it is not done."""
     path = Task(name, column, (), scale).path(RESULTS)
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return {**json.loads(path.read_text()), "file": f"reproduce/{path.relative_to(RESULTS).as_posix()}"}
 
 
 def _found(name: str, scale: str, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -70,7 +72,7 @@ def _found(name: str, scale: str, columns: Sequence[str]) -> dict[str, dict[str,
 def _judged(found: dict[str, dict[str, Any]]) -> str:
     images = sorted({(r["test_images"], r["validation_images"]) for r in found.values()}, reverse=True)
     judged = " and ".join(f"{test:,} test and {validation:,} validation images" for test, validation in images)
-    return f"Judged by {judged} (the latter choose α)."
+    return f"Judged by {judged} (the latter choose α). {made_by(*found.values())}"
 
 
 def paper_table1() -> str:
@@ -87,7 +89,7 @@ def table1(scale: str, columns: Sequence[str] = TABLE_COLUMNS, name: str = "tabl
     """TA / RA of every column that is done, and storage."""
     found = _found(name, scale, columns)
     if not found:
-        return _missing(name, scale)
+        return ""
     rows = []
     for cells in zip(*(result["rows"] for result in found.values()), strict=True):
         storage = sorted({f"{cell['storage']:.2f}" for cell in cells}, key=float)
@@ -106,15 +108,11 @@ def table1(scale: str, columns: Sequence[str] = TABLE_COLUMNS, name: str = "tabl
     return f"{table(head, rows)}\n\n{note}"
 
 
-def _missing(name: str, scale: str) -> str:
-    return f"Not run at the {scale} scale yet: `rws reproduce {name} --scale {scale}`."
-
-
 def table3(scale: str) -> str:
     """RA on the target's test images by source."""
     result = read("table3", "vgg16", scale)
     if result is None:
-        return _missing("table3", scale)
+        return ""
     targets = list(dict.fromkeys(row["target"] for row in result["rows"]))
 
     def cells(way: str, source: str) -> list[str]:
@@ -132,7 +130,7 @@ def table4(scale: str) -> str:
     """Every corruption, a table a column."""
     found = _found("table4", scale, TABLE_COLUMNS)
     if not found:
-        return _missing("table4", scale)
+        return ""
     parts = []
     for column, result in found.items():
         keys = [key for key in result["rows"][0] if key != "corruption"]
@@ -145,7 +143,7 @@ def table5(scale: str) -> str:
     """Few bits for whole models, few bits for signatures."""
     found = _found("table5", scale, TABLE_COLUMNS)
     if not found:
-        return _missing("table5", scale)
+        return ""
     rows = []
     for cells in zip(*(result["rows"] for result in found.values()), strict=True):
         label = _WAYS[cells[0]["way"]] if cells[0]["way"] == "robust" else f"signatures: {_WAYS[cells[0]['way']]}"
@@ -159,7 +157,7 @@ def init(scale: str) -> str:
     """What everything starts from."""
     result = read("init", "cifar10-vgg16", scale)
     if result is None:
-        return _missing("init", scale)
+        return ""
     titles = {
         "pretrained": "(a) ImageNet's convolutions",
         "continued": "(b) a standard model",
@@ -191,7 +189,7 @@ def tuned(scale: str) -> str:
     """The ways to make a signature."""
     found = _found("tuned", scale, TABLE_COLUMNS)
     if not found:
-        return _missing("tuned", scale)
+        return ""
     columns = {
         "validation": "RA, validation images",
         "ra": "RA",
@@ -219,7 +217,7 @@ def smaller(scale: str) -> str:
     """RA against bytes."""
     found = _found("smaller", scale, ENTRIES["smaller"].columns)
     if not found:
-        return _missing("smaller", scale)
+        return ""
     sizes = [result["model_bytes"] for result in found.values()]
     rows = []
     for cells in zip(*(result["rows"] for result in found.values()), strict=True):
@@ -231,17 +229,19 @@ def smaller(scale: str) -> str:
 
 
 def pictures(scale: str) -> str:
-    """All pictures that are there."""
+    """All pictures that are there, and the results they are drawn from."""
     lines = []
     for task in tasks(scales=(scale,)):
         picture = task.path(RESULTS, ".png")
         if task.entry.draw is not None and picture.is_file():
             title = TITLES.get(task.column, "VGG-16, three data sets")
+            result = read(task.name, task.column, scale)
+            made = f" {made_by(result)}" if result else ""
             lines.append(
-                f"**{task.name}**, {task.entry.title}: {title} ({scale} scale)\n\n"
+                f"**{task.name}**, {task.entry.title}: {title} ({scale} scale).{made}\n\n"
                 f"![{task.entry.title}](results/reproduce/{scale}/{picture.name})"
             )
-    return "\n\n".join(lines) or f"No picture at the {scale} scale yet."
+    return "\n\n".join(lines)
 
 
 def done() -> str:
@@ -253,7 +253,7 @@ def done() -> str:
         missing = [row for row in of_scale if not row["done"]]
         names = ", ".join(dict.fromkeys(row["name"] for row in missing)) or "nothing"
         lines.append([scale, f"{len(of_scale) - len(missing)} of {len(of_scale)}", names])
-    return table(["scale", "done", "missing"], lines)
+    return f"{table(['scale', 'done', 'missing'], lines)}\n\nWhat is missing: `rws reproduce NAME --scale SCALE`."
 
 
 def goals() -> str:
@@ -305,20 +305,9 @@ def goals() -> str:
     return f"{table(head, rows_of_table, texts=2)}\n\n{note}"
 
 
-def commands() -> str:
-    """The commands that made the results, by scale and machine."""
-    rows = []
-    for scale in SCALES:
-        results = [read(task.name, task.column, scale) for task in tasks(scales=(scale,))]
-        for result in results:
-            if result is not None:
-                machine = result["machine"]["processor"] if result["device"] == "cpu" else result["device"]
-                rows.append((scale, f"`{result['command']}`", machine, str(result["seed"])))
-    return table(["scale", "command", "machine", "seed"], list(dict.fromkeys(rows)), texts=3)
-
-
 _BY_SCALE: dict[str, Callable[[str], str]] = {
     "table1": table1,
+    "table2": partial(table1, columns=("imagenet-resnet50",), name="table2"),
     "table3": table3,
     "table4": table4,
     "table5": table5,
@@ -328,11 +317,15 @@ _BY_SCALE: dict[str, Callable[[str], str]] = {
     "pictures": pictures,
 }
 
+
+def _at_all_scales(make: Callable[[str], str]) -> str:
+    """The tables of all scales that are done."""
+    return "\n\n".join(filter(None, map(make, SCALES))) or "Not run yet."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "status": done,
     "goals": goals,
-    "commands": commands,
     "paper table1": paper_table1,
-    **{f"{name} {scale}": partial(make, scale) for name, make in _BY_SCALE.items() for scale in SCALES},
-    "table2 full": partial(table1, "full", ("imagenet-resnet50",), "table2"),
+    **{name: partial(_at_all_scales, make) for name, make in _BY_SCALE.items()},
 }

@@ -165,7 +165,7 @@ def run(
     from edge.loop import Runtime
     from edge.monitor import Monitor
     from edge.output import LossyOutput
-    from edge.provenance import provenance, write_json
+    from edge.provenance import portable_path, provenance, write_json
     from edge.sinks import check_target
     from edge.sources import open_source, quiet_opencv
     from edge.status import StatusLine
@@ -263,7 +263,7 @@ def run(
         write_json(
             report,
             {
-                "source": frames.name,
+                "source": portable_path(frames.name),
                 "bundle": monitor.bundle,
                 "backend": backend.value,
                 "way": runtime.model.way,

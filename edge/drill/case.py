@@ -106,8 +106,8 @@ class Drill:
         self._clean = runtime.model.predict(self._probe)
 
     def say(self, text: str) -> None:
-        """Note what happened."""
-        self.outcome.happened.append(text)
+        """Note what happened; `$WORK` stands for the drill's folder."""
+        self.outcome.happened.append(text.replace(str(self.folder), "$WORK"))
 
     def check(self, holds: bool, promise: str) -> None:
         """A promise that is broken if `holds` is False."""

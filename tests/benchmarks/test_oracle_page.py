@@ -8,7 +8,7 @@ from benchmarks.oracle_page import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
 from benchmarks.policies import FAMILIES, RULES
 from benchmarks.rivals import COMPARED, ENGINES, RIVALS
 
-MADE = {"command": "rws …", "machine": {"processor": "a CPU"}, "seed": 3}
+MADE = {"command": "rws …", "commit": "1234567", "machine": {"processor": "a CPU"}, "seed": 3}
 
 
 def scores(accuracy):
@@ -133,7 +133,8 @@ def cells(text):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_whole_and_says_how_it_was_made(name):
     text = TABLES[name]()
-    assert "`rws …`" in text
+    assert "made at 1234567" in text
+    assert ".json](benchmarks/results/" in text
     assert "seed 3" in text
     assert "None" not in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

@@ -21,7 +21,8 @@ def result(test_images) -> dict:
     bundle = Bundle.load()
     found = zoo.measure(bundle, test_images, (3, 5), threads=1)
     return {
-        "command": "rws bench zoo",
+        "file": "zoo_vgg16.json",
+        "commit": "1234567",
         "machine": {"processor": "any"},
         "seed": 0,
         "model": "vgg16",
@@ -96,7 +97,7 @@ def test_minutes_of_a_build_count_each_part_once(tmp_path):
 def test_pages_hold_the_numbers(result):
     text = zoo_page.zoo_table([result])
     assert f"{result['summary']['accuracy']['won_back']['told']:.1f}" in text
-    assert "rws bench zoo" in text
+    assert "From [zoo_vgg16.json](benchmarks/results/zoo_vgg16.json), made at 1234567 (any, seed 0)." in text
     assert len(zoo_page.corruption_table(result).splitlines()) == 2 + 19 + 2
     row = {"layers": 3, "parameters": 1744, "signature_percent": 0.05, "std": 40.0, "told": 44.4}
     curve = {**result, "corruptions": ["fog"], "rows": [row]}

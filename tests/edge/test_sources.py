@@ -265,7 +265,7 @@ def test_image_sources_are_told_apart_from_video(tmp_path):
         ("http://cam/video?loginuse=me&loginpas=hush", "http://cam/video?loginuse=me&loginpas=***"),
         ("http://cam/video?key=hush&monkey=2", "http://cam/video?key=***&monkey=2"),
         ("http://cam:8080/video?passage=2", "http://cam:8080/video?passage=2"),
-        ("/home/me/a:b@c.mp4", "/home/me/a:b@c.mp4"),
+        ("/media/me/a:b@c.mp4", "/media/me/a:b@c.mp4"),
     ],
 )
 def test_passwords_are_hidden_wherever_cameras_want_them(text, shown):

@@ -112,14 +112,17 @@ def test_the_page_shows_what_is_done_and_says_what_is_missing(reproduced, monkey
     monkeypatch.setattr(page, "RESULTS", reproduced[0])
     texts = {name: make() for name, make in page.TABLES.items()}
     ra = json.loads((reproduced[0] / "small" / "table1-cifar10-vgg16.json").read_text())["rows"][0]["ra"]
-    assert f"/ {ra:.2f} |" in texts["table1 small"]
+    assert f"/ {ra:.2f} |" in texts["table1"]
     for name in ("table4", "table5", "init", "tuned", "smaller"):
-        assert texts[f"{name} small"].count("\n| ") >= 3
-        assert "Not run" not in texts[f"{name} small"]
-        assert "Not run at the full scale" in texts[f"{name} full"]
-    assert "fig7-cifar10-vgg16.png" in texts["pictures small"]
+        assert texts[name].count("\n| ") >= 3
+        assert "full scale" not in texts[name]
+        assert (
+            f"[{name}-cifar10-vgg16.json](benchmarks/results/reproduce/small/{name}-cifar10-vgg16.json)" in texts[name]
+        )
+    assert texts["table2"] == "Not run yet."
+    assert "fig7-cifar10-vgg16.png" in texts["pictures"]
     assert "table3" in texts["status"]
-    assert "rws reproduce" in texts["commands"]
+    assert "rws reproduce NAME --scale SCALE" in texts["status"]
 
 
 def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_path):
