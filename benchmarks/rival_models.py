@@ -6,8 +6,6 @@ models, two epochs each by the default recipe), and one model trained with all c
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,12 +26,10 @@ from training.data import Images
 from training.fit import Corrupted, FitRecipe, fit, predict
 from training.models import ModelSpec, build_model
 from training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
-from training.store import STATE, Store
+from training.store import STATE, Progress, Store, job_log
 
 RIVAL_MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""
-
-Progress = Callable[[dict[str, Any]], None]
 
 AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
 
@@ -232,7 +228,7 @@ class RivalModels:
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-        seed, report = self.recipe.seed + 1, self._report(job)
+        seed, report = self.recipe.seed + 1, job_log(self.folder, job, self._progress)
 
         def trained(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
             how = {"corrupted": corrupted, "seed": seed, "checkpoint": checkpoint, "report": report}
@@ -250,18 +246,6 @@ class RivalModels:
         entry = Store(self.folder, "refuse").entry(f"{name}.pt", identity, STATE)
         found = entry.load()
         return entry.get(partial(make, self.train, entry.checkpoint)) if found is None else found
-
-    def _report(self, job: str) -> Progress:
-        start = time.monotonic()
-
-        def report(record: dict[str, Any]) -> None:
-            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
-            with open(self.folder / "log.jsonl", "a") as handle:
-                handle.write(json.dumps(record) + "\n")
-            if self._progress is not None:
-                self._progress(record)
-
-        return report
 
     def train_all(self) -> None:
         """Train whatever is not there yet: the augmented model first, then one model for each corruption."""

@@ -77,6 +77,8 @@ BEGINS_FROM = {
 """Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`."""
 
 ALL = "all"
+TUNED_BY = (*("common", "batch_size", "learning_rate", "warmup", "soft", "temperature"), "draws", "most", "severities")
+"""What of the recipe decides a signature, beside the number of its steps."""
 """Not a corruption: the start of all signatures, trained on pictures of which each has another corruption."""
 
 ADOPT_VERSION = 1
@@ -415,25 +417,18 @@ class Adoption:
     def signature(self, corruption: str) -> Deltas:
         """The float32 signature of one corruption, or of `ALL`."""
         recipe = self.recipe
-        settings = [
-            recipe.common if corruption == ALL else recipe.steps,
-            recipe.common,
-            recipe.batch_size,
-            recipe.learning_rate,
-            recipe.warmup,
-            recipe.soft,
-            recipe.temperature,
-            recipe.draws,
-            recipe.most,
-        ]
-        settings += [recipe.severities, self._crop, self.target, list(self.tensors), corruption]
+        settings = {key: getattr(recipe, key) for key in TUNED_BY} | {"steps": self._steps(corruption)}
+        made_by = [settings, self._crop, self.target, list(self.tensors), corruption]
         name = f"signature-{corruption}.safetensors"
-        return self._entry(name, DELTAS, *settings).get(lambda: self._tune(corruption))
+        return self._entry(name, DELTAS, *made_by).get(lambda: self._tune(corruption))
+
+    def _steps(self, corruption: str) -> int:
+        return self.recipe.common if corruption == ALL else self.recipe.steps
 
     def _tune(self, corruption: str) -> Deltas:
         """Train one signature, from that of a corruption like its own."""
         recipe = self.recipe
-        steps = recipe.common if corruption == ALL else recipe.steps
+        steps = self._steps(corruption)
         before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
         start = self.signature(before) if before else {}
         began = time.monotonic()

@@ -18,8 +18,7 @@ import copy
 import hashlib
 import json
 import platform
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -58,14 +57,12 @@ from training.oracle_fit import (
 )
 from training.recipe import Recipe
 from training.signatures import DELTAS, Deltas, residual_signature, tuned_signature
-from training.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
+from training.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 
 BUILD_VERSION = 1
 """Raise it when the same recipe and images give other files."""
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 class Build:
@@ -156,16 +153,7 @@ class Build:
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, self.recipe.to_dict(), ancestor]))
 
     def _report(self, job: str) -> Progress:
-        start = time.monotonic()
-
-        def report(record: dict[str, Any]) -> None:
-            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
-            with open(self.work / "log.jsonl", "a") as handle:
-                handle.write(json.dumps(record) + "\n")
-            if self._progress is not None:
-                self._progress(record)
-
-        return report
+        return job_log(self.work, job, self._progress)
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
         """A file of the work folder, made from the images, the seed and what else it depends on."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from edge.atomic import atomic_write_bytes
 from oracle.errors import InputError
 
 T = TypeVar("T")
+Progress = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
@@ -216,3 +218,17 @@ def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
     for name in elsewhere:
         with claim(folder, name, wait=True):
             jobs[name]()  # a job that its holder finished only reads its file; one that died with it goes on
+
+
+def job_log(folder: Path, job: str, progress: Progress | None) -> Progress:
+    """Append what a job reports to `log.jsonl` of a folder, as {job, seconds since now, …}, and pass it on."""
+    start = time.monotonic()
+
+    def report(record: dict[str, Any]) -> None:
+        record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+        with open(folder / "log.jsonl", "a") as handle:
+            handle.write(json.dumps(record) + "\n")
+        if progress is not None:
+            progress(record)
+
+    return report
