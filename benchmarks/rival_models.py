@@ -6,11 +6,9 @@ models, two epochs each by the default recipe), and one model trained with all c
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edge.atomic import atomic_path
 from edge.bundle import MODEL, Bundle
 from oracle.errors import FormatError, InputError
 from training.build import Build
@@ -30,8 +27,10 @@ from training.fit import Corrupted, FitRecipe, fit, predict
 from training.models import ModelSpec, build_model
 from training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
 from training.seeds import derive_seed
+from training.store import STATE, Progress, Store, job_log
 
-Progress = Callable[[dict[str, Any]], None]
+RIVAL_MODELS_VERSION = 1
+"""Raise it when the same recipe and images give other models."""
 
 AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
 
@@ -205,14 +204,11 @@ class RivalModels:
         return Build(self.recipe, self._source, self._work, size=self._bundle.manifest.input.height).train
 
     @cached_property
-    def _start(self) -> dict[str, Tensor]:
-        path = self.folder / "unfolded.pt"
-        if not path.exists():
-            weights = folded_weights(self._bundle.read(MODEL))
-            model = unfold(self._network(), weights, self.train)
-            with atomic_path(path) as temporary:
-                torch.save(model.state_dict(), temporary)
-        return torch.load(path, weights_only=True, map_location="cpu")
+    def _start(self) -> Mapping[str, Tensor]:
+        def unfolded(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
+            return unfold(self._network(), folded_weights(self._bundle.read(MODEL)), images).state_dict()
+
+        return self._stored("unfolded", [], unfolded)
 
     def _network(self) -> nn.Module:
         return build_model(replace(self.recipe.model, weights=""), len(self._bundle.manifest.classes)).eval()
@@ -233,42 +229,24 @@ class RivalModels:
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-        final = self.folder / f"{job}.pt"
-        model = self.unfolded()
-        # The weights alone are kept when a training is done: a checkpoint also carries the optimiser.
-        identity = repr((recipe, corrupted))
-        if final.exists():
-            stored = torch.load(final, weights_only=True, map_location="cpu")
-            if stored["identity"] != identity:
-                raise InputError(f"{final} was trained in another way; remove it, or give another folder")
-            model.load_state_dict(stored["model"])
-            return model.eval()
-        checkpoint = self.folder / f"{job}.checkpoint.pt"
-        fit(
-            model,
-            self.train,
-            recipe,
-            corrupted=corrupted,
-            seed=derive_seed(self.recipe.seed, "continued training"),
-            checkpoint=checkpoint,
-            report=self._report(job),
-        )
-        with atomic_path(final) as temporary:
-            torch.save({"identity": identity, "model": model.state_dict()}, temporary)
-        checkpoint.unlink(missing_ok=True)
-        return model.to(memory_format=torch.contiguous_format).eval()
+        seed, report = derive_seed(self.recipe.seed, "continued training"), job_log(self.folder, job, self._progress)
 
-    def _report(self, job: str) -> Progress:
-        start = time.monotonic()
+        def trained(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
+            how = {"corrupted": corrupted, "seed": seed, "checkpoint": checkpoint, "report": report}
+            return fit(self.unfolded(), images, recipe, **how).state_dict()
 
-        def report(record: dict[str, Any]) -> None:
-            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
-            with open(self.folder / "log.jsonl", "a") as handle:
-                handle.write(json.dumps(record) + "\n")
-            if self._progress is not None:
-                self._progress(record)
+        model = self._network()
+        model.load_state_dict(self._stored(job, [recipe, repr(corrupted), seed], trained))
+        return model
 
-        return report
+    def _stored(
+        self, name: str, made_by: list[Any], make: Callable[[Images, Path | None], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """A state dict of the folder; without a source, `train` refuses to have it made."""
+        identity = [RIVAL_MODELS_VERSION, self._bundle.manifest.files[MODEL].sha256, *made_by]
+        entry = Store(self.folder, "refuse").entry(f"{name}.pt", identity, STATE)
+        found = entry.load()
+        return entry.get(partial(make, self.train, entry.checkpoint)) if found is None else found
 
     def train_all(self) -> None:
         """Train whatever is not there yet: the augmented model first, then one model for each corruption."""

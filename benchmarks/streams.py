@@ -14,30 +14,20 @@ import csv
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-import edge.bundle
-import edge.models
-import oracle
-import training.corruptions
-from benchmarks import interleave as interleave_module
-from benchmarks import memory as memory_module
-from benchmarks import protocols as protocols_module
-from benchmarks import rivals as rivals_module
 from benchmarks.judge import as_input
 from benchmarks.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
-from benchmarks.rivals import Rival, Sample, measure_cost, rival_methods
+from benchmarks.rivals import RIVALS_VERSION, Rival, Sample, measure_cost, rival_methods
 from benchmarks.stream_scores import (
     NAMES,
     MixKey,
@@ -49,7 +39,7 @@ from benchmarks.stream_scores import (
     running_mean,
     switch_rate,
 )
-from edge.atomic import atomic_path, atomic_write_bytes
+from edge.atomic import atomic_write_bytes
 from edge.bundle import MODEL, Bundle
 from edge.models.base import PatchableModel
 from edge.provenance import provenance
@@ -59,6 +49,10 @@ from oracle.network import Oracle
 from oracle.policy import Mix, ToldPolicy
 from training.corruptions import CORRUPTIONS
 from training.data import Images, fitted, load_images
+from training.store import ARRAYS, JSON, Codec, Entry, Store
+
+STREAMS_VERSION = 1
+"""Raise it when the same streams and bundle give other frames or answers."""
 
 OURS = ("std", "always", "perfect", "best", "frame", "trained")
 TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
@@ -282,8 +276,8 @@ def replay_streams(
         rivals: folder of the rivals' models; None for our methods alone.
         parts: folder for the answers of each finished (protocol, method, batch), and for time and memory at each batch;
             None to keep none.
-        resume: take what `parts` holds of this very run: same frames, bundle, rivals' models and source code; for time
-            and memory also the same machine and versions.
+        resume: take what `parts` holds of this very run: same frames, bundle, rivals' models and version of the code;
+            for time and memory also the same machine and versions.
         remeasure: measure time and memory even if `parts` holds them.
         threads: threads of our model and oracle.
         progress: called with a line after each part.
@@ -317,7 +311,7 @@ def replay_streams(
         if name in protocols
     }
     others = [] if rivals is None else rival_methods(bundle, rivals)
-    store = _Parts(parts, resume)
+    store = Store(parts, "keep", resume)
     methods = our_methods(bundle, threads)
     outcomes = _run_ours_or_load(methods, streams, images.pixels, store, _our_run(bundle, images), say)
     found = [(name, method.name, 1, outcomes[name, method.name]) for name in streams for method in methods]
@@ -344,7 +338,8 @@ def replay_streams(
     if rivals is not None:
         sample = _sample(next(iter(streams.values())), images.pixels, 8 * max(batches))
         run = _cost_run(bundle, others, len(sample[0]))
-        result["cost"] = _cost_or_load(bundle, rivals, sample, batches, store, run, remeasure, say)
+        costs = replace(store, resume=resume and not remeasure)
+        result["cost"] = _cost_or_load(bundle, rivals, sample, batches, costs, run, say)
     return result
 
 
@@ -466,13 +461,6 @@ def _delay(row: Mapping[str, Any]) -> str:
     return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
 
 
-def _digest_of_files(files: Sequence[Path]) -> str:
-    hasher = hashlib.sha256()
-    for file in files:
-        hasher.update(hashlib.sha256(file.read_bytes()).digest())
-    return hasher.hexdigest()
-
-
 def _row(
     stream: Stream, labels: NDArray[np.int64], method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle
 ) -> dict[str, Any]:
@@ -564,16 +552,6 @@ def _choices(
     return mix, np.array([0, *(NAMES.index(name) for name in names)])[most]
 
 
-def _code(*others: ModuleType) -> str:
-    """Digest of the source of what makes the frames and runs the methods over them, and of others; packages whole."""
-    files = []
-    for module in (training.corruptions, protocols_module, *others):
-        path = Path(str(module.__file__))
-        whole = path.name == "__init__.py"
-        files += sorted([*path.parent.glob("*.py"), *path.parent.glob("*.json")]) if whole else [path]
-    return _digest_of_files([Path(__file__), *files])
-
-
 def _file_digests(bundle: Bundle) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
 
@@ -585,14 +563,13 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
 
 def _our_run(bundle: Bundle, images: Images) -> dict[str, Any]:
     """What our answers depend on, beside the stream."""
-    code = _code(oracle, edge.models, edge.bundle)
-    return _settings(bundle) | {"images": images.digest(), "code": code}
+    return _settings(bundle) | {"images": images.digest(), "version": STREAMS_VERSION}
 
 
 def _rivals_run(bundle: Bundle, images: Images) -> dict[str, Any]:
     """What the rivals' answers depend on, beside stream and weights: the oracle and the signatures may change."""
     model = _file_digests(bundle)[MODEL]
-    return {"images": images.digest(), "model": model, "code": _code(rivals_module)}
+    return {"images": images.digest(), "model": model, "version": [STREAMS_VERSION, RIVALS_VERSION]}
 
 
 def _cost_run(bundle: Bundle, rivals: Sequence[Rival], frames: int) -> dict[str, Any]:
@@ -601,7 +578,7 @@ def _cost_run(bundle: Bundle, rivals: Sequence[Rival], frames: int) -> dict[str,
     return _settings(bundle) | {
         "frames": frames,
         "weights": {rival.name: rival.identity for rival in rivals},
-        "code": _code(oracle, edge.models, edge.bundle, rivals_module, interleave_module, memory_module),
+        "version": [STREAMS_VERSION, RIVALS_VERSION],
         "machine": where["machine"],
         "versions": where["versions"],
     }
@@ -614,93 +591,27 @@ def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
     return as_input(frames_of(part, pixels, 0, count)), part.type, part.severity
 
 
-class _Parts:
-    """Answers and costs of finished parts, a file each, named by a digest of all that they depend on.
-
-    Args:
-        folder: where they are; None keeps none.
-        resume: whether what is there may be taken.
-    """
-
-    def __init__(self, folder: Path | None, resume: bool) -> None:
-        self._folder, self._resume = folder, resume
-
-    def load(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Outcome | None:
-        """The outcome kept of this part, if any; a damaged file counts as none."""
-        file = self._file(stream, method, batch, run)
-        if file is None or not self._resume or not file.is_file():
-            return None
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                predicted, mix, believed = (arrays[key].astype(np.int64) for key in ("predicted", "mix", "believed"))
-                mixes = tuple(json.loads(str(arrays["mixes"])))
-        except _DAMAGED:
-            return None
-        return Outcome(predicted, mixes, mix, believed) if len(predicted) == len(stream) else None
-
-    def save(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any], outcome: Outcome) -> None:
-        """Keep an outcome."""
-        file = self._file(stream, method, batch, run)
-        if file is None:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary, open(temporary, "wb") as handle:
-            np.savez_compressed(
-                handle,
-                predicted=outcome.predicted.astype(np.int32),
-                mixes=np.array(json.dumps(outcome.mixes)),
-                mix=outcome.mix.astype(np.int32),
-                believed=outcome.believed.astype(np.int32),
-            )
-
-    def load_cost(self, batch: int, run: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The cost kept at this batch, if any; a damaged file counts as none."""
-        file = self._cost_file(batch, run)
-        if file is None or not self._resume or not file.is_file():
-            return None
-        try:
-            kept = json.loads(file.read_bytes())
-            return dict(kept["cost"]) if kept["digest"] == _digest_of_json(kept["cost"]) else None
-        except _DAMAGED:
-            return None
-
-    def save_cost(self, batch: int, run: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
-        """Keep a cost."""
-        file = self._cost_file(batch, run)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(file, json.dumps({"cost": cost, "digest": _digest_of_json(cost)}).encode())
-
-    def _cost_file(self, batch: int, run: Mapping[str, Any]) -> Path | None:
-        return self._folder and self._folder / f"cost-{batch}-{_digest_of_json([run, batch])[:16]}.json"
-
-    def _file(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Path | None:
-        if self._folder is None:
-            return None
-        hasher = hashlib.sha256(json.dumps([run, method, batch], sort_keys=True, default=str).encode())
-        for key in ("image", "type", "severity", "seed", "cut"):
-            hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())
-        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in method)
-        return self._folder / f"{stream.protocol}-{safe}-{batch}-{hasher.hexdigest()[:16]}.npz"
+def _encode_outcome(outcome: Outcome) -> bytes:
+    arrays = {key: getattr(outcome, key).astype(np.int32) for key in ("predicted", "mix", "believed")}
+    return ARRAYS.encode(arrays | {"mixes": np.array(json.dumps(outcome.mixes))})
 
 
-# What reading a damaged file may raise: a flipped byte can also ask for a compression that there is not, or for a key.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    BadZipFile,
-    zlib.error,
-)
+def _decode_outcome(content: bytes) -> Outcome:
+    arrays = ARRAYS.decode(content)
+    predicted, mix, believed = (arrays[key].astype(np.int64) for key in ("predicted", "mix", "believed"))
+    return Outcome(predicted, tuple(json.loads(str(arrays["mixes"]))), mix, believed)
 
 
-def _digest_of_json(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+OUTCOME = Codec(_encode_outcome, _decode_outcome)
+
+
+def _part(store: Store, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Entry[Outcome]:
+    """The answers of a method to a stream, as a part of a run."""
+    hasher = hashlib.sha256()
+    for key in ("image", "type", "severity", "seed", "cut"):
+        hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())
+    safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in method)
+    return store.entry(f"{stream.protocol}-{safe}-{batch}.npz", [run, method, batch, hasher.hexdigest()], OUTCOME)
 
 
 def _cost_or_load(
@@ -708,17 +619,15 @@ def _cost_or_load(
     work: Path,
     sample: Sample,
     batches: Sequence[int],
-    store: _Parts,
+    store: Store,
     run: Mapping[str, Any],
-    remeasure: bool,
     say: Progress,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": []}
     for batch in dict.fromkeys(batches):
-        cost, state = None if remeasure else store.load_cost(batch, run), "from before"
-        if cost is None:
-            cost, state = measure_cost(bundle, work, sample, (batch,)), "measured"
-            store.save_cost(batch, run, cost)
+        entry = store.entry(f"cost-{batch}.json", [run, batch], JSON)
+        state = "measured" if entry.load() is None else "from before"
+        cost = entry.get(partial(measure_cost, bundle, work, sample, (batch,)))
         found |= cost | {"rows": found["rows"] + cost["rows"]}
         say(f"time and memory, batch {batch}: {state}")
     return found
@@ -728,32 +637,27 @@ def _run_ours_or_load(
     methods: Sequence[Ours],
     streams: Mapping[str, Stream],
     pixels: Tensor,
-    store: _Parts,
+    store: Store,
     run: Mapping[str, Any],
     say: Progress,
 ) -> dict[tuple[str, str], Outcome]:
-    outcomes: dict[tuple[str, str], Outcome] = {}
-    for name, stream in streams.items():
-        for method in methods:
-            kept = store.load(stream, method.name, 1, run)
-            if kept is not None:
-                outcomes[name, method.name] = kept
+    parts = {
+        (name, method.name): _part(store, stream, method.name, 1, run)
+        for name, stream in streams.items()
+        for method in methods
+    }
+    outcomes = {key: outcome for key, part in parts.items() if (outcome := part.load()) is not None}
     missing = {name: stream for name, stream in streams.items() if any((name, m.name) not in outcomes for m in methods)}
-    fresh = run_ours(methods, missing, pixels, say)
-    for (name, method_name), outcome in fresh.items():
-        store.save(streams[name], method_name, 1, run, outcome)
+    fresh = {key: parts[key].save(outcome) for key, outcome in run_ours(methods, missing, pixels, say).items()}
     say(f"ours: {len(streams) - len(missing)} of {len(streams)} protocols from before")
     return outcomes | fresh
 
 
 def _run_rival_or_load(
-    rival: Rival, stream: Stream, pixels: Tensor, batch: int, store: _Parts, run: Mapping[str, Any], say: Progress
+    rival: Rival, stream: Stream, pixels: Tensor, batch: int, store: Store, run: Mapping[str, Any], say: Progress
 ) -> Outcome:
-    run = {**run, "weights": rival.identity}
-    outcome = store.load(stream, rival.name, batch, run)
-    state = "from before"
-    if outcome is None:
-        outcome, state = Outcome(run_method(rival, stream, pixels, batch)), "done"
-        store.save(stream, rival.name, batch, run, outcome)
+    part = _part(store, stream, rival.name, batch, {**run, "weights": rival.identity})
+    state = "done" if part.load() is None else "from before"
+    outcome = part.get(lambda: Outcome(run_method(rival, stream, pixels, batch)))
     say(f"{rival.name}, batch {batch}, {stream.protocol}: {state}")
     return outcome

@@ -11,15 +11,10 @@ run goes on.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import inspect
-import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import benchmarks.judge
-import oracle.policy
-import training.calibrate
-import training.corruptions
-import training.oracle_fit
 from benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
-from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
 from oracle.errors import FormatError, InputError
 from oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
@@ -43,17 +32,22 @@ from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from training.data import Images
 from training.oracle_fit import (
     LEVELS,
+    ORACLE_VERSION,
     OracleRecipe,
     draw_severities,
     draw_types,
     fit_clean_weight,
-    fit_oracle,
     fit_temperature,
     joint_target,
     oracle_logits,
+    stored_oracle,
     weigh_clean,
 )
 from training.seeds import derive_seed
+from training.store import JSON, Store, claim
+
+UNSEEN_VERSION = 1
+"""Raise it when the same oracles, bundle and images give other rows."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 BORROWED_ALPHAS = (0.5, 1.0)
@@ -165,20 +159,20 @@ def raise_stranger(
     splits: Splits,
     corruption: str,
     recipe: UnseenRecipe,
-    checkpoint: Path | None = None,
+    store: Store,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Stranger:
     """Train an oracle without one corruption, and calibrate it as a build does (`training.build`)."""
     table = table_without(bundle.table, corruption)
-    network = fit_oracle(
+    network = stored_oracle(
+        store,
+        f"{corruption}.pt",
         splits.train,
         recipe.oracle,
         seed=recipe.seed,
-        checkpoint=checkpoint,
         report=report,
         corruptions=table.corruptions,
     )
-    network = network.cpu().eval()
     logits, types, severities = _validation(network, splits.validation, table.corruptions, recipe)
     temperature = fit_temperature(logits, joint_target(types, severities, len(table.corruptions)))
     clean = (oracle_logits(network, splits.validation.pixels) / temperature).softmax(1)
@@ -304,30 +298,32 @@ def leave_one_out(
     if unknown:
         raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(bundle.table.corruptions)}")
     say = progress or (lambda line: None)
-    work.mkdir(parents=True, exist_ok=True)
-    learnt = _digest(splits.train.digest(), asdict(recipe.oracle), recipe.seed, inspect.getsource(training.oracle_fit))
+    store = Store(work, "keep")
     files = {file: spec.sha256 for file, spec in bundle.manifest.files.items() if not file.startswith("oracle")}
-    how = [files, dict(bundle.manifest.policy), _code()]
-    measured = _digest(learnt, asdict(recipe), how, splits.validation.digest(), splits.test.digest())
-    names = tuple(only) or bundle.table.corruptions
-    results = {name: work / f"{name}-{measured}.json" for name in names}
-    for name, file in results.items():
-        with _claimed(work / f"{name}.lock") as free:
-            if not free or file.exists():
-                say(f"{name}: {'done' if file.exists() else 'another process has it'}")
-                continue
+    images = [part.digest() for part in (splits.train, splits.validation, splits.test)]
+    identity = [UNSEEN_VERSION, ORACLE_VERSION, recipe, files, dict(bundle.manifest.policy), images]
+    entries = {name: store.entry(f"{name}.json", identity, JSON) for name in only or bundle.table.corruptions}
 
-            def report(record: dict[str, Any], name: str = name) -> None:
-                say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
+    def made(name: str) -> dict[str, Any]:
+        def report(record: dict[str, Any]) -> None:
+            say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
 
-            stranger = raise_stranger(bundle, splits, name, recipe, work / f"{name}-{learnt}.pt", report)
-            row = meet(bundle, splits, name, stranger, recipe, threads)
-            atomic_write_bytes(file, json.dumps(row).encode())
-            say(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
-    rows = [json.loads(file.read_text()) for file in results.values() if file.exists()]
+        stranger = raise_stranger(bundle, splits, name, recipe, store, report)
+        row = meet(bundle, splits, name, stranger, recipe, threads)
+        say(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
+        return row
+
+    for name, entry in entries.items():
+        with claim(work, name, wait=False) as held:
+            if entry.load() is not None or not held:
+                say(f"{name}: {'another process has it' if entry.load() is None else 'done'}")
+            else:
+                entry.get(partial(made, name))
+    found = {name: entry.load() for name, entry in entries.items()}
+    rows = [row for row in found.values() if row is not None]
     return {
         "rows": rows,
-        "missing": [name for name, file in results.items() if not file.exists()],
+        "missing": [name for name, row in found.items() if row is None],
         **(summary(rows) if rows else {}),
         "epochs": recipe.oracle.epochs,
         "images": min(recipe.limit, len(splits.test)),
@@ -351,29 +347,6 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "worst_cell": {"corruption": cell["corruption"], "gain": cell["worst"]},
         "ta_loss": max(row["ta_loss"] for row in rows),
     }
-
-
-def _code() -> list[str]:
-    """The source, besides that of the training, that decides what is measured."""
-    corruptions = sorted(Path(training.corruptions.__file__).parent.glob("*.py"))
-    modules = (sys.modules[__name__], benchmarks.judge, oracle.policy, training.calibrate)
-    return [*(inspect.getsource(module) for module in modules), *(file.read_text("utf-8") for file in corruptions)]
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether no other process holds this lock; it is ours meanwhile, and free again even if we are killed."""
-    with open(path, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 def print_unseen(result: Mapping[str, Any], console: Console) -> None:

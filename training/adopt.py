@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge.atomic import atomic_path, atomic_write_bytes
 from edge.bundle import check_bundle_folder, write_bundle
 from edge.models.onnx_graph import clean_tensors, shallow_tensors
 from edge.models.onnx_model import OnnxModel
@@ -52,7 +51,8 @@ from training.fit import DivergedError, learning_rate_at, to_input
 from training.oracle_fit import LEVELS
 from training.recipe import StreamRecipe, parse, tomllib
 from training.seeds import derive_seed
-from training.signatures import Deltas, load_deltas, save_deltas
+from training.signatures import DELTAS, Deltas
+from training.store import ARRAYS, SCORED, Codec, Entry, Store, T
 
 TARGETS = ("auto", "output", "shallow")
 
@@ -78,7 +78,12 @@ BEGINS_FROM = {
 """Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`."""
 
 ALL = "all"
+TUNED_BY = (*("common", "batch_size", "learning_rate", "warmup", "soft", "temperature"), "draws", "most", "severities")
+"""What of the recipe decides a signature, beside the number of its steps."""
 """Not a corruption: the start of all signatures, trained on pictures of which each has another corruption."""
+
+ADOPT_VERSION = 1
+"""Raise it when the same model, pictures and recipe give other files."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -278,6 +283,7 @@ class Adoption:
         self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
+        self._store = Store(work, "refuse")
         self._started = time.monotonic()
 
     def _trainable(self) -> tuple[str, nn.Module, dict[str, nn.Parameter]]:
@@ -321,18 +327,9 @@ class Adoption:
         digest.update(self._held_out.numpy().tobytes())
         return [digest.hexdigest(), self.recipe.seed]
 
-    def _is_done(self, artefact: Path, *depends_on: Any) -> bool:
-        identity = json.dumps([self._identity, *depends_on], default=asdict)
-        note = artefact.with_name(f"{artefact.name}.from")
-        if not artefact.exists():
-            atomic_write_bytes(note, identity.encode())
-            return False
-        if not note.exists() or note.read_text() != identity:
-            raise InputError(
-                f"{artefact} was made for another model, other pictures or other settings; remove it to have it made "
-                f"anew, or give another --work"
-            )
-        return True
+    def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
+        """A file of the work folder, made from the model, the pictures, the seed and what else it depends on."""
+        return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
 
     def _report(self, job: str, **record: Any) -> None:
         record = {"job": job, "seconds": round(time.monotonic() - self._started, 1), **record}
@@ -421,24 +418,20 @@ class Adoption:
     def signature(self, corruption: str) -> Deltas:
         """The float32 signature of one corruption, or of `ALL`."""
         recipe = self.recipe
-        path = self.work / f"signature-{corruption}.safetensors"
-        steps = recipe.common if corruption == ALL else recipe.steps
+        settings = {key: getattr(recipe, key) for key in TUNED_BY} | {"steps": self._steps(corruption)}
+        made_by = [settings, self._crop, self.target, list(self.tensors), corruption]
+        name = f"signature-{corruption}.safetensors"
+        return self._entry(name, DELTAS, *made_by).get(lambda: self._tune(corruption))
+
+    def _steps(self, corruption: str) -> int:
+        return self.recipe.common if corruption == ALL else self.recipe.steps
+
+    def _tune(self, corruption: str) -> Deltas:
+        """Train one signature, from that of a corruption like its own."""
+        recipe = self.recipe
+        steps = self._steps(corruption)
         before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
         start = self.signature(before) if before else {}
-        settings = [
-            steps,
-            recipe.common,
-            recipe.batch_size,
-            recipe.learning_rate,
-            recipe.warmup,
-            recipe.soft,
-            recipe.temperature,
-            recipe.draws,
-            recipe.most,
-        ]
-        settings += [recipe.severities, self._crop, self.target, list(self.tensors), corruption]
-        if self._is_done(path, *settings):
-            return load_deltas(path)
         began = time.monotonic()
         aim, pixels = self._aim, self._corrupted(corruption)
         scales = {name: _scale(clean) for name, clean in self._clean_tensors.items()}
@@ -471,12 +464,12 @@ class Adoption:
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"{corruption}, step {step + 1}: loss is {losses[-1]}; lower the learning rate")
         deltas = {name: (scales[name] * moved[name]).contiguous() for name in scales}
-        save_deltas(deltas, path)
         took = time.monotonic() - began
-        left = sum(not (self.work / f"signature-{name}.safetensors").exists() for name in CORRUPTIONS)
+        others = [name for name in CORRUPTIONS if name != corruption]
+        left = sum(not (self.work / f"signature-{name}.safetensors").exists() for name in others)
         few = max(1, len(losses) // 10)
         self._report(
-            path.stem,
+            f"signature-{corruption}",
             took=round(took, 1),
             loss=[round(float(np.mean(part)), 3) for part in (losses[:few], losses[-few:])],
             signatures_left=left,
@@ -501,27 +494,29 @@ class Adoption:
         A cell of the table is the mean probability of the label: of so few pictures the share that is right tells too
         little. `clean`, `never_patched_severity_5` and `told_severity_5` are such shares, percent.
         """
-        path, scores = self.work / "gain.npz", self.work / "gain.json"
         told = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
-        if not self._is_done(path, told, self.recipe.calibration, labels, "mean probability"):
-            began = time.monotonic()
-            model = OnnxModel(self.adopted.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
-            table = measure_gain(
-                model,
-                self.signatures.names,
-                self.held_out,
-                self.recipe.calibration,
-                LEVELS,
-                seed=self.recipe.seed,
-                soft=True,
-                report=lambda record: self._report("gain", **record),
-            )
-            atomic_write_bytes(scores, json.dumps(self._held_out_scores(model, table)).encode())
-            with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-                np.savez(handle, **table.to_arrays())
-            self._report("gain", took=round(time.monotonic() - began, 1))
-        return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS), json.loads(scores.read_text())
+        entry = self._entry("gain.npz", ARRAYS, told, self.recipe.calibration, labels, "mean probability")
+        arrays = dict(entry.get(self._measure_gain))
+        scores = json.loads(str(arrays.pop("scores")))
+        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
+
+    def _measure_gain(self) -> dict[str, np.ndarray]:
+        began = time.monotonic()
+        model = OnnxModel(self.adopted.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
+        table = measure_gain(
+            model,
+            self.signatures.names,
+            self.held_out,
+            self.recipe.calibration,
+            LEVELS,
+            seed=self.recipe.seed,
+            soft=True,
+            report=lambda record: self._report("gain", **record),
+        )
+        scores = self._held_out_scores(model, table)
+        self._report("gain", took=round(time.monotonic() - began, 1))
+        return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> dict[str, float]:
         policy, data = ToldPolicy(table, own=True), self.held_out
@@ -541,22 +536,20 @@ class Adoption:
 
     def oracle(self) -> tuple[bytes, dict[str, Any]]:
         """The oracle as ONNX bytes, and what was measured of it on held-out pictures."""
-        network, scores = self.work / "oracle.onnx", self.work / "oracle.json"
-        pictures = self.train if self.more is None else torch.cat([self.train, self.more])
         more = 0 if self.more is None else hashlib.sha256(self.more.numpy().tobytes()).hexdigest()
-        if not self._is_done(network, self.recipe.oracle, more):
-            began = time.monotonic()
-            made, measured = fit_view_oracle(
-                pictures,
-                self._held_out,
-                self.recipe.oracle,
-                seed=self.recipe.seed,
-                report=lambda record: self._report("oracle", **record),
-            )
-            atomic_write_bytes(scores, json.dumps(measured).encode())
-            atomic_write_bytes(network, made)
-            self._report("oracle", took=round(time.monotonic() - began, 1))
-        return network.read_bytes(), json.loads(scores.read_text())
+        return self._entry("oracle.npz", SCORED, self.recipe.oracle, more).get(self._make_oracle)
+
+    def _make_oracle(self) -> tuple[bytes, dict[str, Any]]:
+        began = time.monotonic()
+        made, measured = fit_view_oracle(
+            self.train if self.more is None else torch.cat([self.train, self.more]),
+            self._held_out,
+            self.recipe.oracle,
+            seed=self.recipe.seed,
+            report=lambda record: self._report("oracle", **record),
+        )
+        self._report("oracle", took=round(time.monotonic() - began, 1))
+        return made, measured
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained."""

@@ -1,8 +1,8 @@
 """From clean images to a bundle, as independent jobs.
 
 Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
-already and was made from the same things, the job is done. So a build that was stopped goes on where it was, and
-several processes (or machines that share the folder) can each take some of the jobs.
+already and was made from the same things, the job is done (`training.store`). So a build that was stopped goes on where
+it was, and several processes (or machines that share the folder) can each take some of the jobs.
 
     init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
           ├─► robust-<c> ─► signature-residual-<c>       │
@@ -18,9 +18,8 @@ import copy
 import hashlib
 import json
 import platform
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.atomic import atomic_path, atomic_write_bytes
 from edge.bundle import MODEL, Bundle, write_bundle
 from edge.models.base import PatchableModel
 from edge.models.onnx_model import OnnxModel
@@ -50,20 +48,22 @@ from training.oracle_fit import (
     draw_types,
     export_oracle,
     fit_clean_weight,
-    fit_oracle,
     fit_temperature,
     joint_target,
     oracle_logits,
+    stored_oracle,
     training_prior,
     weigh_clean,
 )
 from training.recipe import Recipe
 from training.seeds import derive_seed
-from training.signatures import Deltas, load_deltas, residual_signature, save_deltas, tuned_signature
+from training.signatures import DELTAS, Deltas, residual_signature, tuned_signature
+from training.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 
-Progress = Callable[[dict[str, Any]], None]
+BUILD_VERSION = 1
+"""Raise it when the same recipe and images give other files."""
 
 
 class Build:
@@ -108,6 +108,7 @@ class Build:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
         work.mkdir(parents=True, exist_ok=True)
+        self._store = Store(work, "refuse")
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
@@ -150,36 +151,14 @@ class Build:
     def identity(self) -> Any:
         """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
         ancestor = None if self._ancestor is None else self._ancestor.identity()
-        return json.loads(json.dumps([self._data_digest, self.recipe.to_dict(), ancestor]))
+        return json.loads(json.dumps([BUILD_VERSION, self._data_digest, self.recipe.to_dict(), ancestor]))
 
     def _report(self, job: str) -> Progress:
-        start = time.monotonic()
+        return job_log(self.work, job, self._progress)
 
-        def report(record: dict[str, Any]) -> None:
-            record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
-            with open(self.work / "log.jsonl", "a") as handle:
-                handle.write(json.dumps(record) + "\n")
-            if self._progress is not None:
-                self._progress(record)
-
-        return report
-
-    def _is_done(self, artefact: Path, *depends_on: Any) -> bool:
-        """Whether a job's file is there, made from the same recipe, images and earlier files.
-
-        What that is lies beside it in `<file>.from`, so that a file of another build is never taken for this one's.
-
-        Raises:
-            InputError: if the file is there but was made from something else.
-        """
-        identity = json.dumps([self._data_digest, self.recipe.seed, *depends_on], default=asdict, indent=1)
-        note = artefact.with_name(f"{artefact.name}.from")
-        if not artefact.exists():
-            atomic_write_bytes(note, identity.encode())
-            return False
-        if not note.exists() or note.read_text() != identity:
-            raise InputError(f"{artefact} was made from another recipe or data; remove it, or give another --work")
-        return True
+    def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
+        """A file of the work folder, made from the images, the seed and what else it depends on."""
+        return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
 
     def _new_model(self) -> nn.Module:
         torch.manual_seed(self.recipe.seed)
@@ -194,10 +173,16 @@ class Build:
     def _fit(
         self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
     ) -> nn.Module:
-        checkpoint = self.work / f"{job}.pt"
-        self._is_done(checkpoint, self.recipe.model, recipe, corrupted, *origin)
+        entry = self._entry(f"{job}.pt", STATE, self.recipe.model, recipe, corrupted, *origin)
         report = self._report(job)
-        return fit(model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=checkpoint, report=report)
+        state = entry.get(
+            lambda: fit(
+                model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report
+            ).state_dict()
+        )
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.load_state_dict(state)
+        return model.eval()
 
     def init(self) -> nn.Module:
         """The standard model that is trained first."""
@@ -257,18 +242,18 @@ class Build:
             way: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
             corruption: its name.
         """
-        settings = self.recipe.signatures
-        way = self.way_name(way)
+        settings, way = self.recipe.signatures, self.way_name(way)
         kind, _, target = way.partition("-")
-        path = self.work / f"signature-{way}-{corruption}.safetensors"
         tune = replace(self.recipe.tuned, target=target or self.recipe.tuned.target)
         made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
         corrupted = Corrupted(corruption, settings.severity)
-        if not self._is_done(path, shallow_sha256(self.clean_tensors()), corrupted, made_by):
-            report = self._report(path.stem)
+        job = f"signature-{way}-{corruption}"
+        clean_hash = shallow_sha256(self.clean_tensors())
+        entry = self._entry(f"{job}.safetensors", DELTAS, clean_hash, corrupted, made_by)
+
+        def make() -> Deltas:
+            report = self._report(job)
             if kind == "tuned":
-                checkpoint = self.work / f"{way.replace('tuned', 'tuning')}-{corruption}.pt"
-                self._is_done(checkpoint, corrupted, made_by)
                 deltas = tuned_signature(
                     self.folded,
                     self.train,
@@ -276,7 +261,7 @@ class Build:
                     self.tensors,
                     tune,
                     seed=derive_seed(self.recipe.seed, "signature training"),
-                    checkpoint=checkpoint,
+                    checkpoint=entry.checkpoint,
                     report=report,
                 )
             else:
@@ -284,9 +269,10 @@ class Build:
                 init = fold_batchnorm(self.init())
                 weights = [dict(model.named_parameters()) for model in (init, self.folded, robust)]
                 deltas = residual_signature(*weights, self.tensors, settings.projection)
-            save_deltas(deltas, path)
             report({"done": True})
-        return load_deltas(path)
+            return deltas
+
+        return entry.get(make)
 
     def clean_tensors(self) -> dict[str, np.ndarray]:
         """The clean shallow tensors, float32, by name, in order."""
@@ -307,29 +293,22 @@ class Build:
 
     def oracle(self) -> tuple[bytes, dict[str, float]]:
         """The oracle as ONNX bytes, and its scores on validation images."""
-        network_file, scores_file = self.work / "oracle.onnx", self.work / "oracle.json"
         recall = self.recipe.calibration.clean_recall
-        if not self._is_done(network_file, self.recipe.oracle, recall):
-            report = self._report("oracle")
-            self._is_done(self.work / "oracle.pt", self.recipe.oracle)
-            network = fit_oracle(
-                self.train,
-                self.recipe.oracle,
-                seed=self.recipe.seed,
-                checkpoint=self.work / "oracle.pt",
-                report=report,
-            ).cpu()
-            logits, types, severities = self._oracle_validation(network)
-            target = joint_target(types, severities)
-            temperature = fit_temperature(logits, target)
-            clean = (oracle_logits(network, self.validation.pixels.cpu()) / temperature).softmax(1)
-            weight = fit_clean_weight(clean, recall)
-            joint = weigh_clean((logits / temperature).softmax(1), weight)
-            scores = {"temperature": temperature, "clean_weight": weight} | _oracle_scores(joint, types)
-            atomic_write_bytes(scores_file, json.dumps(scores).encode())
-            atomic_write_bytes(network_file, export_oracle(network, temperature, self.train.size, weight))
-            report(scores)
-        return network_file.read_bytes(), json.loads(scores_file.read_text())
+        return self._entry("oracle.npz", SCORED, self.recipe.oracle, recall).get(self._make_oracle)
+
+    def _make_oracle(self) -> tuple[bytes, dict[str, float]]:
+        report = self._report("oracle")
+        network = stored_oracle(
+            self._store, "oracle.pt", self.train, self.recipe.oracle, seed=self.recipe.seed, report=report
+        )
+        logits, types, severities = self._oracle_validation(network)
+        temperature = fit_temperature(logits, joint_target(types, severities))
+        clean = (oracle_logits(network, self.validation.pixels.cpu()) / temperature).softmax(1)
+        weight = fit_clean_weight(clean, self.recipe.calibration.clean_recall)
+        joint = weigh_clean((logits / temperature).softmax(1), weight)
+        scores = {"temperature": temperature, "clean_weight": weight} | _oracle_scores(joint, types)
+        report(scores)
+        return export_oracle(network, temperature, self.train.size, weight), scores
 
     def _oracle_validation(self, network: OracleNetwork) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
@@ -356,10 +335,10 @@ class Build:
 
     def gain(self) -> GainTable:
         """The gain table of the shipped signatures."""
-        path, signatures = self.work / "gain.npz", self.signatures()
+        signatures = self.signatures()
         inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
-        if not self._is_done(path, self.recipe.calibration, *inputs):
-            table = measure_gain(
+        arrays = self._entry("gain.npz", ARRAYS, self.recipe.calibration, *inputs).get(
+            lambda: measure_gain(
                 self._patchable(),
                 signatures.names,
                 self.validation,
@@ -367,10 +346,9 @@ class Build:
                 LEVELS,
                 seed=self.recipe.seed,
                 report=self._report("gain"),
-            )
-            with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-                np.savez(handle, **table.to_arrays())
-        return GainTable.from_arrays(dict(np.load(path)), CORRUPTIONS, LEVELS)
+            ).to_arrays()
+        )
+        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS)
 
     def _provenance(self) -> dict[str, Any]:
         """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""

@@ -27,6 +27,10 @@ from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, s
 from training.data import Images
 from training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
 from training.seeds import derive_seed
+from training.store import STATE, Store
+
+ORACLE_VERSION = 1
+"""Raise it when the same recipe and images give another network."""
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -265,6 +269,35 @@ def fit_oracle(
         report=report,
     )
     return network
+
+
+def stored_oracle(
+    store: Store,
+    name: str,
+    data: Images,
+    recipe: OracleRecipe,
+    *,
+    corruptions: Sequence[str] = CORRUPTIONS,
+    seed: int = 0,
+    report: Report | None = None,
+) -> OracleNetwork:
+    """The network of `fit_oracle` on the CPU, trained once.
+
+    Args:
+        store: where it is kept.
+        name: of its file there, `.pt`.
+        data, recipe, corruptions, seed, report: as in `fit_oracle`.
+    """
+    entry = store.entry(name, [ORACLE_VERSION, data.digest(), recipe, tuple(corruptions), seed], STATE)
+    state = entry.get(
+        lambda: fit_oracle(
+            data, recipe, corruptions=corruptions, seed=seed, checkpoint=entry.checkpoint, report=report
+        ).state_dict()
+    )
+    network = OracleNetwork(recipe.filters, recipe.widths, 1 + len(corruptions) * len(LEVELS))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.load_state_dict(state)
+    return network.eval()
 
 
 @torch.no_grad()

@@ -16,16 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from edge.atomic import atomic_write_bytes
 from edge.signatures import shallow_sha256
 from oracle.errors import InputError
 from training.data import Images
 from training.fit import Batch, Corrupted, Report, autocast, batches, check_schedule, steps_per_epoch, to_input, train
+from training.store import Codec
 
 Deltas = dict[str, Tensor]
+
+DELTAS: Codec[Deltas] = Codec(
+    lambda deltas: save({name: delta.float().contiguous() for name, delta in deltas.items()}), load
+)
+"""Deltas as float32 `.safetensors`."""
 
 RESIDUALS = ("per_tensor", "whole", "plain")
 TARGETS = ("output", "labels", "shallow")
@@ -203,17 +209,3 @@ def patched(std: nn.Module, deltas: Deltas) -> nn.Module:
         for name, delta in deltas.items():
             parameters[name] += delta.to(parameters[name])
     return model
-
-
-def save_deltas(deltas: Deltas, path: Path) -> None:
-    """Write float32 deltas as safetensors, atomically."""
-    from safetensors.torch import save
-
-    atomic_write_bytes(path, save({name: delta.float().contiguous() for name, delta in deltas.items()}))
-
-
-def load_deltas(path: Path) -> Deltas:
-    """Read what `save_deltas` wrote."""
-    from safetensors.torch import load_file
-
-    return load_file(path)

@@ -7,9 +7,8 @@ uses that corruption's own signature, at the strength that is best on validation
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.judge import corrupted
 from benchmarks.replay import TestSet, corrupted_sets
-from benchmarks.reproduce.columns import WAYS, ColumnBuild
-from edge.atomic import atomic_write_bytes
+from benchmarks.reproduce.columns import ColumnBuild
 from edge.quantise import dequantise, quantise
 from oracle.belief import CLEAN
 from training.corruptions import CORRUPTIONS
@@ -28,6 +26,10 @@ from training.data import Images
 from training.fit import predict
 from training.models import fold_batchnorm, group_layers, shallow_tensors
 from training.signatures import Deltas, composed, patched, residual_signature
+from training.store import JSON, Store
+
+REPRODUCE_VERSION = 1
+"""Raise it when the same models and images give other scores, tables or figures."""
 
 ALPHAS = (0.5, 0.75, 1.0, 1.25)
 ALL_LAYERS = 0
@@ -202,24 +204,17 @@ class Measure:
         `validation` ({corruption: percent}); measured once, then read.
         """
         variant = self.canonical(variant)
-        path = self.build.work / "scores" / f"{variant.key}.json"
-        identity = self._identity(variant)
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
-            if found["identity"] == identity:
-                return found
-        found = {"identity": identity, **self._measure(variant)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, json.dumps(found).encode())
-        return found
+        identity = [self.identity(), variant, len(self.validation)]
+        return self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
 
-    def _identity(self, variant: Variant) -> dict[str, Any]:
-        return {
-            "variant": asdict(variant),
-            "build": self.build.identity(),
-            "test": self.clean.digest(),
-            "validation": len(self.validation),
-        }
+    @property
+    def scores(self) -> Store:
+        """Where scores are kept."""
+        return Store(self.build.work / "scores")
+
+    def identity(self) -> Any:
+        """What every score depends on: code, trainings and test images, as plain JSON data."""
+        return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
 
     def _measure(self, variant: Variant) -> dict[str, Any]:
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
@@ -273,6 +268,3 @@ def mean(by_corruption: Mapping[str, float]) -> float:
 def flat(deltas: Deltas) -> Tensor:
     """A signature as one vector, float64."""
     return torch.cat([delta.double().flatten() for delta in deltas.values()])
-
-
-__all__ = ["ALL_LAYERS", "ALPHAS", "WAYS", "Measure", "Variant", "code", "code_bytes", "flat", "mean"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ from benchmarks import committed
 from benchmarks.figures import small_png
 from benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place
 from benchmarks.reproduce.entries import ENTRIES, Entry
-from benchmarks.reproduce.measure import Measure, Variant
+from benchmarks.reproduce.measure import REPRODUCE_VERSION, Measure, Variant
 from benchmarks.reproduce.tables import TABLE1, TABLE5, trained
 from benchmarks.reproduce.train import run_in_workers, train
 from edge.atomic import atomic_write_bytes
 from edge.provenance import provenance, write_json
 from oracle.errors import InputError
-from training.jobs import run_jobs
+from training.store import JSON, Store, run_jobs
 
 RESULTS = committed.RESULTS / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
@@ -110,17 +109,16 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
-    identity = json.loads(
-        json.dumps([[m.build.identity() for m in used], limits, place.pretrained if task.name == "init" else ""])
-    )
-    path = task.path(place.work / "results")
-    found = json.loads(path.read_text()) if path.exists() else {"identity": None}
-    if found["identity"] != identity:
+    pretrained = place.pretrained if task.name == "init" else ""
+    identity = [REPRODUCE_VERSION, [m.build.identity() for m in used], limits, pretrained]
+
+    def measured() -> dict[str, Any]:
         result = task.entry.measure(used if task.entry.joint else used[0])
-        found = {"identity": identity, "provenance": _provenance(task, used), "result": result}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, json.dumps(found).encode())
         print(f"measured {task.name} {task.column}", flush=True)
+        return {"provenance": _provenance(task, used), "result": result}
+
+    path = task.path(place.work / "results")
+    found = Store(path.parent).get(path.name, identity, measured, JSON)
     if task.entry.draw is not None:
         with plt.rc_context(_STYLE):
             figure = task.entry.draw(found["result"])

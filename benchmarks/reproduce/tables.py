@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,12 +17,12 @@ from benchmarks.replay import Replayer
 from benchmarks.reproduce.columns import WAYS
 from benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
 from benchmarks.ways import train_seconds
-from edge.atomic import atomic_write_bytes
 from edge.bundle import Bundle
 from oracle.belief import CLEAN
 from training.corruptions import CORRUPTIONS
 from training.data import Images
 from training.signatures import Deltas, composed, patched
+from training.store import JSON
 
 TRAINED = "trained oracle"
 
@@ -55,20 +54,18 @@ def trained(measure: Measure) -> dict[str, Any]:
         By way (`std`, `trained`, `perfect`, `always`): `ta` and `ra` ({corruption: percent}); `type_accuracy` and
         `clean_recall` of the oracle on the same images, percent.
     """
+    oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
+    return measure.scores.get("trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON)
+
+
+def _run_bundle(measure: Measure) -> dict[str, Any]:
     build = measure.build
-    path = build.work / "scores" / "trained.json"
-    oracle = hashlib.sha256(build.oracle()[0]).hexdigest()
-    identity = json.loads(json.dumps([build.identity(), oracle, measure.clean.digest()]))
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found["identity"] == identity:
-            return found
     build.bundle(build.work / "bundle")
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
     replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
     ways = ("std", "trained", "perfect", "always")
-    found = {"identity": identity, "ta": {}, "ra": {way: {} for way in ways}}
+    found: dict[str, Any] = {"ta": {}, "ra": {way: {} for way in ways}}
     right = []
     for test in measure.sets():
         outcome = replayer.run(test.to("cpu"))
@@ -81,9 +78,7 @@ def trained(measure: Measure) -> dict[str, Any]:
             right.append(named)
             for way in ways:
                 found["ra"][way][test.corruption] = scores[way]
-    found["type_accuracy"] = float(np.mean(right))
-    atomic_write_bytes(path, json.dumps(found).encode())
-    return found
+    return found | {"type_accuracy": float(np.mean(right))}
 
 
 def row(measure: Measure, variant: Variant) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.reproduce.columns import COLUMNS, WAYS, ColumnBuild, Place
 from oracle.errors import RwsError
 from training.corruptions import CORRUPTIONS
-from training.jobs import run_jobs
+from training.store import run_jobs
 
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:

@@ -13,7 +13,7 @@ from edge.signatures import shallow_sha256
 from oracle.errors import FormatError, InputError
 from tests.conftest import rws
 from tests.edge.tiny import network
-from training.signatures import load_deltas, save_deltas
+from training.signatures import DELTAS
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]
 
@@ -98,11 +98,11 @@ def test_a_work_folder_of_another_build_is_refused(built, tmp_path):
         codes_of(bundle, work)
     shutil.copytree(built[1], work, ignore=shutil.ignore_patterns("*.pt", "images"))
     fog = work / "signature-tuned-fog.safetensors"
-    deltas = load_deltas(fog)
-    save_deltas({name: delta * 1.5 for name, delta in deltas.items()}, fog)
+    deltas = DELTAS.decode(fog.read_bytes())
+    fog.write_bytes(DELTAS.encode({name: delta * 1.5 for name, delta in deltas.items()}))
     with pytest.raises(InputError, match="are not those of"):
         codes_of(bundle, work)
-    save_deltas(dict(list(deltas.items())[1:]), fog)
+    fog.write_bytes(DELTAS.encode(dict(list(deltas.items())[1:])))
     with pytest.raises(InputError, match="give the work folder of the build"):
         codes_of(bundle, work)
     fog.write_bytes(b"damaged")

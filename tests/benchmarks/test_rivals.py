@@ -264,7 +264,7 @@ def test_models_are_trained_once_and_kept(trained, image_folder):
     x = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
     np.testing.assert_allclose(logits_of(again.unfolded(), x), model.predict(x), atol=1e-4)
     assert not torch.equal(again.robust("fog").features[0].weight, again.unfolded().features[0].weight)
-    with pytest.raises(InputError, match="trained in another way"):
+    with pytest.raises(InputError, match="made from another recipe"):
         RivalModels(bundle, str(image_folder), work).augmented()
 
 

@@ -1,8 +1,5 @@
-import fcntl
-import hashlib
-import inspect
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import benchmarks.unseen as unseen
-import training.oracle_fit
 from benchmarks.judge import load_splits
 from benchmarks.unseen import (
     WAYS,
@@ -29,6 +25,7 @@ from oracle import ExpectedGainPolicy, InputError
 from oracle.errors import FormatError
 from training.corruptions import CORRUPTIONS
 from training.oracle_fit import OracleRecipe
+from training.store import claim
 
 BUNDLE = Bundle.load()
 TABLE = BUNDLE.table
@@ -122,10 +119,10 @@ def test_what_is_done_is_not_done_again(result, splits, work, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(unseen, "fit_oracle", refuse)
+    monkeypatch.setattr("training.oracle_fit.fit_oracle", refuse)
     assert leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"]) == result
     # Another recipe is another job: a result is never taken for it.
-    other = UnseenRecipe(RECIPE.oracle, limit=21, validation_limit=4)
+    other = replace(RECIPE, oracle=replace(RECIPE.oracle, widths=(8, 9)))
     with pytest.raises(AssertionError, match="trained again"):
         leave_one_out(BUNDLE, splits, other, work, only=["contrast"])
 
@@ -139,26 +136,17 @@ def test_what_is_learnt_and_what_is_measured_have_keys_of_their_own(result, spli
         assert files("pt") == learnt
         return found
 
-    source = inspect.getsource(training.oracle_fit)
-    parts = [splits.train.digest(), asdict(RECIPE.oracle), RECIPE.seed, source]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     learnt, before = files("pt"), files("json")
-    assert f"contrast-{key}.pt" in learnt
-    # Another policy, or other code, is measured anew with the oracle that is there.
+    assert len(learnt) == 1
+    # Another policy, or another version of the code, is measured anew with the oracle that is there.
     never = {"kind": "expected", "margin": 0.0, "clean_weight": 1e9}
     found = run(replace(BUNDLE, manifest=replace(BUNDLE.manifest, policy=never)))
     assert len(files("json") - before) == 1
     assert found["patched"] == 0
     assert found["ours"] == found["std"]
-    monkeypatch.setattr(unseen, "_code", lambda: ["other code"])
+    monkeypatch.setattr(unseen, "UNSEEN_VERSION", 0)
     assert run(BUNDLE) == result["rows"][1]
     assert len(files("json") - before) == 2
-
-
-def test_all_the_code_that_decides_counts():
-    code = "".join(unseen._code())
-    for name in ("class Stranger", "class Judge", "class WeightedPolicy", "class CalibrationRecipe", "def seeds_for"):
-        assert name in code
 
 
 def test_the_policy_and_the_recall_are_the_bundles():
@@ -182,10 +170,9 @@ def test_a_bundle_that_no_oracle_can_be_trained_for_is_refused(tmp_path):
 
 
 def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
-    monkeypatch.setattr(unseen, "fit_oracle", None)
+    monkeypatch.setattr(unseen, "raise_stranger", None)
     lines = []
-    with open(work / "fog.lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with claim(work, "fog", wait=True):
         found = leave_one_out(BUNDLE, splits, RECIPE, work, only=["fog"], progress=lines.append)
     assert found["missing"] == ["fog"]
     assert found["rows"] == []

@@ -301,7 +301,7 @@ def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_mad
     (tmp_path / "signature-shot_noise.safetensors").unlink()
     Adoption(adopted, pictures, recipe, tmp_path).signature("shot_noise")
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == made
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="made from another recipe"):
         Adoption(adopted, pictures, replace(recipe, steps=4), tmp_path).signature("shot_noise")
 
 

@@ -18,6 +18,7 @@ from training.data import Images
 from training.models import fold_batchnorm
 from training.oracle_fit import LEVELS
 from training.recipe import load_recipe
+from training.signatures import DELTAS
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):
@@ -105,7 +106,6 @@ def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe
     copy = tmp_path / "work"
     shutil.copytree(work, copy)
     (copy / "signature-tuned-fog.safetensors").unlink()
-    (copy / "tuning-fog.pt").unlink()
     arguments = ("--recipe", tiny_recipe, "--data", image_folder, "--work", copy, "--threads", 1)
     rws("build", *arguments, "--job", "tuned")
     assert (copy / "signature-tuned-fog.safetensors").read_bytes() == (
@@ -118,7 +118,7 @@ def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe
     [
         ("seed = 1", "seed = 2", "init.pt"),
         ("[tuned]\nepochs = 1", "[tuned]\nepochs = 2", "signature-tuned-gaussian_noise.safetensors"),
-        ("widths = [8, 8]", "widths = [8, 9]", "oracle.onnx"),
+        ("widths = [8, 8]", "widths = [8, 9]", "oracle.npz"),
         ("neighbours = 1", "neighbours = 2", "gain.npz"),
     ],
 )
@@ -179,9 +179,8 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
     signatures = SignatureSet.load(out)
     assert signatures.names == ("fog", "snow")
     assert json.loads((tmp_path / "norms.json").read_text())["norm"]["fog"]
-    from training.signatures import load_deltas
-
-    for tensor, delta in load_deltas(copy / "signature-residual-fog.safetensors").items():
+    residual = DELTAS.decode((copy / "signature-residual-fog.safetensors").read_bytes())
+    for tensor, delta in residual.items():
         np.testing.assert_allclose(
             signatures.get("fog")[tensor], delta.numpy(), atol=float(delta.abs().max()) / 127 + 1e-9
         )
@@ -270,3 +269,33 @@ def test_targets_of_tuning_have_signatures_of_their_own(build):
     name = build.tensors[0]
     assert not torch.equal(labels[name], output[name])
     assert torch.equal(build.signature("tuned", "fog")[name], output[name])
+
+
+def test_a_training_that_was_stopped_goes_on_after_its_last_epoch_to_the_same_weights(
+    tiny_recipe, image_folder, tmp_path
+):
+    epochs = []
+
+    def stop_after_the_first(record):
+        epochs.append(record["epoch"])
+        if len(epochs) == 1:
+            raise KeyboardInterrupt
+
+    def build(name, progress=None):
+        return Build(load_recipe(tiny_recipe), str(image_folder), tmp_path / name, progress=progress)
+
+    whole = build("whole").init().state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        build("stopped", stop_after_the_first).init()
+    assert not (tmp_path / "stopped" / "init.pt").exists()
+    found = build("stopped", stop_after_the_first).init().state_dict()
+    assert epochs == [1, 2]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_a_damaged_file_is_named_and_not_overwritten(build):
+    build.init()
+    (build.work / "init.pt").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"init\.pt is damaged; remove it"):
+        build.init()

@@ -1,0 +1,234 @@
+"""Get or make: artefacts in files, each made once, and jobs that several processes share through a folder.
+
+An artefact is a file `<name>` with a note `<name>.from` beside it: what it was made from (its identity, JSON) and the
+SHA-256 of its bytes. The note is written first, so a file that its note does not fit is never taken for a whole one.
+A lock is a file that the system frees when the process that holds it dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from edge.atomic import atomic_write_bytes
+from oracle.errors import InputError
+
+T = TypeVar("T")
+Progress = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Codec(Generic[T]):
+    """How a value becomes the bytes of a file, and comes back from them."""
+
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
+
+
+def _encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _encode_state(state: Mapping[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+JSON: Codec[Any] = Codec(lambda value: json.dumps(value).encode(), json.loads)
+"""Plain data."""
+
+ARRAYS: Codec[Mapping[str, NDArray[Any]]] = Codec(
+    _encode_arrays, lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False))
+)
+"""Arrays by name, `.npz`."""
+
+STATE: Codec[Mapping[str, torch.Tensor]] = Codec(
+    _encode_state, lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+)
+"""A state dict, `.pt`; it comes back on the CPU."""
+
+
+def _encode_scored(value: tuple[bytes, Any]) -> bytes:
+    content, scores = value
+    return ARRAYS.encode({"content": np.frombuffer(content, np.uint8), "scores": np.array(json.dumps(scores))})
+
+
+def _decode_scored(content: bytes) -> tuple[bytes, Any]:
+    found = ARRAYS.decode(content)
+    return found["content"].tobytes(), json.loads(str(found["scores"]))
+
+
+SCORED: Codec[tuple[bytes, Any]] = Codec(_encode_scored, _decode_scored)
+"""The content of a file, and what was measured of it as plain data, `.npz`."""
+
+
+class Entry(Generic[T]):
+    """One artefact of a store.
+
+    Args:
+        store: the store.
+        name: of its file, with its suffix.
+        identity: what it is made from: JSON data, in which dataclasses may stand.
+        codec: how it is written and read.
+    """
+
+    def __init__(self, store: Store, name: str, identity: Any, codec: Codec[T]) -> None:
+        text = json.dumps(identity, default=asdict, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._store, self._identity, self._codec = store, json.loads(text), codec
+        stem, suffix = Path(name).stem, Path(name).suffix
+        self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
+        self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
+        """Where a training may keep what it goes on from; removed when the artefact is there."""
+
+    def load(self) -> T | None:
+        """The artefact, or None where it is not made yet; writes nothing.
+
+        Raises:
+            InputError: if the store refuses a file that is damaged or was made from something else.
+        """
+        if self._path is None or not self._store.resume or not self._path.exists():
+            return None
+        note, content = _read_note(self._path), self._path.read_bytes()
+        same = note.get("identity") == self._identity
+        if same and note.get("sha256") == hashlib.sha256(content).hexdigest():
+            return self._codec.decode(content)
+        if self._store.other == "refuse":
+            wrong = "is damaged" if same else "was made from another recipe or data"
+            raise InputError(f"{self._path} {wrong}; remove it to have it made again, or give another work folder")
+        return None
+
+    def save(self, value: T) -> T:
+        """Write the artefact, atomically; gives what `load` will give."""
+        content = self._codec.encode(value)
+        if self._path is not None:
+            note = {"identity": self._identity, "sha256": hashlib.sha256(content).hexdigest()}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(_note(self._path), json.dumps(note, indent=1).encode())
+            atomic_write_bytes(self._path, content)
+        return self._codec.decode(content)
+
+    def get(self, make: Callable[[], T]) -> T:
+        """The artefact; makes it where it is not there yet, unless another process does so meanwhile.
+
+        Raises:
+            InputError: as `load`.
+        """
+        found = self.load()
+        if found is not None:
+            return found
+        if self._path is None:
+            return self.save(make())
+        with claim(self._path.parent, self._path.name, wait=True):
+            found = self.load()
+            if found is None:
+                log.info("making %s%s", self._path, ", damaged or outdated" if self._path.exists() else "")
+                found = self.save(make())
+                if self.checkpoint is not None:
+                    self.checkpoint.unlink(missing_ok=True)
+        return found
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artefacts.
+
+    Args:
+        folder: where they are; created when one is made. None keeps none.
+        other: what becomes of a file that was made from something else: `refuse` raises an error, `remake` replaces
+            it, `keep` has a file for each identity, with its digest in the name. A damaged file is refused under
+            `refuse`, else made again.
+        resume: whether what is there may be taken.
+    """
+
+    folder: Path | None
+    other: Literal["refuse", "remake", "keep"] = "remake"
+    resume: bool = True
+
+    def entry(self, name: str, identity: Any, codec: Codec[T]) -> Entry[T]:
+        """One artefact; see `Entry`."""
+        return Entry(self, name, identity, codec)
+
+    def get(self, name: str, identity: Any, make: Callable[[], T], codec: Codec[T]) -> T:
+        """The artefact of this name and identity; see `Entry.get`."""
+        return self.entry(name, identity, codec).get(make)
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.from")
+
+
+def _read_note(path: Path) -> Mapping[str, Any]:
+    """What lies beside a file; nothing where that is not a note."""
+    try:
+        found = json.loads(_note(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
+    """Hold a name in a folder; gives False at once where another process holds it and `wait` is off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{name}.lock")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
+    """Run every job that no other process holds, then wait until those of the others are done.
+
+    Args:
+        jobs: name → function whose result lies in a store, so that running it again costs nothing; none needs another
+            one of them.
+        folder: where the claims lie; the same for all processes.
+    """
+    elsewhere = []
+    for name, job in jobs.items():
+        with claim(folder, name, wait=False) as held:
+            if held:
+                job()
+            else:
+                elsewhere.append(name)
+    for name in elsewhere:
+        with claim(folder, name, wait=True):
+            jobs[name]()  # a job that its holder finished only reads its file; one that died with it goes on
+
+
+def job_log(folder: Path, job: str, progress: Progress | None) -> Progress:
+    """Append what a job reports to `log.jsonl` of a folder, as {job, seconds since now, …}, and pass it on."""
+    start = time.monotonic()
+
+    def report(record: dict[str, Any]) -> None:
+        record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+        with open(folder / "log.jsonl", "a") as handle:
+            handle.write(json.dumps(record) + "\n")
+        if progress is not None:
+            progress(record)
+
+    return report
