@@ -36,6 +36,9 @@ _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 
 log = logging.getLogger(__name__)
 
+TICK = 0.25
+"""Seconds between two calls of `Source.on_idle`."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -252,12 +255,16 @@ class PatternSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         start = self._clock()
-        index = 0
+        index, idle_for = 0, 0.0
         while not self.stopped:
             early = start + index / self._rate - self._clock()
             if early > 0:
-                self._sleep(min(early, 0.25))
+                self._sleep(min(early, TICK))
+                idle_for += min(early, TICK)
+                if early >= TICK and self.on_idle is not None:
+                    self.on_idle(idle_for)
                 continue
+            idle_for = 0.0
             skipped = int(-early * self._rate)
             index += skipped
             self.received += skipped + 1

@@ -13,11 +13,10 @@ from edge.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from edge.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from edge.capture.shared import Counters
 from edge.errors import SourceError
-from edge.sources import Frame, Source
+from edge.sources import TICK, Frame, Source
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 1.0  # a camera that returns is seen within two seconds
 LONGEST_PATIENCE = 300.0
 FORGETTING = 0.9995  # of the longest gap, a frame: half of it is forgotten after 1,400

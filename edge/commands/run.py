@@ -327,7 +327,7 @@ def oracle(
         belief = network.observe(preprocess(frame.image, *size))
         ranked = belief.probability.argsort()[::-1].tolist()
         best = ranked[0]
-        probability, severity = float(belief.probability[best]), float(belief.severity[best])
+        probability, severity = float(belief.probability[best]), belief.type_severity
         rows.append(
             {
                 "file": frame.name,
@@ -528,6 +528,6 @@ def _line(result: Result, alone: bool) -> str:
     mix = " + ".join(f"{name} {alpha:.2f}" for name, alpha in result.mix.items()) or "clean weights"
     where = result.name if alone else f"frame {result.index}"
     return (
-        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.expected_severity:.1f}"
+        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
         f"  ->  {mix}  {result.label} {result.confidence:.0%}"
     )
