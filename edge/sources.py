@@ -73,6 +73,7 @@ class Source(ABC):
         received: frames that came so far, whatever became of them.
         delivered: frames that were yielded so far.
         dropped: frames that were whole and skipped so far, because newer ones came.
+        buffered: whole frames that were decoded but not asked for; they stay so when the source is closed early.
         rejections: frames kept from the oracle so far, by reason (`damaged`, `undecodable`, `frozen`, `black`, …).
         reconnects: how often the source was opened anew so far.
         on_idle: called about four times a second while no frame comes, with the seconds since the last one.
