@@ -104,6 +104,23 @@ class Manifest:
     measured: Mapping[str, Any]
     files: Mapping[str, FileSpec]
 
+    def size_warning(self, height: int, width: int) -> str:
+        """What to know about frames of this size, pixels, in one line; "" if the oracle was calibrated on such.
+
+        A frame that has to be shrunk to the model's input looks unlike a picture that was taken at that size.
+        """
+        # Only `rws build --model` sees pictures as the device does, shrunk from the camera's own size, and counts them
+        # in its provenance. The oracle of any other bundle knows pictures of the model's input size.
+        data = self.provenance.get("data")
+        adopted = isinstance(data, dict) and "pictures" in data
+        if adopted or height <= self.input.height or width <= self.input.width:
+            return ""
+        return (
+            f"frames of {width}x{height} are larger than the {self.input.width}x{self.input.height} pixels that the "
+            f"oracle of bundle {self.name} was calibrated on: on clear pictures it may see corruption that is not "
+            "there; adopt a model with your own pictures (`rws build --model`, see docs/your_own_model.md)"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Bundle:

@@ -99,7 +99,7 @@ class _Panel:
             self.text(both, 16, 64, 0.36, MUTED, room=268)
 
         self.text("ORACLE", 16, 82, 0.38, MUTED)
-        self.text(f"severity {result.belief.expected_severity:.1f}", 284, 82, 0.38, MUTED, right=True)
+        self.text(f"severity {result.belief.type_severity:.1f}", 284, 82, 0.38, MUTED, right=True)
         probability = result.belief.probability
         for row, index in enumerate(probability.argsort()[::-1][:BARS]):
             self.row(92 + 24 * row, result.belief.names[index], float(probability[index]), first=row == 0)

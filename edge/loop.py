@@ -113,7 +113,11 @@ class Result:
     on_original: Guess | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, ready for `json.dumps`: all but the logits, rounded to what is worth reading."""
+        """Plain types, ready for `json.dumps`: all but the logits, rounded to what is worth reading.
+
+        In `belief`, `severity` is that of `type`; `expected_severity` is that of the whole belief, in which clean
+        counts as 0.
+        """
         pairs = zip(self.belief.names, self.belief.probability.tolist(), strict=True)
         return {
             "index": self.index,
@@ -125,7 +129,8 @@ class Result:
             "confidence": round(self.confidence, 4),
             "belief": {
                 "type": self.belief.type,
-                "severity": round(self.belief.expected_severity, 3),
+                "severity": round(self.belief.type_severity, 3),
+                "expected_severity": round(self.belief.expected_severity, 3),
                 "probability": {name: round(p, 4) for name, p in pairs},
             },
             "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},

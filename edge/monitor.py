@@ -27,7 +27,7 @@ class Moment:
         at: when it began, seconds since the start.
         frames: results in it.
         corruption: the most probable type at its last frame (`clean` included).
-        severity: expected severity at its last frame, 0…5.
+        severity: that of `corruption` at its last frame, 0…5; 0 for clean.
         alpha: the sum of the alphas in effect at its last frame.
         label: the class predicted at its last frame.
         lost: whether the source was lost within it.
@@ -55,7 +55,7 @@ class _Second:
         if self.last is None:
             return Moment(self.at, lost=self.lost)
         belief, alpha = self.last.belief, sum(self.last.mix.values())
-        severity = round(belief.expected_severity, 2)
+        severity = round(belief.type_severity, 2)
         return Moment(self.at, self.frames, belief.type, severity, round(alpha, 3), self.last.label, self.lost)
 
 

@@ -247,7 +247,7 @@ def _row(result: Result) -> list[object]:
         f"{result.confidence:.4f}",
         belief.type,
         f"{belief.probability.max():.4f}",
-        f"{belief.expected_severity:.3f}",
+        f"{belief.type_severity:.3f}",
         "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
         "true" if result.changed else "false",
         *(f"{result.times_ms[stage]:.4f}" for stage in STAGES),

@@ -36,6 +36,9 @@ _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 
 log = logging.getLogger(__name__)
 
+TICK = 0.25
+"""Seconds between two calls of `Source.on_idle`."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -70,6 +73,7 @@ class Source(ABC):
         received: frames that came so far, whatever became of them.
         delivered: frames that were yielded so far.
         dropped: frames that were whole and skipped so far, because newer ones came.
+        buffered: whole frames that were decoded but not asked for; they stay so when the source is closed early.
         rejections: frames kept from the oracle so far, by reason (`damaged`, `undecodable`, `frozen`, `black`, …).
         reconnects: how often the source was opened anew so far.
         on_idle: called about four times a second while no frame comes, with the seconds since the last one.
@@ -252,12 +256,16 @@ class PatternSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         start = self._clock()
-        index = 0
+        index, idle_for = 0, 0.0
         while not self.stopped:
             early = start + index / self._rate - self._clock()
             if early > 0:
-                self._sleep(min(early, 0.25))
+                self._sleep(min(early, TICK))
+                idle_for += min(early, TICK)
+                if early >= TICK and self.on_idle is not None:
+                    self.on_idle(idle_for)
                 continue
+            idle_for = 0.0
             skipped = int(-early * self._rate)
             index += skipped
             self.received += skipped + 1

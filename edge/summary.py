@@ -64,6 +64,7 @@ class Summary:
         self.switches = 0
         self.received = 0
         self.dropped = 0
+        self.buffered = 0
         self.reconnects = 0
         self.rejections: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
@@ -93,8 +94,9 @@ class Summary:
         self.age.add(result.age_ms)
 
     def count_losses(self, source: Source) -> None:
-        """Take over the source's books; they are closed when the source is."""
-        self.received, self.dropped, self.reconnects = source.received, source.dropped, source.reconnects
+        """Copy the source's counters, which are final once it is closed."""
+        self.received, self.dropped, self.buffered = source.received, source.dropped, source.buffered
+        self.reconnects = source.reconnects
         self.rejections = source.rejections.copy()
 
     @property
@@ -109,11 +111,15 @@ class Summary:
         return (self.frames - 1) / seconds if seconds > 0 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts; milliseconds as `{stage: {p50, p95}}`, with the sum of the stages under `total`."""
+        """Counts; milliseconds as `{stage: {p50, p95}}`, with the sum of the stages under `total`.
+
+        `received` = `frames` + `dropped` + `rejected` + `buffered`: decoded ahead in a run that stopped before them.
+        """
         return {
             "received": self.received,
             "frames": self.frames,
             "dropped": self.dropped,
+            "buffered": self.buffered,
             "rejected": self.rejected,
             "rejections": dict(self.rejections),
             "reconnects": self.reconnects,

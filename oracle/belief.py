@@ -38,6 +38,18 @@ class Belief:
         if self.joint.shape != expected:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
 
+    def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
+        """Check that the belief is about these corruptions and levels.
+
+        Raises:
+            InputError: if it is about others.
+        """
+        if self.corruptions != corruptions or self.levels != levels:
+            raise InputError(
+                f"belief: is about {', '.join(self.corruptions)} at levels {self.levels}, expected "
+                f"{', '.join(corruptions)} at levels {levels}"
+            )
+
     @property
     def names(self) -> tuple[str, ...]:
         """`clean`, then the corruptions: the order of `probability` and `severity`."""
@@ -64,6 +76,11 @@ class Belief:
     def type(self) -> str:
         """The most probable type: `clean` or a corruption's name."""
         return self.names[int(self.probability.argmax())]
+
+    @property
+    def type_severity(self) -> float:
+        """Expected severity of the most probable type were it the true one, 0…5; 0 for clean."""
+        return float(self.severity[self.probability.argmax()])
 
     @property
     def expected_severity(self) -> float:

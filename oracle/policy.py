@@ -28,10 +28,18 @@ class Policy(Protocol):
     """Chooses a mix {signature: alpha}; {} means no patch. Pure: no clock, no I/O."""
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for the next frame."""
+        """The mix for the next frame.
+
+        Raises:
+            InputError: if the belief is about other corruptions or levels than the policy's table.
+        """
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S).
+
+        Raises:
+            InputError: if the beliefs have another number of states than the policy's table.
+        """
 
     def reset(self) -> None:
         """Forget the past (a cut in the stream)."""
@@ -78,14 +86,40 @@ class GainTable:
         index = int(self.signature[action])
         return {} if index < 0 else {self.corruptions[index]: float(self.alpha[action])}
 
+    def index(self, name: str) -> int:
+        """The place of a corruption among `corruptions`.
+
+        Raises:
+            InputError: if the name is unknown.
+        """
+        if name not in self.corruptions:
+            raise InputError(f"unknown corruption {name!r}; known: {', '.join(self.corruptions)}")
+        return self.corruptions.index(name)
+
+    def check_joint(self, joint: NDArray[np.float32]) -> None:
+        """Check that beliefs, float32 (..., 1 + C·S), are about the table's states.
+
+        Raises:
+            InputError: if they have another number of states.
+        """
+        if joint.shape[-1:] != (len(self.accuracy),):
+            raise InputError(f"beliefs: joint has shape {joint.shape}, expected {len(self.accuracy)} states in each")
+
     def own(self, name: str) -> NDArray[np.int64]:
-        """Actions that use the signature `name`, and no patch."""
-        return np.flatnonzero((self.signature == self.corruptions.index(name)) | (self.signature < 0))
+        """Actions that use the signature `name`, and no patch.
+
+        Raises:
+            InputError: if the name is unknown.
+        """
+        return np.flatnonzero((self.signature == self.index(name)) | (self.signature < 0))
 
     def estimate(self, mix: Mix) -> NDArray[np.float32]:
         """Accuracy of any mix in each state, percent, float32 (1 + C·S,), from what was measured of single signatures.
 
         Each signature's gain is interpolated between its alphas, and the gains add up, at most to the best action's.
+
+        Raises:
+            InputError: if a name is unknown.
         """
         none = self.accuracy[:, 0]
         gain = np.zeros_like(none)
@@ -166,7 +200,12 @@ class WeightedPolicy:
         self._current = {}
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for the next frame."""
+        """The mix for the next frame.
+
+        Raises:
+            InputError: if the belief is about other corruptions or levels than the table.
+        """
+        belief.check(self.table.corruptions, self.table.levels)
         mix = self._mix(belief.joint)
         current = self._current
         if not mix or any(abs(mix.get(name, 0) - current.get(name, 0)) > self.hold for name in {*mix, *current}):
@@ -175,6 +214,7 @@ class WeightedPolicy:
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
         """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        self.table.check_joint(joint)
         return [self._mix(row) for row in joint]
 
     def _mix(self, joint: NDArray[np.float32]) -> Mix:
@@ -213,6 +253,7 @@ class ExpectedGainPolicy:
 
     def expected(self, joint: NDArray[np.float32]) -> NDArray[np.float32]:
         """Expected accuracy of each action, percent, (…, A), for beliefs (…, 1 + C·S)."""
+        self.table.check_joint(joint)
         weighted = joint.copy()
         weighted[..., 0] *= self.clean_weight
         weighted /= weighted.sum(axis=-1, keepdims=True)
@@ -220,7 +261,12 @@ class ExpectedGainPolicy:
         return expected
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix with the best expected accuracy; the current one unless it is beaten by the margin."""
+        """The mix with the best expected accuracy; the current one unless it is beaten by the margin.
+
+        Raises:
+            InputError: if the belief is about other corruptions or levels than the table.
+        """
+        belief.check(self.table.corruptions, self.table.levels)
         expected = self.expected(belief.joint)
         best = int(expected.argmax())
         if expected[best] > expected[self._current] + self.margin:
@@ -258,10 +304,8 @@ class ToldPolicy:
         """
         if name == CLEAN or severity <= 0:
             return 0
-        if name not in self.table.corruptions:
-            raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(self.table.corruptions)}")
         level = int(np.abs(np.array(self.table.levels) - severity).argmin())
-        row = self.table.accuracy[1 + self.table.corruptions.index(name) * len(self.table.levels) + level]
+        row = self.table.accuracy[1 + self.table.index(name) * len(self.table.levels) + level]
         if not self._own:
             return int(row.argmax())
         actions = self.table.own(name)

@@ -82,7 +82,12 @@ class BeliefFilter:
         self._weights = np.full_like(self._weights, 1 / len(self._weights))
 
     def update(self, belief: Belief) -> Belief:
-        """The belief after this frame, given all frames since the last reset."""
+        """The belief after this frame, given all frames since the last reset.
+
+        Raises:
+            InputError: if the belief is about other corruptions or levels than the filter.
+        """
+        belief.check(self.corruptions, self.levels)
         joint = np.maximum(belief.joint.astype(np.float64), _LEAST)
         if self._states is None:
             # Alone, a frame keeps the oracle's own verdict: the filter never changes independent images.

@@ -81,10 +81,17 @@ def build(
         Path | None, typer.Option(help="--model: class names in the order of the logits, one a line.")
     ] = None,
     layers: Annotated[
-        int,
-        typer.Option(min=0, help="--model: change the first n convolutions; 0: as many as 0.6 % of its bytes hold."),
-    ] = 0,
-    target: Annotated[Target, typer.Option(help="--model: match its output, or its shallow part alone.")] = Target.auto,
+        int | None,
+        typer.Option(
+            min=0,
+            help="--model: change the first n convolutions; 0: as many as 0.6 % of its bytes hold. Left out: the "
+            "recipe's, else 0.",
+        ),
+    ] = None,
+    target: Annotated[
+        Target | None,
+        typer.Option(help="--model: match its output, or its shallow part alone. Left out: the recipe's, else auto."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="--model: a first look, in minutes.")] = False,
     mean: Annotated[str, typer.Option(help="--model: it takes (x * scale - mean) / std; one number or R,G,B.")] = "0",
     std: Annotated[str, typer.Option(help="--model: see --mean.")] = "1",
@@ -121,7 +128,7 @@ def build(
             Sources(model, images, more_images, names, labels, size, every, limit),
             (mean, std, scale, bgr),
             recipe,
-            {"layers": layers, "target": target.value},
+            {"layers": layers, "target": None if target is None else target.value},
             work=work or Path("runs/adopt"),
             out=out,
             threads=threads,
@@ -203,8 +210,7 @@ def _adopt(
         limit = 10 * sources.limit
         more = load_pictures(sources.more, adopted.size, every=sources.every, limit=limit, keep=work).pixels
     chosen = AdoptRecipe() if recipe is None else load_adopt_recipe(Path(recipe))
-    changed = {key: value for key, value in settings.items() if value not in (0, "auto")}
-    chosen = replace(chosen, **changed)
+    chosen = replace(chosen, **{key: value for key, value in settings.items() if value is not None})
     workshop = Adoption(
         adopted,
         pictures,

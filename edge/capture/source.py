@@ -13,11 +13,10 @@ from edge.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from edge.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from edge.capture.shared import Counters
 from edge.errors import SourceError
-from edge.sources import Frame, Source
+from edge.sources import TICK, Frame, Source
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 1.0  # a camera that returns is seen within two seconds
 LONGEST_PATIENCE = 300.0
 FORGETTING = 0.9995  # of the longest gap, a frame: half of it is forgotten after 1,400
@@ -99,7 +98,7 @@ class CapturedSource(Source):
     ) -> None:
         super().__init__()
         self.name, self.live = name, live
-        self._retries, self._stall, self._timeout = retries, stall, settings.timeout
+        self._retries, self._stall, self._timeout, self._latest = retries, stall, settings.timeout, settings.latest
         self._sleep, self._jitter = sleep, jitter
         self._capture: Capture = CaptureProcess(settings) if capture is None else capture
         self._stretch = 1
@@ -119,9 +118,14 @@ class CapturedSource(Source):
         return self._capture.pid
 
     def close(self) -> None:
-        """End the capture process; what it still held counts as dropped."""
+        """End the capture process. What it still held counts as dropped, unless it was only decoded ahead.
+
+        That is so of a source that gives every frame: when its reader stops early, `buffered` frames were not asked
+        for.
+        """
         self._capture.kill()
-        self._capture.settle(self.delivered)
+        if self.live or self._latest or self.state == "lost":
+            self._capture.settle(self.delivered)
         self._count()
         self._capture.close()
 

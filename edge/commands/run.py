@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edge.background import BackgroundSink
-    from edge.bundle import Bundle
+    from edge.bundle import Bundle, Manifest
     from edge.loop import Result, Runtime, Sink
     from edge.monitor import Monitor
     from edge.output import LossyOutput
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edge.sources import Frame, Source
     from edge.watch import BundleWatch
 
+
+log = logging.getLogger(__name__)
 
 _CORRUPT_SEED = 0
 """Of what --corrupt draws; a frame's noise depends on it and on the frame's number."""
@@ -233,7 +235,7 @@ def run(
         stream = runtime.stream(
             frames,
             outputs.sinks,
-            change=_changer(corrupt, lambda: runtime.input_size),
+            change=_SizeWarning(loaded.manifest, _changer(corrupt, lambda: runtime.input_size)),
             oracle_every=oracle_every,
             compare=outputs.watched,
             renew=swap if swap is not None else lambda: None,
@@ -323,11 +325,12 @@ def oracle(
     size = loaded.manifest.input.height, loaded.manifest.input.width
     console = Console(highlight=False, soft_wrap=True)
     rows: list[dict[str, object]] = []
-    for frame in source:
+    checked = _SizeWarning(loaded.manifest)
+    for frame in map(checked, source):
         belief = network.observe(preprocess(frame.image, *size))
         ranked = belief.probability.argsort()[::-1].tolist()
         best = ranked[0]
-        probability, severity = float(belief.probability[best]), float(belief.severity[best])
+        probability, severity = float(belief.probability[best]), belief.type_severity
         rows.append(
             {
                 "file": frame.name,
@@ -453,6 +456,25 @@ class _Swap:
         return runtime
 
 
+class _SizeWarning:
+    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on.
+
+    Args:
+        manifest: of the bundle that runs.
+        change: then applied to each frame.
+    """
+
+    def __init__(self, manifest: Manifest, change: Callable[[Frame], Frame] = lambda frame: frame) -> None:
+        self._manifest, self._change = manifest, change
+        self._warned = False
+
+    def __call__(self, frame: Frame) -> Frame:
+        if not self._warned and (warning := self._manifest.size_warning(*frame.image.shape[:2])):
+            self._warned = True
+            log.warning("%s", warning)
+        return self._change(frame)
+
+
 def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
     """What --corrupt does to a frame; the room that can corrupt pictures offers itself by an entry point.
 
@@ -528,6 +550,6 @@ def _line(result: Result, alone: bool) -> str:
     mix = " + ".join(f"{name} {alpha:.2f}" for name, alpha in result.mix.items()) or "clean weights"
     where = result.name if alone else f"frame {result.index}"
     return (
-        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.expected_severity:.1f}"
+        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
         f"  ->  {mix}  {result.label} {result.confidence:.0%}"
     )

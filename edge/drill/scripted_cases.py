@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from edge.capture import CapturedSource, CaptureSettings
-from edge.capture.source import LAST_BACKOFF, TICK
+from edge.capture.source import LAST_BACKOFF
 from edge.drill.case import Drill, Seen, case, noisy
 from edge.drill.fakes import FakeTime, ScriptedCapture
 from edge.drill.stamp import scene
 from edge.errors import SourceError
-from edge.sources import PatternSource
+from edge.sources import TICK, PatternSource
 
 Step = tuple[str, Any]
 

@@ -62,7 +62,12 @@ def _of_result(result: Mapping[str, Any], age: float) -> Iterator[Metric]:
     alphas = dict.fromkeys((name for name in belief["probability"] if name != CLEAN), 0.0) | result["mix"]
     seconds = {stage: ms / 1e3 for stage, ms in result["times_ms"].items()}
     yield _gauge("rws_result_age_seconds", "Time since the newest result", age)
-    yield _gauge("rws_severity", "Expected severity of the newest frame, 0 to 5", belief["severity"])
+    yield _gauge("rws_severity", "Severity of the newest frame's most probable corruption, 0 to 5", belief["severity"])
+    yield _gauge(
+        "rws_expected_severity",
+        "Expected severity of the newest frame over all types, clean counting as 0, 0 to 5",
+        belief["expected_severity"],
+    )
     yield _gauges("rws_belief_probability", "What the oracle believes", "corruption", belief["probability"])
     yield _gauges("rws_alpha", "Strength of each signature in the weights", "signature", alphas)
     yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)

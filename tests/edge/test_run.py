@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.request
 
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -117,9 +119,41 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     assert seen == [bool(filtered)]
 
 
+@pytest.mark.parametrize(
+    ("shape", "data", "warns"),
+    [
+        ((10, 12), {}, True),
+        ((10, 12), {"source": "cifar10"}, True),
+        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws build --model`
+        ((8, 8), {}, False),
+        ((8, 20), {}, False),  # cropped, not shrunk
+    ],
+)
+@pytest.mark.parametrize("options", [["run"], ["run", "--corrupt", "fog:1"], ["oracle"]])
+def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
+    parts, rws, tmp_path, caplog, shape, data, warns, options
+):
+    bundle = write_bundle(tmp_path / "bundle", **(parts | {"provenance": {"data": data}})).path
+    for number, image in enumerate(noisy(3, *shape)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    command, *rest = options
+    result = rws(command, f"{tmp_path}/*.png", *rest, bundle=bundle)
+    assert result.exit_code == 0, result.output
+    warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
+    assert len(warned) == warns
+    assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
+    assert all("`rws build --model`" in line and "\n" not in line for line in warned)
+
+
 def test_limit(rws, video, tmp_path):
-    assert rws("run", video, "--limit", 3, "--jsonl", tmp_path / "r.jsonl").exit_code == 0
+    files = ["--jsonl", tmp_path / "r.jsonl", "--json", tmp_path / "s.json"]
+    result = rws("run", video, "--limit", 3, *files)
+    assert result.exit_code == 0, result.output
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
+    assert "dropped 0" in result.output
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["frames"], summary["dropped"], summary["rejected"]) == (3, 0, 0)
+    assert summary["received"] == 3 + summary["buffered"]
 
 
 def truncate(path):
@@ -269,6 +303,23 @@ def test_oracle_lists_each_image(rws, tiny_bundle, tmp_path):
     assert rows[0]["probability"] == pytest.approx(belief.probability.max(), abs=1e-4)
     assert 0 <= rows[0]["severity"] <= 5
     assert "6 images, 0 rejected" in result.output
+
+
+def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bundle, tmp_path):
+    image = write_images(tmp_path / "images", 1) / "0.png"
+    files = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv"]
+    ran, told = rws("run", image, *files), rws("oracle", image, "--json", tmp_path / "b.json")
+    (frame,) = open_source(image)
+    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
+    severity = float(belief.severity[belief.names.index(belief.type)])
+    assert abs(severity - belief.expected_severity) > 0.1
+    assert f"{belief.type} {belief.probability.max():.0%}, severity {severity:.1f}" in ran.output
+    assert f"{belief.type} {belief.probability.max():.0%}, severity {severity:.1f}" in told.output
+    found = json.loads((tmp_path / "r.jsonl").read_text())["belief"]
+    (row,) = csv.DictReader((tmp_path / "r.csv").open(newline=""))
+    (told_row,) = json.loads((tmp_path / "b.json").read_text())
+    assert float(row["severity"]) == found["severity"] == told_row["severity"] == round(severity, 3)
+    assert found["expected_severity"] == round(belief.expected_severity, 3)
 
 
 def test_oracle_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_path):

@@ -172,7 +172,7 @@ def test_csv_has_one_row_a_result(tmp_path):
     belief = result.belief
     assert rows[1]["corruption"] == belief.type
     assert float(rows[1]["probability"]) == pytest.approx(belief.probability.max(), abs=1e-4)
-    assert float(rows[1]["severity"]) == pytest.approx(belief.expected_severity, abs=1e-3)
+    assert float(rows[1]["severity"]) == pytest.approx(belief.type_severity, abs=1e-3)
     assert {stage: float(rows[1][f"{stage}_ms"]) for stage in STAGES} == dict(result.times_ms)
     numbers = {key: float(rows[1][key]) for key in ("captured_at", "age_ms", "confidence")}
     assert numbers == {"captured_at": 1.0, "age_ms": 5.0, "confidence": 0.75}

@@ -11,7 +11,7 @@ import pytest
 from edge.drill.servers import free_port
 from edge.errors import InputError, RwsError, SourceError
 from edge.sources import ArraySource, ImageSource, PatternSource, hide_password, open_source
-from tests.edge.loop_fakes import TickingClock, write_images, write_video
+from tests.edge.loop_fakes import StillClock, TickingClock, write_images, write_video
 
 
 def test_video_gives_every_frame_in_order_as_rgb(tmp_path):
@@ -224,7 +224,8 @@ def test_stop_ends_any_source(tmp_path):
                 if frame.index == 1:
                     source.stop()
             assert source.delivered == 2
-        assert source.received == source.delivered + source.dropped + source.rejected
+        assert source.dropped == 0
+        assert source.received == source.delivered + source.rejected + source.buffered
 
 
 def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
@@ -241,6 +242,19 @@ def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
     assert next(frames).index >= 25
     assert source.received == source.delivered + source.dropped
     assert source.dropped >= 23
+
+
+def test_somebody_is_told_while_a_slow_test_pattern_waits():
+    clock, told = StillClock(), []
+    source = PatternSource(64, 48, 0.02, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
+    source.on_idle = told.append
+    frames = iter(source)
+    next(frames)
+    assert told == []
+    next(frames)
+    assert told == pytest.approx(np.arange(1, 201) * 0.25)  # 50 s, four times a second
+    next(frames)
+    assert told[200] == pytest.approx(0.25)  # counted from the last frame
 
 
 @pytest.mark.parametrize("spec", ["pattern:8x48@25", "pattern:64x48@0", "pattern:64x48@99999"])

@@ -14,6 +14,7 @@ def test_probability_and_severity_follow_from_the_joint():
     np.testing.assert_allclose(belief.probability, [0.2, 0.4, 0.4], atol=1e-6)
     np.testing.assert_allclose(belief.severity, [0, (0.1 * 1 + 0.3 * 5) / 0.4, 1.0], atol=1e-5)
     assert belief.expected_severity == pytest.approx(0.1 * 1 + 0.3 * 5 + 0.4 * 1, abs=1e-5)
+    assert (belief.type, belief.type_severity) == ("fog", pytest.approx(4.0))
 
 
 def test_a_type_without_mass_has_the_mean_level_as_severity():

@@ -214,3 +214,26 @@ def test_a_bundles_settings_name_the_policy():
     assert make_policy(table(), {"margin": 0.5}, independent=True).margin == 0
     with pytest.raises(InputError, match="unknown kind 'magic'"):
         make_policy(table(), {"kind": "magic"})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: table().own("rain"),
+        lambda: table().estimate({"fog": 0.5, "rain": 0.5}),
+        lambda: ToldPolicy(table(), own=True).action("rain", 3),
+    ],
+)
+def test_an_unknown_corruption_is_refused_by_name(ask):
+    with pytest.raises(InputError, match="unknown corruption 'rain'; known: fog, snow"):
+        ask()
+
+
+@pytest.mark.parametrize("kind", [WeightedPolicy, ExpectedGainPolicy])
+def test_a_belief_about_other_corruptions_or_levels_is_refused(kind):
+    policy = kind(table())
+    for names, levels in ((("snow", "fog"), LEVELS), (NAMES, (1.0, 4.0)), (("fog",), LEVELS)):
+        with pytest.raises(InputError, match="belief: is about"):
+            policy.choose(certain(names, levels, "fog", 3))
+    with pytest.raises(InputError, match=r"shape \(2, 4\), expected 5 states"):
+        policy.mixes(np.full((2, 4), 0.25, np.float32))

@@ -159,3 +159,11 @@ def test_several_rates_are_weighed_by_what_each_has_foreseen():
     smooth = BeliefFilter(NAMES, LEVELS, **settings)
     for belief, expected in zip(beliefs, by_matrices(beliefs, (0.02, 0.3, 1.0), 0.2, 0.05), strict=True):
         np.testing.assert_allclose(smooth.update(belief).joint, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "levels"), [(NAMES[::-1], LEVELS), (NAMES, tuple(level / 2 for level in LEVELS)), (NAMES[:1], LEVELS)]
+)
+def test_a_belief_about_other_corruptions_or_levels_is_refused(names, levels):
+    with pytest.raises(InputError, match="belief: is about"):
+        BeliefFilter(NAMES, LEVELS).update(certain(names, levels, names[0], 1))

@@ -7,8 +7,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 from edge.bundle import Bundle
+from edge.cli import app
 from edge.errors import BundleError
 from edge.models.onnx_graph import read_model, shallow_tensors
 from edge.models.onnx_model import OnnxModel
@@ -511,6 +513,34 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     ran = rws("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "target"),
+    [
+        ((), 2, "shallow"),
+        (("--layers", 0), 0, "shallow"),
+        (("--layers", 3), 3, "shallow"),
+        (("--target", "auto"), 2, "auto"),
+        (("--target", "output"), 2, "output"),
+    ],
+)
+def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
+    options, layers, target, picture_folder, tmp_path, monkeypatch
+):
+    chosen = []
+
+    def stop_before_training(adopted, pictures, recipe, *rest, **more):
+        chosen.append(recipe)
+        raise InputError("enough seen")
+
+    monkeypatch.setattr("training.adopt.Adoption", stop_before_training)
+    onnx.save(tiny(), tmp_path / "mine.onnx")
+    (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
+    arguments = ["--model", tmp_path / "mine.onnx", "--images", picture_folder, "--recipe", tmp_path / "adopt.toml"]
+    done = CliRunner().invoke(app, ["build", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
+    assert "enough seen" in done.output
+    assert [(recipe.layers, recipe.target) for recipe in chosen] == [(layers, target)]
 
 
 def test_weights_outside_the_cut_are_untouched(command_built):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -352,3 +353,22 @@ def test_years_of_silence_do_not_end_it(monkeypatch):
     source.on_idle = lambda seconds: source.stop() if len(capture.opened_at) > 1500 else None
     assert list(source) == []
     assert source._patience() == 300
+
+
+@pytest.mark.parametrize(("latest", "lost"), [(None, "buffered"), (False, "buffered"), (True, "dropped")])
+def test_frames_decoded_ahead_of_a_reader_who_stops_are_dropped_only_where_the_freshest_is_wanted(latest, lost):
+    class File(ScriptedCapture):
+        def answer(self, timeout):
+            answer = super().answer(timeout)
+            return replace(answer, finite=True) if isinstance(answer, Opened) else answer
+
+    time = FakeTime()
+    capture = File([("open", ""), ("frame", IMAGE)], time)
+    source = CapturedSource(
+        CaptureSettings("fake", "file", latest), "fake", live=False, sleep=time.sleep, capture=capture
+    )
+    next(iter(source))
+    capture.counters.add("received", 3)  # decoded ahead
+    source.close()
+    counts = {"received": 4, "delivered": 1, "dropped": 0, "buffered": 0, lost: 3}
+    assert {name: getattr(source, name) for name in counts} == counts

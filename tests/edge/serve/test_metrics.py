@@ -54,7 +54,7 @@ def test_what_a_run_shows(server, monitor, source, clock):
     assert samples["rws_predictions_total", 'a "<b>"\n\\'] == samples["rws_predictions_total", "cat"] == 1
     assert samples["rws_corruptions_total", "fog"] == samples["rws_corruptions_total", "clean"] == 1
     assert samples["rws_belief_probability", "fog"] == 1
-    assert samples["rws_severity",] == 3
+    assert samples["rws_severity",] == samples["rws_expected_severity",] == 3
     assert [samples["rws_alpha", name] for name in ("fog", "snow", "own")] == [0.75, 0, 0.5]
     assert ("rws_alpha", "clean") not in samples
     assert samples["rws_stage_seconds", "predict"] == pytest.approx(0.002)
