@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.oracle_commands import COMMANDS
-from benchmarks.zoo_commands import zoo, zoo_curve
-from edge.extras import require
-from oracle.errors import InputError
+from rws.benchmarks.oracle_commands import COMMANDS
+from rws.benchmarks.zoo_commands import zoo, zoo_curve
+from rws.edge.extras import require
+from rws.oracle.errors import InputError
 
 if TYPE_CHECKING:
-    from edge.bundle import Bundle
+    from rws.edge.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 for _command in (*COMMANDS, zoo, zoo_curve):
@@ -37,9 +37,9 @@ def demo(
     with require("demo"):
         from rich.console import Console
 
-        import benchmarks.timeline  # noqa: F401 - drawing needs the extra: say so before the stream is played
-        from benchmarks.demo import play, print_summary
-    from edge.bundle import Bundle
+        import rws.benchmarks.timeline  # noqa: F401 - drawing needs the extra: say so before the stream is played
+        from rws.benchmarks.demo import play, print_summary
+    from rws.edge.bundle import Bundle
 
     console = Console(highlight=False, soft_wrap=True)
     summary = play(Bundle.load(bundle), out, threads, console)
@@ -107,11 +107,11 @@ def replay(
     if protocol and severity != "all" and len(severities) != 1:
         raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
     with require("bench"):
-        from benchmarks.replay import WAYS
-        from benchmarks.replay import replay as run
-        from edge.provenance import provenance, write_json
-    from edge.bundle import Bundle
-    from edge.sinks import check_target
+        from rws.benchmarks.replay import WAYS
+        from rws.benchmarks.replay import replay as run
+        from rws.edge.provenance import provenance, write_json
+    from rws.edge.bundle import Bundle
+    from rws.edge.sinks import check_target
 
     for target in (report, table):
         if target is not None:
@@ -165,9 +165,9 @@ def _replay_streams(
     resume: bool,
     remeasure: bool,
 ) -> None:
-    from benchmarks.protocols import PROTOCOLS
-    from benchmarks.streams import format_streams, replay_streams, write_csv
-    from edge.provenance import provenance, write_json
+    from rws.benchmarks.protocols import PROTOCOLS
+    from rws.benchmarks.streams import format_streams, replay_streams, write_csv
+    from rws.edge.provenance import provenance, write_json
 
     result = replay_streams(
         bundle,
@@ -220,11 +220,11 @@ def ways(
     with require("bench"):
         import torch
 
-        from benchmarks.ways import compare_ways
-        from edge.provenance import provenance, write_json
-        from training.build import Build
-        from training.data import load_images
-        from training.recipe import load_recipe
+        from rws.benchmarks.ways import compare_ways
+        from rws.edge.provenance import provenance, write_json
+        from rws.training.build import Build
+        from rws.training.data import load_images
+        from rws.training.recipe import load_recipe
     test = load_images(data, "test", size=size, cache=work / "images")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     build = Build(load_recipe(recipe), data, work, size=size)
@@ -258,10 +258,10 @@ def signatures(
         from rich.console import Console
         from rich.table import Table
 
-        from benchmarks.precision import compare_codes
-        from edge.provenance import provenance, write_json
-    from edge.bundle import Bundle
-    from edge.sinks import check_target
+        from rws.benchmarks.precision import compare_codes
+        from rws.edge.provenance import provenance, write_json
+    from rws.edge.bundle import Bundle
+    from rws.edge.sinks import check_target
 
     if report is not None:
         check_target(report)
@@ -307,10 +307,10 @@ def storage(
     with require("bench"):
         from rich.console import Console
 
-        from benchmarks.models import load_models
-        from benchmarks.storage import measure_storage, print_storage
-        from edge.provenance import provenance, write_json
-    from edge.sinks import check_target
+        from rws.benchmarks.models import load_models
+        from rws.benchmarks.storage import measure_storage, print_storage
+        from rws.edge.provenance import provenance, write_json
+    from rws.edge.sinks import check_target
 
     if report is not None:
         check_target(report)
@@ -359,10 +359,10 @@ def latency(
     with require("bench"):
         from rich.console import Console
 
-        from benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
-        from benchmarks.models import load_models
-        from edge.provenance import provenance
-    from edge.sinks import check_target
+        from rws.benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
+        from rws.benchmarks.models import load_models
+        from rws.edge.provenance import provenance
+    from rws.edge.sinks import check_target
 
     options = LatencyOptions(
         ways=tuple(way or ()),
@@ -404,11 +404,11 @@ def oracle_cost(
         rws bench oracle --model vgg16 --json oracle_cost.json
     """
     with require("bench"):
-        from benchmarks.models import load_model
-        from benchmarks.oracle_cost import measure_oracle
-        from edge.provenance import provenance, write_json
-    from edge.bundle import Bundle
-    from edge.sinks import check_target
+        from rws.benchmarks.models import load_model
+        from rws.benchmarks.oracle_cost import measure_oracle
+        from rws.edge.provenance import provenance, write_json
+    from rws.edge.bundle import Bundle
+    from rws.edge.sinks import check_target
 
     if report is not None:
         check_target(report)
@@ -435,10 +435,10 @@ def gpu(
     with require("bench"):
         from rich.console import Console
 
-        from benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
-        from benchmarks.models import load_models
-        from benchmarks.storage import measure_storage, print_storage
-        from edge.provenance import provenance, write_json
+        from rws.benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
+        from rws.benchmarks.models import load_models
+        from rws.benchmarks.storage import measure_storage, print_storage
+        from rws.edge.provenance import provenance, write_json
     options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)
     out.mkdir(parents=True, exist_ok=True)
     models = load_models(["vgg16:32", "vgg16:224", "resnet50:32", "resnet50:224"])

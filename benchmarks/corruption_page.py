@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import made_by
-from benchmarks.oracle_page import read
+from rws.benchmarks.markdown import made_by
+from rws.benchmarks.oracle_page import read
 
 
 def parity_table(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """How close the corruptions come to the reference, and how fast they are beside `imagecorruptions`.
 
-    python -m benchmarks.corruptions parity     --json benchmarks/results/corruption_parity.json
-    python -m benchmarks.corruptions throughput --json benchmarks/results/corruption_throughput.json
+    python -m rws.benchmarks.corruptions parity     --json benchmarks/results/corruption_parity.json
+    python -m rws.benchmarks.corruptions throughput --json benchmarks/results/corruption_throughput.json
 
 The reference outputs are described in tests/data/corruptions/README.md.
 """
@@ -25,16 +25,16 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.committed import ROOT
-from benchmarks.corruption_page import parity_table, throughput_table
-from edge.provenance import portable_command, provenance, write_json
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.corruptions.blur import truncate
-from training.corruptions.constants import SIZES
-from training.corruptions.registry import REGISTRY, constants_of
-from training.corruptions.weather import fog_map, frost_overlays
-from training.seeds import derive_seed
+from rws.benchmarks.committed import ROOT
+from rws.benchmarks.corruption_page import parity_table, throughput_table
+from rws.edge.provenance import portable_command, provenance, write_json
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.corruptions.blur import truncate
+from rws.training.corruptions.constants import SIZES
+from rws.training.corruptions.registry import REGISTRY, constants_of
+from rws.training.corruptions.weather import fog_map, frost_overlays
+from rws.training.seeds import derive_seed
 
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
 
@@ -361,7 +361,7 @@ def _one_thread() -> None:
 
 
 def _provenance(**details: Any) -> dict[str, Any]:
-    command = portable_command(["python -m benchmarks.corruptions", *sys.argv[1:]])
+    command = portable_command(["python -m rws.benchmarks.corruptions", *sys.argv[1:]])
     content = provenance(command=command, threads=1, **details)
     content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     return content

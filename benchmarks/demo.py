@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from edge.bundle import Bundle
-from edge.loop import STAGES, Result, Runtime
-from edge.models.base import PatchableModel
-from edge.preprocess import preprocess
-from edge.provenance import provenance, write_json
-from edge.sinks import JsonlSink, VideoSink
-from edge.sources import ArraySource
-from oracle.belief import CLEAN
-from oracle.errors import InputError
-from oracle.policy import ToldPolicy
+from rws.edge.bundle import Bundle
+from rws.edge.loop import STAGES, Result, Runtime
+from rws.edge.models.base import PatchableModel
+from rws.edge.preprocess import preprocess
+from rws.edge.provenance import provenance, write_json
+from rws.edge.sinks import JsonlSink, VideoSink
+from rws.edge.sources import ArraySource
+from rws.oracle.belief import CLEAN
+from rws.oracle.errors import InputError
+from rws.oracle.policy import ToldPolicy
 
 DEMO_DATA = Path(__file__).parent / "demo_data"
 COLUMNS = 20
@@ -56,7 +56,7 @@ class DemoStream:
 
 
 def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
-    """Read what `benchmarks.render_demo` wrote."""
+    """Read what `rws.benchmarks.render_demo` wrote."""
     record = json.loads((folder / "frames.json").read_text())
     sheet = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)[:, :, ::-1]
     size, count = record["size"], len(record["frames"])
@@ -84,7 +84,7 @@ def told(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: boo
 
 def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> dict[str, Any]:
     """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
-    from benchmarks.timeline import draw_timeline
+    from rws.benchmarks.timeline import draw_timeline
 
     stream = load_stream()
     if bundle.manifest.classes != stream.classes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.committed import RESULTS
-from benchmarks.markdown import made_by, table
-from benchmarks.oracle_page import read
+from rws.benchmarks.committed import RESULTS
+from rws.benchmarks.markdown import made_by, table
+from rws.benchmarks.oracle_page import read
 
 CLIPS = "drill_video_*.json"
 

@@ -27,12 +27,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
-from edge.atomic import atomic_write_bytes
-from edge.bundle import Bundle
-from oracle.belief import CLEAN
-from oracle.errors import InputError
-from oracle.policy import GainTable
+from rws.benchmarks.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.bundle import Bundle
+from rws.oracle.belief import CLEAN
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable
 
 FIGURES = ("confusion", "gain_table", "regret_split", "stream")
 LARGEST = 45_000
@@ -299,7 +299,7 @@ def draw_stream(timeline: Mapping[str, Any]) -> Figure:
     """A stream: true type, believed type, patched signature, and the running accuracy.
 
     Args:
-        timeline: what `benchmarks.streams.make_timeline` returns.
+        timeline: what `rws.benchmarks.streams.make_timeline` returns.
     """
     names, count = timeline["types"], timeline["frames"]
     colours = corruption_colours()

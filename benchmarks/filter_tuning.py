@@ -13,16 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.judge import split_as_built
-from benchmarks.protocols import PROTOCOLS, Stream, make_stream
-from benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
-from benchmarks.streams import clean_images, known_corruptions, observe_streams
-from edge.bundle import Bundle
-from oracle.belief import Belief
-from oracle.errors import InputError
-from oracle.policy import GainTable, Mix, Policy, make_policy
-from oracle.temporal import BeliefFilter
-from training.seeds import derive_seed
+from rws.benchmarks.judge import split_as_built
+from rws.benchmarks.protocols import PROTOCOLS, Stream, make_stream
+from rws.benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
+from rws.benchmarks.streams import clean_images, known_corruptions, observe_streams
+from rws.edge.bundle import Bundle
+from rws.oracle.belief import Belief
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable, Mix, Policy, make_policy
+from rws.oracle.temporal import BeliefFilter
+from rws.training.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]
 

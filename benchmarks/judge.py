@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge.bundle import Bundle
-from edge.models.base import PatchableModel
-from oracle.belief import Belief
-from oracle.network import Oracle
-from oracle.policy import Mix
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import Images, fitted, load_images, split_train_validation
-from training.seeds import derive_seed
+from rws.edge.bundle import Bundle
+from rws.edge.models.base import PatchableModel
+from rws.oracle.belief import Belief
+from rws.oracle.network import Oracle
+from rws.oracle.policy import Mix
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data import Images, fitted, load_images, split_train_validation
+from rws.training.seeds import derive_seed
 
 BATCH = 50
 Layers = tuple[tuple[str, float], ...]
@@ -44,7 +44,7 @@ def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Split
 
     Args:
         bundle: gives input size, class order, and in its provenance the seed and size of the validation part.
-        source: a clean data set with a train and a test part; see `training.data.load_images`.
+        source: a clean data set with a train and a test part; see `rws.training.data.load_images`.
         cache: folder for the decoded arrays.
 
     Raises:
@@ -121,7 +121,8 @@ def make_frames(
         seed: of the corruptions.
         clean: what a clean cell shows; None: `images`. The two must not share an image under different numbers, so one
             must be the beginning of the other.
-        purpose: of the corruptions, see `training.seeds.derive_seed`; `validation` for images that choose something.
+        purpose: of the corruptions, see `rws.training.seeds.derive_seed`; `validation` for images that choose
+        something.
     """
     pixels, labels, cell, image = [], [], [], []
     for number, layers in enumerate(cells):
@@ -139,7 +140,7 @@ def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, pu
     Args:
         pixels: uint8, (N, 3, H, H), RGB.
         layers: corruptions and severities laid over one another, first to last; () leaves the images clean.
-        seed, purpose: of the draws, see `training.seeds.derive_seed`.
+        seed, purpose: of the draws, see `rws.training.seeds.derive_seed`.
 
     Returns:
         uint8, (N, 3, H, H), RGB.

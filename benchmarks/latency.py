@@ -1,7 +1,8 @@
 """`rws bench latency`: what a frame costs with live weights, beside the untouched model and what users do instead.
 
 A frame of a way is the change of its mix, where one is due, and the prediction. How times are compared is in
-`benchmarks.interleave`, what the ways are in `benchmarks.latency_ways`, the whole frame in `benchmarks.latency_stages`.
+`rws.benchmarks.interleave`, what the ways are in `rws.benchmarks.latency_ways`, the whole frame in
+`rws.benchmarks.latency_stages`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.interleave import (
+from rws.benchmarks.interleave import (
     Block,
     Measured,
     frames_per_block,
@@ -35,8 +36,8 @@ from benchmarks.interleave import (
     percentiles,
     settling_frames,
 )
-from benchmarks.latency_stages import stage_cases, stage_rows, write_video
-from benchmarks.latency_ways import (
+from rws.benchmarks.latency_stages import stage_cases, stage_rows, write_video
+from rws.benchmarks.latency_ways import (
     WAYS,
     Contender,
     Setting,
@@ -46,12 +47,12 @@ from benchmarks.latency_ways import (
     expected_outputs,
     make_contender,
 )
-from benchmarks.models import BenchmarkModel
-from benchmarks.sensors import Sensors, describe_platform
-from edge.atomic import atomic_write_bytes
-from edge.errors import BundleError, InputError, RwsError
-from edge.loop import STAGES
-from edge.provenance import write_json
+from rws.benchmarks.models import BenchmarkModel
+from rws.benchmarks.sensors import Sensors, describe_platform
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.errors import BundleError, InputError, RwsError
+from rws.edge.loop import STAGES
+from rws.edge.provenance import write_json
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
@@ -76,7 +77,7 @@ class LatencyOptions:
         repeats: how often everything is made anew; with 3 the intervals cover 84 % where two makings differ as much as
             two rounds do, with 10 they cover 95 %.
         duration: seconds of sustained load for each model and thread count; 0 for none.
-        source: what the whole frame reads, as `edge.sources.open_source` takes it, of 40 frames or more; None: a
+        source: what the whole frame reads, as `rws.edge.sources.open_source` takes it, of 40 frames or more; None: a
             video of 640 x 480 pixels that is made of the demo's frames.
         seed: of inputs, order and resampling.
 
@@ -117,7 +118,7 @@ def measure_latency(
     """Measure models.
 
     Args:
-        models: from `benchmarks.models`.
+        models: from `rws.benchmarks.models`.
         options: how.
         progress: called with a line now and then.
         save: called with the result so far, after each model and thread count.

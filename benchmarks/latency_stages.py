@@ -17,17 +17,17 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.demo import load_stream
-from benchmarks.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
-from benchmarks.latency_ways import Setting, deployed_model
-from edge.errors import InputError, RwsError
-from edge.loop import STAGES, Runtime
-from oracle.belief import Belief
-from oracle.network import Oracle
-from oracle.policy import GainTable, Mix, Policy, WeightedPolicy
-from oracle.temporal import BeliefFilter
-from training.corruptions import CORRUPTIONS
-from training.oracle_fit import LEVELS, OracleNetwork, export_oracle
+from rws.benchmarks.demo import load_stream
+from rws.benchmarks.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
+from rws.benchmarks.latency_ways import Setting, deployed_model
+from rws.edge.errors import InputError, RwsError
+from rws.edge.loop import STAGES, Runtime
+from rws.oracle.belief import Belief
+from rws.oracle.network import Oracle
+from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
+from rws.oracle.temporal import BeliefFilter
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.oracle_fit import LEVELS, OracleNetwork, export_oracle
 
 WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
 FRAME_SIZE = (480, 640)

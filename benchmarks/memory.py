@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
-from edge.child import python_command
-from edge.errors import RwsError
-from edge.models.onnx_model import OnnxModel
-from edge.signatures import SignatureSet
+from rws.edge.child import python_command
+from rws.edge.errors import RwsError
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.signatures import SignatureSet
 
 Kind = Literal["imports", "sessions", "live"]
 
@@ -63,7 +63,7 @@ def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
     Raises:
         RwsError: if the process fails.
     """
-    command = python_command("from benchmarks.memory import main; main()", kind, str(size), *map(str, files))
+    command = python_command("from rws.benchmarks.memory import main; main()", kind, str(size), *map(str, files))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

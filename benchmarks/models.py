@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.bundle import MODEL, Bundle
-from edge.errors import InputError
-from edge.models.onnx_graph import (
+from rws.edge.bundle import MODEL, Bundle
+from rws.edge.errors import InputError
+from rws.edge.models.onnx_graph import (
     clean_tensors,
     data_input,
     prepare,
@@ -24,10 +24,10 @@ from edge.models.onnx_graph import (
     replaced_tensors,
     shallow_tensors,
 )
-from edge.signatures import SignatureSet, shallow_sha256
-from training import models as architectures
-from training.corruptions import CORRUPTIONS
-from training.export import export_onnx
+from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.training import models as architectures
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.export import export_onnx
 
 RELATIVE_DELTA = 0.05
 
@@ -97,7 +97,7 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
     """One model with 19 signatures.
 
     Args:
-        model: an architecture of `training.models`, the path of an ONNX file, or a bundle.
+        model: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
         size: height and width of the input in pixels, for an architecture or an ONNX file that leaves them free.
         layers: the shallowest layers that are patched: convolutions, in a ResNet blocks; a bundle has its own.
         seed: of weights and signatures that are drawn.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.extras import require
+from rws.edge.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +42,9 @@ def policies(
         rws bench policies --data ~/data/cifar10 --json policies.json
     """
     with require("bench"):
-        from benchmarks.judge import load_splits
-        from benchmarks.policies import compare_policies, print_policies
-    from edge.bundle import Bundle
+        from rws.benchmarks.judge import load_splits
+        from rws.benchmarks.policies import compare_policies, print_policies
+    from rws.edge.bundle import Bundle
 
     _check(report)
     chosen = Bundle.load(bundle)
@@ -81,9 +81,9 @@ def pairs(
         rws bench pairs --data ~/data/cifar10 --json pairs.json
     """
     with require("bench"):
-        from benchmarks.judge import load_splits
-        from benchmarks.pairs import compare_pairs, print_pairs
-    from edge.bundle import Bundle
+        from rws.benchmarks.judge import load_splits
+        from rws.benchmarks.pairs import compare_pairs, print_pairs
+    from rws.edge.bundle import Bundle
 
     _check(report)
     chosen = Bundle.load(bundle)
@@ -124,9 +124,9 @@ def unseen(
     with require("bench"):
         import torch
 
-        from benchmarks.judge import load_splits
-        from benchmarks.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
-    from edge.bundle import Bundle
+        from rws.benchmarks.judge import load_splits
+        from rws.benchmarks.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
+    from rws.edge.bundle import Bundle
 
     _check(report)
     torch.set_num_threads(threads)
@@ -156,8 +156,8 @@ def filter(
         rws bench filter --data ~/data/cifar10 --json filter.json
     """
     with require("bench"):
-        from benchmarks.filter_tuning import tune_filter
-    from edge.bundle import Bundle
+        from rws.benchmarks.filter_tuning import tune_filter
+    from rws.edge.bundle import Bundle
 
     _check(report)
     result = tune_filter(Bundle.load(bundle), data, frames=frames, seed=seed, progress=typer.echo)
@@ -182,8 +182,8 @@ def rivals(
     with require("bench"):
         import torch
 
-        from benchmarks.rival_models import RivalModels
-    from edge.bundle import Bundle
+        from rws.benchmarks.rival_models import RivalModels
+    from rws.edge.bundle import Bundle
 
     torch.set_num_threads(threads)
     models = RivalModels(Bundle.load(bundle), data, work, progress=lambda record: typer.echo(str(record)))
@@ -204,8 +204,8 @@ def figures(
         rws bench figures --results benchmarks/results --out docs
     """
     with require("bench"):
-        from benchmarks.figures import draw_all
-    from edge.bundle import Bundle
+        from rws.benchmarks.figures import draw_all
+    from rws.edge.bundle import Bundle
 
     draw_all(results, out, bundle=Bundle.load(bundle), only=only or (), progress=typer.echo)
 
@@ -217,14 +217,14 @@ def _console() -> Console:
 
 
 def _check(report: Path | None) -> None:
-    from edge.sinks import check_target
+    from rws.edge.sinks import check_target
 
     if report is not None:
         check_target(report)
 
 
 def _save(report: Path | None, result: dict[str, object], data: str, seed: int, threads: int) -> None:
-    from edge.provenance import provenance, write_json
+    from rws.edge.provenance import provenance, write_json
 
     if report is not None:
         write_json(report, provenance(data=Path(data).name, seed=seed, threads=threads) | result)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
-from benchmarks.models import BenchmarkModel
-from edge.bundle import ORACLE, Bundle
-from edge.models.onnx_model import OnnxModel
+from rws.benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
+from rws.benchmarks.models import BenchmarkModel
+from rws.edge.bundle import ORACLE, Bundle
+from rws.edge.models.onnx_model import OnnxModel
 
 CASES = ("network", "observe", "whole", "in_turn")
 
@@ -36,7 +36,7 @@ def measure_oracle(
     Args:
         bundle: whose oracle, filter and policy are measured.
         others: models that take the same input.
-        rounds, repeats: see `benchmarks.interleave`.
+        rounds, repeats: see `rws.benchmarks.interleave`.
         seed: of the frames and the order.
         progress: called with a line for each model.
 

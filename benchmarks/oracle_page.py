@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.committed import RESULTS
-from benchmarks.markdown import made_by, table
+from rws.benchmarks.committed import RESULTS
+from rws.benchmarks.markdown import made_by, table
 
 SHARES = {"policy": "policy", "severity": "severity", "type": "type", "clean": "taken for clean"}
 RULES = {"std": "never patched", "perfect": "told type and severity", "best": "told, best of the gain table"}

@@ -1,11 +1,11 @@
 """Ways to get from a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
 
 `hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities
-(`oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
-(`oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold; and with both. What
-falls below the threshold: for `hard` the most probable type's probability (then nothing is patched), for `weighted` a
-corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights are chosen
-on validation images, all else is measured on test images, every frame on its own.
+(`rws.oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
+(`rws.oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold; and with both.
+What falls below the threshold: for `hard` the most probable type's probability (then nothing is patched), for
+`weighted` a corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights
+are chosen on validation images, all else is measured on test images, every frame on its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
-from edge.bundle import Bundle
-from oracle.belief import CLEAN, Belief
-from oracle.errors import InputError
-from oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
+from rws.benchmarks.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
+from rws.edge.bundle import Bundle
+from rws.oracle.belief import CLEAN, Belief
+from rws.oracle.errors import InputError
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -14,17 +14,17 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.replay import BATCH, test_sets
-from edge.bundle import MODEL, Bundle
-from edge.errors import InputError
-from edge.models.onnx_model import OnnxModel
-from edge.quantise import Bits, Per
-from edge.signatures import SignatureSet
-from edge.tensorfile import write_tensors
-from oracle.belief import CLEAN
-from oracle.policy import Mix, ToldPolicy
-from training.data import Images
-from training.models import read_state_dict
+from rws.benchmarks.replay import BATCH, test_sets
+from rws.edge.bundle import MODEL, Bundle
+from rws.edge.errors import InputError
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.quantise import Bits, Per
+from rws.edge.signatures import SignatureSet
+from rws.edge.tensorfile import write_tensors
+from rws.oracle.belief import CLEAN
+from rws.oracle.policy import Mix, ToldPolicy
+from rws.training.data import Images
+from rws.training.models import read_state_dict
 
 ArrayDeltas = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
@@ -143,7 +143,7 @@ def compare_codes(
 
     Args:
         bundle: gives the model, the alphas and the classes.
-        source, limit, seed: see `benchmarks.replay.test_sets`.
+        source, limit, seed: see `rws.benchmarks.replay.test_sets`.
         work: see `codes_of`.
         severity: of the corruptions, 1 to 5.
         threads: threads of the model; None leaves the choice to ONNX Runtime.

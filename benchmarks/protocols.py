@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
-from training.seeds import derive_seed
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
+from rws.training.seeds import derive_seed
 
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 TYPES = 1 + len(CORRUPTIONS)
@@ -39,7 +39,7 @@ class Stream:
     Args:
         protocol: one of `PROTOCOLS`.
         image: int64 (N,), index into the clean test images.
-        type: int64 (N,), −1 is clean, else an index into `training.corruptions.CORRUPTIONS`.
+        type: int64 (N,), −1 is clean, else an index into `rws.training.corruptions.CORRUPTIONS`.
         severity: float32 (N,), 0…5; 0 where clean, and nowhere else.
         seed: int64 (N,), of the corruption's draws.
         cut: bool (N,), methods are reset before this frame: the first one, in `iid` the first of each block.
@@ -102,7 +102,7 @@ def make_stream(
             severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
             (`gradual` runs through them anyhow and climbs to 5).
         seed: 0 or more; same arguments, same stream.
-        corruptions: which of `training.corruptions.CORRUPTIONS` occur beside clean frames.
+        corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur beside clean frames.
 
     Raises:
         InputError: if the protocol or a corruption is unknown, a number is out of range, or there are too few images.

@@ -1,7 +1,7 @@
 """Write the tables of README.md and the pages beside it out of `benchmarks/results/`: no number there is typed by hand.
 
-    python -m benchmarks.readme            # rewrite the tables
-    python -m benchmarks.readme --check    # exit with 1 if one is out of date
+    python -m rws.benchmarks.readme            # rewrite the tables
+    python -m rws.benchmarks.readme --check    # exit with 1 if one is out of date
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import corruption_page, drill_page, oracle_page, zoo_page
-from benchmarks.committed import ROOT, check_checkout
-from benchmarks.markdown import link, made_by, table
-from benchmarks.oracle_page import RESULTS, read
-from benchmarks.reproduce import page as reproduce_page
+from rws.benchmarks import corruption_page, drill_page, oracle_page, zoo_page
+from rws.benchmarks.committed import ROOT, check_checkout
+from rws.benchmarks.markdown import link, made_by, table
+from rws.benchmarks.oracle_page import RESULTS, read
+from rws.benchmarks.reproduce import page as reproduce_page
 
 WAYS = {
     "std": "never patched",
@@ -360,7 +360,7 @@ def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> 
     for page, tables in PAGES.items():
         new = render(page, tables)
         if check and new != (ROOT / page).read_text():
-            raise SystemExit(f"{page} is out of date: run python -m benchmarks.readme")
+            raise SystemExit(f"{page} is out of date: run python -m rws.benchmarks.readme")
         (ROOT / page).write_text(new)
 
 

@@ -1,6 +1,6 @@
 """Render the demo's stream: real test images under corruptions that come, grow, mix over and go.
 
-    python -m benchmarks.render_demo --data ~/data/cifar10 --out benchmarks/demo_data
+    python -m rws.benchmarks.render_demo --data ~/data/cifar10 --out benchmarks/demo_data
 
 Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each: the class, and
 every corruption in it with its severity. The demo itself then needs no torch.
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.demo import COLUMNS
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import load_images
-from training.seeds import derive_seed
+from rws.benchmarks.demo import COLUMNS
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data import load_images
+from rws.training.seeds import derive_seed
 
 CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
 
@@ -73,7 +73,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(out / "frames.webp"), sheet[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100: lossless
     record = {
-        "command": f"python -m benchmarks.render_demo --data cifar10 --seed {seed}",
+        "command": f"python -m rws.benchmarks.render_demo --data cifar10 --seed {seed}",
         "size": images.size,
         "classes": images.classes,
         "frames": [

@@ -18,16 +18,16 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edge.bundle import MODEL, Bundle
-from oracle.errors import FormatError, InputError
-from training.build import Build
-from training.corruptions import CORRUPTIONS, corrupt_mixed
-from training.data import Images
-from training.fit import Corrupted, FitRecipe, fit, predict
-from training.models import ModelSpec, build_model
-from training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
-from training.seeds import derive_seed
-from training.store import STATE, Progress, Store, job_log
+from rws.edge.bundle import MODEL, Bundle
+from rws.oracle.errors import FormatError, InputError
+from rws.training.build import Build
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
+from rws.training.data import Images
+from rws.training.fit import Corrupted, FitRecipe, fit, predict
+from rws.training.models import ModelSpec, build_model
+from rws.training.recipe import DataRecipe, Recipe, SignatureRecipe, parse
+from rws.training.seeds import derive_seed
+from rws.training.store import STATE, Progress, Store, job_log
 
 RIVAL_MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""

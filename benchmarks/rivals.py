@@ -35,17 +35,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
-from benchmarks.memory import can_measure, give_back_unused, private_bytes, status_bytes
-from benchmarks.protocols import Method
-from benchmarks.rival_models import RivalModels
-from edge.bundle import MODEL, Bundle
-from edge.child import python_command
-from edge.errors import RwsError
-from edge.models.patch import ALPHA_STEP
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS
-from training.models import fold_batchnorm
+from rws.benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
+from rws.benchmarks.memory import can_measure, give_back_unused, private_bytes, status_bytes
+from rws.benchmarks.protocols import Method
+from rws.benchmarks.rival_models import RivalModels
+from rws.edge.bundle import MODEL, Bundle
+from rws.edge.child import python_command
+from rws.edge.errors import RwsError
+from rws.edge.models.patch import ALPHA_STEP
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.models import fold_batchnorm
 
 RIVALS_VERSION = 1
 """Raise it when the same weights give other answers or costs."""
@@ -101,7 +101,7 @@ def _digest(module: nn.Module) -> str:
 def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     if not found:
-        raise InputError("the model has no BatchNorm to adapt; see benchmarks.rival_models.unfold")
+        raise InputError("the model has no BatchNorm to adapt; see rws.benchmarks.rival_models.unfold")
     return found
 
 
@@ -309,7 +309,7 @@ def time_methods(
         sample: frames that batches are taken from in turn.
         batch: frames at once, no more than the sample has.
         baseline: what the ratios are to.
-        repeats, rounds: as `benchmarks.interleave.interleave` has them.
+        repeats, rounds: as `rws.benchmarks.interleave.interleave` has them.
         seed: of the order.
 
     Returns:
@@ -376,13 +376,13 @@ class MethodMemory:
 
 
 def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> MethodMemory:
-    """Memory of a method in a fresh process; Linux only (see `benchmarks.memory.can_measure`).
+    """Memory of a method in a fresh process; Linux only (see `rws.benchmarks.memory.can_measure`).
 
     Raises:
         RwsError: if the process fails.
     """
     given = (engine, name, str(bundle.path), str(work), str(batch))
-    command = python_command("from benchmarks.rivals import main; main()", *given)
+    command = python_command("from rws.benchmarks.rivals import main; main()", *given)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -453,7 +453,7 @@ def make_method(engine: str, name: str, bundle: Bundle, models: RivalModels) -> 
     """
     if engine == "torch" and name not in OURS:
         return make_rival(name, bundle, models)
-    from benchmarks.streams import Ours
+    from rws.benchmarks.streams import Ours
 
     return Ours(name, bundle, bundle.model(engine, threads=1, provider="cpu"), bundle.oracle(threads=1))
 
@@ -466,8 +466,8 @@ def _carried(name: str, method: Method, bundle: Bundle) -> int:
 
 def _take_what_packages_take(x: Tensor) -> None:
     """Import and run once what only some methods use, lest they be charged for Python packages."""
-    from benchmarks import streams  # noqa: F401
-    from edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
+    from rws.benchmarks import streams  # noqa: F401
+    from rws.edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
 
     import onnx2torch  # noqa: F401  # isort: skip
 

@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.memory import can_measure, measure
-from benchmarks.models import BenchmarkModel, patched_onnx
-from benchmarks.precision import float_file
-from edge.models.onnx_graph import clean_tensors, read_model
-from edge.quantise import Bits, Per
-from edge.signatures import SignatureSet, shallow_sha256
+from rws.benchmarks.memory import can_measure, measure
+from rws.benchmarks.models import BenchmarkModel, patched_onnx
+from rws.benchmarks.precision import float_file
+from rws.edge.models.onnx_graph import clean_tensors, read_model
+from rws.edge.quantise import Bits, Per
+from rws.edge.signatures import SignatureSet, shallow_sha256
 
 
 def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Measure models on disk and in memory.
 
     Args:
-        models: from `benchmarks.models.load_models`.
+        models: from `rws.benchmarks.models.load_models`.
         progress: called with a line before each model and part.
 
     Returns:
@@ -36,9 +36,9 @@ def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], 
         model for clean images and each corruption, or the signatures, of which `scope` tells whether they change the
         patched tensors (`shallow`) or all convolutions and linear layers (`full`); bits 32 is float32, which has no
         scale; `ratio` is that of everything to be stored, so of model and signatures, to the model.
-        `memory` (`model`, `size`, `what`, `private_bytes`, `peak_rss_bytes`, `ratio`; see `benchmarks.memory`; empty
-        where it cannot be measured): `imports` is a process with the packages only, and the others are what comes on
-        top of it; `ratio` is that to one untouched session.
+        `memory` (`model`, `size`, `what`, `private_bytes`, `peak_rss_bytes`, `ratio`; see `rws.benchmarks.memory`;
+        empty where it cannot be measured): `imports` is a process with the packages only, and the others are what comes
+        on top of it; `ratio` is that to one untouched session.
     """
     rows: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.protocols import TYPES, Stream
-from oracle.belief import CLEAN, certain
-from oracle.policy import GainTable, Mix, ToldPolicy
-from training.corruptions import CORRUPTIONS
+from rws.benchmarks.protocols import TYPES, Stream
+from rws.oracle.belief import CLEAN, certain
+from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.training.corruptions import CORRUPTIONS
 
 RIGHT_WITHIN = 1.0
 NAMES = (CLEAN, *CORRUPTIONS)

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.judge import as_input
-from benchmarks.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
-from benchmarks.rivals import RIVALS_VERSION, Rival, Sample, measure_cost, rival_methods
-from benchmarks.stream_scores import (
+from rws.benchmarks.judge import as_input
+from rws.benchmarks.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
+from rws.benchmarks.rivals import RIVALS_VERSION, Rival, Sample, measure_cost, rival_methods
+from rws.benchmarks.stream_scores import (
     NAMES,
     MixKey,
     delays,
@@ -39,17 +39,17 @@ from benchmarks.stream_scores import (
     running_mean,
     switch_rate,
 )
-from edge.atomic import atomic_write_bytes
-from edge.bundle import MODEL, Bundle
-from edge.models.base import PatchableModel
-from edge.provenance import provenance
-from oracle.belief import Belief
-from oracle.errors import InputError
-from oracle.network import Oracle
-from oracle.policy import Mix, ToldPolicy
-from training.corruptions import CORRUPTIONS
-from training.data import Images, fitted, load_images
-from training.store import ARRAYS, JSON, Codec, Entry, Store
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.bundle import MODEL, Bundle
+from rws.edge.models.base import PatchableModel
+from rws.edge.provenance import provenance
+from rws.oracle.belief import Belief
+from rws.oracle.errors import InputError
+from rws.oracle.network import Oracle
+from rws.oracle.policy import Mix, ToldPolicy
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images, fitted, load_images
+from rws.training.store import ARRAYS, JSON, Codec, Entry, Store
 
 STREAMS_VERSION = 1
 """Raise it when the same streams and bundle give other frames or answers."""
@@ -269,7 +269,7 @@ def replay_streams(
 
     Args:
         bundle: the bundle.
-        source: clean test images as `benchmarks.replay` takes them: a folder or a data set's name.
+        source: clean test images as `rws.benchmarks.replay` takes them: a folder or a data set's name.
         protocols: which of `PROTOCOLS`.
         frames, severity, seed: see `make_stream`.
         batches: batch sizes of the rivals.
@@ -289,7 +289,7 @@ def replay_streams(
         for those of ours that choose a mix `switch_rate` (percent of frames), and where the gain table can tell,
         `right` (percent of frames), `delay` and `delay_severity` (frames; see `stream_scores.delays`);
         `timeline`, see `make_timeline`;
-        `cost`, with rivals: see `benchmarks.rivals.measure_cost`.
+        `cost`, with rivals: see `rws.benchmarks.rivals.measure_cost`.
 
     Raises:
         InputError: if an argument is out of range, the images do not fit the bundle, the bundle knows a corruption
@@ -363,7 +363,7 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
 
     Args:
         bundle: the bundle.
-        source: see `training.data.load_images`; a folder without split folders is taken as it is.
+        source: see `rws.training.data.load_images`; a folder without split folders is taken as it is.
         split: `test` or `train`.
 
     Raises:

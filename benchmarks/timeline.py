@@ -16,11 +16,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
-    from benchmarks.demo import DemoStream
-    from edge.loop import Result
+    from rws.benchmarks.demo import DemoStream
+    from rws.edge.loop import Result
 
 # One hue a family (noise red, blur blue, weather green, digital orange to purple), shades within it.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
-from edge.bundle import Bundle
-from oracle.errors import FormatError, InputError
-from oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
-from training.calibrate import CalibrationRecipe
-from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from training.data import Images
-from training.oracle_fit import (
+from rws.benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
+from rws.edge.bundle import Bundle
+from rws.oracle.errors import FormatError, InputError
+from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
+from rws.training.calibrate import CalibrationRecipe
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.data import Images
+from rws.training.oracle_fit import (
     LEVELS,
     ORACLE_VERSION,
     OracleRecipe,
@@ -43,8 +43,8 @@ from training.oracle_fit import (
     stored_oracle,
     weigh_clean,
 )
-from training.seeds import derive_seed
-from training.store import JSON, Store, claim
+from rws.training.seeds import derive_seed
+from rws.training.store import JSON, Store, claim
 
 UNSEEN_VERSION = 1
 """Raise it when the same oracles, bundle and images give other rows."""
@@ -162,7 +162,7 @@ def raise_stranger(
     store: Store,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Stranger:
-    """Train an oracle without one corruption, and calibrate it as a build does (`training.build`)."""
+    """Train an oracle without one corruption, and calibrate it as a build does (`rws.training.build`)."""
     table = table_without(bundle.table, corruption)
     network = stored_oracle(
         store,

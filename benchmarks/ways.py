@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.judge import corrupted
-from training.build import Build
-from training.corruptions import CORRUPTIONS
-from training.data import Images
-from training.fit import predict
-from training.models import fold_batchnorm
-from training.signatures import Deltas, composed, patched
+from rws.benchmarks.judge import corrupted
+from rws.training.build import Build
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images
+from rws.training.fit import predict
+from rws.training.models import fold_batchnorm
+from rws.training.signatures import Deltas, composed, patched
 
 ALPHAS = (0.5, 0.75, 1.0)
 

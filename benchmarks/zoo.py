@@ -20,24 +20,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.judge import corrupted
-from benchmarks.replay import BATCH, corrupted_sets
-from benchmarks.zoo_page import SEVERITIES
-from edge.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
-from edge.extras import require
-from edge.models.base import PatchableModel
-from edge.models.onnx_graph import read_model, shallow_tensors
-from edge.models.onnx_model import OnnxModel
-from edge.provenance import provenance
-from edge.signatures import SignatureSet, shallow_sha256
-from oracle.belief import CLEAN
-from oracle.errors import InputError
-from oracle.policy import Mix, ToldPolicy
-from training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
-from training.adopt_model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
-from training.adopt_pictures import load_labelled, read_names
-from training.data import Images
-from training.export import export_onnx
+from rws.benchmarks.judge import corrupted
+from rws.benchmarks.replay import BATCH, corrupted_sets
+from rws.benchmarks.zoo_page import SEVERITIES
+from rws.edge.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.extras import require
+from rws.edge.models.base import PatchableModel
+from rws.edge.models.onnx_graph import read_model, shallow_tensors
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.provenance import provenance
+from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.oracle.belief import CLEAN
+from rws.oracle.errors import InputError
+from rws.oracle.policy import Mix, ToldPolicy
+from rws.training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
+from rws.training.adopt_model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
+from rws.training.adopt_pictures import load_labelled, read_names
+from rws.training.data import Images
+from rws.training.export import export_onnx
 
 WAYS = ("std", "trained", "told")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.extras import require
+from rws.edge.extras import require
 
 
 def zoo(
@@ -37,7 +37,7 @@ def zoo(
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
     """
     with require("bench"):
-        from benchmarks.zoo import run_entry
+        from rws.benchmarks.zoo import run_entry
 
     result = run_entry(
         model,
@@ -54,7 +54,7 @@ def zoo(
         progress=typer.echo,
     )
     if report is not None:
-        from edge.provenance import write_json
+        from rws.edge.provenance import write_json
 
         write_json(report, result)
     typer.echo(json.dumps({key: result[key] for key in ("clean", "summary", "build_minutes", "sizes", "torch")}))
@@ -80,7 +80,7 @@ def zoo_curve(
         rws bench zoo-curve --images imagenet-sample/ --layers 6 --layers 18 --corruption contrast --json curve.json
     """
     with require("bench"):
-        from benchmarks.zoo import run_curve
+        from rws.benchmarks.zoo import run_curve
 
     result = run_curve(
         model,
@@ -96,6 +96,6 @@ def zoo_curve(
         progress=typer.echo,
     )
     if report is not None:
-        from edge.provenance import write_json
+        from rws.edge.provenance import write_json
 
         write_json(report, result)

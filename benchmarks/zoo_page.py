@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.committed import RESULTS
-from benchmarks.markdown import made_by, table
-from benchmarks.oracle_page import read
+from rws.benchmarks.committed import RESULTS
+from rws.benchmarks.markdown import made_by, table
+from rws.benchmarks.oracle_page import read
 
 SEVERITIES = (3, 5)
 LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}

@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from edge.errors import InputError, first_line
+from rws.edge.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edge.loop import Result, Sink
-    from edge.sources import Frame
+    from rws.edge.loop import Result, Sink
+    from rws.edge.sources import Frame
 
 log = logging.getLogger(__name__)
 

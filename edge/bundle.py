@@ -8,9 +8,9 @@ Format version 1:
   its `files` MUST give size and SHA-256 of the other four files, and name no others.
 - `model.onnx` MUST take one float32 image (N, 3, height, width), RGB, 0…1, give one logit a class, and hold every
   patched tensor as a finite float32 initializer. ONNX files MUST NOT refer to other files.
-- `signatures.safetensors` (see `edge.signatures`) MUST be made for the patched tensors of `model.onnx`.
+- `signatures.safetensors` (see `rws.edge.signatures`) MUST be made for the patched tensors of `model.onnx`.
 - `oracle.onnx` MUST take the same image and give 1 + corruptions x levels probabilities.
-- `policy.safetensors` MUST hold the finite arrays of a gain table (see `oracle.policy`) and no others.
+- `policy.safetensors` MUST hold the finite arrays of a gain table (see `rws.oracle.policy`) and no others.
 - A reader MUST check sizes and hashes first and refuse a bundle that breaks any of this.
 """
 
@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.atomic import atomic_path
-from edge.errors import BundleError, FormatError, InputError, RwsError
-from edge.models.base import PatchableModel
-from edge.models.onnx_graph import clean_tensors, data_input, output_shape, read_model
-from edge.models.onnx_model import OnnxModel
-from edge.signatures import SignatureSet, check_signature_name
-from edge.tensorfile import read_tensors, write_tensors
-from oracle.network import Oracle
-from oracle.policy import GainTable, Policy, make_policy
-from oracle.temporal import BeliefFilter
+from rws.edge.atomic import atomic_path
+from rws.edge.errors import BundleError, FormatError, InputError, RwsError
+from rws.edge.models.base import PatchableModel
+from rws.edge.models.onnx_graph import clean_tensors, data_input, output_shape, read_model
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.signatures import SignatureSet, check_signature_name
+from rws.edge.tensorfile import read_tensors, write_tensors
+from rws.oracle.network import Oracle
+from rws.oracle.policy import GainTable, Policy, make_policy
+from rws.oracle.temporal import BeliefFilter
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
 FORMAT = "rws-bundle"
@@ -86,7 +86,7 @@ class Manifest:
         corruptions: the corruption names that the oracle knows, in the order of its output.
         severity_levels: the levels that the oracle tells apart, ascending, above 0, at most 5.
         filter: settings of `BeliefFilter`.
-        policy: kind and settings of the policy, see `oracle.policy.make_policy`.
+        policy: kind and settings of the policy, see `rws.oracle.policy.make_policy`.
         provenance: where everything came from: recipe, seed, data, versions, command.
         measured: accuracies in percent, and on what.
         files: file name → size and hash.
@@ -207,7 +207,7 @@ class Bundle:
                 way=way,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
-        from edge.models.torch_model import TorchModel
+        from rws.edge.models.torch_model import TorchModel
 
         return TorchModel.from_onnx(
             content, self.signatures, self.signatures.tensors, device=provider, threads=threads, way=way
@@ -282,7 +282,7 @@ def write_bundle(
         severity_levels: the oracle's levels.
         policy_arrays: `GainTable.to_arrays()`.
         corruptions: the oracle's corruptions; None for the signatures' names.
-        policy, filter: see `oracle.policy.make_policy`, and settings of `BeliefFilter`.
+        policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
         provenance, measured: plain JSON values.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edge.errors import RwsError
+from rws.edge.errors import RwsError
 
 COMMANDS = "rws.commands"
 

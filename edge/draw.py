@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
-    from edge.loop import Result
+    from rws.edge.loop import Result
 
 Colour = tuple[int, int, int]
 

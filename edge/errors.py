@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oracle.errors import FormatError, InputError, RwsError
+from rws.oracle.errors import FormatError, InputError, RwsError
 
 __all__ = [
     "BundleError",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edge.errors import MissingExtraError
-
-OUR_PACKAGES = ("oracle", "edge", "training", "benchmarks")
+from rws.edge.errors import MissingExtraError
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def require(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in OUR_PACKAGES:
+        if error.name is None or error.name.split(".")[0] == "rws":
             raise
         raise MissingExtraError(
             f"this needs the Python package {error.name!r}, which is not installed here; "

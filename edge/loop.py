@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import InputError
-from edge.models.base import PatchableModel
-from edge.preprocess import preprocess
-from edge.sources import Frame, Source, open_source
-from oracle.belief import Belief
-from oracle.policy import Policy
+from rws.edge.errors import InputError
+from rws.edge.models.base import PatchableModel
+from rws.edge.preprocess import preprocess
+from rws.edge.sources import Frame, Source, open_source
+from rws.oracle.belief import Belief
+from rws.oracle.policy import Policy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edge.bundle import Bundle
+    from rws.edge.bundle import Bundle
 
 # A camera that is lost for less than this is back before its weather has changed.
 REVERT_AFTER = 2.0
@@ -38,14 +38,14 @@ STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
 
 class Observer(Protocol):
-    """Says what corrupts a frame; `oracle.network.Oracle` is one."""
+    """Says what corrupts a frame; `rws.oracle.network.Oracle` is one."""
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
         """The belief about one frame, float32 (3, H, W), RGB, 0…1."""
 
 
 class Filter(Protocol):
-    """Smooths beliefs over time; `oracle.temporal.BeliefFilter` is one."""
+    """Smooths beliefs over time; `rws.oracle.temporal.BeliefFilter` is one."""
 
     def update(self, belief: Belief) -> Belief:
         """The belief after this frame."""
@@ -55,7 +55,7 @@ class Filter(Protocol):
 
 
 class Sink(Protocol):
-    """Takes each frame with its result; `edge.sinks` has some."""
+    """Takes each frame with its result; `rws.edge.sinks` has some."""
 
     def write(self, frame: Frame, result: Result) -> None:
         """Take one frame and what was found in it."""
@@ -237,7 +237,7 @@ class Runtime:
             oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
             compare: asked at each frame; whether the clean model shall classify it as well (`Result.unpatched`).
             renew: asked before each frame, and while none comes; a runtime whose model, oracle, policy and filter take
-                over from here (see `edge.watch`). It should be warm.
+                over from here (see `rws.edge.watch`). It should be warm.
             on_idle: called about four times a second while no frame comes, with the seconds since the last one.
 
         Yields:

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edge.atomic import atomic_write_bytes
-from edge.sources import hide_password
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.sources import hide_password
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import cv2
 
-from edge.child import python_command
-from edge.draw import annotate
-from edge.errors import RwsError
+from rws.edge.child import python_command
+from rws.edge.draw import annotate
+from rws.edge.errors import RwsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edge.loop import Result
-    from edge.sources import Frame
+    from rws.edge.loop import Result
+    from rws.edge.sources import Frame
 
 ESCAPE = 27
 ELSEWHERE = "see the pictures in a browser with --serve, or write them to a file with --save"
@@ -30,7 +30,7 @@ PROBE_TIMEOUT = 60.0  # seconds
 
 
 class WindowSink:
-    """Shows annotated frames (`edge.draw.annotate`) in a window. A context manager that takes the window away.
+    """Shows annotated frames (`rws.edge.draw.annotate`) in a window. A context manager that takes the window away.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
     If the display itself goes away, the window system ends the process: this is for looking, not for a service.

@@ -31,11 +31,11 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.atomic import atomic_write_bytes
-from edge.errors import FormatError, SignatureError
-from edge.quantise import Bits, Per, Quantised, check_code, dequantise, largest_value, quantise, value_dtype
-from edge.tensorfile import read_tensors, write_tensors
-from oracle.belief import CLEAN
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.errors import FormatError, SignatureError
+from rws.edge.quantise import Bits, Per, Quantised, check_code, dequantise, largest_value, quantise, value_dtype
+from rws.edge.tensorfile import read_tensors, write_tensors
+from rws.oracle.belief import CLEAN
 
 FORMAT = "rws-signatures"
 VERSION = 1

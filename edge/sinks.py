@@ -26,12 +26,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.atomic import atomic_path
-from edge.draw import annotate
-from edge.errors import InputError, RwsError
-from edge.loop import STAGES, Result
-from edge.sources import Frame
-from edge.video import VideoFile, WholeFile
+from rws.edge.atomic import atomic_path
+from rws.edge.draw import annotate
+from rws.edge.errors import InputError, RwsError
+from rws.edge.loop import STAGES, Result
+from rws.edge.sources import Frame
+from rws.edge.video import VideoFile, WholeFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -189,7 +189,7 @@ class CsvSink(_LineSink):
 
 
 class VideoSink(_FileSink):
-    """Annotated frames (`edge.draw.annotate`) as a video. Without a frame, there is no file.
+    """Annotated frames (`rws.edge.draw.annotate`) as a video. Without a frame, there is no file.
 
     The first frame decides the size; a frame of another size is fitted into it.
 

@@ -2,7 +2,7 @@
 
 A source yields what it was given and nothing else: an image that cannot be decoded is counted in `rejections` and
 named in a warning, never replaced by another picture. Cameras, video files and streams are read in a process of their
-own (`edge.capture`). BGR, OpenCV's colour order, does not leave these modules.
+own (`rws.edge.capture`). BGR, OpenCV's colour order, does not leave these modules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import InputError, SourceError
+from rws.edge.errors import InputError, SourceError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -317,7 +317,7 @@ def open_source(
         ...     for frame in source:
         ...         print(frame.index, frame.image.shape)
     """
-    from edge.capture import CapturedSource, CaptureSettings
+    from rws.edge.capture import CapturedSource, CaptureSettings
 
     def captured(kind: Literal["camera", "file", "network"], target: int | str, name: str) -> Source:
         settings = CaptureSettings(target, kind, latest)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.live import Live
 from rich.text import Text
 
-from edge.monitor import Monitor
+from rws.edge.monitor import Monitor
 
 if TYPE_CHECKING:
     from rich.console import Console

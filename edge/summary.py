@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edge.loop import STAGES, Result
-from edge.sources import Source
+from rws.edge.loop import STAGES, Result
+from rws.edge.sources import Source
 
 TOTAL = "total"
 

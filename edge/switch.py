@@ -7,9 +7,9 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from edge.atomic import atomic_path
-from edge.bundle import FILES, MANIFEST, Bundle, self_test
-from edge.errors import BundleError, InputError, RwsError
+from rws.edge.atomic import atomic_path
+from rws.edge.bundle import FILES, MANIFEST, Bundle, self_test
+from rws.edge.errors import BundleError, InputError, RwsError
 
 
 def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:

@@ -3,7 +3,7 @@
 Where the two builds differ (a CPU torch beside the registry's torchvision; most Jetson installs), torchvision's
 compiled operators fail to load and `import torchvision` ends with `operator torchvision::nms does not exist`.
 Declaring the two operators that it registers Python code for is enough for models, datasets and transforms, and for
-onnx2torch, which imports it. Import it from here: `from edge.torchvision_compat import torchvision`.
+onnx2torch, which imports it. Import it from here: `from rws.edge.torchvision_compat import torchvision`.
 """
 
 from __future__ import annotations

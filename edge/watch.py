@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edge.bundle import FILES, MANIFEST, Bundle
-from edge.errors import first_line
+from rws.edge.bundle import FILES, MANIFEST, Bundle
+from rws.edge.errors import first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,9 +14,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from edge.bundle import write_bundle
-from edge.cli import app
-from edge.models.onnx_graph import clean_tensors, read_model, shallow_tensors
+from rws.edge.bundle import write_bundle
+from rws.edge.cli import app
+from rws.edge.models.onnx_graph import clean_tensors, read_model, shallow_tensors
 from tests.edge.loop_fakes import write_images
 from tests.edge.tiny import CLASSES, bundle_parts, make_signatures, network
 

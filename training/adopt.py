@@ -33,26 +33,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge.bundle import check_bundle_folder, write_bundle
-from edge.models.onnx_graph import clean_tensors, shallow_tensors
-from edge.models.onnx_model import OnnxModel
-from edge.provenance import provenance
-from edge.quantise import check_code
-from edge.signatures import SignatureSet, shallow_sha256
-from oracle.errors import FormatError, InputError
-from oracle.policy import GainTable, ToldPolicy
-from training.adopt_model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
-from training.adopt_oracle import ViewRecipe, fit_view_oracle
-from training.allocator import keep_freed_memory
-from training.calibrate import CalibrationRecipe, measure_gain, percent_right
-from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
-from training.data import Images
-from training.fit import DivergedError, learning_rate_at, to_input
-from training.oracle_fit import LEVELS
-from training.recipe import StreamRecipe, parse, tomllib
-from training.seeds import derive_seed
-from training.signatures import DELTAS, Deltas
-from training.store import ARRAYS, SCORED, Codec, Entry, Store, T
+from rws.edge.bundle import check_bundle_folder, write_bundle
+from rws.edge.models.onnx_graph import clean_tensors, shallow_tensors
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.provenance import provenance
+from rws.edge.quantise import check_code
+from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.oracle.errors import FormatError, InputError
+from rws.oracle.policy import GainTable, ToldPolicy
+from rws.training.adopt_model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
+from rws.training.adopt_oracle import ViewRecipe, fit_view_oracle
+from rws.training.allocator import keep_freed_memory
+from rws.training.calibrate import CalibrationRecipe, measure_gain, percent_right
+from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.data import Images
+from rws.training.fit import DivergedError, learning_rate_at, to_input
+from rws.training.oracle_fit import LEVELS
+from rws.training.recipe import StreamRecipe, parse, tomllib
+from rws.training.seeds import derive_seed
+from rws.training.signatures import DELTAS, Deltas
+from rws.training.store import ARRAYS, SCORED, Codec, Entry, Store, T
 
 TARGETS = ("auto", "output", "shallow")
 

@@ -21,12 +21,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge.bundle import ORACLE, Bundle
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from training.export import export_onnx, stored_as_half
-from training.fit import DivergedError, learning_rate_at
-from training.oracle_fit import (
+from rws.edge.bundle import ORACLE, Bundle
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.export import export_onnx, stored_as_half
+from rws.training.fit import DivergedError, learning_rate_at
+from rws.training.oracle_fit import (
     _SHARPNESS,
     OracleNetwork,
     OracleRecipe,
@@ -38,7 +38,7 @@ from training.oracle_fit import (
     training_prior,
     weigh_clean,
 )
-from training.seeds import derive_seed
+from rws.training.seeds import derive_seed
 
 _CHUNK = 200
 

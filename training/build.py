@@ -1,8 +1,8 @@
 """From clean images to a bundle, as independent jobs.
 
 Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
-already and was made from the same things, the job is done (`training.store`). So a build that was stopped goes on where
-it was, and several processes (or machines that share the folder) can each take some of the jobs.
+already and was made from the same things, the job is done (`rws.training.store`). So a build that was stopped goes on
+where it was, and several processes (or machines that share the folder) can each take some of the jobs.
 
     init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
           ├─► robust-<c> ─► signature-residual-<c>       │
@@ -28,20 +28,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.bundle import MODEL, Bundle, write_bundle
-from edge.models.base import PatchableModel
-from edge.models.onnx_model import OnnxModel
-from edge.models.torch_model import TorchModel
-from edge.signatures import SignatureSet, shallow_sha256
-from oracle.errors import InputError
-from oracle.policy import GainTable
-from training.calibrate import check_signed, measure_gain
-from training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from training.data import Images, fitted, load_images, split_train_validation
-from training.export import export_onnx
-from training.fit import Corrupted, FitRecipe, accuracy, fit
-from training.models import build_model, fold_batchnorm, shallow_tensors, take_fitting
-from training.oracle_fit import (
+from rws.edge.bundle import MODEL, Bundle, write_bundle
+from rws.edge.models.base import PatchableModel
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.models.torch_model import TorchModel
+from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable
+from rws.training.calibrate import check_signed, measure_gain
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.data import Images, fitted, load_images, split_train_validation
+from rws.training.export import export_onnx
+from rws.training.fit import Corrupted, FitRecipe, accuracy, fit
+from rws.training.models import build_model, fold_batchnorm, shallow_tensors, take_fitting
+from rws.training.oracle_fit import (
     LEVELS,
     OracleNetwork,
     draw_severities,
@@ -55,10 +55,10 @@ from training.oracle_fit import (
     training_prior,
     weigh_clean,
 )
-from training.recipe import Recipe
-from training.seeds import derive_seed
-from training.signatures import DELTAS, Deltas, residual_signature, tuned_signature
-from training.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
+from rws.training.recipe import Recipe
+from rws.training.seeds import derive_seed
+from rws.training.signatures import DELTAS, Deltas, residual_signature, tuned_signature
+from rws.training.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 

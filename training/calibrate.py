@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edge.models.base import PatchableModel
-from oracle.errors import InputError
-from oracle.policy import GainTable
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import Images
-from training.seeds import derive_seed
+from rws.edge.models.base import PatchableModel
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data import Images
+from rws.training.seeds import derive_seed
 
 _BATCH = 50
 

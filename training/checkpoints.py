@@ -8,11 +8,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edge.models.onnx_graph import prepare, read_model
-from edge.models.onnx_graph import shallow_tensors as shallow_onnx
-from oracle.errors import FormatError, InputError
-from training.models import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
-from training.recipe import load_recipe
+from rws.edge.models.onnx_graph import prepare, read_model
+from rws.edge.models.onnx_graph import shallow_tensors as shallow_onnx
+from rws.oracle.errors import FormatError, InputError
+from rws.training.models import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
+from rws.training.recipe import load_recipe
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
@@ -45,7 +45,7 @@ def folded_weights(
 
     Args:
         path: `.onnx`, or a state dict as in `folded_model`.
-        layers: the shallowest n layers (see `training.models.shallow_tensors`).
+        layers: the shallowest n layers (see `rws.training.models.shallow_tensors`).
         recipe, classes: as in `folded_model`; not needed for `.onnx`.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from edge.extras import require
-from oracle.errors import InputError
+from rws.edge.extras import require
+from rws.oracle.errors import InputError
 
 
 class Way(str, Enum):
@@ -138,9 +138,9 @@ def build(
     with require("train"):
         import torch
 
-        from edge.bundle import Bundle
-        from training.build import Build
-        from training.recipe import load_recipe
+        from rws.edge.bundle import Bundle
+        from rws.training.build import Build
+        from rws.training.recipe import load_recipe
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = load_recipe(recipe or "cifar10_vgg16")
@@ -186,9 +186,9 @@ def _adopt(
     with require("train"):
         import torch
 
-        from training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
-        from training.adopt_model import Preprocessing, adopt_model, load_classifier
-        from training.adopt_pictures import load_labelled, load_pictures, read_names
+        from rws.training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
+        from rws.training.adopt_model import Preprocessing, adopt_model, load_classifier
+        from rws.training.adopt_pictures import load_labelled, load_pictures, read_names
     if threads is not None:
         torch.set_num_threads(threads)
     mean, std, scale, bgr = preprocessing
@@ -288,16 +288,16 @@ def extract(
     with require("train"):
         import torch
 
-        from training.checkpoints import folded_model, folded_weights
-        from training.corruptions import CORRUPTIONS
-        from training.data import load_images
-        from training.fit import Corrupted
-        from training.models import shallow_tensors
-        from training.recipe import load_recipe
-        from training.signatures import residual_signature, tuned_signature
-    from edge.provenance import write_json
-    from edge.signatures import SignatureSet, shallow_sha256
-    from edge.sinks import check_target
+        from rws.training.checkpoints import folded_model, folded_weights
+        from rws.training.corruptions import CORRUPTIONS
+        from rws.training.data import load_images
+        from rws.training.fit import Corrupted
+        from rws.training.models import shallow_tensors
+        from rws.training.recipe import load_recipe
+        from rws.training.signatures import residual_signature, tuned_signature
+    from rws.edge.provenance import write_json
+    from rws.edge.signatures import SignatureSet, shallow_sha256
+    from rws.edge.sinks import check_target
 
     for target in (out, report):
         if target is not None:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge.atomic import atomic_path
-from edge.preprocess import cover
-from edge.sources import IMAGE_SUFFIXES
-from oracle.errors import InputError
+from rws.edge.atomic import atomic_path
+from rws.edge.preprocess import cover
+from rws.edge.sources import IMAGE_SUFFIXES
+from rws.oracle.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 ANNOTATIONS = "val_annotations.txt"
@@ -168,7 +168,7 @@ def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Im
 
 
 def _load_torchvision(name: str, split: str, root: Path, size: int | None) -> Images:
-    from edge.torchvision_compat import torchvision
+    from rws.edge.torchvision_compat import torchvision
 
     dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
     images = dataset.data if size is None else np.stack([cover(image, size, size) for image in dataset.data])

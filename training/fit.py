@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge.atomic import atomic_path
-from oracle.errors import InputError
-from training.allocator import keep_freed_memory
-from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
-from training.data import Images
-from training.seeds import derive_seed
+from rws.edge.atomic import atomic_path
+from rws.oracle.errors import InputError
+from rws.training.allocator import keep_freed_memory
+from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.data import Images
+from rws.training.seeds import derive_seed
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")

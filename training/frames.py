@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.seeds import derive_seed
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.seeds import derive_seed
 
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 

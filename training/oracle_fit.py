@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oracle.errors import InputError
-from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
-from training.data import Images
-from training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
-from training.seeds import derive_seed
-from training.store import STATE, Store
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
+from rws.training.data import Images
+from rws.training.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
+from rws.training.seeds import derive_seed
+from rws.training.store import STATE, Store
 
 ORACLE_VERSION = 1
 """Raise it when the same recipe and images give another network."""
@@ -244,7 +244,7 @@ def fit_oracle(
         data: the images.
         recipe: how to train.
         corruptions: the types it learns to tell apart; its states are clean and these, in this order.
-        seed, checkpoint, report: as in `training.fit.fit`.
+        seed, checkpoint, report: as in `rws.training.fit.fit`.
     """
     torch.manual_seed(seed)
     device = data.pixels.device
@@ -363,6 +363,6 @@ def export_oracle(network: OracleNetwork, temperature: float, size: int, clean_w
         def forward(self, image: Tensor) -> Tensor:
             return self.network(image).softmax(1)
 
-    from training.export import export_onnx, stored_as_half
+    from rws.training.export import export_onnx, stored_as_half
 
     return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, input_name="image", output_name="joint"))

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from oracle.errors import FormatError, InputError
-from training.calibrate import CalibrationRecipe
-from training.fit import FitRecipe
-from training.models import ModelSpec
-from training.oracle_fit import OracleRecipe
-from training.signatures import RESIDUALS, TuneRecipe
+from rws.oracle.errors import FormatError, InputError
+from rws.training.calibrate import CalibrationRecipe
+from rws.training.fit import FitRecipe
+from rws.training.models import ModelSpec
+from rws.training.oracle_fit import OracleRecipe
+from rws.training.signatures import RESIDUALS, TuneRecipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,7 +87,7 @@ class StreamRecipe:
     share: float = 0.02
 
     def policy_settings(self) -> dict[str, Any]:
-        """As `bundle.json` has them; see `oracle.policy.make_policy`."""
+        """As `bundle.json` has them; see `rws.oracle.policy.make_policy`."""
         return {
             "kind": "weighted",
             "threshold": self.threshold,

@@ -20,11 +20,21 @@ from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from edge.signatures import shallow_sha256
-from oracle.errors import InputError
-from training.data import Images
-from training.fit import Batch, Corrupted, Report, autocast, batches, check_schedule, steps_per_epoch, to_input, train
-from training.store import Codec
+from rws.edge.signatures import shallow_sha256
+from rws.oracle.errors import InputError
+from rws.training.data import Images
+from rws.training.fit import (
+    Batch,
+    Corrupted,
+    Report,
+    autocast,
+    batches,
+    check_schedule,
+    steps_per_epoch,
+    to_input,
+    train,
+)
+from rws.training.store import Codec
 
 Deltas = dict[str, Tensor]
 

@@ -23,8 +23,8 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from edge.atomic import atomic_write_bytes
-from oracle.errors import InputError
+from rws.edge.atomic import atomic_write_bytes
+from rws.oracle.errors import InputError
 
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], None]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from edge.bundle import ORACLE, Bundle
-from oracle.errors import InputError
-from training.build import Build, Progress
-from training.data import TORCHVISION_DATASETS, Images, fitted, load_images
-from training.recipe import Recipe, load_recipe
+from rws.edge.bundle import ORACLE, Bundle
+from rws.oracle.errors import InputError
+from rws.training.build import Build, Progress
+from rws.training.data import TORCHVISION_DATASETS, Images, fitted, load_images
+from rws.training.recipe import Recipe, load_recipe
 
 SCALES = ("small", "full")
 WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")

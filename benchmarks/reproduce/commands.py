@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edge.extras import require
+from rws.edge.extras import require
 
 
 def reproduce(
@@ -55,12 +55,12 @@ def reproduce(
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
     with require("bench"):
-        from benchmarks.reproduce.columns import COLUMNS, RECIPES, Place, parse_data
-        from benchmarks.reproduce.run import RESULTS, tasks
-        from benchmarks.reproduce.run import reproduce as run
-        from benchmarks.reproduce.run import status as list_results
-        from edge.provenance import write_json
-        from oracle.errors import InputError
+        from rws.benchmarks.reproduce.columns import COLUMNS, RECIPES, Place, parse_data
+        from rws.benchmarks.reproduce.run import RESULTS, tasks
+        from rws.benchmarks.reproduce.run import reproduce as run
+        from rws.benchmarks.reproduce.run import status as list_results
+        from rws.edge.provenance import write_json
+        from rws.oracle.errors import InputError
     if status:
         results = out or (RESULTS if RESULTS.is_dir() else work)
         rows = list_results(results)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.reproduce import figures, tables
-from benchmarks.reproduce.columns import SCALES
-from benchmarks.reproduce.inits import compare_inits
+from rws.benchmarks.reproduce import figures, tables
+from rws.benchmarks.reproduce.columns import SCALES
+from rws.benchmarks.reproduce.inits import compare_inits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.judge import corrupted
-from benchmarks.reproduce.measure import ALL_LAYERS, Measure, Variant, flat
-from benchmarks.timeline import GRID, INK, MUTED
-from training.corruptions import CORRUPTIONS
-from training.data import Images
-from training.fit import to_input
-from training.signatures import Deltas, composed, patched, shallow_part
+from rws.benchmarks.judge import corrupted
+from rws.benchmarks.reproduce.measure import ALL_LAYERS, Measure, Variant, flat
+from rws.benchmarks.timeline import GRID, INK, MUTED
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images
+from rws.training.fit import to_input
+from rws.training.signatures import Deltas, composed, patched, shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.judge import corrupted
-from benchmarks.replay import TestSet, corrupted_sets
-from benchmarks.reproduce.columns import ColumnBuild
-from edge.quantise import dequantise, quantise
-from oracle.belief import CLEAN
-from training.corruptions import CORRUPTIONS
-from training.data import Images
-from training.fit import predict
-from training.models import fold_batchnorm, group_layers, shallow_tensors
-from training.signatures import Deltas, composed, patched, residual_signature
-from training.store import JSON, Store
+from rws.benchmarks.judge import corrupted
+from rws.benchmarks.replay import TestSet, corrupted_sets
+from rws.benchmarks.reproduce.columns import ColumnBuild
+from rws.edge.quantise import dequantise, quantise
+from rws.oracle.belief import CLEAN
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images
+from rws.training.fit import predict
+from rws.training.models import fold_batchnorm, group_layers, shallow_tensors
+from rws.training.signatures import Deltas, composed, patched, residual_signature
+from rws.training.store import JSON, Store
 
 REPRODUCE_VERSION = 1
 """Raise it when the same models and images give other scores, tables or figures."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.markdown import made_by, table
-from benchmarks.reproduce.columns import SCALES
-from benchmarks.reproduce.entries import ENTRIES, TABLE_COLUMNS
-from benchmarks.reproduce.run import RESULTS, Task, status, tasks
+from rws.benchmarks.markdown import made_by, table
+from rws.benchmarks.reproduce.columns import SCALES
+from rws.benchmarks.reproduce.entries import ENTRIES, TABLE_COLUMNS
+from rws.benchmarks.reproduce.run import RESULTS, Task, status, tasks
 
 TITLES = {
     "cifar10-vgg16": "CIFAR-10, VGG-16",

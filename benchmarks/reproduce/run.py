@@ -11,17 +11,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 
-from benchmarks import committed
-from benchmarks.figures import small_png
-from benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place
-from benchmarks.reproduce.entries import ENTRIES, Entry
-from benchmarks.reproduce.measure import REPRODUCE_VERSION, Measure, Variant
-from benchmarks.reproduce.tables import TABLE1, TABLE5, trained
-from benchmarks.reproduce.train import run_in_workers, train
-from edge.atomic import atomic_write_bytes
-from edge.provenance import provenance, write_json
-from oracle.errors import InputError
-from training.store import JSON, Store, run_jobs
+from rws.benchmarks import committed
+from rws.benchmarks.figures import small_png
+from rws.benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place
+from rws.benchmarks.reproduce.entries import ENTRIES, Entry
+from rws.benchmarks.reproduce.measure import REPRODUCE_VERSION, Measure, Variant
+from rws.benchmarks.reproduce.tables import TABLE1, TABLE5, trained
+from rws.benchmarks.reproduce.train import run_in_workers, train
+from rws.edge.atomic import atomic_write_bytes
+from rws.edge.provenance import provenance, write_json
+from rws.oracle.errors import InputError
+from rws.training.store import JSON, Store, run_jobs
 
 RESULTS = committed.RESULTS / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.judge import corrupted
-from benchmarks.replay import Replayer
-from benchmarks.reproduce.columns import WAYS
-from benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
-from benchmarks.ways import train_seconds
-from edge.bundle import Bundle
-from oracle.belief import CLEAN
-from training.corruptions import CORRUPTIONS
-from training.data import Images
-from training.signatures import Deltas, composed, patched
-from training.store import JSON
+from rws.benchmarks.judge import corrupted
+from rws.benchmarks.replay import Replayer
+from rws.benchmarks.reproduce.columns import WAYS
+from rws.benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from rws.benchmarks.ways import train_seconds
+from rws.edge.bundle import Bundle
+from rws.oracle.belief import CLEAN
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images
+from rws.training.signatures import Deltas, composed, patched
+from rws.training.store import JSON
 
 TRAINED = "trained oracle"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduce.columns import COLUMNS, WAYS, ColumnBuild, Place
-from oracle.errors import RwsError
-from training.corruptions import CORRUPTIONS
-from training.store import run_jobs
+from rws.benchmarks.reproduce.columns import COLUMNS, WAYS, ColumnBuild, Place
+from rws.oracle.errors import RwsError
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.store import run_jobs
 
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:

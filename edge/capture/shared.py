@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from edge.capture.checks import REASONS
+from rws.edge.capture.checks import REASONS
 
 # `discarded` alone is written by the loop, the others by the capture process: no two of them write one number.
 COUNTERS = ("received", "dropped", "discarded", *REASONS)

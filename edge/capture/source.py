@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
-from edge.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
-from edge.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
-from edge.capture.shared import Counters
-from edge.errors import SourceError
-from edge.sources import TICK, Frame, Source
+from rws.edge.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
+from rws.edge.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
+from rws.edge.capture.shared import Counters
+from rws.edge.errors import SourceError
+from rws.edge.sources import TICK, Frame, Source
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edge.bundle import Bundle
+    from rws.edge.bundle import Bundle
 
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="Bundle folder; left out: the bundled default.", show_default=False)
@@ -28,8 +28,8 @@ def inspect(
         rws inspect                     # the bundled default
         rws inspect my_bundle --json my_bundle.json
     """
-    from edge.atomic import atomic_write_bytes
-    from edge.bundle import Bundle
+    from rws.edge.atomic import atomic_write_bytes
+    from rws.edge.bundle import Bundle
 
     bundle = Bundle.load(path)
     description = _describe(bundle)
@@ -46,7 +46,7 @@ def verify(path: BundleArgument = None) -> None:
         rws verify                      # the bundled default
         rws verify my_bundle && rws run 0 --bundle my_bundle
     """
-    from edge.bundle import Bundle, self_test
+    from rws.edge.bundle import Bundle, self_test
 
     loaded = Bundle.load(path)
     typer.echo(f"ok  {loaded.path}: format, sizes, hashes, names, shapes and values")
@@ -89,8 +89,8 @@ def add(
         rws bundle add my_bundle all.safetensors --name fog --name snow
         rws bundle add my_bundle other_model.safetensors --transfer
     """
-    from edge.bundle import add_signatures
-    from edge.signatures import SignatureSet
+    from rws.edge.bundle import add_signatures
+    from rws.edge.signatures import SignatureSet
 
     changed = add_signatures(path, SignatureSet.load(signatures), name or None, transfer)
     _print_change(changed)
@@ -106,7 +106,7 @@ def remove(
     Examples:
         rws bundle remove my_bundle fog
     """
-    from edge.bundle import remove_signature
+    from rws.edge.bundle import remove_signature
 
     _print_change(remove_signature(path, name))
 
@@ -134,7 +134,7 @@ def switch(
         rws bundle switch /var/lib/rws/current v2                     # a link: v2 is copied beside what it points to
         rws bundle switch /var/lib/rws/current /var/lib/rws/v1        # and back
     """
-    from edge.switch import switch_bundle
+    from rws.edge.switch import switch_bundle
 
     changed = switch_bundle(current, new, other_classes)
     where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)

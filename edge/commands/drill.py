@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edge.bundle import Bundle
-    from edge.drill.case import Outcome
+    from rws.edge.bundle import Bundle
+    from rws.edge.drill.case import Outcome
 
 
 def drill(
@@ -56,10 +56,10 @@ def drill(
     """
     from rich.console import Console
 
-    from edge.bundle import Bundle
-    from edge.provenance import provenance, write_json
-    from edge.sinks import check_target
-    from edge.sources import quiet_opencv
+    from rws.edge.bundle import Bundle
+    from rws.edge.provenance import provenance, write_json
+    from rws.edge.sinks import check_target
+    from rws.edge.sources import quiet_opencv
 
     quiet_opencv()
     if report is not None:
@@ -67,7 +67,7 @@ def drill(
     console = Console(highlight=False, soft_wrap=True)
     loaded = Bundle.load(bundle)
     if soak is not None:
-        from edge.drill.soak import soak as run_soak
+        from rws.edge.drill.soak import soak as run_soak
 
         result = run_soak(soak, fps, loaded.path, console.print)
         failed = [promise for promise, held in result["held"].items() if not held]
@@ -92,7 +92,7 @@ def _quiet() -> Iterator[None]:
     """The faults are on purpose: what the sources say of them would drown what came of them."""
     import logging
 
-    logger = logging.getLogger("edge")
+    logger = logging.getLogger("rws")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
@@ -104,9 +104,9 @@ def _quiet() -> Iterator[None]:
 def _run_cases(bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console) -> list[Outcome]:
     import tempfile
 
-    from edge.drill.cases import all_cases
-    from edge.errors import InputError
-    from edge.loop import Runtime
+    from rws.edge.drill.cases import all_cases
+    from rws.edge.errors import InputError
+    from rws.edge.loop import Runtime
 
     chosen = [case for case in all_cases() if only is None or only.lower() in case.name.lower()]
     if not chosen:

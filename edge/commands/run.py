@@ -21,15 +21,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edge.background import BackgroundSink
-    from edge.bundle import Bundle, Manifest
-    from edge.loop import Result, Runtime, Sink
-    from edge.monitor import Monitor
-    from edge.output import LossyOutput
-    from edge.serve import PageServer
-    from edge.show import WindowSink
-    from edge.sources import Frame, Source
-    from edge.watch import BundleWatch
+    from rws.edge.background import BackgroundSink
+    from rws.edge.bundle import Bundle, Manifest
+    from rws.edge.loop import Result, Runtime, Sink
+    from rws.edge.monitor import Monitor
+    from rws.edge.output import LossyOutput
+    from rws.edge.serve import PageServer
+    from rws.edge.show import WindowSink
+    from rws.edge.sources import Frame, Source
+    from rws.edge.watch import BundleWatch
 
 
 log = logging.getLogger(__name__)
@@ -162,18 +162,18 @@ def run(
     """
     from rich.console import Console
 
-    from edge.bundle import DEFAULT_BUNDLE, Bundle
-    from edge.errors import SourceError
-    from edge.loop import Runtime
-    from edge.monitor import Monitor
-    from edge.output import LossyOutput
-    from edge.provenance import portable_path, provenance, write_json
-    from edge.sinks import check_target
-    from edge.sources import open_source, quiet_opencv
-    from edge.status import StatusLine
-    from edge.summary import Summary
-    from edge.supervisor import Supervisor
-    from edge.watch import BundleWatch
+    from rws.edge.bundle import DEFAULT_BUNDLE, Bundle
+    from rws.edge.errors import SourceError
+    from rws.edge.loop import Runtime
+    from rws.edge.monitor import Monitor
+    from rws.edge.output import LossyOutput
+    from rws.edge.provenance import portable_path, provenance, write_json
+    from rws.edge.sinks import check_target
+    from rws.edge.sources import open_source, quiet_opencv
+    from rws.edge.status import StatusLine
+    from rws.edge.summary import Summary
+    from rws.edge.supervisor import Supervisor
+    from rws.edge.watch import BundleWatch
 
     quiet_opencv()
     if report is not None:
@@ -302,12 +302,12 @@ def oracle(
     """
     from rich.console import Console
 
-    from edge.bundle import Bundle
-    from edge.errors import SourceError
-    from edge.preprocess import preprocess
-    from edge.provenance import write_json
-    from edge.sinks import check_target
-    from edge.sources import ImageSource, open_source, quiet_opencv
+    from rws.edge.bundle import Bundle
+    from rws.edge.errors import SourceError
+    from rws.edge.preprocess import preprocess
+    from rws.edge.provenance import write_json
+    from rws.edge.sinks import check_target
+    from rws.edge.sources import ImageSource, open_source, quiet_opencv
 
     quiet_opencv()
     if report is not None:
@@ -385,7 +385,7 @@ class _Outputs:
 
     def files(self, jsonl: Path | None, csv: Path | None, save: Path | None) -> None:
         """The files that were asked for."""
-        from edge.sinks import CsvSink, JsonlSink, VideoSink
+        from rws.edge.sinks import CsvSink, JsonlSink, VideoSink
 
         live = self._source.live
         if jsonl is not None:
@@ -397,7 +397,7 @@ class _Outputs:
 
     def page(self, address: str, token: str | None) -> None:
         """The page."""
-        from edge.serve import PageServer
+        from rws.edge.serve import PageServer
 
         self._page = self._stack.enter_context(PageServer(address, self._monitor, token=token))
         self.sinks.append(self._page)
@@ -407,7 +407,7 @@ class _Outputs:
 
     def window(self) -> None:
         """The window, which must be served by the loop's own thread."""
-        from edge.show import WindowSink
+        from rws.edge.show import WindowSink
 
         self._window = self._stack.enter_context(WindowSink(on_close=self._source.stop))
         self.sinks.append(self._window)
@@ -426,7 +426,7 @@ class _Outputs:
         return {name: sink.counts() for name, sink in self._behind.items()}
 
     def _add(self, name: str, sink: Sink) -> None:
-        from edge.background import BackgroundSink
+        from rws.edge.background import BackgroundSink
 
         # Whether a stream has an end is known only when it is open.
         behind = BackgroundSink(sink, when_full=lambda: "drop" if self._source.live else "wait")
@@ -482,9 +482,9 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
     """
     from importlib.metadata import entry_points
 
-    from edge.errors import MissingExtraError
-    from edge.extras import require
-    from edge.preprocess import cover
+    from rws.edge.errors import MissingExtraError
+    from rws.edge.extras import require
+    from rws.edge.preprocess import cover
 
     if spec is None:
         return lambda frame: frame
@@ -504,7 +504,7 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
 
 def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, Runtime]:
     """A new bundle's name and runtime, after all of its parts have run."""
-    from edge.bundle import self_test
+    from rws.edge.bundle import self_test
 
     self_test(bundle)
     runtime = start(bundle)
@@ -516,7 +516,7 @@ def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, R
 def _warnings_to(output: LossyOutput) -> Iterator[None]:
     """What the project's modules warn of goes to this stream while it runs."""
     handler = logging.StreamHandler(output)
-    logger = logging.getLogger("edge")
+    logger = logging.getLogger("rws")
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, bool(logging.getLogger().handlers)
     try:

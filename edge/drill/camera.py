@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
-from edge.drill.servers import MjpegServer
-from edge.drill.stamp import BITS, encode_jpeg, scene, stamped
+from rws.edge.drill.servers import MjpegServer
+from rws.edge.drill.stamp import BITS, encode_jpeg, scene, stamped
 
 
 def milliseconds() -> int:

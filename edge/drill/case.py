@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.drill.stamp import read_stamp, scene
-from edge.errors import first_line
-from edge.loop import Runtime
-from edge.preprocess import preprocess
-from edge.sources import Frame, Source
+from rws.edge.drill.stamp import read_stamp, scene
+from rws.edge.errors import first_line
+from rws.edge.loop import Runtime
+from rws.edge.preprocess import preprocess
+from rws.edge.sources import Frame, Source
 
 if TYPE_CHECKING:
-    from edge.bundle import Bundle
-    from edge.loop import Result, Sink
+    from rws.edge.bundle import Bundle
+    from rws.edge.loop import Result, Sink
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Seen:
     Args:
         result: the result.
         at: when, seconds of the loop's clock.
-        stamp: the number that the picture carries, see `edge.drill.stamp`.
+        stamp: the number that the picture carries, see `rws.edge.drill.stamp`.
     """
 
     result: Result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edge.drill import loop_cases, real_cases, scripted_cases
-from edge.drill.case import CASES, Case
+from rws.edge.drill import loop_cases, real_cases, scripted_cases
+from rws.edge.drill.case import CASES, Case
 
 _MODULES = [module.__name__ for module in (scripted_cases, real_cases, loop_cases)]
 

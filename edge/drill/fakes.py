@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.capture.process import Answer, Captured, Ended, Opened
-from edge.capture.shared import Counters, shared_memory
+from rws.edge.capture.process import Answer, Captured, Ended, Opened
+from rws.edge.capture.shared import Counters, shared_memory
 
 
 class FakeTime:

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.background import BackgroundSink
-from edge.child import python_command
-from edge.drill.case import Drill, NotHereError, Seen, case
-from edge.drill.scripted_cases import pictures, reached, scripted
-from edge.drill.stamp import scene
-from edge.errors import RwsError, SourceError
-from edge.loop import Result, Runtime
-from edge.sinks import JsonlSink
-from edge.sources import Frame, PatternSource
-from edge.watch import BundleWatch
+from rws.edge.background import BackgroundSink
+from rws.edge.child import python_command
+from rws.edge.drill.case import Drill, NotHereError, Seen, case
+from rws.edge.drill.scripted_cases import pictures, reached, scripted
+from rws.edge.drill.stamp import scene
+from rws.edge.errors import RwsError, SourceError
+from rws.edge.loop import Result, Runtime
+from rws.edge.sinks import JsonlSink
+from rws.edge.sources import Frame, PatternSource
+from rws.edge.watch import BundleWatch
 
 FULL = Path("/dev/full")  # a device that has never room
 
@@ -225,7 +225,7 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
     rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
     command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
     process = subprocess.Popen(
-        python_command("from edge.cli import main; main()", *map(str, command)),
+        python_command("from rws.edge.cli import main; main()", *map(str, command)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from edge.capture import CapturedSource
-from edge.drill.case import Drill, NotHereError, Seen, case
-from edge.drill.servers import MjpegServer, RtspServer
-from edge.drill.stamp import encode_jpeg, scene, stamped
-from edge.drill.videos import encode_h264, flip_bytes
-from edge.sources import open_source
+from rws.edge.capture import CapturedSource
+from rws.edge.drill.case import Drill, NotHereError, Seen, case
+from rws.edge.drill.servers import MjpegServer, RtspServer
+from rws.edge.drill.stamp import encode_jpeg, scene, stamped
+from rws.edge.drill.videos import encode_h264, flip_bytes
+from rws.edge.sources import open_source
 
 SCENES = 8
 RETURN_SECONDS = 2.0  # from the return of a camera to its first result

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from edge.capture import CapturedSource, CaptureSettings
-from edge.capture.source import LAST_BACKOFF
-from edge.drill.case import Drill, Seen, case, noisy
-from edge.drill.fakes import FakeTime, ScriptedCapture
-from edge.drill.stamp import scene
-from edge.errors import SourceError
-from edge.sources import TICK, PatternSource
+from rws.edge.capture import CapturedSource, CaptureSettings
+from rws.edge.capture.source import LAST_BACKOFF
+from rws.edge.drill.case import Drill, Seen, case, noisy
+from rws.edge.drill.fakes import FakeTime, ScriptedCapture
+from rws.edge.drill.stamp import scene
+from rws.edge.errors import SourceError
+from rws.edge.sources import TICK, PatternSource
 
 Step = tuple[str, Any]
 
@@ -186,7 +186,7 @@ def ten_kilohertz(drill: Drill) -> None:
 @case("an empty frame")
 def empty_frame(drill: Drill) -> None:
     """A frame without pixels is kept from the oracle and counted."""
-    from edge.capture.checks import picture_flaw
+    from rws.edge.capture.checks import picture_flaw
 
     flaw = picture_flaw(np.empty((0, 0, 3), np.uint8))
     steps = [("open", ""), *pictures(2), ("reject", flaw), *pictures(2, 2)]

@@ -17,11 +17,11 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from edge.child import python_command
-from edge.drill.camera import age_ms
-from edge.drill.stamp import read_stamp
-from edge.errors import RwsError
-from edge.summary import Reservoir
+from rws.edge.child import python_command
+from rws.edge.drill.camera import age_ms
+from rws.edge.drill.stamp import read_stamp
+from rws.edge.errors import RwsError
+from rws.edge.summary import Reservoir
 
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
 SAMPLE_EVERY = 2.0
@@ -46,14 +46,14 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         RwsError: if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(stack, "from edge.drill.camera import main; main()", str(fps), stdin=subprocess.PIPE)
+        camera = _start(stack, "from rws.edge.drill.camera import main; main()", str(fps), stdin=subprocess.PIPE)
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
         report = Path(folder, "summary.json")
         arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
-        loop = _start(stack, "from edge.cli import main; main()", *arguments)
+        loop = _start(stack, "from rws.edge.cli import main; main()", *arguments)
         page = _page_of(loop)
         viewer = _Viewer(page)
         memory: list[tuple[float, float]] = []

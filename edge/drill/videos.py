@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from edge.drill.stamp import scene
+from rws.edge.drill.stamp import scene
 
 
 def encode_h264(path: Path, frames: int) -> None:

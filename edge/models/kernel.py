@@ -52,7 +52,7 @@ def multiply_add_numpy(
 
 def _compiled() -> Any:
     try:
-        from edge.models import _kernel
+        from rws.edge.models import _kernel
     except ImportError:
         return None
     return _kernel.multiply_add

@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, InputError, first_line
-from edge.models import kernel
-from edge.models.base import as_batch
-from edge.models.onnx_graph import clean_tensors, data_input, read_model, replaced_tensors
-from edge.models.onnx_ways import CPU, WAYS, SessionMaker, Way, WayNotOpenError, ways_on
-from edge.models.patch import ArenaModel, changed
-from edge.signatures import SignatureSet
+from rws.edge.errors import BundleError, InputError, first_line
+from rws.edge.models import kernel
+from rws.edge.models.base import as_batch
+from rws.edge.models.onnx_graph import clean_tensors, data_input, read_model, replaced_tensors
+from rws.edge.models.onnx_ways import CPU, WAYS, SessionMaker, Way, WayNotOpenError, ways_on
+from rws.edge.models.patch import ArenaModel, changed
+from rws.edge.signatures import SignatureSet
 
 PROVIDERS = {
     "cpu": CPU,
@@ -32,7 +32,7 @@ _FREE_LENGTH = 224  # pixels: what a model of any input size is tested with, if 
 class OnnxModel(ArenaModel):
     """A classifier on ONNX Runtime; see `PatchableModel`.
 
-    The fastest way to change its weights that passes a test on this machine is taken (see `edge.models.onnx_ways`):
+    The fastest way to change its weights that passes a test on this machine is taken (see `rws.edge.models.onnx_ways`):
     every patched tensor is overwritten, and the output must equal that of a session that was built from a file with
     the same weights; with clean weights it must be what it was, bit for bit.
 

@@ -24,9 +24,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edge.models.onnx_graph import data_input, replaced_tensors, split_after, weights_to_inputs
-from edge.models.patch import Arena, Slot, plain_slots
-from edge.signatures import SignatureSet
+from rws.edge.models.onnx_graph import data_input, replaced_tensors, split_after, weights_to_inputs
+from rws.edge.models.patch import Arena, Slot, plain_slots
+from rws.edge.signatures import SignatureSet
 
 CPU = "CPUExecutionProvider"
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import SignatureError
-from edge.models.kernel import multiply_add
-from edge.quantise import largest_value, value_dtype
-from edge.signatures import SignatureSet
+from rws.edge.errors import SignatureError
+from rws.edge.models.kernel import multiply_add
+from rws.edge.quantise import largest_value, value_dtype
+from rws.edge.signatures import SignatureSet
 
 ALPHA_STEP = 1 / 256
 

@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, InputError, first_line
-from edge.extras import require
-from edge.models.base import as_batch
-from edge.models.onnx_graph import clean_tensors, data_input, read_model
-from edge.models.patch import Arena, ArenaModel, Slot, changed
-from edge.signatures import SignatureSet
+from rws.edge.errors import BundleError, InputError, first_line
+from rws.edge.extras import require
+from rws.edge.models.base import as_batch
+from rws.edge.models.onnx_graph import clean_tensors, data_input, read_model
+from rws.edge.models.patch import Arena, ArenaModel, Slot, changed
+from rws.edge.signatures import SignatureSet
 
 if TYPE_CHECKING:
     import torch
@@ -323,7 +323,7 @@ def _name_convolutions(proto: Any, tensor_names: Sequence[str]) -> dict[str, str
 
 def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
     with require("torch"):
-        from edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
+        from rws.edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
 
         import onnx2torch  # isort: skip
     _register_reduce_mean()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from edge.extras import require
+from rws.edge.extras import require
 
 with require("serve"):
     import aiohttp  # noqa: F401
     import prometheus_client  # noqa: F401
 
-from edge.serve.server import PageServer
+from rws.edge.serve.server import PageServer
 
 __all__ = ["PageServer"]

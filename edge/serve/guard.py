@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
 
-from edge.errors import InputError
-from edge.serve.address import is_loopback
+from rws.edge.errors import InputError
+from rws.edge.serve.address import is_loopback
 
 MIN_TOKEN = 8
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

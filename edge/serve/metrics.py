@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from edge.monitor import Monitor
-from oracle.belief import CLEAN
+from rws.edge.monitor import Monitor
+from rws.oracle.belief import CLEAN
 
 
 def registry(monitor: Monitor) -> CollectorRegistry:

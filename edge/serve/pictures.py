@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.draw import fit
-from edge.sources import Frame
+from rws.edge.draw import fit
+from rws.edge.sources import Frame
 
 MAX_WIDTH = 960
 QUALITY = 80

@@ -20,20 +20,20 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from prometheus_client.exposition import choose_encoder
 
-from edge.monitor import Monitor
-from edge.serve import address as addresses
-from edge.serve.guard import Guard, Handler, check_token
-from edge.serve.health import health
-from edge.serve.metrics import registry
-from edge.serve.pictures import Pictures
+from rws.edge.monitor import Monitor
+from rws.edge.serve import address as addresses
+from rws.edge.serve.guard import Guard, Handler, check_token
+from rws.edge.serve.health import health
+from rws.edge.serve.metrics import registry
+from rws.edge.serve.pictures import Pictures
 
 if TYPE_CHECKING:
     import socket
 
     from typing_extensions import Self
 
-    from edge.loop import Result
-    from edge.sources import Frame
+    from rws.edge.loop import Result
+    from rws.edge.sources import Frame
 
 EVENT_PERIOD = 0.2  # seconds from one server-sent event to the next
 LOOK_PERIOD = 1 / 60  # seconds from one look for a newer picture to the next
@@ -171,7 +171,7 @@ class PageServer:
         application = web.Application(middlewares=[guard.admit])
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():
-            text = (files("edge.serve") / name).read_text("utf-8")
+            text = (files("rws.edge.serve") / name).read_text("utf-8")
             application.router.add_get("/" if name == "page.html" else f"/{name}", _page(text, kind))
         application.router.add_get("/frame.jpg", self._frame)
         application.router.add_get("/api/status", self._status)

@@ -3,10 +3,10 @@ import typer
 from setuptools import find_namespace_packages
 from typer.testing import CliRunner
 
-from benchmarks import committed, corruptions, readme
-from benchmarks.reproduce.commands import reproduce
-from oracle.errors import InputError
-from training.recipe import tomllib
+from rws.benchmarks import committed, corruptions, readme
+from rws.benchmarks.reproduce.commands import reproduce
+from rws.oracle.errors import InputError
+from rws.training.recipe import tomllib
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def installed(monkeypatch, tmp_path):
     """As from a wheel: without committed results, in an empty working directory."""
     monkeypatch.setattr(committed, "ROOT", tmp_path / "site-packages")
     monkeypatch.setattr(committed, "RESULTS", tmp_path / "site-packages" / "benchmarks" / "results")
-    monkeypatch.setattr("benchmarks.reproduce.run.RESULTS", committed.RESULTS / "reproduce")
+    monkeypatch.setattr("rws.benchmarks.reproduce.run.RESULTS", committed.RESULTS / "reproduce")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -34,7 +34,9 @@ def test_pages_are_written_in_a_checkout_only(write):
 
 def test_results_go_below_the_working_directory(installed, monkeypatch):
     made = {}
-    monkeypatch.setattr("benchmarks.reproduce.run.reproduce", lambda chosen, place, **given: made.update(given) or [])
+    monkeypatch.setattr(
+        "rws.benchmarks.reproduce.run.reproduce", lambda chosen, place, **given: made.update(given) or []
+    )
     assert rws_reproduce("table1", "--column", "cifar10-vgg16").exit_code == 0
     assert (installed / made["out"]).resolve() == installed / "runs" / "reproduce"
     assert not (installed / "site-packages").exists()
@@ -54,6 +56,6 @@ def test_status_reads_the_committed_results_of_a_checkout():
 def test_the_wheel_carries_no_committed_results():
     settings = tomllib.loads((committed.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = find_namespace_packages(str(committed.ROOT), **settings["packages"]["find"])
-    assert "benchmarks.reproduce" in packages
-    assert not [name for name in packages if name.startswith("benchmarks.results")]
+    assert "rws.benchmarks.reproduce" in packages
+    assert not [name for name in packages if name.startswith("rws.benchmarks.results")]
     assert settings["include-package-data"] is False  # else old egg-info brings them back

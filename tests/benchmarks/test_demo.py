@@ -3,10 +3,10 @@ import json
 import cv2
 import numpy as np
 
-from benchmarks.demo import load_stream
-from benchmarks.render_demo import scenario
+from rws.benchmarks.demo import load_stream
+from rws.benchmarks.render_demo import scenario
+from rws.training.corruptions import CORRUPTIONS
 from tests.conftest import rws
-from training.corruptions import CORRUPTIONS
 
 
 def test_the_scenario_shows_every_corruption_clear_spells_and_mixtures():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.figures import (
+from rws.benchmarks.figures import (
     FIGURES,
     LARGEST,
     draw_all,
@@ -16,9 +16,9 @@ from benchmarks.figures import (
     draw_stream,
     small_png,
 )
-from edge.bundle import Bundle
-from oracle import CLEAN, InputError
-from training.corruptions import CORRUPTIONS
+from rws.edge.bundle import Bundle
+from rws.oracle import CLEAN, InputError
+from rws.training.corruptions import CORRUPTIONS
 
 NAMES = [CLEAN, *CORRUPTIONS]
 PARTS = ("policy", "severity", "type", "clean")

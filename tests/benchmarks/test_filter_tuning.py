@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.filter_tuning import LARGEST_CLEAN_LOSS, LARGEST_LOSS_ON_MIXED, SPACE, _beats, _fitting, tune_filter
-from benchmarks.protocols import PROTOCOLS
-from edge.bundle import Bundle
-from oracle import InputError
+from rws.benchmarks.filter_tuning import LARGEST_CLEAN_LOSS, LARGEST_LOSS_ON_MIXED, SPACE, _beats, _fitting, tune_filter
+from rws.benchmarks.protocols import PROTOCOLS
+from rws.edge.bundle import Bundle
+from rws.oracle import InputError
 
 
 def run(image_folder, **settings):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells
-from edge.bundle import Bundle
-from oracle import InputError
-from training.corruptions import CORRUPTIONS, corrupt
-from training.data import Images
+from rws.benchmarks.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells
+from rws.edge.bundle import Bundle
+from rws.oracle import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt
+from rws.training.data import Images
 
 
 @pytest.fixture(scope="module")

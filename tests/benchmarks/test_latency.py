@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import latency, latency_ways, sensors
-from benchmarks.latency import (
+from rws.benchmarks import latency, latency_ways, sensors
+from rws.benchmarks.latency import (
     CSV_COLUMNS,
     PATCH_EVERY,
     RIVALS,
@@ -21,13 +21,20 @@ from benchmarks.latency import (
     measure_latency,
     print_latency,
 )
-from benchmarks.latency_stages import FRAME_SIZE, ScheduledPolicy, write_video
-from benchmarks.latency_ways import Contender, Setting, check_outputs, default_ways, expected_outputs, make_contender
-from benchmarks.models import load_model
-from edge.errors import InputError, RwsError
-from edge.loop import STAGES
-from edge.provenance import provenance
-from edge.sources import open_source
+from rws.benchmarks.latency_stages import FRAME_SIZE, ScheduledPolicy, write_video
+from rws.benchmarks.latency_ways import (
+    Contender,
+    Setting,
+    check_outputs,
+    default_ways,
+    expected_outputs,
+    make_contender,
+)
+from rws.benchmarks.models import load_model
+from rws.edge.errors import InputError, RwsError
+from rws.edge.loop import STAGES
+from rws.edge.provenance import provenance
+from rws.edge.sources import open_source
 from tests.conftest import rws
 from tests.edge.tiny import SIZE, network
 

@@ -4,12 +4,12 @@ import onnxruntime
 import pytest
 import torch
 
-from benchmarks.models import load_model, load_models
-from edge.bundle import Bundle
-from edge.errors import BundleError, InputError
-from edge.models.onnx_graph import clean_tensors, read_model
+from rws.benchmarks.models import load_model, load_models
+from rws.edge.bundle import Bundle
+from rws.edge.errors import BundleError, InputError
+from rws.edge.models.onnx_graph import clean_tensors, read_model
+from rws.training.corruptions import CORRUPTIONS
 from tests.edge.tiny import SIZE, network
-from training.corruptions import CORRUPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@ import re
 
 import pytest
 
-from benchmarks import oracle_page
-from benchmarks.oracle_page import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
-from benchmarks.policies import FAMILIES, RULES
-from benchmarks.rivals import COMPARED, ENGINES, RIVALS
+from rws.benchmarks import oracle_page
+from rws.benchmarks.oracle_page import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
+from rws.benchmarks.policies import FAMILIES, RULES
+from rws.benchmarks.rivals import COMPARED, ENGINES, RIVALS
 
 MADE = {"command": "rws …", "commit": "1234567", "machine": {"processor": "a CPU"}, "seed": 3}
 

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.judge import load_splits
-from benchmarks.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
-from benchmarks.policies import ExpectedPolicy, HardPolicy
-from edge.bundle import Bundle
-from oracle import Belief, InputError, ToldPolicy, certain
-from training.corruptions import CORRUPTIONS
+from rws.benchmarks.judge import load_splits
+from rws.benchmarks.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
+from rws.benchmarks.policies import ExpectedPolicy, HardPolicy
+from rws.edge.bundle import Bundle
+from rws.oracle import Belief, InputError, ToldPolicy, certain
+from rws.training.corruptions import CORRUPTIONS
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels

@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.judge import load_splits
-from benchmarks.policies import (
+from rws.benchmarks.judge import load_splits
+from rws.benchmarks.policies import (
     FAMILIES,
     RULES,
     ExpectedPolicy,
@@ -20,9 +20,9 @@ from benchmarks.policies import (
     own_alphas,
     print_policies,
 )
-from edge.bundle import Bundle
-from oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
-from oracle.policy import STEP
+from rws.edge.bundle import Bundle
+from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
+from rws.oracle.policy import STEP
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels

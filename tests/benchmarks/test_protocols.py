@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.protocols import PROTOCOLS, TYPES, Stream, frames_of, make_stream
-from oracle import InputError
-from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt
+from rws.benchmarks.protocols import PROTOCOLS, TYPES, Stream, frames_of, make_stream
+from rws.oracle import InputError
+from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt
 
 LABELS = np.random.default_rng(0).integers(0, 10, 60)
 WHOLE = [CORRUPTIONS.index(name) for name in WHOLE_SEVERITIES]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from benchmarks.markdown import made_by
-from benchmarks.readme import PAGES, RESULTS, ROOT, render
+from rws.benchmarks.markdown import made_by
+from rws.benchmarks.readme import PAGES, RESULTS, ROOT, render
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
-from edge.bundle import Bundle
-from oracle import InputError
+from rws.benchmarks.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
+from rws.edge.bundle import Bundle
+from rws.oracle import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data import Images
 from tests.conftest import CLASSES, rws
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from training.data import Images
 
 test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests
 

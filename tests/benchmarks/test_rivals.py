@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.memory import can_measure
-from benchmarks.rival_models import AllCorrupted, RivalModels, folded_weights, unfold
-from benchmarks.rivals import (
+from rws.benchmarks.memory import can_measure
+from rws.benchmarks.rival_models import AllCorrupted, RivalModels, folded_weights, unfold
+from rws.benchmarks.rivals import (
     COMPARED,
     RIVALS,
     AllModels,
@@ -18,16 +18,16 @@ from benchmarks.rivals import (
     rival_methods,
     time_methods,
 )
-from edge.bundle import MODEL, Bundle
-from edge.errors import RwsError
-from oracle import InputError
-from oracle.errors import FormatError
+from rws.edge.bundle import MODEL, Bundle
+from rws.edge.errors import RwsError
+from rws.oracle import InputError
+from rws.oracle.errors import FormatError
+from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.data import Images
+from rws.training.fit import FitRecipe
+from rws.training.models import ModelSpec, build_model, fold_batchnorm
+from rws.training.recipe import load_recipe
 from tests.conftest import CLASSES
-from training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
-from training.data import Images
-from training.fit import FitRecipe
-from training.models import ModelSpec, build_model, fold_batchnorm
-from training.recipe import load_recipe
 
 QUICK = FitRecipe(epochs=1, batch_size=16, learning_rate=0.01, precision="fp32")
 
@@ -230,7 +230,7 @@ def test_augmentation_shows_all_types_and_severities(images):
 
     augment = AllCorrupted()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.rival_models.corrupt_mixed", spy)
+        patch.setattr("rws.benchmarks.rival_models.corrupt_mixed", spy)
         augment(pixels, seeds)
     shares = torch.bincount(seen["types"] + 1, minlength=20) / count
     assert float((shares - 1 / 20).abs().max()) < 0.02
@@ -319,8 +319,10 @@ def test_times_are_ratios_to_the_baseline(trained, models, foggy):
 
 def test_the_cost_has_a_row_for_each_method_and_batch(trained, foggy, monkeypatch):
     bundle, work, _ = trained
-    monkeypatch.setattr("benchmarks.rivals.ENGINES", {"torch": ("std", "tent", "trained"), "onnx": ("std", "trained")})
-    monkeypatch.setattr("benchmarks.rivals.can_measure", lambda: False)
+    monkeypatch.setattr(
+        "rws.benchmarks.rivals.ENGINES", {"torch": ("std", "tent", "trained"), "onnx": ("std", "trained")}
+    )
+    monkeypatch.setattr("rws.benchmarks.rivals.can_measure", lambda: False)
     sample = (foggy, np.full(64, 9), np.full(64, 5, np.float32))
     rows = measure_cost(bundle, work, sample, (1, 32), repeats=1, rounds=1)["rows"]
     assert [(row["engine"], row["method"], row["batch"]) for row in rows] == [

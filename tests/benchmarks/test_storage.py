@@ -5,12 +5,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks.memory import can_measure, measure
-from benchmarks.models import load_model
-from benchmarks.storage import weighted_tensors, write_models
-from edge.bundle import DEFAULT_BUNDLE
-from edge.errors import RwsError
-from edge.models.onnx_model import OnnxModel
+from rws.benchmarks.memory import can_measure, measure
+from rws.benchmarks.models import load_model
+from rws.benchmarks.storage import weighted_tensors, write_models
+from rws.edge.bundle import DEFAULT_BUNDLE
+from rws.edge.errors import RwsError
+from rws.edge.models.onnx_model import OnnxModel
 from tests.conftest import rws
 from tests.edge.tiny import SIZE, network
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.protocols import Stream
-from benchmarks.stream_scores import (
+from rws.benchmarks.protocols import Stream
+from rws.benchmarks.stream_scores import (
     NAMES,
     delays,
     mean_by_type,
@@ -14,7 +14,7 @@ from benchmarks.stream_scores import (
     running_mean,
     switch_rate,
 )
-from oracle import CLEAN, GainTable
+from rws.oracle import CLEAN, GainTable
 
 FOG, SNOW = NAMES.index("fog") - 1, NAMES.index("snow") - 1
 

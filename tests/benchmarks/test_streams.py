@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.protocols import PROTOCOLS, frames_of, make_stream
-from benchmarks.stream_scores import NAMES
-from benchmarks.streams import (
+from rws.benchmarks.protocols import PROTOCOLS, frames_of, make_stream
+from rws.benchmarks.stream_scores import NAMES
+from rws.benchmarks.streams import (
     OURS,
     OUTCOME,
     Ours,
@@ -21,8 +21,8 @@ from benchmarks.streams import (
     run_method,
     run_ours,
 )
-from edge.bundle import Bundle
-from oracle import InputError
+from rws.edge.bundle import Bundle
+from rws.oracle import InputError
 from tests.conftest import rws
 
 
@@ -153,14 +153,14 @@ class FakeRival:
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folder, tmp_path, monkeypatch):
     rivals = [FakeRival("fake rival", 1), FakeRival("other", 2)]
-    monkeypatch.setattr("benchmarks.streams.rival_methods", lambda bundle, work: rivals)
+    monkeypatch.setattr("rws.benchmarks.streams.rival_methods", lambda bundle, work: rivals)
     measured: list[int] = []
 
     def measure_cost(bundle, work, sample, batches):
         measured.extend(batches)
         return {"threads": 1, "rows": [{"batch": batch, "frames": len(sample[0])} for batch in batches]}
 
-    monkeypatch.setattr("benchmarks.streams.measure_cost", measure_cost)
+    monkeypatch.setattr("rws.benchmarks.streams.measure_cost", measure_cost)
     lines: list[str] = []
 
     def run(seed=0, stop_at=None, **settings):
@@ -224,7 +224,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
     run(parts=parts)
     assert FakeRival.frames == 4 * 60
     assert measured == [1, 5]
-    monkeypatch.setattr("benchmarks.streams.STREAMS_VERSION", 0)
+    monkeypatch.setattr("rws.benchmarks.streams.STREAMS_VERSION", 0)
     run(parts=parts)
     assert FakeRival.frames == 8 * 60
     assert "ours: 0 of 2 protocols from before" in lines
@@ -249,8 +249,8 @@ def test_a_bundle_that_knows_fewer_corruptions_gets_streams_of_those(bundle, ima
         seen.update(streams)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.streams._run_ours_or_load", spy)
-    monkeypatch.setattr("benchmarks.streams.our_methods", lambda *arguments: [])
+    monkeypatch.setattr("rws.benchmarks.streams._run_ours_or_load", spy)
+    monkeypatch.setattr("rws.benchmarks.streams.our_methods", lambda *arguments: [])
     with pytest.raises(KeyboardInterrupt):
         replay_streams(fewer, str(image_folder), frames=4)
     for stream in seen.values():

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
+from rws.training.corruptions import CORRUPTIONS
 from tests.conftest import rws
-from training.corruptions import CORRUPTIONS
 
 
 @pytest.fixture(scope="module")

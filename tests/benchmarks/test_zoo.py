@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import zoo, zoo_page
-from edge.bundle import Bundle
-from oracle.errors import InputError
-from training.data import Images
+from rws.benchmarks import zoo, zoo_page
+from rws.edge.bundle import Bundle
+from rws.oracle.errors import InputError
+from rws.training.data import Images
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.bundle import Bundle, write_bundle
+from rws.edge.bundle import Bundle, write_bundle
 from tests.edge.tiny import bundle_parts
 
 

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from edge.loop import Result, Runtime
-from edge.sources import Frame
-from oracle.belief import Belief, certain
+from rws.edge.loop import Result, Runtime
+from rws.edge.sources import Frame
+from rws.oracle.belief import Belief, certain
 
 CORRUPTIONS = ("fog", "snow")
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from edge import atomic
-from edge.atomic import atomic_path, atomic_write_bytes
+from rws.edge import atomic
+from rws.edge.atomic import atomic_path, atomic_write_bytes
 
 
 def test_a_file_is_written_and_replaced(tmp_path):

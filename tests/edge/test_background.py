@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.background import BackgroundSink
-from edge.errors import InputError, RwsError
-from edge.sinks import JsonlSink
+from rws.edge.background import BackgroundSink
+from rws.edge.errors import InputError, RwsError
+from rws.edge.sinks import JsonlSink
 from tests.edge.loop_fakes import make_frame, make_result
 
 LONG = 10.0  # seconds; only a failing test waits so long
@@ -239,7 +239,7 @@ def test_a_file_gets_more_time_than_a_live_view():
 def test_a_process_ends_though_its_sink_never_does():
     code = (
         "import threading\n"
-        "from edge.background import BackgroundSink\n"
+        "from rws.edge.background import BackgroundSink\n"
         "from tests.edge.loop_fakes import make_frame, make_result\n"
         "class Stuck:\n"
         "    def write(self, frame, result): threading.Event().wait()\n"

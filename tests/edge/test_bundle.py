@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-import edge.bundle
-from edge.bundle import FILES, Bundle, add_signatures, remove_signature, self_test, write_bundle
-from edge.errors import BundleError, InputError, RwsError, SignatureError
-from edge.models.onnx_graph import clean_tensors, read_model
-from edge.signatures import SignatureSet
-from edge.tensorfile import read_tensors, write_tensors
-from oracle.belief import certain
+import rws.edge.bundle
+from rws.edge.bundle import FILES, Bundle, add_signatures, remove_signature, self_test, write_bundle
+from rws.edge.errors import BundleError, InputError, RwsError, SignatureError
+from rws.edge.models.onnx_graph import clean_tensors, read_model
+from rws.edge.signatures import SignatureSet
+from rws.edge.tensorfile import read_tensors, write_tensors
+from rws.oracle.belief import certain
 from tests.edge.tiny import CLASSES, CORRUPTIONS, LEVELS, SIZE, make_signatures, network
 
 X = np.random.default_rng(0).random((3, SIZE, SIZE), np.float32)
@@ -86,7 +86,7 @@ class TestRoundTrip:
         assert Bundle.load(str(tmp_path / "link")).manifest.name == "tiny"
 
     def test_the_default_is_found_beside_the_package(self, bundle_path, monkeypatch):
-        monkeypatch.setattr(edge.bundle, "DEFAULT_BUNDLE", bundle_path)
+        monkeypatch.setattr(rws.edge.bundle, "DEFAULT_BUNDLE", bundle_path)
         assert Bundle.load().path == bundle_path
 
 

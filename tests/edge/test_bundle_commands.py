@@ -8,9 +8,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from edge.bundle import Bundle
-from edge.cli import app
-from edge.models.onnx_graph import clean_tensors, read_model
+from rws.edge.bundle import Bundle
+from rws.edge.cli import app
+from rws.edge.models.onnx_graph import clean_tensors, read_model
 from tests.edge.tiny import CORRUPTIONS, make_signatures
 
 
@@ -108,7 +108,9 @@ def test_help_shows_examples(command):
 
 
 def test_commands_import_nothing_heavy_before_they_run():
-    code = "import sys, edge.commands; print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2') if m in sys.modules])"
+    code = (
+        "import sys, rws.edge.commands; print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -8,8 +8,8 @@ import benchmarks
 import edge
 import oracle
 import training
-from benchmarks.memory import can_measure, measure
-from edge.child import python_command
+from rws.benchmarks.memory import can_measure, measure
+from rws.edge.child import python_command
 
 ROOMS = (oracle, edge, training, benchmarks)
 

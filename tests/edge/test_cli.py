@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import edge.cli
-from edge.cli import app
-from edge.errors import MissingExtraError, SourceError
-from edge.extras import require
+import rws.edge.cli
+from rws.edge.cli import app
+from rws.edge.errors import MissingExtraError, SourceError
+from rws.edge.extras import require
 
 runner = CliRunner()
 
@@ -61,8 +61,8 @@ def installed(monkeypatch):
     here = "tests.edge.test_cli"
     points = {name: f"{here}:{name}" for name in ("good", "refused", "buggy", "full", "heavy", "tools")}
     points |= {"absent": "nowhere_to_be_found:command", "renamed": f"{here}:no_such_function"}
-    all_points = EntryPoints(EntryPoint(name, value, edge.cli.COMMANDS) for name, value in points.items())
-    monkeypatch.setattr(edge.cli, "entry_points", lambda **query: all_points.select(**query))
+    all_points = EntryPoints(EntryPoint(name, value, rws.edge.cli.COMMANDS) for name, value in points.items())
+    monkeypatch.setattr(rws.edge.cli, "entry_points", lambda **query: all_points.select(**query))
 
 
 def test_help_lists_every_command_even_those_that_cannot_be_loaded():
@@ -142,7 +142,7 @@ class Block:
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Block())
 sys.argv = ["rws", *sys.argv[1:]]
-from edge.cli import main
+from rws.edge.cli import main
 main()
 """
 

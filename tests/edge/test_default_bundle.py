@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from edge.bundle import DEFAULT_BUNDLE, Bundle, self_test
-from edge.loop import Runtime
-from edge.sources import ArraySource
-from training.corruptions import CORRUPTIONS
+from rws.edge.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.loop import Runtime
+from rws.edge.sources import ArraySource
+from rws.training.corruptions import CORRUPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge.cli import app
-from edge.monitor import Monitor
-from edge.sources import ArraySource
+from rws.edge.cli import app
+from rws.edge.monitor import Monitor
+from rws.edge.sources import ArraySource
 from tests.edge.loop_fakes import make_result
 
 DEPLOY = Path(__file__).parents[2] / "edge" / "deploy"
@@ -195,7 +195,7 @@ def test_compose_is_read_only_and_sees_switches():
 def test_the_alerts_ask_for_metrics_that_exist():
     yaml = pytest.importorskip("yaml")
     prometheus_client = pytest.importorskip("prometheus_client")
-    from edge.serve.metrics import registry
+    from rws.edge.serve.metrics import registry
 
     monitor = Monitor(ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera"))
     monitor.add(make_result())

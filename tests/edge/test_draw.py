@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.draw import GREEN, ORANGE, annotate
-from oracle.belief import certain
+from rws.edge.draw import GREEN, ORANGE, annotate
+from rws.oracle.belief import certain
 from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, make_result, spread_belief
 
 

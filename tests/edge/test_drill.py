@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from edge.bundle import Bundle
-from edge.cli import app
-from edge.drill.case import Case, NotHereError
-from edge.drill.cases import all_cases
-from edge.drill.servers import RtspServer
-from edge.drill.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
-from edge.loop import Runtime
-from edge.sources import PatternSource, open_source
+from rws.edge.bundle import Bundle
+from rws.edge.cli import app
+from rws.edge.drill.case import Case, NotHereError
+from rws.edge.drill.cases import all_cases
+from rws.edge.drill.servers import RtspServer
+from rws.edge.drill.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
+from rws.edge.loop import Runtime
+from rws.edge.sources import PatternSource, open_source
 
 runner = CliRunner()
 
@@ -105,7 +105,7 @@ def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
 
 
 def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
-    monkeypatch.setattr("edge.drill.cases.all_cases", lambda: [Case("bad one", "It is said.", raise_something)])
+    monkeypatch.setattr("rws.edge.drill.cases.all_cases", lambda: [Case("bad one", "It is said.", raise_something)])
     result = runner.invoke(app, ["drill"])
     assert result.exit_code == 1
     assert "not kept: bad one: no other exception" in result.output
@@ -147,7 +147,7 @@ def test_rtsp_gives_real_frames():
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):
     cases = [Case("fast one", "It is said.", play), Case("slow one", "It is said.", raise_something, slow=True)]
-    monkeypatch.setattr("edge.drill.cases.all_cases", lambda: cases)
+    monkeypatch.setattr("rws.edge.drill.cases.all_cases", lambda: cases)
     result = runner.invoke(app, ["drill", "--quick"])
     assert result.exit_code == 0, result.output
     assert "1 of 1 passed" in result.output

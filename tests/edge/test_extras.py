@@ -1,7 +1,7 @@
 import pytest
 
-from edge.errors import MissingExtraError
-from edge.extras import require
+from rws.edge.errors import MissingExtraError
+from rws.edge.extras import require
 
 
 def test_a_missing_package_names_its_extra():
@@ -12,7 +12,7 @@ def test_a_missing_package_names_its_extra():
 
 def test_a_missing_module_of_ours_is_our_mistake():
     with pytest.raises(ModuleNotFoundError) as caught, require("train"):
-        import edge.nowhere_to_be_found  # noqa: F401
+        import rws.nowhere_to_be_found  # noqa: F401
     assert not isinstance(caught.value, MissingExtraError)
 
 

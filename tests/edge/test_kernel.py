@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.models import kernel
-from edge.models.kernel import NAME, multiply_add, multiply_add_numpy
+from rws.edge.models import kernel
+from rws.edge.models.kernel import NAME, multiply_add, multiply_add_numpy
 
 lengths = st.tuples(st.integers(1, 4), st.integers(1, 40), st.sampled_from([1, 2, 3, 8, 16, 17]))
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge.errors import InputError, SourceError
-from edge.loop import STAGES
-from edge.sources import ArraySource, Frame
-from edge.summary import Summary
+from rws.edge.errors import InputError, SourceError
+from rws.edge.loop import STAGES
+from rws.edge.sources import ArraySource, Frame
+from rws.edge.summary import Summary
 from tests.edge.loop_fakes import (
     FakeModel,
     FakeOracle,

@@ -11,10 +11,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edge.errors import BundleError, InputError, MissingExtraError, SignatureError
-from edge.models.onnx_graph import clean_tensors, prepare, shallow_tensors
-from edge.models.onnx_model import OnnxModel
-from edge.models.torch_model import TorchModel
+from rws.edge.errors import BundleError, InputError, MissingExtraError, SignatureError
+from rws.edge.models.onnx_graph import clean_tensors, prepare, shallow_tensors
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.models.torch_model import TorchModel
 from tests.edge.tiny import CORRUPTIONS, make_signatures, network
 
 SIZE = 16

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge.monitor import Monitor
-from edge.sources import ArraySource
-from oracle.belief import certain
+from rws.edge.monitor import Monitor
+from rws.edge.sources import ArraySource
+from rws.oracle.belief import certain
 from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
 
 

@@ -4,8 +4,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.errors import BundleError
-from edge.models.onnx_graph import (
+from rws.edge.errors import BundleError
+from rws.edge.models.onnx_graph import (
     clean_tensors,
     data_input,
     fold_batchnorm,

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from edge.bundle import Bundle
-from edge.errors import BundleError, InputError, SignatureError
-from edge.models.onnx_graph import clean_tensors, prepare, replaced_tensors, shallow_tensors, split_after
-from edge.models.onnx_model import PROVIDERS, OnnxModel
-from edge.models.onnx_ways import Inputs, Live, SessionMaker, WayNotOpenError
+from rws.edge.bundle import Bundle
+from rws.edge.errors import BundleError, InputError, SignatureError
+from rws.edge.models.onnx_graph import clean_tensors, prepare, replaced_tensors, shallow_tensors, split_after
+from rws.edge.models.onnx_model import PROVIDERS, OnnxModel
+from rws.edge.models.onnx_ways import Inputs, Live, SessionMaker, WayNotOpenError
 from tests.edge.tiny import CORRUPTIONS, make_signatures, network
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -201,7 +201,7 @@ class TestFallingBack:
             Live(residual_network(), {}, None, SessionMaker((PROVIDERS["cuda"], PROVIDERS["cpu"]), None))
 
     def test_more_weights_than_can_be_numbered(self, small, monkeypatch):
-        monkeypatch.setattr("edge.models.onnx_ways._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.models.onnx_ways._COUNTABLE", 100)
         model = OnnxModel(*small, threads=1)
         assert model.way == "split"
         assert "live: 498 patched weights are more than float32 can number, 99" in model.note
@@ -226,7 +226,7 @@ class TestFallingBack:
         def no_folder(**options):
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("edge.models.onnx_ways.tempfile.TemporaryDirectory", no_folder)
+        monkeypatch.setattr("rws.edge.models.onnx_ways.tempfile.TemporaryDirectory", no_folder)
         model = OnnxModel(*small, threads=1)
         assert model.way == "split"
         assert "live: [Errno 30] Read-only file system" in model.note
@@ -240,7 +240,7 @@ class TestFallingBack:
         assert signatures.names == CORRUPTIONS
 
     def test_a_way_that_was_asked_for_is_not_replaced(self, small, monkeypatch):
-        monkeypatch.setattr("edge.models.onnx_ways._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.models.onnx_ways._COUNTABLE", 100)
         with pytest.raises(BundleError, match=r"cannot be changed .*\(live: 498 patched weights"):
             OnnxModel(*small, way="live")
 
@@ -429,6 +429,6 @@ class TestInputs:
         def broken(*arguments):
             raise KeyError("ours")
 
-        monkeypatch.setattr("edge.models.onnx_ways._learn_layout", broken)
+        monkeypatch.setattr("rws.edge.models.onnx_ways._learn_layout", broken)
         with pytest.raises(KeyError, match="ours"):
             OnnxModel(*small)

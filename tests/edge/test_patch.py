@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.errors import SignatureError
-from edge.models.kernel import NAME, multiply_add_numpy
-from edge.models.patch import ALPHA_STEP, Arena, Slot, plain_slots
+from rws.edge.errors import SignatureError
+from rws.edge.models.kernel import NAME, multiply_add_numpy
+from rws.edge.models.patch import ALPHA_STEP, Arena, Slot, plain_slots
 from tests.edge.tiny import CORRUPTIONS, make_signatures
 
 SHAPES = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (4, 6, 1, 1), "b.bias": (4,)}
@@ -190,7 +190,7 @@ def test_signatures_of_another_model_are_refused():
 @pytest.fixture(params=["C", "NumPy"])
 def kernel(request, monkeypatch):
     if request.param == "NumPy":
-        monkeypatch.setattr("edge.models.patch.multiply_add", multiply_add_numpy)
+        monkeypatch.setattr("rws.edge.models.patch.multiply_add", multiply_add_numpy)
     elif NAME == "NumPy":
         pytest.skip("the package was installed where there is no C compiler")
 
@@ -231,7 +231,7 @@ class TestLayouts:
         for mix in ({"fog": 1.0}, {"gaussian_noise": 0.25, "contrast": -0.75}, {}):
             laid_out.apply(mix)
             with pytest.MonkeyPatch.context() as context:
-                context.setattr("edge.models.patch.multiply_add", multiply_add_numpy)
+                context.setattr("rws.edge.models.patch.multiply_add", multiply_add_numpy)
                 expected.apply(mix)
             values = np.concatenate([view.ravel() for view in expected.views.values()])
             for name, slot in slots.items():
@@ -241,10 +241,10 @@ class TestLayouts:
                 assert found.tobytes() == wanted.tobytes(), name
 
     def test_a_large_tensor_is_patched_in_pieces(self, monkeypatch):
-        monkeypatch.setattr("edge.models.patch._PIECE", 50)
-        monkeypatch.setattr("edge.models.kernel._RUN", 8)
+        monkeypatch.setattr("rws.edge.models.patch._PIECE", 50)
+        monkeypatch.setattr("rws.edge.models.kernel._RUN", 8)
         pieces = Arena(CLEAN, SIGNATURES)
-        monkeypatch.setattr("edge.models.patch._PIECE", 10_000)
+        monkeypatch.setattr("rws.edge.models.patch._PIECE", 10_000)
         whole = Arena(CLEAN, SIGNATURES)
         for arena in (pieces, whole):
             arena.apply({"fog": 1.0, "contrast": 0.5})

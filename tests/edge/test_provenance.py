@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.provenance import portable_command, provenance, write_json
+from rws.edge.provenance import portable_command, provenance, write_json
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--data", "--work", "--json", "--out", "--bundle", "--model", "-v", ""]

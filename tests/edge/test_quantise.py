@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge.errors import InputError
-from edge.quantise import dequantise, largest_value, quantise
+from rws.edge.errors import InputError
+from rws.edge.quantise import dequantise, largest_value, quantise
 
 deltas = hnp.arrays(
     np.float32,

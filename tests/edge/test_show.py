@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
-from edge import show
-from edge.draw import annotate
-from edge.errors import RwsError
-from edge.show import WindowSink
+from rws.edge import show
+from rws.edge.draw import annotate
+from rws.edge.errors import RwsError
+from rws.edge.show import WindowSink
 from tests.edge.loop_fakes import make_frame, make_result
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of X11")
 
 PROGRAM = """
 import sys, time
-from edge.show import WindowSink
+from rws.edge.show import WindowSink
 from tests.edge.loop_fakes import make_frame, make_result
 
 with WindowSink("rws test", on_close=lambda: print("asked to stop", flush=True)) as sink:

@@ -8,10 +8,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.errors import SignatureError
-from edge.quantise import dequantise, quantise
-from edge.signatures import SignatureSet, shallow_sha256
-from edge.tensorfile import read_tensors
+from rws.edge.errors import SignatureError
+from rws.edge.quantise import dequantise, quantise
+from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.tensorfile import read_tensors
 from tests.edge.tiny import make_signatures
 
 SHAPES = {"layer/0.weight": (3, 2, 3, 3), "layer/0.bias": (3,)}

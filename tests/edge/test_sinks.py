@@ -13,11 +13,11 @@ import av
 import numpy as np
 import pytest
 
-from edge import video
-from edge.draw import annotate
-from edge.errors import InputError, RwsError
-from edge.loop import STAGES
-from edge.sinks import COLUMNS, CsvSink, JsonlSink, VideoSink, check_target
+from rws.edge import video
+from rws.edge.draw import annotate
+from rws.edge.errors import InputError, RwsError
+from rws.edge.loop import STAGES
+from rws.edge.sinks import COLUMNS, CsvSink, JsonlSink, VideoSink, check_target
 from tests.edge.loop_fakes import make_frame, make_result, spread_belief
 
 KINDS = [(JsonlSink, "out.jsonl"), (CsvSink, "out.csv"), (VideoSink, "out.mp4")]
@@ -267,7 +267,7 @@ def test_a_csv_file_with_other_columns_is_refused_and_kept(tmp_path, content):
 def test_an_endless_file_may_be_a_pipe(tmp_path):
     for kind in (JsonlSink, CsvSink):
         code = (
-            f"from edge.sinks import {kind.__name__}; from tests.edge.loop_fakes import make_frame, make_result\n"
+            f"from rws.edge.sinks import {kind.__name__}; from tests.edge.loop_fakes import make_frame, make_result\n"
             f"with {kind.__name__}('/dev/stdout', endless=True) as sink: sink.write(make_frame(3), make_result(3))"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -296,7 +296,7 @@ def test_an_endless_video_does_not_overwrite_the_last_one(tmp_path):
 KILLED = """
 import sys, time
 from dataclasses import replace
-from edge.sinks import {kind}
+from rws.edge.sinks import {kind}
 from tests.edge.loop_fakes import make_frame, make_result
 
 with {kind}(sys.argv[1], endless=True) as sink:

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.drill.servers import free_port
-from edge.errors import InputError, RwsError, SourceError
-from edge.sources import ArraySource, ImageSource, PatternSource, hide_password, open_source
+from rws.edge.drill.servers import free_port
+from rws.edge.errors import InputError, RwsError, SourceError
+from rws.edge.sources import ArraySource, ImageSource, PatternSource, hide_password, open_source
 from tests.edge.loop_fakes import StillClock, TickingClock, write_images, write_video
 
 

@@ -3,9 +3,9 @@ import io
 import numpy as np
 from rich.console import Console
 
-from edge.monitor import Monitor
-from edge.sources import ArraySource
-from edge.status import StatusLine, status_line
+from rws.edge.monitor import Monitor
+from rws.edge.sources import ArraySource
+from rws.edge.status import StatusLine, status_line
 from tests.edge.loop_fakes import TickingClock, make_result
 
 

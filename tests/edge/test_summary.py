@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge.summary import Reservoir, Summary
-from oracle.belief import certain
+from rws.edge.summary import Reservoir, Summary
+from rws.oracle.belief import certain
 from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, TickingClock, make_result
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from edge.supervisor import Supervisor
+from rws.edge.supervisor import Supervisor
 
 
 class Clock:
@@ -109,7 +109,7 @@ def test_the_real_environment_and_no_socket_for_children(listener):
     receiver, name = listener
     code = (
         "import os, subprocess, sys\n"
-        "from edge.supervisor import Supervisor\n"
+        "from rws.edge.supervisor import Supervisor\n"
         "with Supervisor() as supervisor:\n"
         "    supervisor.ready()\n"
         "    found = subprocess.run(['ls', '-l', '/proc/self/fd'], capture_output=True, text=True, close_fds=False)\n"

@@ -8,11 +8,11 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
-from edge import switch
-from edge.bundle import FILES, Bundle, write_bundle
-from edge.cli import app
-from edge.errors import BundleError, InputError, RwsError
-from edge.switch import switch_bundle
+from rws.edge import switch
+from rws.edge.bundle import FILES, Bundle, write_bundle
+from rws.edge.cli import app
+from rws.edge.errors import BundleError, InputError, RwsError
+from rws.edge.switch import switch_bundle
 from tests.edge.tiny import CLASSES, bundle_parts
 
 

@@ -11,11 +11,11 @@ from onnx import numpy_helper
 from torch import nn
 from torch.func import functional_call
 
-from edge.errors import BundleError, InputError
-from edge.models.onnx_graph import clean_tensors, shallow_tensors
-from edge.models.onnx_model import OnnxModel
-from edge.models.patch import Arena
-from edge.models.torch_model import TorchModel
+from rws.edge.errors import BundleError, InputError
+from rws.edge.models.onnx_graph import clean_tensors, shallow_tensors
+from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.models.patch import Arena
+from rws.edge.models.torch_model import TorchModel
 from tests.edge.tiny import CORRUPTIONS, make_signatures, network
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight")
@@ -75,7 +75,7 @@ def model(request) -> TorchModel:
 
 
 def test_importing_the_backend_does_not_import_torch():
-    code = "import sys, edge.models.torch_model; sys.exit('torch' in sys.modules)"
+    code = "import sys, rws.edge.models.torch_model; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from edge.bundle import FILES, MANIFEST, Bundle, write_bundle
-from edge.errors import RwsError
-from edge.switch import switch_bundle
-from edge.watch import BundleWatch
+from rws.edge.bundle import FILES, MANIFEST, Bundle, write_bundle
+from rws.edge.errors import RwsError
+from rws.edge.switch import switch_bundle
+from rws.edge.watch import BundleWatch
 from tests.edge.tiny import bundle_parts
 
 

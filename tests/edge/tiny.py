@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.models.onnx_graph import clean_tensors, shallow_tensors
-from edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.models.onnx_graph import clean_tensors, shallow_tensors
+from rws.edge.signatures import SignatureSet, shallow_sha256
 
 CLASSES = ("circle", "square", "star", "wave")
 CORRUPTIONS = ("gaussian_noise", "fog", "contrast")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import Belief, InputError, certain
+from rws.oracle import Belief, InputError, certain
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 3.0, 5.0)

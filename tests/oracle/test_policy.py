@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import (
+from rws.oracle import (
     Belief,
     ExpectedGainPolicy,
     FormatError,
@@ -13,7 +13,7 @@ from oracle import (
     WeightedPolicy,
     certain,
 )
-from oracle.policy import STEP, make_policy
+from rws.oracle.policy import STEP, make_policy
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from oracle import Belief, BeliefFilter, InputError, certain
+from rws.oracle import Belief, BeliefFilter, InputError, certain
 
 NAMES = ("fog", "snow", "frost")
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -9,16 +9,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from edge.bundle import Bundle
-from edge.cli import app
-from edge.errors import BundleError
-from edge.models.onnx_graph import read_model, shallow_tensors
-from edge.models.onnx_model import OnnxModel
-from oracle.errors import FormatError, InputError
-from tests.conftest import CLASSES, rws
-from tests.edge.tiny import network
-from training.adopt import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
-from training.adopt_model import (
+from rws.edge.bundle import Bundle
+from rws.edge.cli import app
+from rws.edge.errors import BundleError
+from rws.edge.models.onnx_graph import read_model, shallow_tensors
+from rws.edge.models.onnx_model import OnnxModel
+from rws.oracle.errors import FormatError, InputError
+from rws.training.adopt import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
+from rws.training.adopt_model import (
     OperatorError,
     Preprocessing,
     adopt_model,
@@ -29,10 +27,12 @@ from training.adopt_model import (
     stem,
     trainable,
 )
-from training.adopt_oracle import ViewRecipe, bundled_network, corrupted_views, views
-from training.adopt_pictures import load_labelled, load_pictures, read_names
-from training.corruptions import CORRUPTIONS
-from training.oracle_fit import OracleRecipe
+from rws.training.adopt_oracle import ViewRecipe, bundled_network, corrupted_views, views
+from rws.training.adopt_pictures import load_labelled, load_pictures, read_names
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.oracle_fit import OracleRecipe
+from tests.conftest import CLASSES, rws
+from tests.edge.tiny import network
 
 SIZE = 32
 
@@ -534,7 +534,7 @@ def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
         chosen.append(recipe)
         raise InputError("enough seen")
 
-    monkeypatch.setattr("training.adopt.Adoption", stop_before_training)
+    monkeypatch.setattr("rws.training.adopt.Adoption", stop_before_training)
     onnx.save(tiny(), tmp_path / "mine.onnx")
     (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
     arguments = ["--model", tmp_path / "mine.onnx", "--images", picture_folder, "--recipe", tmp_path / "adopt.toml"]

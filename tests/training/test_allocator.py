@@ -7,7 +7,7 @@ import pytest
 
 _CYCLE = """
 import resource
-from training.allocator import keep_freed_memory
+from rws.training.allocator import keep_freed_memory
 import numpy as np
 if {keep}:
     assert keep_freed_memory()

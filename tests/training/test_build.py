@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from edge.bundle import Bundle, remove_signature
-from edge.signatures import SignatureSet
-from oracle import InputError
+from rws.edge.bundle import Bundle, remove_signature
+from rws.edge.signatures import SignatureSet
+from rws.oracle import InputError
+from rws.training.build import Build
+from rws.training.calibrate import CalibrationRecipe, measure_gain
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data import Images
+from rws.training.models import fold_batchnorm
+from rws.training.oracle_fit import LEVELS
+from rws.training.recipe import load_recipe
+from rws.training.signatures import DELTAS
 from tests.conftest import TINY, rws
-from training.build import Build
-from training.calibrate import CalibrationRecipe, measure_gain
-from training.corruptions import CORRUPTIONS
-from training.data import Images
-from training.models import fold_batchnorm
-from training.oracle_fit import LEVELS
-from training.recipe import load_recipe
-from training.signatures import DELTAS
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):

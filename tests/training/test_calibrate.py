@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from edge.bundle import Bundle
-from training.calibrate import CalibrationRecipe, measure_gain, percent_right
-from training.data import Images
-from training.oracle_fit import LEVELS
+from rws.edge.bundle import Bundle
+from rws.training.calibrate import CalibrationRecipe, measure_gain, percent_right
+from rws.training.data import Images
+from rws.training.oracle_fit import LEVELS
 
 
 class Fixed:

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.errors import InputError, RwsError
-from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt, corrupt_mixed, digital, seeds_for, weather
-from training.corruptions.blur import gaussian_filter, glass_blur
-from training.corruptions.constants import levels, scale_for
-from training.corruptions.noise import poisson
-from training.corruptions.registry import constants_of
-from training.corruptions.rng import Stream, _mix
+from rws.oracle.errors import InputError, RwsError
+from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt, corrupt_mixed, digital, seeds_for, weather
+from rws.training.corruptions.blur import gaussian_filter, glass_blur
+from rws.training.corruptions.constants import levels, scale_for
+from rws.training.corruptions.noise import poisson
+from rws.training.corruptions.registry import constants_of
+from rws.training.corruptions.rng import Stream, _mix
 
 torch.set_num_threads(1)
 

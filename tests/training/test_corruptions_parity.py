@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks.corruptions import COMPARABLE, Reference, difference, imagecorruptions_difference
-from training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.benchmarks.corruptions import COMPARABLE, Reference, difference, imagecorruptions_difference
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 
 torch.set_num_threads(1)
 

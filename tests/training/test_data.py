@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from oracle import InputError
+from rws.oracle import InputError
+from rws.training.data import Images, load_images, split_train_validation
 from tests.conftest import CLASSES
-from training.data import Images, load_images, split_train_validation
 
 
 def test_a_folder_is_read_in_label_order_with_exact_pixels(image_folder, clear):
@@ -91,7 +91,7 @@ def test_a_torchvision_data_set_is_read_from_its_own_files(tmp_path, monkeypatch
     """The real torchvision class on a tiny archive in CIFAR-10's format, with its check sums taken from the files."""
     import pickle
 
-    from edge.torchvision_compat import torchvision
+    from rws.edge.torchvision_compat import torchvision
 
     root = tmp_path / "cifar-10-batches-py"
     root.mkdir()

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from oracle import InputError
-from training.data import Images
-from training.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
-from training.models import ModelSpec, build_model
-from training.oracle_fit import OracleRecipe
-from training.signatures import TuneRecipe
+from rws.oracle import InputError
+from rws.training.data import Images
+from rws.training.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
+from rws.training.models import ModelSpec, build_model
+from rws.training.oracle_fit import OracleRecipe
+from rws.training.signatures import TuneRecipe
 
 RECIPE = FitRecipe(epochs=4, batch_size=16, learning_rate=0.02, precision="fp32")
 

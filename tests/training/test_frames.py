@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from edge.drill.stamp import scene
-from oracle.errors import InputError
-from training.corruptions import corrupt, seeds_for
-from training.frames import corrupter
-from training.seeds import derive_seed
+from rws.edge.drill.stamp import scene
+from rws.oracle.errors import InputError
+from rws.training.corruptions import corrupt, seeds_for
+from rws.training.frames import corrupter
+from rws.training.seeds import derive_seed
 
 IMAGE = scene(32, 32)
 

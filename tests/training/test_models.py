@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from oracle import FormatError, InputError
-from training.export import export_onnx
-from training.models import ModelSpec, build_model, fold_batchnorm, group_layers, shallow_tensors
+from rws.oracle import FormatError, InputError
+from rws.training.export import export_onnx
+from rws.training.models import ModelSpec, build_model, fold_batchnorm, group_layers, shallow_tensors
 
 
 def trained_like(spec: ModelSpec) -> nn.Module:

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import Belief, InputError, Oracle
-from training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES
-from training.data import Images
-from training.oracle_fit import (
+from rws.oracle import Belief, InputError, Oracle
+from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES
+from rws.training.data import Images
+from rws.training.oracle_fit import (
     LEVELS,
     Draw,
     OracleNetwork,
@@ -143,7 +143,7 @@ def test_an_oracle_of_fewer_corruptions_never_draws_the_others(clear, monkeypatc
         seen.update(CORRUPTIONS[index] for index in types.unique().tolist() if index >= 0)
         return pixels
 
-    monkeypatch.setattr("training.oracle_fit.corrupt_mixed", corrupt_mixed)
+    monkeypatch.setattr("rws.training.oracle_fit.corrupt_mixed", corrupt_mixed)
     known = [name for name in CORRUPTIONS if name != "fog"]
     recipe = OracleRecipe(epochs=20, batch_size=32, widths=(8,), pair_share=0.5)
     network = fit_oracle(images, recipe, corruptions=known)

@@ -1,7 +1,7 @@
 import pytest
 
-from oracle import FormatError, InputError
-from training.recipe import load_recipe
+from rws.oracle import FormatError, InputError
+from rws.training.recipe import load_recipe
 
 
 def test_the_shipped_recipe_is_valid_and_says_what_it_builds():

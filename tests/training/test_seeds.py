@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import benchmarks
 import training
-from training.corruptions import CORRUPTIONS, seeds_for
-from training.seeds import derive_seed
+from rws.training.corruptions import CORRUPTIONS, seeds_for
+from rws.training.seeds import derive_seed
 
 PURPOSES = {
     "calibration",

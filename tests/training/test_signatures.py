@@ -3,11 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import InputError
-from training.data import Images
-from training.fit import Corrupted, FitRecipe, fit
-from training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
-from training.signatures import (
+from rws.oracle import InputError
+from rws.training.data import Images
+from rws.training.fit import Corrupted, FitRecipe, fit
+from rws.training.models import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from rws.training.signatures import (
     DELTAS,
     TuneRecipe,
     composed,
@@ -133,7 +133,7 @@ def test_without_a_deep_layer_there_is_no_shallow_part():
 
 
 def test_tuning_on_the_shallow_output_brings_it_closer_to_the_clean_one_and_needs_no_labels(image_folder):
-    from training.data import load_images
+    from rws.training.data import load_images
 
     data = load_images(image_folder, "train")
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oracle import InputError
-from training.store import ARRAYS, JSON, SCORED, STATE, Store, claim, run_jobs
+from rws.oracle import InputError
+from rws.training.store import ARRAYS, JSON, SCORED, STATE, Store, claim, run_jobs
 
 NAMES = [f"job{number}" for number in range(6)]
 FORK = multiprocessing.get_context("fork")
@@ -161,16 +161,16 @@ def test_a_file_with_a_damaged_note_is_made_again(tmp_path, note):
 @pytest.mark.parametrize("other", ["remake", "refuse", "keep"])
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_write_that_was_stopped_half_way_is_done_anew(tmp_path, monkeypatch, written, other):
-    import training.store
+    import rws.training.store
 
-    write, done = training.store.atomic_write_bytes, []
+    write, done = rws.training.store.atomic_write_bytes, []
 
     def stop(path, content):
         if len(done) == written:
             raise KeyboardInterrupt
         done.append(write(path, content))
 
-    monkeypatch.setattr(training.store, "atomic_write_bytes", stop)
+    monkeypatch.setattr(rws.training.store, "atomic_write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         Store(tmp_path, other).get("a.json", 1, Counted(1), JSON)
     monkeypatch.undo()
@@ -216,7 +216,7 @@ def test_a_making_that_fails_leaves_nothing_and_keeps_its_checkpoint(tmp_path):
 
 
 def test_making_leaves_a_line_in_the_log(tmp_path, caplog):
-    caplog.set_level("INFO", "training.store")
+    caplog.set_level("INFO", "rws.training.store")
     for identity in (1, 1, 2):
         Store(tmp_path).get("a.json", identity, Counted(identity), JSON)
     assert caplog.messages == [f"making {tmp_path / 'a.json'}", f"making {tmp_path / 'a.json'}, damaged or outdated"]

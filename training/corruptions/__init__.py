@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oracle.errors import InputError
-from training.corruptions import blur, constants, digital
-from training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
-from training.corruptions.rng import Stream, seeds_for
+from rws.oracle.errors import InputError
+from rws.training.corruptions import blur, constants, digital
+from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
+from rws.training.corruptions.rng import Stream, seeds_for
 
 __all__ = ["CORRUPTIONS", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
 

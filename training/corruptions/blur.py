@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.corruptions.constants import levels
-from training.corruptions.rng import Stream
+from rws.training.corruptions.constants import levels
+from rws.training.corruptions.rng import Stream
 
 # Added before a truncation, in grey levels: float32 rounding alone must not cost a whole level.
 ROUNDING = 2.0**-13

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.corruptions.blur import gaussian_filter
+from rws.training.corruptions.blur import gaussian_filter
 
 
 def brightness(x: Tensor, c: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.corruptions import blur, constants, digital, noise, weather
-from training.corruptions.rng import Stream
+from rws.training.corruptions import blur, constants, digital, noise, weather
+from rws.training.corruptions.rng import Stream
 
 Rows = list[list[Any]]
 Draws = tuple[Tensor, ...]

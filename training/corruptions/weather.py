@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oracle.errors import RwsError
-from training.corruptions.blur import clipped_zoom, gaussian_filter, motion_blur, truncate
-from training.corruptions.constants import scale_for
+from rws.oracle.errors import RwsError
+from rws.training.corruptions.blur import clipped_zoom, gaussian_filter, motion_blur, truncate
+from rws.training.corruptions.constants import scale_for
 
 _LUMA = (0.299, 0.587, 0.114)
 

@@ -1,9 +1,9 @@
 import pytest
 
-from benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place, parse_data
-from benchmarks.reproduce.entries import ENTRIES
-from oracle import InputError
-from training.models import build_model, fold_batchnorm, shallow_tensors
+from rws.benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place, parse_data
+from rws.benchmarks.reproduce.entries import ENTRIES
+from rws.oracle import InputError
+from rws.training.models import build_model, fold_batchnorm, shallow_tensors
 
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=lambda column: column.name)

@@ -6,11 +6,11 @@ import shutil
 import cv2
 import pytest
 
-from benchmarks.reproduce import page
-from benchmarks.reproduce.run import status, tasks
-from oracle import InputError
+from rws.benchmarks.reproduce import page
+from rws.benchmarks.reproduce.run import status, tasks
+from rws.oracle import InputError
+from rws.training.corruptions import CORRUPTIONS
 from tests.conftest import TINY, rws
-from training.corruptions import CORRUPTIONS
 
 CIFAR10 = ("table1", "table4", "table5", "fig7", "init", "tuned", "smaller")
 VGG = 'name = "{name}"' + TINY.split('name = "tiny"')[1].replace("layers = 2", "layers = 5\nfold_first = true")

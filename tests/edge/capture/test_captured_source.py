@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.capture import CapturedSource, CaptureProcess, CaptureSettings
-from edge.capture.checks import REASONS
-from edge.capture.process import Captured, Ended, Opened
-from edge.drill.fakes import FakeTime, ScriptedCapture
-from edge.drill.stamp import scene
-from edge.drill.videos import encode_h264, flip_bytes
-from edge.errors import SourceError
-from edge.sources import open_source
+from rws.edge.capture import CapturedSource, CaptureProcess, CaptureSettings
+from rws.edge.capture.checks import REASONS
+from rws.edge.capture.process import Captured, Ended, Opened
+from rws.edge.drill.fakes import FakeTime, ScriptedCapture
+from rws.edge.drill.stamp import scene
+from rws.edge.drill.videos import encode_h264, flip_bytes
+from rws.edge.errors import SourceError
+from rws.edge.sources import open_source
 from tests.edge.loop_fakes import write_video
 
 IMAGE = scene(16, 24)
@@ -248,7 +248,7 @@ def test_a_killed_process_is_an_end_and_the_counters_stay(process):
 def test_the_process_ends_when_its_parent_is_killed(tmp_path):
     path = write_video(tmp_path / "clip.mp4", range(20, 240))
     script = (
-        "from edge.sources import open_source\nimport sys, time\n"
+        "from rws.edge.sources import open_source\nimport sys, time\n"
         f"source = open_source({str(path)!r}); next(iter(source))\n"
         "print(source.pid, flush=True); time.sleep(60)"
     )
@@ -340,7 +340,7 @@ def test_images_keep_their_values(tmp_path):
 
 
 def test_years_of_silence_do_not_end_it(monkeypatch):
-    monkeypatch.setattr("edge.capture.source.TICK", 100.0)
+    monkeypatch.setattr("rws.edge.capture.source.TICK", 100.0)
 
     class Silent(ScriptedCapture):
         def open(self):

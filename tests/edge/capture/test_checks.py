@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
-from edge.drill.stamp import scene
+from rws.edge.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
+from rws.edge.drill.stamp import scene
 
 
 def test_a_real_picture_has_no_flaw():

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
-from edge.drill.servers import MjpegServer
-from edge.drill.stamp import encode_jpeg, read_stamp, scene, stamped
-from edge.errors import SourceError
-from edge.sources import open_source
+from rws.edge.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
+from rws.edge.drill.servers import MjpegServer
+from rws.edge.drill.stamp import encode_jpeg, read_stamp, scene, stamped
+from rws.edge.errors import SourceError
+from rws.edge.sources import open_source
 
 BASE = scene(48, 400)
 SIZE = MOST_BYTES // 64

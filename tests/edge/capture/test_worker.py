@@ -4,12 +4,12 @@ import threading
 import numpy as np
 import pytest
 
-from edge.capture.checks import FreezeDetector
-from edge.capture.decoders import Decoder, Picture
-from edge.capture.shared import Counters, shared_memory
-from edge.capture.worker import Grabber
-from edge.drill.stamp import scene
-from edge.errors import SourceError
+from rws.edge.capture.checks import FreezeDetector
+from rws.edge.capture.decoders import Decoder, Picture
+from rws.edge.capture.shared import Counters, shared_memory
+from rws.edge.capture.worker import Grabber
+from rws.edge.drill.stamp import scene
+from rws.edge.errors import SourceError
 
 
 class ScriptedDecoder(Decoder):

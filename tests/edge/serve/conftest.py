@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.monitor import Monitor
-from edge.sources import ArraySource
+from rws.edge.monitor import Monitor
+from rws.edge.sources import ArraySource
 from tests.edge.loop_fakes import StillClock
 
 

@@ -15,9 +15,9 @@ from typing import Annotated
 import cv2
 import typer
 
-from benchmarks.demo import load_stream
-from edge.drill.servers import MjpegServer
-from edge.drill.stamp import encode_jpeg
+from rws.benchmarks.demo import load_stream
+from rws.edge.drill.servers import MjpegServer
+from rws.edge.drill.stamp import encode_jpeg
 from tests.edge.serve import browser
 
 # Each frame is another photograph, so picture and answer get the time to come together.
@@ -53,7 +53,7 @@ def main(
     server = MjpegServer(camera, FPS)
     command = ["run", server.url, "--serve", "127.0.0.1:0", "--threads", "1"]
     loop = subprocess.Popen(
-        [sys.executable, "-c", "from edge.cli import main; main()", *command], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", "from rws.edge.cli import main; main()", *command], stdout=subprocess.PIPE, text=True
     )
     try:
         address = next(line for line in loop.stdout if line.startswith("page: ")).removeprefix("page: ").strip()

@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
-from edge.errors import InputError, RwsError
-from edge.serve import address
+from rws.edge.errors import InputError, RwsError
+from rws.edge.serve import address
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from edge.errors import InputError
-from edge.serve import PageServer
+from rws.edge.errors import InputError
+from rws.edge.serve import PageServer
 from tests.edge.serve.http import get
 
 TOKEN = "sesame/+=&öffne"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from edge.serve import PageServer
+from rws.edge.serve import PageServer
 from tests.edge.loop_fakes import make_result
 from tests.edge.serve.http import get
 

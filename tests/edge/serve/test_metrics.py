@@ -1,8 +1,8 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge.serve import PageServer
-from oracle.belief import certain
+from rws.edge.serve import PageServer
+from rws.oracle.belief import certain
 from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, make_result
 from tests.edge.serve.http import get
 

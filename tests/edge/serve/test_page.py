@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.loop import Guess
-from edge.monitor import Monitor
-from edge.serve import PageServer
-from edge.sources import ArraySource
-from oracle.belief import certain
+from rws.edge.loop import Guess
+from rws.edge.monitor import Monitor
+from rws.edge.serve import PageServer
+from rws.edge.sources import ArraySource
+from rws.oracle.belief import certain
 from tests.edge.loop_fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from tests.edge.serve import browser
 from tests.edge.serve.http import wait_until

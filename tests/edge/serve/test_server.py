@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-import edge.serve.pictures
-import edge.serve.server
-from edge.errors import InputError, RwsError
-from edge.serve import PageServer
-from edge.sources import Frame
+import rws.edge.serve.pictures
+import rws.edge.serve.server
+from rws.edge.errors import InputError, RwsError
+from rws.edge.serve import PageServer
+from rws.edge.sources import Frame
 from tests.edge.loop_fakes import make_frame, make_result
 from tests.edge.serve.http import PartReader, get, read_until, stream, wait_until
 
@@ -113,7 +113,7 @@ def test_the_newest_picture(server):
 )  # fmt: skip
 def test_pictures_fit_a_page(shape, expected):
     image = np.full((*shape, 3), (200, 100, 0), np.uint8)
-    picture = decode(edge.serve.pictures.encode(image))
+    picture = decode(rws.edge.serve.pictures.encode(image))
     assert picture.shape[:2] == expected
     np.testing.assert_allclose(picture.mean(axis=(0, 1)), (0, 100, 200), atol=4)
 
@@ -183,8 +183,8 @@ def test_a_stream_of_pictures(server):
 
 def test_pictures_are_made_for_viewers_only_and_not_too_often(server, monkeypatch):
     made = []
-    encode = edge.serve.pictures.encode
-    monkeypatch.setattr(edge.serve.pictures, "encode", lambda image: made.append(time.monotonic()) or encode(image))
+    encode = rws.edge.serve.pictures.encode
+    monkeypatch.setattr(rws.edge.serve.pictures, "encode", lambda image: made.append(time.monotonic()) or encode(image))
     stop = threading.Event()
 
     def write():
@@ -250,7 +250,7 @@ def test_a_slow_client_holds_up_nobody_and_gets_no_old_pictures(server):
 
 
 def test_a_client_that_takes_nothing_is_let_go(server, monkeypatch):
-    monkeypatch.setattr(edge.serve.server, "SLOW_AFTER", 0.3)
+    monkeypatch.setattr(rws.edge.serve.server, "SLOW_AFTER", 0.3)
     with stream(server, "/stream.mjpg", receive_buffer=4096) as slow:
         PartReader(slow)
         wait_until(lambda: server.viewers == 1)
@@ -320,8 +320,8 @@ def test_garbage_harms_nothing(server, caplog):
 def test_without_its_packages_the_extra_is_named():
     code = (
         "import sys; sys.modules['aiohttp'] = None\n"
-        "from edge.errors import MissingExtraError\n"
-        "try: import edge.serve\n"
+        "from rws.edge.errors import MissingExtraError\n"
+        "try: import rws.edge.serve\n"
         "except MissingExtraError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

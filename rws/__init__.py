@@ -1,0 +1,1 @@
+"""Robust weight signatures: one import name for the runtime, the oracle, training and benchmarks."""
