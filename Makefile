@@ -19,12 +19,12 @@ lint: $(VENV)/.test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml edge/models/_kernel.c
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml edge/live/_kernel.c
 	$(BIN)/pip install --quiet -e '.[demo]'
 	@touch $@
 
 # torch comes first and alone: an unpinned request would take a CUDA build of several GB.
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/models/_kernel.c
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kernel.c
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo

@@ -9,11 +9,11 @@ import typer
 
 from rws.benchmarks.oracle_commands import COMMANDS
 from rws.benchmarks.zoo_commands import zoo, zoo_curve
-from rws.edge.extras import require
+from rws.edge.common.extras import require
 from rws.oracle.errors import InputError
 
 if TYPE_CHECKING:
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 for _command in (*COMMANDS, zoo, zoo_curve):
@@ -39,7 +39,7 @@ def demo(
 
         import rws.benchmarks.timeline  # noqa: F401 - drawing needs the extra: say so before the stream is played
         from rws.benchmarks.demo import play, print_summary
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     console = Console(highlight=False, soft_wrap=True)
     summary = play(Bundle.load(bundle), out, threads, console)
@@ -109,9 +109,9 @@ def replay(
     with require("bench"):
         from rws.benchmarks.replay import WAYS
         from rws.benchmarks.replay import replay as run
-        from rws.edge.provenance import provenance, write_json
-    from rws.edge.bundle import Bundle
-    from rws.edge.sinks import check_target
+        from rws.edge.common.provenance import provenance, write_json
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.sinks.files import check_target
 
     for target in (report, table):
         if target is not None:
@@ -167,7 +167,7 @@ def _replay_streams(
 ) -> None:
     from rws.benchmarks.protocols import PROTOCOLS
     from rws.benchmarks.streams import format_streams, replay_streams, write_csv
-    from rws.edge.provenance import provenance, write_json
+    from rws.edge.common.provenance import provenance, write_json
 
     result = replay_streams(
         bundle,
@@ -221,7 +221,7 @@ def ways(
         import torch
 
         from rws.benchmarks.ways import compare_ways
-        from rws.edge.provenance import provenance, write_json
+        from rws.edge.common.provenance import provenance, write_json
         from rws.training.build import Build
         from rws.training.data import load_images
         from rws.training.recipe import load_recipe
@@ -259,9 +259,9 @@ def signatures(
         from rich.table import Table
 
         from rws.benchmarks.precision import compare_codes
-        from rws.edge.provenance import provenance, write_json
-    from rws.edge.bundle import Bundle
-    from rws.edge.sinks import check_target
+        from rws.edge.common.provenance import provenance, write_json
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.sinks.files import check_target
 
     if report is not None:
         check_target(report)
@@ -309,8 +309,8 @@ def storage(
 
         from rws.benchmarks.models import load_models
         from rws.benchmarks.storage import measure_storage, print_storage
-        from rws.edge.provenance import provenance, write_json
-    from rws.edge.sinks import check_target
+        from rws.edge.common.provenance import provenance, write_json
+    from rws.edge.sinks.files import check_target
 
     if report is not None:
         check_target(report)
@@ -361,8 +361,8 @@ def latency(
 
         from rws.benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
         from rws.benchmarks.models import load_models
-        from rws.edge.provenance import provenance
-    from rws.edge.sinks import check_target
+        from rws.edge.common.provenance import provenance
+    from rws.edge.sinks.files import check_target
 
     options = LatencyOptions(
         ways=tuple(way or ()),
@@ -406,9 +406,9 @@ def oracle_cost(
     with require("bench"):
         from rws.benchmarks.models import load_model
         from rws.benchmarks.oracle_cost import measure_oracle
-        from rws.edge.provenance import provenance, write_json
-    from rws.edge.bundle import Bundle
-    from rws.edge.sinks import check_target
+        from rws.edge.common.provenance import provenance, write_json
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.sinks.files import check_target
 
     if report is not None:
         check_target(report)
@@ -438,7 +438,7 @@ def gpu(
         from rws.benchmarks.latency import LatencyOptions, measure_latency, print_latency, write_results
         from rws.benchmarks.models import load_models
         from rws.benchmarks.storage import measure_storage, print_storage
-        from rws.edge.provenance import provenance, write_json
+        from rws.edge.common.provenance import provenance, write_json
     options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)
     out.mkdir(parents=True, exist_ok=True)
     models = load_models(["vgg16:32", "vgg16:224", "resnet50:32", "resnet50:224"])

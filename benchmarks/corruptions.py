@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rws.benchmarks.committed import ROOT
 from rws.benchmarks.corruption_page import parity_table, throughput_table
-from rws.edge.provenance import portable_command, provenance, write_json
+from rws.edge.common.provenance import portable_command, provenance, write_json
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.corruptions.blur import truncate

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from rws.edge.bundle import Bundle
-from rws.edge.loop import STAGES, Result, Runtime
-from rws.edge.models.base import PatchableModel
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.runtime import STAGES, Result, Runtime
+from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
-from rws.edge.provenance import provenance, write_json
-from rws.edge.sinks import JsonlSink, VideoSink
-from rws.edge.sources import ArraySource
+from rws.edge.common.provenance import provenance, write_json
+from rws.edge.sinks.files import JsonlSink, VideoSink
+from rws.edge.sources.open import ArraySource
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import ToldPolicy

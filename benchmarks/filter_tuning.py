@@ -17,7 +17,7 @@ from rws.benchmarks.judge import split_as_built
 from rws.benchmarks.protocols import PROTOCOLS, Stream, make_stream
 from rws.benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
 from rws.benchmarks.streams import clean_images, known_corruptions, observe_streams
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, Policy, make_policy

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.edge.bundle import Bundle
-from rws.edge.models.base import PatchableModel
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import Belief
 from rws.oracle.network import Oracle
 from rws.oracle.policy import Mix

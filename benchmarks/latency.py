@@ -49,10 +49,10 @@ from rws.benchmarks.latency_ways import (
 )
 from rws.benchmarks.models import BenchmarkModel
 from rws.benchmarks.sensors import Sensors, describe_platform
-from rws.edge.atomic import atomic_write_bytes
+from rws.edge.common.files import atomic_write_bytes
 from rws.edge.errors import BundleError, InputError, RwsError
-from rws.edge.loop import STAGES
-from rws.edge.provenance import write_json
+from rws.edge.runtime import STAGES
+from rws.edge.common.provenance import write_json
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
@@ -77,7 +77,7 @@ class LatencyOptions:
         repeats: how often everything is made anew; with 3 the intervals cover 84 % where two makings differ as much as
             two rounds do, with 10 they cover 95 %.
         duration: seconds of sustained load for each model and thread count; 0 for none.
-        source: what the whole frame reads, as `rws.edge.sources.open_source` takes it, of 40 frames or more; None: a
+        source: what the whole frame reads, as `rws.edge.sources.open.open_source` takes it, of 40 frames or more; None: a
             video of 640 x 480 pixels that is made of the demo's frames.
         seed: of inputs, order and resampling.
 

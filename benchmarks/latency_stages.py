@@ -21,7 +21,7 @@ from rws.benchmarks.demo import load_stream
 from rws.benchmarks.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
 from rws.benchmarks.latency_ways import Setting, deployed_model
 from rws.edge.errors import InputError, RwsError
-from rws.edge.loop import STAGES, Runtime
+from rws.edge.runtime import STAGES, Runtime
 from rws.oracle.belief import Belief
 from rws.oracle.network import Oracle
 from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy

@@ -4,14 +4,14 @@
 |---|---|---|
 | `untouched` | a plain, fully optimised ONNX Runtime session | never |
 | `untouched_again` | the same once more: what two equal sessions differ by | never |
-| `live`, `split`, `inputs` | `rws.edge.models.onnx_model.OnnxModel` | patch |
+| `live`, `split`, `inputs` | `rws.edge.live.onnx_model.OnnxModel` | patch |
 | `reload` | the untouched session | a new session from a patched file that lies on the disk |
 | `reload_optimised` | the same | the same, from a file that ONNX Runtime has optimised before |
 | `sessions` | one of 20 untouched sessions | take another one |
 | `lora` | a session whose shallow weights can be overridden | ONNX Runtime's LoRA adapters, loaded beforehand |
 | `load_state_dict` | Torch, eager | the whole model's weights, from memory |
 | `load_state_dict_shallow` | Torch, eager | the patched layers' weights, from memory, float32, one set a mix |
-| `torch`, `torch_compile`, `torch_cuda_graph` | `rws.edge.models.torch_model.TorchModel` | patch |
+| `torch`, `torch_compile`, `torch_cuda_graph` | `rws.edge.live.torch_model.TorchModel` | patch |
 
 On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
 """
@@ -35,10 +35,10 @@ from onnx import TensorProto, helper
 
 from rws.benchmarks.models import BenchmarkModel, patched_onnx, patched_weights
 from rws.edge.errors import RwsError, first_line
-from rws.edge.models.base import PatchableModel
-from rws.edge.models.onnx_graph import data_input, read_model
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.models.torch_model import TorchModel
+from rws.edge.live.base import PatchableModel
+from rws.edge.onnx.graph import data_input, read_model
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.live.torch_model import TorchModel
 
 ALPHA = 0.75
 PREPARED = 3  # patched files or whole state dicts that are taken in turn: more than caches hold, less than memory

@@ -22,8 +22,8 @@ import onnxruntime
 
 from rws.edge.child import python_command
 from rws.edge.errors import RwsError
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.signatures import SignatureSet
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.signatures.signature_set import SignatureSet
 
 Kind = Literal["imports", "sessions", "live"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.errors import InputError
-from rws.edge.models.onnx_graph import (
+from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
     prepare,
@@ -24,7 +24,7 @@ from rws.edge.models.onnx_graph import (
     replaced_tensors,
     shallow_tensors,
 )
-from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.training import models as architectures
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.export import export_onnx

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.extras import require
+from rws.edge.common.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def policies(
     with require("bench"):
         from rws.benchmarks.judge import load_splits
         from rws.benchmarks.policies import compare_policies, print_policies
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     _check(report)
     chosen = Bundle.load(bundle)
@@ -83,7 +83,7 @@ def pairs(
     with require("bench"):
         from rws.benchmarks.judge import load_splits
         from rws.benchmarks.pairs import compare_pairs, print_pairs
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     _check(report)
     chosen = Bundle.load(bundle)
@@ -126,7 +126,7 @@ def unseen(
 
         from rws.benchmarks.judge import load_splits
         from rws.benchmarks.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     _check(report)
     torch.set_num_threads(threads)
@@ -157,7 +157,7 @@ def filter(
     """
     with require("bench"):
         from rws.benchmarks.filter_tuning import tune_filter
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     _check(report)
     result = tune_filter(Bundle.load(bundle), data, frames=frames, seed=seed, progress=typer.echo)
@@ -183,7 +183,7 @@ def rivals(
         import torch
 
         from rws.benchmarks.rival_models import RivalModels
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     torch.set_num_threads(threads)
     models = RivalModels(Bundle.load(bundle), data, work, progress=lambda record: typer.echo(str(record)))
@@ -205,7 +205,7 @@ def figures(
     """
     with require("bench"):
         from rws.benchmarks.figures import draw_all
-    from rws.edge.bundle import Bundle
+    from rws.edge.bundle.bundle import Bundle
 
     draw_all(results, out, bundle=Bundle.load(bundle), only=only or (), progress=typer.echo)
 
@@ -217,14 +217,14 @@ def _console() -> Console:
 
 
 def _check(report: Path | None) -> None:
-    from rws.edge.sinks import check_target
+    from rws.edge.sinks.files import check_target
 
     if report is not None:
         check_target(report)
 
 
 def _save(report: Path | None, result: dict[str, object], data: str, seed: int, threads: int) -> None:
-    from rws.edge.provenance import provenance, write_json
+    from rws.edge.common.provenance import provenance, write_json
 
     if report is not None:
         write_json(report, provenance(data=Path(data).name, seed=seed, threads=threads) | result)

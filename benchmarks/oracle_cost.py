@@ -16,8 +16,8 @@ import numpy as np
 
 from rws.benchmarks.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.models import BenchmarkModel
-from rws.edge.bundle import ORACLE, Bundle
-from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.live.onnx_model import OnnxModel
 
 CASES = ("network", "observe", "whole", "in_turn")
 

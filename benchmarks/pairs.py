@@ -23,7 +23,7 @@ from rich.table import Table
 
 from rws.benchmarks.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
 from rws.benchmarks.policies import ExpectedPolicy, FramePolicy, own_alphas
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, ToldPolicy

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.benchmarks.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy

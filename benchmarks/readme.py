@@ -37,7 +37,7 @@ def _row(*cells: str) -> str:
 
 
 def _bundle_sizes() -> str:
-    files = json.loads((ROOT / "edge/default_bundle/bundle.json").read_text())["files"]
+    files = json.loads((ROOT / "edge/bundle/default/bundle.json").read_text())["files"]
     size = {name: entry["bytes"] / 1e6 for name, entry in files.items()}
     return (
         f"The bundle is {sum(size.values()):.2f} MB: model {size['model.onnx']:.2f}, 19 signatures "
@@ -229,7 +229,7 @@ def threads_table() -> str:
 
 def default_latency_table() -> str:
     """The stages of a frame of the bundled default."""
-    name = json.loads((ROOT / "edge/default_bundle/bundle.json").read_text())["name"]
+    name = json.loads((ROOT / "edge/bundle/default/bundle.json").read_text())["name"]
     result = read("latency_default")
     rows = [row for row in result["stages"] if row["model"] == name]
     stages = list(dict.fromkeys(row["stage"] for row in rows))

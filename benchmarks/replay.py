@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from rws.benchmarks.judge import corrupted
-from rws.edge.bundle import Bundle
-from rws.edge.models.base import PatchableModel
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief, certain
 from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy

@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from rws.edge.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.oracle.errors import FormatError, InputError
 from rws.training.build import Build
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed

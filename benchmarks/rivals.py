@@ -39,10 +39,10 @@ from rws.benchmarks.interleave import Block, Measured, frames_per_block, interle
 from rws.benchmarks.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.protocols import Method
 from rws.benchmarks.rival_models import RivalModels
-from rws.edge.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.child import python_command
 from rws.edge.errors import RwsError
-from rws.edge.models.patch import ALPHA_STEP
+from rws.edge.live.arena import ALPHA_STEP
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.models import fold_batchnorm
@@ -467,7 +467,7 @@ def _carried(name: str, method: Method, bundle: Bundle) -> int:
 def _take_what_packages_take(x: Tensor) -> None:
     """Import and run once what only some methods use, lest they be charged for Python packages."""
     from rws.benchmarks import streams  # noqa: F401
-    from rws.edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
+    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
 
     import onnx2torch  # noqa: F401  # isort: skip
 

@@ -19,9 +19,9 @@ from rich.table import Table
 from rws.benchmarks.memory import can_measure, measure
 from rws.benchmarks.models import BenchmarkModel, patched_onnx
 from rws.benchmarks.precision import float_file
-from rws.edge.models.onnx_graph import clean_tensors, read_model
-from rws.edge.quantise import Bits, Per
-from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.signatures.quantization import Bits, Per
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 
 
 def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None] | None = None) -> dict[str, Any]:

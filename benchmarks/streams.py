@@ -39,10 +39,10 @@ from rws.benchmarks.stream_scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.atomic import atomic_write_bytes
-from rws.edge.bundle import MODEL, Bundle
-from rws.edge.models.base import PatchableModel
-from rws.edge.provenance import provenance
+from rws.edge.common.files import atomic_write_bytes
+from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.live.base import PatchableModel
+from rws.edge.common.provenance import provenance
 from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
 from rws.oracle.network import Oracle

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
 from rws.training.calibrate import CalibrationRecipe

@@ -23,13 +23,13 @@ from torch import nn
 from rws.benchmarks.judge import corrupted
 from rws.benchmarks.replay import BATCH, corrupted_sets
 from rws.benchmarks.zoo_page import SEVERITIES
-from rws.edge.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
-from rws.edge.extras import require
-from rws.edge.models.base import PatchableModel
-from rws.edge.models.onnx_graph import read_model, shallow_tensors
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.provenance import provenance
-from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.common.extras import require
+from rws.edge.live.base import PatchableModel
+from rws.edge.onnx.graph import read_model, shallow_tensors
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.common.provenance import provenance
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rws.edge.extras import require
+from rws.edge.common.extras import require
 
 
 def zoo(
@@ -54,7 +54,7 @@ def zoo(
         progress=typer.echo,
     )
     if report is not None:
-        from rws.edge.provenance import write_json
+        from rws.edge.common.provenance import write_json
 
         write_json(report, result)
     typer.echo(json.dumps({key: result[key] for key in ("clean", "summary", "build_minutes", "sizes", "torch")}))
@@ -96,6 +96,6 @@ def zoo_curve(
         progress=typer.echo,
     )
     if report is not None:
-        from rws.edge.provenance import write_json
+        from rws.edge.common.provenance import write_json
 
         write_json(report, result)

@@ -14,11 +14,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from rws.edge.bundle import write_bundle
-from rws.edge.cli import app
-from rws.edge.models.onnx_graph import clean_tensors, read_model, shallow_tensors
-from tests.edge.loop_fakes import write_images
-from tests.edge.tiny import CLASSES, bundle_parts, make_signatures, network
+from rws.edge.bundle.bundle import write_bundle
+from rws.edge.cli.main import app
+from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
+from support.fakes import write_images
+from support.tiny import CLASSES, bundle_parts, make_signatures, network
 
 ADOPT = """
 layers = 2

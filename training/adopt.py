@@ -33,12 +33,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle import check_bundle_folder, write_bundle
-from rws.edge.models.onnx_graph import clean_tensors, shallow_tensors
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.provenance import provenance
-from rws.edge.quantise import check_code
-from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.bundle.bundle import check_bundle_folder, write_bundle
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.common.provenance import provenance
+from rws.edge.signatures.quantization import check_code
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, ToldPolicy
 from rws.training.adopt_model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable

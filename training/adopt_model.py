@@ -26,8 +26,8 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from torch import nn
 
 from rws.edge.errors import BundleError, first_line
-from rws.edge.models import torch_model
-from rws.edge.models.onnx_graph import data_input, output_shape, prepare, read_model, shallow_tensors, split_after
+from rws.edge.live import torch_model
+from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model, shallow_tensors, split_after
 from rws.oracle.errors import FormatError, InputError
 from rws.training.export import OPSET, export_onnx
 
@@ -477,7 +477,7 @@ def _clear_metadata(proto: Any) -> None:
 def _unsupported(proto: Any) -> list[str]:
     """Operators of a graph, by name, for which onnx2torch has no converter."""
     logging.getLogger("onnx2torch").setLevel(logging.ERROR)
-    from rws.edge import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
+    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
 
     from onnx2torch.node_converters.registry import get_converter  # isort: skip
 

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import ORACLE, Bundle
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.export import export_onnx, stored_as_half

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.atomic import atomic_path
+from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources import Frame, ImageSource, Source, open_source
+from rws.edge.sources.open import Frame, ImageSource, Source, open_source
 from rws.oracle.errors import FormatError, InputError
 from rws.training.data import Images, load_images
 
@@ -32,7 +32,7 @@ def load_pictures(
     """Pictures of a source, cropped and resized as the device does it with frames.
 
     Args:
-        source: as in `rws.edge.sources.open_source`. Of a live one only `limit` frames are taken.
+        source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
         size: side, pixels.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.

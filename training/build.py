@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle import MODEL, Bundle, write_bundle
-from rws.edge.models.base import PatchableModel
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.models.torch_model import TorchModel
-from rws.edge.signatures import SignatureSet, shallow_sha256
+from rws.edge.bundle.bundle import MODEL, Bundle, write_bundle
+from rws.edge.live.base import PatchableModel
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.live.torch_model import TorchModel
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.calibrate import check_signed, measure_gain

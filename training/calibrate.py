@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rws.edge.models.base import PatchableModel
+from rws.edge.live.base import PatchableModel
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for

@@ -8,8 +8,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from rws.edge.models.onnx_graph import prepare, read_model
-from rws.edge.models.onnx_graph import shallow_tensors as shallow_onnx
+from rws.edge.onnx.graph import prepare, read_model
+from rws.edge.onnx.graph import shallow_tensors as shallow_onnx
 from rws.oracle.errors import FormatError, InputError
 from rws.training.models import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
 from rws.training.recipe import load_recipe

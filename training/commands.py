@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from rws.edge.extras import require
+from rws.edge.common.extras import require
 from rws.oracle.errors import InputError
 
 
@@ -138,7 +138,7 @@ def build(
     with require("train"):
         import torch
 
-        from rws.edge.bundle import Bundle
+        from rws.edge.bundle.bundle import Bundle
         from rws.training.build import Build
         from rws.training.recipe import load_recipe
     if threads is not None:
@@ -295,9 +295,9 @@ def extract(
         from rws.training.models import shallow_tensors
         from rws.training.recipe import load_recipe
         from rws.training.signatures import residual_signature, tuned_signature
-    from rws.edge.provenance import write_json
-    from rws.edge.signatures import SignatureSet, shallow_sha256
-    from rws.edge.sinks import check_target
+    from rws.edge.common.provenance import write_json
+    from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+    from rws.edge.sinks.files import check_target
 
     for target in (out, report):
         if target is not None:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.atomic import atomic_path
+from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources import IMAGE_SUFFIXES
+from rws.edge.sources.open import IMAGE_SUFFIXES
 from rws.oracle.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
@@ -168,7 +168,7 @@ def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Im
 
 
 def _load_torchvision(name: str, split: str, root: Path, size: int | None) -> Images:
-    from rws.edge.torchvision_compat import torchvision
+    from rws.edge.onnx.torchvision_compat import torchvision
 
     dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
     images = dataset.data if size is None else np.stack([cover(image, size, size) for image in dataset.data])

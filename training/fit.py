@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.atomic import atomic_path
+from rws.edge.common.files import atomic_path
 from rws.oracle.errors import InputError
 from rws.training.allocator import keep_freed_memory
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for

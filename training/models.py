@@ -115,7 +115,7 @@ def build_model(spec: ModelSpec, classes: int) -> nn.Module:
 
 
 def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
-    from rws.edge.torchvision_compat import torchvision
+    from rws.edge.onnx.torchvision_compat import torchvision
 
     if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"torchvision has no classifier {spec.architecture!r}; see torchvision.models.list_models()")
@@ -132,7 +132,7 @@ def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
 
 def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Module:
     """A torchvision ResNet like this one whose blocks have `spec.width` times the channels."""
-    from rws.edge.torchvision_compat import torchvision
+    from rws.edge.onnx.torchvision_compat import torchvision
 
     if not isinstance(network, torchvision.models.ResNet):
         raise InputError(f"width {spec.width} is for VGG-16 and torchvision's ResNets, not {spec.architecture}")
@@ -175,7 +175,7 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
     if Path(spec.weights).suffix in (".pt", ".safetensors"):
         found = read_state_dict(Path(spec.weights))
     else:
-        from rws.edge.torchvision_compat import torchvision
+        from rws.edge.onnx.torchvision_compat import torchvision
 
         try:
             found = torchvision.models.get_model_weights(spec.architecture)[spec.weights].get_state_dict()

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rws.edge.signatures import shallow_sha256
+from rws.edge.signatures.signature_set import shallow_sha256
 from rws.oracle.errors import InputError
 from rws.training.data import Images
 from rws.training.fit import (

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from rws.edge.atomic import atomic_write_bytes
+from rws.edge.common.files import atomic_write_bytes
 from rws.oracle.errors import InputError
 
 T = TypeVar("T")

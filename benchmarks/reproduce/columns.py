@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rws.edge.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import ORACLE, Bundle
 from rws.oracle.errors import InputError
 from rws.training.build import Build, Progress
 from rws.training.data import TORCHVISION_DATASETS, Images, fitted, load_images

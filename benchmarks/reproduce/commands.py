@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rws.edge.extras import require
+from rws.edge.common.extras import require
 
 
 def reproduce(
@@ -59,7 +59,7 @@ def reproduce(
         from rws.benchmarks.reproduce.run import RESULTS, tasks
         from rws.benchmarks.reproduce.run import reproduce as run
         from rws.benchmarks.reproduce.run import status as list_results
-        from rws.edge.provenance import write_json
+        from rws.edge.common.provenance import write_json
         from rws.oracle.errors import InputError
     if status:
         results = out or (RESULTS if RESULTS.is_dir() else work)

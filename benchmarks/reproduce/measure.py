@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rws.benchmarks.judge import corrupted
 from rws.benchmarks.replay import TestSet, corrupted_sets
 from rws.benchmarks.reproduce.columns import ColumnBuild
-from rws.edge.quantise import dequantise, quantise
+from rws.edge.signatures.quantization import dequantise, quantise
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data import Images

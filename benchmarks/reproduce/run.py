@@ -18,8 +18,8 @@ from rws.benchmarks.reproduce.entries import ENTRIES, Entry
 from rws.benchmarks.reproduce.measure import REPRODUCE_VERSION, Measure, Variant
 from rws.benchmarks.reproduce.tables import TABLE1, TABLE5, trained
 from rws.benchmarks.reproduce.train import run_in_workers, train
-from rws.edge.atomic import atomic_write_bytes
-from rws.edge.provenance import provenance, write_json
+from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.provenance import provenance, write_json
 from rws.oracle.errors import InputError
 from rws.training.store import JSON, Store, run_jobs
 

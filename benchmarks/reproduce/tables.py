@@ -17,7 +17,7 @@ from rws.benchmarks.replay import Replayer
 from rws.benchmarks.reproduce.columns import WAYS
 from rws.benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
 from rws.benchmarks.ways import train_seconds
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data import Images

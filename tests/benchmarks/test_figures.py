@@ -16,7 +16,7 @@ from rws.benchmarks.figures import (
     draw_stream,
     small_png,
 )
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import CLEAN, InputError
 from rws.training.corruptions import CORRUPTIONS
 

@@ -3,7 +3,7 @@ import pytest
 
 from rws.benchmarks.filter_tuning import LARGEST_CLEAN_LOSS, LARGEST_LOSS_ON_MIXED, SPACE, _beats, _fitting, tune_filter
 from rws.benchmarks.protocols import PROTOCOLS
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rws.benchmarks.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data import Images

@@ -32,11 +32,11 @@ from rws.benchmarks.latency_ways import (
 )
 from rws.benchmarks.models import load_model
 from rws.edge.errors import InputError, RwsError
-from rws.edge.loop import STAGES
-from rws.edge.provenance import provenance
-from rws.edge.sources import open_source
+from rws.edge.runtime import STAGES
+from rws.edge.common.provenance import provenance
+from rws.edge.sources.open import open_source
 from tests.conftest import rws
-from tests.edge.tiny import SIZE, network
+from support.tiny import SIZE, network
 
 # Compiling takes longer than everything else together; its way is the same code as `torch`.
 WAYS = tuple(way for way in default_ways("cpu") if way != "torch_compile")

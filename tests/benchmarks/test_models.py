@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from rws.benchmarks.models import load_model, load_models
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.errors import BundleError, InputError
-from rws.edge.models.onnx_graph import clean_tensors, read_model
+from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.training.corruptions import CORRUPTIONS
-from tests.edge.tiny import SIZE, network
+from support.tiny import SIZE, network
 
 
 @pytest.fixture(scope="module")

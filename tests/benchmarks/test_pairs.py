@@ -9,7 +9,7 @@ from rich.console import Console
 from rws.benchmarks.judge import load_splits
 from rws.benchmarks.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
 from rws.benchmarks.policies import ExpectedPolicy, HardPolicy
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import Belief, InputError, ToldPolicy, certain
 from rws.training.corruptions import CORRUPTIONS
 

@@ -20,7 +20,7 @@ from rws.benchmarks.policies import (
     own_alphas,
     print_policies,
 )
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
 from rws.oracle.policy import STEP
 

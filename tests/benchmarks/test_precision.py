@@ -6,14 +6,14 @@ import pytest
 
 from rws.benchmarks.precision import codes_of, compare_codes, float_code, float_file
 from rws.benchmarks.replay import replay
-from rws.edge.bundle import Bundle
-from rws.edge.models.onnx_graph import clean_tensors, shallow_tensors
-from rws.edge.models.onnx_model import OnnxModel
-from rws.edge.signatures import shallow_sha256
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.signatures.signature_set import shallow_sha256
 from rws.oracle.errors import FormatError, InputError
 from rws.training.signatures import DELTAS
 from tests.conftest import rws
-from tests.edge.tiny import network
+from support.tiny import network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rws.benchmarks.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data import Images

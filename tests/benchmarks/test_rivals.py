@@ -18,7 +18,7 @@ from rws.benchmarks.rivals import (
     rival_methods,
     time_methods,
 )
-from rws.edge.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.errors import RwsError
 from rws.oracle import InputError
 from rws.oracle.errors import FormatError

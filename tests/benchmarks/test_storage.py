@@ -8,11 +8,11 @@ import pytest
 from rws.benchmarks.memory import can_measure, measure
 from rws.benchmarks.models import load_model
 from rws.benchmarks.storage import weighted_tensors, write_models
-from rws.edge.bundle import DEFAULT_BUNDLE
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE
 from rws.edge.errors import RwsError
-from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.live.onnx_model import OnnxModel
 from tests.conftest import rws
-from tests.edge.tiny import SIZE, network
+from support.tiny import SIZE, network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]
 

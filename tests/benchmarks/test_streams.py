@@ -21,7 +21,7 @@ from rws.benchmarks.streams import (
     run_method,
     run_ours,
 )
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from tests.conftest import rws
 

@@ -20,7 +20,7 @@ from rws.benchmarks.unseen import (
     summary,
     table_without,
 )
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle import ExpectedGainPolicy, InputError
 from rws.oracle.errors import FormatError
 from rws.training.corruptions import CORRUPTIONS

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rws.benchmarks import zoo, zoo_page
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import InputError
 from rws.training.data import Images
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rws.edge.bundle import Bundle, write_bundle
-from tests.edge.tiny import bundle_parts
+from rws.edge.bundle.bundle import Bundle, write_bundle
+from support.tiny import bundle_parts
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from rws.edge.bundle import Bundle
-from rws.edge.cli import app
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.cli.main import app
 from rws.edge.errors import BundleError
-from rws.edge.models.onnx_graph import read_model, shallow_tensors
-from rws.edge.models.onnx_model import OnnxModel
+from rws.edge.onnx.graph import read_model, shallow_tensors
+from rws.edge.live.onnx_model import OnnxModel
 from rws.oracle.errors import FormatError, InputError
 from rws.training.adopt import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
 from rws.training.adopt_model import (
@@ -32,7 +32,7 @@ from rws.training.adopt_pictures import load_labelled, load_pictures, read_names
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.oracle_fit import OracleRecipe
 from tests.conftest import CLASSES, rws
-from tests.edge.tiny import network
+from support.tiny import network
 
 SIZE = 32
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle import Bundle, remove_signature
-from rws.edge.signatures import SignatureSet
+from rws.edge.bundle.bundle import Bundle, remove_signature
+from rws.edge.signatures.signature_set import SignatureSet
 from rws.oracle import InputError
 from rws.training.build import Build
 from rws.training.calibrate import CalibrationRecipe, measure_gain

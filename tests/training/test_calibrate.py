@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle import Bundle
+from rws.edge.bundle.bundle import Bundle
 from rws.training.calibrate import CalibrationRecipe, measure_gain, percent_right
 from rws.training.data import Images
 from rws.training.oracle_fit import LEVELS

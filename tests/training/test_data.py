@@ -91,7 +91,7 @@ def test_a_torchvision_data_set_is_read_from_its_own_files(tmp_path, monkeypatch
     """The real torchvision class on a tiny archive in CIFAR-10's format, with its check sums taken from the files."""
     import pickle
 
-    from rws.edge.torchvision_compat import torchvision
+    from rws.edge.onnx.torchvision_compat import torchvision
 
     root = tmp_path / "cifar-10-batches-py"
     root.mkdir()

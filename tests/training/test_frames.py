@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.drill.stamp import scene
+from rws.edge.faults.stamp import scene
 from rws.oracle.errors import InputError
 from rws.training.corruptions import corrupt, seeds_for
 from rws.training.frames import corrupter

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from rws.benchmarks.reproduce.measure import Variant, code, code_bytes, mean
 from rws.benchmarks.reproduce.tables import TABLE1, TABLE5
-from rws.edge.quantise import largest_value
-from rws.edge.signatures import SignatureSet
+from rws.edge.signatures.quantization import largest_value
+from rws.edge.signatures.signature_set import SignatureSet
 
 
 @given(seed=st.integers(0, 100), bits=st.sampled_from([16, 8, 4]), per=st.sampled_from(["channel", "tensor"]))

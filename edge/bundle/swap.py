@@ -1,0 +1,115 @@
+"""Putting a new bundle in the place of the one that runs, in one step and only if all of it works."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from rws.edge.common.files import atomic_path
+from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, self_test
+from rws.edge.errors import BundleError, InputError, RwsError
+
+
+def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
+    """Check a bundle wholly, copy it beside the current one, and let it take its place in one step.
+
+    Whoever opens a file of the current bundle finds the old one or the new one whole. On any failure all stays as it
+    was.
+
+    A folder is replaced. A symbolic link is pointed to a copy of the new bundle, which gets the name of the new one
+    beside the folder that the link pointed to before; if the new bundle is in that place already, it is not copied.
+    The folder that the link pointed to is left, to go back to.
+
+    Args:
+        current: the bundle's folder, or a symbolic link to it; what is not there yet is made.
+        new: the folder of the bundle that comes; it is left as it is.
+        other_classes: let the new bundle have other classes, or the same in another order.
+
+    Returns:
+        The new bundle, in its place.
+
+    Raises:
+        BundleError: if the new bundle is not valid, the current one cannot be read (unless `other_classes`) or holds
+            other files, or the folder cannot be written.
+        InputError: if both are the same folder, the classes differ, or a link's new place is taken.
+        RwsError: if the new bundle does not work, see `self_test`.
+    """
+    current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    place = Path(os.path.realpath(current))
+    bundle = Bundle.load(new)
+    if place == new:
+        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
+    if place.exists() and not current.is_symlink():
+        _check_replaceable(place)
+    if place.exists() and not other_classes:
+        _check_classes(current, bundle)
+    self_test(bundle)
+    try:
+        if current.is_symlink():
+            _point(current, bundle)
+        else:
+            _copy(bundle, place)
+    except OSError as error:
+        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    return replace(bundle, path=current)
+
+
+def _check_replaceable(place: Path) -> None:
+    if not place.is_dir():
+        raise BundleError(f"{place}: is not a folder; give the folder of a bundle")
+    foreign = sorted({item.name for item in place.iterdir()} - {MANIFEST, *FILES})
+    if foreign:
+        raise BundleError(
+            f"{place}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
+        )
+
+
+def _check_classes(current: Path, new: Bundle) -> None:
+    try:
+        old = Bundle.load(current).manifest.classes
+    except RwsError as error:
+        raise BundleError(
+            f"{error}. Its classes cannot be compared with those of {new.path}; add --other-classes to replace it "
+            "anyway"
+        ) from error
+    if old == new.manifest.classes:
+        return
+    missing, added = (sorted(set(a) - set(b)) for a, b in ((old, new.manifest.classes), (new.manifest.classes, old)))
+    changes = [f"{what} {', '.join(names)}" for what, names in (("without", missing), ("with", added)) if names]
+    raise InputError(
+        f"{new.path}: has other classes than {current} ({'; '.join(changes) or 'the same in another order'}); add "
+        f"--other-classes if whoever reads the results knows"
+    )
+
+
+def _copy(bundle: Bundle, place: Path) -> None:
+    with atomic_path(place) as temporary:
+        temporary.mkdir()
+        for name in FILES:
+            (temporary / name).write_bytes(bundle.read(name))
+        (temporary / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
+        # Read back from the disk: what was copied is what has been tested.
+        if Bundle.load(temporary).manifest != bundle.manifest:
+            raise BundleError(f"{bundle.path}: changed while it was copied; try again")
+
+
+def _point(link: Path, bundle: Bundle) -> None:
+    """Point a link to the bundle, or to a copy of it beside the folder that the link points to now."""
+    place = Path(os.path.realpath(link)).with_name(bundle.path.name)
+    if place != bundle.path:
+        if place.exists():
+            raise InputError(
+                f"{place}: is there already, and {link} would point there; rename {bundle.path}, or remove the other"
+            )
+        _copy(bundle, place)
+    # A relative link stays one: it holds wherever the folder of both is mounted.
+    relative = not os.path.isabs(os.readlink(link))
+    target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    finally:
+        temporary.unlink(missing_ok=True)

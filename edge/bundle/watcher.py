@@ -1,0 +1,150 @@
+"""Noticing that another bundle has taken the place of the one that runs, and making it ready beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle
+from rws.edge.errors import first_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+# What tells two states of a folder apart without reading it: (inode, time of change, size) of each file.
+_State = tuple[tuple[int, int, int] | None, ...]
+
+
+class BundleWatch(Generic[T]):
+    """Loads a bundle anew when it has changed. A context manager that stops at its exit.
+
+    Make it before the bundle that will run is loaded: a change in between is then noticed, and not missed.
+
+    `poll` looks at the folder, at most once every `interval` seconds. When it differs from what runs, and then stays
+    the same for one interval (somebody may be copying file by file), a thread loads it. What cannot be loaded or built
+    is counted, and not tried again until something in the folder changes; what runs goes on running.
+
+    Args:
+        path: the bundle's folder, or a symbolic link to it.
+        build: makes of a bundle what the caller needs, tested and ready to run; called in the thread.
+        interval: seconds.
+        clock: seconds, monotonic.
+
+    Attributes:
+        failures: how often a change could not be taken up.
+        error: why the last change could not, in one line; "" if it could or was taken back.
+
+    Example:
+        >>> with BundleWatch("my_bundle", Runtime.from_bundle) as watch:  # doctest: +SKIP
+        ...     runtime = Runtime.from_bundle(Bundle.load("my_bundle"))
+        ...     for frame in source:
+        ...         runtime = watch.poll() or runtime
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        build: Callable[[Bundle], T],
+        *,
+        interval: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = Path(path)
+        self.interval = interval
+        self.failures = 0
+        self.error = ""
+        self._build = build
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._ready: list[T] = []
+        self._seen = self._handled = _state(self.path)
+        self._running = _manifest(self.path)
+        self._next = clock() + interval
+
+    def poll(self) -> T | None:
+        """What was built of a new bundle, once; else None. It reads the clock, and seldom more: call it every frame."""
+        with self._lock:
+            ready = self._ready.pop() if self._ready else None
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + self.interval
+            self._look()
+        return ready
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop; what is being loaded is thrown away.
+
+        Args:
+            timeout: seconds to wait for it; after that the thread is left to end with the process.
+        """
+        with self._lock:
+            self._closed = True
+            self._ready.clear()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _look(self) -> None:
+        state = _state(self.path)
+        settled, self._seen = state == self._seen, state
+        if not settled or state == self._handled or self._closed:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._handled = state
+        manifest = _manifest(self.path)
+        if manifest is not None and manifest == self._running:
+            self.error = ""
+            return
+        self._thread = threading.Thread(target=self._load, args=(manifest,), name=f"loads {self.path}", daemon=True)
+        self._thread.start()
+
+    def _load(self, manifest: bytes | None) -> None:
+        try:
+            built = self._build(Bundle.load(self.path))
+        except Exception as error:
+            with self._lock:
+                self.failures += 1
+                self.error = first_line(error)
+        else:
+            with self._lock:
+                self.error = ""
+                self._running = manifest
+                if not self._closed:
+                    self._ready = [built]
+
+
+def _state(path: Path) -> _State:
+    return tuple(_identity(path / name) for name in (MANIFEST, *FILES))
+
+
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _manifest(path: Path) -> bytes | None:
+    """The bytes of a bundle's manifest; they hold the hashes of all its other files."""
+    try:
+        return (path / MANIFEST).read_bytes()
+    except OSError:
+        return None

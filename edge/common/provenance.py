@@ -1,0 +1,145 @@
+"""What every result carries: the command, the commit, the machine and the versions that made it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rws.edge.common.files import atomic_write_bytes
+from rws.edge.sources.open import hide_password
+
+PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
+_VARIABLES = {
+    **dict.fromkeys(("--json", "--jsonl", "--csv", "--out", "--save"), "$OUT"),
+    **dict.fromkeys(("--work", "--cache", "--rivals"), "$WORK"),
+    "--bundle": "$BUNDLE",
+}
+# A path that a device of the same kind would not have; /dev/video0 it would have.
+_PATH = re.compile(r"(?!/dev/\w+$)(?:file://|~|/|\.\.(?:/|$)).*", re.DOTALL)
+# A part of an argument that may be a path, as in a GStreamer pipeline; a URL keeps its scheme.
+_PART = re.compile(r"(?:\w[\w+.-]*://)?[^\s=:,;'\"()]+")
+_GIT_SECONDS = 5.0
+
+
+def provenance(**details: Any) -> dict[str, Any]:
+    """Command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
+
+    `commit` is the short hash of the checkout the code runs from, with a `+` if its code differs from that commit.
+    It is None outside a checkout.
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": portable_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": {"processor": _processor(), "system": platform.system()},
+        "versions": versions,
+        **details,
+    }
+
+
+def portable_command(arguments: Sequence[str]) -> str:
+    """Join a command line without passwords and without paths of this machine.
+
+    Args:
+        arguments: the program's name and its arguments.
+    Returns:
+        The command. `portable_path` replaces each absolute path and each path that leaves the current folder, by the
+        variable that fits the option before it.
+    """
+    words: list[str] = []
+    option = ""
+    for argument in map(hide_password, arguments):
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-") and equals:
+            words.append(f"{name}={portable_path(value, _VARIABLES.get(name, '$DATA'))}")
+        else:
+            words.append(portable_path(argument, _VARIABLES.get(option, "$DATA")))
+        option = argument
+    return " ".join(words)
+
+
+def portable_path(text: str, variable: str = "$DATA") -> str:
+    """Replace paths of this machine in a text by a variable and their last part, such as `$DATA/cifar10`.
+
+    Args:
+        text: a path, a setting such as NAME=PATH, or another text. Relative paths within the current folder stay.
+        variable: what stands for the folder. If a folder of the path has its name, what follows that folder is kept:
+            `data/cifar10/test` becomes `$DATA/cifar10/test`.
+    """
+    name, equals, value = text.partition("=")
+    if equals and "/" not in name and _is_foreign(value):
+        return f"{name}={_placeholder(value, variable)}"
+    if _is_foreign(text):
+        return _placeholder(text, variable)
+    return _PART.sub(lambda part: _placeholder(part[0], variable) if _is_foreign(part[0]) else part[0], text)
+
+
+def _is_foreign(path: str) -> bool:
+    return _PATH.fullmatch(path) is not None or ("://" not in path and ".." in path.split("/"))
+
+
+def _placeholder(path: str, variable: str) -> str:
+    """What follows the folder of the variable's name, or the last part."""
+    parts = [part for part in path.split("/") if part]
+    own = variable[1:].lower()
+    kept = parts[len(parts) - parts[::-1].index(own) :] if own in parts else parts[-1:]
+    if any(part.startswith(("~", "..")) or part == "file:" for part in kept):
+        kept = []
+    return "/".join([variable, *kept])
+
+
+@cache
+def _commit() -> str | None:
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
+
+    try:
+        if git("ls-files", "--error-unmatch", here.name).returncode != 0:
+            return None  # Installed, perhaps within a checkout of something else.
+        head = git("rev-parse", "--short", "HEAD")
+        changed = git("diff", "--quiet", "HEAD", "--", ":/*.py", ":/*.toml").returncode != 0
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{head.stdout.strip()}{'+' if changed else ''}" if head.returncode == 0 else None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a result, atomically; a list of objects takes a line for each of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, (_formatted(content) + "\n").encode())
+
+
+def _formatted(content: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of the outermost objects, and of lists of objects."""
+    inner = indent + " "
+    if isinstance(content, dict) and content and not indent:
+        entries = [f"{json.dumps(key)}: {_formatted(value, inner)}" for key, value in content.items()]
+        return "{\n" + ",\n".join(inner + entry for entry in entries) + "\n}"
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return "[\n" + ",\n".join(inner + json.dumps(entry) for entry in content) + f"\n{indent}]"
+    return json.dumps(content)

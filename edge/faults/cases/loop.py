@@ -1,0 +1,246 @@
+"""Faults of what comes after capture: sinks, disk, model, bundle, signals, and a machine that is too slow."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.sinks.background import BackgroundSink
+from rws.edge.child import python_command
+from rws.edge.faults.harness import Drill, NotHereError, Seen, case
+from rws.edge.faults.cases.scripted import pictures, reached, scripted
+from rws.edge.faults.stamp import scene
+from rws.edge.errors import RwsError, SourceError
+from rws.edge.runtime import Result, Runtime
+from rws.edge.sinks.files import JsonlSink
+from rws.edge.sources.open import Frame, PatternSource
+from rws.edge.bundle.watcher import BundleWatch
+
+FULL = Path("/dev/full")  # a device that has never room
+
+
+@case("a sink that blocks", slow=True)
+def sink_blocks(drill: Drill) -> None:
+    """The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most."""
+    release = threading.Event()
+
+    class Stuck:
+        def write(self, frame: Frame, result: Result) -> None:
+            if result.index > 0:
+                release.wait()
+
+    source = PatternSource(64, 64, 100.0)
+    with BackgroundSink(Stuck(), capacity=4, timeout=1.0) as sink:
+        seen = drill.play(source, reached(200), sinks=[sink])
+        ending = time.monotonic()
+    ending = time.monotonic() - ending
+    release.set()
+    lags = [one.result.age_ms for one in seen]
+    drill.say(
+        f"{len(seen)} results, age p50 {np.median(lags):.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s"
+    )
+    drill.check(sink.accepted == len(seen), "the sink was offered each frame")
+    drill.check(sink.written + sink.dropped + sink.waiting + sink.in_hand == sink.accepted, "the sink's books close")
+    drill.check(float(np.median(lags)) < 50, "the loop does not wait for it")
+    drill.check(ending < 2.0, "the end waits 1 s at most")
+
+
+@case("the disk is full")
+def disk_full(drill: Drill) -> None:
+    """The run ends with an error that names the file and its cause; the weights are clean."""
+    if not FULL.exists():
+        raise NotHereError(f"{FULL} is missing")
+    source, _, fake = scripted([("open", ""), *pictures(50, bad=True)])
+    try:
+        with BackgroundSink(JsonlSink(FULL, endless=True), when_full="wait") as sink:
+            drill.play(source, reached(50), runtime=drill.with_clock(fake), sinks=[sink])
+    except RwsError as error:
+        drill.say(str(error))
+        drill.check(str(FULL) in str(error), "the error names the file")
+        drill.check(isinstance(error.__cause__, OSError), "the error carries its cause")
+    else:
+        drill.check(False, "it raises an error")
+
+
+class Breaks:
+    """A sink that breaks at its third frame."""
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Break."""
+        if result.index == 2:
+            raise KeyError("the sink broke")
+
+
+@case("an exception in source, model or sink")
+def exceptions(drill: Drill) -> None:
+    """It surfaces with its type; the weights are clean."""
+    found: list[str] = []
+
+    def attempt(expected: type[Exception], runtime: Runtime | None = None, **parts: object) -> None:
+        steps = [("open", ""), *pictures(4, bad=True), *parts.pop("then", [])]  # type: ignore[misc]
+        source, _, fake = scripted(steps, retries=0)
+        own = drill.with_clock(fake) if runtime is None else runtime
+        try:
+            drill.play(source, reached(5), runtime=own, limit=5.0, **parts)  # type: ignore[arg-type]
+        except expected as error:
+            found.append(f"{type(error).__name__}: {error}")
+        else:
+            drill.check(False, f"{expected.__name__} surfaces")
+
+    attempt(SourceError, then=[("end", "unplugged")])
+    attempt(KeyError, sinks=[Breaks()])
+    model = drill.runtime.model
+    predict, calls = model.predict, iter(range(99))
+
+    def broken(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        if next(calls) == 3:
+            raise ZeroDivisionError("the model broke")
+        return predict(x)
+
+    model.predict = broken  # type: ignore[method-assign]
+    try:
+        attempt(ZeroDivisionError)
+    finally:
+        del model.predict  # the class's own comes back
+    drill.check_clean()
+    drill.say("; ".join(found))
+
+
+@case("a model that is too slow", slow=True)
+def too_slow(drill: Drill) -> None:
+    """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
+    model = drill.runtime.model
+    predict = model.predict
+
+    def slow(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        time.sleep(0.2)
+        return predict(x)
+
+    model.predict = slow  # type: ignore[method-assign]
+    try:
+        source = PatternSource(160, 120, 30.0)
+        seen = drill.play(source, reached(15))
+    finally:
+        del model.predict
+    ages = [one.result.age_ms for one in seen]
+    drill.say(f"{source.received} came, {len(seen)} results, {source.dropped} dropped, oldest {max(ages):.0f} ms")
+    drill.check(source.dropped >= 40, "frames are dropped")
+    drill.check(max(ages) < 400, "no result is older than two of its frames")
+
+
+@case("10,000 mix changes")
+def mix_changes(drill: Drill) -> None:
+    """Each change is exact, the weights are clean afterwards, and memory stays flat."""
+    model = drill.runtime.model
+    names = sorted(drill.bundle.signatures.names)
+    rng = np.random.default_rng(0)
+    x = np.ascontiguousarray(scene(*drill.runtime.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
+    reference: dict[str, NDArray[np.float32]] = {}
+    wrong = 0
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(10_000):
+        chosen = rng.choice(len(names), 1 + number % 2, replace=False)
+        mix = {names[i]: float(1 + rng.integers(0, 4)) / 4 for i in chosen}
+        model.apply(mix)
+        if number % 100 == 0:
+            # The same mix gives the same output, whatever was in effect before.
+            logits = model.predict(x)
+            model.apply({names[number // 100 % len(names)]: 1.0})
+            model.apply(mix)
+            wrong += not np.array_equal(model.predict(x), logits)
+            key = json.dumps(mix, sort_keys=True)
+            wrong += not np.array_equal(reference.setdefault(key, logits), logits)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    model.reset()
+    drill.check_clean()
+    drill.say(f"10,000 changes, {wrong} of 200 checks wrong, peak memory grew by {grown:.1f} MB")
+    drill.check(wrong == 0, "the same mix gives the same output")
+    drill.check(grown < 5, "memory grows by less than 5 MB")
+
+
+@case("a broken bundle is put in place")
+def broken_bundle(drill: Drill) -> None:
+    """It is refused with a reason and the old one stays; a good one takes over."""
+    current = drill.folder / "current"
+    shutil.copytree(drill.bundle.path, current)
+    built: list[str] = []
+
+    def build(bundle: object) -> Runtime:
+        built.append("built")
+        return drill.runtime
+
+    model, manifest = current / "model.onnx", current / "bundle.json"
+    whole = model.read_bytes()
+    other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
+    source = PatternSource(64, 64, 100.0)
+    switched: list[int] = []
+    with BundleWatch(current, build, interval=0.1) as watch:
+        stage = "before"
+
+        def steer(seen: list[Seen]) -> bool:
+            nonlocal stage
+            if watch.poll() is not None:
+                switched.append(len(seen))
+            if stage == "before" and len(seen) == 20:
+                model.write_bytes(whole[: len(whole) // 2])
+                manifest.write_bytes(other)
+                stage = "broken"
+            elif stage == "broken" and watch.failures:
+                drill.say(f"refused: {watch.error}")
+                drill.check(not switched, "the old one stays")
+                model.write_bytes(whole)
+                stage = "mended"
+            return bool(switched)
+
+        seen = drill.play(source, steer, limit=20.0)
+    drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
+    drill.check(watch.failures == 1, "it is refused once")
+    drill.check(switched != [] and built == ["built"], "the good one takes over")
+
+
+@case("SIGTERM")
+def sigterm(drill: Drill) -> None:
+    """The frame in hand is finished, files are complete, the exit code is 0."""
+    _terminate(drill, signal.SIGTERM)
+
+
+@case("SIGINT")
+def sigint(drill: Drill) -> None:
+    """The frame in hand is finished, files are complete, the exit code is 0."""
+    _terminate(drill, signal.SIGINT)
+
+
+def _terminate(drill: Drill, number: signal.Signals) -> None:
+    rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
+    command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
+    process = subprocess.Popen(
+        python_command("from rws.edge.cli.main import main; main()", *map(str, command)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not (rows.exists() and rows.read_bytes().count(b"\n") > 20) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    started = time.monotonic()
+    message = process.communicate(timeout=30)[1].decode()
+    summary = json.loads(report.read_text())
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    outcome = drill.outcome
+    outcome.frames_in, outcome.frames_out, outcome.dropped = summary["received"], len(lines), summary["dropped"]
+    drill.say(f"exit code {process.returncode} after {time.monotonic() - started:.1f} s, {len(lines)} lines")
+    drill.check(process.returncode == 0, f"the exit code is 0 ({message.strip()[-200:]})")
+    drill.check(summary["stopped"] is True, "the summary says that it was stopped")
+    drill.check(len(lines) + summary["sinks"]["jsonl"]["dropped"] == summary["frames"], "the file holds each result")
+    drill.check(outcome.accounted, "frames in = out + dropped + rejected")

@@ -1,0 +1,200 @@
+"""The soak: the real command on a real stream for a long time, watched by a real client of its page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+from rws.edge.child import python_command
+from rws.edge.faults.camera import age_ms
+from rws.edge.faults.stamp import read_stamp
+from rws.edge.errors import RwsError
+from rws.edge.monitoring.summary import Reservoir
+
+WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
+SAMPLE_EVERY = 2.0
+LARGEST_GROWTH_MB = 5.0
+
+
+def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run `rws run` on an MJPEG camera on loopback, with its page open, and measure.
+
+    Args:
+        seconds: how long, at least twice the warm-up of 60 s.
+        fps: frames a second of the camera.
+        bundle: folder of the bundle.
+        say: told how it goes.
+
+    Returns:
+        Plain types: the frames' books, the age of results (from when the camera made the picture to when a client had
+        it with its page's stream, and to when the loop had its result), memory of loop and capture process over
+        time, and what of the promises held.
+
+    Raises:
+        RwsError: if the command ends early.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        camera = _start(stack, "from rws.edge.faults.camera import main; main()", str(fps), stdin=subprocess.PIPE)
+        assert camera.stdout is not None
+        assert camera.stdin is not None
+        url = camera.stdout.readline().strip()
+        report = Path(folder, "summary.json")
+        arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
+        arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
+        loop = _start(stack, "from rws.edge.cli.main import main; main()", *arguments)
+        page = _page_of(loop)
+        viewer = _Viewer(page)
+        memory: list[tuple[float, float]] = []
+        started = time.monotonic()
+        while (elapsed := time.monotonic() - started) < seconds:
+            time.sleep(min(SAMPLE_EVERY, max(0.0, seconds - elapsed)))
+            if loop.poll() is not None:
+                raise RwsError(f"soak: the loop ended early with exit code {loop.returncode}")
+            memory.append((time.monotonic() - started, _memory_mb(loop.pid)))
+            if len(memory) % 30 == 0:
+                say(f"{elapsed:.0f} s: {memory[-1][1]:.1f} MB, {viewer.pictures} pictures seen")
+        camera_ages = viewer.stop()
+        loop.terminate()
+        loop.wait(30)
+        camera.stdin.close()
+        sent = int(camera.stdout.readline())
+        return _judge(seconds, fps, sent, json.loads(report.read_text()), memory, camera_ages, viewer.pictures)
+
+
+def _judge(
+    seconds: float,
+    fps: float,
+    sent: int,
+    summary: dict[str, Any],
+    memory: list[tuple[float, float]],
+    ages: Reservoir,
+    pictures: int,
+) -> dict[str, Any]:
+    settled = [mb for at, mb in memory if at > WARM_UP] or [memory[-1][1]]
+    growth = float(np.median(settled[-15:]) - np.median(settled[:15]))
+    frame_ms = 1e3 / fps
+    accounted = summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
+    return {
+        "seconds": seconds,
+        "fps": fps,
+        "sent": sent,
+        **{key: summary[key] for key in ("received", "frames", "dropped", "rejected", "reconnects", "switches")},
+        "sinks": summary["sinks"],
+        "pictures_seen_by_client": pictures,
+        "age_ms": {
+            "from camera to client, p50": round(ages.percentile(50), 1),
+            "from camera to client, p95": round(ages.percentile(95), 1),
+            "from arrival to result, p50": summary["age_ms"]["p50"],
+            "from arrival to result, p95": summary["age_ms"]["p95"],
+        },
+        "memory_mb": {
+            "after warm-up": round(float(np.median(settled[:15])), 2),
+            "at the end": round(float(np.median(settled[-15:])), 2),
+            "growth": round(growth, 2),
+            "largest": round(max(settled), 2),
+        },
+        "held": {
+            "every frame accounted for": accounted,
+            "no frame lost on the way": abs(sent - summary["received"]) <= 3,
+            f"memory growth below {LARGEST_GROWTH_MB:g} MB": growth < LARGEST_GROWTH_MB,
+            "age at the client below two frame times at p95": ages.percentile(95) < 2 * frame_ms,
+        },
+    }
+
+
+class _Viewer:
+    """A client of the page's picture stream, and of its events, as a browser is."""
+
+    def __init__(self, page: str) -> None:
+        self.pictures = 0
+        self._ages = Reservoir()
+        self._stopped = False
+        for target, path in ((self._watch, "stream.mjpg"), (self._listen, "events")):
+            threading.Thread(target=target, args=(page + path,), daemon=True).start()
+
+    def stop(self) -> Reservoir:
+        """Look away; the ages of the pictures seen, milliseconds."""
+        self._stopped = True
+        return self._ages
+
+    def _watch(self, url: str) -> None:
+        with urllib.request.urlopen(url, timeout=30) as stream:
+            while not self._stopped:
+                length = _part_length(stream)
+                if not length:
+                    return
+                picture = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
+                self.pictures += 1
+                stamp = None if picture is None else read_stamp(np.asarray(picture, np.uint8))
+                if stamp is not None:
+                    self._ages.add(age_ms(stamp))
+
+    def _listen(self, url: str) -> None:
+        with urllib.request.urlopen(url, timeout=30) as stream:
+            while not self._stopped and stream.readline():
+                pass
+
+
+def _part_length(stream: IO[bytes]) -> int:
+    """Read the head of a part of a multipart stream; the bytes that follow it, 0 at the end."""
+    length = 0
+    for line in iter(stream.readline, b""):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+        if length and not line.strip():
+            return length
+    return 0
+
+
+def _start(stack: contextlib.ExitStack, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    process = subprocess.Popen(python_command(code, *arguments), stdout=subprocess.PIPE, text=True, **options)
+
+    def end() -> None:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+    stack.callback(end)
+    return process
+
+
+def _page_of(loop: subprocess.Popen[str]) -> str:
+    assert loop.stdout is not None
+    for line in loop.stdout:
+        if line.startswith("page: "):
+            # What it goes on to print must not fill the pipe.
+            threading.Thread(target=loop.stdout.read, daemon=True).start()
+            return line.removeprefix("page: ").strip()
+    raise RwsError("soak: the loop ended before it served its page")
+
+
+def _memory_mb(pid: int) -> float:
+    """Resident memory of a process and its children, in MB; what they share is counted in each."""
+    total = 0.0
+    for process in [pid, *_children(pid)]:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Rss:"):
+                    total += int(line.split()[1]) / 1024
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    return found

@@ -1,0 +1,30 @@
+"""Import torchvision beside a torch that it was not compiled for.
+
+Where the two builds differ (a CPU torch beside the registry's torchvision; most Jetson installs), torchvision's
+compiled operators fail to load and `import torchvision` ends with `operator torchvision::nms does not exist`.
+Declaring the two operators that it registers Python code for is enough for models, datasets and transforms, and for
+onnx2torch, which imports it. Import it from here: `from rws.edge.onnx.torchvision_compat import torchvision`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+_declared: list[torch.library.Library] = []  # a Library that is collected takes its operators with it
+
+try:
+    import torchvision  # type: ignore[import-untyped]
+except RuntimeError as error:
+    if "torchvision::" not in str(error):
+        raise
+    for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[module]
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    _declared.append(library)
+    import torchvision
+
+__all__ = ["torchvision"]

@@ -1,0 +1,223 @@
+"""A sink behind a queue and a thread of its own, so that a slow disk cannot hold up the frame loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from rws.edge.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from rws.edge.runtime import Result, Sink
+    from rws.edge.sources.open import Frame
+
+log = logging.getLogger(__name__)
+
+WhenFull = Literal["drop", "wait"]
+
+
+class BackgroundSink:
+    """Writes into another sink from a thread. A context manager: at its exit, what waits is written first.
+
+    What the other sink raises is raised again, the same object, by every later `write` and by `close`; nothing is
+    written after it. Frames are kept until they are written, so nobody may change their pixels in the meantime.
+
+    Args:
+        sink: anything with `write(frame, result)`; a context manager is entered here and left in the thread, with the
+            exception that ended the run, if any.
+        capacity: frames that may wait.
+        when_full: "drop" lets the oldest waiting frame go, so `write` never waits (live sources); "wait" makes `write`
+            wait for room, so no frame is lost (files). A function is asked at each write: whether a stream has an end
+            is known only when it is open.
+        timeout: seconds that the exit waits, see `close`; None for 5, or 60 with "wait": a file that appears only when
+            it is complete is worth some patience.
+
+    Attributes:
+        accepted: frames that `write` took.
+        written: frames that the other sink took.
+        dropped: frames that it did not: too old, refused, or left over at the end.
+        waiting: frames in the queue.
+        in_hand: 1 while the other sink is writing, else 0.
+        abandoned: whether `close` gave up on a sink that did not come back.
+
+    Always `accepted` = `written` + `dropped` + `waiting` + `in_hand`; `counts` reads them all at one moment.
+
+    Raises:
+        InputError: if `capacity` is below 1.
+
+    Example:
+        >>> with BackgroundSink(VideoSink("out.mp4", endless=True)) as sink:  # doctest: +SKIP
+        ...     for result in runtime.stream(0, sinks=[sink]):
+        ...         pass
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        capacity: int = 8,
+        when_full: WhenFull | Callable[[], WhenFull] = "drop",
+        timeout: float | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise InputError(f"background sink: capacity is {capacity}, expected at least 1")
+        self.sink = sink
+        self.capacity = capacity
+        self._when_full = when_full
+        self._timeout = timeout
+        self.accepted = self.written = self.dropped = self.in_hand = 0
+        self.abandoned = False
+        self._queue: deque[tuple[Frame, Result]] = deque()
+        self._changed = threading.Condition()
+        self._open = False
+        self._error: BaseException | None = None
+        self._trace: TracebackType | None = None
+        self._ended_by: BaseException | None = None
+        # A daemon: a write that never returns must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"{type(sink).__name__} behind a queue", daemon=True)
+
+    @property
+    def when_full(self) -> WhenFull:
+        """What happens now when the queue is full."""
+        return self._when_full() if callable(self._when_full) else self._when_full
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the exit waits."""
+        return (5.0 if self.when_full == "drop" else 60.0) if self._timeout is None else self._timeout
+
+    @property
+    def waiting(self) -> int:
+        """Frames in the queue."""
+        return len(self._queue)
+
+    def counts(self) -> dict[str, int]:
+        """The five counters at one moment, by name; any thread may ask."""
+        with self._changed:
+            return {
+                "accepted": self.accepted,
+                "written": self.written,
+                "dropped": self.dropped,
+                "waiting": self.waiting,
+                "in_hand": self.in_hand,
+            }
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Put a frame into the queue.
+
+        Raises:
+            BaseException: what the other sink raised before.
+            ValueError: outside of `with`, or after `close`.
+        """
+        with self._changed:
+            while len(self._queue) >= self.capacity and self.when_full == "wait":
+                self._changed.wait()
+            self._raise()
+            if not self._open:
+                raise ValueError("write to a background sink that is not open")
+            if len(self._queue) >= self.capacity:
+                self._queue.popleft()
+                self.dropped += 1
+            self._queue.append((frame, result))
+            self.accepted += 1
+            self._changed.notify_all()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Write what waits, then leave the other sink.
+
+        Args:
+            timeout: seconds after which the sink is given up: what waits is dropped, a warning is logged, and the
+                thread is left to end with the process. None for the constructor's.
+
+        Raises:
+            BaseException: what the other sink raised.
+        """
+        self._stop(None, self.timeout if timeout is None else timeout)
+        self._raise()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as failed:
+            if isinstance(self.sink, AbstractContextManager):
+                failed.enter_context(self.sink)
+            self._open = True
+            self._thread.start()
+            failed.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop(error, self.timeout)
+        if error is None:
+            self._raise()
+        elif self._error is not None and self._error is not error:
+            log.warning("%s failed too: %s", type(self.sink).__name__, first_line(self._error))
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            # The same object may be raised for months; with its first traceback each time, it does not grow.
+            raise self._error.with_traceback(self._trace)
+
+    def _stop(self, error: BaseException | None, timeout: float) -> None:
+        with self._changed:
+            if not self._open:
+                return
+            self._open = False
+            self._ended_by = error
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        with self._changed:
+            if self._thread.is_alive():
+                self.abandoned = True
+                left = self._drop_waiting()
+                name = type(self.sink).__name__
+                log.warning("%s has not come back for %g s and is given up; %d frames are lost", name, timeout, left)
+
+    def _drop_waiting(self) -> int:
+        left = len(self._queue)
+        self.dropped += left
+        self._queue.clear()
+        self._changed.notify_all()
+        return left
+
+    def _run(self) -> None:
+        try:
+            while (item := self._next()) is not None:
+                self.sink.write(*item)
+                with self._changed:
+                    self.in_hand = 0
+                    self.written += 1
+        except BaseException as error:
+            self._fail(error)
+        if isinstance(self.sink, AbstractContextManager):
+            cause = self._error or self._ended_by
+            try:
+                self.sink.__exit__(type(cause) if cause else None, cause, cause.__traceback__ if cause else None)
+            except BaseException as error:
+                self._fail(error)
+
+    def _next(self) -> tuple[Frame, Result] | None:
+        """The next frame to write; None when all are written and no more will come."""
+        with self._changed:
+            while self._open and not self._queue:
+                self._changed.wait()
+            if not self._queue:
+                return None
+            self.in_hand = 1
+            self._changed.notify_all()
+            return self._queue.popleft()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self.dropped += self.in_hand
+            self.in_hand = 0
+            self._drop_waiting()
+            if self._error is None:
+                self._error, self._trace = error, error.__traceback__

@@ -1,0 +1,125 @@
+"""Annotated frames in a window, for `rws run --show`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import cv2
+
+from rws.edge.child import python_command
+from rws.edge.sinks.annotate import annotate
+from rws.edge.errors import RwsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from rws.edge.runtime import Result
+    from rws.edge.sources.open import Frame
+
+ESCAPE = 27
+ELSEWHERE = "see the pictures in a browser with --serve, or write them to a file with --save"
+
+# Where no window can be opened, some builds of OpenCV end the whole process: another one tries it first.
+PROBE = "import cv2; cv2.namedWindow('rws'); cv2.waitKey(1)"
+PROBE_TIMEOUT = 60.0  # seconds
+
+
+class WindowSink:
+    """Shows annotated frames (`rws.edge.sinks.annotate.annotate`) in a window. A context manager that takes the window away.
+
+    OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
+    If the display itself goes away, the window system ends the process: this is for looking, not for a service.
+
+    Args:
+        title: the window's title.
+        on_close: called once when somebody closes the window or presses Esc or q in it.
+
+    Attributes:
+        closed: whether that has happened; what is written after it is not shown.
+
+    Raises:
+        RwsError: on entry, if no window can be opened here; it says why and what to do.
+    """
+
+    def __init__(self, title: str = "rws", on_close: Callable[[], None] = lambda: None) -> None:
+        self.title = title
+        self.closed = False
+        self._on_close = on_close
+        self._shown = False
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Draw the result beside the frame and show the picture.
+
+        Raises:
+            RwsError: if the window system refuses it.
+        """
+        if self.closed:
+            return
+        picture = annotate(frame.image, result, frame.original)
+        try:
+            if not self._shown:
+                cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                cv2.resizeWindow(self.title, picture.shape[1], picture.shape[0])
+                self._shown = True
+            cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        except cv2.error as error:
+            raise RwsError(f"the picture cannot be shown ({error.err}); {ELSEWHERE}") from error
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Let the window answer to keys and mouse; call it a few times a second while no frame comes."""
+        if not self._shown or self.closed:
+            return
+        key = cv2.waitKey(1) & 0xFF
+        if key in (ESCAPE, ord("q"), ord("Q")) or not self._is_open():
+            self._take_away()
+            self.closed = True
+            self._on_close()
+
+    def __enter__(self) -> Self:
+        _check_display()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown and not self.closed:
+            self._take_away()
+
+    def _is_open(self) -> bool:
+        try:
+            return bool(cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1)
+        except cv2.error:  # how Qt says that the last window is gone
+            return False
+
+    def _take_away(self) -> None:
+        # By its name, a window that is gone already could not be destroyed.
+        cv2.destroyAllWindows()
+        cv2.waitKey(1)
+
+
+def _check_display() -> None:
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise RwsError(
+            f"there is no display here (neither DISPLAY nor WAYLAND_DISPLAY is set); run this in a desktop session, "
+            f"or {ELSEWHERE}"
+        )
+    try:
+        found = subprocess.run(python_command(PROBE), capture_output=True, timeout=PROBE_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RwsError(f"no window has opened within {PROBE_TIMEOUT:g} s; {ELSEWHERE}") from error
+    if found.returncode == 0:
+        return
+    said = found.stderr.decode(errors="replace").strip()
+    if "not implemented" in said:
+        raise RwsError(
+            "this OpenCV is built without windows, as opencv-python-headless is; uninstall that package and `pip "
+            f"install --force-reinstall opencv-python`, or {ELSEWHERE}"
+        )
+    reason = said.splitlines()[0] if said else f"exit code {found.returncode}"
+    raise RwsError(f"no window can be opened here ({reason}); check that the display may be used, or {ELSEWHERE}")

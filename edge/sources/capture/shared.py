@@ -1,0 +1,71 @@
+"""Memory that the capture process and the loop share: one picture on its way, and counters that outlive a kill.
+
+Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+
+import numpy as np
+
+from rws.edge.sources.capture.checks import REASONS
+
+# `discarded` alone is written by the loop, the others by the capture process: no two of them write one number.
+COUNTERS = ("received", "dropped", "discarded", *REASONS)
+
+
+def shared_memory(size: int) -> int:
+    """A file descriptor of `size` bytes of memory without a name; they are freed with the last process that has it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("rws-capture")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+class Counters:
+    """Totals of a source in shared memory, readable by both processes, kept when one of them is killed.
+
+    Several threads of a process may count; of two processes, each counts under names of its own.
+
+    Args:
+        descriptor: of `shared_memory(Counters.SIZE)`.
+    """
+
+    SIZE = 8 * len(COUNTERS)
+
+    def __init__(self, descriptor: int) -> None:
+        self._values = np.frombuffer(mmap.mmap(descriptor, self.SIZE), np.int64)
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> int:
+        return int(self._values[COUNTERS.index(name)])
+
+    def add(self, name: str, count: int = 1) -> int:
+        """Count up; returns the total before."""
+        with self._lock:
+            before = self[name]
+            self._values[COUNTERS.index(name)] = before + count
+        return before
+
+    @property
+    def rejections(self) -> dict[str, int]:
+        """Rejected pictures by reason, those that occurred."""
+        return {reason: self[reason] for reason in REASONS if self[reason]}
+
+    def snapshot(self) -> dict[str, int]:
+        """All of them, read once; `received` last, so that what is being counted now is not missing there."""
+        values = {name: self[name] for name in COUNTERS if name != "received"}
+        return {**values, "received": self["received"]}
+
+    @property
+    def whole(self) -> int:
+        """Pictures received that were neither dropped nor rejected: delivered, or on their way."""
+        values = self.snapshot()
+        return 2 * values["received"] - sum(values.values())

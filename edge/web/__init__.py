@@ -1,0 +1,13 @@
+"""A web page, a picture stream, metrics and a health check of a running frame loop; needs the extra `serve`."""
+
+from __future__ import annotations
+
+from rws.edge.common.extras import require
+
+with require("serve"):
+    import aiohttp  # noqa: F401
+    import prometheus_client  # noqa: F401
+
+from rws.edge.web.server import PageServer
+
+__all__ = ["PageServer"]

@@ -1,0 +1,93 @@
+"""Who may look: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Collection
+
+from aiohttp import web
+
+from rws.edge.errors import InputError
+from rws.edge.web.address import is_loopback
+
+MIN_TOKEN = 8
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+REFUSED = (
+    "this page needs its token: open the link that `rws run` printed, or send it as `Authorization: Bearer TOKEN`\n"
+)
+WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other names, start it with a token\n"
+
+
+def check_token(token: str) -> str:
+    """The token, if it is one.
+
+    Raises:
+        InputError: if it is shorter than 8 characters, or holds a space or a control character.
+    """
+    if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
+        raise InputError(
+            f"the token has {len(token)} characters; expected at least {MIN_TOKEN}, without spaces: "
+            "whoever has it sees the camera"
+        )
+    return token
+
+
+class Guard:
+    """Answers requests that may not be answered otherwise.
+
+    Args:
+        token: what a request must bring: as `Authorization: Bearer`, as `?token=`, or as the cookie that the page
+            sets when it is opened with `?token=`. None: the Host header is checked instead, because a web page
+            elsewhere can have its own name resolved to 127.0.0.1 and then read what is served there.
+        port: distinguishes the cookies of two servers of one machine, which browsers would send to both.
+        hosts: names that the Host header may bear beside `localhost` and loopback addresses.
+    """
+
+    def __init__(self, token: str | None, *, port: int, hosts: Collection[str] = ()) -> None:
+        self._token = token
+        self._hosts = {"localhost", *hosts}
+        self._cookie_name = f"rws_{port}"
+        # The cookie proves that its bearer had the token, and does not tell it.
+        self._cookie = hashlib.sha256((token or "").encode()).hexdigest()
+
+    @web.middleware
+    async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A middleware of aiohttp."""
+        if self._token is None:
+            if self._is_local(request.host):
+                return await handler(request)
+            return web.Response(status=403, text=WRONG_HOST)
+        if not self._is_known(request):
+            return web.Response(status=401, text=REFUSED, headers={"WWW-Authenticate": "Bearer"})
+        if request.path == "/" and "token" in request.query:
+            return self._signed_in(request)
+        return await handler(request)
+
+    def _is_local(self, host: str) -> bool:
+        name = re.sub(r":[0-9]+$", "", host).lower()
+        return name in self._hosts or is_loopback(name)
+
+    def _is_known(self, request: web.Request) -> bool:
+        assert self._token is not None
+        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+        return (
+            (scheme.lower() == "bearer" and _same(sent.strip(), self._token))
+            or _same(request.query.get("token", ""), self._token)
+            or _same(request.cookies.get(self._cookie_name, ""), self._cookie)
+        )
+
+    def _signed_in(self, request: web.Request) -> web.StreamResponse:
+        """To the page again, without the token in its address."""
+        response = web.Response(status=303, headers={"Location": "./"})
+        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # A browser that follows a link from another site keeps a strict cookie back through a redirect, too.
+            response = web.Response(headers={"Refresh": "0; url=./"}, text="Opening the page …\n")
+        response.set_cookie(self._cookie_name, self._cookie, httponly=True, samesite="Strict")
+        return response
+
+
+def _same(sent: str, expected: str) -> bool:
+    return hmac.compare_digest(sent.encode(errors="backslashreplace"), expected.encode())

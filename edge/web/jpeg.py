@@ -1,0 +1,61 @@
+"""The newest frame as a JPEG, made only when somebody asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.sinks.annotate import fit
+from rws.edge.sources.open import Frame
+
+MAX_WIDTH = 960
+QUALITY = 80
+
+
+class Pictures:
+    """Holds one frame; any thread may replace it, one event loop asks for its picture.
+
+    Args:
+        max_fps: pictures that are made a second, at most, however many look.
+
+    Attributes:
+        frame: the newest frame; None before the first.
+        next_at: when the next picture may be made, seconds of `time.monotonic`.
+    """
+
+    def __init__(self, max_fps: float) -> None:
+        self.frame: Frame | None = None
+        self._period = 1 / max_fps
+        self._lock = asyncio.Lock()
+        self._drawn: Frame | None = None
+        self._jpeg: bytes | None = None
+        self.next_at = 0.0
+
+    async def newest(self) -> bytes | None:
+        """JPEG of the newest frame, or of one that is at most a period older; the same object until there is another.
+
+        None before the first frame.
+        """
+        async with self._lock:
+            frame, now = self.frame, time.monotonic()
+            if frame is not None and frame is not self._drawn and now >= self.next_at:
+                # Late by less than a period is made up for, so that the mean rate is the one asked for.
+                self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
+                self._jpeg = await asyncio.to_thread(encode, frame.image)
+                self._drawn = frame
+            return self._jpeg
+
+
+def encode(image: NDArray[np.uint8]) -> bytes:
+    """A JPEG of a frame, at most 960 pixels wide; small frames grow by whole factors.
+
+    Args:
+        image: uint8, shape (H, W, 3), RGB.
+    """
+    picture = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return encoded.tobytes()

@@ -1,0 +1,283 @@
+"""The web server beside a running frame loop, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
+from importlib.resources import files
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from prometheus_client.exposition import choose_encoder
+
+from rws.edge.monitoring.monitor import Monitor
+from rws.edge.web import address as addresses
+from rws.edge.web.auth import Guard, Handler, check_token
+from rws.edge.web.health import health
+from rws.edge.monitoring.metrics import registry
+from rws.edge.web.jpeg import Pictures
+
+if TYPE_CHECKING:
+    import socket
+
+    from typing_extensions import Self
+
+    from rws.edge.runtime import Result
+    from rws.edge.sources.open import Frame
+
+EVENT_PERIOD = 0.2  # seconds from one server-sent event to the next
+LOOK_PERIOD = 1 / 60  # seconds from one look for a newer picture to the next
+REPEAT_AFTER = 0.2  # seconds until a picture is sent again: browsers show one only when the next begins
+SLOW_AFTER = 10.0  # seconds that a client may take for one picture or event; then it is let go
+BOUNDARY = "rws-picture"
+SECURITY = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "rws",
+    "X-Content-Type-Options": "nosniff",
+}
+PAGE = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "timeline.js": "text/javascript",
+}
+log = logging.getLogger(__name__)
+
+
+class PageServer:
+    """Shows a run to whoever may look: a page, a picture stream, events, metrics, a health check.
+
+    A context manager that serves from entry to exit, and a sink: `write` may be called from any thread, keeps the
+    frame and does no more, so that it costs nothing while nobody looks and waits for nobody who does.
+
+    At a loopback address, whoever is on this machine may look. At any other, a request must bring the token.
+
+    Args:
+        address: `HOST:PORT`; port 0 takes any that is free.
+        monitor: what is known of the run.
+        token: what a request must bring; None: at an address that other machines reach, one is made up.
+        stale_after: seconds without a result after which `/health` answers 503.
+        max_fps: pictures a second, at most.
+
+    Attributes:
+        port: the port that it listens at; known after entry.
+        url: what to open in a browser, without the token; known after entry.
+        token: the token, if one is needed; known after entry.
+
+    Raises:
+        InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
+        RwsError: on entry, if the address is taken or not to be had.
+
+    Example:
+        >>> with PageServer("127.0.0.1:8080", monitor) as page:  # doctest: +SKIP
+        ...     for result in runtime.stream(source, sinks=[page]):
+        ...         monitor.add(result)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        monitor: Monitor,
+        *,
+        token: str | None = None,
+        stale_after: float = 10.0,
+        max_fps: float = 15.0,
+    ) -> None:
+        self.address = address
+        self.monitor = monitor
+        self.token = None if token is None else check_token(token)
+        self.stale_after = stale_after
+        self.port = 0
+        self.url = ""
+        self._pictures = Pictures(max_fps)
+        self._metrics = registry(monitor)
+        self._streams: set[asyncio.Task[Any]] = set()
+
+    @property
+    def url_with_token(self) -> str:
+        """What to open in a browser that was not here before."""
+        return self.url if self.token is None else f"{self.url}?token={quote(self.token, safe='')}"
+
+    @property
+    def viewers(self) -> int:
+        """Open picture and event streams; a page that is being looked at holds one of each."""
+        return len(self._streams)
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Show this frame from now on."""
+        self._pictures.frame = frame
+
+    def __enter__(self) -> Self:
+        listener = addresses.listen(self.address)
+        place = listener.getsockname()
+        self.port = place[1]
+        self.url = addresses.url(self.address, listener)
+        if self.token is None and not addresses.is_loopback(place[0]):
+            self.token = secrets.token_urlsafe(16)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(listener, started), name="rws page", daemon=True)
+        self._thread.start()
+        started.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self, listener: socket.socket, started: Future[None]) -> None:
+        try:
+            asyncio.run(self._serve(listener, started))
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        log.addFilter(_worth_telling)
+        # A token in an address must not end up in a log. Handlers end when their client is gone, or `viewers` lies.
+        runner = web.AppRunner(
+            self._application(), access_log=None, logger=log, handler_cancellation=True, shutdown_timeout=0.5
+        )
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listener).start()
+            started.set_result(None)
+            await self._stop.wait()
+        finally:
+            for stream in self._streams:
+                stream.cancel()
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        host, _ = addresses.parse(self.address)
+        guard = Guard(self.token, port=self.port, hosts=[host.lower()])
+        application = web.Application(middlewares=[guard.admit])
+        application.on_response_prepare.append(_secure)
+        for name, kind in PAGE.items():
+            text = (files("rws.edge.web") / name).read_text("utf-8")
+            application.router.add_get("/" if name == "page.html" else f"/{name}", _page(text, kind))
+        application.router.add_get("/frame.jpg", self._frame)
+        application.router.add_get("/api/status", self._status)
+        application.router.add_get("/metrics", self._show_metrics)
+        application.router.add_get("/health", self._health)
+        application.router.add_get("/stream.mjpg", self._watch, allow_head=False)
+        application.router.add_get("/events", self._follow, allow_head=False)
+        return application
+
+    async def _frame(self, request: web.Request) -> web.Response:
+        picture = await self._pictures.newest()
+        if picture is None:
+            return web.Response(status=503, text="no picture has come yet\n")
+        return web.Response(body=picture, content_type="image/jpeg")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json_response(self.monitor.snapshot(timeline=True))
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        encode, kind = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._metrics), headers={"Content-Type": kind})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        well, answer = health(self.monitor.snapshot(), self.stale_after)
+        return _json_response(answer, status=200 if well else 503)
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}", self._parts())
+
+    async def _follow(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, "text/event-stream", self._reports())
+
+    async def _stream(self, request: web.Request, kind: str, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
+        """An answer without end; its client counts as a viewer until it leaves, or is too slow to be one."""
+        response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            await response.prepare(request)
+            async for chunk in chunks:
+                await asyncio.wait_for(response.write(chunk), SLOW_AFTER)
+        except asyncio.TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # the client has left
+        finally:
+            self._streams.discard(task)
+        return response
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """Each picture as a part of a multipart stream."""
+        shown, repeat_at = None, math.inf
+        while not self._stop.is_set():
+            picture = await self._pictures.newest()
+            if picture is not None and (picture is not shown or time.monotonic() >= repeat_at):
+                repeat_at = math.inf if picture is shown else time.monotonic() + REPEAT_AFTER
+                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                yield head.encode() + picture + b"\r\n"
+                shown = picture
+            await asyncio.sleep(max(LOOK_PERIOD, self._pictures.next_at - time.monotonic()))
+
+    async def _reports(self) -> AsyncIterator[bytes]:
+        """What the monitor knows, as server-sent events; the whole timeline with the first, then only what is new."""
+        since = 0.0
+        while not self._stop.is_set():
+            report = self.monitor.snapshot(timeline=True, since=since)
+            # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
+            report["counts"].pop("classes")
+            since = report["timeline"][-1]["at"] if report["timeline"] else since
+            yield f"data: {_json(report)}\n\n".encode()
+            await asyncio.sleep(EVENT_PERIOD)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    # Requests that are no HTTP come with every port scan; aiohttp would print a traceback for each.
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _page(text: str, kind: str) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type=kind)
+
+    return answer
+
+
+async def _secure(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(SECURITY)
+
+
+def _json_response(content: Mapping[str, Any], status: int = 200) -> web.Response:
+    return web.Response(text=_json(content) + "\n", status=status, content_type="application/json")
+
+
+def _json(content: Any) -> str:
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinities, which browsers refuse to read: they become None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,48 @@
+"""The bundled default, on real images: what a user gets without building anything."""
+
+import numpy as np
+import pytest
+
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.runtime import Runtime
+from rws.edge.sources.open import ArraySource
+from rws.training.corruptions import CORRUPTIONS
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load()
+
+
+@pytest.fixture(scope="module")
+def x(demo_stream) -> np.ndarray:
+    return (demo_stream.images[:48].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+
+
+def test_it_is_whole_and_small(bundle):
+    assert bundle.signatures.names == CORRUPTIONS
+    assert len(self_test(bundle)) == 4
+    sizes = {path.name: path.stat().st_size for path in DEFAULT_BUNDLE.iterdir()}
+    assert sum(sizes.values()) < 6e6
+    assert sizes["model.onnx"] < 4e6
+
+
+def test_both_backends_agree_under_every_signature(bundle, x):
+    onnx, torch = bundle.model("onnx", threads=1), bundle.model("torch", threads=1)
+    clean = onnx.predict(x)
+    mixes = [{}, {"fog": 0.5, "snow": 0.5}, *({name: 1.0} for name in bundle.signatures.names)]
+    for mix in mixes:
+        onnx.apply(mix)
+        torch.apply(mix)
+        np.testing.assert_allclose(onnx.predict(x), torch.predict(x), atol=1e-4)
+    onnx.reset()
+    np.testing.assert_array_equal(onnx.predict(x), clean)
+
+
+def test_the_frame_loop_recognises_the_streams_corruptions(bundle, demo_stream):
+    with Runtime.from_bundle(bundle, threads=1) as runtime:
+        results = list(runtime.stream(ArraySource(demo_stream.images, sequential=True)))
+    held = [i for i, layers in enumerate(demo_stream.corruptions) if list(layers.values()) == [5.0]]
+    named = np.mean([results[i].belief.type in demo_stream.corruptions[i] for i in held])
+    assert named > 0.9
+    assert not runtime.model.mix

@@ -1,0 +1,125 @@
+"""`rws inspect`, `rws verify`, `rws bundle add|remove`, as a user calls them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.cli.main import app
+from rws.edge.onnx.graph import clean_tensors, read_model
+from support.tiny import CORRUPTIONS, make_signatures
+
+
+def rws(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def extra(bundle_path, tmp_path):
+    """A file with the signatures `rain` and `hail` for the bundle's model."""
+    bundle = Bundle.load(bundle_path)
+    clean = clean_tensors(read_model(bundle.read("model.onnx")), bundle.signatures.tensors)
+    path = tmp_path / "extra.safetensors"
+    make_signatures(clean, ["rain", "hail"]).save(path)
+    return path
+
+
+def test_inspect_shows_what_is_inside_and_writes_it(bundle_path, tmp_path):
+    result = rws("inspect", bundle_path, "--json", tmp_path / "out.json")
+    assert result.exit_code == 0
+    for text in ("tiny", "8 x 8 RGB", "star", "fog", "8 bit per channel", "ta: 25.0"):
+        assert text in result.output
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["signatures"] == {"names": list(CORRUPTIONS), "bits": 8, "per": "channel"}
+    assert document["measured"] == {"ta": 25.0}
+
+
+def test_verify_says_what_it_checked(bundle_path):
+    result = rws("verify", bundle_path)
+    assert result.exit_code == 0
+    assert "3 signatures patch it" in result.output
+    assert all(line.startswith("ok  ") for line in result.output.splitlines())
+
+
+def test_add_and_remove(bundle_path, extra):
+    result = rws("bundle", "add", bundle_path, extra, "--name", "rain")
+    assert result.exit_code == 0
+    assert "now has 4 signatures" in result.output
+    assert "does not choose rain" in result.output
+    result = rws("bundle", "remove", bundle_path, "fog")
+    assert result.exit_code == 0
+    assert Bundle.load(bundle_path).signatures.names == ("gaussian_noise", "contrast", "rain")
+
+
+def test_transfer(bundle_path, tmp_path):
+    bundle = Bundle.load(bundle_path)
+    clean = clean_tensors(read_model(bundle.read("model.onnx")), bundle.signatures.tensors)
+    make_signatures({name: array + 1 for name, array in clean.items()}, ["rain"]).save(tmp_path / "other.safetensors")
+    assert rws("bundle", "add", bundle_path, tmp_path / "other.safetensors").exit_code == 2
+    assert rws("bundle", "add", bundle_path, tmp_path / "other.safetensors", "--transfer").exit_code == 0
+    assert "rain" in Bundle.load(bundle_path).signatures.names
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["bundle", "remove"], ["bundle", "add"]])
+def test_a_truncated_bundle_is_one_line_and_exit_code_2(bundle_path, extra, command):
+    data = (bundle_path / "model.onnx").read_bytes()
+    (bundle_path / "model.onnx").write_bytes(data[: len(data) // 2])
+    before = sorted(os.listdir(bundle_path))
+    more = {"remove": ["fog"], "add": [extra]}.get(command[-1], [])
+    result = rws(*command, bundle_path, *more)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "truncated" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(os.listdir(bundle_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["remove", "rain"], "'rain' is not there; known: gaussian_noise, fog, contrast"),
+        (["add", "none.safetensors"], "none.safetensors: cannot be read"),
+        (["add", "bundle/signatures.safetensors"], "'gaussian_noise' is already there; remove it first"),
+        (["add", "bundle/policy.safetensors"], "expected 'rws-signatures'"),
+        (["add", "bundle/model.onnx"], "not a whole safetensors file"),
+    ],
+)
+def test_a_refused_change_is_one_line_and_changes_nothing(bundle_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(bundle_path.parent)
+    before = {path.name: path.read_bytes() for path in bundle_path.iterdir()}
+    result = rws("bundle", arguments[0], "bundle", *arguments[1:])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in bundle_path.iterdir()} == before
+    assert os.listdir(".") == ["bundle"]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["bundle"], ["bundle", "add"], ["bundle", "remove"]])
+def test_help_shows_examples(command):
+    result = rws(*command, "--help")
+    assert result.exit_code == 0
+    assert f"rws {' '.join(command)}" in result.output
+    assert "Examples:" in result.output
+
+
+def test_commands_import_nothing_heavy_before_they_run():
+    code = (
+        "import sys, rws.edge.cli; print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_installed_command(bundle_path):
+    script = os.path.join(os.path.dirname(sys.executable), "rws")
+    (bundle_path / "policy.safetensors").write_bytes(b"x")
+    found = subprocess.run([script, "verify", str(bundle_path)], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: ")
+    assert len(found.stderr.splitlines()) == 1

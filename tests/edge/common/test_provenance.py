@@ -1,0 +1,94 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rws.edge.common.provenance import portable_command, provenance, write_json
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ["--data", "--work", "--json", "--out", "--bundle", "--model", "-v", ""]
+FORMS = ["{}", "cifar10={}", "file://{}", "filesrc location={} ! decodebin", "a.png,{}", "x:{}", '"{}"']
+ROOTS = ["/folder", "~", "~folder", "..", "../..", "folder/../..", ""]
+
+
+def test_the_command_is_recorded_without_passwords(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/rws", "run", "rtsp://me:secret@camera:554/a", "--limit", "3"])
+    record = provenance(seed=3)
+    assert record["command"] == "rws run rtsp://me:***@camera:554/a --limit 3"
+    assert record["seed"] == 3
+    assert {"python", "numpy", "onnxruntime", "rws-edge"} <= set(record["versions"])
+    write_json(tmp_path / "deep" / "result.json", record)
+    assert json.loads((tmp_path / "deep" / "result.json").read_text()) == record
+
+
+def test_the_commit_is_that_of_the_checkout():
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if git.returncode != 0:
+        pytest.skip("not in a checkout")
+    found = re.fullmatch(r"([0-9a-f]{7,40})\+?", provenance()["commit"])
+    assert found
+    assert git.stdout.startswith(found[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    {
+        ("replay", "--data", "/srv/sets/cifar10", "--json", "/srv/out/a.json"): (
+            "replay --data $DATA/cifar10 --json $OUT/a.json"
+        ),
+        ("reproduce", "--data", "~/data", "--work", "../runs", "--bundle=/srv/bundle"): (
+            "reproduce --data $DATA --work $WORK/runs --bundle=$BUNDLE"
+        ),
+        ("run", "../data/bikes.mp4", "--corrupt", "fog:3"): "run $DATA/bikes.mp4 --corrupt fog:3",
+        ("replay", "--data", "data/cifar10", "--json", "out/a.json"): "replay --data data/cifar10 --json out/a.json",
+        ("run", "http://camera:8080/stream?size=1/2"): "run http://camera:8080/stream?size=1/2",
+        ("run", "/srv/data/video/a.mp4"): "run $DATA/video/a.mp4",
+        ("run", "/dev/video0"): "run /dev/video0",
+        ("bench", "latency", "--model", "vgg16:32"): "bench latency --model vgg16:32",
+    }.items(),
+)
+def test_paths_of_the_machine_become_variables(arguments, command):
+    assert portable_command(["rws", *arguments]) == f"rws {command}"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(OPTIONS),
+            st.sampled_from(["", "="]),
+            st.sampled_from(FORMS),
+            st.sampled_from(ROOTS),
+            st.lists(st.just("folder"), max_size=3),
+            st.sampled_from(["/name", "/name.json", "/a=b", ""]),
+        ),
+        max_size=4,
+    )
+)
+def test_no_path_of_the_machine_survives(parts):
+    arguments = []
+    for option, equals, form, root, folders, name in parts:
+        # A name is never empty: the last part of a path may stay.
+        path = "/".join([root, *folders]) + (name or "/name")
+        value = form.format(path)
+        arguments += [f"{option}={value}"] if option and equals else [option, value]
+    command = portable_command(["rws", *arguments])
+    assert "folder" not in command
+    assert not re.search(r"(^|[\s=:,'\"])(~|\.\.|/)", command)
+
+
+# Folders of a machine that an example would not name. The brackets keep this pattern from finding itself.
+MACHINE = re.compile(rb"(?<![\w$}.-])/(?:[w]ork|[t]mp|[r]oot|[h]ome|[U]sers)/|\.\./[s]hared\b|<[m]achine>")
+
+
+def test_no_tracked_file_holds_a_path_of_a_machine():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not in a checkout")
+    files = [ROOT / name.decode() for name in listed.stdout.split(b"\0") if name]
+    found = [str(path.relative_to(ROOT)) for path in files if path.is_file() and MACHINE.search(path.read_bytes())]
+    assert found == []

@@ -1,0 +1,72 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from rws.edge.monitoring.console import MOST_WAITING, LossyOutput
+
+
+def pipe():
+    reading, writing = os.pipe()
+    return os.fdopen(reading, "rb"), os.fdopen(writing, "w")
+
+
+def test_everything_is_printed_in_order_while_somebody_reads():
+    reader, stream = pipe()
+    with stream, LossyOutput(stream, lambda: False) as output:
+        thread = threading.Thread(target=lambda: [output.write(f"{n} ä\n") for n in range(5000)])
+        thread.start()
+        lines = [reader.readline().decode() for _ in range(5000)]
+        thread.join()
+    assert lines == [f"{n} ä\n" for n in range(5000)]
+    reader.close()
+
+
+def test_whoever_prints_never_waits_for_a_reader_who_does_not_read():
+    reader, stream = pipe()
+    with reader, stream:
+        started = time.monotonic()
+        with LossyOutput(stream, lambda: True) as output:
+            for _ in range(3 * MOST_WAITING):
+                output.write("x" * 1000)
+            assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    reader, stream = pipe()
+    reader.close()
+    with LossyOutput(stream, lambda: True) as output:
+        output.write("nobody hears this")
+
+
+def test_without_a_file_it_is_written_directly():
+    text = io.StringIO()
+    with LossyOutput(text, lambda: True) as output:
+        output.write("here")
+        assert text.getvalue() == "here"
+        assert not output.isatty()
+
+
+def test_a_terminal_that_is_stopped_stops_neither_the_loop_nor_its_end(tiny_bundle, tmp_path):
+    rows = tmp_path / "r.jsonl"
+    command = ["run", "pattern:64x64@200", "--bundle", tiny_bundle.path, "--independent", "--jsonl", rows]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        # A line a frame, and nobody reads: the pipe is full after a few hundred of them.
+        deadline = time.monotonic() + 30
+        while not (rows.exists() and rows.read_bytes().count(b"\n") > 2500):
+            assert time.monotonic() < deadline, "the loop has stopped"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+    finally:
+        process.kill()
+        process.stdout.close()

@@ -1,0 +1,171 @@
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rws.edge.monitoring.monitor import Monitor
+from rws.edge.sources.open import ArraySource
+from rws.oracle.belief import certain
+from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
+
+
+@pytest.fixture
+def clock():
+    return StillClock(50.0)
+
+
+@pytest.fixture
+def source():
+    return ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera 0")
+
+
+@pytest.fixture
+def monitor(source, clock):
+    return Monitor(source, bundle="tiny", way="live", window=10, clock=clock)
+
+
+def test_before_the_first_result(monitor, clock):
+    clock.now += 2.5
+    report = monitor.snapshot(timeline=True)
+    assert report == {
+        "bundle": "tiny",
+        "way": "live",
+        "uptime_s": 2.5,
+        "fps": 0.0,
+        "since_result_s": None,
+        "counts": {"results": 0, "switches": 0, "classes": {}, "corruptions": {}},
+        "events": {},
+        "timeline": [],
+        "source": {
+            "name": "camera 0",
+            "live": False,
+            "state": "running",
+            "received": 0,
+            "delivered": 0,
+            "dropped": 0,
+            "rejected": {},
+            "reconnects": 0,
+            "error": "",
+        },
+        "result": None,
+    }
+
+
+def test_totals_and_the_latest_result(monitor, clock):
+    monitor.add(make_result(0, label="cat", belief=certain(CORRUPTIONS, LEVELS, "clean")))
+    monitor.add(make_result(1, label="dog", changed=True))
+    clock.now += 0.5
+    monitor.add(make_result(2, label="dog", changed=True))
+    clock.now += 1.25
+    report = monitor.snapshot()
+    counts = {"results": 3, "switches": 2, "classes": {"cat": 1, "dog": 2}, "corruptions": {"clean": 1, "fog": 2}}
+    assert report["counts"] == counts
+    assert report["result"] == make_result(2, label="dog", changed=True).to_json()
+    assert report["since_result_s"] == 1.25
+    assert "timeline" not in report
+
+
+def test_the_rate_is_that_of_the_last_seconds(monitor, clock):
+    monitor.add(make_result())
+    assert monitor.snapshot()["fps"] == 1.0  # one frame in a millisecond is not a thousand a second
+    for _ in range(100):
+        clock.now += 0.1
+        monitor.add(make_result())
+    assert monitor.snapshot()["fps"] == pytest.approx(10, abs=0.4)
+    clock.now += 2
+    assert monitor.snapshot()["fps"] == pytest.approx(10 / 3, abs=0.4)
+    clock.now += 2
+    assert monitor.snapshot()["fps"] == 0
+
+
+def test_the_source_is_read_at_each_snapshot_and_its_password_hidden(monitor, source):
+    source.name = source.error = "rtsp://user:hunter22@camera/"
+    source.rejections["damaged"] += 2
+    source.received, source.state = 7, "reconnecting"
+    monitor.add(replace(make_result(), name=source.name))
+    report = monitor.snapshot()
+    assert (report["source"]["received"], report["source"]["state"]) == (7, "reconnecting")
+    assert report["source"]["rejected"] == {"damaged": 2}
+    assert (
+        report["source"]["name"] == report["source"]["error"] == report["result"]["name"] == "rtsp://user:***@camera/"
+    )
+
+
+def test_the_timeline_has_a_moment_a_second_with_its_last_frame(monitor, clock):
+    monitor.add(make_result(0, label="cat"))
+    clock.now += 0.9
+    monitor.add(
+        make_result(1, label="dog", mix={"fog": 0.5, "snow": 0.25}, belief=certain(CORRUPTIONS, LEVELS, "snow", 4.0))
+    )
+    clock.now += 0.2
+    monitor.add(make_result(2))
+    first, second = monitor.snapshot(timeline=True)["timeline"]
+    assert first == {
+        "at": 0, "frames": 2, "corruption": "snow", "severity": 4.0, "alpha": 0.75, "label": "dog", "lost": False,
+    }  # fmt: skip
+    assert (second["at"], second["frames"], second["corruption"]) == (1, 1, "fog")
+    assert monitor.snapshot(timeline=True, since=1)["timeline"] == [second]
+
+
+def test_a_loss_shows_and_a_mere_pause_does_not(monitor, clock, source):
+    monitor.add(make_result())
+    monitor.idle()
+    assert not monitor.snapshot(timeline=True)["timeline"][0]["lost"]
+    clock.now += 3
+    monitor.idle()
+    source.state = "reconnecting"
+    clock.now += 1
+    monitor.idle()
+    clock.now += 0.5
+    source.state = "running"
+    monitor.add(make_result())
+    timeline = monitor.snapshot(timeline=True)["timeline"]
+    assert [(moment["at"], moment["frames"], moment["lost"]) for moment in timeline] == [(0, 1, False), (4, 1, True)]
+
+
+def test_memory_does_not_grow_with_the_run(monitor, clock):
+    for index in range(500):
+        clock.now += 0.25
+        monitor.add(make_result(index))
+    assert [moment["at"] for moment in monitor.snapshot(timeline=True)["timeline"]] == list(range(116, 126))
+    clock.now += 60
+    monitor.add(make_result())
+    assert len(monitor.snapshot(timeline=True)["timeline"]) == 1
+    assert len(monitor._arrivals) == 1
+
+
+def test_events_are_counted(monitor):
+    for event in ("bundle_switched", "sink_dropped", "sink_dropped"):
+        monitor.note(event)
+    assert monitor.snapshot()["events"] == {"bundle_switched": 1, "sink_dropped": 2}
+
+
+def test_snapshots_from_other_threads_are_whole():
+    source = ArraySource(np.zeros((1, 8, 8, 3), np.uint8))
+    monitor = Monitor(source)
+    stop = threading.Event()
+    broken = []
+
+    def look():
+        while not stop.is_set():
+            try:
+                report = monitor.snapshot(timeline=True)
+                json.dumps(report)
+                assert sum(report["counts"]["classes"].values()) == report["counts"]["results"]
+                assert sum(moment["frames"] for moment in report["timeline"]) == report["counts"]["results"]
+            except Exception as error:
+                broken.append(error)
+
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    for index in range(2000):
+        source.rejections[f"reason {index}"] += 1
+        monitor.add(make_result(index, label=f"class {index % 700}", belief=spread_belief()))
+        monitor.note(f"event {index % 50}")
+    stop.set()
+    for watcher in watchers:
+        watcher.join()
+    assert broken == []

@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rws.edge.monitoring.summary import Reservoir, Summary
+from rws.oracle.belief import certain
+from support.fakes import CORRUPTIONS, LEVELS, TickingClock, make_result
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0, 100))
+def test_percentiles_are_exact_within_the_capacity(values, q):
+    reservoir = Reservoir(capacity=50)
+    for value in values:
+        reservoir.add(value)
+    assert reservoir.percentile(q) == pytest.approx(np.percentile(values, q))
+
+
+def test_beyond_the_capacity_memory_is_bounded_and_percentiles_are_near():
+    reservoir = Reservoir(capacity=2000)
+    for value in np.random.default_rng(0).permutation(40_000):
+        reservoir.add(float(value))
+    assert len(reservoir._values) == 2000
+    assert reservoir.count == 40_000
+    assert reservoir.percentile(50) == pytest.approx(20_000, rel=0.06)
+    assert reservoir.percentile(95) == pytest.approx(38_000, rel=0.02)
+
+
+def test_counts_and_times():
+    summary = Summary(TickingClock(step=0.1))
+    for index in range(10):
+        belief = certain(CORRUPTIONS, LEVELS, *(("clean", 0.0) if index < 3 else ("snow", 5.0)))
+        label = "dog" if index < 4 else "cat"
+        summary.add(make_result(index, label=label, belief=belief, changed=index in (3, 7), predict_ms=float(index)))
+    found = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    assert (found["frames"], found["switches"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
+    assert found["classes"] == {"cat": 6, "dog": 4}
+    assert found["corruptions"] == {"snow": 7, "clean": 3}
+    assert found["fps"] == pytest.approx(10.0)
+    assert found["times_ms"]["predict"] == {"p50": 4.5, "p95": 8.55}
+    assert found["times_ms"]["total"] == {"p50": 7.0, "p95": 11.05}
+    assert found["age_ms"] == {"p50": 5.0, "p95": 5.0}
+
+
+def render(summary):
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(summary.render())
+    return capture.get()
+
+
+def test_the_printed_summary():
+    summary = Summary(TickingClock())
+    assert render(summary).strip() == "frames 0 · switches 0 · dropped 0 · rejected 0"
+    for index in range(4):
+        summary.add(make_result(index, changed=index == 1))
+    text = render(summary)
+    assert "frames 4, 1000.0 a second · switches 1" in text
+    assert "classes: cat 4" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("ms", "p50", "p95"))}
+    assert rows["ms"] == ["read", "preprocess", "oracle", "policy", "patch", "predict", "total", "age"]
+    assert rows["p50"] == ["0.50", "0.25", "1.00", "0.25", "0.50", "2.00", "4.50", "5.00"]
+
+
+def test_an_empty_summary_is_valid_json():
+    assert Summary().to_json()["times_ms"] == {}

@@ -1,0 +1,261 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rws.edge.errors import BundleError
+from rws.edge.onnx.graph import (
+    clean_tensors,
+    data_input,
+    fold_batchnorm,
+    output_shape,
+    prepare,
+    read_model,
+    shallow_tensors,
+    weights_to_inputs,
+)
+from support.tiny import network
+
+RNG = np.random.default_rng(7)
+X = RNG.random((2, 3, 6, 6), np.float32)
+
+
+def tensor(name, *shape, low=-1.0, high=1.0):
+    return numpy_helper.from_array(RNG.uniform(low, high, shape).astype(np.float32), name)
+
+
+def batchnorm_tensors(name, channels):
+    parts = {"scale": (0.5, 2), "beta": (-1, 1), "mean": (-1, 1), "var": (0.1, 3)}
+    return [tensor(f"{name}.{part}", channels, low=low, high=high) for part, (low, high) in parts.items()]
+
+
+def batchnorm(name, source, output):
+    inputs = [source, *(f"{name}.{part}" for part in ("scale", "beta", "mean", "var"))]
+    return helper.make_node("BatchNormalization", inputs, [output], epsilon=1e-3)
+
+
+def model_of(nodes, tensors, outputs=("y",), opset=17, ir_version=8):
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 6, 6])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "C", "H", "W"]) for name in outputs],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def run(model, x=X):
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def assert_same_function(first, second):
+    for one, other in zip(run(first), run(second), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def plain(bias=True):
+    """conv → BatchNorm → relu → grouped conv → BatchNorm."""
+    first = ["x", "c1.weight", *(["c1.bias"] if bias else [])]
+    nodes = [
+        helper.make_node("Conv", first, ["a"], name="c1"),
+        batchnorm("b1", "a", "b"),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "c2.weight"], ["d"], name="c2", group=2),
+        batchnorm("b2", "d", "y"),
+    ]
+    biases = [tensor("c1.bias", 4)] if bias else []
+    tensors = [tensor("c1.weight", 4, 3, 3, 3), *biases, tensor("c2.weight", 6, 2, 3, 3)]
+    return model_of(nodes, [*tensors, *batchnorm_tensors("b1", 4), *batchnorm_tensors("b2", 6)])
+
+
+class TestFolding:
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_it_computes_the_same_without_batchnorm(self, bias):
+        model = plain(bias)
+        before = model.SerializeToString()
+        folded = fold_batchnorm(model)
+        assert operators(folded) == ["Conv", "Relu", "Conv"]
+        assert_same_function(model, folded)
+        assert model.SerializeToString() == before
+        names = [tensor.name for tensor in folded.graph.initializer]
+        assert sorted(names) == ["c1.bias", "c1.weight", "c2.bias", "c2.weight"]
+
+    def test_opset_and_ir_version_stay(self):
+        folded = fold_batchnorm(plain())
+        assert (folded.opset_import[0].version, folded.ir_version) == (17, 8)
+
+    def test_a_result_with_two_readers_stays(self):
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["a"]),
+            batchnorm("b", "a", "n"),
+            helper.make_node("Add", ["a", "n"], ["y"]),
+        ]
+        model = model_of(nodes, [tensor("w", 4, 3, 3, 3), *batchnorm_tensors("b", 4)])
+        assert operators(fold_batchnorm(model)) == ["Conv", "BatchNormalization", "Add"]
+
+    def test_a_result_that_is_an_output_stays(self):
+        nodes = [helper.make_node("Conv", ["x", "w"], ["a"]), batchnorm("b", "a", "y")]
+        model = model_of(nodes, [tensor("w", 4, 3, 3, 3), *batchnorm_tensors("b", 4)], outputs=("y", "a"))
+        assert operators(fold_batchnorm(model)) == ["Conv", "BatchNormalization"]
+
+    def test_batchnorm_before_the_convolution_stays(self):
+        nodes = [batchnorm("b", "x", "a"), helper.make_node("Conv", ["a", "w"], ["y"])]
+        model = model_of(nodes, [tensor("w", 4, 3, 3, 3), *batchnorm_tensors("b", 3)])
+        assert operators(fold_batchnorm(model)) == ["BatchNormalization", "Conv"]
+
+    def test_shared_weights_and_shared_batchnorms_are_folded_apart(self):
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["a"], name="one"),
+            batchnorm("b", "a", "c"),
+            helper.make_node("Conv", ["x", "w"], ["d"], name="two"),
+            helper.make_node("Identity", ["c"], ["c2"]),
+            batchnorm("b", "d", "e"),
+            helper.make_node("Sub", ["c2", "d2"], ["y"]),
+        ]
+        nodes.insert(5, helper.make_node("Relu", ["e"], ["d2"]))
+        model = model_of(nodes, [tensor("w", 4, 3, 3, 3), *batchnorm_tensors("b", 4)])
+        folded = fold_batchnorm(model)
+        assert "BatchNormalization" not in operators(folded)
+        assert_same_function(model, folded)
+
+
+class TestPreparing:
+    def test_dropped_biases_come_back_as_zeros(self):
+        nodes = [helper.make_node("Conv", ["x", "stem.weight"], ["a"]), helper.make_node("Conv", ["a", "w"], ["y"])]
+        model = model_of(nodes, [tensor("stem.weight", 4, 3, 3, 3), tensor("w", 2, 4, 1, 1)])
+        ready = prepare(model)
+        assert shallow_tensors(ready, 2) == ("stem.weight", "stem.bias", "w", "w.bias")
+        np.testing.assert_array_equal(clean_tensors(ready, ["stem.bias"])["stem.bias"], np.zeros(4))
+        assert_same_function(model, ready)
+
+    def test_constants_and_identities_become_initializers(self):
+        nodes = [
+            helper.make_node("Constant", [], ["w"], value=tensor("any", 4, 3, 3, 3)),
+            helper.make_node("Identity", ["stored"], ["bias"]),
+            helper.make_node("Conv", ["x", "w", "bias"], ["a"]),
+            batchnorm("b", "a", "y"),
+        ]
+        model = model_of(nodes, [tensor("stored", 4), *batchnorm_tensors("b", 4)])
+        ready = prepare(model)
+        assert len(shallow_tensors(ready, 1)) == 2
+        assert "BatchNormalization" not in operators(ready)
+        assert_same_function(model, ready)
+
+    def test_what_convolutions_share_is_split(self):
+        nodes = [
+            helper.make_node("Conv", ["x", "w", "b"], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["a", "w", "b"], ["y"]),
+        ]
+        model = model_of(nodes, [tensor("w", 3, 3, 3, 3), tensor("b", 3)])
+        ready = prepare(model)
+        assert len(set(shallow_tensors(ready, 2))) == 4
+        assert_same_function(model, ready)
+
+    def test_a_ready_model_is_unchanged(self):
+        ready = prepare(plain())
+        assert prepare(ready).SerializeToString() == ready.SerializeToString()
+
+
+class TestShallowTensors:
+    def test_they_come_in_the_order_of_the_graph(self):
+        model = network(3, 4, seed=0)
+        names = [f"features.{index}.{part}" for index in range(2) for part in ("weight", "bias")]
+        assert shallow_tensors(model, 2) == tuple(names)
+
+    @pytest.mark.parametrize("count", [0, -1, 4])
+    def test_too_many_or_none(self, count):
+        with pytest.raises(BundleError, match=f"3 convolutions.* not {count}"):
+            shallow_tensors(network(3, 4, seed=0), count)
+
+    def test_a_convolution_that_is_not_ready(self):
+        with pytest.raises(BundleError, match=r"'c1' has no weight and bias of its own; call prepare\(\)"):
+            shallow_tensors(plain(bias=False), 1)
+
+
+class TestCleanTensors:
+    def test_values_and_order(self):
+        found = clean_tensors(network(2, 4, seed=0), ["features.1.bias", "features.0.weight"])
+        assert list(found) == ["features.1.bias", "features.0.weight"]
+        assert found["features.0.weight"].shape == (6, 3, 3, 3)
+
+    def test_a_missing_tensor(self):
+        with pytest.raises(BundleError, match="no tensor 'other'"):
+            clean_tensors(network(1, 4, seed=0), ["other"])
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [(np.array([np.nan], np.float32), "NaN or infinity"), (np.zeros(1, np.float16), "float16, expected float32")],
+    )
+    def test_values_that_cannot_be_patched(self, array, message):
+        model = network(1, 4, seed=0)
+        model.graph.initializer.append(numpy_helper.from_array(array, "w"))
+        with pytest.raises(BundleError, match=message):
+            clean_tensors(model, ["w"])
+
+
+def test_input_and_output():
+    model = network(1, 4, seed=0)
+    assert data_input(model) == ("image", (None, 3, 8, 8))
+    assert output_shape(model) == (None, 4)
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
+    with pytest.raises(BundleError, match="inputs image, mask, expected one"):
+        data_input(model)
+
+
+def test_weights_become_inputs_even_if_they_are_listed_as_such():
+    model = network(1, 4, seed=0)
+    model.graph.input.append(helper.make_tensor_value_info("features.0.bias", TensorProto.FLOAT, [6]))
+    assert data_input(model)[0] == "image"
+    opened = weights_to_inputs(model, ["features.0.bias"])
+    assert [value.name for value in opened.graph.input] == ["image", "features.0.bias"]
+    assert "features.0.bias" not in {tensor.name for tensor in opened.graph.initializer}
+    assert "features.0.bias" in {tensor.name for tensor in model.graph.initializer}
+
+
+class TestReading:
+    def test_a_file_and_its_bytes(self, tmp_path):
+        model = network(1, 4, seed=0)
+        onnx.save(model, tmp_path / "m.onnx")
+        assert read_model(tmp_path / "m.onnx") == read_model(model.SerializeToString()) == model
+
+    def test_weights_beside_a_file_are_taken_in(self, tmp_path):
+        model = network(1, 4, seed=0)
+        path = tmp_path / "m.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+        with pytest.raises(BundleError, match="kept in another file"):
+            read_model(path.read_bytes())
+        assert clean_tensors(read_model(path), ["features.0.weight"])["features.0.weight"].shape == (6, 3, 3, 3)
+        (tmp_path / "m.data").unlink()
+        with pytest.raises(BundleError, match=r"m\.onnx"):
+            read_model(path)
+
+    @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\x09", b"\xff" * 64])
+    def test_what_is_no_model(self, data, tmp_path):
+        with pytest.raises(BundleError, match=r"model: .*export it again"):
+            read_model(data)
+        (tmp_path / "m.onnx").write_bytes(data)
+        with pytest.raises(BundleError, match=r"m\.onnx: .*export it again"):
+            read_model(tmp_path / "m.onnx")
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        with pytest.raises(BundleError, match="cannot be read"):
+            read_model(tmp_path / "none.onnx")
+
+    def test_external_data_hidden_in_a_subgraph(self):
+        outside = tensor("hidden", 3)
+        outside.data_location = TensorProto.EXTERNAL
+        outside.external_data.add(key="location", value="../../secret")
+        branch = helper.make_graph([helper.make_node("Identity", ["hidden"], ["z"])], "branch", [], [], [outside])
+        model = network(1, 4, seed=0)
+        model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=branch, else_branch=branch))
+        with pytest.raises(BundleError, match="'hidden' is kept in another file"):
+            read_model(model.SerializeToString())

@@ -1,0 +1,350 @@
+"""Sinks that are slow, that raise, that never come back."""
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rws.edge.sinks.background import BackgroundSink
+from rws.edge.errors import InputError, RwsError
+from rws.edge.sinks.files import JsonlSink
+from support.fakes import make_frame, make_result
+
+LONG = 10.0  # seconds; only a failing test waits so long
+
+
+class Gate:
+    """A sink that stays in `write` until it is let go; notes what it got and how it was left."""
+
+    def __init__(self, fail_at=None, slow=0.0):
+        self.seen, self.left, self.threads = [], [], set()
+        self.fail_at, self.slow = fail_at, slow
+        self.inside, self.go = threading.Semaphore(0), threading.Event()
+
+    def write(self, frame, result):
+        self.threads.add(threading.current_thread())
+        self.inside.release()
+        assert self.go.wait(LONG)
+        time.sleep(self.slow)
+        if frame.index == self.fail_at:
+            raise RwsError("out.mp4: cannot be written (no space)") from OSError("no space")
+        self.seen.append(frame.index)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.left.append(error)
+
+    def wait_inside(self):
+        assert self.inside.acquire(timeout=LONG)
+
+
+def put(sink, *indices):
+    for index in indices:
+        sink.write(make_frame(index), make_result(index))
+
+
+def run(sink, *indices, error=None):
+    """A run that puts frames into a sink, and is ended by an error if there is one."""
+    with sink:
+        put(sink, *indices)
+        if error is not None:
+            raise error
+
+
+def balanced(sink):
+    counts = sink.counts()
+    return counts["accepted"] == sum(counts.values()) - counts["accepted"]
+
+
+def wait_for(condition):
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_live_source_loses_the_oldest_and_never_waits():
+    gate = Gate()
+    with BackgroundSink(gate, capacity=3) as sink:
+        put(sink, 0)
+        gate.wait_inside()
+        put(sink, *range(1, 9))
+        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "in_hand": 1}
+        gate.go.set()
+    assert gate.seen == [0, 6, 7, 8]
+    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "in_hand": 0}
+    assert gate.left == [None]
+    assert gate.threads == {sink._thread}
+    assert not sink.abandoned
+
+
+def test_a_file_waits_and_loses_nothing():
+    gate = Gate()
+    with BackgroundSink(gate, capacity=2, when_full="wait") as sink:
+        put(sink, 0)
+        gate.wait_inside()
+        put(sink, 1, 2)
+        writer = threading.Thread(target=put, args=(sink, 3), daemon=True)
+        writer.start()
+        writer.join(0.1)
+        assert writer.is_alive()
+        assert sink.waiting == 2
+        gate.go.set()
+        writer.join(LONG)
+        assert not writer.is_alive()
+        put(sink, *range(4, 30))
+    assert gate.seen == list(range(30))
+    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "in_hand": 0}
+
+
+@pytest.mark.parametrize("when_full", ["drop", "wait"])
+def test_an_exception_surfaces_with_its_type_and_cause(when_full):
+    gate = Gate(fail_at=1)
+    gate.go.set()
+    sink = BackgroundSink(gate, when_full=when_full)
+
+    def run_on():
+        with sink:
+            put(sink, 0, 1)
+            wait_for(lambda: sink.dropped)
+            put(sink, 2)
+
+    with pytest.raises(RwsError, match="cannot be written") as caught:
+        run_on()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert gate.seen == [0]
+    assert gate.left == [caught.value]
+    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "in_hand": 0}
+    with pytest.raises(RwsError) as again:
+        sink.close()
+    assert again.value is caught.value
+
+
+def test_an_exception_at_the_last_frame_surfaces_at_the_exit():
+    gate = Gate(fail_at=4)
+    gate.go.set()
+    with pytest.raises(RwsError, match="cannot be written"), BackgroundSink(gate, when_full="wait") as sink:
+        put(sink, *range(5))
+    assert gate.seen == [0, 1, 2, 3]
+    assert balanced(sink)
+
+
+def test_an_exception_wakes_a_writer_that_waits_for_room():
+    gate = Gate(fail_at=0)
+    sink = BackgroundSink(gate, capacity=2, when_full="wait")
+    found = []
+
+    def write():
+        try:
+            put(sink, 3)
+        except RwsError as error:
+            found.append(error)
+
+    def run_on():
+        with sink:
+            put(sink, 0)
+            gate.wait_inside()
+            put(sink, 1, 2)
+            writer = threading.Thread(target=write, daemon=True)
+            writer.start()
+            writer.join(0.05)
+            gate.go.set()
+            writer.join(LONG)
+
+    with pytest.raises(RwsError) as caught:
+        run_on()
+    assert found == [caught.value]
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "in_hand": 0}
+
+
+def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
+    class Unfinished(Gate):
+        def __exit__(self, kind, error, trace):
+            raise RwsError("the last fragment cannot be written")
+
+    gate = Unfinished()
+    gate.go.set()
+    with pytest.raises(RwsError, match="last fragment"), BackgroundSink(gate) as sink:
+        put(sink, 0)
+    assert gate.seen == [0]
+
+
+def test_an_error_of_the_run_goes_on_and_reaches_the_sink(caplog):
+    gate = Gate(fail_at=1)
+    gate.go.set()
+    run_error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(BackgroundSink(gate), 0, error=run_error)
+    assert gate.left == [run_error]
+    assert gate.seen == [0]
+
+    gate = Gate(fail_at=0)
+    gate.go.set()
+    with pytest.raises(KeyboardInterrupt):
+        run(BackgroundSink(gate), 0, error=run_error)
+    assert "Gate failed too: out.mp4: cannot be written" in caplog.text
+
+
+def test_an_error_that_is_raised_for_months_does_not_grow():
+    gate = Gate(fail_at=0)
+    gate.go.set()
+    sink = BackgroundSink(gate)
+    sink.__enter__()
+    put(sink, 0)
+    wait_for(lambda: sink.dropped)
+    lengths = []
+    for _ in range(50):
+        with pytest.raises(RwsError) as caught:
+            put(sink, 1)
+        lengths.append(len(traceback.extract_tb(caught.value.__traceback__)))
+    assert len(set(lengths)) == 1
+
+
+def test_a_sink_that_never_comes_back_is_given_up(caplog):
+    gate = Gate()
+    sink = BackgroundSink(gate, capacity=4, timeout=0.1)
+    with caplog.at_level(logging.WARNING), sink:
+        put(sink, 0)
+        gate.wait_inside()
+        put(sink, 1, 2)
+        started = time.monotonic()
+    assert 0.09 < time.monotonic() - started < LONG / 2
+    assert sink.abandoned
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "in_hand": 1}
+    assert "Gate has not come back for 0.1 s and is given up; 2 frames are lost" in caplog.text
+    with pytest.raises(ValueError, match="not open"):
+        put(sink, 3)
+    # If it does come back, it is left in good order and the numbers still add up.
+    gate.go.set()
+    sink._thread.join(LONG)
+    assert gate.left == [None]
+    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "in_hand": 0}
+
+
+def test_a_file_gets_more_time_than_a_live_view():
+    assert BackgroundSink(Gate()).timeout == 5
+    assert BackgroundSink(Gate(), when_full="wait").timeout == 60
+
+
+def test_a_process_ends_though_its_sink_never_does():
+    code = (
+        "import threading\n"
+        "from rws.edge.sinks.background import BackgroundSink\n"
+        "from support.fakes import make_frame, make_result\n"
+        "class Stuck:\n"
+        "    def write(self, frame, result): threading.Event().wait()\n"
+        "with BackgroundSink(Stuck(), timeout=0.1) as sink:\n"
+        "    for index in range(5): sink.write(make_frame(index), make_result(index))\n"
+        "print('end')\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "end\n"
+
+
+def test_close_twice_and_outside_of_with():
+    class Plain:
+        seen = 0
+
+        def write(self, frame, result):
+            self.seen += 1
+
+    plain = Plain()
+    sink = BackgroundSink(plain)
+    with pytest.raises(ValueError, match="not open"):
+        put(sink, 0)
+    with sink:
+        put(sink, 0, 1)
+        sink.close(LONG)
+        assert plain.seen == 2
+        with pytest.raises(ValueError, match="not open"):
+            put(sink, 2)
+    sink.close()
+    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "in_hand": 0}
+
+
+def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
+    with pytest.raises(InputError, match="capacity is 0"):
+        BackgroundSink(Gate(), capacity=0)
+    sink = BackgroundSink(JsonlSink(tmp_path / "no" / "out.jsonl"))
+    with pytest.raises(InputError, match="its folder does not exist"), sink:
+        pass
+    assert not sink._thread.is_alive()
+
+
+def test_a_thread_that_cannot_start_leaves_the_sink():
+    gate = Gate()
+    sink = BackgroundSink(gate)
+    sink._thread.start = lambda: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
+    with pytest.raises(RuntimeError, match="start new thread"), sink:
+        pass
+    assert [type(error) for error in gate.left] == [RuntimeError]
+
+
+def test_frames_are_let_go_when_they_are_written():
+    gate = Gate()
+    gate.go.set()
+    with BackgroundSink(gate) as sink:
+        frame = make_frame(0)
+        pixels = weakref.ref(frame.image)
+        sink.write(frame, make_result(0))
+        wait_for(lambda: sink.written)
+        put(sink, 1)
+        wait_for(lambda: sink.written == 2)
+        del frame
+        gc.collect()
+        assert pixels() is None
+
+
+def test_a_finite_file_behind_a_queue(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with BackgroundSink(JsonlSink(path), when_full="wait") as sink:
+        put(sink, *range(40))
+    assert len(path.read_text().splitlines()) == 40
+    with pytest.raises(ZeroDivisionError):
+        run(BackgroundSink(JsonlSink(tmp_path / "other"), when_full="wait"), 0, error=ZeroDivisionError())
+    assert [item.name for item in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    capacity=st.integers(1, 5),
+    when_full=st.sampled_from(["drop", "wait"]),
+    writes=st.lists(st.sampled_from([0.0, 0.0005]), max_size=40),
+    slow=st.sampled_from([0.0, 0.0003]),
+    fail_at=st.none() | st.integers(0, 30),
+)
+def test_the_counters_always_add_up(capacity, when_full, writes, slow, fail_at):
+    gate = Gate(fail_at, slow)
+    gate.go.set()
+    accepted, raised = [], None
+    try:
+        with BackgroundSink(gate, capacity=capacity, when_full=when_full) as sink:
+            for index, pause in enumerate(writes):
+                time.sleep(pause)
+                put(sink, index)
+                accepted.append(index)
+                assert balanced(sink)
+                assert sink.counts()["waiting"] <= capacity
+    except RwsError as error:
+        raised = error
+    assert balanced(sink)
+    assert sink.counts()["accepted"] == len(accepted)
+    assert sink.counts()["waiting"] == sink.counts()["in_hand"] == 0
+    assert gate.seen == sorted(set(gate.seen))
+    assert len(gate.seen) == sink.written
+    assert len(gate.left) == 1
+    assert gate.left[0] is raised
+    if when_full == "wait":
+        assert gate.seen == list(range(len(writes) if fail_at is None else min(fail_at, len(writes))))
+    elif raised is None and writes:
+        assert gate.seen[-1] == len(writes) - 1

@@ -1,0 +1,374 @@
+import gc
+import itertools
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rws.edge.sources.capture import CapturedSource, CaptureProcess, CaptureSettings
+from rws.edge.sources.capture.checks import REASONS
+from rws.edge.sources.capture.process import Captured, Ended, Opened
+from rws.edge.faults.fakes import FakeTime, ScriptedCapture
+from rws.edge.faults.stamp import scene
+from rws.edge.faults.videos import encode_h264, flip_bytes
+from rws.edge.errors import SourceError
+from rws.edge.sources.open import open_source
+from support.fakes import write_video
+
+IMAGE = scene(16, 24)
+
+
+def scripted(*steps, **options):
+    time = FakeTime()
+    capture = ScriptedCapture(steps, time)
+    source = CapturedSource(
+        CaptureSettings("fake", "camera"),
+        "fake",
+        live=True,
+        sleep=time.sleep,
+        capture=capture,
+        jitter=lambda: 1.0,
+        **options,
+    )
+    return source, capture, time
+
+
+STEP = st.one_of(
+    st.just(("frame", IMAGE)),
+    st.tuples(st.just("reject"), st.sampled_from(REASONS)),
+    st.tuples(st.just("wait"), st.floats(0.0, 8.0)),
+    st.just(("end", "unplugged")),
+    st.tuples(st.just("open"), st.sampled_from(["", "busy"])),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(STEP, max_size=40), st.integers(1, 12))
+def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
+    # Between an opening and its answer nothing else comes, so openings are answered from a script of their own.
+    class Camera(ScriptedCapture):
+        def open(self):
+            super().open()
+            answers = [step for step in steps if step[0] == "open"]
+            answer = answers[len(self.opened_at) % len(answers)] if answers else ("open", "")
+            rest = [step for step in steps if step[0] != "open"]
+            self._steps = iter([answer, *(rest if not answer[1] else [])])
+
+    time = FakeTime()
+    capture = Camera([], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 600 else None
+    count = 0
+    for frame in source:
+        assert frame.image is IMAGE
+        count += 1
+        assert source.received == source.delivered + source.dropped + source.rejected + source.buffered
+        if count == wanted:
+            source.stop()
+    source.close()
+    assert source.delivered == count
+    assert source.buffered == 0
+    assert source.received == count + source.dropped + source.rejected
+
+
+def test_frames_come_with_their_numbers_and_times():
+    source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("reject", "black"), ("wait", 2.0), ("frame", IMAGE))
+    frames = iter(source)
+    first, second = next(frames), next(frames)
+    assert (first.index, second.index) == (0, 2)
+    assert second.captured_at - first.captured_at == pytest.approx(2.0)
+    assert (source.state, source.fps, source.rejections) == ("running", 30.0, {"black": 1})
+
+
+def test_somebody_is_told_while_no_frame_comes():
+    source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
+    told = []
+    source.on_idle = told.append
+    frames = iter(source)
+    next(frames), next(frames)
+    assert told == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes_on():
+    source, capture, _ = scripted(
+        ("open", ""),
+        ("frame", IMAGE),
+        ("end", "the capture process died (signal 9)"),
+        ("open", ""),
+        ("frame", IMAGE),
+    )
+    frames = iter(source)
+    next(frames)
+    next(frames)
+    assert source.error == "the capture process died (signal 9)"
+    assert (source.reconnects, len(capture.opened_at)) == (1, 2)
+
+
+def test_an_answer_to_an_old_question_is_not_taken_for_one_to_the_new():
+    process = CaptureProcess(CaptureSettings("nothing", "file"))
+    ours, worker = socket.socketpair()
+    process._connection = ours
+    process._memory = np.zeros(IMAGE.size, np.uint8)
+    try:
+        process.ask()
+        process.ask()
+        late = {"id": 1, "picture": {"shape": IMAGE.shape, "captured_at": 1.0, "index": 0}}
+        right = {"id": 2, "picture": {"shape": IMAGE.shape, "captured_at": 2.0, "index": 1}}
+        process.counters.add("received", 2)
+        worker.sendall("".join(json.dumps(line) + "\n" for line in (late, right)).encode())
+        assert process.answer(1.0) is None
+        answer = process.answer(1.0)
+        assert isinstance(answer, Captured)
+        assert answer.index == 1
+        assert process.counters.whole == 1
+    finally:
+        process.close()
+        worker.close()
+
+
+def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
+    # Each opening gives a good picture or none, then the same one over and over.
+    class Frozen(ScriptedCapture):
+        def open(self):
+            super().open()
+            self._steps = itertools.chain([("open", "")], itertools.cycle([("reject", "frozen"), ("wait", 0.5)]))
+
+    time = FakeTime()
+    capture = Frozen([], time)
+    source = CapturedSource(
+        CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture, jitter=lambda: 1.0
+    )
+    source.on_idle = lambda seconds: source.stop() if time.now > 1300 else None
+    assert list(source) == []
+    assert max(np.diff(capture.opened_at)) < 7
+    assert source.rejections["frozen"] > 400
+
+
+def test_bursts_are_learned_from_their_longest_gap():
+    class Bursts(ScriptedCapture):
+        """Twenty frames every ten seconds, by the clock on the wall."""
+
+        def open(self):
+            super().open()
+            self._steps = itertools.chain([("open", "")], self._bursts())
+
+        @staticmethod
+        def _bursts():
+            while True:
+                yield ("wait", 10 - time.now % 10)
+                for _ in range(20):
+                    yield ("frame", IMAGE)
+                    yield ("wait", 0.02)
+
+    time = FakeTime()
+    capture = Bursts([], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 3600 else None
+    count = sum(1 for _ in source)
+    assert count > 7000
+    assert len(capture.opened_at) < 5
+
+
+def test_stopping_while_it_opens_is_no_failure():
+    source, _, _ = scripted(("hang", None), retries=0)
+    source.on_idle = lambda seconds: source.stop() if seconds > 2 else None
+    assert list(source) == []
+    assert (source.state, source.error) == ("ended", "")
+
+
+def test_a_silent_process_is_given_two_seconds_more_than_its_own_limit_to_open():
+    source, capture, _ = scripted(("hang", None), ("open", ""), ("frame", IMAGE))
+    next(iter(source))
+    assert capture.kills == 1
+    assert capture.opened_at[1] - capture.opened_at[0] == pytest.approx(12.25 + 0.1, abs=0.3)
+
+
+@pytest.fixture
+def process(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240, 11))
+    process = CaptureProcess(CaptureSettings(str(path), "file"))
+    yield process
+    process.close()
+
+
+def wait(process):
+    for _ in range(200):
+        if (answer := process.answer(0.1)) is not None:
+            return answer
+    raise AssertionError("no answer")
+
+
+def test_the_process_answers_one_question_at_a_time(process):
+    process.open()
+    assert wait(process) == Opened(25.0, 20, True)
+    for index in range(20):
+        assert process.answer(0.0) is None
+        process.ask()
+        picture = wait(process)
+        assert isinstance(picture, Captured)
+        assert (picture.index, picture.image.shape) == (index, (48, 64, 3))
+        assert abs(picture.image.mean() - (20 + 11 * index)) < 5
+    process.ask()
+    assert wait(process) == Ended("")
+    assert (process.counters["received"], process.counters.whole) == (20, 20)
+
+
+def test_a_killed_process_is_an_end_and_the_counters_stay(process):
+    process.open()
+    wait(process)
+    process.ask()
+    wait(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.ask()
+    answers = [wait(process)]
+    if isinstance(answers[-1], Captured):
+        answers.append(wait(process))
+    assert answers[-1] == Ended("the capture process died (signal 9)")
+    delivered = 1 + (len(answers) == 2)
+    process.settle(delivered)
+    values = process.counters.snapshot()
+    assert values["received"] == delivered + values["dropped"] + values["discarded"]
+    assert process.counters.whole == delivered
+    assert process.answer(0.0) == Ended("the capture process is not running")
+    process.open()
+    assert isinstance(wait(process), Opened)
+
+
+def test_the_process_ends_when_its_parent_is_killed(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240))
+    script = (
+        "from rws.edge.sources.open import open_source\nimport sys, time\n"
+        f"source = open_source({str(path)!r}); next(iter(source))\n"
+        "print(source.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        with open(f"/proc/{child}/stat") as stat:
+            if stat.read().split()[2] == "Z":
+                return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the capture process outlived its parent")
+
+
+def test_nothing_is_left_behind(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with open_source(path) as source:
+            next(iter(source))
+            pid = source.pid
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    del source
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_program_in_the_working_directory_is_not_imported(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", range(20, 240, 20))
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_source(path))) == 11
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_ends_and_is_not_sought_again(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", range(20, 240))
+    path.write_bytes(path.read_bytes()[:-500])
+    with open_source(path) as source:
+        frames = [frame.index for frame in source]
+    assert 0 < len(frames) <= 220
+    assert source.reconnects == 0
+
+
+def test_damage_in_a_file_is_counted_and_the_rest_is_played(tmp_path):
+    encode_h264(tmp_path / "whole.mp4", 120)
+    flip_bytes(tmp_path / "whole.mp4", tmp_path / "bad.mp4", flips=4, seed=1, part=0.5)
+    with open_source(tmp_path / "bad.mp4") as source:
+        last = max(frame.index for frame in source)
+    assert source.rejected > 0
+    assert last >= 96
+    assert source.received == source.delivered + source.rejected
+
+
+def test_a_video_that_lies_on_its_side_is_turned_as_opencv_turns_it(tmp_path):
+    encode_h264(tmp_path / "lying.mp4", 5)
+    data = bytearray((tmp_path / "lying.mp4").read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    assert struct.unpack(">9i", data[matrix : matrix + 36])[0] == 0x10000
+    quarter = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 240 << 16, 0, 0x40000000)
+    data[matrix : matrix + 36] = quarter
+    (tmp_path / "lying.mp4").write_bytes(data)
+    frame = next(iter(open_source(tmp_path / "lying.mp4")))
+    _, upright = cv2.VideoCapture(str(tmp_path / "lying.mp4")).read()
+    assert frame.image.shape == upright.shape == (320, 240, 3)
+    assert np.abs(frame.image.astype(int) - upright[..., ::-1]).mean() < 1
+
+
+def test_a_file_of_black_pictures_alone_says_so(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", [0] * 5)
+    with open_source(path) as source, pytest.raises(SourceError, match=r"holds no frame .*black 5"):
+        list(source)
+
+
+def test_images_keep_their_values(tmp_path):
+    frames = list(open_source(write_video(tmp_path / "clip.mp4", range(20, 240, 20))))
+    first = frames[0].image.copy()
+    assert frames[0].image.flags.writeable
+    np.testing.assert_array_equal(frames[0].image, first)
+    assert len({id(frame.image) for frame in frames}) == len(frames)
+
+
+def test_years_of_silence_do_not_end_it(monkeypatch):
+    monkeypatch.setattr("rws.edge.sources.capture.source.TICK", 100.0)
+
+    class Silent(ScriptedCapture):
+        def open(self):
+            super().open()
+            self._steps = iter([("open", ""), ("hang", None)])
+
+    time = FakeTime()
+    capture = Silent([], time)
+    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
+    source.on_idle = lambda seconds: source.stop() if len(capture.opened_at) > 1500 else None
+    assert list(source) == []
+    assert source._patience() == 300
+
+
+@pytest.mark.parametrize(("latest", "lost"), [(None, "buffered"), (False, "buffered"), (True, "dropped")])
+def test_frames_decoded_ahead_of_a_reader_who_stops_are_dropped_only_where_the_freshest_is_wanted(latest, lost):
+    class File(ScriptedCapture):
+        def answer(self, timeout):
+            answer = super().answer(timeout)
+            return replace(answer, finite=True) if isinstance(answer, Opened) else answer
+
+    time = FakeTime()
+    capture = File([("open", ""), ("frame", IMAGE)], time)
+    source = CapturedSource(
+        CaptureSettings("fake", "file", latest), "fake", live=False, sleep=time.sleep, capture=capture
+    )
+    next(iter(source))
+    capture.counters.add("received", 3)  # decoded ahead
+    source.close()
+    counts = {"received": 4, "delivered": 1, "dropped": 0, "buffered": 0, lost: 3}
+    assert {name: getattr(source, name) for name in counts} == counts

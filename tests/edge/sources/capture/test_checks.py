@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
+from rws.edge.faults.stamp import scene
+
+
+def test_a_real_picture_has_no_flaw():
+    assert picture_flaw(scene(48, 64)) == ""
+
+
+def test_a_picture_without_pixels_is_empty():
+    assert picture_flaw(np.empty((0, 4, 3), np.uint8)) == EMPTY
+
+
+@pytest.mark.parametrize("level", [0, 10])
+def test_a_picture_without_light_is_black(level):
+    assert picture_flaw(np.full((48, 64, 3), level, np.uint8)) == BLACK
+
+
+def test_one_light_in_the_dark_is_no_black_picture():
+    night = np.zeros((48, 64, 3), np.uint8)
+    night[3, 5] = 200
+    assert picture_flaw(night) == ""
+
+
+@pytest.mark.parametrize("fill", [(128, 128, 128), (0, 135, 0), (0, 77, 0)])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_picture_whose_rest_was_filled_in_is_half_decoded(fill, share):
+    picture = scene(48, 64)
+    picture[round(48 * (1 - share)) :] = fill
+    assert picture_flaw(picture) == HALF
+
+
+def test_flat_pictures_and_bars_of_other_colours_are_none_of_that():
+    letterbox = scene(48, 64)
+    letterbox[:8] = letterbox[-8:] = 0
+    assert picture_flaw(letterbox) == ""
+    assert picture_flaw(np.full((48, 64, 3), 128, np.uint8)) == ""
+    floor = scene(48, 64)
+    floor[-12:] = (90, 60, 30)
+    assert picture_flaw(floor) == ""
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 1.0)), max_size=60))
+def test_frozen_means_the_same_for_longer_than_the_patience(steps):
+    detector = FreezeDetector(2.0)
+    pictures = [scene(16, 16, seed) for seed in range(3)]
+    at, since, last = 0.0, 0.0, None
+    for number, pause in steps:
+        at += pause
+        if number != last:
+            since, last = at, number
+        assert detector.frozen(pictures[number], at) == (at - since > 2.0)
+
+
+def test_another_size_is_another_picture():
+    detector = FreezeDetector(1.0)
+    assert not detector.frozen(np.full((16, 16, 3), 7, np.uint8), 0.0)
+    assert not detector.frozen(np.full((32, 16, 3), 7, np.uint8), 5.0)
+    assert detector.frozen(np.full((32, 16, 3), 7, np.uint8), 6.5)
+
+
+def test_what_an_encoder_repeats_is_frozen_only_across_a_key_frame():
+    detector, picture = FreezeDetector(2.0), scene(16, 16)
+    assert not detector.frozen(picture, 0.0, key=True)
+    assert not any(detector.frozen(picture, at, key=False) for at in (1.0, 3.0, 9.0))
+    assert detector.frozen(picture, 10.0, key=True)
+    assert detector.frozen(picture, 11.0, key=False)
+    assert not detector.frozen(scene(16, 16, 1), 12.0, key=True)

@@ -1,0 +1,139 @@
+"""Decoding from real streams on loopback, and the reader that keeps a slow decoder from lagging."""
+
+import itertools
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from rws.edge.sources.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
+from rws.edge.faults.servers import MjpegServer
+from rws.edge.faults.stamp import encode_jpeg, read_stamp, scene, stamped
+from rws.edge.errors import SourceError
+from rws.edge.sources.open import open_source
+
+BASE = scene(48, 400)
+SIZE = MOST_BYTES // 64
+
+
+def jpeg(number):
+    return encode_jpeg(stamped(BASE, number))
+
+
+def without_end(picture):
+    return picture[:-2]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda picture: picture + b"\r\n",
+        lambda picture: picture + bytes(100),
+        lambda picture: picture + b"\xff" * 40,
+        lambda picture: picture + b"\x01\x02\x03\x04",
+        without_end,
+    ],
+    ids=["line end", "zeros", "ones", "trailer", "no end at all"],
+)
+def test_cameras_whose_jpeg_ends_in_their_own_way_are_trusted(spoil):
+    server = MjpegServer(lambda number: spoil(jpeg(number)), 100.0)
+    try:
+        with open_source(server.url) as source:
+            stamps = [read_stamp(frame.image) for frame, _ in zip(source, range(10), strict=False)]
+        assert None not in stamps
+        assert source.rejected == 0
+    finally:
+        server.kill()
+
+
+def test_a_cut_picture_among_whole_ones_is_damaged():
+    server = MjpegServer(lambda number: jpeg(number)[:-200] if number % 5 == 4 else jpeg(number), 100.0)
+    try:
+        with open_source(server.url, latest=False) as source:
+            stamps = [read_stamp(frame.image) for frame, _ in zip(source, range(20), strict=False)]
+        assert all(stamp % 5 != 4 for stamp in stamps)
+        assert source.rejections["damaged"] >= 4
+    finally:
+        server.kill()
+
+
+def packets(*keys):
+    return [SimpleNamespace(is_keyframe=key, number=number, size=SIZE) for number, key in enumerate(keys)]
+
+
+def ready(reader, count):
+    deadline = time.monotonic() + 5
+    while len(reader.waiting()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def fresh(reader, *, jpeg, skips=True, now=0.0):
+    decoder = StreamDecoder.__new__(StreamDecoder)
+    decoder._skips, decoder._jpeg, decoder._clock = skips, jpeg, lambda: now
+    return decoder._fresh(reader)
+
+
+def numbers(found):
+    return [None if packet is None else packet.number for packet, _ in found]
+
+
+def test_of_pictures_that_wait_the_newest_is_decoded_and_the_others_are_counted():
+    reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
+    ready(reader, 5)
+    assert numbers(fresh(reader, jpeg=True)) == [None] * 4 + [4]
+
+
+def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_frame():
+    stream = packets(True, False, False, True, False, True, False)
+    for now, expected in [(0.1, list(range(7))), (0.6, [None] * 5 + [5, 6])]:
+        reader = PacketReader(iter(stream), lambda: 0.0)
+        ready(reader, 7)
+        assert numbers(fresh(reader, jpeg=False, now=now)) == expected
+
+
+def test_who_wants_every_frame_gets_every_frame():
+    reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
+    ready(reader, 5)
+    assert numbers(fresh(reader, jpeg=True, skips=False, now=9.0)) == list(range(5))
+
+
+def test_what_ends_the_reading_is_raised_after_the_last_packet():
+    def broken():
+        yield from packets(True, True)
+        raise SourceError("gone")
+
+    reader = iter(PacketReader(broken(), lambda: 0.0))
+    assert [next(reader)[0].number for _ in range(2)] == [0, 1]
+    with pytest.raises(SourceError, match="gone"):
+        next(reader)
+
+
+def test_a_reader_that_is_stopped_ends_and_does_not_read_on_for_ever():
+    reader = PacketReader((packet for packet in itertools.cycle(packets(True))), lambda: 0.0)
+    ready(reader, 64)
+    time.sleep(0.05)
+    assert len(reader.waiting()) == 64
+    reader.skip(30)
+    ready(reader, 64)
+    assert reader.stop()
+
+
+def test_a_decoder_that_is_too_slow_does_not_lag():
+    server = MjpegServer(jpeg, 100.0)
+    decoder = StreamDecoder(server.url, network=True, timeout=5.0)
+    lags, skipped = [], 0
+    try:
+        for picture in decoder:
+            if picture.flaw == DROPPED:
+                skipped += 1
+                continue
+            lags.append(time.monotonic() - picture.captured_at)
+            time.sleep(0.1)
+            if len(lags) == 12:
+                break
+    finally:
+        decoder.close()
+        server.kill()
+    assert skipped > 50
+    assert max(lags) < 0.15

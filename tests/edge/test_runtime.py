@@ -1,0 +1,280 @@
+import gc
+import json
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rws.edge.errors import InputError, SourceError
+from rws.edge.runtime import STAGES
+from rws.edge.sources.open import ArraySource, Frame
+from rws.edge.monitoring.summary import Summary
+from support.fakes import (
+    FakeModel,
+    FakeOracle,
+    FakePolicy,
+    HoldFilter,
+    TickingClock,
+    make_runtime,
+    write_images,
+)
+
+BRIGHT, DARK = np.full((8, 8, 3), 230, np.uint8), np.full((8, 8, 3), 20, np.uint8)
+
+
+def array_source(*images, **options):
+    return ArraySource(np.stack(images), **options)
+
+
+class ListSink:
+    def __init__(self, fail_at=None):
+        self.taken, self.fail_at = [], fail_at
+
+    def write(self, frame, result):
+        if frame.index == self.fail_at:
+            raise OSError("no space left")
+        self.taken.append((frame.index, result.label))
+
+
+def test_a_stream_follows_the_picture():
+    model, sink = FakeModel(), ListSink()
+    source = array_source(BRIGHT, DARK, DARK, BRIGHT, names=["a", "b", "c", "d"])
+    results = list(make_runtime(model).stream(source, sinks=[sink]))
+    assert [result.label for result in results] == ["cat", "dog", "dog", "cat"]
+    assert [dict(result.mix) for result in results] == [{}, {"fog": 0.8}, {"fog": 0.8}, {}]
+    assert [result.changed for result in results] == [False, True, False, True]
+    assert [(result.index, result.name) for result in results] == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
+    assert [result.belief.type for result in results] == ["clean", "fog", "fog", "clean"]
+    assert sink.taken == [(0, "cat"), (1, "dog"), (2, "dog"), (3, "cat")]
+    assert model.log == [{"fog": 0.8}, {}, "reset"]
+
+
+def test_times_and_age_come_from_the_injected_clock():
+    clock = TickingClock(step=0.5)
+    (result,) = make_runtime(clock=clock).stream(array_source(DARK, clock=clock))
+    assert tuple(result.times_ms) == STAGES
+    # The source reads the clock once within `read`, every other stage is one step long.
+    assert result.times_ms == {"read": 1000.0} | dict.fromkeys(STAGES[1:], 500.0)
+    assert result.captured_at == 101.0
+    assert result.age_ms == pytest.approx(3500.0)
+
+
+def test_confidence_is_the_softmax_of_the_logits():
+    (result,) = make_runtime().stream(array_source(BRIGHT))
+    expected = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
+    assert result.confidence == pytest.approx(expected[0])
+    np.testing.assert_array_equal(result.logits, np.float32([2, 1, 0]))
+
+
+def test_frames_of_any_size_are_taken():
+    frames = [Frame(0, np.full((30, 50, 3), 10, np.uint8), 0.0, "big"), Frame(1, BRIGHT[:3, :2], 0.0, "small")]
+    assert [result.label for result in make_runtime().stream(frames)] == ["dog", "cat"]
+
+
+def test_the_filter_sees_beliefs_in_order_and_starts_anew_with_each_stream():
+    runtime = make_runtime(filter=HoldFilter())
+    assert [r.belief.type for r in runtime.stream(array_source(DARK, BRIGHT))] == ["fog", "fog"]
+    assert [r.belief.type for r in runtime.stream(array_source(BRIGHT, DARK))] == ["clean", "clean"]
+
+
+def test_without_a_filter_every_frame_starts_from_nothing():
+    alone, chained = FakePolicy(), FakePolicy()
+    list(make_runtime(policy=alone).stream(array_source(DARK, BRIGHT, DARK)))
+    list(make_runtime(policy=chained, filter=HoldFilter()).stream(array_source(DARK, BRIGHT, DARK)))
+    assert (alone.resets, chained.resets) == (4, 1)
+
+
+def test_leaving_a_stream_early_leaves_the_weights_clean():
+    model = FakeModel()
+    results = make_runtime(model).stream(array_source(DARK, DARK))
+    assert next(results).mix == {"fog": 0.8}
+    assert model.mix == {"fog": 0.8}
+    results.close()
+    assert model.mix == {}
+
+
+def broken_source():
+    yield Frame(0, DARK, 0.0, "one")
+    raise SourceError("camera 0: lost") from OSError("unplugged")
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "sink", "expected"),
+    [
+        (broken_source(), FakeModel(), ListSink(), SourceError),
+        (array_source(DARK, DARK), FakeModel(fail_at=1), ListSink(), ZeroDivisionError),
+        (array_source(DARK, DARK), FakeModel(), ListSink(fail_at=1), OSError),
+        ([Frame(0, DARK, 0.0, "a"), Frame(1, DARK[..., 0], 0.0, "b")], FakeModel(), ListSink(), InputError),
+    ],
+    ids=["source", "model", "sink", "frame"],
+)
+def test_an_exception_surfaces_and_leaves_the_weights_clean(source, model, sink, expected):
+    results = make_runtime(model).stream(source, sinks=[sink])
+    assert next(results).mix == {"fog": 0.8}
+    with pytest.raises(expected) as caught:
+        next(results)
+    assert model.mix == {}
+    assert model.log[-1] == "reset"
+    if expected is SourceError:
+        assert isinstance(caught.value.__cause__, OSError)
+    assert list(results) == []
+
+
+def test_classify_is_on_its_own_and_leaves_the_weights_clean():
+    model = FakeModel()
+    runtime = make_runtime(model, filter=HoldFilter())
+    assert runtime.classify(DARK).label == "dog"
+    assert model.mix == {}
+    assert runtime.classify(BRIGHT).label == "cat"
+    with pytest.raises(InputError):
+        runtime.classify(DARK.astype(np.float32))
+    assert model.log[-1] == "reset"
+
+
+def test_the_context_manager_leaves_the_weights_clean():
+    model = FakeModel()
+    with make_runtime(model) as runtime:
+        model.apply({"fog": 1.0})
+    assert model.mix == {}
+    assert runtime.model is model
+
+
+def test_a_stream_opens_and_closes_what_it_is_told_by_name(tmp_path):
+    write_images(tmp_path, 2)
+    assert [result.index for result in make_runtime().stream(tmp_path)] == [0, 1]
+    with pytest.raises(SourceError, match="no such file"):
+        next(make_runtime().stream(str(tmp_path / "nowhere.mp4")))
+
+
+def test_a_model_with_another_number_of_classes_is_refused_before_the_first_frame():
+    with pytest.raises(InputError, match=r"shape \(1, 3\), expected \(1, 2\)"):
+        next(make_runtime(classes=("cat", "dog")).stream(array_source(BRIGHT)))
+
+
+def test_results_are_plain_json():
+    (result,) = make_runtime().stream(array_source(DARK, names=["dark.png"]))
+    line = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert line["name"] == "dark.png"
+    assert line["label"] == "dog"
+    assert line["mix"] == {"fog": 0.8}
+    assert line["belief"]["type"] == "fog"
+    assert line["belief"]["probability"] == {"clean": 0.0, "fog": 1.0, "snow": 0.0}
+    assert set(line["times_ms"]) == set(STAGES)
+
+
+def test_nothing_piles_up():
+    def many(count):
+        for index in range(count):
+            yield Frame(index, DARK if index % 7 else BRIGHT, 0.0, "synthetic")
+
+    model = FakeModel()
+    runtime = make_runtime(model)
+    tracemalloc.start()
+    try:
+        sizes = []
+        for result in runtime.stream(many(1500)):
+            model.log.clear()
+            if result.index in (300, 1499):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 20_000
+
+
+def test_the_oracle_can_look_at_every_nth_frame_only():
+    looked = []
+
+    class CountingOracle(FakeOracle):
+        def observe(self, x):
+            looked.append(float(x.mean()))
+            return super().observe(x)
+
+    runtime = make_runtime(oracle=CountingOracle())
+    results = list(runtime.stream(array_source(DARK, BRIGHT, BRIGHT, BRIGHT, DARK), oracle_every=3))
+    assert len(looked) == 1 + 2  # one is the warm-up
+    assert [result.observed for result in results] == [True, False, False, True, False]
+    assert [dict(result.mix) for result in results] == [{"fog": 0.8}] * 3 + [{}] * 2
+    assert [result.belief.type for result in results] == ["fog"] * 3 + ["clean"] * 2
+    with pytest.raises(InputError, match="at least 1"):
+        next(runtime.stream(array_source(DARK), oracle_every=0))
+
+
+def test_the_clean_model_is_asked_about_the_same_frame_only_while_somebody_wants_to_know():
+    model, wanted = FakeModel(), iter([False, True, True])
+    results = list(make_runtime(model).stream(array_source(DARK, DARK, BRIGHT), compare=lambda: next(wanted)))
+    assert [result.label for result in results] == ["dog", "dog", "cat"]
+    assert [result.unpatched and result.unpatched.label for result in results] == [None, "cat", "cat"]
+    assert [result.changed for result in results] == [True, False, True]
+    assert results[1].to_json()["unpatched"] == {"label": "cat", "confidence": pytest.approx(0.6652)}
+    assert results[0].to_json()["unpatched"] is None
+    assert model.mix == {}
+
+
+def test_another_runtime_takes_over_between_two_frames_and_the_old_one_is_left_clean():
+    old, new = FakeModel(), FakeModel()
+    other = make_runtime(new, classes=("Katze", "Hund", "Schiff"))
+    ready = iter([None, None, other, None])
+    runtime = make_runtime(old)
+    results = runtime.stream(array_source(DARK, DARK, DARK, DARK), renew=lambda: next(ready))
+    assert [next(results).label for _ in range(2)] == ["dog", "dog"]
+    assert next(results).label == "Hund"
+    assert old.mix == {}
+    assert new.mix == {"fog": 0.8}
+    assert next(results).label == "Hund"
+    assert list(results) == []
+    assert new.mix == {}
+    assert runtime.model is new
+
+
+class LosingSource(ArraySource):
+    """Loses its camera after the first frame, for a while."""
+
+    def __iter__(self):
+        frames = super().__iter__()
+        yield next(frames)
+        for state, seconds in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
+            self.state = state
+            self.on_idle(seconds)
+            self.seen.append(dict(self.model.mix))
+        self.state = "running"
+        yield from frames
+
+
+def test_a_source_that_stays_lost_takes_the_patch_off_and_the_filter_starts_anew():
+    model, told = FakeModel(), []
+    source = LosingSource(np.stack([DARK, BRIGHT]))
+    source.model, source.seen = model, []
+    results = list(make_runtime(model, filter=HoldFilter()).stream(source, on_idle=told.append))
+    assert source.seen == [{"fog": 0.8}, {"fog": 0.8}, {}]
+    assert told == [5.0, 1.0, 2.0]
+    assert [result.belief.type for result in results] == ["fog", "clean"]
+
+
+def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
+    model = FakeModel()
+    seen = []
+
+    class Keep:
+        def write(self, frame, result):
+            seen.append((frame.image is DARK, frame.original is not None))
+
+    clock = TickingClock()
+
+    def darken(frame):
+        clock()  # takes time that is not the camera's
+        return replace(frame, image=DARK, original=frame.image)
+
+    plain = list(make_runtime(FakeModel()).stream(array_source(BRIGHT)))
+    results = list(make_runtime(model, clock=clock).stream(array_source(BRIGHT, BRIGHT), [Keep()], change=darken))
+    assert [result.label for result in results] == ["dog", "dog"]
+    assert [(result.unpatched.label, result.on_original.label) for result in results] == [("cat", "cat")] * 2
+    assert seen == [(True, True)] * 2
+    assert [result.changed for result in results] == [True, False]
+    assert results[0].times_ms["read"] == plain[0].times_ms["read"]
+    assert results[0].to_json()["on_original"]["label"] == "cat"
+    summary = Summary()
+    for result in results:
+        summary.add(result)
+    assert summary.to_json()["agreement"] == {"frames": 2, "unpatched": 100.0, "patched": 0.0}

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from rws.edge.web import PageServer
+from support.fakes import make_result
+from support.http import get
+
+
+@pytest.fixture
+def ask(monitor):
+    with PageServer("127.0.0.1:0", monitor, stale_after=10) as server:
+
+        def once():
+            status, headers, body = get(server, "/health")
+            assert headers["Content-Type"].startswith("application/json")
+            return status, json.loads(body)
+
+        yield once
+
+
+def test_starting_is_well_and_never_starting_is_not(ask, clock):
+    clock.now += 9.9
+    assert ask() == (200, {"status": "ok", "reason": "", "since_result_s": None, "source": "running"})
+    clock.now += 0.2
+    status, answer = ask()
+    assert (status, answer["status"], answer["reason"]) == (503, "stale", "no result for 10 s")
+
+
+def test_results_keep_it_well(ask, clock, monitor):
+    for _ in range(5):
+        monitor.add(make_result())
+        clock.now += 9.5
+        assert ask()[0] == 200
+    clock.now += 3
+    status, answer = ask()
+    assert (status, answer["status"], answer["since_result_s"]) == (503, "stale", 12.5)
+    monitor.add(make_result())
+    assert ask()[0] == 200
+
+
+@pytest.mark.parametrize("state", ["reconnecting", "lost"])
+def test_a_lost_source_is_named_and_comes_back(ask, clock, monitor, source, state):
+    monitor.add(make_result())
+    source.state, source.error = state, "no frame for 5 s"
+    assert ask()[0] == 200
+    clock.now += 11
+    status, answer = ask()
+    assert (status, answer["status"], answer["reason"]) == (503, "lost", "camera 0 is lost: no frame for 5 s")
+    assert answer["source"] == state
+    source.state = "running"
+    monitor.add(make_result())
+    assert ask()[0] == 200
+
+
+def test_an_end_is_no_loss(ask, clock, monitor, source):
+    monitor.add(make_result())
+    source.state = "ended"
+    clock.now += 60
+    status, answer = ask()
+    assert (status, answer["status"], answer["reason"]) == (503, "ended", "no result for 60 s")

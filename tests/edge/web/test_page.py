@@ -1,0 +1,227 @@
+"""The page in a real browser: what a person reads on it, and what it asks the network for."""
+
+import asyncio
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+
+from rws.edge.runtime import Guess
+from rws.edge.monitoring.monitor import Monitor
+from rws.edge.web import PageServer
+from rws.edge.sources.open import ArraySource
+from rws.oracle.belief import certain
+from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
+from support import browser
+from support.http import wait_until
+
+pytestmark = pytest.mark.skipif(
+    browser.find() is None and not os.environ.get("RWS_REQUIRE_SYSTEM"), reason="no Chromium is installed here"
+)
+
+FOGGY = replace(
+    make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Guess("dog & ship", 1, 0.4)
+)
+SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#picture').hidden"
+FITS = "document.documentElement.scrollWidth <= innerWidth"
+
+
+@pytest.fixture
+def source():
+    return ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera <0>")
+
+
+@pytest.fixture
+def run(source, tmp_path):
+    """Run `look(tab, show, server, stop)` against a page; `show` takes a result as a loop would."""
+
+    def start(look, **options):
+        monitor = Monitor(source, bundle="tiny", way="live")
+
+        async def inside():
+            with ExitStack() as stack:
+                server = stack.enter_context(PageServer("127.0.0.1:0", monitor, **options))
+
+                def show(result, value=120):
+                    monitor.add(result)
+                    server.write(make_frame(result.index, value=value), result)
+
+                async with browser.tab(tmp_path / "profile") as tab:
+                    await tab.open(server.url_with_token)
+                    await look(tab, show, server, stack.close)
+                return tab, server
+
+        return asyncio.run(inside())
+
+    return start
+
+
+def test_what_a_person_reads(run, source, tmp_path):
+    async def look(tab, show, server, stop):
+        assert "waiting for the first picture" in await tab.text("#stamp")
+        source.received, source.dropped = 1234, 56
+        source.rejections["damaged"] = 3
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        assert await tab.text("#label") == "<b>cat</b>"
+        assert await tab.text("#confidence") == "75 %"
+        assert await tab.text("#other-label") == "dog & ship"
+        assert await tab.text("#other-confidence") == "40 %"
+        assert await tab.text("#difference") == "the patch changes the answer"
+        assert await tab.text("#severity") == "severity 3.0 of 5"
+        assert (await tab.text("#belief li")).split("\n") == ["fog", "100 %"]
+        assert (await tab.text("#mix")).split("\n") == ["fog", "α 0.75"]
+        assert "4.00 ms, of which 1.75 for oracle and patch" in await tab.text("#total")
+        assert await tab.text("#name") == "camera <0>"
+        facts = (await tab.text("#facts")).split("\n")
+        assert facts[facts.index("received") + 1] == "1,234"
+        assert facts[facts.index("dropped") + 1] == "56"
+        assert await tab.text("#notes") == "rejected: 3 damaged"
+        assert await tab.text("#spoken") == "<b>cat</b>, 75 %; the oracle sees fog"
+        assert await tab.evaluate("document.title") == "<b>cat</b> · rws"
+        assert await tab.evaluate("document.querySelector('#banner').hidden")
+        assert await tab.evaluate("document.querySelectorAll('main b, main script').length") == await tab.evaluate(
+            "document.querySelectorAll('.rows b').length"
+        )
+        for width, mobile, dark in ((375, True, False), (320, True, True), (900, False, True), (1440, False, False)):
+            await tab.resize(width, 800, mobile=mobile, dark=dark)
+            await asyncio.sleep(0.3)
+            assert await tab.evaluate(FITS), width
+            picture = tmp_path / f"page_{width}.png"
+            await tab.screenshot(picture)
+            ground = cv2.imread(str(picture))[5, 2]
+            assert (ground.max() < 60) == dark
+
+        show(make_result(8, belief=certain(CORRUPTIONS, LEVELS, "clean")))
+        await tab.wait_for("document.querySelector('#label').textContent === 'cat'")
+        assert await tab.text("#other-label") == "same, not patched"
+        assert await tab.text("#mix-title + #mix + p") == "none, clean weights"
+        assert await tab.text("#severity") == "severity 0.0 of 5"
+        assert await tab.evaluate("document.querySelector('#belief li').className") == "clean"
+
+    tab, server = run(look)
+    assert tab.complaints == []
+    assert {urlsplit(url).netloc for url in tab.requested if not url.startswith("data:")} == {
+        f"127.0.0.1:{server.port}"
+    }
+
+
+def test_the_picture_is_live(run):
+    brightness = (
+        "(() => { const c = document.createElement('canvas').getContext('2d');"
+        "c.drawImage(document.querySelector('#picture'), 0, 0); return c.getImageData(50, 50, 1, 1).data[0]; })()"
+    )
+
+    async def look(tab, show, server, stop):
+        for index, value in enumerate((40, 120, 230)):
+            show(make_result(index), value=value)
+            await tab.wait_for(
+                f"document.querySelector('#picture').naturalWidth && Math.abs({brightness} - {value}) < 4"
+            )
+
+    run(look)
+
+
+def test_what_is_old_looks_old(run, source, tmp_path):
+    opacity = "Number(getComputedStyle(document.querySelector('{}')).opacity)"
+
+    async def look(tab, show, server, stop):
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        assert await tab.evaluate(opacity.format("#picture")) == 1
+        source.state, source.error = "reconnecting", "no <frame> for 5 s"
+        await tab.wait_for("!document.querySelector('#banner').hidden")
+        assert "source is lost and being opened again (no <frame> for 5 s)" in await tab.text("#banner")
+        assert "old picture" in await tab.text("#stamp")
+        assert await tab.evaluate(opacity.format("#picture")) < 0.5
+        assert await tab.evaluate(opacity.format(".pair")) < 0.5
+        assert await tab.evaluate(opacity.format("#facts")) == 1
+        assert await tab.text("#state") == "source lost"
+        await tab.screenshot(tmp_path / "lost.png")
+        source.state = "running"
+        show(FOGGY)
+        await tab.wait_for("document.querySelector('#banner').hidden")
+        assert await tab.evaluate(opacity.format(".pair")) == 1
+        await tab.wait_for("document.querySelector('#banner').innerText.includes('No frame is coming in')")
+        source.state = "ended"
+        await tab.wait_for("document.querySelector('#banner').innerText.includes('source has ended')")
+        assert tab.complaints == []
+        stop()
+        await tab.wait_for("document.querySelector('#banner').innerText.includes('No connection to the device')")
+        assert await tab.text("#state") == "no connection"
+        assert await tab.evaluate(opacity.format("#facts")) < 0.5
+        await tab.wait_for("document.querySelector('#held').checkVisibility()")
+        assert await tab.evaluate(opacity.format("#held")) < 0.5
+        assert await tab.evaluate("document.title") == "old: <b>cat</b>"
+        await tab.screenshot(tmp_path / "no_connection.png")
+
+    run(look)
+
+
+def test_it_connects_again_by_itself(run, source):
+    async def look(tab, show, server, stop):
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        port = await tab.evaluate("location.port")
+        stop()
+        await tab.wait_for("document.querySelector('#state').textContent === 'no connection'")
+        monitor = Monitor(source, bundle="another")
+        monitor.add(make_result(0, label="dog"))
+        with PageServer(f"127.0.0.1:{port}", monitor) as server:
+            server.write(make_frame(), make_result())
+            await tab.wait_for(f"document.querySelector('#bundle').textContent === 'another' && {SHOWN}")
+            assert await tab.text("#label") == "dog"
+        with PageServer(f"127.0.0.1:{port}", monitor, token="another token".replace(" ", "-")):
+            await tab.wait_for("document.querySelector('#banner').innerText.includes('asks for its token again')")
+
+    run(look)
+
+
+def test_a_hidden_page_costs_nothing(run):
+    async def look(tab, show, server, stop):
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        hide = (
+            "Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        await tab.evaluate(hide.format("true"))
+        await asyncio.to_thread(wait_until, lambda: server.viewers == 0)
+        await tab.evaluate(hide.format("false"))
+        await asyncio.to_thread(wait_until, lambda: server.viewers == 2)
+
+    run(look)
+
+
+def test_the_token_leaves_the_address(run):
+    async def look(tab, show, server, stop):
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        assert await tab.evaluate("location.search") == ""
+        assert await tab.evaluate("document.cookie") == ""
+
+    tab, _ = run(look, token="open-sesame")
+    assert tab.complaints == []
+
+
+def test_the_timeline_can_be_read(run):
+    async def look(tab, show, server, stop):
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        await asyncio.sleep(1)
+        show(FOGGY)
+        await tab.evaluate("document.querySelector('#timeline').focus()")
+        await tab.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft")
+        await tab.wait_for(
+            "document.querySelector('#moment').innerText.startsWith('1 s ago: fog, severity 3.0, α 0.75')"
+        )
+        assert "Timeline of the last 1 min" in await tab.evaluate("document.querySelector('#timeline').ariaLabel")
+        assert await tab.evaluate("getComputedStyle(document.querySelector('#timeline')).outlineStyle") == "solid"
+        await tab.evaluate("document.querySelector('#timeline').blur()")
+        assert await tab.text("#moment") == ""
+
+    run(look)

@@ -1,0 +1,328 @@
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+import rws.edge.web.jpeg
+import rws.edge.web.server
+from rws.edge.errors import InputError, RwsError
+from rws.edge.web import PageServer
+from rws.edge.sources.open import Frame
+from support.fakes import make_frame, make_result
+from support.http import PartReader, get, read_until, stream, wait_until
+
+
+@pytest.fixture
+def server(monitor):
+    with PageServer("127.0.0.1:0", monitor) as server:
+        yield server
+
+
+def decode(jpeg):
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+def noisy(index, width=640, height=480):
+    """A picture that hardly compresses; its left half tells its number."""
+    image = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image[:, : width // 2] = index
+    return Frame(index, image, 1.0, "noisy")
+
+
+def number(jpeg):
+    return round(float(decode(jpeg)[:, :200].mean()))
+
+
+class Events:
+    def __init__(self, client):
+        self.client, self.rest = client, b""
+        head, self.rest = read_until(client, b"\r\n\r\n")
+        assert b"text/event-stream" in head
+
+    def next(self):
+        event, self.rest = read_until(self.client, b"\n\n", self.rest)
+        assert event.startswith(b"data: ")
+        return json.loads(event[len(b"data: ") :])
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        ("/", "text/html", b'<script type="module" src="page.js">'),
+        ("/page.css", "text/css", b"prefers-color-scheme"),
+        ("/page.js", "text/javascript", b"EventSource"),
+        ("/timeline.js", "text/javascript", b"export class Timeline"),
+    ],
+)
+def test_the_page_comes_whole_and_guarded(server, path, kind, part):
+    status, headers, body = get(server, path)
+    assert status == 200
+    assert headers["Content-Type"] == f"{kind}; charset=utf-8"
+    assert part in body
+    assert b"http://" not in body.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"https://" not in body
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/frame.jpg", "/nowhere"])
+def test_every_answer_carries_the_security_headers(server, path):
+    _, headers, _ = get(server, path)
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "Python" not in headers["Server"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/..%2f..%2fetc/passwd", 404), ("/page.html", 404)])
+def test_nothing_else_is_served(server, path, status):
+    assert get(server, path)[0] == status
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/events", "/stream.mjpg"])
+def test_nothing_can_be_changed(server, path):
+    assert get(server, path, method="POST")[0] == 405
+
+
+def test_the_newest_picture(server):
+    assert get(server, "/frame.jpg")[0] == 503
+    server.write(make_frame(0, value=10), make_result())
+    server.write(make_frame(1, value=200), make_result())
+    status, headers, body = get(server, "/frame.jpg")
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    picture = decode(body)
+    assert picture.shape == (320, 320, 3)
+    assert abs(float(picture.mean()) - 200) < 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((480, 640), (480, 640)), ((1080, 1920), (540, 960)), ((1920, 1080), (720, 405)), ((32, 32), (320, 320)),
+     ((1, 5000), (1, 960)), ((64, 400), (128, 800))],
+)  # fmt: skip
+def test_pictures_fit_a_page(shape, expected):
+    image = np.full((*shape, 3), (200, 100, 0), np.uint8)
+    picture = decode(rws.edge.web.jpeg.encode(image))
+    assert picture.shape[:2] == expected
+    np.testing.assert_allclose(picture.mean(axis=(0, 1)), (0, 100, 200), atol=4)
+
+
+def test_status_is_the_snapshot(server, monitor):
+    monitor.add(make_result(3, mix={"fog": 0.5}))
+    status, headers, body = get(server, "/api/status")
+    assert status == 200
+    assert headers["Content-Type"].startswith("application/json")
+    assert json.loads(body) == monitor.snapshot(timeline=True)
+
+
+def test_a_number_that_is_none_does_not_break_the_page(server, monitor):
+    monitor.add(replace(make_result(), confidence=float("nan"), age_ms=float("inf")))
+    result = json.loads(get(server, "/api/status")[2], parse_constant=pytest.fail)["result"]
+    assert result["confidence"] is None
+    assert result["age_ms"] is None
+    assert result["label"] == "cat"
+
+
+def test_passwords_do_not_get_out(server, monitor, source):
+    source.name, source.error = "rtsp://user:hunter22@camera/", "cannot open rtsp://user:hunter22@camera/"
+    source.state = "lost"
+    monitor.add(replace(make_result(), name=source.name))
+    with stream(server, "/events") as client:
+        told = json.dumps(Events(client).next())
+    for path in ("/", "/api/status", "/health", "/metrics"):
+        told += get(server, path)[2].decode()
+    assert "hunter22" not in told
+    assert "rtsp://user:***@camera/" in told
+
+
+def test_events_bring_the_whole_timeline_once(server, monitor, clock):
+    for second in range(5):
+        monitor.add(make_result(second))
+        clock.now += 1
+    with stream(server, "/events") as client:
+        events = Events(client)
+        first = events.next()
+        assert [moment["at"] for moment in first["timeline"]] == [0, 1, 2, 3, 4]
+        assert first["result"]["index"] == 4
+        assert first["counts"] == {"results": 5, "switches": 0, "corruptions": {"fog": 5}}
+        started = time.monotonic()
+        assert [moment["at"] for moment in events.next()["timeline"]] == [4]
+        monitor.add(make_result(9, label="dog"))
+        wait_until(lambda: (event := events.next())["result"]["label"] == "dog" and len(event["timeline"]) == 2)
+        for _ in range(4):
+            assert [moment["at"] for moment in events.next()["timeline"]] == [5]
+        assert 0.7 < time.monotonic() - started < 3
+
+
+def test_a_stream_of_pictures(server):
+    server.write(make_frame(0, value=50), make_result())
+    with stream(server, "/stream.mjpg") as client:
+        parts = PartReader(client)
+        assert b"multipart/x-mixed-replace; boundary=rws-picture" in parts.head
+        # Each comes twice, because a browser shows a picture when the next one begins.
+        for value in (50, 50):
+            assert abs(float(decode(parts.next()).mean()) - value) < 2
+        server.write(make_frame(1, value=90), make_result())
+        for value in (90, 90):
+            assert abs(float(decode(parts.next()).mean()) - value) < 2
+        client.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            parts.next()
+
+
+def test_pictures_are_made_for_viewers_only_and_not_too_often(server, monkeypatch):
+    made = []
+    encode = rws.edge.web.jpeg.encode
+    monkeypatch.setattr(rws.edge.web.jpeg, "encode", lambda image: made.append(time.monotonic()) or encode(image))
+    stop = threading.Event()
+
+    def write():
+        index = 0
+        while not stop.wait(0.004):
+            index += 1
+            server.write(make_frame(index), make_result())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        time.sleep(0.2)
+        assert made == []
+        with stream(server, "/stream.mjpg") as one, stream(server, "/stream.mjpg") as two:
+            readers = PartReader(one), PartReader(two)
+            started = time.monotonic()
+            for _ in range(15):
+                for reader in readers:
+                    reader.next()
+            # Fifteen a second for both together, and no stall.
+            assert time.monotonic() - started < 4
+            assert len(made) <= 15 * (time.monotonic() - made[0]) + 2
+        wait_until(lambda: server.viewers == 0)
+        count = len(made)
+        time.sleep(0.2)
+        assert len(made) == count
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_viewers_are_counted(server):
+    assert server.viewers == 0
+    with stream(server, "/stream.mjpg"):
+        wait_until(lambda: server.viewers == 1)
+        with stream(server, "/events"):
+            wait_until(lambda: server.viewers == 2)
+        wait_until(lambda: server.viewers == 1)
+        get(server, "/frame.jpg")
+        get(server, "/stream.mjpg", method="HEAD")
+        assert server.viewers == 1
+    wait_until(lambda: server.viewers == 0)
+
+
+def test_a_slow_client_holds_up_nobody_and_gets_no_old_pictures(server):
+    server.write(noisy(0), make_result())
+    with stream(server, "/stream.mjpg", receive_buffer=4096) as slow, stream(server, "/stream.mjpg") as quick:
+        stalled, reader = PartReader(slow), PartReader(quick)
+        longest = 0.0
+        for index in range(1, 41):
+            frame = noisy(index)
+            started = time.monotonic()
+            server.write(frame, make_result())
+            longest = max(longest, time.monotonic() - started)
+            while number(reader.next()) < index:
+                pass
+        assert longest < 0.05
+        seen = [number(stalled.next())]
+        while seen[-1] < 40:
+            seen.append(number(stalled.next()))
+        assert len(seen) <= 6, seen
+        assert seen == sorted(seen)
+
+
+def test_a_client_that_takes_nothing_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(rws.edge.web.server, "SLOW_AFTER", 0.3)
+    with stream(server, "/stream.mjpg", receive_buffer=4096) as slow:
+        PartReader(slow)
+        wait_until(lambda: server.viewers == 1)
+        index = 0
+        end = time.monotonic() + 10
+        while server.viewers:
+            assert time.monotonic() < end
+            server.write(noisy(index := index + 1), make_result())
+            time.sleep(0.02)
+
+
+def test_clients_that_leave_are_no_trouble(monitor, caplog):
+    with PageServer("127.0.0.1:0", monitor, max_fps=500) as server:
+        server.write(noisy(0), make_result())
+        for index in range(40):
+            with stream(server, "/stream.mjpg") as client:
+                PartReader(client)
+                server.write(noisy(index % 3), make_result())
+                time.sleep(0.005 * (index % 4))
+        wait_until(lambda: server.viewers == 0)
+    assert not caplog.records
+
+
+def test_it_stops_at_once_with_its_streams(monitor):
+    with ExitStack() as stack:
+        server = stack.enter_context(PageServer("127.0.0.1:0", monitor))
+        server.write(make_frame(), make_result())
+        with stream(server, "/stream.mjpg") as pictures, stream(server, "/events") as told:
+            PartReader(pictures).next()
+            Events(told).next()
+            started = time.monotonic()
+            stack.close()
+            assert time.monotonic() - started < 1
+            assert server.viewers == 0
+            for client in (pictures, told):
+                with pytest.raises((EOFError, ConnectionResetError)):
+                    read_until(client, b"what never comes")
+    with pytest.raises(ConnectionRefusedError):
+        get(server, "/health")
+
+
+def test_the_port_is_free_afterwards(monitor):
+    with PageServer("127.0.0.1:0", monitor) as server:
+        port = server.port
+        assert port > 0
+    with PageServer(f"127.0.0.1:{port}", monitor) as again:
+        assert get(again, "/health")[0] == 200
+
+
+def test_an_address_that_cannot_be_had(monitor, server):
+    with pytest.raises(RwsError, match="another program listens there already"), PageServer(f"{server.port}", monitor):
+        pass
+    with pytest.raises(InputError, match="expected HOST:PORT"), PageServer("nonsense", monitor):
+        pass
+
+
+def test_garbage_harms_nothing(server, caplog):
+    for junk in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 500, b"A" * 100_000):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            client.sendall(junk)
+            client.shutdown(socket.SHUT_WR)
+            client.recv(1000)
+    assert get(server, "/health")[0] == 200
+    assert not caplog.records
+
+
+def test_without_its_packages_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['aiohttp'] = None\n"
+        "from rws.edge.errors import MissingExtraError\n"
+        "try: import rws.edge.web\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'rws-edge[serve]'" in done.stdout

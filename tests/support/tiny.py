@@ -1,0 +1,78 @@
+"""A whole bundle, tiny: three convolutions at 8 x 8 pixels, three corruptions, made without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+
+CLASSES = ("circle", "square", "star", "wave")
+CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
+LEVELS = (1.0, 3.0, 5.0)
+SIZE = 8
+
+
+def network(convolutions: int, outputs: int, seed: int, softmax: bool = False, size: int = SIZE) -> onnx.ModelProto:
+    """Convolutions of 6 channels with ReLU, global average pooling, one linear layer."""
+    rng = np.random.default_rng(seed)
+    tensors, nodes = {}, []
+    value, channels = "image", 3
+    for index in range(convolutions):
+        tensors[f"features.{index}.weight"] = rng.normal(0, 0.4, (6, channels, 3, 3)).astype(np.float32)
+        tensors[f"features.{index}.bias"] = rng.normal(0, 0.1, 6).astype(np.float32)
+        inputs = [value, f"features.{index}.weight", f"features.{index}.bias"]
+        nodes.append(helper.make_node("Conv", inputs, [f"conv{index}"], name=f"conv{index}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"conv{index}"], [f"relu{index}"]))
+        value, channels = f"relu{index}", 6
+    tensors["head.weight"] = rng.normal(0, 1, (outputs, 6)).astype(np.float32)
+    tensors["head.bias"] = np.zeros(outputs, np.float32)
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    nodes.append(helper.make_node("Gemm", ["flat", "head.weight", "head.bias"], ["logits"], transB=1))
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["joint"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("joint" if softmax else "logits", TensorProto.FLOAT, ["N", outputs])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def make_signatures(clean: dict[str, np.ndarray], names=CORRUPTIONS, seed: int = 0, **code) -> SignatureSet:
+    rng = np.random.default_rng(seed)
+    deltas = {
+        name: {tensor: rng.normal(0, 0.2, array.shape).astype(np.float32) for tensor, array in clean.items()}
+        for name in names
+    }
+    return SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(clean), **code)
+
+
+def bundle_parts() -> dict:
+    """What `write_bundle` takes, but for the path."""
+    model = network(3, len(CLASSES), seed=1)
+    states, actions = 1 + len(CORRUPTIONS) * len(LEVELS), 1 + 2 * len(CORRUPTIONS)
+    rng = np.random.default_rng(2)
+    return {
+        "name": "tiny",
+        "classes": CLASSES,
+        "input_size": (SIZE, SIZE),
+        "model": model.SerializeToString(),
+        "signatures": make_signatures(clean_tensors(model, shallow_tensors(model, 2))),
+        "oracle": network(1, states, seed=3, softmax=True).SerializeToString(),
+        "severity_levels": LEVELS,
+        "policy_arrays": {
+            "gain.signature": np.array([-1, 0, 0, 1, 1, 2, 2], np.int64),
+            "gain.alpha": np.array([0, 0.5, 1, 0.5, 1, 0.5, 1], np.float32),
+            "gain.accuracy": rng.uniform(20, 90, (states, actions)).astype(np.float32),
+        },
+        "policy": {"margin": 0.5},
+        "filter": {"jump": 0.05},
+        "provenance": {"seed": 1},
+        "measured": {"ta": 25.0},
+    }
