@@ -21,7 +21,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, Policy, make_policy
-from rws.oracle.temporal import BeliefFilter
+from rws.oracle.temporal_filter import BeliefFilter
 from rws.training.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]

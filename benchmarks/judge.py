@@ -19,7 +19,7 @@ from torch import Tensor
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import Belief
-from rws.oracle.network import Oracle
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data import Images, fitted, load_images, split_train_validation

@@ -23,9 +23,9 @@ from rws.benchmarks.latency_ways import Setting, deployed_model
 from rws.edge.errors import InputError, RwsError
 from rws.edge.runtime import STAGES, Runtime
 from rws.oracle.belief import Belief
-from rws.oracle.network import Oracle
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
-from rws.oracle.temporal import BeliefFilter
+from rws.oracle.temporal_filter import BeliefFilter
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.oracle_fit import LEVELS, OracleNetwork, export_oracle
 

@@ -45,7 +45,7 @@ from rws.edge.live.base import PatchableModel
 from rws.edge.common.provenance import provenance
 from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
-from rws.oracle.network import Oracle
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data import Images, fitted, load_images

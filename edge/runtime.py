@@ -38,14 +38,14 @@ STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
 
 class Observer(Protocol):
-    """Says what corrupts a frame; `rws.oracle.network.Oracle` is one."""
+    """Says what corrupts a frame; `rws.oracle.classifier.Oracle` is one."""
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
         """The belief about one frame, float32 (3, H, W), RGB, 0…1."""
 
 
 class Filter(Protocol):
-    """Smooths beliefs over time; `rws.oracle.temporal.BeliefFilter` is one."""
+    """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
 
     def update(self, belief: Belief) -> Belief:
         """The belief after this frame."""

@@ -2,9 +2,9 @@
 
 from rws.oracle.belief import CLEAN, Belief, certain
 from rws.oracle.errors import FormatError, InputError, RwsError
-from rws.oracle.network import Oracle
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy, WeightedPolicy
-from rws.oracle.temporal import BeliefFilter
+from rws.oracle.temporal_filter import BeliefFilter
 
 __all__ = [
     "CLEAN",

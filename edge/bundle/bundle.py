@@ -34,9 +34,9 @@ from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_mo
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.signature_set import SignatureSet, check_signature_name
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
-from rws.oracle.network import Oracle
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
-from rws.oracle.temporal import BeliefFilter
+from rws.oracle.temporal_filter import BeliefFilter
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
 FORMAT = "rws-bundle"
