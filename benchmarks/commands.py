@@ -222,9 +222,9 @@ def ways(
 
         from rws.benchmarks.ways import compare_ways
         from rws.edge.common.provenance import provenance, write_json
-        from rws.training.build import Build
-        from rws.training.data import load_images
-        from rws.training.recipe import load_recipe
+        from rws.training.build.build import Build
+        from rws.training.data.images import load_images
+        from rws.training.build.recipe import load_recipe
     test = load_images(data, "test", size=size, cache=work / "images")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     build = Build(load_recipe(recipe), data, work, size=size)

@@ -34,7 +34,7 @@ from rws.training.corruptions.blur import truncate
 from rws.training.corruptions.constants import SIZES
 from rws.training.corruptions.registry import REGISTRY, constants_of
 from rws.training.corruptions.weather import fog_map, frost_overlays
-from rws.training.seeds import derive_seed
+from rws.training.jobs.seeds import derive_seed
 
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
 

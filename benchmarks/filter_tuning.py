@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.judge import split_as_built
+from rws.training.evaluation.judge import split_as_built
 from rws.benchmarks.protocols import PROTOCOLS, Stream, make_stream
 from rws.benchmarks.stream_scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
 from rws.benchmarks.streams import clean_images, known_corruptions, observe_streams
@@ -22,7 +22,7 @@ from rws.oracle.belief import Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.training.seeds import derive_seed
+from rws.training.jobs.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]
 

@@ -27,7 +27,7 @@ from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.oracle_fit import LEVELS, OracleNetwork, export_oracle
+from rws.training.oracle.fit import LEVELS, OracleNetwork, export_oracle
 
 WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
 FRAME_SIZE = (480, 640)

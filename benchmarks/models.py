@@ -25,9 +25,9 @@ from rws.edge.onnx.graph import (
     shallow_tensors,
 )
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.training import models as architectures
+from rws.training.models import architectures
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.export import export_onnx
+from rws.training.models.export import export_onnx
 
 RELATIVE_DELTA = 0.05
 
@@ -97,7 +97,7 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
     """One model with 19 signatures.
 
     Args:
-        model: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
+        model: an architecture of `rws.training.models.architectures`, the path of an ONNX file, or a bundle.
         size: height and width of the input in pixels, for an architecture or an ONNX file that leaves them free.
         layers: the shallowest layers that are patched: convolutions, in a ResNet blocks; a bundle has its own.
         seed: of weights and signatures that are drawn.

@@ -42,7 +42,7 @@ def policies(
         rws bench policies --data ~/data/cifar10 --json policies.json
     """
     with require("bench"):
-        from rws.benchmarks.judge import load_splits
+        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.policies import compare_policies, print_policies
     from rws.edge.bundle.bundle import Bundle
 
@@ -81,7 +81,7 @@ def pairs(
         rws bench pairs --data ~/data/cifar10 --json pairs.json
     """
     with require("bench"):
-        from rws.benchmarks.judge import load_splits
+        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.pairs import compare_pairs, print_pairs
     from rws.edge.bundle.bundle import Bundle
 
@@ -124,7 +124,7 @@ def unseen(
     with require("bench"):
         import torch
 
-        from rws.benchmarks.judge import load_splits
+        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
     from rws.edge.bundle.bundle import Bundle
 

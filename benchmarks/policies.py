@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from rws.benchmarks.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
+from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.errors import InputError

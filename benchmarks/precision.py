@@ -23,8 +23,8 @@ from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.data import Images
-from rws.training.models import read_state_dict
+from rws.training.data.images import Images
+from rws.training.models.architectures import read_state_dict
 
 ArrayDeltas = Mapping[str, Mapping[str, NDArray[np.float32]]]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
-from rws.training.seeds import derive_seed
+from rws.training.jobs.seeds import derive_seed
 
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 TYPES = 1 + len(CORRUPTIONS)

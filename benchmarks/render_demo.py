@@ -20,8 +20,8 @@ import typer
 
 from rws.benchmarks.demo import COLUMNS
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from rws.training.data import load_images
-from rws.training.seeds import derive_seed
+from rws.training.data.images import load_images
+from rws.training.jobs.seeds import derive_seed
 
 CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
 

@@ -45,7 +45,7 @@ from rws.edge.errors import RwsError
 from rws.edge.live.arena import ALPHA_STEP
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.models import fold_batchnorm
+from rws.training.models.architectures import fold_batchnorm
 
 RIVALS_VERSION = 1
 """Raise it when the same weights give other answers or costs."""

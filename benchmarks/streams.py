@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.benchmarks.judge import as_input
+from rws.training.evaluation.judge import as_input
 from rws.benchmarks.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
 from rws.benchmarks.rivals import RIVALS_VERSION, Rival, Sample, measure_cost, rival_methods
 from rws.benchmarks.stream_scores import (
@@ -48,8 +48,8 @@ from rws.oracle.errors import InputError
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data import Images, fitted, load_images
-from rws.training.store import ARRAYS, JSON, Codec, Entry, Store
+from rws.training.data.images import Images, fitted, load_images
+from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
 
 STREAMS_VERSION = 1
 """Raise it when the same streams and bundle give other frames or answers."""
@@ -363,7 +363,7 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
 
     Args:
         bundle: the bundle.
-        source: see `rws.training.data.load_images`; a folder without split folders is taken as it is.
+        source: see `rws.training.data.images.load_images`; a folder without split folders is taken as it is.
         split: `test` or `train`.
 
     Raises:

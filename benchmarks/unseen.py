@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rws.benchmarks.judge import Judge, Splits, make_frames, shuffled, single_cells
+from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
-from rws.training.calibrate import CalibrationRecipe
+from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from rws.training.data import Images
-from rws.training.oracle_fit import (
+from rws.training.data.images import Images
+from rws.training.oracle.fit import (
     LEVELS,
     ORACLE_VERSION,
     OracleRecipe,
@@ -43,8 +43,8 @@ from rws.training.oracle_fit import (
     stored_oracle,
     weigh_clean,
 )
-from rws.training.seeds import derive_seed
-from rws.training.store import JSON, Store, claim
+from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import JSON, Store, claim
 
 UNSEEN_VERSION = 1
 """Raise it when the same oracles, bundle and images give other rows."""
@@ -162,7 +162,7 @@ def raise_stranger(
     store: Store,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Stranger:
-    """Train an oracle without one corruption, and calibrate it as a build does (`rws.training.build`)."""
+    """Train an oracle without one corruption, and calibrate it as a build does (`rws.training.build.build`)."""
     table = table_without(bundle.table, corruption)
     network = stored_oracle(
         store,

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rws.benchmarks.judge import corrupted
+from rws.training.evaluation.judge import corrupted
 from rws.benchmarks.replay import BATCH, corrupted_sets
 from rws.benchmarks.zoo_page import SEVERITIES
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
@@ -33,11 +33,11 @@ from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.adopt import Adoption, AdoptRecipe, load_adopt_recipe
-from rws.training.adopt_model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
-from rws.training.adopt_pictures import load_labelled, read_names
-from rws.training.data import Images
-from rws.training.export import export_onnx
+from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
+from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
+from rws.training.data.pictures import load_labelled, read_names
+from rws.training.data.images import Images
+from rws.training.models.export import export_onnx
 
 WAYS = ("std", "trained", "told")
 

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rws.benchmarks.judge import corrupted
+from rws.training.evaluation.judge import corrupted
 from rws.benchmarks.reproduce.measure import ALL_LAYERS, Measure, Variant, flat
 from rws.benchmarks.timeline import GRID, INK, MUTED
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data import Images
-from rws.training.fit import to_input
-from rws.training.signatures import Deltas, composed, patched, shallow_part
+from rws.training.data.images import Images
+from rws.training.models.fit import to_input
+from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from rws.benchmarks.reproduce.measure import Measure
-from rws.training.fit import Corrupted, DivergedError, to_input
-from rws.training.models import build_model, fold_batchnorm, shallow_tensors
-from rws.training.signatures import composed, patched, residual_signature
+from rws.training.models.fit import Corrupted, DivergedError, to_input
+from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
+from rws.training.signatures.methods import composed, patched, residual_signature
 
 MODELS = 20
 CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")

@@ -21,7 +21,7 @@ from rws.benchmarks.reproduce.train import run_in_workers, train
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance, write_json
 from rws.oracle.errors import InputError
-from rws.training.store import JSON, Store, run_jobs
+from rws.training.jobs.store import JSON, Store, run_jobs
 
 RESULTS = committed.RESULTS / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.benchmarks.judge import corrupted
+from rws.training.evaluation.judge import corrupted
 from rws.benchmarks.replay import Replayer
 from rws.benchmarks.reproduce.columns import WAYS
 from rws.benchmarks.reproduce.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
@@ -20,9 +20,9 @@ from rws.benchmarks.ways import train_seconds
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data import Images
-from rws.training.signatures import Deltas, composed, patched
-from rws.training.store import JSON
+from rws.training.data.images import Images
+from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.jobs.store import JSON
 
 TRAINED = "trained oracle"
 

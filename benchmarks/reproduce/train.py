@@ -13,7 +13,7 @@ import torch
 from rws.benchmarks.reproduce.columns import COLUMNS, WAYS, ColumnBuild, Place
 from rws.oracle.errors import RwsError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.store import run_jobs
+from rws.training.jobs.store import run_jobs
 
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:

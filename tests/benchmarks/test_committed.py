@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from rws.benchmarks import committed, corruptions, readme
 from rws.benchmarks.reproduce.commands import reproduce
 from rws.oracle.errors import InputError
-from rws.training.recipe import tomllib
+from rws.training.build.recipe import tomllib
 
 
 @pytest.fixture

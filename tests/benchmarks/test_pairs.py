@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rws.benchmarks.judge import load_splits
+from rws.training.evaluation.judge import load_splits
 from rws.benchmarks.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
 from rws.benchmarks.policies import ExpectedPolicy, HardPolicy
 from rws.edge.bundle.bundle import Bundle

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rws.benchmarks.judge import load_splits
+from rws.training.evaluation.judge import load_splits
 from rws.benchmarks.policies import (
     FAMILIES,
     RULES,

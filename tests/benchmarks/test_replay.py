@@ -10,7 +10,7 @@ from rws.benchmarks.replay import WAYS, Pictures, Replayer, TestSet, replay, tes
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from rws.training.data import Images
+from rws.training.data.images import Images
 from tests.conftest import CLASSES, rws
 
 test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests

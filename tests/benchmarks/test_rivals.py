@@ -23,10 +23,10 @@ from rws.edge.errors import RwsError
 from rws.oracle import InputError
 from rws.oracle.errors import FormatError
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
-from rws.training.data import Images
-from rws.training.fit import FitRecipe
-from rws.training.models import ModelSpec, build_model, fold_batchnorm
-from rws.training.recipe import load_recipe
+from rws.training.data.images import Images
+from rws.training.models.fit import FitRecipe
+from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm
+from rws.training.build.recipe import load_recipe
 from tests.conftest import CLASSES
 
 QUICK = FitRecipe(epochs=1, batch_size=16, learning_rate=0.01, precision="fp32")

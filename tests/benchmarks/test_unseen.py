@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import rws.benchmarks.unseen as unseen
-from rws.benchmarks.judge import load_splits
+from rws.training.evaluation.judge import load_splits
 from rws.benchmarks.unseen import (
     WAYS,
     UnseenRecipe,
@@ -24,8 +24,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle import ExpectedGainPolicy, InputError
 from rws.oracle.errors import FormatError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.oracle_fit import OracleRecipe
-from rws.training.store import claim
+from rws.training.oracle.fit import OracleRecipe
+from rws.training.jobs.store import claim
 
 BUNDLE = Bundle.load()
 TABLE = BUNDLE.table
@@ -119,7 +119,7 @@ def test_what_is_done_is_not_done_again(result, splits, work, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("rws.training.oracle_fit.fit_oracle", refuse)
+    monkeypatch.setattr("rws.training.oracle.fit.fit_oracle", refuse)
     assert leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"]) == result
     # Another recipe is another job: a result is never taken for it.
     other = replace(RECIPE, oracle=replace(RECIPE.oracle, widths=(8, 9)))

@@ -7,7 +7,7 @@ import torch
 from rws.benchmarks import zoo, zoo_page
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import InputError
-from rws.training.data import Images
+from rws.training.data.images import Images
 
 
 @pytest.fixture(scope="module")

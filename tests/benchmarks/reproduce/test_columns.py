@@ -3,7 +3,7 @@ import pytest
 from rws.benchmarks.reproduce.columns import COLUMNS, SCALES, ColumnBuild, Place, parse_data
 from rws.benchmarks.reproduce.entries import ENTRIES
 from rws.oracle import InputError
-from rws.training.models import build_model, fold_batchnorm, shallow_tensors
+from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
 
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=lambda column: column.name)

@@ -1,0 +1,301 @@
+import json
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rws.edge.bundle.bundle import Bundle, remove_signature
+from rws.edge.signatures.signature_set import SignatureSet
+from rws.oracle import InputError
+from rws.training.build.build import Build
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.images import Images
+from rws.training.models.architectures import fold_batchnorm
+from rws.training.oracle.fit import LEVELS
+from rws.training.build.recipe import load_recipe
+from rws.training.signatures.methods import DELTAS
+from tests.conftest import TINY, rws
+
+
+def test_the_command_builds_a_bundle_that_runs(built, clear):
+    out, _, done = built
+    assert f"wrote {out}" in done.stdout
+    bundle = Bundle.load(out)
+    assert bundle.signatures.names == CORRUPTIONS
+    assert bundle.manifest.provenance["recipe"]["seed"] == 1
+    x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
+    model = bundle.model(threads=1)
+    clean = model.predict(x)
+    assert model.apply({"fog": 1.0})
+    assert not np.array_equal(model.predict(x), clean)
+    model.reset()
+    np.testing.assert_array_equal(model.predict(x), clean)
+    assert bundle.oracle(threads=1).observe(x).joint.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_every_job_left_a_record(built):
+    records = [json.loads(line) for line in (built[1] / "log.jsonl").read_text().splitlines()]
+    jobs = {record["job"] for record in records}
+    assert {"init", "std", "oracle", "gain"} <= jobs
+    assert {f"signature-tuned-{name}" for name in CORRUPTIONS} <= jobs
+
+
+def test_a_finished_build_is_not_repeated(built, tiny_recipe, image_folder, tmp_path):
+    out, work, _ = built
+    lines = (work / "log.jsonl").read_text().splitlines()
+    rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", tmp_path / "again")
+    added = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()[len(lines) :]]
+    assert not [record for record in added if "epoch" in record or "corruption" in record]
+    for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recipe, image_folder, tmp_path):
+    out, work = built[0], tmp_path / "work"
+    other = tmp_path / "other.toml"
+    other.write_text(TINY.replace("widths = [8, 8]", "widths = [8, 12]").replace("seed = 1", "seed = 2"))
+    arguments = ("--recipe", other, "--data", image_folder, "--work", work, "--onto", out)
+    rws("build", *arguments, "--out", tmp_path / "onto")
+    for name, kept in (("model.onnx", True), ("signatures.safetensors", True), ("oracle.onnx", False)):
+        assert ((tmp_path / "onto" / name).read_bytes() == (out / name).read_bytes()) is kept
+    jobs = {json.loads(line)["job"] for line in (work / "log.jsonl").read_text().splitlines()}
+    assert jobs == {"oracle", "gain"}
+    recipes = [Bundle.load(path).manifest.provenance["recipe"] for path in (tmp_path / "onto", out)]
+    assert recipes[0]["oracle"]["widths"] == [8, 12]
+    assert recipes[0]["model"] == recipes[1]["model"]
+    assert recipes[0]["seed"] == recipes[1]["seed"] == 1  # else images that the model has learnt from would judge it
+
+
+def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruptions(
+    built, tiny_recipe, image_folder, tmp_path
+):
+    shutil.copytree(built[0], tmp_path / "fewer")
+    remove_signature(tmp_path / "fewer", "fog")
+    arguments = ("--recipe", tiny_recipe, "--data", image_folder, "--work", tmp_path / "work")
+    rws("build", *arguments, "--onto", tmp_path / "fewer", "--out", tmp_path / "out")
+    bundle = Bundle.load(tmp_path / "out")
+    assert "fog" not in bundle.signatures.names
+    assert bundle.manifest.corruptions == CORRUPTIONS
+    assert CORRUPTIONS.index("fog") not in bundle.table.signature
+    assert bundle.table.own("fog").tolist() == [0]
+
+
+def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
+    images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
+    with pytest.raises(InputError, match="'rain' is for no corruption"):
+        measure_gain(Bundle.load().model(threads=1), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
+
+
+def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):
+    other = tmp_path / "images"
+    shutil.copytree(image_folder, other)
+    for split in ("train", "test"):
+        (other / split / "frog").rename(other / split / "toad")
+    arguments = ("--recipe", tiny_recipe, "--data", other, "--work", tmp_path / "work")
+    failed = rws("build", *arguments, "--onto", built[0], check=False)
+    assert failed.returncode == 2
+    assert "class folder 'frog' is missing" in failed.stderr
+
+
+def test_a_part_that_was_lost_is_made_again_to_the_same_bytes(built, tiny_recipe, image_folder, tmp_path):
+    work = built[1]
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy)
+    (copy / "signature-tuned-fog.safetensors").unlink()
+    arguments = ("--recipe", tiny_recipe, "--data", image_folder, "--work", copy, "--threads", 1)
+    rws("build", *arguments, "--job", "tuned")
+    assert (copy / "signature-tuned-fog.safetensors").read_bytes() == (
+        work / "signature-tuned-fog.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "artefact"),
+    [
+        ("seed = 1", "seed = 2", "init.pt"),
+        ("[tuned]\nepochs = 1", "[tuned]\nepochs = 2", "signature-tuned-gaussian_noise.safetensors"),
+        ("widths = [8, 8]", "widths = [8, 9]", "oracle.npz"),
+        ("neighbours = 1", "neighbours = 2", "gain.npz"),
+    ],
+)
+def test_a_work_folder_of_another_build_is_refused(built, image_folder, tmp_path, old, new, artefact):
+    other = tmp_path / "other.toml"
+    assert old in TINY
+    other.write_text(TINY.replace(old, new))
+    out = tmp_path / "bundle"
+    failed = rws("build", "--recipe", other, "--data", image_folder, "--work", built[1], "--out", out, check=False)
+    assert failed.returncode == 2
+    assert f"{artefact} was made from another recipe" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not out.exists()
+
+
+def test_a_folder_without_splits_builds_too(built, tiny_recipe, image_folder, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(image_folder / "train", flat)
+    done = rws("build", "--recipe", tiny_recipe, "--data", flat, "--work", tmp_path / "work", "--job", "init")
+    assert "epoch 2" in done.stdout
+
+
+def test_images_that_are_not_square_are_refused_before_training(tiny_recipe, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            cv2.imwrite(str(tmp_path / f"images/{name}/{number}.png"), np.zeros((20, 30, 3), np.uint8))
+    work = tmp_path / "work"
+    failed = rws("build", "--recipe", tiny_recipe, "--data", tmp_path / "images", "--work", work, check=False)
+    assert failed.returncode == 2
+    assert "30x20" in failed.stderr
+    assert not (work / "init.pt").exists()
+
+
+def test_extract_tunes_signatures_without_labels(built, tiny_recipe, image_folder, tmp_path):
+    out = tmp_path / "fog.safetensors"
+    rws(
+        *("extract", "--way", "tuned", "--recipe", tiny_recipe, "--std", built[1] / "std.pt"),
+        *("--data", image_folder, "--corruption", "fog", "--layers", 2, "--out", out),
+    )
+    signatures = SignatureSet.load(out)
+    assert signatures.names == ("fog",)
+    assert signatures.clean_hash == SignatureSet.load(built[0] / "signatures.safetensors").clean_hash
+    assert all(np.abs(delta).max() > 0 for delta in signatures.get("fog").values())
+
+
+def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, image_folder, tmp_path):
+    _, work, _ = built
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy)
+    rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", copy, "--threads", 1, "--job", "residual")
+    out = tmp_path / "signatures.safetensors"
+    rws(
+        *("extract", "--recipe", tiny_recipe, "--layers", 2, "--out", out, "--json", tmp_path / "norms.json"),
+        *("--init", copy / "init.pt", "--std", copy / "std.pt"),
+        *("--robust", f"fog={copy / 'robust-fog.pt'}", "--robust", f"snow={copy / 'robust-snow.pt'}"),
+    )
+    signatures = SignatureSet.load(out)
+    assert signatures.names == ("fog", "snow")
+    assert json.loads((tmp_path / "norms.json").read_text())["norm"]["fog"]
+    residual = DELTAS.decode((copy / "signature-residual-fog.safetensors").read_bytes())
+    for tensor, delta in residual.items():
+        np.testing.assert_allclose(
+            signatures.get("fog")[tensor], delta.numpy(), atol=float(delta.abs().max()) / 127 + 1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "o"), "none.onnx: cannot be read"),
+        (
+            ("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "missing/o"),
+            "its folder does not exist",
+        ),
+        (("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o"), "say with --recipe"),
+        (
+            ("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o", "--recipe", "cifar10_vgg16"),
+            "no weights",
+        ),
+        (("extract", "--std", "bad.pt", "--out", "o"), "needs --robust"),
+        (("extract", "--way", "tuned", "--std", "bad.pt", "--out", "o"), "needs --data"),
+        (("build", "--recipe", "nothing"), "no recipe"),
+        (("build", "--device", "cuda:99", "--work", "w"), "CUDA device"),
+        (("build", "--work", "bad.pt"), "bad.pt"),
+        (("build", "--data", "nowhere", "--work", "w"), "no folder nowhere"),
+        (("build", "--job", "magic", "--data", "nowhere", "--work", "w"), "unknown job"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pt").write_bytes(b"garbage")
+    failed = rws(*arguments, check=False)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def build(tiny_recipe, image_folder, tmp_path):
+    """A build whose models continue with BatchNorm folded, from the init of another build with other classes."""
+
+    def make(name, **changes):
+        recipe = load_recipe(tiny_recipe)
+        signatures = replace(recipe.signatures, fold_first=True)
+        short = replace(recipe.init, epochs=1, batch_size=4)
+        parts = dict.fromkeys(("init", "continued", "robust", "augmented"), short)
+        tuned = replace(recipe.tuned, batch_size=4)
+        recipe = replace(recipe, signatures=signatures, tuned=tuned, **parts, **changes)
+        return lambda **more: Build(recipe, str(image_folder), tmp_path / name, **more)
+
+    ancestor = make("ancestor")()
+    few = replace(ancestor.recipe.data, classes=3, validation=4)
+    return make("own", data=few)(ancestor=ancestor)
+
+
+def test_an_init_begins_from_its_ancestor_but_for_the_head(build):
+    model, ancestor = build._new_model(), build._ancestor.init()
+    same_classes = build._ancestor._new_model()
+    assert build.identity() != build._ancestor.identity()
+    torch.manual_seed(build.recipe.seed)
+    twin = Build(build._ancestor.recipe, build.source, build.work / "twin", ancestor=build._ancestor)
+    assert torch.equal(
+        twin._new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
+    )
+    own, other = model.state_dict(), ancestor.state_dict()
+    assert torch.equal(own["features.0.weight"], other["features.0.weight"])
+    assert own["classifier.weight"].shape == (3, other["classifier.weight"].shape[1])
+
+
+def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
+    std, robust, augmented = build.std(), build.robust("fog"), build.augmented()
+    folded = fold_batchnorm(build.init())
+    for model in (std, robust, augmented):
+        assert not [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        moved = (model.get_parameter("features.0.weight") - folded.get_parameter("features.0.weight")).norm()
+        assert 0 < moved < folded.get_parameter("features.0.weight").norm()
+    residual = build.signature("residual", "fog")
+    base = dict(std.named_parameters())
+    for name, delta in residual.items():
+        direction = (base[name] - folded.get_parameter(name)).detach()
+        assert abs(float((delta * direction).sum())) <= 1e-3 * float(delta.norm() * direction.norm()) + 1e-9
+
+
+def test_targets_of_tuning_have_signatures_of_their_own(build):
+    assert build.way_name("tuned-output") == "tuned"
+    labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
+    name = build.tensors[0]
+    assert not torch.equal(labels[name], output[name])
+    assert torch.equal(build.signature("tuned", "fog")[name], output[name])
+
+
+def test_a_training_that_was_stopped_goes_on_after_its_last_epoch_to_the_same_weights(
+    tiny_recipe, image_folder, tmp_path
+):
+    epochs = []
+
+    def stop_after_the_first(record):
+        epochs.append(record["epoch"])
+        if len(epochs) == 1:
+            raise KeyboardInterrupt
+
+    def build(name, progress=None):
+        return Build(load_recipe(tiny_recipe), str(image_folder), tmp_path / name, progress=progress)
+
+    whole = build("whole").init().state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        build("stopped", stop_after_the_first).init()
+    assert not (tmp_path / "stopped" / "init.pt").exists()
+    found = build("stopped", stop_after_the_first).init().state_dict()
+    assert epochs == [1, 2]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_a_damaged_file_is_named_and_not_overwritten(build):
+    build.init()
+    (build.work / "init.pt").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"init\.pt is damaged; remove it"):
+        build.init()

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from rws.edge.bundle.bundle import Bundle
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
+from rws.training.data.images import Images
+from rws.training.oracle.fit import LEVELS
+
+
+class Fixed:
+    """A model that gives the same logits whatever it sees."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = np.asarray(logits, np.float32)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self._logits[: len(x)]
+
+
+def test_accuracy_is_the_share_that_is_right_or_the_mean_probability_of_what_is():
+    logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]) + 500
+    pixels, labels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1])
+    assert percent_right(Fixed(logits), pixels, labels) == pytest.approx(200 / 3)
+    assert percent_right(Fixed(logits), pixels, labels, soft=True) == pytest.approx(70, abs=1e-3)
+
+
+def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(clear):
+    bundle = Bundle.load()
+    images = torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())
+    data = Images(images, torch.tensor(clear[1].astype(np.int64)), bundle.manifest.classes)
+    recipe = CalibrationRecipe(
+        images=len(data), coarse_images=4, severities=(5,), alphas=(0.5, 1.0), neighbours=1, neighbour_alphas=(1.0,)
+    )
+    small = CalibrationRecipe(**{**recipe.__dict__, "images": 12})
+    names = ("contrast", "gaussian_noise")
+
+    def won(few: bool, soft: bool) -> np.ndarray:
+        table = measure_gain(bundle.model(threads=1), names, data, small if few else recipe, LEVELS, soft=soft)
+        worst = [1 + table.corruptions.index(name) * len(LEVELS) + len(LEVELS) - 1 for name in names]
+        return np.stack(
+            [
+                table.accuracy[row][table.own(name)] - table.accuracy[row, 0]
+                for row, name in zip(worst, names, strict=True)
+            ]
+        )
+
+    errors = {soft: np.abs(won(True, soft) - won(False, soft)).mean() for soft in (False, True)}
+    assert errors[True] < errors[False]

@@ -1,0 +1,431 @@
+"""From clean images to a bundle, as independent jobs.
+
+Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
+already and was made from the same things, the job is done (`rws.training.jobs.store`). So a build that was stopped goes on
+where it was, and several processes (or machines that share the folder) can each take some of the jobs.
+
+    init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
+          ├─► robust-<c> ─► signature-residual-<c>       │
+          └─► augmented (one model for all, compared with)│
+    oracle ──────────────────────────────────────────────┘
+
+A build onto a bundle keeps that one's model and signatures and makes what follows from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rws.edge.bundle.bundle import MODEL, Bundle, write_bundle
+from rws.edge.live.base import PatchableModel
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.live.torch_model import TorchModel
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable
+from rws.training.evaluation.gain import check_signed, measure_gain
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.data.images import Images, fitted, load_images, split_train_validation
+from rws.training.models.export import export_onnx
+from rws.training.models.fit import Corrupted, FitRecipe, accuracy, fit
+from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
+from rws.training.oracle.fit import (
+    LEVELS,
+    OracleNetwork,
+    draw_severities,
+    draw_types,
+    export_oracle,
+    fit_clean_weight,
+    fit_temperature,
+    joint_target,
+    oracle_logits,
+    stored_oracle,
+    training_prior,
+    weigh_clean,
+)
+from rws.training.build.recipe import Recipe
+from rws.training.jobs.seeds import derive_seed
+from rws.training.signatures.methods import DELTAS, Deltas, residual_signature, tuned_signature
+from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
+
+JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
+
+BUILD_VERSION = 1
+"""Raise it when the same recipe and images give other files."""
+
+
+class Build:
+    """The jobs of one build.
+
+    Args:
+        recipe: everything that decides the result.
+        source: image folder or data set name; its `train` split is used, never its test split.
+        work: folder for checkpoints and results; created.
+        size: side that images are resized to, in pixels; None takes them as they are.
+        device: `cpu`, `cuda`, …
+        onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
+        ancestor: another build, whose init this one's begins from: all but its head, so its normalisation of the
+            input, too. Models of several data sets then stay close enough to exchange signatures.
+        progress: called with {job, seconds, …} after each epoch or part of a job.
+
+    Raises:
+        InputError: if the device is not there, or a signature of the bundle that is built onto is for no corruption
+            that can be made. Jobs raise it where `work` holds files of another build, or the images do not fit that
+            bundle.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: str,
+        work: Path,
+        *,
+        size: int | None = None,
+        device: str = "cpu",
+        onto: Bundle | None = None,
+        ancestor: Build | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if onto is not None:
+            check_signed(onto.signatures.names)
+            recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
+        self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
+        self._ancestor = ancestor
+        self.device = torch.device(device)
+        self._progress = progress
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
+        work.mkdir(parents=True, exist_ok=True)
+        self._store = Store(work, "refuse")
+
+    @cached_property
+    def _splits(self) -> tuple[Images, Images]:
+        part = self.recipe.data
+        data = load_images(
+            self.source,
+            "train",
+            size=self.size,
+            cache=self.work / "images",
+            images=part.images or None,
+            classes=part.classes or None,
+            seed=self.recipe.seed,
+        )
+        height, width = data.pixels.shape[2:]
+        if height != width:
+            raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
+        if self.onto is not None:
+            manifest = self.onto.manifest
+            data = fitted(data, manifest.classes, manifest.input.height, self.source)
+        count = min(self.recipe.data.validation, len(data) // 10)
+        if count < 1:
+            raise InputError(f"{self.source}: {len(data)} images, a tenth of which are for validation; give 10 or more")
+        train, validation = split_train_validation(data, count, self.recipe.seed)
+        return train.to(self.device), validation.to(self.device)
+
+    @property
+    def train(self) -> Images:
+        """The images that models, signatures and the oracle learn from."""
+        return self._splits[0]
+
+    @property
+    def validation(self) -> Images:
+        """The images that calibration and the gain table are measured on."""
+        return self._splits[1]
+
+    @cached_property
+    def _data_digest(self) -> str:
+        return self.train.digest()
+
+    def identity(self) -> Any:
+        """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
+        ancestor = None if self._ancestor is None else self._ancestor.identity()
+        return json.loads(json.dumps([BUILD_VERSION, self._data_digest, self.recipe.to_dict(), ancestor]))
+
+    def _report(self, job: str) -> Progress:
+        return job_log(self.work, job, self._progress)
+
+    def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
+        """A file of the work folder, made from the images, the seed and what else it depends on."""
+        return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
+
+    def _new_model(self) -> nn.Module:
+        torch.manual_seed(self.recipe.seed)
+        model = build_model(self.recipe.model, len(self.train.classes))
+        if self._ancestor is not None:
+            head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
+            found = self._ancestor.init().state_dict()
+            body = {name: tensor for name, tensor in found.items() if not name.startswith(f"{head}.")}
+            take_fitting(model, body, f"the ancestor {self._ancestor.recipe.name}")
+        return model
+
+    def _fit(
+        self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
+    ) -> nn.Module:
+        entry = self._entry(f"{job}.pt", STATE, self.recipe.model, recipe, corrupted, *origin)
+        report = self._report(job)
+        state = entry.get(
+            lambda: fit(
+                model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report
+            ).state_dict()
+        )
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.load_state_dict(state)
+        return model.eval()
+
+    def init(self) -> nn.Module:
+        """The standard model that is trained first."""
+        model = self._new_model()
+        shallow_tensors(
+            fold_batchnorm(model), self.recipe.signatures.layers
+        )  # refuse before hours of training, not after
+        return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
+
+    def _ancestors(self) -> list[Any]:
+        if self._ancestor is None:
+            return []
+        return [self._ancestor.recipe.init, self._ancestor._data_digest, *self._ancestor._ancestors()]
+
+    def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
+        """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
+        model, seed = copy.deepcopy(start), derive_seed(self.recipe.seed, "continued training")
+        return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
+
+    def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
+        """Go on from the init, with its BatchNorm folded first where the recipe says so."""
+        first = self.recipe.signatures.fold_first
+        start = fold_batchnorm(self.init()) if first else self.init()
+        return self.continued(job, start, recipe, corrupted, self.recipe.init, first)
+
+    def std(self) -> nn.Module:
+        """θ_std: the init, continued on clean images."""
+        return self._continue("std", self.recipe.continued, Corrupted())
+
+    def robust(self, corruption: str) -> nn.Module:
+        """θ_r: the init, continued on images with one corruption."""
+        corrupted = Corrupted(corruption, self.recipe.signatures.severity)
+        return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
+
+    def augmented(self) -> nn.Module:
+        """One model for everything: the init, continued on images with one of all corruptions each."""
+        return self._continue("augmented", self.recipe.augmented, Corrupted("all", self.recipe.signatures.severity))
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """θ_std with BatchNorm folded: the model that is deployed and patched."""
+        return fold_batchnorm(self.std())
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors that signatures patch."""
+        return shallow_tensors(self.folded, self.recipe.signatures.layers)
+
+    def way_name(self, way: str) -> str:
+        """The name that a way's files carry: `tuned-<target>` is `tuned` where that is the recipe's own target."""
+        return "tuned" if way == f"tuned-{self.recipe.tuned.target}" else way
+
+    def signature(self, way: str, corruption: str) -> Deltas:
+        """The float32 signature of one corruption.
+
+        Args:
+            way: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
+            corruption: its name.
+        """
+        settings, way = self.recipe.signatures, self.way_name(way)
+        kind, _, target = way.partition("-")
+        tune = replace(self.recipe.tuned, target=target or self.recipe.tuned.target)
+        made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
+        corrupted = Corrupted(corruption, settings.severity)
+        job = f"signature-{way}-{corruption}"
+        clean_hash = shallow_sha256(self.clean_tensors())
+        entry = self._entry(f"{job}.safetensors", DELTAS, clean_hash, corrupted, made_by)
+
+        def make() -> Deltas:
+            report = self._report(job)
+            if kind == "tuned":
+                deltas = tuned_signature(
+                    self.folded,
+                    self.train,
+                    corrupted,
+                    self.tensors,
+                    tune,
+                    seed=derive_seed(self.recipe.seed, "signature training"),
+                    checkpoint=entry.checkpoint,
+                    report=report,
+                )
+            else:
+                robust = fold_batchnorm(self.robust(corruption))
+                init = fold_batchnorm(self.init())
+                weights = [dict(model.named_parameters()) for model in (init, self.folded, robust)]
+                deltas = residual_signature(*weights, self.tensors, settings.projection)
+            report({"done": True})
+            return deltas
+
+        return entry.get(make)
+
+    def clean_tensors(self) -> dict[str, np.ndarray]:
+        """The clean shallow tensors, float32, by name, in order."""
+        parameters = dict(self.folded.named_parameters())
+        return {name: parameters[name].detach().cpu().numpy() for name in self.tensors}
+
+    def signatures(self, way: str | None = None, bits: int | None = None, per: str | None = None) -> SignatureSet:
+        """All signatures, quantised as the recipe says unless told otherwise; those of the bundle built onto."""
+        if self.onto is not None:
+            return self.onto.signatures
+        settings = self.recipe.signatures
+        deltas = {}
+        for corruption in CORRUPTIONS:
+            exact = self.signature(way or settings.way, corruption)
+            deltas[corruption] = {name: exact[name].numpy() for name in self.tensors}
+        clean_hash = shallow_sha256(self.clean_tensors())
+        return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)  # type: ignore[arg-type]
+
+    def oracle(self) -> tuple[bytes, dict[str, float]]:
+        """The oracle as ONNX bytes, and its scores on validation images."""
+        recall = self.recipe.calibration.clean_recall
+        return self._entry("oracle.npz", SCORED, self.recipe.oracle, recall).get(self._make_oracle)
+
+    def _make_oracle(self) -> tuple[bytes, dict[str, float]]:
+        report = self._report("oracle")
+        network = stored_oracle(
+            self._store, "oracle.pt", self.train, self.recipe.oracle, seed=self.recipe.seed, report=report
+        )
+        logits, types, severities = self._oracle_validation(network)
+        temperature = fit_temperature(logits, joint_target(types, severities))
+        clean = (oracle_logits(network, self.validation.pixels.cpu()) / temperature).softmax(1)
+        weight = fit_clean_weight(clean, self.recipe.calibration.clean_recall)
+        joint = weigh_clean((logits / temperature).softmax(1), weight)
+        scores = {"temperature": temperature, "clean_weight": weight} | _oracle_scores(joint, types)
+        report(scores)
+        return export_oracle(network, temperature, self.train.size, weight), scores
+
+    def _oracle_validation(self, network: OracleNetwork) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
+        drawn = derive_seed(self.recipe.seed, "oracle calibration")
+        generator = torch.Generator().manual_seed(drawn)
+        pixels = self.validation.pixels.cpu().repeat(3, 1, 1, 1)
+        types = draw_types(len(pixels), self.recipe.oracle, len(CORRUPTIONS), generator)
+        severities = draw_severities(types, self.recipe.oracle, generator)
+        corrupted = corrupt_mixed(pixels, types, severities, seeds_for(drawn, len(pixels)))
+        return oracle_logits(network, corrupted), types, severities
+
+    @cached_property
+    def _network(self) -> bytes:
+        """The clean model as ONNX bytes, as the device gets it."""
+        if self.onto is not None:
+            return self.onto.read(MODEL)
+        return export_onnx(self.folded, self.train.size, keep=self.tensors)
+
+    def _patchable(self) -> PatchableModel:
+        signatures = self.signatures()
+        if self.device.type == "cpu":
+            return OnnxModel(self._network, signatures, signatures.tensors, "cpu", torch.get_num_threads())
+        return TorchModel.from_onnx(self._network, signatures, signatures.tensors, str(self.device))
+
+    def gain(self) -> GainTable:
+        """The gain table of the shipped signatures."""
+        signatures = self.signatures()
+        inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
+        arrays = self._entry("gain.npz", ARRAYS, self.recipe.calibration, *inputs).get(
+            lambda: measure_gain(
+                self._patchable(),
+                signatures.names,
+                self.validation,
+                self.recipe.calibration,
+                LEVELS,
+                seed=self.recipe.seed,
+                report=self._report("gain"),
+            ).to_arrays()
+        )
+        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS)
+
+    def _provenance(self) -> dict[str, Any]:
+        """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""
+        found = {
+            "recipe": self.recipe.to_dict(),
+            "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "machine": {"processor": platform.machine(), "device": self.device.type},
+        }
+        if self.onto is not None:
+            before = self.onto.manifest.provenance
+            made = {name: found["recipe"][name] for name in ("oracle", "calibration", "stream")}
+            found["recipe"] = {**found["recipe"], **before.get("recipe", {}), **made}
+            found["model"] = before.get(
+                "model", {name: before[name] for name in ("data", "versions") if name in before}
+            )
+        return found
+
+    def bundle(self, out: Path) -> None:
+        """Write the bundle folder, atomically."""
+        table = self.gain()
+        oracle, oracle_scores = self.oracle()
+        prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
+        own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
+        perfect = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
+        write_bundle(
+            out,
+            name=self.recipe.name if self.onto is None else self.onto.manifest.name,
+            classes=self.train.classes,
+            input_size=(self.train.size, self.train.size),
+            model=self._network,
+            signatures=self.signatures(),
+            oracle=oracle,
+            corruptions=CORRUPTIONS,
+            severity_levels=LEVELS,
+            policy_arrays=table.to_arrays(),
+            policy=self.recipe.stream.policy_settings(),
+            filter=self.recipe.stream.filter_settings([round(share, 7) for share in prior.tolist()]),
+            provenance=self._provenance(),
+            measured={
+                "split": "validation",
+                "ta": round(float(table.accuracy[0, 0]), 2),
+                "ra_std_severity_5": round(float(np.mean([row[0] for row in own])), 2),
+                "ra_perfect_severity_5": round(float(np.mean(perfect)), 2),
+                "oracle": oracle_scores,
+            },
+        )
+
+    def run(self, jobs: Iterable[str] = ()) -> None:
+        """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
+        made = () if self.onto is not None else ("std", self.recipe.signatures.way)
+        jobs = tuple(jobs) or (*made, "oracle", "gain")
+        unknown = [job for job in jobs if job not in JOBS]
+        if unknown:
+            raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+        for job in jobs:
+            if job in ("init", "std", "augmented"):
+                model = getattr(self, job)()
+                self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
+            elif job in ("oracle", "gain"):
+                getattr(self, job)()
+            else:
+                for corruption in CORRUPTIONS:
+                    self.signature(job, corruption)
+
+
+def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
+    """With the bundle's seed and part of the images: none that its model has learnt from is for validation."""
+    told = bundle.manifest.provenance.get("recipe", {})
+    part = {name: told["data"][name] for name in ("validation", "images", "classes") if name in told.get("data", {})}
+    return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, **part))
+
+
+def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:
+    per_type = torch.cat([joint[:, :1], joint[:, 1:].reshape(len(joint), len(CORRUPTIONS), -1).sum(2)], dim=1)
+    right = per_type.argmax(1) == types + 1
+    scores = {"type_accuracy": round(100 * right.float().mean().item(), 2)}
+    if (types < 0).any():  # of a few validation images perhaps none is drawn clean
+        scores["clean_recall"] = round(100 * right[types < 0].float().mean().item(), 2)
+    return scores

@@ -1,0 +1,53 @@
+"""Single frames, corrupted on purpose, for `rws run --corrupt`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.jobs.seeds import derive_seed
+
+Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+
+
+def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
+    """What corrupts frames of one size.
+
+    Args:
+        spec: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`.
+        size: height and width of the frames, pixels, equal.
+        seed: of the noise; each frame's is drawn anew from it and from the frame's number.
+
+    Returns:
+        A function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame of the same shape.
+
+    Raises:
+        InputError: if the corruption is unknown, the severity is not 0…5, or the size is not square.
+    """
+    layers = [_parse(part) for part in spec.split("+")]
+    if size[0] != size[1]:
+        raise InputError(f"--corrupt: the model takes {size[0]} x {size[1]} pixels; corruptions are for square ones")
+
+    def apply(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+        for place, (name, severity) in enumerate(layers):
+            drawn = derive_seed(seed, "frames", name, severity, place)
+            pixels = corrupt(pixels, name, severity, seeds_for(drawn, torch.tensor([number])))
+        return np.ascontiguousarray(pixels[0].numpy().transpose(1, 2, 0))
+
+    return apply
+
+
+def _parse(part: str) -> tuple[str, float]:
+    found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)", part)
+    if found is None or found[1] not in CORRUPTIONS or not 0 <= float(found[2]) <= 5:
+        raise InputError(
+            f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {', '.join(CORRUPTIONS)}"
+        )
+    return found[1], float(found[2])

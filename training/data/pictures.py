@@ -1,0 +1,139 @@
+"""Clean pictures without labels: a folder, a glob, a list, a video, a camera's stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rws.edge.common.files import atomic_path
+from rws.edge.preprocess import cover
+from rws.edge.sources.open import Frame, ImageSource, Source, open_source
+from rws.oracle.errors import FormatError, InputError
+from rws.training.data.images import Images, load_images
+
+
+class Pictures(NamedTuple):
+    """Clean pictures, uint8 (N, 3, H, W), RGB, and whether they follow one another in time."""
+
+    pixels: Tensor
+    sequential: bool
+
+
+def load_pictures(
+    source: str, size: int, *, every: int = 1, limit: int | None = None, keep: Path | None = None
+) -> Pictures:
+    """Pictures of a source, cropped and resized as the device does it with frames.
+
+    Args:
+        source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
+        size: side, pixels.
+        every: of a video or stream: only every n-th frame; neighbouring frames show the same.
+        limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
+        keep: folder for what a live source gave: nothing gives the same pictures twice, so that a build that goes on
+            needs them. None: nothing is kept.
+
+    Raises:
+        InputError: if a live source has no `limit`, `every` is below 1, or what was kept has another size.
+        SourceError: if the source cannot be opened or holds no picture.
+    """
+    if every < 1:
+        raise InputError(f"--every {every}; expected 1 or more")
+    kept = None if keep is None else keep / f"pictures-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
+    if kept is not None and kept.exists():
+        pixels = np.load(kept)
+        if pixels.shape[1:] != (3, size, size):
+            raise InputError(f"{kept}: holds pictures of {pixels.shape[2]} px, expected {size}; remove it")
+        return Pictures(torch.from_numpy(pixels), True)
+    with open_source(source, latest=False) as opened:
+        if opened.live and limit is None:
+            raise InputError(f"{source} is live: say with --limit how many frames to take")
+        if isinstance(opened, ImageSource) and limit is not None and len(opened.paths) > limit:
+            places = np.linspace(0, len(opened.paths) - 1, limit).round().astype(int)
+            opened = ImageSource([opened.paths[place] for place in places], opened.name)
+        step = 1 if isinstance(opened, ImageSource) else every
+        parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in _some(opened, step, limit)]
+        live, sequential = opened.live, opened.sequential
+    if not parts:
+        raise InputError(f"{source}: holds no picture")
+    pixels = np.stack(parts)
+    if live and kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(kept) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, pixels)
+    return Pictures(torch.from_numpy(pixels), sequential)
+
+
+def _some(source: Source, every: int, limit: int | None) -> Iterator[Frame]:
+    taken = 0
+    for place, frame in enumerate(source):
+        if place % every:
+            continue
+        yield frame
+        taken += 1
+        if taken == limit:
+            return
+
+
+def load_labelled(
+    source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
+) -> Images:
+    """Pictures from `<class>/<image>` with their labels.
+
+    Args:
+        source: the folder.
+        size: side, pixels.
+        classes: names in the order of the model's logits, not each of which needs a folder; or how many logits there
+            are: then the folders are the classes, in the order of their names.
+        limit: at most so many, drawn at random.
+        seed: of the draw.
+
+    Returns:
+        The pictures, and labels that are places in its `classes`.
+
+    Raises:
+        InputError: if a folder is no class, there are not as many as logits, or there is no picture.
+    """
+    images = load_images(source, size=size, images=limit, seed=seed)
+    if isinstance(classes, int):
+        if len(images.classes) != classes:
+            raise InputError(
+                f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits; say with "
+                f"--names which folder is which"
+            )
+        return images
+    known = list(classes)
+    unknown = [name for name in images.classes if name not in known]
+    if unknown:
+        raise InputError(f"{source}: folder {unknown[0]!r} is none of the class names; give those with --names")
+    place = torch.tensor([known.index(name) for name in images.classes])
+    return Images(images.pixels, place[images.labels], tuple(known))
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names: a line each, or a JSON list, which may be the one list of names in a JSON object.
+
+    Raises:
+        FormatError: if it is not UTF-8, or a JSON file holds no list of names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 ({error.reason}); save it as that") from error
+    if path.suffix != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{path}: not JSON ({error})") from error
+    if isinstance(names, dict):
+        names = next((value for value in names.values() if isinstance(value, list)), None)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(f"{path}: expected a JSON list of class names")
+    return names

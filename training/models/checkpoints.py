@@ -1,0 +1,65 @@
+"""Models that were trained elsewhere, whichever file they lie in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from rws.edge.onnx.graph import prepare, read_model
+from rws.edge.onnx.graph import shallow_tensors as shallow_onnx
+from rws.oracle.errors import FormatError, InputError
+from rws.training.models.architectures import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
+from rws.training.build.recipe import load_recipe
+
+
+def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
+    """The folded network of a state dict.
+
+    Args:
+        path: `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
+        recipe: recipe that names the architecture.
+        classes: number of classes.
+
+    Raises:
+        InputError: if the file is missing or its architecture is not told.
+        FormatError: if it does not hold that architecture's weights.
+    """
+    if recipe is None:
+        raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
+    network = build_model(load_recipe(recipe).model, classes)
+    state = read_state_dict(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise FormatError(f"{path} does not hold the weights of {recipe}: {str(error).splitlines()[-1]}") from error
+    return fold_batchnorm(network)
+
+
+def folded_weights(
+    path: Path, layers: int, recipe: str | None = None, classes: int = 10
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights by name after folding BatchNorm, and the names of the shallow ones.
+
+    Args:
+        path: `.onnx`, or a state dict as in `folded_model`.
+        layers: the shallowest n layers (see `rws.training.models.architectures.shallow_tensors`).
+        recipe, classes: as in `folded_model`; not needed for `.onnx`.
+
+    Raises:
+        InputError, FormatError: as `folded_model`.
+        BundleError: if an ONNX file cannot be read.
+    """
+    if path.suffix != ".onnx":
+        folded = folded_model(path, recipe, classes)
+        return {name: p.detach() for name, p in folded.named_parameters()}, shallow_tensors(folded, layers)
+    model = prepare(read_model(path))
+    weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    names = shallow_onnx(model, convolutions)
+    blocks = group_layers([name.removesuffix(".weight") for name in names[::2]])
+    if not 1 <= layers <= len(blocks):
+        raise InputError(f"{path} has {len(blocks)} layers, cannot take the shallowest {layers}")
+    return weights, tuple(names[: 2 * sum(len(block) for block in blocks[:layers])])
