@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.benchmarks.demo import DemoStream, load_stream
+from rws.benchmarks.demo.demo import DemoStream, load_stream
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
     "reproduce": Case(
         lambda x: ("--status", "--out", x.folder, "--json", x.folder / "out.json"),
         prints="missing",
-        reason="its trainings run in tests/benchmarks/reproduce/test_run.py",
+        reason="its trainings run in tests/benchmarks/paper/test_run.py",
     ),
     "bench policies": Case(measured("--limit", 2, "--validation-limit", 2)),
     "bench pairs": Case(measured("--pairs", 1, "--limit", 2, "--validation-limit", 2)),

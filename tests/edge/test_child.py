@@ -8,7 +8,7 @@ import benchmarks
 import edge
 import oracle
 import training
-from rws.benchmarks.memory import can_measure, measure
+from rws.benchmarks.common.memory import can_measure, measure
 from rws.edge.child import python_command
 
 ROOMS = (oracle, edge, training, benchmarks)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from rws.benchmarks.corruptions import COMPARABLE, Reference, difference, imagecorruptions_difference
+from rws.benchmarks.corruptions.parity import COMPARABLE, Reference, difference, imagecorruptions_difference
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 
 torch.set_num_threads(1)

@@ -1,0 +1,92 @@
+"""`rws reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rws.edge.common.extras import require
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="table1 to table5, fig2 to fig9, init, tuned, smaller, or all.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="small (two CPU cores) or full (a GPU).")] = "small",
+    column: Annotated[
+        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; several times.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
+            "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
+        ),
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Checkpoints and scores; a stopped run goes on from them.")] = Path(
+        "runs/reproduce"
+    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; default: --work, with --status the committed ones of a checkout."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; left out: the cores shared.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many test and validation images.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Folder of <scale>/<column>.toml; left out: those that ship.")
+    ] = None,
+    pretrained: Annotated[
+        str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
+    ] = "IMAGENET1K_V1",
+    status: Annotated[bool, typer.Option("--status", help="Only list what is done and what is missing.")] = False,
+    report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
+) -> None:
+    """Reproduce the paper's tables and figures, from data to table or picture.
+
+    \b
+    Examples:
+        rws reproduce --status
+        rws reproduce table1 --column cifar10-vgg16 --data ~/data --workers 2
+        rws reproduce all --scale full --data ~/data --device cuda --workers 4
+        rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
+    """
+    with require("bench"):
+        from rws.benchmarks.paper.columns import COLUMNS, RECIPES, Place, parse_data
+        from rws.benchmarks.paper.run import RESULTS, tasks
+        from rws.benchmarks.paper.run import reproduce as run
+        from rws.benchmarks.paper.run import status as list_results
+        from rws.edge.common.provenance import write_json
+        from rws.oracle.errors import InputError
+    if status:
+        results = out or (RESULTS if RESULTS.is_dir() else work)
+        rows = list_results(results)
+        for row in rows:
+            typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
+        typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
+        if report is not None:
+            write_json(report, rows)
+        return
+    if report is not None:
+        raise InputError("--json is for --status; results are written to --out")
+    if not names:
+        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
+    if limit is not None and out is None:
+        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
+    place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
+    chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
+    if "all" in names:
+        absent = {c for task in chosen for c in task.sources if COLUMNS[c].dataset not in place.data}
+        if absent:
+            typer.echo(f"left out, since --data names no images for them: {', '.join(sorted(absent))}")
+        chosen = [task for task in chosen if not absent & set(task.sources)]
+    if not chosen:
+        raise InputError(
+            f"{', '.join(names)}: nothing to do at the {scale} scale with these columns and data (a joint result needs "
+            "all of its columns); see --status"
+        )
+    for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
+        typer.echo(f"wrote {path}")

@@ -1,0 +1,127 @@
+"""What a process holds in memory: Python and its packages alone, with untouched sessions, or with a live model.
+
+`measure` starts a fresh process for each figure, which runs `main`.
+Counted is private, anonymous memory. The pages of libraries are not: whether they are shared, and so whether the usual
+"unique set size" has them, depends on what else runs on the machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from rws.edge.child import python_command
+from rws.edge.errors import RwsError
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.signatures.signature_set import SignatureSet
+
+Kind = Literal["imports", "sessions", "live"]
+
+_RUNS = 3
+_COUNTS = Path("/proc/self/smaps_rollup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process holds.
+
+    Args:
+        private: bytes of private, anonymous memory, after what Python and the C library held unused was given back.
+        peak_rss: the most bytes it had resident, loading and libraries included.
+        note: the live model's own line about its way.
+    """
+
+    private: int
+    peak_rss: int
+    note: str = ""
+
+
+def can_measure() -> bool:
+    """Whether this platform counts a process's memory as `measure` needs it: Linux does."""
+    return _COUNTS.exists()
+
+
+def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
+    """Memory of a fresh process, one thread a session, after every model in it has run.
+
+    Args:
+        kind: `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel`
+            of the first file with the signatures of the second, each of them patched once.
+        size: height and width of the models' input, pixels.
+        files: ONNX models, or a model and its signature file.
+
+    Raises:
+        RwsError: if the process fails.
+    """
+    command = python_command("from rws.benchmarks.common.memory import main; main()", kind, str(size), *map(str, files))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise RwsError(f"the process that measures {kind!r} failed: {reason}; take a smaller model")
+    return Memory(**json.loads(done.stdout))
+
+
+def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
+    """Load, run, and return what has to stay alive."""
+    x = np.random.default_rng(0).random((1, 3, size, size), np.float32)
+    if kind == "imports":
+        return []
+    if kind == "live":
+        signatures = SignatureSet.load(files[1])
+        model = OnnxModel(files[0], signatures, signatures.tensors, threads=1)
+        for name in signatures.names:
+            model.apply({name: 1.0})
+            model.predict(x)
+        model.reset()
+        model.predict(x)
+        return [model]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = [onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"]) for file in files]
+    for session in sessions:
+        # From the second run on a session holds more: it then plans its buffers.
+        for _ in range(_RUNS):
+            session.run(None, {session.get_inputs()[0].name: x})
+    return sessions
+
+
+def give_back_unused() -> None:
+    """Return what Python and the C library hold unused to the system."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
+
+
+def private_bytes() -> int:
+    """Bytes of private, anonymous memory that this process holds; see `can_measure`."""
+    return status_bytes("Anonymous:", _COUNTS)
+
+
+def status_bytes(field: str, file: Path) -> int:
+    """A line of one of Linux's status files of a process, in bytes."""
+    return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(field))
+
+
+def main() -> None:
+    """Measure this process: `sys.argv` holds the arguments of `measure`; prints a `Memory` as JSON."""
+    kind, size, *files = sys.argv[1:]
+    held = _hold(kind, int(size), files)  # type: ignore[arg-type]
+    give_back_unused()
+    # getrusage would give the parent's peak where that was higher: Linux hands it down through exec.
+    memory = Memory(
+        private_bytes(),
+        status_bytes("VmHWM:", Path("/proc/self/status")),
+        held[0].note if kind == "live" else "",
+    )
+    print(json.dumps(asdict(memory)))

@@ -1,0 +1,371 @@
+"""How close the corruptions come to the reference, and how fast they are beside `imagecorruptions`.
+
+    python -m rws.benchmarks.corruptions.parity parity     --json benchmarks/results/corruption_parity.json
+    python -m rws.benchmarks.corruptions.parity throughput --json benchmarks/results/corruption_throughput.json
+
+The reference outputs are described in tests/data/corruptions/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+import zlib
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from rws.benchmarks.common.committed import ROOT
+from rws.benchmarks.pages.corruptions import parity_table, throughput_table
+from rws.edge.common.provenance import portable_command, provenance, write_json
+from rws.oracle.errors import InputError
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.corruptions.blur import truncate
+from rws.training.corruptions.constants import SIZES
+from rws.training.corruptions.registry import REGISTRY, constants_of
+from rws.training.corruptions.weather import fog_map, frost_overlays
+from rws.training.jobs.seeds import derive_seed
+
+REFERENCE = ROOT / "tests" / "data" / "corruptions"
+
+SEVERITIES = (1, 2, 3, 4, 5)
+# `imagecorruptions` has other algorithms for frost and elastic_transform, and random streams of its own for
+# impulse_noise and glass_blur; Poisson draws cannot be replayed, since ours start from a normal number.
+COMPARABLE = tuple(
+    name
+    for name in CORRUPTIONS
+    if name not in ("frost", "elastic_transform", "impulse_noise", "glass_blur", "shot_noise")
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+# --- Replaying the reference's draws ---------------------------------------------------------------------------------
+
+
+def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
+    """What the reference draws for one image, as the arguments of our function.
+
+    Args:
+        name: one of `CORRUPTIONS`.
+        size: pixels of a side.
+        severity: 1…5.
+        stream: NumPy's legacy generator, seeded as the reference's global one was.
+    Returns:
+        Tensors for a batch of one; empty for a corruption without randomness; None where draws cannot be replayed.
+    """
+    c = constants_of(name, size, torch.tensor([float(severity)]))[0].tolist()
+    plane = (size, size)
+    if name == "shot_noise":
+        return None
+    if name in ("gaussian_noise", "speckle_noise"):
+        return (_batch(stream.normal(size=(*plane, 3)).transpose(2, 0, 1)),)
+    if name == "impulse_noise":
+        amount = round(c[0], 6)
+        flipped = stream.choice([True, False], (*plane, 3), p=[amount, 1 - amount])
+        salted = stream.choice([True, False], (*plane, 3), p=[0.5, 0.5])
+        return (_batch(np.where(flipped, np.where(salted, 0.25, 0.75) * amount, 1).transpose(2, 0, 1)),)
+    if name == "glass_blur":
+        reach, passes = int(c[1]), int(c[2])
+        inside = size - 2 * reach  # scanned from the bottom right
+        drawn = stream.randint(-reach, reach, size=(passes, inside, inside, 2))[:, ::-1, ::-1].transpose(0, 3, 1, 2)
+        offset = np.pad(drawn, ((0, 0), (0, 0), (reach + 1, reach - 1), (reach + 1, reach - 1)))
+        return (torch.from_numpy(offset.astype(np.int64))[None],)
+    if name == "motion_blur":
+        return (torch.tensor([stream.uniform(-45, 45)], dtype=torch.float64),)
+    if name == "snow":
+        return _batch(stream.normal(size=plane)), torch.tensor([stream.uniform(-135, -45)], dtype=torch.float64)
+    if name == "frost":
+        which = stream.randint(5)
+        height, width = frost_overlays(size)[1][which, 1:].tolist()
+        return tuple(
+            torch.tensor([v]) for v in (which, stream.randint(0, height - size), stream.randint(0, width - size))
+        )
+    if name == "fog":
+        return (_batch(_plasma_draws(fog_map(size), stream)),)
+    if name == "elastic_transform":
+        return _batch(stream.uniform(-1, 1, (3, 2))), _batch(stream.uniform(-1, 1, (2, *plane)))
+    if name == "spatter":
+        return (_batch(stream.normal(size=plane)),)
+    return ()
+
+
+def _batch(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))[None]
+
+
+def _plasma_draws(side: int, stream: np.random.RandomState) -> Any:
+    """Each place's number, drawn in the reference's order: per level the squares' centres, then both diamonds."""
+    field = np.zeros((side, side))
+    step = side
+    while step >= 2:
+        for row, column in ((step // 2, step // 2), (0, step // 2), (step // 2, 0)):
+            place = field[row::step, column::step]
+            place[...] = stream.uniform(-1, 1, place.shape)
+        step //= 2
+    return field
+
+
+def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomState) -> Tensor | None:
+    """One image uint8 (3, H, H), corrupted by our function with the reference's draws; None if they cannot be had."""
+    draws = replayed_draws(name, image.shape[-1], severity, stream)
+    if draws is None:
+        return None
+    c = constants_of(name, image.shape[-1], torch.tensor([float(severity)]))
+    return truncate(REGISTRY[name].apply(image[None].float(), c, *draws))[0].to(torch.uint8)
+
+
+# --- Parity ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between uint8 images: the largest, in grey levels; percentages of values that differ, and by more than three."""
+
+    largest: int
+    differing: float
+    far: float
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A statistic of ours beside the reference's, with the standard error of their difference."""
+
+    ours: float
+    reference: float
+    error: float
+
+    @property
+    def within(self) -> bool:
+        """Whether four standard errors and 0.2 % explain the difference, or 1 % where nothing is random.
+
+        Values that fall on a whole grey level are what is left: float64 in the reference and float32 here truncate
+        up to a tenth of them to different sides.
+        """
+        rounding = 0.002 if self.error else 0.01
+        return abs(self.ours - self.reference) <= 4 * self.error + rounding * abs(self.reference)
+
+
+def _decoded(stored: np.ndarray, by_severity: bool) -> np.ndarray:
+    """Images as they are, or out of the bytes of a lossless picture that holds them one below the other."""
+    if stored.ndim > 1:
+        return stored
+    pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)[:, :, ::-1]
+    frames = pixels.reshape(-1, pixels.shape[1], pixels.shape[1], 3)
+    return frames.reshape(5, -1, *frames.shape[1:]) if by_severity else frames
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference generators made at one size: from clean images, uint8 (N, 3, H, H), arrays and statistics.
+
+    The arrays are of the first of the images, or of all; the statistics are of all.
+    """
+
+    size: int
+    clean: Tensor
+    arrays: dict[str, Tensor]
+    statistics: dict[str, Any]
+
+    @staticmethod
+    def load(size: int, folder: Path = REFERENCE) -> Reference:
+        """Read `golden_<size>.npz` (or `clean_224.npz`, which has no arrays) and `golden_stats.json`."""
+        if not (folder / "golden_stats.json").exists():
+            raise InputError(f"{folder} holds no golden_stats.json; expected a folder like tests/data/corruptions")
+        with np.load(folder / ("clean_224.npz" if size == 224 else f"golden_{size}.npz")) as data:
+            images = {name: _decoded(data[name], by_severity=name != "clean") for name in data}
+        arrays = {name: torch.from_numpy(np.moveaxis(image, -1, -3).copy()) for name, image in images.items()}
+        clean = arrays.pop("clean")
+        return Reference(size, clean, arrays, json.loads((folder / "golden_stats.json").read_text())[str(size)])
+
+    def difference(self, name: str, severity: int) -> Difference | None:
+        """Of our corruption under the reference's draws from the reference's arrays; None where there are none."""
+        if name not in self.arrays:
+            return None
+        pairs = []
+        for index, image in enumerate(self.clean[: self.arrays[name].shape[1]]):
+            seed = zlib.crc32(f"{self.size}/{index}/{name}/{severity}/0".encode())
+            pairs.append(
+                (replay(image, name, severity, np.random.RandomState(seed)), self.arrays[name][severity - 1, index])
+            )
+        if any(ours is None for ours, _ in pairs):
+            return None
+        return difference(*(torch.stack(side) for side in zip(*pairs, strict=True)))
+
+    def deviations(self, name: str, severity: int, draws: int, seed: int = 0) -> dict[str, Deviation]:
+        """PSNR (dB), mean absolute error (grey levels), high-pass variance of ours beside the reference's.
+
+        Args:
+            name: one of `CORRUPTIONS`.
+            severity: 1…5.
+            draws: how often each image is corrupted, 2 or more, where the corruption is random.
+            seed: of ours.
+        """
+        known = self.statistics[name]
+        random = known["draws"] > 1
+        draws = draws if random else 1
+        images = self.clean.repeat(draws, 1, 1, 1)
+        drawn = derive_seed(seed, "parity", name, severity)
+        ours = statistics(corrupt(images, name, severity, seeds_for(drawn, len(images))), images)
+        found = {}
+        for statistic, values in ours.items():
+            reference = known["severity"][str(severity)][statistic]
+            values = values.view(draws, -1)
+            variance = float(values.var(0).mean()) if random else 0.0
+            error = variance / draws + reference["sd_draws"] ** 2 / known["draws"]
+            means = reference["per_image_mean"]
+            found[statistic] = Deviation(float(values.mean()), float(np.mean(means)), (error / len(means)) ** 0.5)
+        return found
+
+
+def difference(a: Tensor, b: Tensor) -> Difference:
+    """Between two uint8 tensors of one shape."""
+    levels = (a.int() - b.int()).abs()
+    differing, far = (round(float((levels > by).double().mean()) * 100, 3) for by in (0, 3))
+    return Difference(int(levels.max()), differing, far)
+
+
+def statistics(images: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Of uint8 images (N, 3, H, H) against clean ones: PSNR (dB), mean error, variance of what a 3×3 box leaves."""
+    y, x = images.double(), clean.double()
+    square = ((y - x) ** 2).mean((1, 2, 3))
+    high = y - F.avg_pool2d(F.pad(y, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return {
+        "psnr": 10 * torch.log10(255**2 / square),
+        "mae": (y - x).abs().mean((1, 2, 3)),
+        "hp_var": high.flatten(1).var(1, unbiased=False),
+    }
+
+
+def imagecorruptions_difference(image: Tensor, name: str, severity: int, seed: int) -> Difference:
+    """Between `imagecorruptions` and ours with its draws, for one image uint8 (3, 224, 224)."""
+    theirs = _imagecorruptions()(image.permute(1, 2, 0).numpy(), name, severity, seed)
+    ours = replay(image, name, severity, np.random.RandomState(seed))
+    assert ours is not None
+    return difference(ours, torch.from_numpy(theirs).permute(2, 0, 1))
+
+
+def _imagecorruptions() -> Any:
+    """`imagecorruptions.corrupt` as (image HWC uint8, name, severity, seed) → uint8; slow to import."""
+    from imagecorruptions import corrupt as package  # type: ignore[import-untyped]
+
+    def run(image: Any, name: str, severity: int, seed: int) -> Any:
+        np.random.seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.array(package(image, severity=severity, corruption_name=name))
+
+    return run
+
+
+@app.command()
+def parity(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    reference: Annotated[Path, typer.Option(help="Folder with the reference outputs.")] = REFERENCE,
+    draws: Annotated[int, typer.Option(help="Draws of each image at 32 and 64 px; 224 px: 40 % of it.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of our draws.")] = 0,
+) -> None:
+    """Compare with the reference's outputs, and at 224 px with `imagecorruptions`."""
+    _one_thread()
+    result: dict[str, Any] = {}
+    for size in SIZES:
+        known = Reference.load(size, reference)
+        count = max(2, draws if size < 224 else draws * 2 // 5)
+        for name in CORRUPTIONS:
+            row: dict[str, Any] = {"images": len(known.clean), "draws": count, "within": True, "severity": {}}
+            for severity in SEVERITIES:
+                exact = known.difference(name, severity)
+                found = known.deviations(name, severity, count, seed)
+                row["within"] &= all(deviation.within for deviation in found.values())
+                row["severity"][str(severity)] = {
+                    "replayed": exact and asdict(exact),
+                    **{key: _rounded(asdict(deviation)) for key, deviation in found.items()},
+                }
+                if size == 224 and name in COMPARABLE:
+                    pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
+                    row["severity"][str(severity)]["imagecorruptions"] = asdict(max(pairs, key=lambda d: d.largest))
+            result.setdefault(name, {})[str(size)] = row
+    content = _provenance(seed=seed, corruptions=result)
+    if json_file:
+        write_json(json_file, content)
+    typer.echo(parity_table(content))
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.5g}") for key, value in values.items()}
+
+
+# --- Throughput ------------------------------------------------------------------------------------------------------
+
+_BATCH = {32: 256, 64: 64, 224: 8}  # what we are given at once; the package takes one image at a time
+_THEIRS = {32: 16, 64: 8, 224: 1}
+
+
+@app.command()
+def throughput(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; ours and theirs alternate.")] = 15,
+    severity: Annotated[int, typer.Option(help="1…5, whole, for both.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Milliseconds an image, one thread, of ours in batches and of `imagecorruptions` one by one, in turns.
+
+    `imagecorruptions` has only the 224 px constants, so below that the two do not make the same pictures: this
+    compares speed.
+    """
+    _one_thread()
+    theirs = _imagecorruptions()
+    result: dict[str, Any] = {}
+    for size in SIZES:
+        clean = Reference.load(size).clean
+        batch = clean.repeat(-(-_BATCH[size] // len(clean)), 1, 1, 1)[: _BATCH[size]]
+        singles = [image.permute(1, 2, 0).numpy().copy() for image in batch[: _THEIRS[size]]]
+        seeds = seeds_for(derive_seed(seed, "throughput"), len(batch))
+        for name in CORRUPTIONS:
+            times: dict[str, list[float]] = {"ours": [], "imagecorruptions": []}
+            for turn in range(rounds + 1):
+                start = time.perf_counter()
+                corrupt(batch, name, severity, seeds)
+                middle = time.perf_counter()
+                for image in singles:
+                    theirs(image, name, severity, derive_seed(seed, "throughput", draw=turn) % 2**32)
+                end = time.perf_counter()
+                if turn > 0:  # the first round fills caches and compiles
+                    times["ours"].append((middle - start) * 1e3 / len(batch))
+                    times["imagecorruptions"].append((end - middle) * 1e3 / len(singles))
+            result.setdefault(name, {})[str(size)] = {who: _quartiles(values) for who, values in times.items()}
+    content = _provenance(seed=seed, severity=severity, rounds=rounds, batch=_BATCH, ms_per_image=result)
+    if json_file:
+        write_json(json_file, content)
+    typer.echo(throughput_table(content))
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": round(float(middle), 4), "p25": round(float(low), 4), "p75": round(float(high), 4)}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _provenance(**details: Any) -> dict[str, Any]:
+    command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
+    content = provenance(command=command, threads=1, **details)
+    content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
+    return content
+
+
+if __name__ == "__main__":
+    app()

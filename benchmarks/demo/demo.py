@@ -1,0 +1,171 @@
+"""`rws demo`: the bundled stream through the frame loop at batch 1, and the picture of what happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.runtime import STAGES, Result, Runtime
+from rws.edge.live.base import PatchableModel
+from rws.edge.preprocess import preprocess
+from rws.edge.common.provenance import provenance, write_json
+from rws.edge.sinks.files import JsonlSink, VideoSink
+from rws.edge.sources.open import ArraySource
+from rws.oracle.belief import CLEAN
+from rws.oracle.errors import InputError
+from rws.oracle.policy import ToldPolicy
+
+DEMO_DATA = Path(__file__).parent / "demo_data"
+COLUMNS = 20
+FPS = 10.0
+
+
+@dataclass(frozen=True)
+class DemoStream:
+    """The demo's frames and what is true of them.
+
+    Args:
+        images: uint8, (N, H, W, 3), RGB.
+        labels: int64 (N,), indices into the classes of the bundle.
+        corruptions: {name: severity} in each frame; empty means clear.
+        classes: the class names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    corruptions: tuple[dict[str, float], ...]
+    classes: tuple[str, ...]
+
+    def dominant(self, index: int) -> tuple[str, float]:
+        """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
+        layers = self.corruptions[index]
+        return max(layers.items(), key=lambda item: item[1]) if layers else (CLEAN, 0.0)
+
+
+def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
+    """Read what `rws.benchmarks.demo.render` wrote."""
+    record = json.loads((folder / "frames.json").read_text())
+    sheet = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)[:, :, ::-1]
+    size, count = record["size"], len(record["frames"])
+    rows = sheet.shape[0] // size
+    tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
+    return DemoStream(
+        np.ascontiguousarray(tiles[:count]),
+        np.array([frame["label"] for frame in record["frames"]]),
+        tuple(frame["corruptions"] for frame in record["frames"]),
+        tuple(record["classes"]),
+    )
+
+
+def told(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
+    """Which frames are right when never patched, or (`perfect`) when told their strongest corruption; bool (N,)."""
+    policy = ToldPolicy(bundle.table, own=True)
+    right = np.zeros(len(stream.labels), bool)
+    for index, image in enumerate(stream.images):
+        model.apply(policy.choose_told(*stream.dominant(index)) if perfect else {})
+        x = preprocess(image, *image.shape[:2])
+        right[index] = int(model.predict(x)[0].argmax()) == stream.labels[index]
+    model.reset()
+    return right
+
+
+def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> dict[str, Any]:
+    """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
+    from rws.benchmarks.streams.timeline import draw_timeline
+
+    stream = load_stream()
+    if bundle.manifest.classes != stream.classes:
+        raise InputError(
+            f"bundle {bundle.manifest.name} knows {', '.join(bundle.manifest.classes[:3])}, …; the demo's frames show "
+            f"{', '.join(stream.classes[:3])}, …: use rws run for your own"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    model = bundle.model("onnx", threads=threads)
+    right = {
+        "std": told(bundle, model, stream, perfect=False),
+        "perfect": told(bundle, model, stream, perfect=True),
+    }
+    results: list[Result] = []
+    source = ArraySource(stream.images, name="demo", sequential=True, fps=FPS)
+    with (
+        Runtime.from_bundle(bundle, threads=threads) as runtime,
+        JsonlSink(out / "results.jsonl") as lines,
+        VideoSink(out / "frames.mp4", FPS) as video,
+        Progress(console=console, transient=True) as progress,
+    ):
+        task = progress.add_task("frames", total=len(stream.labels))
+        mix: dict[str, float] = {}
+        for result in runtime.stream(source, sinks=(lines, video)):
+            if dict(result.mix) != mix:
+                mix = dict(result.mix)
+                progress.console.print(_describe(result, stream))
+            results.append(result)
+            progress.advance(task)
+    right["trained"] = np.array([r.class_index == label for r, label in zip(results, stream.labels, strict=True)])
+    summary = _summary(results, right, stream)
+    summary["bundle"] = bundle.manifest.name
+    draw_timeline(stream, results, right, out / "timeline.png")
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _describe(result: Result, stream: DemoStream) -> str:
+    severity = stream.dominant(result.index)[1]
+    mix = "  ".join(f"{signature} α {alpha:.2f}" for signature, alpha in result.mix.items()) or "no patch"
+    truth = " + ".join(stream.corruptions[result.index]) or CLEAN
+    belief = result.belief
+    return (
+        f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief.type} "
+        f"{100 * belief.probability.max():.0f} %  →  {mix}"
+    )
+
+
+def _summary(results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream) -> dict[str, Any]:
+    clear = np.array([not layers for layers in stream.corruptions])
+    times = {stage: [result.times_ms[stage] for result in results] for stage in STAGES}
+    return {
+        "frames": len(results),
+        "accuracy": {way: round(100 * float(flags.mean()), 3) for way, flags in right.items()},
+        "accuracy_clear": {way: round(100 * float(flags[clear].mean()), 3) for way, flags in right.items()},
+        "accuracy_corrupted": {way: round(100 * float(flags[~clear].mean()), 3) for way, flags in right.items()},
+        "switches": sum(result.changed for result in results),
+        "signatures": dict(Counter(name for result in results for name in result.mix).most_common()),
+        "times_ms": {
+            stage: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)}
+            for stage, values in times.items()
+        },
+        **provenance(),
+    }
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """The end of `rws demo`: accuracy of the three ways, and the time of each stage."""
+    accuracy = Table(title=f"accuracy on {summary['frames']} frames, %")
+    for heading in ("", "all", "clear", "corrupted"):
+        accuracy.add_column(heading, justify="left" if not heading else "right")
+    for way, label in (("std", "never patched"), ("trained", "trained oracle"), ("perfect", "told (perfect oracle)")):
+        parts = ("accuracy", "accuracy_clear", "accuracy_corrupted")
+        accuracy.add_row(label, *(f"{summary[part][way]:.1f}" for part in parts))
+    console.print(accuracy)
+    times = Table(title=f"milliseconds a frame, {summary['switches']} switches")
+    times.add_column("")
+    for stage in STAGES:
+        times.add_column(stage, justify="right")
+    for quantile in ("p50", "p95"):
+        times.add_row(quantile, *(f"{summary['times_ms'][stage][quantile]:.3f}" for stage in STAGES))
+    console.print(times)

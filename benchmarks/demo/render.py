@@ -1,0 +1,89 @@
+"""Render the demo's stream: real test images under corruptions that come, grow, mix over and go.
+
+    python -m rws.benchmarks.demo.render --data ~/data/cifar10 --out benchmarks/demo/data
+
+Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each: the class, and
+every corruption in it with its severity. The demo itself then needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+import typer
+
+from rws.benchmarks.demo.demo import COLUMNS
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data.images import load_images
+from rws.training.jobs.seeds import derive_seed
+
+CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
+
+
+def scenario(seed: int) -> list[dict[str, float]]:
+    """What corrupts each frame: {corruption: severity}, in the order in which they are laid over the image.
+
+    Every corruption rises to 5 and holds. Then it either falls to a clear gap, or mixes over: it falls while the next
+    one rises.
+    """
+    order = list(CORRUPTIONS)
+    random.Random(seed).shuffle(order)
+    frames: list[dict[str, float]] = [{} for _ in range(CLEAR_START)]
+    previous: str | None = None
+    for place, name in enumerate(order):
+        for step in range(1, RISE + 1):
+            layers = {name: float(step)}
+            if previous is not None and step <= FALL:
+                layers = {previous: 5.0 * (1 - step / (FALL + 1)), name: float(step)}
+            frames.append(layers)
+        frames += [{name: 5.0} for _ in range(HOLD)]
+        previous = name
+        if place % 3 == 2 or place == len(order) - 1:
+            frames += [{name: 5.0 * (1 - step / (FALL + 1))} for step in range(1, FALL + 1)]
+            frames += [{} for _ in range(CLEAR_GAP)]
+            previous = None
+    return frames
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Clean images; the test split is used.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo_data"),
+    seed: Annotated[int, typer.Option(help="Seed of images, order and corruptions.")] = 0,
+) -> None:
+    """Render the demo's frames."""
+    truth = scenario(seed)
+    images = load_images(data, "test")
+    chosen = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: len(truth)])
+    frames = []
+    for index, layers in enumerate(truth):
+        pixels = chosen.pixels[index : index + 1]
+        for depth, (name, severity) in enumerate(layers.items()):
+            drawn = derive_seed(seed, "demo", name, severity, depth)
+            pixels = corrupt(pixels, name, severity, seeds_for(drawn, torch.tensor([index])))
+        frames.append(pixels[0].permute(1, 2, 0).numpy())
+    rows = -(-len(frames) // COLUMNS)
+    frames += [np.zeros_like(frames[0])] * (rows * COLUMNS - len(frames))
+    sheet = np.concatenate([np.concatenate(frames[row * COLUMNS : (row + 1) * COLUMNS], 1) for row in range(rows)])
+    out.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(out / "frames.webp"), sheet[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100: lossless
+    record = {
+        "command": f"python -m rws.benchmarks.demo.render --data cifar10 --seed {seed}",
+        "size": images.size,
+        "classes": images.classes,
+        "frames": [
+            {"label": int(chosen.labels[index]), "corruptions": {name: round(s, 2) for name, s in layers.items()}}
+            for index, layers in enumerate(truth)
+        ],
+    }
+    (out / "frames.json").write_text(json.dumps(record, indent=None) + "\n")
+    typer.echo(f"{len(truth)} frames, {(out / 'frames.webp').stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)

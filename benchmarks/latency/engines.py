@@ -1,0 +1,381 @@
+"""The ways to have a classifier whose weights change, behind one face: ours, the untouched model, and what users do.
+
+| way | between frames | a change of mix |
+|---|---|---|
+| `untouched` | a plain, fully optimised ONNX Runtime session | never |
+| `untouched_again` | the same once more: what two equal sessions differ by | never |
+| `live`, `split`, `inputs` | `rws.edge.live.onnx_model.OnnxModel` | patch |
+| `reload` | the untouched session | a new session from a patched file that lies on the disk |
+| `reload_optimised` | the same | the same, from a file that ONNX Runtime has optimised before |
+| `sessions` | one of 20 untouched sessions | take another one |
+| `lora` | a session whose shallow weights can be overridden | ONNX Runtime's LoRA adapters, loaded beforehand |
+| `load_state_dict` | Torch, eager | the whole model's weights, from memory |
+| `load_state_dict_shallow` | Torch, eager | the patched layers' weights, from memory, float32, one set a mix |
+| `torch`, `torch_compile`, `torch_cuda_graph` | `rws.edge.live.torch_model.TorchModel` | patch |
+
+On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import psutil
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from rws.benchmarks.common.models import BenchmarkModel, patched_onnx, patched_weights
+from rws.edge.errors import RwsError, first_line
+from rws.edge.live.base import PatchableModel
+from rws.edge.onnx.graph import data_input, read_model
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.live.torch_model import TorchModel
+
+ALPHA = 0.75
+PREPARED = 3  # patched files or whole state dicts that are taken in turn: more than caches hold, less than memory
+MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
+# The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a way is made for.
+
+    Args:
+        model: the model and its signatures.
+        threads: threads inside an operator.
+        device: `cpu` or `cuda`.
+        folder: an empty folder for files of models.
+    """
+
+    model: BenchmarkModel
+    threads: int
+    device: str
+    folder: Path
+
+    @property
+    def mixes(self) -> tuple[dict[str, float], ...]:
+        """The mixes that every way changes between, one a signature."""
+        return tuple({name: ALPHA} for name in self.model.signatures.names)
+
+    @property
+    def onnx_runs(self) -> bool:
+        """Whether ONNX Runtime can use the device."""
+        return self.device == "cpu" or _cuda_starts()
+
+    @property
+    def baseline(self) -> str:
+        """What `untouched` is here."""
+        if self.onnx_runs:
+            return f"ONNX Runtime session, all optimisations, {self.device}, session.run(None, inputs)"
+        return "Torch module, eager, cuda: this ONNX Runtime has no CUDA provider, or it does not start"
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was told."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A model made in one way, ready to run.
+
+    Args:
+        way: its name.
+        predict: float32 (1, 3, H, W) → logits (1, K).
+        change: puts the mix of that number into effect, None the clean weights; None where there is no change.
+        provider: what runs it.
+        note: what it says of itself.
+        load_ms: milliseconds to make it.
+    """
+
+    way: str
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    change: Callable[[int | None], object] | None
+    provider: str
+    note: str = ""
+    load_ms: float = float("nan")
+
+
+def make_contender(way: str, setting: Setting) -> Contender:
+    """Make a model in one of `WAYS`, and time the making.
+
+    Raises:
+        RwsError: if this way cannot run here.
+    """
+    started = time.perf_counter()
+    try:
+        made = WAYS[way](way, setting)
+    # What torch raises when it cannot compile, or memory runs out; and an ONNX Runtime before 1.20 has no adapters.
+    except (RuntimeError, AttributeError) as error:
+        raise RwsError(f"{way}: {first_line(error)}") from error
+    setting.synchronise()
+    load_ms = (time.perf_counter() - started) * 1e3
+    return replace(made, load_ms=load_ms)
+
+
+def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of sessions that were made from files with clean weights, and with the first mix in them; on the CPU.
+
+    Args:
+        setting: whose model to take.
+        x: float32, shape (1, 3, H, W).
+    """
+    cpu = replace(setting, device="cpu")
+    files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
+    clean, patched = (_session(cpu, content)(x) for content in files)
+    return clean, patched
+
+
+def check_outputs(
+    contender: Contender, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
+) -> None:
+    """See that the outputs follow the weights: clean, patched, and clean again.
+
+    Args:
+        contender: any way.
+        x: float32, shape (1, 3, H, W).
+        clean, patched: `expected_outputs` for it.
+
+    Raises:
+        RwsError: if one is wrong by more than a twentieth of what the patch changes.
+    """
+    allowed = TOLERANCE * float(np.abs(patched - clean).max())
+    steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
+    if contender.change is not None:
+        steps += [(0, patched), (None, clean)]
+    for number, expected in steps:
+        if contender.change is not None:
+            contender.change(number)
+        error = float(np.abs(contender.predict(x) - expected).max())
+        if not error <= allowed:
+            state = "clean" if number is None else "patched"
+            raise RwsError(f"{contender.way}: the {state} output is wrong by {error:.2g}, allowed {allowed:.2g}")
+
+
+def deployed_model(setting: Setting) -> PatchableModel:
+    """The model as a device would run it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
+    if setting.onnx_runs:
+        return _onnx_model(setting, "auto")
+    return _torch_model(setting, "torch_cuda_graph")
+
+
+class _Session:
+    """An ONNX Runtime session as users make and call it."""
+
+    def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.log_severity_level = 3
+        if level is not None:
+            options.graph_optimization_level = level
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
+        providers = ["CPUExecutionProvider"]
+        if setting.device == "cuda":
+            providers = ["CUDAExecutionProvider", *providers]
+        source = model if isinstance(model, bytes) else str(model)
+        self.session = onnxruntime.InferenceSession(source, options, providers=providers)
+        self.input = self.session.get_inputs()[0].name
+        self.provider = _short(self.session.get_providers()[0])
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self.session.run(None, {self.input: x})[0]
+        return logits
+
+
+def _session(setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> _Session:
+    """A session of a file or its bytes; `level` of optimisation, None for all; `optimised`: where to save the graph."""
+    if not setting.onnx_runs:
+        raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries")
+    return _Session(setting, model, level, optimised)
+
+
+@cache
+def _cuda_starts() -> bool:
+    """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    return bool(session.get_providers()[0] == "CUDAExecutionProvider")
+
+
+def _untouched(way: str, setting: Setting) -> Contender:
+    if not setting.onnx_runs:
+        model = _torch_model(setting, "torch")
+        return Contender(way, model.predict, None, "cuda", "Torch module, eager")
+    session = _session(setting, setting.model.onnx)
+    return Contender(way, session, None, session.provider)
+
+
+def _patched_in_place(way: str, setting: Setting) -> Contender:
+    if way.startswith("torch"):
+        model: OnnxModel | TorchModel = _torch_model(setting, way)
+    else:
+        if not setting.onnx_runs:
+            raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu")
+        model = _onnx_model(setting, way)
+    if model.way != way:
+        raise RwsError(f"{way}: not possible here ({model.note})")
+    mixes = setting.mixes
+
+    def change(number: int | None) -> None:
+        model.apply({} if number is None else mixes[number])
+
+    return Contender(way, model.predict, change, _short(model.provider), model.note)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider").lower()
+
+
+def _reload(way: str, setting: Setting) -> Contender:
+    files = []
+    for number, mix in enumerate([{}, *setting.mixes[:PREPARED]]):
+        files.append(setting.folder / f"{way}_{number}.onnx")
+        content = patched_onnx(setting.model, mix)
+        if way == "reload":
+            files[-1].write_bytes(content)
+        else:
+            _session(setting, content, optimised=files[-1])
+    level = None if way == "reload" else onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _session(setting, files[0], level)
+
+    def change(number: int | None) -> None:
+        nonlocal session
+        session = _session(setting, files[0 if number is None else 1 + number % PREPARED], level)
+
+    return Contender(way, lambda x: session(x), change, session.provider)
+
+
+def _sessions(way: str, setting: Setting) -> Contender:
+    need = (1 + len(setting.mixes)) * MEMORY_PER_SESSION * len(setting.model.onnx)
+    free = psutil.virtual_memory().available if setting.device == "cpu" else torch.cuda.mem_get_info()[0]
+    if need > free:
+        raise RwsError(
+            f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+        )
+    kept = [_session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+    x = np.zeros((1, 3, setting.model.size, setting.model.size), np.float32)
+    for session in kept:  # a session plans its buffers in its first two runs
+        session(x)
+        session(x)
+    current = kept[0]
+
+    def change(number: int | None) -> None:
+        nonlocal current
+        current = kept[0 if number is None else 1 + number]
+
+    return Contender(way, lambda x: current(x), change, current.provider)
+
+
+def _lora(way: str, setting: Setting) -> Contender:
+    proto = read_model(setting.model.onnx)
+    name = data_input(proto)[0]
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    for tensor in setting.model.tensor_names:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shapes[tensor]))
+    session = _session(setting, proto.SerializeToString())
+    adapters = []
+    for number, mix in enumerate(setting.mixes):
+        weights = patched_weights(setting.model, mix)
+        content = onnxruntime.AdapterFormat()
+        content.set_adapter_version(1)
+        content.set_model_version(1)
+        content.set_parameters({key: onnxruntime.OrtValue.ortvalue_from_numpy(array) for key, array in weights.items()})
+        path = setting.folder / f"{number}.onnx_adapter"
+        content.export_adapter(str(path))
+        adapters.append(onnxruntime.LoraAdapter())
+        adapters[-1].Load(str(path))
+    options: onnxruntime.RunOptions | None = None
+
+    def change(number: int | None) -> None:
+        nonlocal options
+        options = None
+        if number is not None:
+            options = onnxruntime.RunOptions()
+            options.add_active_adapter(adapters[number])
+
+    return Contender(way, lambda x: session.session.run(None, {name: x}, options)[0], change, session.provider)
+
+
+def _load_state_dict(way: str, setting: Setting) -> Contender:
+    model = _torch_model(setting, "torch")
+    module = model.module
+    states = []
+    shallow = way == "load_state_dict_shallow"
+    for mix in ({}, *setting.mixes[:PREPARED]):
+        model.apply(mix)
+        state = module.state_dict()
+        states.append({key: state[key].clone() for key in (model.parameter_names if shallow else state)})
+    model.reset()
+
+    def change(number: int | None) -> None:
+        module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
+
+    return Contender(way, model.predict, change, setting.device)
+
+
+def _onnx_model(setting: Setting, way: str) -> OnnxModel:
+    model = setting.model
+    return OnnxModel(
+        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, way=way
+    )
+
+
+def _torch_model(setting: Setting, way: str) -> TorchModel:
+    model = setting.model
+    torch.set_num_threads(setting.threads)
+    if way == "torch_compile":
+        # Each repeat compiles anew; after eight, Dynamo would give up and run eagerly without a word.
+        torch.compiler.reset()
+    if model.module is None:
+        return TorchModel.from_onnx(
+            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, way=way
+        )
+    return TorchModel(
+        copy.deepcopy(model.module),
+        model.signatures,
+        model.tensor_names,
+        image_shape=(3, model.size, model.size),
+        device=setting.device,
+        way=way,
+    )
+
+
+WAYS: dict[str, Callable[[str, Setting], Contender]] = {
+    "untouched": _untouched,
+    "untouched_again": _untouched,
+    "live": _patched_in_place,
+    "split": _patched_in_place,
+    "inputs": _patched_in_place,
+    "reload": _reload,
+    "reload_optimised": _reload,
+    "sessions": _sessions,
+    "lora": _lora,
+    "load_state_dict": _load_state_dict,
+    "load_state_dict_shallow": _load_state_dict,
+    "torch": _patched_in_place,
+    "torch_compile": _patched_in_place,
+    "torch_cuda_graph": _patched_in_place,
+}
+
+
+def default_ways(device: str) -> tuple[str, ...]:
+    """Every way that the device could have, but for `untouched`, which is always measured."""
+    return tuple(way for way in WAYS if way != "untouched" and (device == "cuda" or way != "torch_cuda_graph"))

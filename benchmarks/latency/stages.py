@@ -1,0 +1,175 @@
+"""The whole frame as a device has it: read, preprocess, oracle, policy, patch, predict, through the frame loop itself.
+
+Its oracle is the bundle's, or a network of the same kind for the model's input size, untrained; the temporal filter and
+the policy do all of their work, and only then is the answer replaced by a mix that changes when the schedule says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from rws.benchmarks.demo.demo import load_stream
+from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
+from rws.benchmarks.latency.engines import Setting, deployed_model
+from rws.edge.errors import InputError, RwsError
+from rws.edge.runtime import STAGES, Runtime
+from rws.oracle.belief import Belief
+from rws.oracle.classifier import Oracle
+from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
+from rws.oracle.temporal_filter import BeliefFilter
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.oracle.fit import LEVELS, OracleNetwork, export_oracle
+
+WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
+FRAME_SIZE = (480, 640)
+VIDEO_FRAMES = 60
+PIXELS_A_FRAME = 3
+
+
+class ScheduledPolicy:
+    """Asks a policy, and answers with a mix that changes every so many frames.
+
+    Args:
+        policy: does its work on every belief.
+        mixes: taken in turn.
+    """
+
+    def __init__(self, policy: Policy, mixes: Sequence[Mix]) -> None:
+        self._policy, self._mixes = policy, mixes
+        self._every = self._frame = self._number = 0
+
+    def start(self, every: int, settle: int) -> None:
+        """Begin a block whose first `settle` frames do not count; `every` 0 answers with no patch at all."""
+        self._every, self._frame = every, -settle
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix that the schedule has for the next frame."""
+        self._policy.choose(belief)
+        if self._every and self._frame % self._every == 0:
+            self._number += 1
+        self._frame += 1
+        return self._mixes[self._number % len(self._mixes)] if self._every else {}
+
+    def reset(self) -> None:
+        """Forget the past; the schedule goes on."""
+        self._policy.reset()
+
+
+class StageCase:
+    """The frame loop with a mix that changes every so many frames; a call runs one block, from the source's start."""
+
+    def __init__(self, runtime: Runtime, policy: ScheduledPolicy, every: int, source: str) -> None:
+        self._runtime, self._policy, self._every, self._source = runtime, policy, every, source
+        frame_ms = float(np.median(self._run(2, 5).ms))
+        self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
+
+    def __call__(self) -> Block:
+        """Run one block; its `ms` are without reading."""
+        return self._run(self._settle, self._frames)
+
+    def _run(self, settle: int, frames: int) -> Block:
+        self._policy.start(self._every, settle)
+        with closing(self._runtime.stream(self._source)) as stream:
+            results = list(islice(stream, settle + frames))[settle:]
+        if len(results) < frames:
+            raise InputError(f"{self._source}: has fewer than {settle + frames} frames; give a longer source")
+        times = {stage: np.array([result.times_ms[stage] for result in results]) for stage in STAGES}
+        everything = np.sum(list(times.values()), axis=0)
+        changed = np.array([result.changed for result in results])
+        return Block(everything - times["read"], changed, {**times, WHOLE_WITH_READ: everything})
+
+
+def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
+    """The deployed model in a frame loop, once for each rate of change; also says in which way its weights change.
+
+    Raises:
+        SourceError: if the source cannot be opened.
+        InputError: if it has too few frames.
+    """
+    model = deployed_model(setting)
+    oracle, policy, smoothing = _oracle(setting)
+    scheduled = ScheduledPolicy(policy, setting.mixes)
+    size = (setting.model.size, setting.model.size)
+    classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
+    names = [f"class {index}" for index in range(classes)]
+    runtime = Runtime(model, oracle, scheduled, smoothing, input_size=size, classes=names)
+    return model.way, {every: StageCase(runtime, scheduled, every, source) for every in rates}
+
+
+def stage_rows(stages: Mapping[int, Measured], way: str) -> list[dict[str, Any]]:
+    """A row for each stage; for the whole frame, without and with reading it, also the ratio to `untouched`."""
+    rows = []
+    for every, measured in stages.items():
+        for stage in (*STAGES, WHOLE, WHOLE_WITH_READ):
+            part = None if stage == WHOLE else stage
+            ratio: Sequence[float | None] = (None, None, None)
+            if stage in (WHOLE, WHOLE_WITH_READ):
+                ratio = [round(value, 4) for value in measured.ratio(part)]
+            rows.append(
+                {"way": way, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
+                | dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True))
+            )
+    return rows
+
+
+def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
+    """A video of 640 x 480 pixels: a camera that pans over a wall of the demo's frames.
+
+    Args:
+        path: the file, ending in `.mp4`.
+        frames: how many.
+
+    Raises:
+        RwsError: if this OpenCV cannot encode it.
+    """
+    images = load_stream().images
+    height, width = FRAME_SIZE[0] // images.shape[1], FRAME_SIZE[1] // images.shape[2]
+    wall = images[np.arange(height * width) % len(images)].reshape(height, width, *images.shape[1:])
+    wall = np.ascontiguousarray(wall.swapaxes(1, 2).reshape(*FRAME_SIZE, 3)[:, :, ::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, FRAME_SIZE[::-1])
+    if not writer.isOpened():
+        raise RwsError("this OpenCV cannot encode a video; install the wheel (pip install opencv-python)")
+    for frame in range(frames):
+        writer.write(np.roll(wall, frame * PIXELS_A_FRAME, axis=1))
+    writer.release()
+    return path
+
+
+def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
+    bundle = setting.model.bundle
+    if bundle is not None:
+        return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
+    return (
+        Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads),
+        WeightedPolicy(_gain_table()),
+        BeliefFilter(CORRUPTIONS, LEVELS),
+    )
+
+
+@cache
+def _untrained_oracle(size: int) -> bytes:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return export_oracle(OracleNetwork(), 1.0, size)
+
+
+def _gain_table() -> GainTable:
+    """As large as a calibrated one: no patch, and each signature at three strengths."""
+    signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
+    shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
+    return GainTable(
+        CORRUPTIONS,
+        LEVELS,
+        np.concatenate([[-1], signature]),
+        np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32),
+        np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32),
+    )

@@ -1,0 +1,360 @@
+"""The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
+
+`confusion`: which type the oracle names (`replay_all.json`). `gain_table`: what each signature wins on each corruption
+at severity 5 (the bundle's table). `regret_split`: what separates us from being told (`replay_all.json`). `stream`: a
+stream with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
+
+from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
+from rws.edge.common.files import atomic_write_bytes
+from rws.edge.bundle.bundle import Bundle
+from rws.oracle.belief import CLEAN
+from rws.oracle.errors import InputError
+from rws.oracle.policy import GainTable
+
+FIGURES = ("confusion", "gain_table", "regret_split", "stream")
+LARGEST = 45_000
+
+# Blue to ink, light to dark: readable in grey, and to the colour-blind.
+_SHADES = LinearSegmentedColormap.from_list(
+    "shades", ["#ffffff", "#d6e4f5", "#8db8e2", "#3d7fc1", "#1d3f77", "#101b35"]
+)
+# Okabe and Ito's colours, told apart by the colour-blind.
+_SHARES = {
+    "type": ("wrong type", "#D55E00"),
+    "severity": ("wrong severity", "#E69F00"),
+    "clean": ("taken for clean", "#56B4E9"),
+    "policy": ("the policy itself", "#9aa3b2"),
+}
+_FAMILY_ORDER = tuple(name for _, members in FAMILIES.values() for name in members)
+
+
+def draw_all(
+    results: Path,
+    out: Path,
+    *,
+    bundle: Bundle | None = None,
+    only: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draw the pictures as `<name>.png`, each below 45 kB.
+
+    Args:
+        results: folder of `replay_all.json` and `streams.json`.
+        out: folder to write to; created.
+        bundle: whose gain table is drawn; None: the bundled default.
+        only: which of `FIGURES`; none: all.
+        progress: called with a line for each picture.
+
+    Returns:
+        The files, in the order of `FIGURES`.
+
+    Raises:
+        InputError: if a result is missing or lacks what is to be drawn, or a name is unknown.
+    """
+    unknown = [name for name in only if name not in FIGURES]
+    if unknown:
+        raise InputError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
+
+    def confusion() -> Figure:
+        return draw_confusion(_read(results / "replay_all.json", "oracle", "rws replay --severity all")["confusion"])
+
+    def gain_table() -> Figure:
+        return draw_gain_table((bundle or Bundle.load()).table)
+
+    def regret_split() -> Figure:
+        return draw_regret_split(_read(results / "replay_all.json", "regret_split", "rws replay --severity all"))
+
+    def stream() -> Figure:
+        return draw_stream(_read(results / "streams.json", "timeline", "rws replay --protocol continual"))
+
+    draw = {"confusion": confusion, "gain_table": gain_table, "regret_split": regret_split, "stream": stream}
+    style = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9}
+    paths = []
+    for name in FIGURES:
+        if only and name not in only:
+            continue
+        with plt.rc_context(style):
+            figure = draw[name]()
+            content = small_png(figure)
+            plt.close(figure)
+        out.mkdir(parents=True, exist_ok=True)
+        paths.append(out / f"{name}.png")
+        atomic_write_bytes(paths[-1], content)
+        if progress is not None:
+            progress(f"{paths[-1]}: {len(content) / 1000:.1f} kB")
+    return paths
+
+
+def _read(path: Path, key: str, command: str) -> Any:
+    try:
+        return json.loads(path.read_text())[key]
+    except FileNotFoundError as error:
+        raise InputError(f"no result {path}; make it with `{command} --json {path}`") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} holds no {key!r}; make it again with `{command} --json {path}`") from error
+
+
+def small_png(figure: Figure, colours: Sequence[int] = (96, 64, 48, 32, 24, 16)) -> bytes:
+    """A figure as a PNG with a palette: as many colours as it may have to stay below 45 kB.
+
+    Raises:
+        InputError: if it is larger with the fewest colours.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    image = Image.open(buffer).convert("RGB")
+    for count in colours:
+        small = io.BytesIO()
+        palette = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette.save(small, "PNG", optimize=True)
+        if small.tell() < LARGEST:
+            return small.getvalue()
+    raise InputError(f"a picture takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def _title(axis: Axes, title: str, note: str = "", pad: float = 8.0) -> None:
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=pad + (15 if note else 0))
+    if note:
+        axis.annotate(
+            note,
+            (0, 1),
+            xytext=(0, pad + 1),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            color=MUTED,
+            va="bottom",
+        )
+
+
+def _grid_of_names(axis: Axes, rows: Sequence[str], columns: Sequence[str], breaks: Sequence[float]) -> None:
+    """Names around a matrix, with white lines between the families."""
+    axis.set_xticks(range(len(columns)), [_spoken(name) for name in columns], rotation=45, ha="right")
+    axis.set_yticks(range(len(rows)), [_spoken(name) for name in rows])
+    axis.tick_params(length=0, colors=INK, labelsize=8.5)
+    axis.spines[:].set_visible(False)
+    offset = len(rows) - len(columns)
+    for place in breaks:
+        axis.axhline(place + max(0, offset), color="#b9c1cd", lw=0.9)
+        axis.axvline(place + max(0, -offset), color="#b9c1cd", lw=0.9)
+
+
+def _family_breaks(names: Sequence[str]) -> list[float]:
+    family = {name: label for label, members in FAMILIES.values() for name in members}
+    return [
+        index + 0.5
+        for index, (name, following) in enumerate(pairwise(names))
+        if family.get(name) != family.get(following)
+    ]
+
+
+def _numbers(axis: Axes, values: NDArray[np.floating], least: float, dark_from: float) -> None:
+    for row, column in np.argwhere(np.abs(values) >= least):
+        value = values[row, column]
+        axis.text(
+            column,
+            row,
+            f"{value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if value >= dark_from else INK,
+        )
+
+
+def _in_family_order(names: Sequence[str]) -> list[int]:
+    order = [name for name in (CLEAN, *_FAMILY_ORDER) if name in names]
+    order += [name for name in names if name not in order]
+    return [list(names).index(name) for name in order]
+
+
+def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
+    """The confusion matrix: a row a true type, in percent of its frames.
+
+    Args:
+        confusion: `names`, and `counts`, a row a true type, a column a named one.
+    """
+    order = _in_family_order(confusion["names"])
+    names = [confusion["names"][index] for index in order]
+    counts = np.array(confusion["counts"], float)[np.ix_(order, order)]
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
+    axis.imshow(share, cmap=_SHADES, norm=PowerNorm(0.45, 0, 100))
+    _grid_of_names(axis, names, names, _family_breaks(names))
+    _numbers(axis, share, 0.95, 40)
+    axis.set_xlabel("named by the oracle", color=MUTED)
+    axis.set_ylabel("true", color=MUTED)
+    present = counts.sum(1) > 0
+    mean = share.diagonal()[present].mean()
+    _title(axis, "Which corruption is it?", f"percent of the frames of each row; mean of the diagonal {mean:.1f} %")
+    return figure
+
+
+def draw_gain_table(table: GainTable) -> Figure:
+    """What each signature, at the best of its alphas, wins over no patch at the strongest level, in points."""
+    steps = len(table.levels)
+    order = _in_family_order(table.corruptions)
+    names = [table.corruptions[index] for index in order]
+    strongest = table.accuracy[steps::steps]
+    gain = np.full((len(names), len(names)), np.nan)
+    for column, signature in enumerate(order):
+        actions = np.flatnonzero(table.signature == signature)
+        if len(actions):
+            gain[:, column] = (strongest[:, actions].max(1) - strongest[:, 0])[order]
+    shown = np.where(np.nan_to_num(gain) > 0, gain, 0.0)
+    figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
+    axis.imshow(shown, cmap=_SHADES, norm=PowerNorm(0.6, 0, max(1.0, float(shown.max()))))
+    _grid_of_names(axis, names, names, _family_breaks(names))
+    _numbers(axis, shown, 0.5, 0.35 * float(shown.max()))
+    for index in range(len(names)):
+        axis.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#e4572e", lw=1.2))
+    axis.set_xlabel("signature that is patched in, at its best α", color=MUTED)
+    axis.set_ylabel(f"true corruption, severity {table.levels[-1]:g}", color=MUTED)
+    note = "points of accuracy over no patch, validation images; empty: no gain, or not among the neighbours measured"
+    _title(axis, "What does each signature win?", note)
+    return figure
+
+
+def draw_regret_split(split: Mapping[str, Any]) -> Figure:
+    """RA(perfect) − RA(ours) and what it comes from, in points: all corruptions together, and each of them.
+
+    Args:
+        split: `policy`, `severity`, `type`, `clean`, whose sum is `total`; and `per_corruption`: {name: the same}.
+    """
+    rows = sorted(split["per_corruption"].items(), key=lambda item: -item[1]["total"])
+    names = ["all together", *(_spoken(name) for name, _ in rows)]
+    parts = [split, *(part for _, part in rows)]
+    place = np.array([0.0, *(np.arange(len(rows)) + 1.6)])
+    figure, axis = plt.subplots(figsize=(8.6, 6.2), layout="constrained", dpi=110)
+    for sign in (1, -1):
+        start = np.zeros(len(parts))
+        for key, (label, colour) in _SHARES.items():
+            width = np.array([sign * max(0.0, sign * part[key]) for part in parts])
+            shown = f"{label} {_signed(split[key])}" if sign > 0 else None
+            axis.barh(place, width, left=start, height=0.74, color=colour, label=shown, lw=0)
+            start += width
+    axis.plot(
+        [part["total"] for part in parts],
+        place,
+        "D",
+        ms=5,
+        color=INK,
+        mec="white",
+        mew=0.8,
+        ls="",
+        label=f"total {_signed(split['total'])}",
+    )
+    reach = axis.get_xlim()
+    for part, height in zip(parts, place, strict=True):
+        right = sum(max(0.0, part[key]) for key in _SHARES)
+        end = max(right, part["total"], 0.0) + 0.012 * (reach[1] - reach[0])
+        axis.text(end, height, _signed(part["total"]), va="center", ha="left", fontsize=8.5, color=INK)
+    axis.set_yticks(place, names)
+    axis.get_yticklabels()[0].set_fontweight("bold")
+    axis.invert_yaxis()
+    axis.margins(x=0.09)
+    axis.axvline(0, color=MUTED, lw=0.8)
+    axis.grid(axis="x", color=GRID, lw=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0, colors=INK, labelsize=8.5)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set_xlabel("regret, points of accuracy (below 0: better than being told)", color=MUTED)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5, columnspacing=1.2, handlelength=1.2)
+    _title(axis, "What keeps us from being as good as told?", "single frames, severities 1–5, mean of the severities")
+    return figure
+
+
+def draw_stream(timeline: Mapping[str, Any]) -> Figure:
+    """A stream: true type, believed type, patched signature, and the running accuracy.
+
+    Args:
+        timeline: what `rws.benchmarks.streams.run.make_timeline` returns.
+    """
+    names, count = timeline["types"], timeline["frames"]
+    colours = corruption_colours()
+    bands = [("true", timeline["true"])]
+    labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "told"}
+    bands += [(f"believed, {labels[key]}", runs) for key, runs in timeline["believed"].items()]
+    bands += [(f"patched, {labels[key]}", runs) for key, runs in timeline["mix"].items()]
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(10.4, 5.6), height_ratios=[1.35, 1], layout="constrained", dpi=110, sharex=True
+    )
+    for row, (_, runs) in enumerate(bands):
+        starts = [0, *accumulate(length for _, length in runs)]
+        for (index, length), start in zip(runs, starts, strict=False):
+            top.broken_barh([(start, length)], (row + 0.08, 0.84), facecolor=colours[names[index]], lw=0)
+    starts = [0, *accumulate(length for _, length in timeline["true"])]
+    for (index, length), start in zip(timeline["true"], starts, strict=False):
+        top.text(
+            start + length / 2, -0.12, _spoken(names[index]), rotation=40, ha="left", va="bottom", fontsize=8, color=INK
+        )
+        for axis in (top, bottom):
+            axis.axvline(start, color=GRID, lw=0.7, zorder=0)
+    top.set_yticks(np.arange(len(bands)) + 0.5, [label for label, _ in bands])
+    top.set_ylim(len(bands), 0)
+    top.tick_params(length=0, colors=INK, labelsize=8.5)
+    top.spines[:].set_visible(False)
+    severity = timeline["severity"]
+    strength = "all severities" if severity == "all" else f"severity {severity:g}"
+    top.set_title(
+        f"A stream of {count} frames, {timeline['protocol']}, {strength}",
+        loc="left",
+        fontsize=12,
+        fontweight="bold",
+        color=INK,
+        pad=64,
+    )
+    styles = WAY_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
+    frames = timeline["step"] * (1 + np.arange(count // timeline["step"]))
+    for way in ("std", "frame", "trained", "perfect"):
+        if way in timeline["correct"]:
+            label, colour, width = styles[way]
+            values = np.array(timeline["correct"][way], float)
+            bottom.plot(
+                frames[: len(values)],
+                values,
+                color=colour,
+                lw=width,
+                ls=":" if way == "perfect" else "-",
+                label=label if way != "trained" else "trained oracle, over frames",
+            )
+    bottom.set_ylim(0, 104)
+    bottom.set_xlim(0, count)
+    bottom.set_ylabel(f"% correct of the last {timeline['window']}", color=MUTED)
+    bottom.set_xlabel("frame", color=MUTED)
+    bottom.grid(axis="y", color=GRID, lw=0.6)
+    bottom.tick_params(colors=MUTED, length=3)
+    bottom.spines[["top", "right"]].set_visible(False)
+    bottom.legend(loc="lower left", ncols=4, frameon=False, fontsize=8.5)
+    return figure

@@ -1,0 +1,90 @@
+"""Which tables and figures there are, what each needs, and how it is measured and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rws.benchmarks.paper import figures
+from rws.benchmarks.paper import tables
+from rws.benchmarks.paper.columns import SCALES
+from rws.benchmarks.paper.inits import compare_inits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+TABLE_COLUMNS = ("cifar10-vgg16", "cifar100-vgg16", "tiny-imagenet-vgg16", "tiny-imagenet-resnet50")
+VGG_COLUMNS = TABLE_COLUMNS[:3]
+TINY = ("tiny-imagenet-vgg16",)
+PAPER = ("std", "robust")
+TUNED = ("tuned-labels", "tuned-output", "tuned-shallow")
+EVERYTHING = ("std", "robust", "augmented", "oracle", *TUNED)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table or figure.
+
+    Args:
+        title: what it is.
+        columns: those that it has a result of each for.
+        kinds: trainings that it needs.
+        measure: from a column's measure, or of a `joint` entry from those of all columns, to plain data.
+        draw: from that to a picture; None for a table.
+        joint: one result from all columns together.
+        scales: at which it exists.
+        for_picture: keys of the result that only the picture needs; they are not kept.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
+    measure: Callable[..., dict[str, Any]]
+    draw: Callable[[dict[str, Any]], Figure] | None = None
+    joint: bool = False
+    scales: tuple[str, ...] = SCALES
+    for_picture: tuple[str, ...] = ()
+
+    def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each result's column, by name, and the columns that it is measured from."""
+        if self.joint:
+            yield "vgg16", self.columns
+        else:
+            for column in self.columns:
+                yield column, (column,)
+
+
+ENTRIES: dict[str, Entry] = {
+    "table1": Entry("TA, RA and storage", TABLE_COLUMNS, EVERYTHING, tables.table1),
+    "table2": Entry("ImageNet", ("imagenet-resnet50",), EVERYTHING, tables.table1, scales=("full",)),
+    "table3": Entry("transfer between data sets", VGG_COLUMNS, (*PAPER, *TUNED), tables.table3, joint=True),
+    "table4": Entry("the 19 corruptions one by one", TABLE_COLUMNS, EVERYTHING, tables.table4),
+    "table5": Entry("whole models at few bits, signatures at few bits", TABLE_COLUMNS, EVERYTHING, tables.table5),
+    "fig2": Entry("norm of the signatures by layer", TINY, PAPER, figures.fig2, figures.draw_fig2),
+    "fig3": Entry("similarity between corruptions by layer", TINY, PAPER, figures.fig3, figures.draw_fig3),
+    "fig4": Entry("similarity and gains of the 19 signatures", TINY, PAPER, figures.fig4, figures.draw_fig4),
+    "fig5": Entry("similarity between data sets", VGG_COLUMNS, PAPER, figures.fig5, figures.draw_fig5, joint=True),
+    "fig6": Entry(
+        "RA against the number of patched layers",
+        ("cifar10-vgg16", "tiny-imagenet-vgg16", "tiny-imagenet-resnet50"),
+        PAPER,
+        figures.fig6,
+        figures.draw_fig6,
+    ),
+    "fig7": Entry(
+        "strength and severity", ("cifar10-vgg16",), (*PAPER, "tuned-shallow"), figures.fig7, figures.draw_fig7
+    ),
+    "fig8": Entry("two signatures at once", TINY, (*PAPER, "tuned-shallow"), figures.fig8, figures.draw_fig8),
+    "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")),
+    "init": Entry("what everything starts from", ("cifar10-vgg16",), PAPER, compare_inits),
+    "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
+    "smaller": Entry(
+        "RA against bytes",
+        ("cifar10-vgg16",),
+        (*PAPER, "tuned-shallow"),
+        tables.smaller,
+        figures.draw_smaller,
+    ),
+}

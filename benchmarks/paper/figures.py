@@ -1,0 +1,378 @@
+"""What each figure of the paper shows, measured, and the picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rws.training.evaluation.judge import corrupted
+from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Variant, flat
+from rws.benchmarks.streams.timeline import GRID, INK, MUTED
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.images import Images
+from rws.training.models.fit import to_input
+from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
+
+COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
+SHOWN = ("gaussian_noise", "glass_blur", "contrast")
+_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def _by_layer(measure: Measure, deltas: Deltas) -> list[Tensor]:
+    """A signature's values, weights and biases, of each layer, flat."""
+    return [
+        torch.cat([part.double().flatten() for name, part in deltas.items() if name.rpartition(".")[0] in members])
+        for members in measure.groups
+    ]
+
+
+def _cosines(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> NDArray[np.float64]:
+    def units(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([part / part.norm().clamp(min=1e-30) for part in parts])
+
+    return (units(vectors) @ units(others or vectors).T).numpy()
+
+
+def _rounded(values: Any, digits: int = 3) -> Any:
+    return np.round(np.asarray(values, np.float64), digits).tolist()
+
+
+def fig2(measure: Measure) -> dict[str, Any]:
+    """Norm of the signatures, layer by layer, beside the norm of what it changes."""
+    std = dict(measure.std.named_parameters())
+    clean = _by_layer(measure, {name: std[name].detach().cpu() for name in measure.tensors(ALL_LAYERS)})
+    norms = {
+        corruption: [
+            part.norm().item() for part in _by_layer(measure, measure.deltas("projected", corruption, ALL_LAYERS))
+        ]
+        for corruption in CORRUPTIONS
+    }
+    return {
+        "norm": {name: _rounded(values, 4) for name, values in norms.items()},
+        "weights": _rounded([part.norm().item() for part in clean], 4),
+        "values": [part.numel() for part in clean],
+    }
+
+
+def draw_fig2(result: dict[str, Any]) -> Figure:
+    """Norms, and norms relative to the weights', by layer."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.7), layout="constrained")
+    norm = np.array(list(result["norm"].values()))
+    layers = np.arange(1, norm.shape[1] + 1)
+    for axis, values, label in (
+        (axes[0], norm / np.sqrt(result["values"]), "root mean square of R"),
+        (axes[1], norm / np.array(result["weights"]), "|R| / |weights|"),
+    ):
+        axis.plot(layers, values.T, color=_COLOURS[5], lw=0.6)
+        axis.plot(layers, values.mean(0), color=_COLOURS[0], lw=2, label="mean of 19")
+        axis.axvspan(0.5, 5.5, color=GRID, alpha=0.5, lw=0)
+        axis.set(xlabel="layer", ylabel=label, ylim=(0, None), xlim=(0.5, len(layers) + 0.5))
+        axis.legend(frameon=False)
+    return figure
+
+
+def fig3(measure: Measure) -> dict[str, Any]:
+    """Cosine similarity between the signatures of two corruptions, layer by layer."""
+    parts = [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
+    layers = [_cosines([part[layer] for part in parts]) for layer in range(measure.depth)]
+    off = ~np.eye(len(CORRUPTIONS), dtype=bool)
+    return {
+        "mean": _rounded([matrix[off].mean() for matrix in layers]),
+        "quartiles": _rounded([np.quantile(matrix[off], [0.25, 0.75]) for matrix in layers]),
+        "extremes": _rounded([[matrix[off].min(), matrix[off].max()] for matrix in layers]),
+    }
+
+
+def draw_fig3(result: dict[str, Any]) -> Figure:
+    """The mean over pairs, half of them, and all of them."""
+    figure, axis = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
+    layers = np.arange(1, len(result["mean"]) + 1)
+    for key, shade, label in (("extremes", 0.15, "all pairs"), ("quartiles", 0.35, "half of the pairs")):
+        low, high = np.array(result[key]).T
+        axis.fill_between(layers, low, high, color=_COLOURS[0], alpha=shade, lw=0, label=label)
+    axis.plot(layers, result["mean"], color=_COLOURS[0], lw=2, label="mean")
+    axis.axhline(0, color=MUTED, lw=0.6)
+    axis.set(xlabel="layer", ylabel="cosine similarity", ylim=(-1, 1))
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fig4(measure: Measure, images: int = 200) -> dict[str, Any]:
+    """Similarity of the 19 projection residuals; what each residual of the recipe wins on every corruption, points."""
+    projected = [flat(measure.deltas("projected", name)) for name in CORRUPTIONS]
+    deltas = {name: measure.deltas("residual", name) for name in CORRUPTIONS}
+    alphas = measure.score(Variant("residual"))["alpha"]
+    models = [patched(measure.std, composed([(deltas[name], alphas[name])])) for name in CORRUPTIONS]
+    gains = []
+    for corruption in CORRUPTIONS:
+        test = measure.tests(corruption).first(images)
+        before = measure.accuracy(measure.std, test)
+        gains.append([measure.accuracy(model, test) - before for model in models])
+    return {
+        "corruptions": list(CORRUPTIONS),
+        "similarity": _rounded(_cosines(projected)),
+        "gain": _rounded(gains, 1),
+        "gain_images": min(images, len(measure.clean)),
+    }
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **style: Any) -> Any:
+    shown = axis.imshow(np.array(values), cmap="RdBu", **style)
+    axis.set_xticks(range(len(columns)), _names(columns), rotation=90, fontsize=6.5)
+    axis.set_yticks(range(len(rows)), _names(rows), fontsize=6.5)
+    axis.tick_params(length=0)
+    return shown
+
+
+def draw_fig4(result: dict[str, Any]) -> Figure:
+    """Both matrices."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4), layout="constrained")
+    names = result["corruptions"]
+    shown = _matrix(axes[0], result["similarity"], names, names, vmin=-1, vmax=1)
+    axes[0].set_title("cosine similarity of signatures", fontsize=9)
+    figure.colorbar(shown, ax=axes[0], shrink=0.7)
+    largest = np.abs(result["gain"]).max()
+    shown = _matrix(axes[1], result["gain"], names, names, vmin=-largest, vmax=largest)
+    axes[1].set(xlabel="signature", ylabel="test images")
+    axes[1].set_title("accuracy won, points", fontsize=9)
+    figure.colorbar(shown, ax=axes[1], shrink=0.7)
+    return figure
+
+
+def fig5(measures: Sequence[Measure]) -> dict[str, Any]:
+    """Similarity between the signatures of two data sets: of the same corruption, and of different ones, by layer."""
+    found = []
+    parts = [
+        [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
+        for measure in measures
+    ]
+    same = np.eye(len(CORRUPTIONS), dtype=bool)
+    for (first, one), (second, other) in combinations(zip(measures, parts, strict=True), 2):
+        layers = [
+            _cosines([part[layer] for part in one], [part[layer] for part in other])
+            for layer in range(measures[0].depth)
+        ]
+        found.append(
+            {
+                "pair": [first.build.column.dataset, second.build.column.dataset],
+                "same": _rounded([matrix[same].mean() for matrix in layers]),
+                "cross": _rounded([matrix[~same].mean() for matrix in layers]),
+            }
+        )
+    return {"pairs": found}
+
+
+def draw_fig5(result: dict[str, Any]) -> Figure:
+    """Same and cross, a line each, for every pair of data sets."""
+    figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
+    for colour, pair in zip(_COLOURS, result["pairs"], strict=False):
+        layers = np.arange(1, len(pair["same"]) + 1)
+        axis.plot(layers, pair["same"], color=colour, lw=1.8, marker="o", ms=3, label=" – ".join(pair["pair"]))
+        axis.plot(layers, pair["cross"], color=colour, lw=1.2, ls=":")
+    axis.plot([], [], color=INK, ls=":", label="different corruptions")
+    axis.axhline(0, color=MUTED, lw=0.6)
+    axis.set(xlabel="layer", ylabel="cosine similarity")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fig6(measure: Measure, images: int = 300) -> dict[str, Any]:
+    """RA against the number of patched layers, at strength 1; the last entry has every tensor, the head included."""
+    counts = [*range(1, measure.depth + 1), ALL_LAYERS]
+    share, scores = [], []
+    total = sum(parameter.numel() for parameter in measure.std.parameters())
+    for layers in counts:
+        found = []
+        for corruption in CORRUPTIONS:
+            deltas = measure.deltas("residual", corruption, layers)
+            found.append(measure.accuracy(patched(measure.std, deltas), measure.tests(corruption).first(images)))
+        share.append(sum(delta.numel() for delta in deltas.values()) / total)
+        scores.append(float(np.mean(found)))
+    tests = [measure.tests(name).first(images) for name in CORRUPTIONS]
+    robust = [measure.accuracy(measure.robust(name), test) for name, test in zip(CORRUPTIONS, tests, strict=True)]
+    return {
+        "layers": counts,
+        "ra": _rounded(scores, 2),
+        "share": _rounded(share, 4),
+        "never_patched": round(float(np.mean([measure.accuracy(measure.std, test) for test in tests])), 2),
+        "whole_robust_models": round(float(np.mean(robust)), 2),
+        "test_images": min(images, len(measure.clean)),
+    }
+
+
+def draw_fig6(result: dict[str, Any]) -> Figure:
+    """The curve between no patch and the whole robust models."""
+    figure, axis = plt.subplots(figsize=(4.8, 2.8), layout="constrained")
+    places = np.arange(len(result["layers"]) + 1)
+    axis.plot(places, [result["never_patched"], *result["ra"]], color=_COLOURS[0], lw=1.8, marker="o", ms=3.5)
+    axis.axhline(result["whole_robust_models"], color=_COLOURS[1], lw=1.2, ls="--", label="19 whole robust models")
+    axis.axvline(5, color=GRID, lw=6, zorder=0)
+    labels = ["0", *map(str, result["layers"][:-1]), "all"]
+    axis.set_xticks(places, labels, fontsize=7)
+    axis.set(xlabel="patched layers", ylabel="RA, %")
+    axis.legend(frameon=False)
+    return figure
+
+
+def fig7(measure: Measure, images: int = 100) -> dict[str, Any]:
+    """Accuracy (mean of the 19) by strength and severity, of the paper's signatures and of the column's own."""
+    found = {}
+    for way in dict.fromkeys(("residual", measure.shipped)):
+        table = np.zeros((5, len(_ALPHAS)))
+        for corruption in CORRUPTIONS:
+            deltas = measure.deltas(way, corruption)
+            models = [patched(measure.std, composed([(deltas, alpha)])) for alpha in _ALPHAS]
+            for severity in range(1, 6):
+                test = measure.tests(corruption, severity).first(images)
+                table[severity - 1] += [measure.accuracy(model, test) for model in models]
+        found[way] = _rounded(table / len(CORRUPTIONS), 2)
+    return {"alphas": list(_ALPHAS), "ra": found, "test_images": min(images, len(measure.clean))}
+
+
+def draw_fig7(result: dict[str, Any]) -> Figure:
+    """A line a severity."""
+    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(7.4, 2.9), layout="constrained", sharey=True)
+    shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
+    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+        for severity, (shade, line) in enumerate(zip(shades, table, strict=True), start=1):
+            axis.plot(result["alphas"], line, color=shade, lw=1.6, label=f"severity {severity}")
+            best = int(np.argmax(line))
+            axis.plot(result["alphas"][best], line[best], "o", color=shade, ms=5)
+        axis.set(xlabel="strength α", title=way)
+    np.atleast_1d(axes)[0].set_ylabel("accuracy, mean of 19, %")
+    np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
+    """Signatures of four corruptions alone and in pairs, on each corruption and on two over one another.
+
+    The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
+    """
+    test, validation = measure.clean.first(images), measure.validation.first(images)
+    pairs, seed = list(combinations(COMPOSED, 2)), measure.build.recipe.seed
+    found = {}
+    for way in dict.fromkeys(("residual", measure.shipped)):
+        deltas = {name: measure.deltas(way, name) for name in COMPOSED}
+        alphas = measure.score(Variant(way))["alpha"]
+        mixes: dict[str, Deltas] = {"none": {}}
+        mixes |= {name: composed([(deltas[name], alphas[name])]) for name in COMPOSED}
+        for pair in pairs:
+            pixels = corrupted(validation.pixels, [(name, 3.0) for name in pair], seed, "validation")
+            on_both = Images(pixels, validation.labels, validation.classes)
+            total = composed([(deltas[name], 1.0) for name in pair])
+            alpha, _ = measure.calibrated(measure.std, total, on_both)
+            mixes[" + ".join(pair)] = composed([(total, alpha)])
+        models = [patched(measure.std, mix) for mix in mixes.values()]
+        table = {}
+        for name in COMPOSED:
+            table[name] = [measure.accuracy(model, measure.tests(name).first(images)) for model in models]
+        for pair in pairs:
+            pixels = corrupted(test.pixels, [(name, 3.0) for name in pair], seed)
+            doubled = Images(pixels, test.labels, test.classes)
+            table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
+        found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
+    return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
+
+
+def draw_fig8(result: dict[str, Any]) -> Figure:
+    """What each mix wins over no patch, in points."""
+    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(9.4, 4.4), layout="constrained", sharey=True)
+    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+        scores = np.array(list(table.values()))
+        gain = scores[:, 1:] - scores[:, :1]
+        _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
+        for (row, column), value in np.ndenumerate(gain):
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
+        axis.set(title=f"{way}: points won", xlabel="signatures")
+    np.atleast_1d(axes)[0].set_ylabel("test images")
+    return figure
+
+
+def fig9(measure: Measure) -> dict[str, Any]:
+    """How far what the first deep layer sees is from what it sees of the clean image, standard and patched.
+
+    Returns:
+        `distance`: {corruption: [standard, patched]}, |f(x_c) − f(x)| / |f(x)|, mean of 200 images, at the strength
+        that is best on validation images; `maps`: for some corruptions, four channels of one image: clean image in the
+        standard model, corrupted image in it, and in the patched one; uint8.
+    """
+    names = measure.tensors(5)
+    alphas = measure.score(Variant("residual"))["alpha"]
+
+    def seen(model: nn.Module, pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return shallow_part(model, names)(to_input(pixels)).float().cpu()
+
+    clean = measure.clean.first(200)
+    aim = seen(measure.std, clean.pixels)
+    # The channels that carry most, of an image with a plain subject.
+    channels = aim.std((0, 2, 3)).topk(4).indices.tolist()
+    distance, maps, pictures = {}, {}, {}
+    for corruption in CORRUPTIONS:
+        pixels = measure.tests(corruption).pixels[: len(clean)]
+        model = patched(measure.std, composed([(measure.deltas("residual", corruption), alphas[corruption])]))
+        before, after = seen(measure.std, pixels), seen(model, pixels)
+        size = aim.flatten(1).norm(dim=1)
+        distance[corruption] = _rounded(
+            [((found - aim).flatten(1).norm(dim=1) / size).mean().item() for found in (before, after)]
+        )
+        if corruption in SHOWN:
+            top = torch.stack([aim[0, channels].amax((1, 2))]).clamp(min=1e-6).view(1, -1, 1, 1)
+            shown = torch.stack([part[0, channels] for part in (aim, before, after)]) / top
+            maps[corruption] = (shown.clamp(0, 1) * 255).to(torch.uint8).tolist()
+            pictures[corruption] = pixels[0].permute(1, 2, 0).cpu().tolist()
+    pictures["clean"] = clean.pixels[0].permute(1, 2, 0).cpu().tolist()
+    return {"distance": distance, "maps": maps, "pictures": pictures, "test_images": len(clean)}
+
+
+def draw_fig9(result: dict[str, Any]) -> Figure:
+    """Picture and four maps: clean, then corrupted in the standard and in the patched model."""
+    rows = [("clean, standard", "clean", next(iter(result["maps"])), 0)]
+    for name in result["maps"]:
+        label = name.replace("_", " ")
+        rows += [(f"{label},\nstandard", name, name, 1), (f"{label},\npatched", name, name, 2)]
+    figure, axes = plt.subplots(len(rows), 5, figsize=(4.6, 0.92 * len(rows)), layout="constrained")
+    for line, (label, picture, name, which) in zip(axes, rows, strict=True):
+        line[0].imshow(np.array(result["pictures"][picture], np.uint8))
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
+        for axis, feature in zip(line[1:], result["maps"][name][which], strict=True):
+            axis.imshow(np.array(feature), cmap="viridis", vmin=0, vmax=255)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def draw_smaller(result: dict[str, Any]) -> Figure:
+    """RA against bytes of all 19 signatures, as a share of the clean model."""
+    figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
+    kinds = {(row["what"], row["bits"]) for row in result["rows"] if row["what"] == "shared basis"}
+    plain = [row for row in result["rows"] if row["what"] == "one scale per channel"]
+    curves = [("no basis, 32 to 4 bits", plain)]
+    curves += [
+        (f"{what}, {bits} bits", [row for row in result["rows"] if (row["what"], row["bits"]) == (what, bits)])
+        for what, bits in sorted(kinds, reverse=True)
+    ]
+    for colour, (label, rows) in zip(_COLOURS, curves, strict=False):
+        share = [row["bytes"] / result["model_bytes"] for row in rows]
+        axis.plot(share, [row["ra"] for row in rows], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
+    axis.set(xlabel="bytes of 19 signatures / bytes of the model", ylabel="RA, %", xscale="log")
+    axis.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,143 @@
+"""Which model everything should start from: the question that the paper answers with ImageNet weights.
+
+(a) `pretrained`: ImageNet's convolutions as far as they are at hand, fresh layers behind them, no BatchNorm; θ_std and
+    every θ_r are trained from there, as in the paper, for as many epochs in all as (b) takes.
+(b) `continued`: a standard model is trained first; θ_std and every θ_r continue from it for a few epochs.
+(c) `restart`: the same robust models, with the first model as θ_std (v_base = 0, so R = θ_r − θ_std).
+
+(b) and (c) with BatchNorm folded before anything continues, and with BatchNorm kept and folded at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rws.benchmarks.paper.measure import Measure
+from rws.training.models.fit import Corrupted, DivergedError, to_input
+from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
+from rws.training.signatures.methods import composed, patched, residual_signature
+
+MODELS = 20
+CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def compare_inits(measure: Measure) -> dict[str, Any]:
+    """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
+
+    Returns:
+        `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent;
+        without accuracies where a training diverged.
+    """
+    build = measure.build
+    recipe, pretrained = build.recipe, build.place.pretrained
+    spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    # As many epochs in all: what (b) spends once on the first model, (a) spreads over its 20.
+    spread = math.ceil(recipe.init.epochs / MODELS) + recipe.robust.epochs
+    schedule = replace(recipe.init, epochs=spread, batch_size=recipe.robust.batch_size, learning_rate=0.01)
+    torch.manual_seed(recipe.seed)
+    fresh = build_model(spec, len(build.train.classes)).to(build.device)
+    some = torch.randperm(len(build.train), generator=torch.Generator().manual_seed(recipe.seed))[:256]
+    _to_unit_variance(fresh, to_input(build.train.pixels[some]))
+
+    def from_pretrained(job: str, corrupted: Corrupted) -> nn.Module:
+        return build.continued(f"inits-pretrained-{job}", fresh, schedule, corrupted, spec)
+
+    def from_first(folded: bool) -> Callable[[str, Corrupted], nn.Module]:
+        def trained(job: str, corrupted: Corrupted) -> nn.Module:
+            if folded == recipe.signatures.fold_first:  # the column's own models
+                return fold_batchnorm(build.std() if corrupted.name is None else build.robust(job))
+            how = recipe.continued if corrupted.name is None else recipe.robust
+            start = fold_batchnorm(build.init()) if folded else build.init()
+            return fold_batchnorm(build.continued(f"inits-folded-{folded}-{job}", start, how, corrupted, recipe.init))
+
+        return trained
+
+    continued = f"{recipe.init.epochs} + {recipe.robust.epochs}"
+    cases = (
+        ("pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained),
+        ("continued", "folded first", continued, measure.init, from_first(folded=True)),
+        ("continued", "kept", continued, measure.init, from_first(folded=False)),
+    )
+    rows: list[dict[str, Any]] = []
+    for name, norm, epochs, init, trained in cases:
+        try:
+            rows += _compare(measure, name, norm, epochs, init, trained)
+        except DivergedError:
+            rows.append({"init": name, "signature": "", "batch_norm": norm, "epochs": epochs})
+    return {"rows": rows, "corruptions": list(CORRUPTIONS_TRIED), **measure.sizes()}
+
+
+@torch.no_grad()
+def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
+    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016).
+
+    ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
+    """
+    seen: list[Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.std()))
+            model(x)
+            handle.remove()
+            deviation = seen.pop().clamp(min=1e-6)
+            layer.weight /= deviation
+            if layer.bias is not None:
+                layer.bias /= deviation
+
+
+def _compare(
+    measure: Measure,
+    name: str,
+    norm: str,
+    epochs: str,
+    init: nn.Module,
+    trained: Callable[[str, Corrupted], nn.Module],
+) -> list[dict[str, Any]]:
+    """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
+    std = trained("std", Corrupted())
+    tensors = shallow_tensors(std, 5)
+    kinds = {"residual": (std, "per_tensor"), "plain": (std, "plain")}
+    if name == "continued":
+        kinds["restart"] = (init, "per_tensor")
+    scores: dict[str, list[float]] = {"std": [], "init": [], "robust": []}
+    validation: dict[str, list[float]] = {}
+    for corruption in CORRUPTIONS_TRIED:
+        robust = trained(corruption, Corrupted(corruption, measure.build.recipe.signatures.severity))
+        tests = measure.tests(corruption)
+        for key, model in (("std", std), ("init", init), ("robust", robust)):
+            scores[key].append(measure.accuracy(model, tests))
+        for kind, (base, projection) in kinds.items():
+            origin = base if kind == "restart" else init
+            weights = [dict(model.named_parameters()) for model in (origin, base, robust)]
+            deltas = {key: value.cpu() for key, value in residual_signature(*weights, tensors, projection).items()}
+            alpha, reached = measure.calibrated(base, deltas, measure.validations(corruption))
+            validation.setdefault(kind, []).append(reached)
+            scores.setdefault(kind, []).append(measure.accuracy(patched(base, composed([(deltas, alpha)])), tests))
+
+    def mean(values: list[float]) -> float:
+        return round(float(np.mean(values)), 2)
+
+    rows = []
+    for kind, (base, _) in kinds.items():
+        rows.append(
+            {
+                "init": "restart" if kind == "restart" else name,
+                "signature": "plain difference" if kind == "plain" else "projection residual",
+                "batch_norm": norm,
+                "epochs": epochs,
+                "ta": round(measure.accuracy(base, measure.clean), 2),
+                "ra_std": mean(scores["init" if kind == "restart" else "std"]),
+                "ra_robust": mean(scores["robust"]),
+                "validation": mean(validation[kind]),
+                "ra": mean(scores[kind]),
+            }
+        )
+    return rows

@@ -1,0 +1,270 @@
+"""What the models and signatures of a column reach: accuracies by corruption, each measured once and kept in a file.
+
+A `Variant` says which weights are judged. Everything that is told which corruption it sees (the paper's perfect oracle)
+uses that corruption's own signature, at the strength that is best on validation images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rws.training.evaluation.judge import corrupted
+from rws.benchmarks.replay.replay import TestSet, corrupted_sets
+from rws.benchmarks.paper.columns import ColumnBuild
+from rws.edge.signatures.quantization import dequantise, quantise
+from rws.oracle.belief import CLEAN
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.images import Images
+from rws.training.models.fit import predict
+from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
+from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
+from rws.training.jobs.store import JSON, Store
+
+REPRODUCE_VERSION = 1
+"""Raise it when the same models and images give other scores, tables or figures."""
+
+ALPHAS = (0.5, 0.75, 1.0, 1.25)
+ALL_LAYERS = 0
+WHOLE = ("std", "augmented", "robust")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which weights are judged.
+
+    Args:
+        way: `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption);
+            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the
+            paper's projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init
+            on θ_init as the standard model).
+        layers: of signatures: the shallowest n; 0: all, the head included.
+        bits: 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models.
+        per: one scale a `channel` or a `tensor`.
+    """
+
+    way: str
+    layers: int = 5
+    bits: int = 32
+    per: str = "channel"
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        layers = "" if self.way in WHOLE else f"-{self.layers or 'all'}layers"
+        return f"{self.way}{layers}-{self.bits}bit" + ("-per_tensor" if self.per == "tensor" else "")
+
+
+def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
+    """The tensors after they were stored at `bits` bits and read again."""
+    if bits == 32:
+        return deltas
+    return {name: torch.from_numpy(dequantise(quantise(delta.numpy(), bits, per))) for name, delta in deltas.items()}
+
+
+def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
+    """Bytes of values and scales of one signature (or model), without the file's header."""
+    total = 0
+    for shape in shapes:
+        count = int(np.prod(shape))
+        scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
+        total += (count * bits + 7) // 8 + 4 * scales
+    return total
+
+
+class Measure:
+    """The judged sets of a column, and its scores.
+
+    Args:
+        build: whose trainings are done, or are done when they are needed.
+        limit: test images.
+        validation_limit: validation images, by which strengths are chosen.
+    """
+
+    def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
+        self.build, self.limit, self.validation_limit = build, limit, validation_limit
+
+    @cached_property
+    def clean(self) -> Images:
+        """Clean test images."""
+        return self.build.test(self.limit)
+
+    @cached_property
+    def validation(self) -> Images:
+        """Clean validation images."""
+        return self.build.validation.first(self.validation_limit)
+
+    @cache  # noqa: B019 - one object a process, which lives as long as it
+    def tests(self, corruption: str, severity: int = 5) -> Images:
+        """Test images with one corruption."""
+        if corruption == CLEAN:
+            return self.clean
+        sets = corrupted_sets(self.clean, (severity,), None, self.build.recipe.seed, (corruption,))
+        return next(found for found in sets if found.corruption == corruption).images
+
+    @cache  # noqa: B019
+    def validations(self, corruption: str) -> Images:
+        """Validation images with one corruption, severity 5."""
+        pixels = corrupted(self.validation.pixels, ((corruption, 5),), self.build.recipe.seed, "validation")
+        return Images(pixels, self.validation.labels, self.validation.classes)
+
+    @property
+    def shipped(self) -> str:
+        """The way of the signatures that the column's bundle carries."""
+        settings = self.build.recipe
+        return f"tuned-{settings.tuned.target}" if settings.signatures.way == "tuned" else settings.signatures.way
+
+    @cached_property
+    def model_bytes(self) -> int:
+        """Bytes of the clean model's parameters, float32."""
+        return code_bytes([tuple(parameter.shape) for parameter in self.std.parameters()], 32)
+
+    def sizes(self) -> dict[str, int]:
+        """How many images everything is judged by."""
+        return {"test_images": len(self.clean), "validation_images": len(self.validation)}
+
+    def sets(self) -> list[TestSet]:
+        """Clean and all corrupted test images, as the replay takes them."""
+        return [TestSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
+
+    def accuracy(self, model: nn.Module, images: Images) -> float:
+        """Percent right; 32 bits, TF32 on a GPU."""
+        return 100 * (predict(model, images.pixels).argmax(1) == images.labels).double().mean().item()
+
+    @cached_property
+    def std(self) -> nn.Module:
+        """θ_std, folded."""
+        return self.build.folded
+
+    @cache  # noqa: B019
+    def robust(self, corruption: str) -> nn.Module:
+        """θ_r of one corruption, folded."""
+        return fold_batchnorm(self.build.robust(corruption))
+
+    @cached_property
+    def init(self) -> nn.Module:
+        """θ_init, folded."""
+        return fold_batchnorm(self.build.init())
+
+    def tensors(self, layers: int) -> tuple[str, ...]:
+        """Names of the tensors of the shallowest `layers` layers; 0: of all, the head included."""
+        if layers == ALL_LAYERS:
+            return tuple(name for name, _ in self.std.named_parameters())
+        return shallow_tensors(self.std, layers)
+
+    @cached_property
+    def depth(self) -> int:
+        """How many layers (convolutions, or a ResNet's blocks) the model has."""
+        return len(self.groups)
+
+    @cached_property
+    def groups(self) -> list[list[str]]:
+        """The convolutions of each layer."""
+        return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
+
+    def deltas(self, way: str, corruption: str, layers: int = 5) -> Deltas:
+        """One signature, float32, on the CPU; `way` as in `Variant`."""
+        if way.startswith("tuned"):
+            return self.build.signature(way, corruption)
+        init, std, robust = (dict(m.named_parameters()) for m in (self.init, self.std, self.robust(corruption)))
+        if way == "restart":
+            std = init
+        own = self.build.recipe.signatures.projection
+        projection = {"residual": own, "projected": "per_tensor", "restart": "per_tensor", "plain": "plain"}
+        found = residual_signature(init, std, robust, self.tensors(layers), projection[way])
+        return {name: delta.cpu() for name, delta in found.items()}
+
+    def base(self, way: str) -> nn.Module:
+        """The model that signatures of this way are added to."""
+        return self.init if way == "restart" else self.std
+
+    def calibrated(
+        self, base: nn.Module, deltas: Deltas, images: Images, alphas: Sequence[float] = ALPHAS
+    ) -> tuple[float, float]:
+        """The strength that is best on corrupted validation images, and what it reaches there (percent)."""
+        scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
+        return alphas[int(np.argmax(scores))], max(scores)
+
+    def canonical(self, variant: Variant) -> Variant:
+        """The same variant, where the recipe's own residual is one that has a name of its own."""
+        names = {"per_tensor": "projected", "plain": "plain"}
+        if variant.way != "residual":
+            return variant
+        return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
+
+    def score(self, variant: Variant) -> dict[str, Any]:
+        """`ta`, `ra` ({corruption: percent}), `bytes` of everything a device carries, and, of signatures, `alpha` and
+        `validation` ({corruption: percent}); measured once, then read.
+        """
+        variant = self.canonical(variant)
+        identity = [self.identity(), variant, len(self.validation)]
+        return self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
+
+    @property
+    def scores(self) -> Store:
+        """Where scores are kept."""
+        return Store(self.build.work / "scores")
+
+    def identity(self) -> Any:
+        """What every score depends on: code, trainings and test images, as plain JSON data."""
+        return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
+
+    def _measure(self, variant: Variant) -> dict[str, Any]:
+        shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
+        if variant.way in ("std", "augmented"):
+            model = self.std if variant.way == "std" else fold_batchnorm(self.build.augmented())
+            model = _stored(model, variant)
+            ra = {name: self.accuracy(model, self.tests(name)) for name in CORRUPTIONS}
+            return {
+                "ta": self.accuracy(model, self.clean),
+                "ra": ra,
+                "bytes": code_bytes(shapes, variant.bits, variant.per),
+            }
+        if variant.way == "robust":
+            ra = {name: self.accuracy(_stored(self.robust(name), variant), self.tests(name)) for name in CORRUPTIONS}
+            whole = code_bytes(shapes, variant.bits, variant.per)
+            ta = self.accuracy(_stored(self.std, variant), self.clean)
+            return {"ta": ta, "ra": ra, "bytes": (1 + len(CORRUPTIONS)) * whole}
+        base = self.base(variant.way)
+        exact = variant if variant.bits == 32 else replace(variant, bits=32, per="channel")
+        known = None if exact == variant else self.score(exact)
+        ra, alphas, validation = {}, {}, {}
+        for name in CORRUPTIONS:
+            deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
+            if known is None:
+                alphas[name], validation[name] = self.calibrated(base, deltas, self.validations(name))
+            else:
+                alphas[name], validation[name] = known["alpha"][name], known["validation"][name]
+            ra[name] = self.accuracy(patched(base, composed([(deltas, alphas[name])])), self.tests(name))
+        signed = [tuple(delta.shape) for delta in deltas.values()]
+        total = self.model_bytes + len(CORRUPTIONS) * code_bytes(signed, variant.bits, variant.per)
+        ta = self.accuracy(base, self.clean)
+        return {"ta": ta, "ra": ra, "bytes": total, "alpha": alphas, "validation": validation}
+
+
+def _stored(model: nn.Module, variant: Variant) -> nn.Module:
+    """A copy whose every parameter went through `code`."""
+    if variant.bits == 32:
+        return model
+    stored = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in stored.parameters():
+            parameter.copy_(code({"": parameter.detach().cpu().contiguous()}, variant.bits, variant.per)[""])
+    return stored
+
+
+def mean(by_corruption: Mapping[str, float]) -> float:
+    """RA: the mean over corruptions."""
+    return float(np.mean(list(by_corruption.values())))
+
+
+def flat(deltas: Deltas) -> Tensor:
+    """A signature as one vector, float64."""
+    return torch.cat([delta.double().flatten() for delta in deltas.values()])

@@ -1,0 +1,199 @@
+"""From names of tables and figures to files: train what is missing, measure, draw; and what is done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+from rws.benchmarks.common import committed
+from rws.benchmarks.oracle.figures import small_png
+from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place
+from rws.benchmarks.paper.entries import ENTRIES, Entry
+from rws.benchmarks.paper.measure import REPRODUCE_VERSION, Measure, Variant
+from rws.benchmarks.paper.tables import TABLE1, TABLE5, trained
+from rws.benchmarks.paper.train import run_in_workers, train
+from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.provenance import provenance, write_json
+from rws.oracle.errors import InputError
+from rws.training.jobs.store import JSON, Store, run_jobs
+
+RESULTS = committed.RESULTS / "reproduce"
+_STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
+
+# Test and validation images by scale and size of the images: as many as the scale has time for.
+_LIMITS = {("small", 32): (1000, 200), ("small", 64): (500, 120), ("full", 224): (1000, 300)}
+_FULL = (10_000, 2000)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One result: an entry for one column, or for several jointly."""
+
+    name: str
+    column: str
+    sources: tuple[str, ...]
+    scale: str
+
+    @property
+    def entry(self) -> Entry:
+        """What it is a result of."""
+        return ENTRIES[self.name]
+
+    def path(self, folder: Path, suffix: str = ".json") -> Path:
+        """Its file in a folder of results."""
+        return folder / self.scale / f"{self.name}-{self.column}{suffix}"
+
+
+def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
+    """All results, or those of some names and columns (a joint one needs all of its columns).
+
+    Raises:
+        InputError: if a name, column or scale is unknown.
+    """
+    for given, known, what in (
+        (names, ENTRIES, "table or figure"),
+        (columns, COLUMNS, "column"),
+        (scales, SCALES, "scale"),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    for name in names or ENTRIES:
+        for column, sources in ENTRIES[name].results():
+            for scale in scales:
+                if scale in ENTRIES[name].scales and (not columns or set(sources) <= set(columns)):
+                    yield Task(name, column, sources, scale)
+
+
+def status(results: Path) -> list[dict[str, Any]]:
+    """Every result there should be: {name, column, scale, done}."""
+    return [
+        {"name": task.name, "column": task.column, "scale": task.scale, "done": task.path(results).is_file()}
+        for task in tasks()
+    ]
+
+
+def measured_column(column: str, place: Place) -> Measure:
+    """The measure of a column, with as many images as its scale has time for."""
+    size = COLUMNS[column].size
+    limit, validation = _LIMITS.get((place.scale, size), _FULL)
+    most = place.limit or limit
+    return Measure(ColumnBuild(COLUMNS[column], place), min(limit, most), min(validation, most))
+
+
+def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
+    """Jobs that several tables share, so that no two processes measure the same."""
+    kinds = {kind for name in names for kind in ENTRIES[name].kinds}
+    variants = [Variant("std")]
+    if "robust" in kinds:
+        variants.append(Variant("residual"))
+    variants += [Variant(kind) for kind in kinds if kind.startswith("tuned")]
+    if {"table1", "table2", "table4", "table5"} & set(names):
+        variants += [*TABLE1, *TABLE5]
+    # Strengths come from float32 variants: first these, then the others, which read them.
+    variants = dict.fromkeys(measure.canonical(variant) for variant in variants)
+    ordered = sorted(variants, key=lambda variant: variant.bits != 32)
+    jobs: dict[str, Any] = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
+    if {"table1", "table2", "table4"} & set(names):
+        jobs["score-trained"] = partial(trained, measure)
+    return jobs
+
+
+def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -> None:
+    """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
+    used = [measures[source] for source in task.sources]
+    limits = [[measure.limit, measure.validation_limit] for measure in used]
+    pretrained = place.pretrained if task.name == "init" else ""
+    identity = [REPRODUCE_VERSION, [m.build.identity() for m in used], limits, pretrained]
+
+    def measured() -> dict[str, Any]:
+        result = task.entry.measure(used if task.entry.joint else used[0])
+        print(f"measured {task.name} {task.column}", flush=True)
+        return {"provenance": _provenance(task, used), "result": result}
+
+    path = task.path(place.work / "results")
+    found = Store(path.parent).get(path.name, identity, measured, JSON)
+    if task.entry.draw is not None:
+        with plt.rc_context(_STYLE):
+            figure = task.entry.draw(found["result"])
+            content = small_png(figure)
+            plt.close(figure)
+        task.path(out, ".png").parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(task.path(out, ".png"), content)
+    kept = {key: value for key, value in found["result"].items() if key not in task.entry.for_picture}
+    write_json(task.path(out), found["provenance"] | kept)
+
+
+def _provenance(task: Task, used: Sequence[Measure]) -> dict[str, Any]:
+    build = used[0].build
+    cuda = build.device.type == "cuda"
+    return provenance(
+        seed=build.recipe.seed,
+        scale=task.scale,
+        device=torch.cuda.get_device_name(build.device) if cuda else "cpu",
+        threads=torch.get_num_threads(),
+        data={measure.build.column.name: data_of(measure.build) for measure in used},
+    )
+
+
+def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
+    """What a worker measures: scores column by column, then the tables and figures."""
+    measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
+    for column, measure in measures.items():
+        names = {task.name for task in chosen if column in task.sources}
+        jobs = _scores(measure, names)
+        exact = {name: job for name, job in jobs.items() if "-32bit" in name}
+        run_jobs(exact, measure.build.work)
+        run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
+    jobs = {f"{t.name}-{t.column}": partial(_result, t, place, measures, out) for t in chosen}
+    run_jobs(jobs, place.work / "results" / place.scale)
+
+
+def reproduce(
+    chosen: Sequence[Task],
+    place: Place,
+    *,
+    out: Path,
+    workers: int = 1,
+    threads: int | None = None,
+) -> list[Path]:
+    """Make results of one scale; what is trained or measured already is not done again.
+
+    Args:
+        chosen: of one scale.
+        place: where images and work are.
+        out: folder of results; `<scale>/<name>-<column>.json`, and `.png` where there is a picture.
+        workers, threads: as in `train`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: if a data set is nowhere to be found.
+        RwsError: if a worker failed.
+    """
+    columns = list(dict.fromkeys(column for task in chosen for column in task.sources))
+    for column in columns:
+        ColumnBuild(COLUMNS[column], place)  # refuse what is missing before hours of training, not after
+    for column in columns:
+        kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
+        train(column, place, kinds=kinds, workers=workers, threads=threads)
+    run_in_workers(_measure_all, (list(chosen), place, out), workers, threads)
+    suffixes = [(task, suffix) for task in chosen for suffix in (".json", ".png")]
+    return [task.path(out, suffix) for task, suffix in suffixes if suffix == ".json" or task.entry.draw is not None]
+
+
+def data_of(build: ColumnBuild) -> dict[str, Any]:
+    """Which images a column was trained on."""
+    return {
+        "source": Path(build.source).name,
+        "train": len(build.train),
+        "classes": len(build.train.classes),
+        "sha256": build.train.digest()[:16],
+    }

@@ -1,0 +1,267 @@
+"""What each table of the paper holds, measured: plain data that `page` writes beside the paper's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rws.training.evaluation.judge import corrupted
+from rws.benchmarks.replay.replay import Replayer
+from rws.benchmarks.paper.columns import WAYS
+from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from rws.benchmarks.replay.signature_methods import train_seconds
+from rws.edge.bundle.bundle import Bundle
+from rws.oracle.belief import CLEAN
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.images import Images
+from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.jobs.store import JSON
+
+TRAINED = "trained oracle"
+
+TABLE1 = (
+    Variant("std"),
+    Variant("augmented"),
+    Variant("robust"),
+    Variant("projected"),
+    Variant("plain"),
+    Variant("restart"),
+    Variant("residual", ALL_LAYERS),
+    Variant("residual"),
+    Variant("residual", bits=16),
+    Variant("residual", bits=8),
+    Variant("residual", bits=4),
+    *(Variant(way, bits=bits) for way in WAYS if way != "residual" for bits in (32, 8, 4)),
+)
+TABLE5 = (
+    *(Variant("robust", bits=bits) for bits in (32, 16, 8, 4)),
+    *(Variant("residual", bits=bits) for bits in (32, 16, 8, 4)),
+    *(Variant("tuned-labels", bits=bits) for bits in (32, 16, 8, 4)),
+)
+
+
+def trained(measure: Measure) -> dict[str, Any]:
+    """The column's bundle, with the signatures that its recipe ships, under its oracle and under told ones.
+
+    Returns:
+        By way (`std`, `trained`, `perfect`, `always`): `ta` and `ra` ({corruption: percent}); `type_accuracy` and
+        `clean_recall` of the oracle on the same images, percent.
+    """
+    oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
+    return measure.scores.get("trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON)
+
+
+def _run_bundle(measure: Measure) -> dict[str, Any]:
+    build = measure.build
+    build.bundle(build.work / "bundle")
+    bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
+    backend = "onnx" if build.device.type == "cpu" else "torch"
+    replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
+    ways = ("std", "trained", "perfect", "always")
+    found: dict[str, Any] = {"ta": {}, "ra": {way: {} for way in ways}}
+    right = []
+    for test in measure.sets():
+        outcome = replayer.run(test.to("cpu"))
+        scores = {way: 100 * float(outcome["correct"][way].mean()) for way in ways}
+        truth = 0 if test.corruption == CLEAN else 1 + CORRUPTIONS.index(test.corruption)
+        named = 100 * float((outcome["types"] == truth).mean())
+        if test.corruption == CLEAN:
+            found |= {"ta": scores, "clean_recall": named}
+        else:
+            right.append(named)
+            for way in ways:
+                found["ra"][way][test.corruption] = scores[way]
+    return found | {"type_accuracy": float(np.mean(right))}
+
+
+def row(measure: Measure, variant: Variant) -> dict[str, Any]:
+    """One row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
+    score = measure.score(variant)
+    return {
+        "way": variant.way,
+        "made": measure.canonical(variant).way,
+        "layers": None if variant.way in WHOLE else variant.layers,
+        "bits": variant.bits,
+        "ta": round(score["ta"], 2),
+        "ra": round(mean(score["ra"]), 2),
+        "storage": round(score["bytes"] / measure.model_bytes, 3),
+    }
+
+
+def table1(measure: Measure) -> dict[str, Any]:
+    """TA, RA and storage of everything."""
+    own = trained(measure)
+    rows = [row(measure, variant) for variant in TABLE1]
+    shipped = next(r for r in rows if (r["way"], r["bits"]) == (measure.shipped, 8))
+    for way, name in (("perfect", "perfect oracle"), ("trained", TRAINED), ("always", "all signatures averaged")):
+        rows.append(
+            {
+                "way": measure.shipped,
+                "made": measure.shipped,
+                "oracle": name,
+                "layers": 5,
+                "bits": 8,
+                "ta": round(own["ta"][way], 2),
+                "ra": round(mean(own["ra"][way]), 2),
+                "storage": shipped["storage"],
+            }
+        )
+    oracle = {key: round(own[key], 2) for key in ("type_accuracy", "clean_recall")}
+    return {"rows": rows, "oracle": oracle, **measure.sizes()}
+
+
+def table3(measures: Sequence[Measure]) -> dict[str, Any]:
+    """RA of the signatures of one data set on the standard model of another, by way, float32, strengths by validation.
+
+    Returns:
+        `rows`: {way, source, target, ra}; source "" is the target's model without a signature.
+    """
+    rows = []
+    for target in measures:
+        name = target.build.column.dataset
+        rows.append({"way": "", "source": "", "target": name, "ra": round(mean(target.score(Variant("std"))["ra"]), 2)})
+        for way in WAYS:
+            for source in measures:
+                if source is target:
+                    ra = target.score(Variant(way))["ra"]
+                else:
+                    ra = {}
+                    for corruption in CORRUPTIONS:
+                        deltas = source.deltas(way, corruption)
+                        alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))
+                        model = patched(target.std, composed([(deltas, alpha)]))
+                        ra[corruption] = target.accuracy(model, target.tests(corruption))
+                rows.append(
+                    {"way": way, "source": source.build.column.dataset, "target": name, "ra": round(mean(ra), 2)}
+                )
+    return {"rows": rows, **measures[0].sizes()}
+
+
+def table4(measure: Measure) -> dict[str, Any]:
+    """Accuracy on each corruption."""
+    own = trained(measure)
+    variants = {
+        "standard": Variant("std"),
+        "augmentation": Variant("augmented"),
+        "20 models": Variant("robust"),
+        **{f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS},
+    }
+    columns = {name: measure.score(variant)["ra"] for name, variant in variants.items()}
+    columns[f"{measure.shipped}, {TRAINED}"] = own["ra"]["trained"]
+    rows = [
+        {"corruption": corruption, **{name: round(ra[corruption], 2) for name, ra in columns.items()}}
+        for corruption in CORRUPTIONS
+    ]
+    return {"rows": rows, **measure.sizes()}
+
+
+def table5(measure: Measure) -> dict[str, Any]:
+    """Whole models at few bits against signatures at few bits."""
+    return {"rows": [row(measure, variant) for variant in TABLE5], **measure.sizes()}
+
+
+def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
+    """The ways to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
+
+    Returns:
+        `rows`, one a way: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (two corruptions
+        over one another, severity 3 each, both signatures at their best common strength), `train_seconds` of the 19
+        (jobs that may have shared the machine), `epochs`.
+    """
+    seed = measure.build.recipe.seed
+    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
+    test, validation = measure.clean.first(500), measure.validation.first(200)
+    doubles = {}
+    for pair in chosen:
+        layers = tuple((name, 3.0) for name in pair)
+        on_validation = corrupted(validation.pixels, layers, seed, "validation")
+        doubles[pair] = (on_validation, corrupted(test.pixels, layers, seed))
+
+    def judge(deltas: Deltas, pixels: Tensor, images: Images) -> float:
+        return measure.accuracy(patched(measure.std, deltas), Images(pixels, images.labels, images.classes))
+
+    never = float(np.mean([judge({}, on_test, test) for _, on_test in doubles.values()]))
+    rows = []
+    for way in WAYS:
+        scores = {bits: measure.score(Variant(way, bits=bits)) for bits in (32, 8, 4)}
+        together = []
+        for (first, second), (on_validation, on_test) in doubles.items():
+            sum_of_both = composed([(measure.deltas(way, first), 1.0), (measure.deltas(way, second), 1.0)])
+            images = Images(on_validation, validation.labels, validation.classes)
+            alpha, _ = measure.calibrated(measure.std, sum_of_both, images)
+            together.append(judge(composed([(sum_of_both, alpha)]), on_test, test))
+        recipe = measure.build.recipe.robust if way == "residual" else measure.build.recipe.tuned
+        rows.append(
+            {
+                "way": way,
+                "validation": round(mean(scores[32]["validation"]), 2),
+                **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
+                "ra_pairs": round(float(np.mean(together)), 2),
+                "epochs": recipe.epochs,
+                "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
+            }
+        )
+    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": round(never, 2), **measure.sizes()}
+
+
+def _jobs(measure: Measure, way: str) -> set[str]:
+    if way == "residual":
+        return {f"robust-{name}" for name in CORRUPTIONS}
+    return {f"signature-{measure.build.way_name(way)}-{name}" for name in CORRUPTIONS}
+
+
+def smaller(measure: Measure) -> dict[str, Any]:
+    """RA against bytes: fewer bits, and a basis that the 19 signatures share.
+
+    The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
+    tensors at b bits a value, and 19 × r coefficients in float32.
+
+    Returns:
+        `rows`: {what, bits, rank, bytes (of all 19), ra}; and the `way` of the signatures.
+    """
+    way = measure.shipped
+    names = measure.tensors(5)
+    exact = {corruption: measure.deltas(way, corruption) for corruption in CORRUPTIONS}
+    alphas = measure.score(Variant(way))["alpha"]
+    shapes = [tuple(exact[CORRUPTIONS[0]][name].shape) for name in names]
+    test = min(len(measure.clean), 1000)
+
+    def judge(deltas: dict[str, Deltas]) -> float:
+        scores = []
+        for corruption in CORRUPTIONS:
+            model = patched(measure.std, composed([(deltas[corruption], alphas[corruption])]))
+            scores.append(measure.accuracy(model, measure.tests(corruption).first(test)))
+        return round(float(np.mean(scores)), 2)
+
+    rows: list[dict[str, Any]] = []
+    for bits in (32, 16, 8, 4):
+        for per in ("channel", "tensor"):
+            if bits == 32 and per == "tensor":
+                continue
+            coded = {corruption: code(deltas, bits, per) for corruption, deltas in exact.items()}
+            size = len(CORRUPTIONS) * code_bytes(shapes, bits, per)
+            rows.append({"what": f"one scale per {per}", "bits": bits, "rank": None, "bytes": size, "ra": judge(coded)})
+    for rank in (1, 2, 3, 4, 6, 8, 12):
+        for bits in (8, 4):
+            coded = {corruption: {} for corruption in CORRUPTIONS}
+            size = 0
+            for name, shape in zip(names, shapes, strict=True):
+                stack = torch.stack([exact[corruption][name].flatten() for corruption in CORRUPTIONS]).double()
+                _, values, right = torch.linalg.svd(stack, full_matrices=False)
+                kept = min(rank, len(values))
+                basis = {str(i): right[i].float().reshape(shape).contiguous() for i in range(kept)}
+                stored = torch.stack([part.flatten().double() for part in code(basis, bits).values()])
+                # The coefficients are fitted to the basis as it is stored.
+                share = torch.linalg.lstsq(stored.T, stack.T).solution.T.float()
+                size += kept * code_bytes([shape], bits) + 4 * share.numel()
+                for corruption, mixed in zip(CORRUPTIONS, (share.double() @ stored).float(), strict=True):
+                    coded[corruption][name] = mixed.reshape(shape)
+            rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": judge(coded)})
+    return {"rows": rows, "way": way, "model_bytes": measure.model_bytes, **measure.sizes(), "test_images": test}

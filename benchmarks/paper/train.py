@@ -1,0 +1,108 @@
+"""Run the trainings of columns, several at once; what is done is not done again, what was stopped goes on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+
+from rws.benchmarks.paper.columns import COLUMNS, WAYS, ColumnBuild, Place
+from rws.oracle.errors import RwsError
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.jobs.store import run_jobs
+
+
+def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:
+    """Jobs by name; those of one stage are independent of one another and need only those of the stages before."""
+    second: dict[str, Callable[[], Any]] = {}
+    if "std" in kinds:
+        second["std"] = build.std
+    if "augmented" in kinds:
+        second["augmented"] = build.augmented
+    if "robust" in kinds:
+        second |= {f"robust-{name}": partial(build.robust, name) for name in CORRUPTIONS}
+    if "oracle" in kinds:
+        second["oracle"] = build.oracle
+    ways = [kind for kind in kinds if kind in WAYS]
+    third = {f"{way}-{name}": partial(build.signature, way, name) for way in ways for name in CORRUPTIONS}
+    return [{"init": build.init}, second, third]
+
+
+def _work(column: str, place: Place, kinds: Collection[str]) -> None:
+    build = ColumnBuild(COLUMNS[column], place, _print)
+    ancestor = COLUMNS[column].ancestor
+    if ancestor:
+        _work(ancestor, place, ("init",))
+    for stage in stages(build, kinds):
+        run_jobs(stage, build.work)
+
+
+def _print(record: dict[str, Any]) -> None:
+    values = "  ".join(f"{key} {value}" for key, value in record.items() if key not in ("job", "seconds"))
+    print(f"{record['job']:40s} {record['seconds']:7.1f} s  {values}", flush=True)
+
+
+def run_in_workers(
+    function: Callable[..., None], arguments: tuple[Any, ...], workers: int, threads: int | None = None
+) -> None:
+    """Run the same function in several new processes, which share out the jobs that it names.
+
+    Args:
+        function: a module's function.
+        arguments: for it.
+        workers: how many processes.
+        threads: of torch in each; None shares the cores out.
+
+    Raises:
+        RwsError: if one failed; what it said is on standard error.
+    """
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_start, args=(function, arguments, threads)) for _ in range(workers)]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+    failed = [process for process in processes if process.exitcode]
+    if failed:
+        raise RwsError(f"{len(failed)} of {workers} processes failed; their messages stand above")
+
+
+def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        function(*arguments)
+    except RwsError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def train(
+    column: str,
+    place: Place,
+    *,
+    kinds: Collection[str],
+    workers: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Train whatever of `kinds` is missing in a column.
+
+    Args:
+        column: its name.
+        place: where images and work are.
+        kinds: of `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
+        workers: processes that share the jobs; on a GPU, as many as fill it.
+        threads: of torch in each; None shares the cores out.
+
+    Raises:
+        RwsError: if a worker failed.
+    """
+    run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)

@@ -1,0 +1,164 @@
+"""Sums over one method's answers on one stream: accuracies, how often the mix changes, how soon it is right.
+
+The mix in force is *right* where its accuracy in the true state, by the bundle's gain table (validation images), is at
+most 1 point below that of the action which `perfect` takes; on clean frames: below that of no patch. Between severity
+levels, and between the first one and clean, the table is interpolated, and of a composition of several signatures it
+gives an estimate (`GainTable.estimate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.benchmarks.streams.protocols import TYPES, Stream
+from rws.oracle.belief import CLEAN, certain
+from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.training.corruptions import CORRUPTIONS
+
+RIGHT_WITHIN = 1.0
+NAMES = (CLEAN, *CORRUPTIONS)
+"""The types in the order of every list by type: clean, then the corruptions."""
+
+MixKey = tuple[tuple[str, float], ...]
+
+
+def mix_key(mix: Mix) -> MixKey:
+    """A mix as something that can be looked up."""
+    return tuple(sorted(mix.items()))
+
+
+def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Means over the frames of each type, float64 (20,), in the order of `NAMES`; NaN where there is none.
+
+    Args:
+        stream: N frames.
+        values: bool or float (N,).
+    """
+    count = np.bincount(stream.type + 1, minlength=TYPES)
+    total = np.bincount(stream.type + 1, weights=values, minlength=TYPES)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
+    """What the gain table gives in the true state of each frame under the action that `perfect` takes, float32 (N,).
+
+    Between severity 0 and the lowest level `perfect` takes the lowest level's alpha, where no patch may be better.
+
+    Raises:
+        InputError: if the table does not know a corruption of the stream.
+    """
+    told = ToldPolicy(table, own=True)
+    states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
+    found = []
+    for kind, severity in states.T:
+        name = NAMES[int(kind) + 1]
+        row = certain(table.corruptions, table.levels, name, float(severity)).joint @ table.accuracy
+        found.append(row[told.action(name, float(severity))])
+    return np.array(found, np.float32)[inverse.reshape(-1)]
+
+
+def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What the gain table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
+
+    Args:
+        stream: N frames.
+        table: the gain table.
+        mixes: the mixes that occurred.
+        mix: int64 (N,), which of them was in force when the frame was classified.
+    """
+    expected = np.stack([table.estimate(each) for each in mixes])
+    pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
+    joint = np.stack(
+        [certain(table.corruptions, table.levels, NAMES[int(kind) + 1], float(level)).joint for kind, level in pairs.T]
+    )
+    found: NDArray[np.float32] = (expected @ joint.T)[mix, inverse.reshape(-1)]
+    return found
+
+
+def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the mix in force was right, bool (N,). Arguments as in `mix_accuracy`."""
+    right: NDArray[np.bool_] = mix_accuracy(stream, table, mixes, mix) >= perfect_accuracy(stream, table) - RIGHT_WITHIN
+    return right
+
+
+def switch_rate(stream: Stream, mix: NDArray[np.int64]) -> float:
+    """Percent of the frames, cuts left out, at which the mix is another than at the frame before."""
+    counted = ~stream.cut[1:]
+    return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
+
+
+def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> dict[str, Any] | None:
+    """Frames until the mix is right, over stretches of one true state; 0 is right from the first frame on.
+
+    A stretch in which it never got right counts with its whole length, which is the least that it can be.
+
+    Args:
+        right: bool (N,).
+        starts, stops: int64 (B,), the stretches; None is returned where there are none.
+
+    Returns:
+        `median`, `mean`, `p95` in frames, `never`: percent of the stretches in which it never got right, `blocks`: B.
+    """
+    if len(starts) == 0:
+        return None
+    found = [np.flatnonzero(right[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+    frames = [hits[0] if len(hits) else stop - start for hits, start, stop in zip(found, starts, stops, strict=True)]
+    return {
+        "median": float(np.median(frames)),
+        "mean": round(float(np.mean(frames)), 2),
+        "p95": round(float(np.percentile(frames, 95)), 2),
+        "never": round(100 * float(np.mean([len(hits) == 0 for hits in found])), 2),
+        "blocks": len(found),
+    }
+
+
+def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]) -> dict[str, Any]:
+    """Reaction to changes of the true type, and to those of the severity inside a block.
+
+    Args:
+        stream: N frames.
+        right: whether the mix in force was right, bool (N,).
+        unpatched: whether no patch would have been right, bool (N,).
+
+    Returns:
+        `delay`: see `reaction`, over the blocks of one type; `delay_severity`: over the stretches of one rounded
+        severity that do not start with another type. Both None for `mixed`, where every frame is a change. In
+        `gradual`, where a corruption sets in so weak that no patch is right, its block counts from the first frame at
+        which no patch is wrong (more than 1 point below `perfect`), and not at all where there is none.
+    """
+    if stream.protocol == "mixed":
+        return {"delay": None, "delay_severity": None}
+    blocks = stream.block_starts()
+    rounded = np.round(stream.severity)
+    steps = np.union1d(blocks, 1 + np.flatnonzero(rounded[1:] != rounded[:-1]))
+    inside = ~np.isin(steps, blocks)
+    ends = np.append(steps[1:], len(stream))
+    starts, stops = blocks, np.append(blocks[1:], len(stream))
+    if stream.protocol == "gradual":
+        counted = ~unpatched | (stream.type < 0)
+        first = [start + int(counted[start:stop].argmax()) for start, stop in zip(starts, stops, strict=True)]
+        kept = counted[first]
+        starts, stops = np.array(first)[kept], stops[kept]
+    return {
+        "delay": reaction(right, starts, stops),
+        "delay_severity": reaction(right, steps[inside], ends[inside]),
+    }
+
+
+def run_lengths(values: NDArray[np.int64]) -> list[list[int]]:
+    """[[value, length], …] of a sequence."""
+    starts = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1])])
+    lengths = np.diff(np.append(starts, len(values)))
+    return [[int(value), int(length)] for value, length in zip(values[starts], lengths, strict=True)]
+
+
+def running_mean(correct: NDArray[np.bool_], window: int, step: int) -> list[int]:
+    """Percent correct of the last `window` frames (fewer at the start), after every `step`-th frame, whole numbers."""
+    total = np.concatenate([[0], np.cumsum(correct)])
+    stops = np.arange(step, len(correct) + 1, step)
+    starts = np.maximum(stops - window, 0)
+    return [round(100 * float(value)) for value in (total[stops] - total[starts]) / (stops - starts)]

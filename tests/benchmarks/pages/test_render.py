@@ -1,0 +1,28 @@
+import json
+
+import pytest
+
+from rws.benchmarks.common.markdown import made_by
+from rws.benchmarks.pages.render import PAGES, RESULTS, ROOT, render
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_on_a_page_is_that_of_the_committed_results(page):
+    assert render(page, PAGES[page]) == (ROOT / page).read_text()
+
+
+def test_every_result_says_how_and_at_which_commit_it_was_made():
+    for path in RESULTS.rglob("*.json"):
+        result = json.loads(path.read_text())
+        assert result["command"].split()[0] in ("rws", "python"), path
+        assert result["commit"], path
+
+
+def test_results_of_one_commit_are_cited_together():
+    made = {"machine": {"processor": "a CPU"}, "seed": 3}
+    files = [("a.json", "1234567"), ("deep/b.json", "89abcde"), ("c.json", "1234567"), ("d.json", None)]
+    assert made_by(*({**made, "file": file, "commit": commit} for file, commit in files)) == (
+        "From [a.json](benchmarks/results/a.json), [c.json](benchmarks/results/c.json), made at 1234567; "
+        "[b.json](benchmarks/results/deep/b.json), made at 89abcde; "
+        "[d.json](benchmarks/results/d.json), made at an unknown commit (a CPU, seed 3)."
+    )
