@@ -37,4 +37,4 @@ system:
 	    >/dev/null
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info edge/models/*.so
+	rm -rf $(VENV) demo build *.egg-info edge/live/*.so

@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 
 from rws.benchmarks.demo.demo import DemoStream, load_stream
-
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from support.command_line import CLASSES, TINY, rws
 
 
 @pytest.fixture(scope="session")
@@ -41,55 +39,6 @@ def image_folder(clear, tmp_path_factory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(folder / f"{number:03d}.png"), image[:, :, ::-1])
     return root
-
-
-# A complete build of a few seconds.
-TINY = """
-name = "tiny"
-seed = 1
-[data]
-validation = 24
-[model]
-width = 0.1
-[init]
-epochs = 2
-batch_size = 16
-precision = "fp32"
-[continued]
-epochs = 1
-batch_size = 16
-precision = "fp32"
-[robust]
-epochs = 1
-batch_size = 16
-precision = "fp32"
-[signatures]
-layers = 2
-[tuned]
-epochs = 1
-batch_size = 16
-precision = "fp32"
-[oracle]
-epochs = 1
-batch_size = 16
-widths = [8, 8]
-precision = "fp32"
-[calibration]
-images = 12
-coarse_images = 4
-severities = [1, 5]
-alphas = [0.5, 1.0]
-neighbours = 1
-neighbour_alphas = [1.0]
-"""
-
-
-def rws(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the installed command line in a process of its own."""
-    command = [str(Path(sys.executable).with_name("rws")), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.open import ArraySource
 from support.fakes import make_result
 
-DEPLOY = Path(__file__).parents[2] / "edge" / "deploy"
+DEPLOY = Path(__file__).parents[1] / "deploy"
 DOCKERFILES = ("Dockerfile", "Dockerfile.jetson")
 VARIABLES = {"RWS_SOURCE", "RWS_SERVE", "RWS_TOKEN", "RWS_OPTIONS"}
 
@@ -171,10 +171,10 @@ def test_the_images_do_not_run_as_root_and_do_not_report(name):
     assert int(instruction(name, "USER")) > 0
     assert "ORT_DISABLE_TELEMETRY=1" in read(name)
     copied = {line[1:] for line in read(f"{name}.dockerignore").splitlines() if line.startswith("!")}
-    root = DEPLOY.parents[1]
+    root = DEPLOY.parent
     assert all((root / item).exists() for item in copied)
     # What setuptools needs: the packages of pyproject.toml, and the files that it reads.
-    assert {"pyproject.toml", "README.md", "LICENSE", "edge", "oracle", "training", "benchmarks"} <= copied
+    assert {"pyproject.toml", "README.md", "LICENSE", "rws", "edge", "oracle", "training", "benchmarks"} <= copied
     for file in re.findall(r"--constraint (\S+)", read(name)):
         assert file in copied
 

@@ -1,1 +1,1 @@
-"""TODO benchmarks/baselines."""
+"""Other methods on the same streams: BatchNorm statistics, Tent, one augmented model."""

@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rws.benchmarks.baselines.models import RivalModels
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.protocols import Method
-from rws.benchmarks.baselines.models import RivalModels
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.child import python_command
 from rws.edge.errors import RwsError

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.oracle.errors import FormatError, InputError
 from rws.training.build.build import Build
+from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, parse
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
 from rws.training.data.images import Images
-from rws.training.models.fit import Corrupted, FitRecipe, fit, predict
-from rws.training.models.architectures import ModelSpec, build_model
-from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, parse
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Progress, Store, job_log
+from rws.training.models.architectures import ModelSpec, build_model
+from rws.training.models.fit import Corrupted, FitRecipe, fit, predict
 
 RIVAL_MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""

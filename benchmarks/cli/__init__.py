@@ -1,1 +1,1 @@
-"""TODO benchmarks/cli."""
+"""The commands of this room."""

@@ -223,8 +223,8 @@ def ways(
         from rws.benchmarks.replay.signature_methods import compare_ways
         from rws.edge.common.provenance import provenance, write_json
         from rws.training.build.build import Build
-        from rws.training.data.images import load_images
         from rws.training.build.recipe import load_recipe
+        from rws.training.data.images import load_images
     test = load_images(data, "test", size=size, cache=work / "images")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     build = Build(load_recipe(recipe), data, work, size=size)
@@ -359,8 +359,8 @@ def latency(
     with require("bench"):
         from rich.console import Console
 
-        from rws.benchmarks.latency.run import LatencyOptions, measure_latency, print_latency, write_results
         from rws.benchmarks.common.models import load_models
+        from rws.benchmarks.latency.run import LatencyOptions, measure_latency, print_latency, write_results
         from rws.edge.common.provenance import provenance
     from rws.edge.sinks.files import check_target
 
@@ -435,8 +435,8 @@ def gpu(
     with require("bench"):
         from rich.console import Console
 
-        from rws.benchmarks.latency.run import LatencyOptions, measure_latency, print_latency, write_results
         from rws.benchmarks.common.models import load_models
+        from rws.benchmarks.latency.run import LatencyOptions, measure_latency, print_latency, write_results
         from rws.benchmarks.storage.sizes import measure_storage, print_storage
         from rws.edge.common.provenance import provenance, write_json
     options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)

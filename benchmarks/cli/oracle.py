@@ -42,8 +42,8 @@ def policies(
         rws bench policies --data ~/data/cifar10 --json policies.json
     """
     with require("bench"):
-        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
+        from rws.training.evaluation.judge import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)
@@ -81,8 +81,8 @@ def pairs(
         rws bench pairs --data ~/data/cifar10 --json pairs.json
     """
     with require("bench"):
-        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.oracle.pairs import compare_pairs, print_pairs
+        from rws.training.evaluation.judge import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)
@@ -124,8 +124,8 @@ def unseen(
     with require("bench"):
         import torch
 
-        from rws.training.evaluation.judge import load_splits
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
+        from rws.training.evaluation.judge import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)

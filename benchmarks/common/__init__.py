@@ -1,1 +1,1 @@
-"""TODO benchmarks/common."""
+"""What several benchmarks share: interleaved timing, sensors, memory, Markdown."""

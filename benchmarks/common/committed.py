@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rws.oracle.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

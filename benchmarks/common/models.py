@@ -25,8 +25,8 @@ from rws.edge.onnx.graph import (
     shallow_tensors,
 )
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.training.models import architectures
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.models import architectures
 from rws.training.models.export import export_onnx
 
 RELATIVE_DELTA = 0.05

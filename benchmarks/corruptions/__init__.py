@@ -1,1 +1,1 @@
-"""TODO benchmarks/corruptions."""
+"""Our corruptions against the reference implementation: parity and throughput."""

@@ -1,1 +1,1 @@
-"""TODO benchmarks/demo."""
+"""The demo: a bundled stream of real frames."""

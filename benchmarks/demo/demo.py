@@ -18,17 +18,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.runtime import STAGES, Result, Runtime
+from rws.edge.common.provenance import provenance, write_json
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
-from rws.edge.common.provenance import provenance, write_json
+from rws.edge.runtime import STAGES, Result, Runtime
 from rws.edge.sinks.files import JsonlSink, VideoSink
 from rws.edge.sources.open import ArraySource
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import ToldPolicy
 
-DEMO_DATA = Path(__file__).parent / "demo_data"
+DEMO_DATA = Path(__file__).parent / "data"
 COLUMNS = 20
 FPS = 10.0
 

@@ -1,1 +1,1 @@
-"""TODO benchmarks/latency."""
+"""Latency of patched models beside untouched sessions."""

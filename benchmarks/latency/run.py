@@ -36,7 +36,8 @@ from rws.benchmarks.common.interleave import (
     percentiles,
     settling_frames,
 )
-from rws.benchmarks.latency.stages import stage_cases, stage_rows, write_video
+from rws.benchmarks.common.models import BenchmarkModel
+from rws.benchmarks.common.sensors import Sensors, describe_platform
 from rws.benchmarks.latency.engines import (
     WAYS,
     Contender,
@@ -47,12 +48,11 @@ from rws.benchmarks.latency.engines import (
     expected_outputs,
     make_contender,
 )
-from rws.benchmarks.common.models import BenchmarkModel
-from rws.benchmarks.common.sensors import Sensors, describe_platform
+from rws.benchmarks.latency.stages import stage_cases, stage_rows, write_video
 from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.provenance import write_json
 from rws.edge.errors import BundleError, InputError, RwsError
 from rws.edge.runtime import STAGES
-from rws.edge.common.provenance import write_json
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
@@ -77,7 +77,8 @@ class LatencyOptions:
         repeats: how often everything is made anew; with 3 the intervals cover 84 % where two makings differ as much as
             two rounds do, with 10 they cover 95 %.
         duration: seconds of sustained load for each model and thread count; 0 for none.
-        source: what the whole frame reads, as `rws.edge.sources.open.open_source` takes it, of 40 frames or more; None: a
+        source: what the whole frame reads, as `rws.edge.sources.open.open_source` takes it, of 40 frames or more; None:
+        a
             video of 640 x 480 pixels that is made of the demo's frames.
         seed: of inputs, order and resampling.
 

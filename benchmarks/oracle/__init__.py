@@ -1,1 +1,1 @@
-"""TODO benchmarks/oracle."""
+"""The oracle and its policies: pairs, unseen corruptions, filter, cost, figures."""

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
-from rws.edge.common.files import atomic_write_bytes
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.common.files import atomic_write_bytes
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable

@@ -1,8 +1,8 @@
 """Two corruptions at once (fog and noise, …): never patched, one signature, both composed; told, and by the oracle.
 
-Pairs are laid over one another by `rws.training.evaluation.judge.corrupted`: the first named corruption first. Words of the
-table: `std` is never patched; of those who are told the pair, `single` has the one signature, of all, that is best for
-it, `both` its two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the
+Pairs are laid over one another by `rws.training.evaluation.judge.corrupted`: the first named corruption first. Words of
+the table: `std` is never patched; of those who are told the pair, `single` has the one signature, of all, that is best
+for it, `both` its two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the
 strength that is best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the
 one signature with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are
 probable enough, and else does as `expected`. What is best is found on validation images; every number is measured on
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from rws.training.evaluation.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
 from rws.benchmarks.oracle.policies import ExpectedPolicy, FramePolicy, own_alphas
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
@@ -29,6 +28,7 @@ from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
+from rws.training.evaluation.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
 
 SEVERITIES = (3, 5)
 SCALES = (0.5, 0.75, 1.0)

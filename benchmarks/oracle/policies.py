@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.errors import InputError
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
+from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -23,13 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
-from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.gain import CalibrationRecipe
+from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
+from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import JSON, Store, claim
 from rws.training.oracle.fit import (
     LEVELS,
     ORACLE_VERSION,
@@ -43,8 +45,6 @@ from rws.training.oracle.fit import (
     stored_oracle,
     weigh_clean,
 )
-from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import JSON, Store, claim
 
 UNSEEN_VERSION = 1
 """Raise it when the same oracles, bundle and images give other rows."""

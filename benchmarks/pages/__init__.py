@@ -1,1 +1,1 @@
-"""TODO benchmarks/pages."""
+"""Write the tables of the pages from the committed results."""

@@ -17,14 +17,14 @@ from typing import Annotated, Any
 
 import typer
 
+from rws.benchmarks.common.committed import ROOT, check_checkout
+from rws.benchmarks.common.markdown import link, made_by, table
 from rws.benchmarks.pages import corruptions as corruption_page
 from rws.benchmarks.pages import drill as drill_page
 from rws.benchmarks.pages import oracle as oracle_page
-from rws.benchmarks.pages import zoo as zoo_page
-from rws.benchmarks.common.committed import ROOT, check_checkout
-from rws.benchmarks.common.markdown import link, made_by, table
-from rws.benchmarks.pages.oracle import RESULTS, read
 from rws.benchmarks.pages import paper as reproduce_page
+from rws.benchmarks.pages import zoo as zoo_page
+from rws.benchmarks.pages.oracle import RESULTS, read
 
 WAYS = {
     "std": "never patched",

@@ -15,8 +15,8 @@ import torch
 from rws.edge.bundle.bundle import ORACLE, Bundle
 from rws.oracle.errors import InputError
 from rws.training.build.build import Build, Progress
-from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
 from rws.training.build.recipe import Recipe, load_recipe
+from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
 
 SCALES = ("small", "full")
 WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")

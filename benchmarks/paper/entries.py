@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rws.benchmarks.paper import figures
-from rws.benchmarks.paper import tables
+from rws.benchmarks.paper import figures, tables
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.inits import compare_inits
 

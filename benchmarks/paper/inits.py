@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from rws.benchmarks.paper.measure import Measure
-from rws.training.models.fit import Corrupted, DivergedError, to_input
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
+from rws.training.models.fit import Corrupted, DivergedError, to_input
 from rws.training.signatures.methods import composed, patched, residual_signature
 
 MODELS = 20

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rws.training.evaluation.judge import corrupted
-from rws.benchmarks.replay.replay import TestSet, corrupted_sets
 from rws.benchmarks.paper.columns import ColumnBuild
+from rws.benchmarks.replay.replay import TestSet, corrupted_sets
 from rws.edge.signatures.quantization import dequantise, quantise
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.models.fit import predict
-from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
-from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
+from rws.training.evaluation.judge import corrupted
 from rws.training.jobs.store import JSON, Store
+from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
+from rws.training.models.fit import predict
+from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
 
 REPRODUCE_VERSION = 1
 """Raise it when the same models and images give other scores, tables or figures."""

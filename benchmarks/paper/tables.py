@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.training.evaluation.judge import corrupted
-from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.paper.columns import WAYS
 from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.replay.signature_methods import train_seconds
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.evaluation.judge import corrupted
 from rws.training.jobs.store import JSON
+from rws.training.signatures.methods import Deltas, composed, patched
 
 TRAINED = "trained oracle"
 

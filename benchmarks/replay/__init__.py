@@ -1,1 +1,1 @@
-"""TODO benchmarks/replay."""
+"""Evaluate a bundle on corrupted test sets."""

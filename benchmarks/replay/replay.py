@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.training.evaluation.judge import corrupted
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief, certain
@@ -29,6 +28,7 @@ from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
+from rws.training.evaluation.judge import corrupted
 
 WAYS = ("std", "trained", "perfect", "best", "always")
 PARTLY_TOLD = ("state", "type", "corrupted")

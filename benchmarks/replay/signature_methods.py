@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.training.evaluation.judge import corrupted
 from rws.training.build.build import Build
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.models.fit import predict
+from rws.training.evaluation.judge import corrupted
 from rws.training.models.architectures import fold_batchnorm
+from rws.training.models.fit import predict
 from rws.training.signatures.methods import Deltas, composed, patched
 
 ALPHAS = (0.5, 0.75, 1.0)

@@ -1,1 +1,1 @@
-"""TODO benchmarks/storage."""
+"""Bytes on disk and in memory, and accuracy against precision."""

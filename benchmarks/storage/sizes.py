@@ -36,9 +36,9 @@ def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], 
         model for clean images and each corruption, or the signatures, of which `scope` tells whether they change the
         patched tensors (`shallow`) or all convolutions and linear layers (`full`); bits 32 is float32, which has no
         scale; `ratio` is that of everything to be stored, so of model and signatures, to the model.
-        `memory` (`model`, `size`, `what`, `private_bytes`, `peak_rss_bytes`, `ratio`; see `rws.benchmarks.common.memory`;
-        empty where it cannot be measured): `imports` is a process with the packages only, and the others are what comes
-        on top of it; `ratio` is that to one untouched session.
+        `memory` (`model`, `size`, `what`, `private_bytes`, `peak_rss_bytes`, `ratio`; see
+        `rws.benchmarks.common.memory`; empty where it cannot be measured): `imports` is a process with the packages
+        only, and the others are what comes on top of it; `ratio` is that to one untouched session.
     """
     rows: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []

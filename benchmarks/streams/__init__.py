@@ -1,1 +1,1 @@
-"""TODO benchmarks/streams."""
+"""Accuracy on streams of changing corruption."""

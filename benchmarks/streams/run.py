@@ -25,9 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.training.evaluation.judge import as_input
-from rws.benchmarks.streams.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
 from rws.benchmarks.baselines.methods import RIVALS_VERSION, Rival, Sample, measure_cost, rival_methods
+from rws.benchmarks.streams.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
 from rws.benchmarks.streams.scores import (
     NAMES,
     MixKey,
@@ -39,16 +38,17 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.common.files import atomic_write_bytes
 from rws.edge.bundle.bundle import MODEL, Bundle
-from rws.edge.live.base import PatchableModel
+from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance
+from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import Belief
-from rws.oracle.errors import InputError
 from rws.oracle.classifier import Oracle
+from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
+from rws.training.evaluation.judge import as_input
 from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
 
 STREAMS_VERSION = 1

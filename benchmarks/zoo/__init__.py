@@ -1,1 +1,1 @@
-"""TODO benchmarks/zoo."""
+"""Adopted models, measured."""

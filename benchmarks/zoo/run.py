@@ -20,23 +20,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rws.training.evaluation.judge import corrupted
-from rws.benchmarks.replay.replay import BATCH, corrupted_sets
 from rws.benchmarks.pages.zoo import SEVERITIES
+from rws.benchmarks.replay.replay import BATCH, corrupted_sets
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
 from rws.edge.common.extras import require
-from rws.edge.live.base import PatchableModel
-from rws.edge.onnx.graph import read_model, shallow_tensors
-from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.common.provenance import provenance
+from rws.edge.live.base import PatchableModel
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.belief import CLEAN
 from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
-from rws.training.data.pictures import load_labelled, read_names
 from rws.training.data.images import Images
+from rws.training.data.pictures import load_labelled, read_names
+from rws.training.evaluation.judge import corrupted
 from rws.training.models.export import export_onnx
 
 WAYS = ("std", "trained", "told")

@@ -1,1 +1,1 @@
-"""TODO edge/bundle."""
+"""Bundles: load, check, write, edit, swap and watch; and the one that ships."""

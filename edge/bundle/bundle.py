@@ -8,7 +8,8 @@ Format version 1:
   its `files` MUST give size and SHA-256 of the other four files, and name no others.
 - `model.onnx` MUST take one float32 image (N, 3, height, width), RGB, 0…1, give one logit a class, and hold every
   patched tensor as a finite float32 initializer. ONNX files MUST NOT refer to other files.
-- `signatures.safetensors` (see `rws.edge.signatures.signature_set`) MUST be made for the patched tensors of `model.onnx`.
+- `signatures.safetensors` (see `rws.edge.signatures.signature_set`) MUST be made for the patched tensors of
+`model.onnx`.
 - `oracle.onnx` MUST take the same image and give 1 + corruptions x levels probabilities.
 - `policy.safetensors` MUST hold the finite arrays of a gain table (see `rws.oracle.policy`) and no others.
 - A reader MUST check sizes and hashes first and refuse a bundle that breaks any of this.
@@ -30,15 +31,15 @@ from numpy.typing import NDArray
 from rws.edge.common.files import atomic_path
 from rws.edge.errors import BundleError, FormatError, InputError, RwsError
 from rws.edge.live.base import PatchableModel
-from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_model
 from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_model
 from rws.edge.signatures.signature_set import SignatureSet, check_signature_name
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
 
-DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
+DEFAULT_BUNDLE = Path(__file__).parent / "default"
 FORMAT = "rws-bundle"
 VERSION = 1
 MANIFEST = "bundle.json"

@@ -7,8 +7,8 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from rws.edge.common.files import atomic_path
 from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, self_test
+from rws.edge.common.files import atomic_path
 from rws.edge.errors import BundleError, InputError, RwsError
 
 

@@ -28,8 +28,8 @@ def inspect(
         rws inspect                     # the bundled default
         rws inspect my_bundle --json my_bundle.json
     """
-    from rws.edge.common.files import atomic_write_bytes
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.common.files import atomic_write_bytes
 
     bundle = Bundle.load(path)
     description = _describe(bundle)

@@ -104,8 +104,8 @@ def _quiet() -> Iterator[None]:
 def _run_cases(bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console) -> list[Outcome]:
     import tempfile
 
-    from rws.edge.faults.cases import all_cases
     from rws.edge.errors import InputError
+    from rws.edge.faults.cases import all_cases
     from rws.edge.runtime import Runtime
 
     chosen = [case for case in all_cases() if only is None or only.lower() in case.name.lower()]

@@ -21,15 +21,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rws.edge.sinks.background import BackgroundSink
     from rws.edge.bundle.bundle import Bundle, Manifest
-    from rws.edge.runtime import Result, Runtime, Sink
-    from rws.edge.monitoring.monitor import Monitor
+    from rws.edge.bundle.watcher import BundleWatch
     from rws.edge.monitoring.console import LossyOutput
-    from rws.edge.web import PageServer
+    from rws.edge.monitoring.monitor import Monitor
+    from rws.edge.runtime import Result, Runtime, Sink
+    from rws.edge.sinks.background import BackgroundSink
     from rws.edge.sinks.window import WindowSink
     from rws.edge.sources.open import Frame, Source
-    from rws.edge.bundle.watcher import BundleWatch
+    from rws.edge.web import PageServer
 
 
 log = logging.getLogger(__name__)
@@ -163,17 +163,17 @@ def run(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
-    from rws.edge.errors import SourceError
-    from rws.edge.runtime import Runtime
-    from rws.edge.monitoring.monitor import Monitor
-    from rws.edge.monitoring.console import LossyOutput
+    from rws.edge.bundle.watcher import BundleWatch
     from rws.edge.common.provenance import portable_path, provenance, write_json
-    from rws.edge.sinks.files import check_target
-    from rws.edge.sources.open import open_source, quiet_opencv
+    from rws.edge.errors import SourceError
+    from rws.edge.monitoring.console import LossyOutput
+    from rws.edge.monitoring.monitor import Monitor
     from rws.edge.monitoring.status_line import StatusLine
     from rws.edge.monitoring.summary import Summary
     from rws.edge.monitoring.systemd import Supervisor
-    from rws.edge.bundle.watcher import BundleWatch
+    from rws.edge.runtime import Runtime
+    from rws.edge.sinks.files import check_target
+    from rws.edge.sources.open import open_source, quiet_opencv
 
     quiet_opencv()
     if report is not None:
@@ -303,9 +303,9 @@ def oracle(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.common.provenance import write_json
     from rws.edge.errors import SourceError
     from rws.edge.preprocess import preprocess
-    from rws.edge.common.provenance import write_json
     from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import ImageSource, open_source, quiet_opencv
 
@@ -482,8 +482,8 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
     """
     from importlib.metadata import entry_points
 
-    from rws.edge.errors import MissingExtraError
     from rws.edge.common.extras import require
+    from rws.edge.errors import MissingExtraError
     from rws.edge.preprocess import cover
 
     if spec is None:

@@ -1,1 +1,1 @@
-"""TODO edge/common."""
+"""What every part of the device runtime uses: atomic files, provenance, extras."""

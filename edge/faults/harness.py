@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.faults.stamp import read_stamp, scene
 from rws.edge.errors import first_line
-from rws.edge.runtime import Runtime
+from rws.edge.faults.stamp import read_stamp, scene
 from rws.edge.preprocess import preprocess
+from rws.edge.runtime import Runtime
 from rws.edge.sources.open import Frame, Source
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from rws.edge.child import python_command
+from rws.edge.errors import RwsError
 from rws.edge.faults.camera import age_ms
 from rws.edge.faults.stamp import read_stamp
-from rws.edge.errors import RwsError
 from rws.edge.monitoring.summary import Reservoir
 
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full

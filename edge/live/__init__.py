@@ -1,1 +1,1 @@
-"""Models whose shallow weights can be patched while they run, on ONNX Runtime or on Torch."""
+"""Weights that change inside a running session, on ONNX Runtime or on Torch."""

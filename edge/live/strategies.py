@@ -24,8 +24,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.onnx.graph import data_input, replaced_tensors, split_after, weights_to_inputs
 from rws.edge.live.arena import Arena, Slot, plain_slots
+from rws.edge.onnx.graph import data_input, replaced_tensors, split_after, weights_to_inputs
 from rws.edge.signatures.signature_set import SignatureSet
 
 CPU = "CPUExecutionProvider"

@@ -1,1 +1,1 @@
-"""TODO edge/monitoring."""
+"""What a run tells about itself: status, totals, metrics, console, systemd."""

@@ -1,1 +1,1 @@
-"""TODO edge/onnx."""
+"""Read, check and rewrite ONNX graphs."""

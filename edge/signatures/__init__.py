@@ -1,1 +1,1 @@
-"""TODO edge/signatures."""
+"""Signature sets: the file format, quantisation, and how a set fits a model."""

@@ -33,7 +33,16 @@ from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.errors import FormatError, SignatureError
-from rws.edge.signatures.quantization import Bits, Per, Quantised, check_code, dequantise, largest_value, quantise, value_dtype
+from rws.edge.signatures.quantization import (
+    Bits,
+    Per,
+    Quantised,
+    check_code,
+    dequantise,
+    largest_value,
+    quantise,
+    value_dtype,
+)
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
 from rws.oracle.belief import CLEAN
 

@@ -1,1 +1,1 @@
-"""TODO edge/sinks."""
+"""Where results go: JSON lines, CSV, video, a window; written in the background."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import cv2
 
 from rws.edge.child import python_command
-from rws.edge.sinks.annotate import annotate
 from rws.edge.errors import RwsError
+from rws.edge.sinks.annotate import annotate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +30,8 @@ PROBE_TIMEOUT = 60.0  # seconds
 
 
 class WindowSink:
-    """Shows annotated frames (`rws.edge.sinks.annotate.annotate`) in a window. A context manager that takes the window away.
+    """Shows annotated frames (`rws.edge.sinks.annotate.annotate`) in a window. A context manager that takes the window
+    away.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
     If the display itself goes away, the window system ends the process: this is for looking, not for a service.

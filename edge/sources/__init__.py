@@ -1,1 +1,1 @@
-"""TODO edge/sources."""
+"""Where frames come from: cameras, streams, files, arrays, a test pattern."""

@@ -20,11 +20,11 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from prometheus_client.exposition import choose_encoder
 
+from rws.edge.monitoring.metrics import registry
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.web import address as addresses
 from rws.edge.web.auth import Guard, Handler, check_token
 from rws.edge.web.health import health
-from rws.edge.monitoring.metrics import registry
 from rws.edge.web.jpeg import Pictures
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class PageServer:
         application = web.Application(middlewares=[guard.admit])
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():
-            text = (files("rws.edge.web") / name).read_text("utf-8")
+            text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
             application.router.add_get("/" if name == "page.html" else f"/{name}", _page(text, kind))
         application.router.add_get("/frame.jpg", self._frame)
         application.router.add_get("/api/status", self._status)

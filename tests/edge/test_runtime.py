@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rws.edge.errors import InputError, SourceError
+from rws.edge.monitoring.summary import Summary
 from rws.edge.runtime import STAGES
 from rws.edge.sources.open import ArraySource, Frame
-from rws.edge.monitoring.summary import Summary
 from support.fakes import (
     FakeModel,
     FakeOracle,

@@ -1,1 +1,1 @@
-"""TODO training/adopt."""
+"""Make a deployed model patchable and train its signatures from unlabelled images."""

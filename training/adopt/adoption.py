@@ -34,25 +34,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.bundle.bundle import check_bundle_folder, write_bundle
-from rws.edge.onnx.graph import clean_tensors, shallow_tensors
-from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.common.provenance import provenance
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.quantization import check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, ToldPolicy
 from rws.training.adopt.model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
-from rws.training.oracle.tiles import ViewRecipe, fit_view_oracle
-from rws.training.models.allocator import keep_freed_memory
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
+from rws.training.build.recipe import StreamRecipe, parse, tomllib
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
+from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
+from rws.training.models.allocator import keep_freed_memory
 from rws.training.models.fit import DivergedError, learning_rate_at, to_input
 from rws.training.oracle.fit import LEVELS
-from rws.training.build.recipe import StreamRecipe, parse, tomllib
-from rws.training.jobs.seeds import derive_seed
+from rws.training.oracle.tiles import ViewRecipe, fit_view_oracle
 from rws.training.signatures.methods import DELTAS, Deltas
-from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
 
 TARGETS = ("auto", "output", "shallow")
 

@@ -1,1 +1,1 @@
-"""TODO training/build."""
+"""Build a bundle from labelled images: the recipe and its jobs."""

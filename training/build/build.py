@@ -1,8 +1,8 @@
 """From clean images to a bundle, as independent jobs.
 
 Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
-already and was made from the same things, the job is done (`rws.training.jobs.store`). So a build that was stopped goes on
-where it was, and several processes (or machines that share the folder) can each take some of the jobs.
+already and was made from the same things, the job is done (`rws.training.jobs.store`). So a build that was stopped goes
+on where it was, and several processes (or machines that share the folder) can each take some of the jobs.
 
     init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
           ├─► robust-<c> ─► signature-residual-<c>       │
@@ -35,12 +35,15 @@ from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable
-from rws.training.evaluation.gain import check_signed, measure_gain
+from rws.training.build.recipe import Recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
+from rws.training.evaluation.gain import check_signed, measure_gain
+from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
+from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
 from rws.training.models.export import export_onnx
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, fit
-from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
 from rws.training.oracle.fit import (
     LEVELS,
     OracleNetwork,
@@ -55,10 +58,7 @@ from rws.training.oracle.fit import (
     training_prior,
     weigh_clean,
 )
-from rws.training.build.recipe import Recipe
-from rws.training.jobs.seeds import derive_seed
 from rws.training.signatures.methods import DELTAS, Deltas, residual_signature, tuned_signature
-from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 

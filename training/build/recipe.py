@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from rws.oracle.errors import FormatError, InputError
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.models.fit import FitRecipe
 from rws.training.models.architectures import ModelSpec
+from rws.training.models.fit import FitRecipe
 from rws.training.oracle.fit import OracleRecipe
 from rws.training.signatures.methods import RESIDUALS, TuneRecipe
 

@@ -1,1 +1,1 @@
-"""TODO training/cli."""
+"""The commands of this room."""

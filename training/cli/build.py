@@ -288,12 +288,12 @@ def extract(
     with require("train"):
         import torch
 
-        from rws.training.models.checkpoints import folded_model, folded_weights
+        from rws.training.build.recipe import load_recipe
         from rws.training.corruptions import CORRUPTIONS
         from rws.training.data.images import load_images
-        from rws.training.models.fit import Corrupted
         from rws.training.models.architectures import shallow_tensors
-        from rws.training.build.recipe import load_recipe
+        from rws.training.models.checkpoints import folded_model, folded_weights
+        from rws.training.models.fit import Corrupted
         from rws.training.signatures.methods import residual_signature, tuned_signature
     from rws.edge.common.provenance import write_json
     from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256

@@ -1,1 +1,1 @@
-"""TODO training/data."""
+"""Load images and labels."""

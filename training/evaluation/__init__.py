@@ -1,1 +1,1 @@
-"""TODO training/evaluation."""
+"""Evaluate models under mixes, and measure the gain table."""

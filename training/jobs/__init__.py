@@ -1,1 +1,1 @@
-"""TODO training/jobs."""
+"""Run long work once: the store of artefacts, shared jobs, seeds."""

@@ -1,1 +1,1 @@
-"""TODO training/models."""
+"""Architectures, the training loop, checkpoints and ONNX export."""

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from rws.edge.onnx.graph import prepare, read_model
 from rws.edge.onnx.graph import shallow_tensors as shallow_onnx
 from rws.oracle.errors import FormatError, InputError
-from rws.training.models.architectures import build_model, fold_batchnorm, group_layers, read_state_dict, shallow_tensors
 from rws.training.build.recipe import load_recipe
+from rws.training.models.architectures import (
+    build_model,
+    fold_batchnorm,
+    group_layers,
+    read_state_dict,
+    shallow_tensors,
+)
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:

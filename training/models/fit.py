@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from rws.edge.common.files import atomic_path
 from rws.oracle.errors import InputError
-from rws.training.models.allocator import keep_freed_memory
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
+from rws.training.models.allocator import keep_freed_memory
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""TODO training/oracle."""
+"""Train, calibrate and export the corruption classifier."""

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
-from rws.training.models.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Store
+from rws.training.models.fit import Report, autocast, check_schedule, crop_and_flip, steps_per_epoch, train
 
 ORACLE_VERSION = 1
 """Raise it when the same recipe and images give another network."""

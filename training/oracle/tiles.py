@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from rws.edge.bundle.bundle import ORACLE, Bundle
 from rws.oracle.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.jobs.seeds import derive_seed
 from rws.training.models.export import export_onnx, stored_as_half
 from rws.training.models.fit import DivergedError, learning_rate_at
 from rws.training.oracle.fit import (
@@ -38,7 +39,6 @@ from rws.training.oracle.fit import (
     training_prior,
     weigh_clean,
 )
-from rws.training.jobs.seeds import derive_seed
 
 _CHUNK = 200
 

@@ -1,1 +1,1 @@
-"""TODO training/signatures."""
+"""Make signatures from models: projection residuals, and signatures tuned alone."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from rws.edge.signatures.signature_set import shallow_sha256
 from rws.oracle.errors import InputError
 from rws.training.data.images import Images
+from rws.training.jobs.store import Codec
 from rws.training.models.fit import (
     Batch,
     Corrupted,
@@ -34,7 +35,6 @@ from rws.training.models.fit import (
     to_input,
     train,
 )
-from rws.training.jobs.store import Codec
 
 Deltas = dict[str, Tensor]
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sinks.background import BackgroundSink
+from rws.edge.bundle.watcher import BundleWatch
 from rws.edge.child import python_command
-from rws.edge.faults.harness import Drill, NotHereError, Seen, case
-from rws.edge.faults.cases.scripted import pictures, reached, scripted
-from rws.edge.faults.stamp import scene
 from rws.edge.errors import RwsError, SourceError
+from rws.edge.faults.cases.scripted import pictures, reached, scripted
+from rws.edge.faults.harness import Drill, NotHereError, Seen, case
+from rws.edge.faults.stamp import scene
 from rws.edge.runtime import Result, Runtime
+from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
 from rws.edge.sources.open import Frame, PatternSource
-from rws.edge.bundle.watcher import BundleWatch
 
 FULL = Path("/dev/full")  # a device that has never room
 

@@ -3,8 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-from rws.benchmarks.common.memory import can_measure
-from rws.benchmarks.baselines.models import AllCorrupted, RivalModels, folded_weights, unfold
 from rws.benchmarks.baselines.methods import (
     COMPARED,
     RIVALS,
@@ -18,16 +16,18 @@ from rws.benchmarks.baselines.methods import (
     rival_methods,
     time_methods,
 )
+from rws.benchmarks.baselines.models import AllCorrupted, RivalModels, folded_weights, unfold
+from rws.benchmarks.common.memory import can_measure
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.errors import RwsError
 from rws.oracle import InputError
 from rws.oracle.errors import FormatError
+from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
-from rws.training.models.fit import FitRecipe
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm
-from rws.training.build.recipe import load_recipe
-from tests.conftest import CLASSES
+from rws.training.models.fit import FitRecipe
+from support.command_line import CLASSES
 
 QUICK = FitRecipe(epochs=1, batch_size=16, learning_rate=0.01, precision="fp32")
 

@@ -3,10 +3,10 @@ import typer
 from setuptools import find_namespace_packages
 from typer.testing import CliRunner
 
+from rws.benchmarks.cli.reproduce import reproduce
 from rws.benchmarks.common import committed
 from rws.benchmarks.corruptions import parity as corruptions
 from rws.benchmarks.pages import render as readme
-from rws.benchmarks.cli.reproduce import reproduce
 from rws.oracle.errors import InputError
 from rws.training.build.recipe import tomllib
 
@@ -36,9 +36,7 @@ def test_pages_are_written_in_a_checkout_only(write):
 
 def test_results_go_below_the_working_directory(installed, monkeypatch):
     made = {}
-    monkeypatch.setattr(
-        "rws.benchmarks.paper.run.reproduce", lambda chosen, place, **given: made.update(given) or []
-    )
+    monkeypatch.setattr("rws.benchmarks.paper.run.reproduce", lambda chosen, place, **given: made.update(given) or [])
     assert rws_reproduce("table1", "--column", "cifar10-vgg16").exit_code == 0
     assert (installed / made["out"]).resolve() == installed / "runs" / "reproduce"
     assert not (installed / "site-packages").exists()

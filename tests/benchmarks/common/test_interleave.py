@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, paired_ratio, settling_frames
+from rws.benchmarks.common.interleave import (
+    Block,
+    Measured,
+    frames_per_block,
+    interleave,
+    paired_ratio,
+    settling_frames,
+)
 
 times = st.floats(0.01, 1e3)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 12))

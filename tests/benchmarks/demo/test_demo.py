@@ -6,7 +6,7 @@ import numpy as np
 from rws.benchmarks.demo.demo import load_stream
 from rws.benchmarks.demo.render import scenario
 from rws.training.corruptions import CORRUPTIONS
-from tests.conftest import rws
+from support.command_line import rws
 
 
 def test_the_scenario_shows_every_corruption_clear_spells_and_mixtures():

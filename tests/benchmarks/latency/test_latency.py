@@ -11,9 +11,18 @@ import psutil
 import pytest
 import torch
 
-from rws.benchmarks.latency import run as latency
-from rws.benchmarks.latency import engines as latency_ways
 from rws.benchmarks.common import sensors
+from rws.benchmarks.common.models import load_model
+from rws.benchmarks.latency import engines as latency_ways
+from rws.benchmarks.latency import run as latency
+from rws.benchmarks.latency.engines import (
+    Contender,
+    Setting,
+    check_outputs,
+    default_ways,
+    expected_outputs,
+    make_contender,
+)
 from rws.benchmarks.latency.run import (
     CSV_COLUMNS,
     PATCH_EVERY,
@@ -24,20 +33,11 @@ from rws.benchmarks.latency.run import (
     print_latency,
 )
 from rws.benchmarks.latency.stages import FRAME_SIZE, ScheduledPolicy, write_video
-from rws.benchmarks.latency.engines import (
-    Contender,
-    Setting,
-    check_outputs,
-    default_ways,
-    expected_outputs,
-    make_contender,
-)
-from rws.benchmarks.common.models import load_model
+from rws.edge.common.provenance import provenance
 from rws.edge.errors import InputError, RwsError
 from rws.edge.runtime import STAGES
-from rws.edge.common.provenance import provenance
 from rws.edge.sources.open import open_source
-from tests.conftest import rws
+from support.command_line import rws
 from support.tiny import SIZE, network
 
 # Compiling takes longer than everything else together; its way is the same code as `torch`.

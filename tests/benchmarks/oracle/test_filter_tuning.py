@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from rws.benchmarks.oracle.filter_tuning import LARGEST_CLEAN_LOSS, LARGEST_LOSS_ON_MIXED, SPACE, _beats, _fitting, tune_filter
+from rws.benchmarks.oracle.filter_tuning import (
+    LARGEST_CLEAN_LOSS,
+    LARGEST_LOSS_ON_MIXED,
+    SPACE,
+    _beats,
+    _fitting,
+    tune_filter,
+)
 from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rws.training.evaluation.judge import load_splits
 from rws.benchmarks.oracle.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
 from rws.benchmarks.oracle.policies import ExpectedPolicy, HardPolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import Belief, InputError, ToldPolicy, certain
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.evaluation.judge import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import rws.benchmarks.oracle.unseen as unseen
-from rws.training.evaluation.judge import load_splits
 from rws.benchmarks.oracle.unseen import (
     WAYS,
     UnseenRecipe,
@@ -24,8 +23,9 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle import ExpectedGainPolicy, InputError
 from rws.oracle.errors import FormatError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.oracle.fit import OracleRecipe
+from rws.training.evaluation.judge import load_splits
 from rws.training.jobs.store import claim
+from rws.training.oracle.fit import OracleRecipe
 
 BUNDLE = Bundle.load()
 TABLE = BUNDLE.table

@@ -3,10 +3,10 @@ import re
 
 import pytest
 
+from rws.benchmarks.baselines.methods import COMPARED, ENGINES, RIVALS
+from rws.benchmarks.oracle.policies import FAMILIES, RULES
 from rws.benchmarks.pages import oracle as oracle_page
 from rws.benchmarks.pages.oracle import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
-from rws.benchmarks.oracle.policies import FAMILIES, RULES
-from rws.benchmarks.baselines.methods import COMPARED, ENGINES, RIVALS
 
 MADE = {"command": "rws …", "commit": "1234567", "machine": {"processor": "a CPU"}, "seed": 3}
 

@@ -10,7 +10,7 @@ from rws.benchmarks.pages import paper as page
 from rws.benchmarks.paper.run import status, tasks
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS
-from tests.conftest import TINY, rws
+from support.command_line import TINY, rws
 
 CIFAR10 = ("table1", "table4", "table5", "fig7", "init", "tuned", "smaller")
 VGG = 'name = "{name}"' + TINY.split('name = "tiny"')[1].replace("layers = 2", "layers = 5\nfold_first = true")

@@ -11,7 +11,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
-from tests.conftest import CLASSES, rws
+from support.command_line import CLASSES, rws
 
 test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests
 

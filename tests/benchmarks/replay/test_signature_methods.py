@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from rws.training.corruptions import CORRUPTIONS
-from tests.conftest import rws
+from support.command_line import rws
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ import shutil
 import numpy as np
 import pytest
 
-from rws.benchmarks.storage.precision import codes_of, compare_codes, float_code, float_file
 from rws.benchmarks.replay.replay import replay
+from rws.benchmarks.storage.precision import codes_of, compare_codes, float_code, float_file
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import shallow_sha256
 from rws.oracle.errors import FormatError, InputError
 from rws.training.signatures.methods import DELTAS
-from tests.conftest import rws
+from support.command_line import rws
 from support.tiny import network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]

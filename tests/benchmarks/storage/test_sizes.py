@@ -11,7 +11,7 @@ from rws.benchmarks.storage.sizes import weighted_tensors, write_models
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE
 from rws.edge.errors import RwsError
 from rws.edge.live.onnx_model import OnnxModel
-from tests.conftest import rws
+from support.command_line import rws
 from support.tiny import SIZE, network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]

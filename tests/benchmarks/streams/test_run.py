@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rws.benchmarks.streams.protocols import PROTOCOLS, frames_of, make_stream
-from rws.benchmarks.streams.scores import NAMES
 from rws.benchmarks.streams.run import (
     OURS,
     OUTCOME,
@@ -21,9 +20,10 @@ from rws.benchmarks.streams.run import (
     run_method,
     run_ours,
 )
+from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
-from tests.conftest import rws
+from support.command_line import rws
 
 
 @pytest.fixture(scope="module")

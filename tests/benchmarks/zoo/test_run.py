@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.zoo import run as zoo
 from rws.benchmarks.pages import zoo as zoo_page
+from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.errors import InputError
 from rws.training.data.images import Images

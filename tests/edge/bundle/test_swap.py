@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from rws.edge.bundle import swap as switch
 from rws.edge.bundle.bundle import FILES, Bundle, write_bundle
+from rws.edge.bundle.swap import switch_bundle
 from rws.edge.cli.main import app
 from rws.edge.errors import BundleError, InputError, RwsError
-from rws.edge.bundle.swap import switch_bundle
 from support.tiny import CLASSES, bundle_parts
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.cli.main import app
-from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.cases import all_cases
+from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer
 from rws.edge.faults.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
 from rws.edge.runtime import Runtime

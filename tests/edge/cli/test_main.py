@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import rws.edge.cli.main
 from rws.edge.cli.main import app
-from rws.edge.errors import MissingExtraError, SourceError
 from rws.edge.common.extras import require
+from rws.edge.errors import MissingExtraError, SourceError
 
 runner = CliRunner()
 

@@ -18,9 +18,9 @@ import rws.edge.sources.open
 from rws.edge.bundle.bundle import write_bundle
 from rws.edge.cli.main import app
 from rws.edge.errors import SourceError
-from rws.edge.runtime import Runtime
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.preprocess import preprocess
+from rws.edge.runtime import Runtime
 from rws.edge.sources.open import ArraySource, open_source
 from support.fakes import write_images, write_video
 from support.tiny import bundle_parts

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rws.edge.common.provenance import portable_command, provenance, write_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OPTIONS = ["--data", "--work", "--json", "--out", "--bundle", "--model", "-v", ""]
 FORMS = ["{}", "cifar10={}", "file://{}", "filesrc location={} ! decodebin", "a.png,{}", "x:{}", '"{}"']
 ROOTS = ["/folder", "~", "~folder", "..", "../..", "folder/../..", ""]

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from rws.edge.errors import BundleError, InputError, MissingExtraError, SignatureError
-from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
+from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
 from support.tiny import CORRUPTIONS, make_signatures, network
 
 SIZE = 16

@@ -4,8 +4,8 @@ import numpy as np
 from rich.console import Console
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
 from rws.edge.monitoring.status_line import StatusLine, status_line
+from rws.edge.sources.open import ArraySource
 from support.fakes import TickingClock, make_result
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.sinks.background import BackgroundSink
 from rws.edge.errors import InputError, RwsError
+from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
 from support.fakes import make_frame, make_result
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from rws.edge.errors import RwsError
 from rws.edge.sinks import window as show
 from rws.edge.sinks.annotate import annotate
-from rws.edge.errors import RwsError
 from rws.edge.sinks.window import WindowSink
 from support.fakes import make_frame, make_result
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.faults.servers import free_port
 from rws.edge.errors import InputError, RwsError, SourceError
+from rws.edge.faults.servers import free_port
 from rws.edge.sources.open import ArraySource, ImageSource, PatternSource, hide_password, open_source
 from support.fakes import StillClock, TickingClock, write_images, write_video
 

@@ -53,7 +53,9 @@ def main(
     server = MjpegServer(camera, FPS)
     command = ["run", server.url, "--serve", "127.0.0.1:0", "--threads", "1"]
     loop = subprocess.Popen(
-        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *command], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *command],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         address = next(line for line in loop.stdout if line.startswith("page: ")).removeprefix("page: ").strip()

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.runtime import Guess
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.web import PageServer
+from rws.edge.runtime import Guess
 from rws.edge.sources.open import ArraySource
+from rws.edge.web import PageServer
 from rws.oracle.belief import certain
-from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from support import browser
+from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from support.http import wait_until
 
 pytestmark = pytest.mark.skipif(

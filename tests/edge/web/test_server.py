@@ -14,8 +14,8 @@ import pytest
 import rws.edge.web.jpeg
 import rws.edge.web.server
 from rws.edge.errors import InputError, RwsError
-from rws.edge.web import PageServer
 from rws.edge.sources.open import Frame
+from rws.edge.web import PageServer
 from support.fakes import make_frame, make_result
 from support.http import PartReader, get, read_until, stream, wait_until
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.cli.main import app
 from rws.edge.errors import BundleError
-from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.oracle.errors import FormatError, InputError
 from rws.training.adopt.adoption import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
 from rws.training.adopt.model import (
@@ -27,11 +27,11 @@ from rws.training.adopt.model import (
     stem,
     trainable,
 )
-from rws.training.oracle.tiles import ViewRecipe, bundled_network, corrupted_views, views
-from rws.training.data.pictures import load_labelled, load_pictures, read_names
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.pictures import load_labelled, load_pictures, read_names
 from rws.training.oracle.fit import OracleRecipe
-from tests.conftest import CLASSES, rws
+from rws.training.oracle.tiles import ViewRecipe, bundled_network, corrupted_views, views
+from support.command_line import CLASSES, rws
 from support.tiny import network
 
 SIZE = 32

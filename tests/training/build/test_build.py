@@ -11,14 +11,14 @@ from rws.edge.bundle.bundle import Bundle, remove_signature
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.oracle import InputError
 from rws.training.build.build import Build
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
+from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
 from rws.training.oracle.fit import LEVELS
-from rws.training.build.recipe import load_recipe
 from rws.training.signatures.methods import DELTAS
-from tests.conftest import TINY, rws
+from support.command_line import TINY, rws
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):

@@ -7,7 +7,7 @@ import torch
 
 from rws.oracle import InputError
 from rws.training.data.images import Images, load_images, split_train_validation
-from tests.conftest import CLASSES
+from support.command_line import CLASSES
 
 
 def test_a_folder_is_read_in_label_order_with_exact_pixels(image_folder, clear):

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from rws.edge.bundle.bundle import Bundle
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
 from rws.training.data.images import Images
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
 from rws.training.oracle.fit import LEVELS
 
 

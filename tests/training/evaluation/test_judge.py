@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rws.training.evaluation.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data.images import Images
+from rws.training.evaluation.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rws.oracle import FormatError, InputError
-from rws.training.models.export import export_onnx
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm, group_layers, shallow_tensors
+from rws.training.models.export import export_onnx
 
 
 def trained_like(spec: ModelSpec) -> nn.Module:

@@ -3,8 +3,8 @@ import torch
 
 from rws.oracle import InputError
 from rws.training.data.images import Images
-from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
 from rws.training.models.architectures import ModelSpec, build_model
+from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
 from rws.training.oracle.fit import OracleRecipe
 from rws.training.signatures.methods import TuneRecipe
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from rws.oracle import InputError
 from rws.training.data.images import Images
-from rws.training.models.fit import Corrupted, FitRecipe, fit
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm, shallow_tensors
+from rws.training.models.fit import Corrupted, FitRecipe, fit
 from rws.training.signatures.methods import (
     DELTAS,
     TuneRecipe,

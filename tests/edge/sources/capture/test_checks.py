@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
 from rws.edge.faults.stamp import scene
+from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
 
 
 def test_a_real_picture_has_no_flaw():

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rws.edge.sources.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
+from rws.edge.errors import SourceError
 from rws.edge.faults.servers import MjpegServer
 from rws.edge.faults.stamp import encode_jpeg, read_stamp, scene, stamped
-from rws.edge.errors import SourceError
+from rws.edge.sources.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
 from rws.edge.sources.open import open_source
 
 BASE = scene(48, 400)
