@@ -12,7 +12,7 @@ def python_command(code: str, *arguments: str) -> list[str]:
     `edge/` or `benchmarks/` there does not hide ours.
 
     Args:
-        code: Python, such as `from rws.edge.cli.main import main; main()`.
+        code: Python, such as `from rws.cli import main; main()`.
         arguments: `sys.argv[1:]` of the new process.
     """
     search = [path for path in sys.path if path]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import InputError
+from rws.errors import InputError
 
 
 def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import InputError
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.sources.open import Frame, Source, open_source
+from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.policy import Policy
 

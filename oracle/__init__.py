@@ -1,8 +1,8 @@
 """The oracle: which corruption does a frame carry, how strong, and which signatures answer it."""
 
+from rws.errors import FormatError, InputError, RwsError
 from rws.oracle.belief import CLEAN, Belief, certain
 from rws.oracle.classifier import Oracle
-from rws.oracle.errors import FormatError, InputError, RwsError
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
 

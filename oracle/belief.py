@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 CLEAN = "clean"
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from rws.errors import FormatError, InputError
 from rws.oracle.belief import Belief
-from rws.oracle.errors import FormatError, InputError
 
 
 class Oracle:

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
-from rws.oracle.errors import FormatError, InputError
 
 Mix = dict[str, float]
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.errors import InputError
 
 _LEAST = 1e-6
 

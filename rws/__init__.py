@@ -1,1 +1,47 @@
-"""Robust weight signatures: one import name for the runtime, the oracle, training and benchmarks."""
+"""Robust weight signatures: keep a deployed vision model seeing when the picture goes bad.
+
+The names below are imported when they are first used, so `import rws` is cheap and needs no extra.
+
+Example:
+    >>> from rws import Bundle, Runtime
+    >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
+    ...     for result in runtime.stream("video.mp4"):
+    ...         print(result)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.runtime import Result, Runtime
+    from rws.edge.sources.open import Frame, open_source
+
+_HOMES = {
+    "Bundle": "rws.edge.bundle.bundle",
+    "Frame": "rws.edge.sources.open",
+    "Result": "rws.edge.runtime",
+    "Runtime": "rws.edge.runtime",
+    "open_source": "rws.edge.sources.open",
+}
+
+__all__ = ["Bundle", "Frame", "Result", "Runtime", "open_source"]
+
+if find_spec("rws.edge") is None:
+    raise ImportError(
+        "this folder is a source checkout of rws-edge that is not installed in editable mode; run "
+        "`pip install --editable .` in it, or start Python elsewhere to use the installed package"
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rws' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

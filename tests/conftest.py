@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # child processes import `support`, too
 
 import subprocess
 from pathlib import Path

@@ -14,8 +14,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from rws.cli import app
 from rws.edge.bundle.bundle import write_bundle
-from rws.edge.cli.main import app
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
 from support.fakes import write_images
 from support.tiny import CLASSES, bundle_parts, make_signatures, network

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rws.edge.cli.main import app
+from rws.cli import app
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.open import ArraySource
 from support.fakes import make_result
@@ -207,7 +207,7 @@ def test_the_alerts_ask_for_metrics_that_exist():
     asked = {name for rule in rules for name in re.findall(r"\b(?:rws|process)_\w+", rule["expr"])}
     assert len(asked) >= 8
     assert asked <= exposed
-    text = read("../commands/run.py")
+    text = read("../edge/cli/run.py")
     for event in re.findall(r'event="(\w+)"', read("alerts.yaml")):
         assert f'"{event}"' in text
 

@@ -41,9 +41,8 @@ from rws.benchmarks.common.memory import can_measure, give_back_unused, private_
 from rws.benchmarks.streams.protocols import Method
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.child import python_command
-from rws.edge.errors import RwsError
 from rws.edge.live.arena import ALPHA_STEP
-from rws.oracle.errors import InputError
+from rws.errors import InputError, RwsError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.models.architectures import fold_batchnorm
 

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rws.edge.bundle.bundle import MODEL, Bundle
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, parse
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed

@@ -10,7 +10,7 @@ import typer
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle

@@ -60,7 +60,7 @@ def reproduce(
         from rws.benchmarks.paper.run import reproduce as run
         from rws.benchmarks.paper.run import status as list_results
         from rws.edge.common.provenance import write_json
-        from rws.oracle.errors import InputError
+        from rws.errors import InputError
     if status:
         results = out or (RESULTS if RESULTS.is_dir() else work)
         rows = list_results(results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

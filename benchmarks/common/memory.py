@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime
 
 from rws.edge.child import python_command
-from rws.edge.errors import RwsError
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.signature_set import SignatureSet
+from rws.errors import RwsError
 
 Kind = Literal["imports", "sessions", "live"]
 

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from rws.edge.bundle.bundle import MODEL, Bundle
-from rws.edge.errors import InputError
 from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
@@ -25,6 +24,7 @@ from rws.edge.onnx.graph import (
     shallow_tensors,
 )
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.models import architectures
 from rws.training.models.export import export_onnx

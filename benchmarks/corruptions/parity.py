@@ -28,7 +28,7 @@ from torch import Tensor
 from rws.benchmarks.common.committed import ROOT
 from rws.benchmarks.pages.corruptions import parity_table, throughput_table
 from rws.edge.common.provenance import portable_command, provenance, write_json
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.corruptions.blur import truncate
 from rws.training.corruptions.constants import SIZES

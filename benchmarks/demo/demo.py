@@ -24,8 +24,8 @@ from rws.edge.preprocess import preprocess
 from rws.edge.runtime import STAGES, Result, Runtime
 from rws.edge.sinks.files import JsonlSink, VideoSink
 from rws.edge.sources.open import ArraySource
+from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.errors import InputError
 from rws.oracle.policy import ToldPolicy
 
 DEMO_DATA = Path(__file__).parent / "data"

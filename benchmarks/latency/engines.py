@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rws.benchmarks.common.models import BenchmarkModel, patched_onnx, patched_weights
-from rws.edge.errors import RwsError, first_line
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import data_input, read_model
+from rws.errors import RwsError, first_line
 
 ALPHA = 0.75
 PREPARED = 3  # patched files or whole state dicts that are taken in turn: more than caches hold, less than memory

@@ -20,8 +20,8 @@ import torch
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
 from rws.benchmarks.demo.demo import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
-from rws.edge.errors import InputError, RwsError
 from rws.edge.runtime import STAGES, Runtime
+from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy

@@ -30,8 +30,8 @@ from PIL import Image
 from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
+from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable
 
 FIGURES = ("confusion", "gain_table", "regret_split", "stream")

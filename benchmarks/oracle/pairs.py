@@ -23,8 +23,8 @@ from rich.table import Table
 
 from rws.benchmarks.oracle.policies import ExpectedPolicy, FramePolicy, own_alphas
 from rws.edge.bundle.bundle import Bundle
+from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.errors import InputError
 from rws.oracle.policy import GainTable, Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
+from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
-from rws.oracle.errors import InputError
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
 from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images

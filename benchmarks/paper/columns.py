@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rws.edge.bundle.bundle import ORACLE, Bundle
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.build.build import Build, Progress
 from rws.training.build.recipe import Recipe, load_recipe
 from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images

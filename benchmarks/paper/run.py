@@ -20,7 +20,7 @@ from rws.benchmarks.paper.tables import TABLE1, TABLE5, trained
 from rws.benchmarks.paper.train import run_in_workers, train
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance, write_json
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.jobs.store import JSON, Store, run_jobs
 
 RESULTS = committed.RESULTS / "reproduce"

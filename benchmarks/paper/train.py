@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rws.benchmarks.paper.columns import COLUMNS, WAYS, ColumnBuild, Place
-from rws.oracle.errors import RwsError
+from rws.errors import RwsError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.jobs.store import run_jobs
 

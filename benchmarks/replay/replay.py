@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
+from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain
-from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.replay.replay import BATCH, test_sets
 from rws.edge.bundle.bundle import MODEL, Bundle
-from rws.edge.errors import InputError
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
+from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.data.images import Images

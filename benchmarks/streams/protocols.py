@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
 

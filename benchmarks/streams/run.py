@@ -42,9 +42,9 @@ from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance
 from rws.edge.live.base import PatchableModel
+from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.errors import InputError
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images

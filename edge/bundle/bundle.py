@@ -29,12 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_path
-from rws.edge.errors import BundleError, FormatError, InputError, RwsError
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_model
 from rws.edge.signatures.signature_set import SignatureSet, check_signature_name
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
+from rws.errors import BundleError, FormatError, InputError, RwsError
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, self_test
 from rws.edge.common.files import atomic_path
-from rws.edge.errors import BundleError, InputError, RwsError
+from rws.errors import BundleError, InputError, RwsError
 
 
 def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle
-from rws.edge.errors import first_line
+from rws.errors import first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -104,9 +104,9 @@ def _quiet() -> Iterator[None]:
 def _run_cases(bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console) -> list[Outcome]:
     import tempfile
 
-    from rws.edge.errors import InputError
     from rws.edge.faults.cases import all_cases
     from rws.edge.runtime import Runtime
+    from rws.errors import InputError
 
     chosen = [case for case in all_cases() if only is None or only.lower() in case.name.lower()]
     if not chosen:

@@ -165,7 +165,6 @@ def run(
     from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
     from rws.edge.bundle.watcher import BundleWatch
     from rws.edge.common.provenance import portable_path, provenance, write_json
-    from rws.edge.errors import SourceError
     from rws.edge.monitoring.console import LossyOutput
     from rws.edge.monitoring.monitor import Monitor
     from rws.edge.monitoring.status_line import StatusLine
@@ -174,6 +173,7 @@ def run(
     from rws.edge.runtime import Runtime
     from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import open_source, quiet_opencv
+    from rws.errors import SourceError
 
     quiet_opencv()
     if report is not None:
@@ -304,10 +304,10 @@ def oracle(
 
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.common.provenance import write_json
-    from rws.edge.errors import SourceError
     from rws.edge.preprocess import preprocess
     from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import ImageSource, open_source, quiet_opencv
+    from rws.errors import SourceError
 
     quiet_opencv()
     if report is not None:
@@ -480,19 +480,17 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
 
     The model's size is asked for at each frame: another bundle may have another.
     """
-    from importlib.metadata import entry_points
+    from importlib import import_module
 
     from rws.edge.common.extras import require
-    from rws.edge.errors import MissingExtraError
     from rws.edge.preprocess import cover
 
     if spec is None:
         return lambda frame: frame
-    offered = list(entry_points(group="rws.frames", name="corrupt"))
-    if not offered:
-        raise MissingExtraError("--corrupt needs what changes frames; install it with: pip install 'rws-edge[train]'")
     with require("train"):
-        make = lru_cache(maxsize=1)(partial(offered[0].load(), spec, seed=_CORRUPT_SEED))
+        # By its name, because this room imports nothing of the room that makes the corruptions.
+        corrupter = import_module("rws.training.corruptions.frames").corrupter
+        make = lru_cache(maxsize=1)(partial(corrupter, spec, seed=_CORRUPT_SEED))
     make(size())
 
     def change(frame: Frame) -> Frame:

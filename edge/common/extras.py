@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rws.edge.errors import MissingExtraError
+from rws.errors import MissingExtraError
 
 
 @contextmanager

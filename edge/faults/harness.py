@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import first_line
 from rws.edge.faults.stamp import read_stamp, scene
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sources.open import Frame, Source
+from rws.errors import first_line
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 from rws.edge.child import python_command
-from rws.edge.errors import RwsError
 from rws.edge.faults.camera import age_ms
 from rws.edge.faults.stamp import read_stamp
 from rws.edge.monitoring.summary import Reservoir
+from rws.errors import RwsError
 
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
 SAMPLE_EVERY = 2.0
@@ -53,7 +53,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         report = Path(folder, "summary.json")
         arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
-        loop = _start(stack, "from rws.edge.cli.main import main; main()", *arguments)
+        loop = _start(stack, "from rws.cli import main; main()", *arguments)
         page = _page_of(loop)
         viewer = _Viewer(page)
         memory: list[tuple[float, float]] = []

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import SignatureError
 from rws.edge.live.kernel import multiply_add
 from rws.edge.signatures.quantization import largest_value, value_dtype
 from rws.edge.signatures.signature_set import SignatureSet
+from rws.errors import SignatureError
 
 ALPHA_STEP = 1 / 256
 

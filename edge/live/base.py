@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import InputError
+from rws.errors import InputError
 
 
 class PatchableModel(Protocol):

@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from rws.edge.errors import BundleError, InputError, first_line
 from rws.edge.live import kernel
 from rws.edge.live.arena import ArenaModel, changed
 from rws.edge.live.base import as_batch
 from rws.edge.live.strategies import CPU, WAYS, SessionMaker, Way, WayNotOpenError, ways_on
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model, replaced_tensors
 from rws.edge.signatures.signature_set import SignatureSet
+from rws.errors import BundleError, InputError, first_line
 
 PROVIDERS = {
     "cpu": CPU,

@@ -20,11 +20,11 @@ import onnx
 from numpy.typing import NDArray
 
 from rws.edge.common.extras import require
-from rws.edge.errors import BundleError, InputError, first_line
 from rws.edge.live.arena import Arena, ArenaModel, Slot, changed
 from rws.edge.live.base import as_batch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
 from rws.edge.signatures.signature_set import SignatureSet
+from rws.errors import BundleError, InputError, first_line
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import InputError
+from rws.errors import InputError
 
 Bits = Literal[4, 8, 16]
 Per = Literal["channel", "tensor"]

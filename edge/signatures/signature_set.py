@@ -32,7 +32,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.errors import FormatError, SignatureError
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -44,6 +43,7 @@ from rws.edge.signatures.quantization import (
     value_dtype,
 )
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
+from rws.errors import FormatError, SignatureError
 from rws.oracle.belief import CLEAN
 
 FORMAT = "rws-signatures"

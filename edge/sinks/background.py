@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from rws.edge.errors import InputError, first_line
+from rws.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_path
-from rws.edge.errors import InputError, RwsError
 from rws.edge.runtime import STAGES, Result
 from rws.edge.sinks.annotate import annotate
 from rws.edge.sinks.mp4 import VideoFile, WholeFile
 from rws.edge.sources.open import Frame
+from rws.errors import InputError, RwsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
-from rws.edge.errors import RwsError
+from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import cv2
 
 from rws.edge.child import python_command
-from rws.edge.errors import RwsError
 from rws.edge.sinks.annotate import annotate
+from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

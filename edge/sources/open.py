@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import InputError, SourceError
+from rws.errors import InputError, SourceError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 
-from rws.edge.errors import InputError, RwsError
+from rws.errors import InputError, RwsError
 
 LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/@\s]+)):)?(?P<port>[0-9]{1,5})")

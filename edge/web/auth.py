@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
 
-from rws.edge.errors import InputError
 from rws.edge.web.address import is_loopback
+from rws.errors import InputError
 
 MIN_TOKEN = 8
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

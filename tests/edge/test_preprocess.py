@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.errors import InputError
 from rws.edge.preprocess import preprocess
+from rws.errors import InputError
 
 
 def test_an_image_of_the_right_size_keeps_its_exact_values():

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rws.edge.errors import InputError, SourceError
 from rws.edge.monitoring.summary import Summary
 from rws.edge.runtime import STAGES
 from rws.edge.sources.open import ArraySource, Frame
+from rws.errors import InputError, SourceError
 from support.fakes import (
     FakeModel,
     FakeOracle,

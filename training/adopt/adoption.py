@@ -39,7 +39,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.quantization import check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, ToldPolicy
 from rws.training.adopt.model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
 from rws.training.build.recipe import StreamRecipe, parse, tomllib

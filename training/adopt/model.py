@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from torch import nn
 
-from rws.edge.errors import BundleError, first_line
 from rws.edge.live import torch_model
 from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model, shallow_tensors, split_after
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import BundleError, FormatError, InputError, first_line
 from rws.training.models.export import OPSET, export_onnx
 
 TOLERANCE = 1e-4

@@ -33,7 +33,7 @@ from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for

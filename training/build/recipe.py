@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.models.architectures import ModelSpec
 from rws.training.models.fit import FitRecipe

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from rws.edge.common.extras import require
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 
 class Way(str, Enum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import blur, constants, digital
 from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from rws.training.corruptions.rng import Stream, seeds_for

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 

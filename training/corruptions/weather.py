@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.oracle.errors import RwsError
+from rws.errors import RwsError
 from rws.training.corruptions.blur import clipped_zoom, gaussian_filter, motion_blur, truncate
 from rws.training.corruptions.constants import scale_for
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
 from rws.edge.sources.open import IMAGE_SUFFIXES
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 ANNOTATIONS = "val_annotations.txt"

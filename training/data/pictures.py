@@ -15,7 +15,7 @@ from torch import Tensor
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
 from rws.edge.sources.open import Frame, ImageSource, Source, open_source
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.data.images import Images, load_images
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from rws.edge.live.base import PatchableModel
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], None]

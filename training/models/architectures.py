@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 
 VGG16_STAGES = (2, 2, 3, 3, 3)
 VGG16_WIDTHS = (64, 128, 256, 512, 512)

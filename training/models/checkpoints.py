@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rws.edge.onnx.graph import prepare, read_model
 from rws.edge.onnx.graph import shallow_tensors as shallow_onnx
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.build.recipe import load_recipe
 from rws.training.models.architectures import (
     build_model,

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 
 OPSET = 18
 

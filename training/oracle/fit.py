@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed

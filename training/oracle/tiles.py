@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.bundle.bundle import ORACLE, Bundle
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
 from rws.training.models.export import export_onnx, stored_as_half

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from rws.edge.signatures.signature_set import shallow_sha256
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.jobs.store import Codec
 from rws.training.models.fit import (

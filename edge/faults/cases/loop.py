@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from rws.edge.bundle.watcher import BundleWatch
 from rws.edge.child import python_command
-from rws.edge.errors import RwsError, SourceError
 from rws.edge.faults.cases.scripted import pictures, reached, scripted
 from rws.edge.faults.harness import Drill, NotHereError, Seen, case
 from rws.edge.faults.stamp import scene
@@ -25,6 +24,7 @@ from rws.edge.runtime import Result, Runtime
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
 from rws.edge.sources.open import Frame, PatternSource
+from rws.errors import RwsError, SourceError
 
 FULL = Path("/dev/full")  # a device that has never room
 
@@ -225,7 +225,7 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
     rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
     command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
     process = subprocess.Popen(
-        python_command("from rws.edge.cli.main import main; main()", *map(str, command)),
+        python_command("from rws.cli import main; main()", *map(str, command)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rws.edge.errors import SourceError
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.harness import Drill, Seen, case, noisy
 from rws.edge.faults.stamp import scene
 from rws.edge.sources.capture import CapturedSource, CaptureSettings
 from rws.edge.sources.capture.source import LAST_BACKOFF
 from rws.edge.sources.open import TICK, PatternSource
+from rws.errors import SourceError
 
 Step = tuple[str, Any]
 

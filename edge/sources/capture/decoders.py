@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import SourceError, first_line
 from rws.edge.sources.capture.checks import DAMAGED, UNDECODABLE
+from rws.errors import SourceError, first_line
 
 if TYPE_CHECKING:
     import av

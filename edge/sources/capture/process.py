@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import SourceError
 from rws.edge.sources.capture.shared import Counters, shared_memory
+from rws.errors import SourceError
 
 log = logging.getLogger(__name__)
 

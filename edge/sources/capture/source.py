@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
-from rws.edge.errors import SourceError
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters
 from rws.edge.sources.open import TICK, Frame, Source
+from rws.errors import SourceError
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.errors import SourceError, first_line
 from rws.edge.sources.capture.checks import FROZEN, FreezeDetector, picture_flaw
 from rws.edge.sources.capture.decoders import CameraDecoder, Decoder, Picture, StreamDecoder
 from rws.edge.sources.capture.shared import Counters, shared_memory
+from rws.errors import SourceError, first_line
 
 LIVE_BUFFER = 1  # pictures that wait at most; the freshest is all that a live stream is asked for
 BUFFER = 4

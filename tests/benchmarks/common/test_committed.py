@@ -7,7 +7,7 @@ from rws.benchmarks.cli.reproduce import reproduce
 from rws.benchmarks.common import committed
 from rws.benchmarks.corruptions import parity as corruptions
 from rws.benchmarks.pages import render as readme
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.build.recipe import tomllib
 
 

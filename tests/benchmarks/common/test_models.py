@@ -6,8 +6,8 @@ import torch
 
 from rws.benchmarks.common.models import load_model, load_models
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.errors import BundleError, InputError
 from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.errors import BundleError, InputError
 from rws.training.corruptions import CORRUPTIONS
 from support.tiny import SIZE, network
 

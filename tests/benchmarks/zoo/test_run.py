@@ -7,7 +7,7 @@ import torch
 from rws.benchmarks.pages import zoo as zoo_page
 from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images
 
 

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rws.edge.bundle.bundle
 from rws.edge.bundle.bundle import FILES, Bundle, add_signatures, remove_signature, self_test, write_bundle
-from rws.edge.errors import BundleError, InputError, RwsError, SignatureError
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
+from rws.errors import BundleError, InputError, RwsError, SignatureError
 from rws.oracle.belief import certain
 from support.tiny import CLASSES, CORRUPTIONS, LEVELS, SIZE, make_signatures, network
 

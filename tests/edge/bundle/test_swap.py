@@ -8,11 +8,11 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
+from rws.cli import app
 from rws.edge.bundle import swap as switch
 from rws.edge.bundle.bundle import FILES, Bundle, write_bundle
 from rws.edge.bundle.swap import switch_bundle
-from rws.edge.cli.main import app
-from rws.edge.errors import BundleError, InputError, RwsError
+from rws.errors import BundleError, InputError, RwsError
 from support.tiny import CLASSES, bundle_parts
 
 

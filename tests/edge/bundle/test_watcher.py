@@ -9,7 +9,7 @@ import pytest
 from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, write_bundle
 from rws.edge.bundle.swap import switch_bundle
 from rws.edge.bundle.watcher import BundleWatch
-from rws.edge.errors import RwsError
+from rws.errors import RwsError
 from support.tiny import bundle_parts
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.cli.main import app
 from rws.edge.onnx.graph import clean_tensors, read_model
 from support.tiny import CORRUPTIONS, make_signatures
 

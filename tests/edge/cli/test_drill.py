@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.cli.main import app
 from rws.edge.faults.cases import all_cases
 from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer

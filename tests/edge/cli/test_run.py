@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import rws.edge.sources.open
+from rws.cli import app
 from rws.edge.bundle.bundle import write_bundle
-from rws.edge.cli.main import app
-from rws.edge.errors import SourceError
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sources.open import ArraySource, open_source
+from rws.errors import SourceError
 from support.fakes import write_images, write_video
 from support.tiny import bundle_parts
 
@@ -232,7 +231,7 @@ class EventSource(ArraySource):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeypatch, number):
     source = EventSource(lambda: os.kill(os.getpid(), number))
-    monkeypatch.setattr(rws.edge.sources.open, "open_source", lambda spec, **options: source)
+    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: source)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s")
     assert result.exit_code == 0, result.output
@@ -249,7 +248,7 @@ def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(rws.edge.sources.open, "open_source", lambda spec, **options: EventSource(twice))
+    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: EventSource(twice))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl")
     assert result.exit_code not in (0, 2)
     assert os.listdir(tmp_path) == []
@@ -260,7 +259,7 @@ def lose_camera():
 
 
 def test_what_came_before_a_lost_camera_is_kept(rws, tmp_path, monkeypatch):
-    monkeypatch.setattr(rws.edge.sources.open, "open_source", lambda spec, **options: EventSource(lose_camera))
+    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4")
     assert result.exit_code == 2
     assert "error: camera 0: lost after 3 frames" in result.stderr
@@ -362,7 +361,7 @@ def running(bundle_path, tmp_path):
     command = ["run", "pattern:64x64@50", "--bundle", bundle_path, "--watch", "--serve", "127.0.0.1:0"]
     command += ["--json", tmp_path / "s.json"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *map(str, command)],
+        [sys.executable, "-c", "from rws.cli import main; main()", *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

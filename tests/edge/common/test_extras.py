@@ -1,7 +1,7 @@
 import pytest
 
 from rws.edge.common.extras import require
-from rws.edge.errors import MissingExtraError
+from rws.errors import MissingExtraError
 
 
 def test_a_missing_package_names_its_extra():

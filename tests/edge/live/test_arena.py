@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.errors import SignatureError
 from rws.edge.live.arena import ALPHA_STEP, Arena, Slot, plain_slots
 from rws.edge.live.kernel import NAME, multiply_add_numpy
+from rws.errors import SignatureError
 from support.tiny import CORRUPTIONS, make_signatures
 
 SHAPES = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (4, 6, 1, 1), "b.bias": (4,)}

@@ -11,10 +11,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from rws.edge.errors import BundleError, InputError, MissingExtraError, SignatureError
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
+from rws.errors import BundleError, InputError, MissingExtraError, SignatureError
 from support.tiny import CORRUPTIONS, make_signatures, network
 
 SIZE = 16

@@ -10,10 +10,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.errors import BundleError, InputError, SignatureError
 from rws.edge.live.onnx_model import PROVIDERS, OnnxModel
 from rws.edge.live.strategies import Inputs, Live, SessionMaker, WayNotOpenError
 from rws.edge.onnx.graph import clean_tensors, prepare, replaced_tensors, shallow_tensors, split_after
+from rws.errors import BundleError, InputError, SignatureError
 from support.tiny import CORRUPTIONS, make_signatures, network
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")

@@ -11,11 +11,11 @@ from onnx import numpy_helper
 from torch import nn
 from torch.func import functional_call
 
-from rws.edge.errors import BundleError, InputError
 from rws.edge.live.arena import Arena
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.errors import BundleError, InputError
 from support.tiny import CORRUPTIONS, make_signatures, network
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight")

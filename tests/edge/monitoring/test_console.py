@@ -55,7 +55,7 @@ def test_a_terminal_that_is_stopped_stops_neither_the_loop_nor_its_end(tiny_bund
     rows = tmp_path / "r.jsonl"
     command = ["run", "pattern:64x64@200", "--bundle", tiny_bundle.path, "--independent", "--jsonl", rows]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *map(str, command)],
+        [sys.executable, "-c", "from rws.cli import main; main()", *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

@@ -4,7 +4,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rws.edge.errors import BundleError
 from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
@@ -15,6 +14,7 @@ from rws.edge.onnx.graph import (
     shallow_tensors,
     weights_to_inputs,
 )
+from rws.errors import BundleError
 from support.tiny import network
 
 RNG = np.random.default_rng(7)

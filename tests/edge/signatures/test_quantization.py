@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rws.edge.errors import InputError
 from rws.edge.signatures.quantization import dequantise, largest_value, quantise
+from rws.errors import InputError
 
 deltas = hnp.arrays(
     np.float32,

@@ -8,10 +8,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.errors import SignatureError
 from rws.edge.signatures.quantization import dequantise, quantise
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.edge.signatures.tensor_file import read_tensors
+from rws.errors import SignatureError
 from support.tiny import make_signatures
 
 SHAPES = {"layer/0.weight": (3, 2, 3, 3), "layer/0.bias": (3,)}

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.errors import InputError, RwsError
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
+from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result
 
 LONG = 10.0  # seconds; only a failing test waits so long

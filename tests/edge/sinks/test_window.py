@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.errors import RwsError
 from rws.edge.sinks import window as show
 from rws.edge.sinks.annotate import annotate
 from rws.edge.sinks.window import WindowSink
+from rws.errors import RwsError
 from support.fakes import make_frame, make_result
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of X11")

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.errors import InputError, RwsError, SourceError
 from rws.edge.faults.servers import free_port
 from rws.edge.sources.open import ArraySource, ImageSource, PatternSource, hide_password, open_source
+from rws.errors import InputError, RwsError, SourceError
 from support.fakes import StillClock, TickingClock, write_images, write_video
 
 

@@ -1,6 +1,6 @@
 """Take the picture of the page in README.md: the demo's frames from an MJPEG camera, `rws run --serve`, Chromium.
 
-python -m tests.edge.web.take_picture --out docs/page.webp
+PYTHONPATH=tests python tests/edge/web/take_picture.py --out docs/page.webp
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(
     server = MjpegServer(camera, FPS)
     command = ["run", server.url, "--serve", "127.0.0.1:0", "--threads", "1"]
     loop = subprocess.Popen(
-        [sys.executable, "-c", "from rws.edge.cli.main import main; main()", *command],
+        [sys.executable, "-c", "from rws.cli import main; main()", *command],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
-from rws.edge.errors import InputError, RwsError
 from rws.edge.web import address
+from rws.errors import InputError, RwsError
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from rws.edge.errors import InputError
 from rws.edge.web import PageServer
+from rws.errors import InputError
 from support.http import get
 
 TOKEN = "sesame/+=&öffne"

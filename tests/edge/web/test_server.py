@@ -13,9 +13,9 @@ import pytest
 
 import rws.edge.web.jpeg
 import rws.edge.web.server
-from rws.edge.errors import InputError, RwsError
 from rws.edge.sources.open import Frame
 from rws.edge.web import PageServer
+from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result
 from support.http import PartReader, get, read_until, stream, wait_until
 
@@ -320,7 +320,7 @@ def test_garbage_harms_nothing(server, caplog):
 def test_without_its_packages_the_extra_is_named():
     code = (
         "import sys; sys.modules['aiohttp'] = None\n"
-        "from rws.edge.errors import MissingExtraError\n"
+        "from rws.errors import MissingExtraError\n"
         "try: import rws.edge.web\n"
         "except MissingExtraError as error: print(error)"
     )

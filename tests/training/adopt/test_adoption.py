@@ -9,12 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.cli.main import app
-from rws.edge.errors import BundleError
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
-from rws.oracle.errors import FormatError, InputError
+from rws.errors import BundleError, FormatError, InputError
 from rws.training.adopt.adoption import BEGINS_FROM, Adoption, AdoptRecipe, distil, load_adopt_recipe
 from rws.training.adopt.model import (
     OperatorError,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.oracle.errors import InputError, RwsError
+from rws.errors import InputError, RwsError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt, corrupt_mixed, digital, seeds_for, weather
 from rws.training.corruptions.blur import gaussian_filter, glass_blur
 from rws.training.corruptions.constants import levels, scale_for

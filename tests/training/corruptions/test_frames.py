@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rws.edge.faults.stamp import scene
-from rws.oracle.errors import InputError
+from rws.errors import InputError
 from rws.training.corruptions import corrupt, seeds_for
 from rws.training.corruptions.frames import corrupter
 from rws.training.jobs.seeds import derive_seed

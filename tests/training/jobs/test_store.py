@@ -161,16 +161,16 @@ def test_a_file_with_a_damaged_note_is_made_again(tmp_path, note):
 @pytest.mark.parametrize("other", ["remake", "refuse", "keep"])
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_write_that_was_stopped_half_way_is_done_anew(tmp_path, monkeypatch, written, other):
-    import rws.training.jobs.store
+    from rws.training.jobs import store as module
 
-    write, done = rws.training.jobs.store.atomic_write_bytes, []
+    write, done = module.atomic_write_bytes, []
 
     def stop(path, content):
         if len(done) == written:
             raise KeyboardInterrupt
         done.append(write(path, content))
 
-    monkeypatch.setattr(rws.training.jobs.store, "atomic_write_bytes", stop)
+    monkeypatch.setattr(module, "atomic_write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         Store(tmp_path, other).get("a.json", 1, Counted(1), JSON)
     monkeypatch.undo()

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.errors import SourceError
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.stamp import scene
 from rws.edge.faults.videos import encode_h264, flip_bytes
@@ -24,6 +23,7 @@ from rws.edge.sources.capture import CapturedSource, CaptureProcess, CaptureSett
 from rws.edge.sources.capture.checks import REASONS
 from rws.edge.sources.capture.process import Captured, Ended, Opened
 from rws.edge.sources.open import open_source
+from rws.errors import SourceError
 from support.fakes import write_video
 
 IMAGE = scene(16, 24)

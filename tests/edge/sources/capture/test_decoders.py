@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rws.edge.errors import SourceError
 from rws.edge.faults.servers import MjpegServer
 from rws.edge.faults.stamp import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.sources.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
 from rws.edge.sources.open import open_source
+from rws.errors import SourceError
 
 BASE = scene(48, 400)
 SIZE = MOST_BYTES // 64

@@ -4,12 +4,12 @@ import threading
 import numpy as np
 import pytest
 
-from rws.edge.errors import SourceError
 from rws.edge.faults.stamp import scene
 from rws.edge.sources.capture.checks import FreezeDetector
 from rws.edge.sources.capture.decoders import Decoder, Picture
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.worker import Grabber
+from rws.errors import SourceError
 
 
 class ScriptedDecoder(Decoder):

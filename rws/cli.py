@@ -1,7 +1,7 @@
-"""The `rws` command: a group whose commands come from entry points of the group `rws.commands`.
+"""The `rws` command: a group of the commands below and of third parties' entry points of the group `rws.commands`.
 
-An entry point is a plain Typer function or a `typer.Typer`. It is loaded only when it is needed, and one that
-cannot be loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
+A command is a plain Typer function or a `typer.Typer`. It is loaded only when it is needed, and one that cannot be
+loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
 """
 
 from __future__ import annotations
@@ -15,9 +15,24 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rws.edge.errors import RwsError
+from rws.errors import RwsError
 
-COMMANDS = "rws.commands"
+GROUP = "rws.commands"
+COMMANDS = {
+    "bench": "rws.benchmarks.cli.bench:bench",
+    "build": "rws.training.cli.build:build",
+    "bundle": "rws.edge.cli.bundle:bundle",
+    "demo": "rws.benchmarks.cli.bench:demo",
+    "drill": "rws.edge.cli.drill:drill",
+    "extract": "rws.training.cli.build:extract",
+    "inspect": "rws.edge.cli.bundle:inspect",
+    "oracle": "rws.edge.cli.run:oracle",
+    "replay": "rws.benchmarks.cli.bench:replay",
+    "reproduce": "rws.benchmarks.cli.reproduce:reproduce",
+    "run": "rws.edge.cli.run:run",
+    "verify": "rws.edge.cli.bundle:verify",
+}
+"""Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """What a write fails with that no file name is told of."""
@@ -27,12 +42,14 @@ class CommandGroup(TyperGroup):
     """Finds commands among the entry points, and prints an `RwsError` as one line, with exit code 2."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of all installed commands, sorted."""
-        return sorted(entry_points(group=COMMANDS).names)
+        """Return the names of all commands, sorted."""
+        return sorted({*COMMANDS, *entry_points(group=GROUP).names})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, a stand-in that explains itself if it cannot be loaded, or None."""
-        found = list(entry_points(group=COMMANDS, name=cmd_name))
+        """Return the command of that name, a stand-in that explains itself if it cannot be loaded, or None."""
+        if cmd_name in COMMANDS:
+            return _load(EntryPoint(cmd_name, COMMANDS[cmd_name], GROUP))
+        found = list(entry_points(group=GROUP, name=cmd_name))
         return _load(found[0]) if found else None
 
     def invoke(self, ctx: Any) -> Any:

@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import rws.edge.cli.main
-from rws.edge.cli.main import app
+import rws.cli
+from rws.cli import app
 from rws.edge.common.extras import require
-from rws.edge.errors import MissingExtraError, SourceError
+from rws.errors import MissingExtraError, SourceError
 
 runner = CliRunner()
 
@@ -58,11 +58,12 @@ def one() -> None:
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    here = "tests.edge.cli.test_main"
+    here = __name__
     points = {name: f"{here}:{name}" for name in ("good", "refused", "buggy", "full", "heavy", "tools")}
     points |= {"absent": "nowhere_to_be_found:command", "renamed": f"{here}:no_such_function"}
-    all_points = EntryPoints(EntryPoint(name, value, rws.edge.cli.main.COMMANDS) for name, value in points.items())
-    monkeypatch.setattr(rws.edge.cli.main, "entry_points", lambda **query: all_points.select(**query))
+    all_points = EntryPoints(EntryPoint(name, value, rws.cli.GROUP) for name, value in points.items())
+    monkeypatch.setattr(rws.cli, "entry_points", lambda **query: all_points.select(**query))
+    monkeypatch.setattr(rws.cli, "COMMANDS", {})
 
 
 def test_help_lists_every_command_even_those_that_cannot_be_loaded():
@@ -142,7 +143,7 @@ class Block:
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Block())
 sys.argv = ["rws", *sys.argv[1:]]
-from rws.edge.cli.main import main
+from rws.cli import main
 main()
 """
 

@@ -1,0 +1,5 @@
+"""`python -m rws` is the `rws` command."""
+
+from rws.cli import main
+
+main()

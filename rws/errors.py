@@ -1,0 +1,36 @@
+"""Errors a user can cause; every message says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class RwsError(Exception):
+    """Base of every error that this project raises on bad input; the CLI prints it as one line and exits with 2."""
+
+
+class InputError(RwsError, ValueError):
+    """An image, array or argument has a shape, dtype or value that the callee cannot take."""
+
+
+class FormatError(RwsError, ValueError):
+    """A file is truncated, altered, or not of the format that its name promises."""
+
+
+class BundleError(FormatError):
+    """A bundle, or the model in it, is missing a part, altered, or of another format than this version reads."""
+
+
+class SignatureError(RwsError, ValueError):
+    """A signature is malformed, unknown, made for another model, or was asked for at an impossible strength."""
+
+
+class SourceError(RwsError):
+    """A camera, video, folder or image cannot be read."""
+
+
+class MissingExtraError(RwsError, ImportError):
+    """A command or backend needs packages of an extra that is not installed; the message names the extra."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error message, or the error's type if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
