@@ -224,7 +224,7 @@ def build(tiny_recipe, image_folder, tmp_path):
     def make(name, **changes):
         recipe = load_recipe(tiny_recipe)
         signatures = replace(recipe.signatures, fold_first=True)
-        short = replace(recipe.init, epochs=1, batch_size=4)
+        short = replace(recipe.init, epochs=1, batch_size=4, learning_rate=0.01)
         parts = dict.fromkeys(("init", "continued", "robust", "augmented"), short)
         tuned = replace(recipe.tuned, batch_size=4)
         recipe = replace(recipe, signatures=signatures, tuned=tuned, **parts, **changes)
