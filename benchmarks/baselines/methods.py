@@ -40,7 +40,7 @@ from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, 
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.protocols import Method
 from rws.edge.bundle.bundle import MODEL, Bundle
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 from rws.edge.live.arena import ALPHA_STEP
 from rws.errors import InputError, RwsError
 from rws.training.corruptions import CORRUPTIONS

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.errors import RwsError

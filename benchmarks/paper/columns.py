@@ -14,9 +14,10 @@ import torch
 
 from rws.edge.bundle.bundle import ORACLE, Bundle
 from rws.errors import InputError
-from rws.training.build.build import Build, Progress
+from rws.training.build.build import Build
 from rws.training.build.recipe import Recipe, load_recipe
 from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
+from rws.training.jobs.store import Progress
 
 SCALES = ("small", "full")
 WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")

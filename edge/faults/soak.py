@@ -17,7 +17,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 from rws.edge.faults.camera import age_ms
 from rws.edge.faults.stamp import read_stamp
 from rws.edge.monitoring.summary import Reservoir

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 from rws.edge.sinks.annotate import annotate
 from rws.errors import RwsError
 

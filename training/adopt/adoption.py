@@ -78,14 +78,13 @@ BEGINS_FROM = {
 """Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`."""
 
 ALL = "all"
-TUNED_BY = (*("common", "batch_size", "learning_rate", "warmup", "soft", "temperature"), "draws", "most", "severities")
-"""What of the recipe decides a signature, beside the number of its steps."""
 """Not a corruption: the start of all signatures, trained on pictures of which each has another corruption."""
+
+TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
+"""Parts of the recipe that decide a signature, beside the number of its steps."""
 
 ADOPT_VERSION = 1
 """Raise it when the same model, pictures and recipe give other files."""
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

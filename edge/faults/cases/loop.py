@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.watcher import BundleWatch
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 from rws.edge.faults.cases.scripted import pictures, reached, scripted
 from rws.edge.faults.harness import Drill, NotHereError, Seen, case
 from rws.edge.faults.stamp import scene

@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 
-import benchmarks
-import edge
-import oracle
-import training
+import rws.benchmarks
+import rws.edge
+import rws.oracle
+import rws.training
 from rws.benchmarks.common.memory import can_measure, measure
-from rws.edge.child import python_command
+from rws.edge.common.child import python_command
 
-ROOMS = (oracle, edge, training, benchmarks)
+ROOMS = (rws.oracle, rws.edge, rws.training, rws.benchmarks)
 
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     """The working directory holds packages with the names of ours, which fail when they are imported."""
     for room in ROOMS:
-        (tmp_path / room.__name__).mkdir()
-        (tmp_path / room.__name__ / "__init__.py").write_text("raise SystemExit('not ours')\n")
+        (tmp_path / room.__name__.removeprefix("rws.")).mkdir()
+        (tmp_path / room.__name__.removeprefix("rws.") / "__init__.py").write_text("raise SystemExit('not ours')\n")
     monkeypatch.chdir(tmp_path)
 
 
