@@ -47,7 +47,7 @@ from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
 from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
+from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T
 from rws.training.models.allocator import keep_freed_memory
 from rws.training.models.fit import DivergedError, learning_rate_at, to_input
 from rws.training.oracle.fit import LEVELS

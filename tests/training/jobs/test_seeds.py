@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import benchmarks
-import training
+import rws.benchmarks
+import rws.training
 from rws.training.corruptions import CORRUPTIONS, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
@@ -31,7 +31,7 @@ PURPOSES = {
 
 
 def calls(name):
-    for room in (training, benchmarks):
+    for room in (rws.training, rws.benchmarks):
         for path in Path(room.__file__).parent.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and name in (getattr(node.func, key, "") for key in ("id", "attr")):
