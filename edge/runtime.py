@@ -7,7 +7,6 @@ are clean, too: what the oracle knew of the picture is out of date.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
-from rws.edge.sources.open import Source, open_source
+from rws.edge.sources.base import Source
+from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.policy import Policy
@@ -257,21 +257,16 @@ class Runtime:
             self._forget()
             self.warm_up()
 
-            def idle(seconds: float) -> None:
-                self._adopt(renew())
-                if seconds >= REVERT_AFTER and isinstance(source, Source) and source.state != "running":
-                    self.close()
-                    self._forget()
-                on_idle(seconds)
-
-            if isinstance(source, Source):
-                source.on_idle = idle
-            frames = iter(source)
-            for count in itertools.count():
-                started = self._clock()
-                frame = next(frames, None)
+            count, started = 0, self._clock()
+            for frame in source.frames() if isinstance(source, Source) else source:
                 if frame is None:
-                    return
+                    self._adopt(renew())
+                    if isinstance(source, Source):
+                        if source.idle_for >= REVERT_AFTER and source.state != "running":
+                            self.close()
+                            self._forget()
+                        on_idle(source.idle_for)
+                    continue
                 read_ms = (self._clock() - started) * 1e3
                 frame = change(frame)
                 self._adopt(renew())
@@ -279,6 +274,7 @@ class Runtime:
                 for sink in sinks:
                     sink.write(frame, result)
                 yield result
+                count, started = count + 1, self._clock()
 
     def classify(self, image: NDArray[np.uint8], name: str = "image") -> Result:
         """Classify one image on its own; a temporal filter starts anew, and the weights are clean afterwards.
