@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.sources.open import Source, open_source
@@ -209,7 +210,7 @@ class Runtime:
             MissingExtraError: if the backend is not installed.
         """
         return cls(
-            bundle.model(backend, threads=threads, provider=provider, way=way),
+            bundle.model(ModelOptions(backend, threads, provider, way)),
             bundle.oracle(threads=threads),
             bundle.policy(independent=independent),
             None if independent else bundle.filter(),

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.provenance import provenance, write_json
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
@@ -94,7 +95,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
         )
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    model = bundle.model("onnx", threads=threads)
+    model = bundle.model(ModelOptions(threads=threads))
     right = {
         "std": told(bundle, model, stream, perfect=False),
         "perfect": told(bundle, model, stream, perfect=True),

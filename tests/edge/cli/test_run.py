@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import write_bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
@@ -70,7 +71,7 @@ def test_the_mix_in_a_result_is_the_one_that_was_in_effect(tiny_bundle):
     with Runtime.from_bundle(tiny_bundle, threads=1, independent=True) as runtime:
         results = list(runtime.stream(ArraySource(images)))
         clean = runtime.model.predict(preprocess(images[0], 8, 8))
-    reference = tiny_bundle.model(threads=1)
+    reference = tiny_bundle.model(ModelOptions(threads=1))
     np.testing.assert_array_equal(clean, reference.predict(preprocess(images[0], 8, 8)))
     assert any(result.mix for result in results)
     for image, result in zip(images, results, strict=True):
