@@ -23,7 +23,7 @@ def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
         colour: the order of its channels.
 
     Returns:
-        uint8, shape (H, W, 3), RGB; a view of `image`, or the image itself.
+        uint8, shape (H, W, 3), RGB; the image itself if it is RGB already.
 
     Raises:
         InputError: if `image` or `colour` is anything else; the message says what to do.
@@ -31,7 +31,7 @@ def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
     if colour not in ("rgb", "bgr"):
         raise InputError(f'colour is {colour!r}, expected "rgb" or "bgr"; images that OpenCV reads are "bgr"')
     check_image(image)
-    return image if colour == "rgb" else image[:, :, ::-1]
+    return image if colour == "rgb" else np.ascontiguousarray(image[:, :, ::-1])
 
 
 def check_image(image: object) -> None:

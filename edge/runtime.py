@@ -36,7 +36,7 @@ REVERT_AFTER = 2.0
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Gives frames, and says whether it is lost; `rws.edge.sources.open.Source` is one."""
+    """Gives frames, and says whether it is lost; `rws.edge.sources.base.Source` is one."""
 
     @property
     def state(self) -> str:

@@ -24,7 +24,7 @@ from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import STAGES, Result, Runtime
 from rws.edge.sinks.files import JsonlSink, VideoSink
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import ToldPolicy

@@ -57,8 +57,8 @@ def drill(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import provenance, write_json
-    from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rws.edge.runtime import Result, Runtime, Sink
     from rws.edge.sinks.background import BackgroundSink
     from rws.edge.sinks.window import WindowSink
-    from rws.edge.sources.open import Source
+    from rws.edge.sources.base import Source
     from rws.edge.web import PageServer
     from rws.records import Frame
 
@@ -165,6 +165,7 @@ def run(
 
     from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
     from rws.edge.bundle.watcher import BundleWatch
+    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import portable_path, provenance, write_json
     from rws.edge.monitoring.console import LossyOutput
     from rws.edge.monitoring.monitor import Monitor
@@ -172,7 +173,6 @@ def run(
     from rws.edge.monitoring.summary import Summary
     from rws.edge.monitoring.systemd import Supervisor
     from rws.edge.runtime import Runtime
-    from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import open_source, quiet_opencv
     from rws.errors import SourceError
 
@@ -304,10 +304,11 @@ def oracle(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
-    from rws.edge.sinks.files import check_target
-    from rws.edge.sources.open import ImageSource, open_source, quiet_opencv
+    from rws.edge.sources.images import ImageSource
+    from rws.edge.sources.open import open_source, quiet_opencv
     from rws.errors import SourceError
 
     quiet_opencv()

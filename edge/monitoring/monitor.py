@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rws.edge.sources.open import hide_password
+from rws.edge.common.redact import hide_password
 
 if TYPE_CHECKING:
     from rws.edge.runtime import Result
-    from rws.edge.sources.open import Source
+    from rws.edge.sources.base import Source
 
 RATE_WINDOW = 3.0  # seconds that frames a second are counted over
 TIMELINE_STEP = 1.0  # seconds that one point of the timeline stands for

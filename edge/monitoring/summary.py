@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rws.edge.runtime import STAGES, Result
-from rws.edge.sources.open import Source
+from rws.edge.sources.base import Source
 
 TOTAL = "total"
 

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.common.files import atomic_path
+from rws.edge.common.files import atomic_path, check_target
 from rws.edge.runtime import STAGES, Result
 from rws.edge.sinks.annotate import annotate
 from rws.edge.sinks.mp4 import VideoFile, WholeFile
@@ -42,22 +42,6 @@ COLUMNS = (
     *(f"{stage}_ms" for stage in STAGES),
 )
 _LONGEST_LINE = 2**20
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """The path, if a file can be written there; called before long work, not after it.
-
-    Raises:
-        InputError: if its folder is missing or read-only, or the path is a folder.
-    """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder; expected the name of a file")
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{target}: its folder cannot be written to; choose another path")
-    return target
 
 
 class _FileSink:

@@ -8,7 +8,7 @@ import pytest
 
 from rws.edge.monitoring.summary import Summary
 from rws.edge.runtime import STAGES
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError, SourceError
 from rws.records import Frame
 from support.fakes import (
@@ -232,12 +232,11 @@ def test_another_runtime_takes_over_between_two_frames_and_the_old_one_is_left_c
 class LosingSource(ArraySource):
     """Loses its camera after the first frame, for a while."""
 
-    def __iter__(self):
-        frames = super().__iter__()
+    def frames(self):
+        frames = super().frames()
         yield next(frames)
-        for state, seconds in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
-            self.state = state
-            self.on_idle(seconds)
+        for self.state, self.idle_for in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
+            yield None
             self.seen.append(dict(self.model.mix))
         self.state = "running"
         yield from frames

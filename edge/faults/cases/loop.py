@@ -23,7 +23,7 @@ from rws.edge.faults.stamp import scene
 from rws.edge.runtime import Result, Runtime
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
-from rws.edge.sources.open import PatternSource
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import RwsError, SourceError
 from rws.records import Frame
 

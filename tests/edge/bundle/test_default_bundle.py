@@ -6,7 +6,7 @@ import pytest
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.training.corruptions import CORRUPTIONS
 
 

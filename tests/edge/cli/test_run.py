@@ -20,7 +20,8 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import ArraySource, open_source
+from rws.edge.sources.arrays import ArraySource
+from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 from support.fakes import write_images, write_video
 from support.tiny import bundle_parts
@@ -222,8 +223,8 @@ class EventSource(ArraySource):
         super().__init__(noisy(8), name="event", sequential=True)
         self.event, self.at = event, at
 
-    def __iter__(self):
-        for frame in super().__iter__():
+    def frames(self):
+        for frame in super().frames():
             if frame.index == self.at:
                 self.event()
             yield frame

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
 

@@ -13,10 +13,11 @@ import av
 import numpy as np
 import pytest
 
+from rws.edge.common.files import check_target
 from rws.edge.runtime import STAGES
 from rws.edge.sinks import mp4 as video
 from rws.edge.sinks.annotate import annotate
-from rws.edge.sinks.files import COLUMNS, CsvSink, JsonlSink, VideoSink, check_target
+from rws.edge.sinks.files import COLUMNS, CsvSink, JsonlSink, VideoSink
 from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result, spread_belief
 

@@ -12,7 +12,7 @@ import pytest
 
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.runtime import Guess
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.oracle.belief import certain
 from support import browser
