@@ -40,9 +40,8 @@ def check_image(image: object) -> None:
     Raises:
         InputError: if it is something else; the message says what to do.
     """
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
-        if image.dtype == np.uint8 and image.size:
-            return
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size and image.shape[2:] == (3,):
+        return
     found, advice = type(image).__name__, "give a NumPy array"
     if image is None:
         found, advice = "None", "OpenCV gives None for a file or frame that it cannot read: check what was read"

@@ -126,7 +126,7 @@ class Runtime:
     def results(
         self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
     ) -> Generator[Result | None, None, None]:
-        """As `stream`, and None about four times a second while no frame comes, so that the caller can do other work."""
+        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))

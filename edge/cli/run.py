@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from rws.edge.bundle.watcher import BundleWatch
     from rws.edge.monitoring.console import LossyOutput
     from rws.edge.monitoring.monitor import Monitor
-    from rws.edge.runtime import Result, Runtime, Sink
+    from rws.edge.pipeline import Result
+    from rws.edge.runtime import Runtime
     from rws.edge.sinks.background import BackgroundSink
+    from rws.edge.sinks.base import Sink
     from rws.edge.sinks.window import WindowSink
     from rws.edge.sources.base import Source
     from rws.edge.web import PageServer
@@ -387,7 +389,9 @@ class _Outputs:
 
     def files(self, jsonl: Path | None, csv: Path | None, save: Path | None) -> None:
         """The files that were asked for."""
-        from rws.edge.sinks.files import CsvSink, JsonlSink, VideoSink
+        from rws.edge.sinks.csv import CsvSink
+        from rws.edge.sinks.jsonl import JsonlSink
+        from rws.edge.sinks.video import VideoSink
 
         live = self._source.live
         if jsonl is not None:

@@ -41,7 +41,7 @@ def test_both_backends_agree_under_every_signature(bundle, x):
 
 
 def test_the_frame_loop_recognises_the_streams_corruptions(bundle, demo_stream):
-    with Runtime.from_bundle(bundle, threads=1) as runtime:
+    with Runtime.from_bundle(bundle, ModelOptions(threads=1)) as runtime:
         results = list(runtime.stream(ArraySource(demo_stream.images, sequential=True)))
     held = [i for i, layers in enumerate(demo_stream.corruptions) if list(layers.values()) == [5.0]]
     named = np.mean([results[i].belief.type in demo_stream.corruptions[i] for i in held])
