@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.files import atomic_path
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
@@ -144,6 +145,13 @@ class Bundle:
     signatures: SignatureSet
     table: GainTable
 
+    def __repr__(self) -> str:
+        size = self.manifest.input
+        return (
+            f"Bundle({self.manifest.name}, {size.width}x{size.height} px, {len(self.manifest.classes)} classes, "
+            f"{len(self.signatures.names)} signatures, {self.path})"
+        )
+
     @classmethod
     def load(cls, path: str | Path | None = None) -> Bundle:
         """Read a bundle and check all of it.
@@ -178,40 +186,37 @@ class Bundle:
         """
         return _read_file(self.path, self.manifest, name)
 
-    def model(
-        self, backend: str = "onnx", threads: int | None = None, provider: str = "auto", way: str = "auto"
-    ) -> PatchableModel:
+    def model(self, options: ModelOptions | None = None) -> PatchableModel:
         """The clean model, ready to be patched.
-
-        Args:
-            backend: "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`).
-            threads: threads inside an operator; for Torch this holds for the whole process.
-            provider: what runs it: "cpu", "cuda", for ONNX Runtime also "tensorrt" or a provider's full name; "auto" is
-                CUDA where it works, and else the CPU.
-            way: how its weights are changed; see `OnnxModel` and `TorchModel`.
 
         Raises:
             BundleError: if the model's file has changed since, the backend cannot run it, or the provider is not there.
-            InputError: if the backend or the way is unknown.
+            InputError: if the backend or the strategy is unknown.
             MissingExtraError: if the backend is not installed.
         """
-        if backend not in ("onnx", "torch"):
-            raise InputError(f"backend is {backend!r}, expected 'onnx' or 'torch'")
+        options = options or ModelOptions()
+        if options.backend not in ("onnx", "torch"):
+            raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
         content = self.read(MODEL)
-        if backend == "onnx":
+        if options.backend == "onnx":
             return OnnxModel(
                 content,
                 self.signatures,
                 self.signatures.tensors,
-                provider=provider,
-                threads=threads,
-                way=way,
+                provider=options.provider,
+                threads=options.threads,
+                way=options.strategy,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from rws.edge.live.torch_model import TorchModel
 
         return TorchModel.from_onnx(
-            content, self.signatures, self.signatures.tensors, device=provider, threads=threads, way=way
+            content,
+            self.signatures,
+            self.signatures.tensors,
+            device=options.provider,
+            threads=options.threads,
+            way=options.strategy,
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:
@@ -360,7 +365,7 @@ def self_test(bundle: Bundle) -> list[str]:
     """
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
-    model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
+    model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     clean = model.predict(x)
     if clean.shape != (1, len(bundle.manifest.classes)) or not np.isfinite(clean).all():
         raise BundleError(

@@ -73,7 +73,7 @@ def unplugged(drill: Drill) -> None:
 
     def watch(seconds: float) -> None:
         if seconds > 2.5 and source.state == "reconnecting":
-            late_mixes.append(dict(runtime.model.mix))
+            late_mixes.append(dict(runtime.pipeline.model.mix))
 
     def done(seen: list[Seen]) -> bool:
         patched.extend(bool(one.result.mix) for one in seen[len(patched) :])

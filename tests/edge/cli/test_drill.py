@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.faults.cases import all_cases
 from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer
@@ -22,7 +23,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def runtime():
-    with Runtime.from_bundle(Bundle.load(), threads=1) as runtime:
+    with Runtime.from_bundle(Bundle.load(), ModelOptions(threads=1)) as runtime:
         yield runtime
 
 
@@ -45,12 +46,12 @@ def play(drill):
 
 def leave_a_patch(drill):
     """It is said."""
-    close, drill.runtime.close = drill.runtime.close, lambda: None
+    reset, drill.runtime.reset = drill.runtime.reset, lambda: None
     try:
         drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5)
     finally:
-        drill.runtime.close = close
-        drill.runtime.close()
+        drill.runtime.reset = reset
+        drill.runtime.reset()
 
 
 def lose_a_frame(drill):
