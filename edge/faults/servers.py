@@ -1,4 +1,4 @@
-"""Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can be told to misbehave, and killed."""
+"""Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can misbehave, and be killed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import socket
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -27,17 +31,31 @@ def free_port() -> int:
     return port
 
 
-class MjpegServer:
-    """A camera that sends JPEG pictures over HTTP, as IP cameras do.
+class _Server(ABC):
+    """A context manager that kills the server at its exit."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill it, as a camera without power."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+
+class MjpegServer(_Server):
+    """A camera that sends JPEG images over HTTP, as IP cameras do.
 
     Args:
-        camera: the n-th picture's bytes, n from 0 and never again the same; None sends nothing at that time.
-        fps: pictures a second.
+        camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
+        fps: images per second.
         port: where to listen; 0 chooses one.
 
     Attributes:
         url: what to open.
-        number: of the next picture.
+        number: of the next image.
     """
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
@@ -67,7 +85,7 @@ class MjpegServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def kill(self) -> None:
-        """Cut all connections at once and stop listening, as a camera without power."""
+        """Cut all connections at once and stop listening."""
         self._running = False
         self._server.shutdown()
         self._server.server_close()
@@ -84,16 +102,16 @@ class MjpegServer:
         due = time.monotonic()
         while self._running:
             number, self.number = self.number, self.number + 1
-            picture = self._camera(number)
-            if picture is not None:
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
-                handler.wfile.write(head + picture + b"\r\n")
+            jpeg = self._camera(number)
+            if jpeg is not None:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+                handler.wfile.write(head + jpeg + b"\r\n")
             due += self._period
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-class RtspServer:
-    """GStreamer's RTSP server, in a process of its own: H.264, 640 x 480, 30 frames a second.
+class RtspServer(_Server):
+    """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
 
     Args:
         port: where to listen; 0 chooses one.
@@ -117,7 +135,7 @@ class RtspServer:
 
     @staticmethod
     def missing() -> str:
-        """What this machine lacks for it, or ""."""
+        """Return what this machine lacks for it, or ""."""
         if shutil.which(_SYSTEM_PYTHON) is None:
             return f"{_SYSTEM_PYTHON} is missing"
         check = (
@@ -134,7 +152,7 @@ class RtspServer:
         return ""
 
     def kill(self) -> None:
-        """Kill it, as a camera without power."""
+        """Kill its process."""
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
