@@ -8,14 +8,12 @@ import socket
 import subprocess
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from rws.edge.common.closing import Closing
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -31,21 +29,7 @@ def free_port() -> int:
     return port
 
 
-class _Server(ABC):
-    """A context manager that kills the server at its exit."""
-
-    @abstractmethod
-    def kill(self) -> None:
-        """Kill it, as a camera without power."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.kill()
-
-
-class MjpegServer(_Server):
+class MjpegServer(Closing):
     """A camera that sends JPEG images over HTTP, as IP cameras do.
 
     Args:
@@ -84,8 +68,8 @@ class MjpegServer(_Server):
         self.url = f"http://127.0.0.1:{self.port}/video.mjpg"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def kill(self) -> None:
-        """Cut all connections at once and stop listening."""
+    def close(self) -> None:
+        """Cut all connections at once and stop listening, as a camera without power."""
         self._running = False
         self._server.shutdown()
         self._server.server_close()
@@ -110,7 +94,7 @@ class MjpegServer(_Server):
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-class RtspServer(_Server):
+class RtspServer(Closing):
     """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
 
     Args:
@@ -130,7 +114,7 @@ class RtspServer(_Server):
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != b"ready":
-            self.kill()
+            self.close()
             raise OSError(f"the RTSP server did not start on port {self.port}")
 
     @staticmethod
@@ -151,8 +135,8 @@ class RtspServer(_Server):
             )
         return ""
 
-    def kill(self) -> None:
-        """Kill its process."""
+    def close(self) -> None:
+        """Kill it, as a camera without power."""
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:

@@ -133,7 +133,7 @@ def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer
     def steer(seen: list[Seen]) -> bool:
         nonlocal server
         if not killed and len(seen) >= 30:
-            server.kill()
+            server.close()
             killed.append(time.monotonic())
         elif killed and not came_back and time.monotonic() - killed[0] > away:
             server = start(server.port)
@@ -143,7 +143,7 @@ def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer
     try:
         seen = drill.play(_open(server), steer)
     finally:
-        server.kill()
+        server.close()
     during = [one for one in seen if killed[0] + 0.5 < one.at < came_back[0]]
     first = min(one.at for one in seen if one.at > came_back[0]) - came_back[0]
     drill.say(f"away for {came_back[0] - killed[0]:.1f} s; the first result {first:.2f} s after its return")

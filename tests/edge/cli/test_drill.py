@@ -149,7 +149,7 @@ def test_rtsp_gives_real_frames():
         with open_source(server.url) as source:
             frames = [frame for frame, _ in zip(source, range(5), strict=False)]
     finally:
-        server.kill()
+        server.close()
     assert all(frame.image.shape == (480, 640, 3) for frame in frames)
     assert frames[0].image.max() > 200
 
