@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,9 +64,10 @@ def drill(
         check_target(report)
     console = Console(highlight=False, soft_wrap=True)
     loaded = Bundle.load(bundle)
-    content, failed = (
-        _run_cases(loaded, quick, only, video, console) if soak is None else _run_soak(loaded, soak, fps, console)
-    )
+    if soak is None:
+        content, failed = _run_cases(loaded, quick, only, video, console)
+    else:
+        content, failed = _run_soak(loaded, soak, fps, console)
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     if failed:
@@ -91,6 +90,8 @@ def _run_cases(
     bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console
 ) -> tuple[dict[str, object], list[str]]:
     """What the report says, and the promises that were not kept."""
+    import contextlib
+    import logging
     import tempfile
 
     from rws.edge.bundle.options import ModelOptions
@@ -102,7 +103,11 @@ def _run_cases(
     if not chosen:
         raise InputError(f"no fault's name holds {only!r}; there are: {', '.join(case.name for case in CASES)}")
     outcomes = []
-    with _quiet():
+    logger = logging.getLogger("rws")
+    with contextlib.ExitStack() as stack:
+        # The faults are on purpose, and the warnings of the sources would drown the outcomes.
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
         pipeline = Pipeline.from_bundle(bundle, ModelOptions(threads=1))
         for case in chosen:
             if quick and case.slow:
@@ -124,17 +129,3 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
     counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {sum(outcome.rejected.values())}"
     console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the sources: the faults are on purpose, and their warnings would drown the outcomes."""
-    import logging
-
-    logger = logging.getLogger("rws")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -47,7 +47,6 @@ class ScriptedCapture:
         time: passes while it is silent.
 
     Attributes:
-        kills: how often it was killed.
         opened_at: the time of each attempt to open.
     """
 

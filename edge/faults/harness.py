@@ -31,19 +31,9 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to.
+    """What a case came to: what happened in words, the frames that came, and the promises that failed.
 
-    Args:
-        name: of the case.
-        promised: what the frame loop promises.
-        happened: what was seen, in words.
-        frames_in: frames that came from the source.
-        frames_out: frames with a result.
-        dropped: whole frames that were skipped.
-        rejected: frames kept from the oracle, by reason.
-        failures: promises that were not kept; none: passed.
-        skipped: why it was not run, or "".
-        seconds: how long it took.
+    `frames_in` came from the source, `frames_out` have a result; `skipped` says why it was not run.
     """
 
     name: str
@@ -118,13 +108,7 @@ class Drill:
         self.check(clean, "the weights are clean afterwards, bit for bit")
 
     def account(self, source: Source, results: int, failed: int) -> None:
-        """Check that each frame of a closed source is out, dropped or rejected.
-
-        Args:
-            source: closed.
-            results: frames that the sinks got.
-            failed: frames that were being processed when the loop raised.
-        """
+        """Check that each frame of a closed source is out, dropped, rejected or in hand when the loop `failed`."""
         outcome = self.outcome
         outcome.frames_in += source.received
         outcome.frames_out += results
@@ -149,11 +133,9 @@ class Drill:
         Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean.
 
         Args:
-            source: closed here.
+            source, sinks, clock: of the loop.
             until: given the results so far.
-            sinks: get each frame and its result.
             limit: seconds after which it fails.
-            clock: of the loop.
             pipeline: one with a fault, around the drill's model; None: the drill's.
 
         Raises:
@@ -190,14 +172,7 @@ def reached(count: int) -> Until:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault of the drill.
-
-    Args:
-        name: for people and for `--only`.
-        promised: what the frame loop promises.
-        function: does it.
-        slow: whether `--quick` leaves it out.
-    """
+    """A fault of the drill, what the frame loop promises, and what does it; `--quick` leaves out what is slow."""
 
     name: str
     promised: str

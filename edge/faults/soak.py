@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import threading
@@ -75,8 +74,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
-        page = _page_of(loop)
-        viewer = _Viewer(page)
+        viewer = _Viewer(_page_of(loop))
         memory: list[tuple[float, float]] = []
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < seconds:
@@ -144,10 +142,9 @@ class _Viewer:
                 length = _part_length(stream)
                 if not length:
                     return
-                picture = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
+                image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
                 self.pictures += 1
-                stamp = None if picture is None else read_stamp(np.asarray(picture, np.uint8))
-                if stamp is not None:
+                if image is not None and (stamp := read_stamp(np.asarray(image, np.uint8))) is not None:
                     self._ages.add(age_ms(stamp))
 
     def _listen(self, url: str) -> None:
@@ -169,14 +166,9 @@ def _part_length(stream: IO[bytes]) -> int:
 
 
 def _start(stack: contextlib.ExitStack, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    process = subprocess.Popen(python_command(code, *arguments), stdout=subprocess.PIPE, text=True, **options)
-
-    def end() -> None:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-    stack.callback(end)
+    command = python_command(code, *arguments)
+    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options))
+    stack.callback(process.kill)
     return process
 
 
@@ -192,18 +184,13 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 def _memory_mb(pid: int) -> float:
     """Resident memory of a process and its children, in MB; what they share is counted in each."""
+    processes = [str(pid)]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            processes += children.read_text().split()
     total = 0.0
-    for process in [pid, *_children(pid)]:
+    for process in processes:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Rss:"):
-                    total += int(line.split()[1]) / 1024
+            rss = Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2]
+            total += int(rss.split()[0]) / 1024
     return total
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    return found

@@ -124,8 +124,8 @@ def _rtsp_returns(drill: Drill) -> None:
     _away_and_back(drill, RtspServer)
 
 
-def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer], away: float = 3.0) -> None:
-    """Kill a camera while it is played, and start it again on its port some seconds later."""
+def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer]) -> None:
+    """Kill a camera while it is played, and start it again on its port 3 s later."""
     server = start(0)
     killed: list[float] = []
     came_back: list[float] = []
@@ -135,7 +135,7 @@ def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer
         if not killed and len(seen) >= 30:
             server.close()
             killed.append(time.monotonic())
-        elif killed and not came_back and time.monotonic() - killed[0] > away:
+        elif killed and not came_back and time.monotonic() - killed[0] > 3.0:
             server = start(server.port)
             came_back.append(time.monotonic())
         return bool(came_back) and seen[-1].at > came_back[0] + 0.5
@@ -221,7 +221,7 @@ def _damaged_h264(drill: Drill) -> None:
 
     source = open_source(damaged)
     drill.play(source, lambda seen: False, sinks=[Keep()])
-    visible = [n for n, image in shown.items() if _psnr(image, reference[n]) < 30]
+    visible = [n for n, image in shown.items() if cv2.PSNR(image, reference[n]) < 30]
     share = 1 - len(visible) / max(1, len(visible) + source.rejected)
     drill.say(
         f"{source.rejected} rejected; {len(visible)} visibly damaged (PSNR below 30 dB) passed: {share:.0%} caught"
@@ -238,11 +238,6 @@ def _video(drill: Drill) -> Path:
     path = drill.folder / "whole.mp4"
     encode_h264(path, 240)
     return path
-
-
-def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    error = float(((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean())
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def _alive(pid: int) -> bool:

@@ -155,9 +155,7 @@ CASES = [
         _only_damage,
     ),
     Case(
-        "the clock jumps",
-        "No time of the loop is waited for: an hour forwards or back disturbs nothing.",
-        _clock_jumps,
+        "the clock jumps", "No time of the loop is waited for: an hour forwards or back disturbs nothing.", _clock_jumps
     ),
     Case(
         "a 10 kHz source",

@@ -14,7 +14,7 @@ from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABL
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters
-from rws.edge.sources.capture.stall import Backoff, StallDetector
+from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
 from rws.errors import SourceError
 from rws.records import Frame
 
@@ -95,11 +95,7 @@ class CapturedSource(Source):
         self._capture.close()
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield what comes, and None while nothing comes; reopen the source when it is lost.
-
-        Raises:
-            SourceError: if it is lost for good, or a file holds no frame of use.
-        """
+        """Yield what comes, and None while nothing comes; reopen the source when it is lost."""
         while not self.stopped:
             reason = None if self._is_open else (yield from self._open())
             if reason is None:
@@ -120,15 +116,15 @@ class CapturedSource(Source):
     def _open(self) -> Generator[None, None, str | None]:
         """Open the source; returns why it failed, or None."""
         self._capture.open()
-        timeout, waited = self._settings.timeout, 0.0
+        waited = 0.0
         while not isinstance(answer := self._capture.answer(TICK), Opened | Ended):
             self._idle(TICK)
             yield
             waited += TICK
             # The process has its own time limit; this one is for a driver that hangs.
-            if waited > timeout + 2 or self.stopped:
+            if waited > OPEN_TIMEOUT + 2 or self.stopped:
                 self._kill()
-                return f"did not open within {timeout:g} s"
+                return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
             return answer.reason
         self.fps, self.length = answer.fps, answer.length
