@@ -137,8 +137,7 @@ class Runtime:
             started = self.clock()
             for frame in source.frames() if isinstance(source, FrameSource) else source:
                 if frame is None:
-                    lost = isinstance(source, FrameSource) and source.state != "running"
-                    if lost and source.idle_for >= REVERT_AFTER and self._last is not None:
+                    if self._last is not None and isinstance(source, FrameSource) and _stays_lost(source):
                         self.reset()
                     yield None
                     continue
@@ -201,3 +200,7 @@ class Runtime:
             result = self._pipeline.compare(frame, result)
         self._last = result
         return result
+
+
+def _stays_lost(source: FrameSource) -> bool:
+    return source.state != "running" and source.idle_for >= REVERT_AFTER

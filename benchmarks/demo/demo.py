@@ -61,7 +61,10 @@ class DemoStream:
 def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
     """Read what `rws.benchmarks.demo.render` wrote."""
     record = json.loads((folder / "frames.json").read_text())
-    sheet = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)[:, :, ::-1]
+    found = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)
+    if found is None:
+        raise InputError(f"{folder / 'frames.webp'}: cannot be decoded; install the package again")
+    sheet = found[:, :, ::-1]
     size, count = record["size"], len(record["frames"])
     rows = sheet.shape[0] // size
     tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
