@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from rws.edge.common.redact import hide_password
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.base import Source
-from rws.edge.sources.capture.process import CaptureSettings
+from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.images import IMAGE_SUFFIXES, ImageSource
 from rws.edge.sources.test_pattern import PatternSource
@@ -62,10 +61,8 @@ def open_source(
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
-    if captured := _captured(text):
-        kind, target, name = captured
-        settings = CaptureSettings(target, kind, latest)
-        return CapturedSource(settings, name, live=kind != "file", retries=retries, stall=stall)
+    if settings := _to_capture(text, latest):
+        return CapturedSource(settings, retries=retries, stall=stall)
     path = Path(text)
     if path.is_file():
         return _open_file(path, text, clock)
@@ -84,20 +81,20 @@ def quiet_opencv() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _captured(text: str) -> tuple[Literal["camera", "file", "network"], int | str, str] | None:
-    """Kind, target and name of what the capture process opens; None if it is read in this process."""
-    if text.isdecimal():
-        return "camera", int(text), f"camera {text}"
-    if " ! " in text:
-        return "camera", text, "pipeline"
-    if "://" in text:
-        return "network", text, hide_password(text)
+def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
+    """What the capture process opens; None if the source is read in this process."""
     path = Path(text)
+    if text.isdecimal():
+        return CaptureSettings(int(text), "camera", f"camera {text}", latest)
+    if " ! " in text:
+        return CaptureSettings(text, "camera", "pipeline", latest)
+    if "://" in text:
+        return CaptureSettings(text, "network", hide_password(text), latest)
     if path.is_char_device():
-        return "camera", text, text
+        return CaptureSettings(text, "camera", text, latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
-        return "file", os.path.abspath(text), text
+        return CaptureSettings(os.path.abspath(text), "file", text, latest)
     return None
 
 

@@ -136,7 +136,7 @@ def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
     with open_source(address, retries=0) as source:
         with pytest.raises(SourceError) as caught:
             next(iter(source))
-        pid = source._capture.pid
+        pid = source.pid
         assert b"hush" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert "rtsp://me:***@127.0.0.1" in str(caught.value)
@@ -234,11 +234,11 @@ def test_stop_ends_any_source(tmp_path):
 
 
 def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
+    opened = open_source("pattern:64x48@25")
+    assert isinstance(opened, PatternSource)
+    assert (opened.live, opened.sequential, opened.fps) == (True, True, 25)
     clock = TickingClock(step=0.001)
-    source = open_source("pattern:64x48@25", clock)
-    assert isinstance(source, PatternSource)
-    assert (source.live, source.sequential, source.fps) == (True, True, 25)
-    source._sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    source = PatternSource(64, 48, 25, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
     frames = iter(source)
     first, second = next(frames), next(frames)
     assert (first.index, second.index, first.image.shape) == (0, 1, (48, 64, 3))
