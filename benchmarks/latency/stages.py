@@ -24,8 +24,9 @@ from rws.edge.runtime import STAGES, Runtime
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
+from rws.oracle.policy import GainTable, Policy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.oracle.fit import LEVELS, OracleNetwork, export_oracle
 

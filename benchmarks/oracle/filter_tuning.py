@@ -19,8 +19,9 @@ from rws.benchmarks.streams.scores import MixKey, mean_by_type, mix_accuracy, mi
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, Policy, make_policy
+from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
+from rws.records import Mix
 from rws.training.evaluation.judge import split_as_built
 from rws.training.jobs.seeds import derive_seed
 

@@ -25,7 +25,8 @@ from rws.benchmarks.oracle.policies import ExpectedPolicy, FramePolicy, own_alph
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ToldPolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells

@@ -23,7 +23,8 @@ from rich.table import Table
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, ToldPolicy, WeightedPolicy
+from rws.records import Mix
 from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 
 SEVERITIES = (1, 2, 3, 4, 5)

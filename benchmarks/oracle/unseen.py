@@ -25,7 +25,8 @@ from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
+from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe

@@ -25,7 +25,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
 from rws.training.evaluation.judge import corrupted

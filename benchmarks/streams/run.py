@@ -45,7 +45,8 @@ from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
 from rws.training.evaluation.judge import as_input

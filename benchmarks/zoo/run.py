@@ -31,7 +31,8 @@ from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
 from rws.training.data.images import Images

@@ -20,7 +20,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import Mix
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.jobs.seeds import derive_seed
