@@ -208,7 +208,7 @@ class Runtime:
             BundleError: if the provider or the way is not to be had here.
             MissingExtraError: if the backend is not installed.
         """
-        return cls(
+        runtime = cls(
             bundle.model(backend, threads=threads, provider=provider, way=way),
             bundle.oracle(threads=threads),
             bundle.policy(independent=independent),
@@ -217,6 +217,8 @@ class Runtime:
             classes=bundle.manifest.classes,
             clock=clock,
         )
+        bundle.release()
+        return runtime
 
     def stream(
         self,

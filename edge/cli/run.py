@@ -21,8 +21,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rws.edge.bundle.bundle import Bundle, Manifest
-    from rws.edge.bundle.watcher import BundleWatch
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.manifest import Manifest
+    from rws.edge.bundle.watcher import BundleWatcher
     from rws.edge.monitoring.console import LossyOutput
     from rws.edge.monitoring.monitor import Monitor
     from rws.edge.runtime import Result, Runtime, Sink
@@ -164,7 +165,7 @@ def run(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
-    from rws.edge.bundle.watcher import BundleWatch
+    from rws.edge.bundle.watcher import BundleWatcher
     from rws.edge.common.provenance import portable_path, provenance, write_json
     from rws.edge.monitoring.console import LossyOutput
     from rws.edge.monitoring.monitor import Monitor
@@ -193,7 +194,7 @@ def run(
         stack = outer.enter_context(ExitStack())
         # Made before the bundle is loaded, so that no change goes unseen.
         renewed = (
-            stack.enter_context(BundleWatch(bundle or DEFAULT_BUNDLE, lambda parts: _checked(parts, start)))
+            stack.enter_context(BundleWatcher(bundle or DEFAULT_BUNDLE, lambda parts: _checked(parts, start)))
             if watch
             else None
         )
@@ -438,7 +439,7 @@ class _Outputs:
 class _Swap:
     """Hands a new bundle's runtime to the loop, and says so."""
 
-    def __init__(self, watch: BundleWatch[tuple[str, Runtime]], monitor: Monitor, console: Console) -> None:
+    def __init__(self, watch: BundleWatcher[tuple[str, Runtime]], monitor: Monitor, console: Console) -> None:
         self._watch, self._monitor, self._console = watch, monitor, console
         self._failures = 0
 
@@ -503,11 +504,10 @@ def _changer(spec: str | None, size: Callable[[], tuple[int, int]]) -> Callable[
 
 def _checked(bundle: Bundle, start: Callable[[Bundle], Runtime]) -> tuple[str, Runtime]:
     """A new bundle's name and runtime, after all of its parts have run."""
-    from rws.edge.bundle.bundle import self_test
+    from rws.edge.bundle.self_test import self_test
 
-    self_test(bundle)
     runtime = start(bundle)
-    runtime.warm_up()
+    self_test(bundle, runtime)
     return bundle.manifest.name, runtime
 
 

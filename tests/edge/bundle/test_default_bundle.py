@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.self_test import self_test
 from rws.edge.runtime import Runtime
 from rws.edge.sources.open import ArraySource
 from rws.training.corruptions import CORRUPTIONS
