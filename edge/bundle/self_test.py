@@ -53,6 +53,7 @@ def self_test(bundle: Bundle, parts: Parts | None = None) -> list[str]:
     """
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
+    oracle: CorruptionOracle
     if parts is None:
         model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
     else:
