@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.runtime import Result, Runtime
+    from rws.edge.pipeline import Result
+    from rws.edge.runtime import Runtime
     from rws.edge.sources.open import open_source
     from rws.records import Frame
 
 _HOMES = {
     "Bundle": "rws.edge.bundle.bundle",
     "Frame": "rws.records",
-    "Result": "rws.edge.runtime",
+    "Result": "rws.edge.pipeline",
     "Runtime": "rws.edge.runtime",
     "open_source": "rws.edge.sources.open",
 }

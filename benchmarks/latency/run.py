@@ -51,7 +51,7 @@ from rws.benchmarks.latency.engines import (
 from rws.benchmarks.latency.stages import stage_cases, stage_rows, write_video
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import write_json
-from rws.edge.runtime import STAGES
+from rws.edge.pipeline import STAGES
 from rws.errors import BundleError, InputError, RwsError
 
 PATCH_EVERY = (0, 10, 1)

@@ -20,7 +20,7 @@ from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
     from rws.benchmarks.demo.demo import DemoStream
-    from rws.edge.runtime import Result
+    from rws.edge.pipeline import Result
 
 # One hue a family (noise red, blur blue, weather green, digital orange to purple), shades within it.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {

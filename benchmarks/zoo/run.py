@@ -24,6 +24,7 @@ from rws.benchmarks.pages.zoo import SEVERITIES
 from rws.benchmarks.replay.replay import BATCH, corrupted_sets
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance
 from rws.edge.live.base import PatchableModel
@@ -127,7 +128,7 @@ def measure(
     Returns:
         `rows`, and their means and what of the loss is won back in `summary`; numbers in percent.
     """
-    model, oracle = bundle.model(threads=threads), bundle.oracle(threads=threads)
+    model, oracle = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     policy, told = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
     rows: list[dict[str, Any]] = []
     reference = np.empty(0, np.int64)
@@ -191,7 +192,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
     x = test.first(count).pixels.numpy() / np.float32(255)
     found = []
     for backend in ("onnx", "torch"):
-        model = bundle.model(backend, provider="cpu")
+        model = bundle.model(ModelOptions(backend, provider="cpu"))
         model.apply(mix)
         found.append(model.predict(x))
     return {
@@ -203,7 +204,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
-    model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
+    model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = test.pixels[0].numpy() / np.float32(255)
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):

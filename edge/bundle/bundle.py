@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, FileSpec, Manifest
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
@@ -67,6 +68,13 @@ class Bundle:
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        size = self.manifest.input
+        return (
+            f"Bundle({self.manifest.name}, {size.width}x{size.height} px, {len(self.manifest.classes)} classes, "
+            f"{len(self.signatures.names)} signatures, {self.path})"
+        )
+
     @classmethod
     def load(cls, path: str | Path | None = None) -> Bundle:
         """Read a bundle and check all of it.
@@ -106,39 +114,36 @@ class Bundle:
         self._contents.clear()
         self._networks.clear()
 
-    def model(
-        self, backend: str = "onnx", threads: int | None = None, provider: str = "auto", way: str = "auto"
-    ) -> PatchableModel:
+    def model(self, options: ModelOptions | None = None) -> PatchableModel:
         """The clean model, ready to be patched.
-
-        Args:
-            backend: "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`).
-            threads: threads inside an operator; for Torch this holds for the whole process.
-            provider: what runs it: "cpu", "cuda", for ONNX Runtime also "tensorrt" or a provider's full name; "auto" is
-                CUDA where it works, and else the CPU.
-            way: how its weights are changed; see `OnnxModel` and `TorchModel`.
 
         Raises:
             BundleError: if the model's file has changed since, the backend cannot run it, or the provider is not there.
-            InputError: if the backend or the way is unknown.
+            InputError: if the backend or the strategy is unknown.
             MissingExtraError: if the backend is not installed.
         """
-        if backend not in ("onnx", "torch"):
-            raise InputError(f"backend is {backend!r}, expected 'onnx' or 'torch'")
-        if backend == "onnx":
+        options = options or ModelOptions()
+        if options.backend not in ("onnx", "torch"):
+            raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
+        if options.backend == "onnx":
             return OnnxModel(
                 self._networks.get(MODEL) or self.read(MODEL),
                 self.signatures,
                 self.signatures.tensors,
-                provider=provider,
-                threads=threads,
-                way=way,
+                provider=options.provider,
+                threads=options.threads,
+                way=options.strategy,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from rws.edge.live.torch_model import TorchModel
 
         return TorchModel.from_onnx(
-            self.read(MODEL), self.signatures, self.signatures.tensors, device=provider, threads=threads, way=way
+            self.read(MODEL),
+            self.signatures,
+            self.signatures.tensors,
+            device=options.provider,
+            threads=options.threads,
+            way=options.strategy,
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL, ORACLE
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import BundleError, RwsError
 from rws.oracle.belief import Belief
@@ -23,7 +24,7 @@ class CorruptionOracle(Protocol):
 
 
 class Parts(Protocol):
-    """What runs a bundle; a `Runtime` is one."""
+    """What runs a bundle; a `Pipeline` is one."""
 
     @property
     def model(self) -> PatchableModel:
@@ -55,7 +56,7 @@ def self_test(bundle: Bundle, parts: Parts | None = None) -> list[str]:
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
     oracle: CorruptionOracle
     if parts is None:
-        model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
+        model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     else:
         model, oracle, policy = parts.model, parts.oracle, parts.policy
     clean = model.predict(x)

@@ -295,9 +295,9 @@ def extract(
         from rws.training.models.checkpoints import folded_model, folded_weights
         from rws.training.models.fit import Corrupted
         from rws.training.signatures.methods import residual_signature, tuned_signature
+    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-    from rws.edge.sinks.files import check_target
 
     for target in (out, report):
         if target is not None:

@@ -11,9 +11,10 @@ import numpy as np
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.harness import Drill, Seen, case, noisy
 from rws.edge.faults.stamp import scene
-from rws.edge.sources.capture import CapturedSource, CaptureSettings
-from rws.edge.sources.capture.source import LAST_BACKOFF
-from rws.edge.sources.open import TICK, PatternSource
+from rws.edge.sources.base import TICK
+from rws.edge.sources.capture.process import CaptureSettings
+from rws.edge.sources.capture.source import LAST_BACKOFF, CapturedSource
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 
 Step = tuple[str, Any]
@@ -74,7 +75,7 @@ def unplugged(drill: Drill) -> None:
 
     def watch(seconds: float) -> None:
         if seconds > 2.5 and source.state == "reconnecting":
-            late_mixes.append(dict(runtime.model.mix))
+            late_mixes.append(dict(runtime.pipeline.model.mix))
 
     def done(seen: list[Seen]) -> bool:
         patched.extend(bool(one.result.mix) for one in seen[len(patched) :])

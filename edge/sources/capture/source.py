@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
+from rws.edge.sources.base import TICK, Source
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters
-from rws.edge.sources.open import TICK, Source
 from rws.errors import SourceError
 from rws.records import Frame
 
@@ -106,10 +106,9 @@ class CapturedSource(Source):
         self._longest_gap = 0.0
         self._fell_silent = False
         self._failures = 0
-        self._idle_for = 0.0
         self._is_open = self._was_open = False
         self.state = "opening"
-        if not live and (reason := self._open()):
+        if not live and (reason := _outcome(self._open())):
             self.close()
             raise SourceError(f"{name}: {reason}")
 
@@ -130,9 +129,14 @@ class CapturedSource(Source):
         self._count()
         self._capture.close()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[Frame | None]:
+        """Yield what comes, and None while nothing comes; reopen the source when it is lost.
+
+        Raises:
+            SourceError: if it is lost for good, or a file holds no frame of use.
+        """
         while not self.stopped:
-            reason = None if self._is_open else self._open()
+            reason = None if self._is_open else (yield from self._open())
             if reason is None:
                 reason = yield from self._frames()
             if reason is None or self.stopped:
@@ -141,15 +145,17 @@ class CapturedSource(Source):
             if not self.live or (self._retries is not None and self._failures > self._retries):
                 self.state = "lost"
                 raise SourceError(f"{self.name}: {reason}")
-            self._pause(min(FIRST_BACKOFF * 2 ** min(self._failures - 1, 10), LAST_BACKOFF) * (1 + self._jitter()) / 2)
+            yield from self._pause(
+                min(FIRST_BACKOFF * 2 ** min(self._failures - 1, 10), LAST_BACKOFF) * (1 + self._jitter()) / 2
+            )
         self._end()
 
-    def _open(self) -> str | None:
+    def _open(self) -> Generator[None, None, str | None]:
         """Open the source; returns why it failed, or None."""
         self._capture.open()
         waited = 0.0
         while not isinstance(answer := self._capture.answer(TICK), Opened | Ended):
-            self._idle(TICK)
+            yield self._idle(TICK)
             waited += TICK
             # The process has its own time limit; this one is for a driver that hangs.
             if waited > self._timeout + 2 or self.stopped:
@@ -164,7 +170,7 @@ class CapturedSource(Source):
         self._was_open = True
         return None
 
-    def _frames(self) -> Generator[Frame, None, str | None]:
+    def _frames(self) -> Generator[Frame | None, None, str | None]:
         """Yield what comes; returns why the source was lost, or None at a regular end."""
         fresh, open_for = 0, 0.0
         self._count()
@@ -174,7 +180,7 @@ class CapturedSource(Source):
             self._capture.ask()
             alive, silent, gap = self._alive(), 0.0, 0.0
             while (answer := self._capture.answer(TICK)) is None:
-                self._idle(TICK)
+                yield self._idle(TICK)
                 if self.stopped:
                     return None
                 silent, gap, open_for = silent + TICK, gap + TICK, open_for + TICK
@@ -195,11 +201,11 @@ class CapturedSource(Source):
                 self._longest_gap = max(gap, FORGETTING * self._longest_gap)
             elif self._fell_silent and gap > PROMPT:
                 # It was open, and silent as before: to open it anew has not helped, so that is its rhythm.
-                self._longest_gap = max(self._idle_for, self._longest_gap)
+                self._longest_gap = max(self.idle_for, self._longest_gap)
             self._fell_silent = False
             if fresh >= FLOWING_FRAMES or open_for >= FLOWING_SECONDS:
                 self._failures = 0
-            self._idle_for = 0.0
+            self.idle_for = 0.0
             self.delivered += 1
             self._count()
             if self.state == "reconnecting" and self.delivered > 1:
@@ -236,18 +242,16 @@ class CapturedSource(Source):
         self.state, self.error = "reconnecting", reason
         self._count()
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> Iterator[None]:
         while seconds > 0 and not self.stopped:
             step = min(seconds, TICK)
             self._sleep(step)
             seconds -= step
-            self._idle(step)
+            yield self._idle(step)
 
     def _idle(self, seconds: float) -> None:
-        self._idle_for += seconds
+        self.idle_for += seconds
         self._count()
-        if self.on_idle is not None:
-            self.on_idle(self._idle_for)
 
     def _count(self) -> None:
         values = self._capture.counters.snapshot()
@@ -270,3 +274,11 @@ class CapturedSource(Source):
             raise SourceError(f"{self.name}: holds no frame that is of use ({reasons})")
         if self.length is not None and self.received < self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
+
+
+def _outcome(steps: Generator[None, None, str | None]) -> str | None:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

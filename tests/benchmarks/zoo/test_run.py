@@ -7,6 +7,7 @@ import torch
 from rws.benchmarks.pages import zoo as zoo_page
 from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from rws.training.data.images import Images
 
@@ -73,7 +74,7 @@ def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
 
 
 def test_each_image_is_classified_under_its_own_mix(test_images):
-    model = Bundle.load().model(threads=1)
+    model = Bundle.load().model(ModelOptions(threads=1))
     x = test_images.pixels[:6].numpy() / np.float32(255)
     mixes = [{}, {"fog": 1.0}, {}, {"contrast": 0.5}, {"fog": 1.0}, {"fog": 1.0, "snow": 0.5}]
     found = zoo.predictions(model, x, mixes)

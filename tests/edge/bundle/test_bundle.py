@@ -15,6 +15,7 @@ import rws.edge.bundle.bundle
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.edit import BundleParts, add_signatures, remove_signature, write_bundle
 from rws.edge.bundle.manifest import FILES, Manifest
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
@@ -121,14 +122,14 @@ class TestRoundTrip:
 
 class TestParts:
     def test_both_backends_agree(self, tiny_bundle):
-        first, second = tiny_bundle.model(threads=1), tiny_bundle.model("torch", threads=1)
+        first, second = tiny_bundle.model(ModelOptions(threads=1)), tiny_bundle.model(ModelOptions("torch", threads=1))
         for mix in ({}, {"fog": 1.0}, {"fog": 0.5, "contrast": -0.5}):
             assert first.apply(mix) == second.apply(mix) == bool(mix)
             np.testing.assert_allclose(first.predict(X), second.predict(X), atol=1e-4)
 
     def test_an_unknown_backend(self, tiny_bundle):
         with pytest.raises(InputError, match="'tensorrt', expected 'onnx' or 'torch'"):
-            tiny_bundle.model("tensorrt")
+            tiny_bundle.model(ModelOptions("tensorrt"))
 
     def test_oracle(self, tiny_bundle):
         belief = tiny_bundle.oracle(threads=1).observe(X)
@@ -160,7 +161,7 @@ class TestParts:
         edit_model(bundle_path, lambda model: model.graph.node[0].ClearField("name"))
         assert bundle.read("model.onnx") == parts.model
         bundle.release()
-        for part in (bundle.model, lambda: bundle.model("torch")):
+        for part in (bundle.model, lambda: bundle.model(ModelOptions("torch"))):
             with pytest.raises(BundleError, match=r"model\.onnx"):
                 part()
 
@@ -171,7 +172,7 @@ class TestAddingAndRemoving:
         assert changed.signatures.names == ("gaussian_noise", "contrast")
         assert changed.manifest.corruptions == CORRUPTIONS
         assert Bundle.load(bundle_path).manifest == changed.manifest
-        policy, model = changed.policy(independent=True), changed.model(threads=1)
+        policy, model = changed.policy(independent=True), changed.model(ModelOptions(threads=1))
         for name in CORRUPTIONS:
             for level in LEVELS:
                 model.apply(policy.choose(certain(CORRUPTIONS, LEVELS, name, level)))
@@ -183,7 +184,7 @@ class TestAddingAndRemoving:
         remove_signature(bundle_path, "contrast")
         changed = add_signatures(bundle_path, parts.signatures, ["contrast"])
         assert changed.signatures.to_bytes() == before["signatures.safetensors"]
-        assert changed.model(threads=1).apply({"contrast": 1.0})
+        assert changed.model(ModelOptions(threads=1)).apply({"contrast": 1.0})
         contrast = changed.table.corruptions.index("contrast")
         assert contrast not in changed.table.signature
         assert changed.table.corruptions.index("fog") in changed.table.signature
@@ -201,7 +202,7 @@ class TestAddingAndRemoving:
     def test_a_new_name_can_be_applied_but_is_not_chosen(self, bundle_path, tiny_bundle):
         changed = add_signatures(bundle_path, make_signatures(clean_of(tiny_bundle), ["rain", "hail"], seed=5))
         assert changed.signatures.names == (*CORRUPTIONS, "rain", "hail")
-        assert changed.model(threads=1).apply({"rain": 1.0, "fog": 0.5})
+        assert changed.model(ModelOptions(threads=1)).apply({"rain": 1.0, "fog": 0.5})
         assert "rain" not in changed.policy().table.corruptions
 
     def test_other_weights_are_refused_unless_transferred(self, bundle_path, tiny_bundle):

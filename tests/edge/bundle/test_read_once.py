@@ -10,9 +10,10 @@ import pytest
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import FILES, MANIFEST
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.swap import switch_bundle
-from rws.edge.runtime import Runtime
+from rws.edge.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def counts(monkeypatch):
 
 def start(path):
     bundle = Bundle.load(path)
-    return bundle, Runtime.from_bundle(bundle, threads=1)
+    return bundle, Pipeline.from_bundle(bundle, ModelOptions(threads=1))
 
 
 def test_a_start_reads_hashes_and_parses_everything_once(bundle_path, counts):
@@ -60,10 +61,10 @@ def test_a_swap_tests_the_parts_that_will_run(bundle_path, counts):
     start(bundle_path)
     sessions = counts["sessions"]
     counts.clear()
-    bundle, runtime = start(bundle_path)
-    lines = self_test(bundle, runtime)
+    bundle, pipeline = start(bundle_path)
+    lines = self_test(bundle, pipeline)
     assert any("3 signatures" in line for line in lines)
-    assert runtime.model.mix == {}
+    assert pipeline.model.mix == {}
     assert counts["sessions"] == sessions
     assert [counts[name] for name in (MANIFEST, *FILES)] == [1] * (1 + len(FILES))
 

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import PROVIDERS, OnnxModel
 from rws.edge.live.strategies import Inputs, Live, SessionMaker, WayNotOpenError
 from rws.edge.onnx.graph import clean_tensors, prepare, replaced_tensors, shallow_tensors, split_after
@@ -373,7 +374,7 @@ class TestSplitting:
 
 def test_ten_thousand_random_patches_leave_no_trace():
     bundle = Bundle.load()
-    model = bundle.model(threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     x = RNG.random((2, 3, 32, 32), np.float32)
     clean = model.predict(x)
     names = bundle.signatures.names

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import threading
 import time
@@ -8,8 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from rws.edge.common.redact import hide_password
 from rws.edge.faults.servers import free_port
-from rws.edge.sources.open import ArraySource, ImageSource, PatternSource, hide_password, open_source
+from rws.edge.sources.arrays import ArraySource
+from rws.edge.sources.images import ImageSource
+from rws.edge.sources.open import open_source
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import InputError, RwsError, SourceError
 from support.fakes import StillClock, TickingClock, write_images, write_video
 
@@ -244,17 +249,16 @@ def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
     assert source.dropped >= 23
 
 
-def test_somebody_is_told_while_a_slow_test_pattern_waits():
-    clock, told = StillClock(), []
+def test_none_comes_four_times_a_second_while_a_slow_test_pattern_waits():
+    clock = StillClock()
     source = PatternSource(64, 48, 0.02, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
-    source.on_idle = told.append
-    frames = iter(source)
-    next(frames)
-    assert told == []
-    next(frames)
-    assert told == pytest.approx(np.arange(1, 201) * 0.25)  # 50 s, four times a second
-    next(frames)
-    assert told[200] == pytest.approx(0.25)  # counted from the last frame
+    frames = source.frames()
+    assert next(frames) is not None
+    idle = [source.idle_for for _ in itertools.takewhile(lambda frame: frame is None, frames)]
+    assert idle == pytest.approx(np.arange(1, 201) * 0.25)  # 50 s, four times a second
+    assert source.idle_for == 0
+    assert next(frames) is None
+    assert source.idle_for == pytest.approx(0.25)  # counted from the last frame
 
 
 @pytest.mark.parametrize("spec", ["pattern:8x48@25", "pattern:64x48@0", "pattern:64x48@99999"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data.images import Images
@@ -58,7 +59,7 @@ def test_a_cell_for_every_corruption_and_severity():
 
 
 def test_the_judge_agrees_with_the_model_frame_by_frame(bundle, splits):
-    model = bundle.model("onnx", threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     frames = make_frames(splits.test.first(4), ((), *single_cells((5,), ("fog", "snow"))))
     mixes = [({}, {"fog": 0.5}, {"snow": 1.0, "fog": 0.25}, {"snow": 1.0})[index % 4] for index in range(len(frames))]
     alone = []

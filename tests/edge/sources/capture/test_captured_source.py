@@ -19,14 +19,23 @@ from hypothesis import strategies as st
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.stamp import scene
 from rws.edge.faults.videos import encode_h264, flip_bytes
-from rws.edge.sources.capture import CapturedSource, CaptureProcess, CaptureSettings
 from rws.edge.sources.capture.checks import REASONS
-from rws.edge.sources.capture.process import Captured, Ended, Opened
+from rws.edge.sources.capture.process import Captured, CaptureProcess, CaptureSettings, Ended, Opened
+from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 from support.fakes import write_video
 
 IMAGE = scene(16, 24)
+
+
+def play(source, stop):
+    """The frames of a source that is stopped once `stop()` holds while no frame comes."""
+    for frame in source.frames():
+        if frame is not None:
+            yield frame
+        elif stop():
+            source.stop()
 
 
 def scripted(*steps, **options):
@@ -68,9 +77,8 @@ def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(
     time = FakeTime()
     capture = Camera([], time)
     source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 600 else None
     count = 0
-    for frame in source:
+    for frame in play(source, lambda: time.now > 1000 + 600):
         assert frame.image is IMAGE
         count += 1
         assert source.received == source.delivered + source.dropped + source.rejected + source.buffered
@@ -91,13 +99,15 @@ def test_frames_come_with_their_numbers_and_times():
     assert (source.state, source.fps, source.rejections) == ("running", 30.0, {"black": 1})
 
 
-def test_somebody_is_told_while_no_frame_comes():
+def test_none_comes_four_times_a_second_while_no_frame_comes():
     source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
+    frames = source.frames()
+    assert next(frames) is not None
     told = []
-    source.on_idle = told.append
-    frames = iter(source)
-    next(frames), next(frames)
+    while next(frames) is None:
+        told.append(source.idle_for)
     assert told == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert source.idle_for == 0
 
 
 def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes_on():
@@ -149,8 +159,7 @@ def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
     source = CapturedSource(
         CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture, jitter=lambda: 1.0
     )
-    source.on_idle = lambda seconds: source.stop() if time.now > 1300 else None
-    assert list(source) == []
+    assert list(play(source, lambda: time.now > 1300)) == []
     assert max(np.diff(capture.opened_at)) < 7
     assert source.rejections["frozen"] > 400
 
@@ -174,16 +183,14 @@ def test_bursts_are_learned_from_their_longest_gap():
     time = FakeTime()
     capture = Bursts([], time)
     source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 3600 else None
-    count = sum(1 for _ in source)
+    count = sum(1 for _ in play(source, lambda: time.now > 1000 + 3600))
     assert count > 7000
     assert len(capture.opened_at) < 5
 
 
 def test_stopping_while_it_opens_is_no_failure():
     source, _, _ = scripted(("hang", None), retries=0)
-    source.on_idle = lambda seconds: source.stop() if seconds > 2 else None
-    assert list(source) == []
+    assert list(play(source, lambda: source.idle_for > 2)) == []
     assert (source.state, source.error) == ("ended", "")
 
 
@@ -350,8 +357,7 @@ def test_years_of_silence_do_not_end_it(monkeypatch):
     time = FakeTime()
     capture = Silent([], time)
     source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if len(capture.opened_at) > 1500 else None
-    assert list(source) == []
+    assert list(play(source, lambda: len(capture.opened_at) > 1500)) == []
     assert source._patience() == 300
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
-    from rws.edge.runtime import Result
+    from rws.edge.pipeline import Result
 
 Colour = tuple[int, int, int]
 
