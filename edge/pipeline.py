@@ -232,7 +232,7 @@ class Pipeline:
         """
         options = options or ModelOptions()
         manifest = bundle.manifest
-        return cls(
+        pipeline = cls(
             bundle.model(options),
             bundle.oracle(threads=options.threads),
             bundle.policy(independent=independent),
@@ -241,6 +241,8 @@ class Pipeline:
             (manifest.input.height, manifest.input.width),
             manifest.name,
         )
+        bundle.release()
+        return pipeline
 
     def step(
         self,

@@ -38,7 +38,8 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance

@@ -22,7 +22,8 @@ from torch import nn
 
 from rws.benchmarks.pages.zoo import SEVERITIES
 from rws.benchmarks.replay.replay import BATCH, corrupted_sets
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.manifest import MODEL, SIGNATURES
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance

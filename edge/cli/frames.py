@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
 
-from rws.edge.bundle.bundle import Manifest
+from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.extras import require
 from rws.edge.preprocess import cover
 from rws.edge.runtime import FrameSource

@@ -16,9 +16,10 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, ChangedSource, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.common.files import check_target
@@ -73,7 +74,7 @@ class RunSession:
     _source: Source
     _frames: FrameSource
     _independent: bool
-    _watch: BundleWatch[Pipeline] | None = None
+    _watch: BundleWatcher[Pipeline] | None = None
     _runtime: Runtime
     _monitor: Monitor
     _outputs: Outputs
@@ -120,7 +121,7 @@ class RunSession:
         self._independent = not self._source.sequential if options.independent is None else options.independent
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            self._watch = stack.enter_context(BundleWatch(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
+            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
         bundle = Bundle.load(options.bundle)
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
@@ -196,9 +197,8 @@ class RunSession:
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
-        self_test(bundle)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
-        pipeline.warm_up()
+        self_test(bundle, pipeline)
         return pipeline
 
     def _print_summary(self) -> None:

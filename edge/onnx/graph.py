@@ -23,11 +23,12 @@ from rws.errors import BundleError, first_line
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def read_model(model: str | Path | bytes, source: str = "model") -> Any:
+def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> Any:
     """Parse an ONNX model that holds all of its weights itself.
 
     Args:
-        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in.
+        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in. An
+            `onnx.ModelProto` that was read before is returned as it is.
         source: what an error calls bytes.
 
     Returns:
@@ -36,6 +37,8 @@ def read_model(model: str | Path | bytes, source: str = "model") -> Any:
     Raises:
         BundleError: if it cannot be read, is not ONNX, or refers to weights that are not there.
     """
+    if isinstance(model, onnx.ModelProto):
+        return model
     try:
         if isinstance(model, bytes):
             proto = onnx.load_model_from_string(model)

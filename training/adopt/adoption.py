@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle.bundle import check_bundle_folder, write_bundle
+from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
 from rws.edge.common.provenance import provenance
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
@@ -556,17 +556,14 @@ class Adoption:
         signatures, (table, agreement) = self.signatures, self.gain()
         oracle, scores = self.oracle()
         prior = scores.pop("prior")
-        write_bundle(
-            out,
+        parts = BundleParts(
             name=self.name,
             classes=self.classes,
             input_size=(self.adopted.size, self.adopted.size),
             model=self.adopted.onnx,
             signatures=signatures,
             oracle=oracle,
-            corruptions=CORRUPTIONS,
-            severity_levels=LEVELS,
-            policy_arrays=table.to_arrays(),
+            table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings(prior),
             provenance=provenance(
@@ -585,3 +582,4 @@ class Adoption:
                 "oracle": scores,
             },
         )
+        write_bundle(out, parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
 from rws.edge.faults.cases.scripted import pictures, reached, scripted
 from rws.edge.faults.harness import Drill, NotHereError, Seen, case
@@ -187,7 +187,7 @@ def broken_bundle(drill: Drill) -> None:
     other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
     source = PatternSource(64, 64, 100.0)
     switched: list[int] = []
-    with BundleWatch(current, build, interval=0.1) as watch:
+    with BundleWatcher(current, build, interval=0.1) as watch:
         stage = "before"
 
         def steer(seen: list[Seen]) -> bool:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.bundle.self_test import self_test
 from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.training.corruptions import CORRUPTIONS

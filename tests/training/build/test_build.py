@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle.bundle import Bundle, remove_signature
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import remove_signature
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.oracle import InputError

@@ -1,0 +1,193 @@
+"""Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rws.errors import FormatError, RwsError
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""For `pydantic.dataclasses.dataclass(frozen=True, config=STRICT)`: no other key, no converted type, no NaN.
+
+A field's `description` is what errors call "expected", for the field and for everything within it.
+"""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("printable text")
+    return text
+
+
+def _whole(value: object) -> object:
+    if type(value) is not int:
+        raise ValueError("a whole number")
+    return value
+
+
+Whole = BeforeValidator(_whole)
+"""For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+MAX_DEPTH = 32
+MAX_INTEGER = 2**63
+
+
+def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
+    """Check a document against a schema.
+
+    Args:
+        schema: a pydantic dataclass, or anything else that pydantic validates.
+        document: dicts, lists, text, numbers, truths and None, as `json.loads` or `tomllib.loads` gives them.
+        source: what an error begins with, such as the file.
+        cure: what an error ends with: what to do.
+        error: the type of the error.
+
+    Returns:
+        An instance of `schema`; lists become tuples and objects dataclasses, where the schema says so.
+
+    Raises:
+        FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
+    """
+    try:
+        return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
+    except ValidationError as fault:
+        raise error(f"{source}: {_explain(schema, fault)}; {cure}") from None
+    except (TypeError, ValueError) as fault:
+        raise error(f"{source}: not plain JSON ({fault}); use finite numbers, text and lists") from None
+
+
+def unique(items: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the items, for `AfterValidator(unique)`.
+
+    Raises:
+        ValueError: if one of them occurs twice.
+    """
+    if len(set(items)) != len(items):
+        raise ValueError("none of them twice")
+    return items
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON in UTF-8 without what JSON leaves open: no key twice, no NaN, no huge number, no endless nesting.
+
+    Raises:
+        ValueError: in one line, if it is not such JSON.
+    """
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+            object_pairs_hook=_unique_keys,
+        )
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for part in level
+            if isinstance(part, (dict, list))
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return document
+
+
+def checked_format(
+    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
+) -> dict[str, Any]:
+    """Return a document without its `format` and `version`, after checking them.
+
+    Args:
+        document: as `parse_json` gives it.
+        name, version: what they must be.
+        source: what an error begins with, such as the file.
+        cure: what an error about the version ends with, after "install the version of rws-edge that wrote it, or".
+        error: the type of the error.
+
+    Raises:
+        FormatError: (or `error`) if it is another format or version.
+    """
+    rest = dict(document) if isinstance(document, dict) else {}
+    found = rest.pop("format", None), rest.pop("version", None)
+    if found[0] != name:
+        raise error(f"{source}: format is {shorten(found[0])}, expected {name!r}; give another file")
+    if type(found[1]) is not int or found[1] != version:
+        raise error(
+            f"{source}: format version is {shorten(found[1])}, this program reads {version}; install the version of "
+            f"rws-edge that wrote it, or {cure}"
+        )
+    return rest
+
+
+def shorten(value: object, most: int = 80) -> str:
+    """Return the `repr` of a value, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _explain(schema: Any, fault: ValidationError) -> str:
+    first = fault.errors(include_url=False)[0]
+    place = first["loc"]
+    path = ".".join(map(str, place)) or "the document"
+    parent, expected = _look_up(schema, place)
+    if first["type"] == "json_invalid":
+        return f"not plain JSON ({first['msg']})"
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"key {path!r} is missing"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"key {path!r} is unknown" + (f"; known: {', '.join(parent)}" if parent else "")
+    if not expected:
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path} is {shorten(first['input'])}, expected {expected}"
+
+
+def _look_up(schema: Any, place: tuple[int | str, ...]) -> tuple[list[str], str]:
+    """The keys that are known next to the last one of a place, and the description nearest to it."""
+    known: list[str] = []
+    expected = ""
+    for key in place:
+        fields = getattr(schema, "__pydantic_fields__", {})
+        known = list(fields)
+        if key not in fields:
+            break
+        expected = fields[key].description or expected
+        schema = fields[key].annotation
+    return known, expected
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shorten(text, 24)} is too large")
+    return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 20 or not -MAX_INTEGER <= int(text) < MAX_INTEGER:
+        raise ValueError(f"{shorten(text, 24)} is too large")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
