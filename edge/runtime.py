@@ -208,7 +208,7 @@ class Runtime:
             MissingExtraError: if the backend is not installed.
         """
         return cls(
-            bundle.model(backend, threads=threads, provider=provider, way=way),
+            bundle.model(backend, threads=threads, provider=provider, strategy=way),
             bundle.oracle(threads=threads),
             bundle.policy(independent=independent),
             None if independent else bundle.filter(),

@@ -102,7 +102,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
     names = [f"class {index}" for index in range(classes)]
     runtime = Runtime(model, oracle, scheduled, smoothing, input_size=size, classes=names)
-    return model.way, {every: StageCase(runtime, scheduled, every, source) for every in rates}
+    return model.strategy, {every: StageCase(runtime, scheduled, every, source) for every in rates}
 
 
 def stage_rows(stages: Mapping[int, Measured], way: str) -> list[dict[str, Any]]:

@@ -179,7 +179,7 @@ class Bundle:
         return _read_file(self.path, self.manifest, name)
 
     def model(
-        self, backend: str = "onnx", threads: int | None = None, provider: str = "auto", way: str = "auto"
+        self, backend: str = "onnx", threads: int | None = None, provider: str = "auto", strategy: str = "auto"
     ) -> PatchableModel:
         """The clean model, ready to be patched.
 
@@ -188,11 +188,11 @@ class Bundle:
             threads: threads inside an operator; for Torch this holds for the whole process.
             provider: what runs it: "cpu", "cuda", for ONNX Runtime also "tensorrt" or a provider's full name; "auto" is
                 CUDA where it works, and else the CPU.
-            way: how its weights are changed; see `OnnxModel` and `TorchModel`.
+            strategy: how its weights are changed; see `OnnxModel` and `TorchModel`.
 
         Raises:
             BundleError: if the model's file has changed since, the backend cannot run it, or the provider is not there.
-            InputError: if the backend or the way is unknown.
+            InputError: if the backend or the strategy is unknown.
             MissingExtraError: if the backend is not installed.
         """
         if backend not in ("onnx", "torch"):
@@ -205,13 +205,13 @@ class Bundle:
                 self.signatures.tensors,
                 provider=provider,
                 threads=threads,
-                way=way,
+                strategy=strategy,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from rws.edge.live.torch_model import TorchModel
 
         return TorchModel.from_onnx(
-            content, self.signatures, self.signatures.tensors, device=provider, threads=threads, way=way
+            content, self.signatures, self.signatures.tensors, device=provider, threads=threads, strategy=strategy
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:

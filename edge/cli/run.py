@@ -211,8 +211,8 @@ def run(
             )
 
         runtime = stack.enter_context(start(loaded))
-        console.print(f"model: {runtime.model.note}", markup=False)
-        monitor = Monitor(frames, bundle=loaded.manifest.name, way=runtime.model.way)
+        console.print(f"model: {runtime.model.description}", markup=False)
+        monitor = Monitor(frames, bundle=loaded.manifest.name, way=runtime.model.strategy)
         outputs = _Outputs(stack, frames, monitor, console)
         outputs.files(jsonl, csv, save)
         if serve is not None:
@@ -268,7 +268,7 @@ def run(
                 "source": portable_path(frames.name),
                 "bundle": monitor.bundle,
                 "backend": backend.value,
-                "way": runtime.model.way,
+                "way": runtime.model.strategy,
                 "provider": runtime.model.provider,
                 "threads": threads,
                 "independent": alone,
@@ -450,9 +450,9 @@ class _Swap:
         if ready is None:
             return None
         self._monitor.bundle, runtime = ready
-        self._monitor.way = runtime.model.way
+        self._monitor.way = runtime.model.strategy
         self._monitor.note("bundle_switched")
-        self._console.print(f"bundle switched to {self._monitor.bundle}: {runtime.model.note}", markup=False)
+        self._console.print(f"bundle switched to {self._monitor.bundle}: {runtime.model.description}", markup=False)
         return runtime
 
 
