@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.live.session import LiveSession
     from rws.edge.runtime import Result, Runtime
     from rws.edge.sources.open import Frame, open_source
 
 _HOMES = {
     "Bundle": "rws.edge.bundle.bundle",
     "Frame": "rws.edge.sources.open",
+    "LiveSession": "rws.edge.live.session",
     "Result": "rws.edge.runtime",
     "Runtime": "rws.edge.runtime",
     "open_source": "rws.edge.sources.open",
 }
 
-__all__ = ["Bundle", "Frame", "Result", "Runtime", "open_source"]
+__all__ = ["Bundle", "Frame", "LiveSession", "Result", "Runtime", "open_source"]
 
 if find_spec("rws.edge") is None:
     raise ImportError(

@@ -298,14 +298,15 @@ def _foldable(model: onnx.ModelProto, batchnorm: onnx.NodeProto) -> onnx.NodePro
     tensors = _initializers(model)
     producers = [node for node in model.graph.node if batchnorm.input[0] in node.output]
     training = any(attribute.name == "training_mode" and attribute.i for attribute in batchnorm.attribute)
-    if training or not producers or producers[0].op_type != "Conv":
+    convolution: onnx.NodeProto | None = producers[0] if producers else None
+    if training or convolution is None or convolution.op_type != "Conv":
         return None
-    parameters = [*producers[0].input[1:], *batchnorm.input[1:5]]
+    parameters = [*convolution.input[1:], *batchnorm.input[1:5]]
     readers = sum(list(node.input).count(batchnorm.input[0]) for node in model.graph.node)
     is_output = any(value.name == batchnorm.input[0] for value in model.graph.output)
     if readers != 1 or is_output or any(name and name not in tensors for name in parameters):
         return None
-    return producers[0]
+    return convolution
 
 
 def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:

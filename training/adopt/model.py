@@ -229,12 +229,14 @@ def trainable(proto: Any, tensors: Sequence[str], size: int) -> tuple[nn.Module,
     except BundleError as error:
         raise OperatorError(f"{error}; or train its shallow part alone (--target shallow)") from error
     module.eval().requires_grad_(False)
-    chosen = {tensor: module.get_parameter(names[tensor]).requires_grad_(True) for tensor in tensors}
+    chosen = {tensor: module.get_parameter(names[tensor]) for tensor in tensors}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
     images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     with torch.no_grad():
         result = module(torch.from_numpy(images)).numpy()
     _compare(result, run_onnx(proto, images), "as a torch module")
-    return module.to(memory_format=torch.channels_last), chosen
+    return module.to(memory_format=torch.channels_last), chosen  # type: ignore[call-overload]  # as torch documents it
 
 
 def stem(proto: Any, tensors: Sequence[str]) -> Any:
