@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.bundle.self_test import CorruptionOracle
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
-
-
-class Observer(Protocol):
-    """Says what corrupts a frame; `rws.oracle.classifier.Oracle` is one."""
-
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1."""
-        ...
 
 
 class Filter(Protocol):
@@ -209,7 +202,7 @@ class Pipeline:
     """
 
     model: PatchableModel
-    oracle: Observer
+    oracle: CorruptionOracle
     policy: Policy
     filter: Filter | None
     task: Task

@@ -132,7 +132,7 @@ class Bundle:
                 self.signatures.tensors,
                 provider=options.provider,
                 threads=options.threads,
-                way=options.strategy,
+                strategy=options.strategy,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from rws.edge.live.torch_model import TorchModel
@@ -143,7 +143,7 @@ class Bundle:
             self.signatures.tensors,
             device=options.provider,
             threads=options.threads,
-            way=options.strategy,
+            strategy=options.strategy,
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:

@@ -130,8 +130,8 @@ class RunSession:
             self._frames = ChangedSource(
                 self._frames, corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size)
             )
-        self._console.print(f"model: {pipeline.model.note}", markup=False)
-        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.way)
+        self._console.print(f"model: {pipeline.model.description}", markup=False)
+        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(self._source))
         self._supervisor = stack.enter_context(Supervisor())
@@ -191,9 +191,9 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.way
+        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
         self._monitor.note("bundle_switched")
-        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.note}", markup=False)
+        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
@@ -215,7 +215,7 @@ class RunSession:
             "source": portable_path(self._source.name),
             "bundle": self._monitor.bundle,
             "backend": options.model.backend,
-            "way": model.way,
+            "way": model.strategy,
             "provider": model.provider,
             "threads": options.model.threads,
             "independent": self._independent,

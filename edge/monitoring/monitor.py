@@ -77,7 +77,7 @@ class Monitor:
     Args:
         source: where the frames come from; its own counters are read at each snapshot.
         bundle: name of the bundle that runs.
-        way: how the weights are changed (`PatchableModel.way`).
+        way: how the weights are changed (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
         clock: seconds, monotonic; the one that stamps the frames.
     """
