@@ -29,6 +29,7 @@ class OutputOptions:
         serve: address of the page, HOST:PORT.
         token: what a visitor of the page must know; None: generated if the address is not loopback.
         show: open a window.
+        report: a JSON file for the summary.
     """
 
     jsonl: Path | None = None
@@ -37,6 +38,7 @@ class OutputOptions:
     serve: str | None = None
     token: str | None = None
     show: bool = False
+    report: Path | None = None
 
 
 class Outputs:
