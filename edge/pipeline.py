@@ -19,7 +19,7 @@ from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
-from rws.oracle.belief import Belief
+from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.records import Frame, Prediction
 
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
-
-
-class Observer(Protocol):
-    """Says what corrupts a frame; `rws.oracle.classifier.Oracle` is one."""
-
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1."""
-        ...
 
 
 class Filter(Protocol):
@@ -209,7 +201,7 @@ class Pipeline:
     """
 
     model: PatchableModel
-    oracle: Observer
+    oracle: CorruptionOracle
     policy: Policy
     filter: Filter | None
     task: Task

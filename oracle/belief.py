@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,14 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    "weather": ("snow", "frost", "fog", "brightness", "spatter"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+}
+"""ImageNet-C's 19 corruptions by family, as pages and figures colour them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,14 @@ class Belief:
     def expected_severity(self) -> float:
         """Expected severity over the whole distribution, 0…5 (clean counts as 0)."""
         return float(self.probability @ self.severity)
+
+
+class CorruptionOracle(Protocol):
+    """Names the corruption of a frame; `rws.oracle.classifier.Oracle` is one."""
+
+    def observe(self, x: NDArray[np.float32]) -> Belief:
+        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1, not normalised."""
+        ...
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:

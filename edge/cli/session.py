@@ -28,7 +28,7 @@ from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine
 from rws.edge.monitoring.summary import Summary
-from rws.edge.monitoring.systemd import Supervisor
+from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result, describe_mix
 from rws.edge.runtime import FrameSource, Runtime
 from rws.edge.sources.base import Source
@@ -78,7 +78,7 @@ class RunSession:
     _runtime: Runtime
     _monitor: Monitor
     _outputs: Outputs
-    _supervisor: Supervisor
+    _systemd: SystemdNotifier
     _status: StatusLine | None = None
     _stop: threading.Event
 
@@ -134,10 +134,10 @@ class RunSession:
         self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.way)
         self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(self._source))
-        self._supervisor = stack.enter_context(Supervisor())
+        self._systemd = stack.enter_context(SystemdNotifier())
         if self._source.live:
-            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._supervisor.status))
-        self._supervisor.ready()
+            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
+        self._systemd.ready()
 
     def _loop(self) -> None:
         results = self._runtime.results(self._frames, self._outputs.sinks)
@@ -145,7 +145,7 @@ class RunSession:
             with closing(results), self._progress() as progress:
                 for result in results:
                     self._live = self._source.live
-                    self._supervisor.alive()
+                    self._systemd.alive()
                     if result is None:
                         self._monitor.idle()
                         self._outputs.idle()
@@ -154,13 +154,13 @@ class RunSession:
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
-                    if self._summary.frames == self._options.limit:
+                    if self._summary.results == self._options.limit:
                         break
                     self._swap()
                     self._runtime.compare = self._outputs.watched
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
-            if self._summary.frames == 0:
+            if self._summary.results == 0:
                 raise
             self._lost = error
 
@@ -186,13 +186,13 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
-            self._monitor.note("bundle_refused")
+            self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.way
-        self._monitor.note("bundle_switched")
+        self._monitor.count_event("bundle_switched")
         self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.note}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
@@ -202,18 +202,17 @@ class RunSession:
         return pipeline
 
     def _print_summary(self) -> None:
-        self._summary.count_losses(self._source)
-        self._console.print(self._summary.render())
+        self._console.print(self._summary.render(self._monitor.status()))
         if self._stop.is_set():
             self._console.print("stopped by a signal")
 
     def _write_report(self) -> None:
-        options, model = self._options, self._runtime.pipeline.model
+        options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
         if options.report is None:
             return
         report = {
             "source": portable_path(self._source.name),
-            "bundle": self._monitor.bundle,
+            "bundle": status.bundle,
             "backend": options.model.backend,
             "way": model.way,
             "provider": model.provider,
@@ -221,9 +220,9 @@ class RunSession:
             "independent": self._independent,
             "stopped": self._stop.is_set(),
             "corrupt": options.corrupt,
-            **self._summary.to_json(),
+            **self._summary.to_dict(status),
             "sinks": self._outputs.counts(),
-            "events": dict(self._monitor.notes),
+            "events": status.events,
             **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
         }
         write_json(options.report, report)
