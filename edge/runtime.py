@@ -48,10 +48,10 @@ class FrameSource(Protocol):
 
 
 class Runtime(Closing):
-    """The frame loop around a pipeline. A context manager that leaves the weights clean.
+    """The frame loop around a pipeline, for one thread. A context manager that leaves the weights clean.
 
     For a source, iterate over `stream`. If the loop is yours (a ROS callback, a GStreamer appsink, a web handler), call
-    `step` for each image. One thread at a time.
+    `step` for each image.
 
     Args:
         pipeline: from a frame to a result.

@@ -3,7 +3,7 @@
 from rws.errors import FormatError, InputError, RwsError
 from rws.oracle.belief import CLEAN, Belief, certain
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, Policy, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, Policy, ReferencePolicy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Mix
 
@@ -18,8 +18,8 @@ __all__ = [
     "Mix",
     "Oracle",
     "Policy",
+    "ReferencePolicy",
     "RwsError",
-    "ToldPolicy",
     "WeightedPolicy",
     "certain",
 ]

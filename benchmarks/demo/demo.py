@@ -29,7 +29,7 @@ from rws.edge.sinks.video import VideoSink
 from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 
 DEMO_DATA = Path(__file__).parent / "data"
 COLUMNS = 20
@@ -78,10 +78,10 @@ def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
 
 def told(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
     """Which frames are right when never patched, or (`perfect`) when told their strongest corruption; bool (N,)."""
-    policy = ToldPolicy(bundle.table, own=True)
+    policy = ReferencePolicy(bundle.table, "perfect")
     right = np.zeros(len(stream.labels), bool)
     for index, image in enumerate(stream.images):
-        model.apply(policy.choose_told(*stream.dominant(index)) if perfect else {})
+        model.apply(policy.mix(*stream.dominant(index)) if perfect else {})
         x = preprocess(image, *image.shape[:2])
         right[index] = int(model.predict(x)[0].argmax()) == stream.labels[index]
     model.reset()

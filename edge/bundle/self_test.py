@@ -5,22 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL, ORACLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import BundleError, RwsError
-from rws.oracle.belief import Belief
+from rws.oracle.belief import CorruptionOracle
 from rws.oracle.policy import Policy
-
-
-class CorruptionOracle(Protocol):
-    """Names the corruption of a frame; `rws.oracle.classifier.Oracle` is one."""
-
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1."""
 
 
 class Parts(Protocol):

@@ -40,7 +40,7 @@ from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.quantization import check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.training.adopt.model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
 from rws.training.build.recipe import StreamRecipe, parse, tomllib
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
@@ -518,12 +518,12 @@ class Adoption:
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> dict[str, float]:
-        policy, data = ToldPolicy(table, own=True), self.held_out
+        policy, data = ReferencePolicy(table, "perfect"), self.held_out
         never, told = [], []
         for name in CORRUPTIONS:
             drawn = derive_seed(self.recipe.seed, "validation", name, 5)
             pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
-            for scores, mix in ((never, {}), (told, policy.choose_told(name, 5))):
+            for scores, mix in ((never, {}), (told, policy.mix(name, 5))):
                 model.apply(mix)
                 scores.append(percent_right(model, pixels, data.labels))
         model.reset()
