@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import (
-    Belief,
+from rws.oracle.belief import Belief
     ExpectedGainPolicy,
     FormatError,
     GainTable,
