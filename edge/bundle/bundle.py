@@ -130,7 +130,7 @@ class Bundle:
                 self.signatures.tensors,
                 provider=options.provider,
                 threads=options.threads,
-                way=options.strategy,
+                strategy=options.strategy,
                 image_size=(self.manifest.input.height, self.manifest.input.width),
             )
         from rws.edge.live.torch_model import TorchModel
@@ -141,7 +141,7 @@ class Bundle:
             self.signatures.tensors,
             device=options.provider,
             threads=options.threads,
-            way=options.strategy,
+            strategy=options.strategy,
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:

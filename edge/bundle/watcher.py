@@ -39,10 +39,11 @@ class BundleWatcher(Closing, Generic[T]):
         error: why the last change could not, in one line; "" after a success or a reverted change.
 
     Example:
-        >>> with BundleWatcher("my_bundle", Runtime.from_bundle) as watch:  # doctest: +SKIP
+        >>> with BundleWatcher("my_bundle", Pipeline.from_bundle) as watcher:  # doctest: +SKIP
         ...     runtime = Runtime.from_bundle(Bundle.load("my_bundle"))
-        ...     for frame in source:
-        ...         runtime = watch.poll() or runtime
+        ...     for result in runtime.results(0):
+        ...         if (pipeline := watcher.poll()) is not None:
+        ...             runtime.pipeline = pipeline
     """
 
     def __init__(

@@ -30,62 +30,52 @@ from rws.edge.monitoring.status_line import StatusLine
 from rws.edge.monitoring.summary import Summary
 from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result, describe_mix
-from rws.edge.runtime import FrameSource, Runtime
+from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What `rws run` was asked for; see its help text.
+class SourceOptions:
+    """What `rws run` reads; see `open_source`.
 
     Args:
-        source: see `open_source`, as are `latest`, `retries` and `stall`.
-        bundle: folder; None for the bundled default.
-        model: how the model runs.
-        outputs: what is written and shown.
-        report: JSON file for the summary.
-        independent: judge each frame alone; None: as befits the source.
+        spec, latest, retries, stall: arguments of `open_source`.
         corrupt: TYPE:SEVERITY of a corruption on purpose.
-        oracle_every: the oracle looks at every n-th frame only.
-        watch: swap the bundle when its folder changes.
-        limit: stop after so many frames.
+        independent: judge each frame alone; None: as befits the source.
     """
 
-    source: str
+    spec: str
+    latest: bool | None
+    retries: int | None
+    stall: float
+    corrupt: str | None
+    independent: bool | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `rws run` was asked for; see its help text."""
+
+    source: SourceOptions
     bundle: Path | None
     model: ModelOptions
     outputs: OutputOptions
-    report: Path | None = None
-    independent: bool | None = None
-    corrupt: str | None = None
-    oracle_every: int = 1
-    latest: bool | None = None
-    retries: int | None = None
-    stall: float = 5.0
-    watch: bool = False
-    limit: int | None = None
+    oracle_every: int
+    watch: bool
+    limit: int | None
 
 
 class RunSession:
     """Runs once, from the source's first frame to the report."""
 
-    _source: Source
-    _frames: FrameSource
-    _independent: bool
-    _watch: BundleWatcher[Pipeline] | None = None
-    _runtime: Runtime
-    _monitor: Monitor
-    _outputs: Outputs
-    _systemd: SystemdNotifier
-    _status: StatusLine | None = None
-    _stop: threading.Event
-
     def __init__(self, options: RunOptions) -> None:
         self._options = options
         self._summary = Summary()
         self._live = False
+        self._watch: BundleWatcher[Pipeline] | None = None
+        self._status: StatusLine | None = None
         self._refused = 0
         self._lost: SourceError | None = None
 
@@ -96,8 +86,8 @@ class RunSession:
             RwsError: if something cannot be opened or written, or the source is lost for good; if that happens after
                 the first result, sinks, summary and report are completed first.
         """
-        if self._options.report is not None:
-            check_target(self._options.report)
+        if self._options.outputs.report is not None:
+            check_target(self._options.outputs.report)
         with ExitStack() as stack:
             printed, warned = (
                 stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
@@ -113,12 +103,12 @@ class RunSession:
             raise self._lost
 
     def _open(self, stack: ExitStack) -> None:
-        options = self._options
+        options, wanted = self._options, self._options.source
         self._source = stack.enter_context(
-            open_source(options.source, latest=options.latest, retries=options.retries, stall=options.stall)
+            open_source(wanted.spec, latest=wanted.latest, retries=wanted.retries, stall=wanted.stall)
         )
         self._live = self._source.live
-        self._independent = not self._source.sequential if options.independent is None else options.independent
+        self._independent = not self._source.sequential if wanted.independent is None else wanted.independent
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
             self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
@@ -126,12 +116,11 @@ class RunSession:
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._frames = ChangedSource(self._source, SizeWarning(bundle.manifest))
-        if options.corrupt is not None:
-            self._frames = ChangedSource(
-                self._frames, corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size)
-            )
-        self._console.print(f"model: {pipeline.model.note}", markup=False)
-        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.way)
+        if wanted.corrupt is not None:
+            corrupt = corrupter(wanted.corrupt, lambda: self._runtime.pipeline.input_size)
+            self._frames = ChangedSource(self._frames, corrupt)
+        self._console.print(f"model: {pipeline.model.description}", markup=False)
+        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(self._source))
         self._systemd = stack.enter_context(SystemdNotifier())
@@ -140,9 +129,11 @@ class RunSession:
         self._systemd.ready()
 
     def _loop(self) -> None:
-        results = self._runtime.results(self._frames, self._outputs.sinks)
         try:
-            with closing(results), self._progress() as progress:
+            with (
+                closing(self._runtime.results(self._frames, self._outputs.sinks)) as results,
+                self._progress() as progress,
+            ):
                 for result in results:
                     self._live = self._source.live
                     self._systemd.alive()
@@ -191,9 +182,9 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.way
+        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
         self._monitor.count_event("bundle_switched")
-        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.note}", markup=False)
+        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
@@ -208,24 +199,24 @@ class RunSession:
 
     def _write_report(self) -> None:
         options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
-        if options.report is None:
+        if options.outputs.report is None:
             return
         report = {
             "source": portable_path(self._source.name),
             "bundle": status.bundle,
             "backend": options.model.backend,
-            "way": model.way,
+            "way": model.strategy,
             "provider": model.provider,
             "threads": options.model.threads,
             "independent": self._independent,
             "stopped": self._stop.is_set(),
-            "corrupt": options.corrupt,
+            "corrupt": options.source.corrupt,
             **self._summary.to_dict(status),
             "sinks": self._outputs.counts(),
             "events": status.events,
-            **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
+            **provenance(**({} if options.source.corrupt is None else {"seed": CORRUPT_SEED})),
         }
-        write_json(options.report, report)
+        write_json(options.outputs.report, report)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Monitor:
     Args:
         source: where the frames come from; its own counters are read at each `status`.
         bundle: name of the bundle that runs.
-        way: how the weights are updated (`PatchableModel.way`).
+        way: how the weights are updated (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
         clock: seconds, monotonic; the one that stamps the frames.
 

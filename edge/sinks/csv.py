@@ -87,7 +87,7 @@ def _row(result: Result) -> list[object]:
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    """What a file begins with; b"" where there is none or it is a pipe or device."""
+    """Return what a file begins with; b"" if there is none, or it is a pipe or device."""
     if not path.is_file():
         return b""
     with path.open("rb") as file:

@@ -14,8 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rws.edge.common.files import atomic_path, check_target
 from rws.errors import RwsError
@@ -54,11 +53,9 @@ class FileSink:
             failed.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         with self._one_line_errors():
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(*failure)
 
     def _open(self) -> None:
         """Take what is needed before the first frame."""

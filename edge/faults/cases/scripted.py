@@ -13,7 +13,8 @@ from rws.edge.faults.harness import Drill, Seen, case, noisy
 from rws.edge.faults.stamp import scene
 from rws.edge.sources.base import TICK
 from rws.edge.sources.capture.protocol import CaptureSettings
-from rws.edge.sources.capture.stall import LAST_BACKOFF, CapturedSource
+from rws.edge.sources.capture.source import CapturedSource
+from rws.edge.sources.capture.stall import LAST_BACKOFF
 from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 

@@ -47,4 +47,4 @@ def test_the_frame_loop_recognises_the_streams_corruptions(bundle, demo_stream):
     held = [i for i, layers in enumerate(demo_stream.corruptions) if list(layers.values()) == [5.0]]
     named = np.mean([results[i].belief.type in demo_stream.corruptions[i] for i in held])
     assert named > 0.9
-    assert not runtime.model.mix
+    assert not runtime.pipeline.model.mix
