@@ -189,7 +189,7 @@ class RunSession:
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
-        self_test(bundle, pipeline)
+        self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
 
     def _print_summary(self) -> None:

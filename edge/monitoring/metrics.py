@@ -46,9 +46,7 @@ class RunCollector(Collector):
         yield _counter("rws_frames_dropped", "Frames skipped because newer ones were available", source.dropped)
         yield _counters("rws_frames_rejected", "Unusable frames by reason", "reason", source.rejected_by_reason)
         yield _counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
-        yield _gauge(
-            "rws_source_up", "1 while the source is running, 0 while it is lost or ended", source.state == "running"
-        )
+        yield _gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
         yield _counter("rws_results", "Frames classified", totals.results)
         yield _counter("rws_mix_changes", "Times the weights were changed", totals.mix_changes)
         yield _counters("rws_predictions", "Results by predicted class", "label", totals.classes)
@@ -65,17 +63,9 @@ def _of_result(result: Result, age: float) -> Iterator[Metric]:
     alphas = dict.fromkeys(belief.corruptions, 0.0) | dict(result.mix)
     seconds = {stage: ms / 1e3 for stage, ms in result.times_ms.items()}
     yield _gauge("rws_result_age_seconds", "Time since the newest result", age)
-    yield _gauge(
-        "rws_severity", "Severity of the newest frame's most probable corruption, 0 to 5", belief.type_severity
-    )
-    yield _gauge(
-        "rws_expected_severity",
-        "Expected severity of the newest frame over all corruptions, clean counting as 0, 0 to 5",
-        belief.expected_severity,
-    )
-    yield _gauges(
-        "rws_belief_probability", "Probability of each corruption in the newest frame", "corruption", probability
-    )
+    yield _gauge("rws_severity", "Severity of the most probable corruption, 0 to 5", belief.type_severity)
+    yield _gauge("rws_expected_severity", "Expected severity of the newest frame, 0 to 5", belief.expected_severity)
+    yield _gauges("rws_belief_probability", "Probability of each corruption", "corruption", probability)
     yield _gauges("rws_alpha", "Strength of each signature in the weights", "signature", alphas)
     yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
 

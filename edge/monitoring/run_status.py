@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from rws.edge.common.redact import hide_password
 
 if TYPE_CHECKING:
-    from rws.edge.pipeline import Result, ResultRecord
+    from rws.edge.pipeline import Result
     from rws.edge.sources.base import Source
 
 
@@ -44,12 +44,10 @@ class SourceStatus:
         name, error: of the source, without passwords.
         live: whether it is a camera or a stream.
         state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
-        received: all frames so far.
-        delivered: frames that reached the loop.
-        dropped: whole frames that were skipped for newer ones.
+        received, delivered: all frames so far, and those that reached the loop.
+        dropped: frames that were skipped for newer ones.
         buffered: frames that were decoded ahead and are not delivered yet.
-        rejected: unusable frames.
-        rejected_by_reason: the same by reason (`damaged`, `frozen`, `black`, …).
+        rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
         reconnects: how often the source was reopened.
     """
 
@@ -69,18 +67,13 @@ class SourceStatus:
     def of(cls, source: Source) -> SourceStatus:
         """Read a source's counters; final once it is closed."""
         rejections = dict(source.rejections)
+        copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
         return cls(
             name=hide_password(source.name),
-            live=source.live,
-            state=source.state,
-            received=source.received,
-            delivered=source.delivered,
-            dropped=source.dropped,
-            buffered=source.buffered,
+            error=hide_password(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
-            reconnects=source.reconnects,
-            error=hide_password(source.error),
+            **{name: getattr(source, name) for name in copied},
         )
 
 
@@ -91,10 +84,8 @@ class Moment:
     Args:
         at: when it began, seconds since the start.
         frames: results in it.
-        corruption: the most probable type at its last frame (`clean` included).
-        severity: that of `corruption` at its last frame, 0…5; 0 for clean.
-        alpha: the sum of the alphas in effect at its last frame.
-        label: the class predicted at its last frame.
+        corruption, severity: the most probable type (`clean` included) and its severity, 0…5, at its last frame.
+        alpha, label: the sum of the alphas in effect, and the predicted class, at its last frame.
         lost: whether the source was lost within it.
     """
 
@@ -105,21 +96,6 @@ class Moment:
     alpha: float = 0.0
     label: str = ""
     lost: bool = False
-
-
-class StatusRecord(TypedDict):
-    """A `RunStatus` in plain types; `counts` are the totals, in which `switches` are the changes of mix."""
-
-    bundle: str
-    way: str
-    uptime_s: float
-    fps: float
-    since_result_s: float | None
-    counts: dict[str, int | dict[str, int]]
-    events: dict[str, int]
-    source: dict[str, object]
-    result: ResultRecord | None
-    timeline: list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -150,22 +126,17 @@ class RunStatus:
     result: Result | None
     timeline: tuple[Moment, ...] = ()
 
-    def to_dict(self) -> StatusRecord:
-        """Return plain types, ready for `json.dumps`."""
-        totals = self.totals
-        return {
-            "bundle": self.bundle,
-            "way": self.way,
-            "uptime_s": self.uptime_s,
-            "fps": self.fps,
-            "since_result_s": self.since_result_s,
-            "counts": {
-                "results": totals.results,
-                "switches": totals.mix_changes,
-                "classes": dict(totals.classes),
-                "corruptions": dict(totals.corruptions),
-            },
-            "events": dict(self.events),
+    def to_dict(self, classes: bool = True) -> dict[str, object]:
+        """Return plain types, ready for `json.dumps`: the totals as `counts`, in which `switches` are the mix changes.
+
+        Args:
+            classes: with the results per class.
+        """
+        counts = {"results": self.totals.results, "switches": self.totals.mix_changes}
+        per_class = {"classes": dict(self.totals.classes)} if classes else {}
+        document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
+        return document | {
+            "counts": {**counts, **per_class, "corruptions": dict(self.totals.corruptions)},
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

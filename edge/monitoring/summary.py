@@ -47,21 +47,6 @@ class Reservoir:
         return float(np.percentile(self._values, q)) if self._values else float("nan")
 
 
-class Percentiles(TypedDict):
-    """Milliseconds."""
-
-    p50: float
-    p95: float
-
-
-class Agreement(TypedDict):
-    """How often an answer is the one that the clean model gave before the frame was corrupted, percent of `frames`."""
-
-    frames: int
-    unpatched: float
-    patched: float
-
-
 class SummaryRecord(TypedDict):
     """A summary in plain types.
 
@@ -77,12 +62,12 @@ class SummaryRecord(TypedDict):
     rejections: dict[str, int]
     reconnects: int
     switches: int
-    agreement: NotRequired[Agreement]
+    agreement: NotRequired[dict[str, float]]
     fps: float | None
     classes: dict[str, int]
     corruptions: dict[str, int]
-    times_ms: dict[str, Percentiles]
-    age_ms: Percentiles | dict[str, float]
+    times_ms: dict[str, dict[str, float]]
+    age_ms: dict[str, float]
 
 
 class Summary:
@@ -90,14 +75,6 @@ class Summary:
 
     Args:
         clock: seconds, monotonic; read once per result, for the rate.
-
-    Example:
-        >>> summary, monitor = Summary(), Monitor(source)  # doctest: +SKIP
-        >>> for result in runtime.stream(source):
-        ...     summary.add(result)
-        ...     monitor.add(result)
-        >>> summary.to_dict(monitor.status())["frames"]
-        0
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -133,8 +110,11 @@ class Summary:
         return (self.results - 1) / seconds if seconds > 0 else None
 
     @property
-    def agreement(self) -> Agreement | None:
-        """None if no result was compared with the clean model on the original frame."""
+    def agreement(self) -> dict[str, float] | None:
+        """How often an answer is the one that the clean model gave before the frame was corrupted, percent of `frames`.
+
+        None if no frame was corrupted on purpose.
+        """
         if not self._compared:
             return None
         unpatched, patched = (round(100 * count / self._compared, 2) for count in (self._agree_unpatched, self._agree))
@@ -167,12 +147,9 @@ class Summary:
         source, totals = status.source, status.totals
         rate = "" if self.fps is None else f", {self.fps:.1f} a second"
         reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
-        head = Text(
-            f"frames {totals.results}{rate} · switches {totals.mix_changes} · "
-            f"dropped {source.dropped} · rejected {source.rejected}{f' ({reasons})' if reasons else ''}"
-            + (f" · reconnects {source.reconnects}" if source.reconnects else ""),
-            style="bold",
-        )
+        head = Text(f"frames {totals.results}{rate} · switches {totals.mix_changes}", style="bold")
+        head.append(f" · dropped {source.dropped} · rejected {source.rejected}{f' ({reasons})' if reasons else ''}")
+        head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
         if not self.results:
             return head
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -195,7 +172,7 @@ def _ranked(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _percentiles(values: Reservoir) -> Percentiles:
+def _percentiles(values: Reservoir) -> dict[str, float]:
     return {"p50": round(values.percentile(50), 4), "p95": round(values.percentile(95), 4)}
 
 

@@ -84,10 +84,7 @@ def _no_name_twice(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 TensorSpecs = Annotated[
     tuple[TensorSpec, ...],
     AfterValidator(_no_name_twice),
-    Field(
-        min_length=1,
-        description=f"a list of {{name, shape}}, no name twice, none that ends in {_SCALE!r}, lengths above 0",
-    ),
+    Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
 ]
 SignatureNames = Annotated[
     tuple[Annotated[str, AfterValidator(_signature_name)], ...],
@@ -108,23 +105,15 @@ class Metadata:
 
     @classmethod
     def parse(cls, document: object, source: str) -> Metadata:
-        """Check a document; `source` is what an error calls it.
-
-        Raises:
-            SignatureError: if it breaks the format.
-        """
+        """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
         return validate(cls, document, source, cure="extract the signatures again", error=SignatureError)
 
 
 def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Fingerprint of the clean tensors that signatures patch.
+    """Return the fingerprint of the clean tensors that signatures patch, 64 hexadecimal digits.
 
-    Args:
-        tensors: name → float32 array, in the order of the network.
-
-    Returns:
-        64 hexadecimal digits: the SHA-256 over, for each tensor in order, its name in UTF-8, a zero byte, its shape as
-        decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
+    It is the SHA-256 over, for each tensor in the order of the network, its name in UTF-8, a zero byte, its shape as
+    decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
     """
     digest = hashlib.sha256()
     for name, array in tensors.items():
@@ -164,75 +153,57 @@ class SignatureSet:
         return tuple(self.shapes)
 
     def get(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """One signature, dequantised: tensor name → float32 change of that tensor.
-
-        Raises:
-            SignatureError: if there is no such signature.
-        """
+        """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
         return {tensor: dequantise(entry) for tensor, entry in self._entry(name).items()}
 
     def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
-        """These signatures, then those of `other` called `names`.
+        """Return a set of these signatures, then those of `other` called `names`.
 
         Raises:
             SignatureError: if a name is taken or unknown, or `other` is for another model (`fitted_to` transfers it)
                 or of another code.
         """
         if (other.bits, other.per) != (self.bits, self.per):
-            raise SignatureError(
-                f"signatures have {other.bits} bits per {other.per}, expected {self.bits} bits per {self.per} like "
-                f"those already there; extract them again that way"
-            )
+            found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
+            raise SignatureError(f"signatures have {found}, expected {expected} like the others; extract them again")
         if other.shapes != self.shapes or other.clean_hash != self.clean_hash:
             raise SignatureError("signatures are for another model than those already there; extract them for this one")
-        added = {}
-        for name in names:
-            if name in self.entries:
-                raise SignatureError(f"signature {name!r} is already there; remove it first")
-            added[name] = other._entry(name)
+        added = {name: other._entry(name) for name in names}
+        if taken := [name for name in added if name in self.entries]:
+            raise SignatureError(f"signature {taken[0]!r} is already there; remove it first")
         return replace(self, entries={**self.entries, **added})
 
     def without(self, name: str) -> SignatureSet:
-        """These signatures but one.
-
-        Raises:
-            SignatureError: if there is no such signature, or it is the only one.
-        """
+        """Return a set without one signature; raise SignatureError if there is none of the name, or no other."""
         self._entry(name)
         if len(self.entries) == 1:
             raise SignatureError(f"signature {name!r} is the only one; add another before removing it")
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
-        """These signatures, checked against the clean tensors of the model that shall be patched.
+        """Return these signatures, checked against the clean tensors of a model.
 
         Args:
-            clean: the model's own clean tensors, in the order of the network.
+            clean: the model's clean tensors, in the order of the network.
             transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
-                transfer; strengths must then be calibrated again).
-
-        Returns:
-            This set; when transferred, a copy that carries the fingerprint of `clean`.
+                transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
         Raises:
             SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
         """
-        unknown = [name for name in self.tensors if name not in clean]
-        if unknown:
+        cure = "extract signatures for this model"
+        if unknown := [name for name in self.tensors if name not in clean]:
             raise SignatureError(
                 f"signatures name the tensor {unknown[0]!r}, which the model does not patch; it patches "
-                f"{', '.join(clean)}: extract signatures for this model"
+                f"{', '.join(clean)}: {cure}"
             )
         if self.tensors != tuple(clean):
-            raise SignatureError(
-                f"signatures patch {', '.join(self.tensors)}, but the model's tensors are {', '.join(clean)}; extract "
-                f"signatures for this model"
-            )
+            found = ", ".join(self.tensors)
+            raise SignatureError(f"signatures patch {found}, but the model's tensors are {', '.join(clean)}; {cure}")
         for name, shape in self.shapes.items():
-            if clean[name].shape != shape:
+            if (found_shape := clean[name].shape) != shape:
                 raise SignatureError(
-                    f"signatures have shape {shape} for the tensor {name!r}, the model has {clean[name].shape}; "
-                    f"extract signatures for this model"
+                    f"signatures have shape {shape} for the tensor {name!r}, the model has {found_shape}; {cure}"
                 )
         found = shallow_sha256(clean)
         if found == self.clean_hash:
@@ -258,9 +229,7 @@ class SignatureSet:
         Args:
             deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
                 same tensors, in the order of the network.
-            bits: 4, 8 or 16.
-            per: "channel" or "tensor".
-            clean_hash: `shallow_sha256` of the clean tensors.
+            bits, per, clean_hash: as for the class.
 
         Raises:
             SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
@@ -274,15 +243,12 @@ class SignatureSet:
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
                 raise SignatureError(
-                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)} as in "
-                    f"{next(iter(deltas))!r}"
+                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)}"
                 )
             for tensor, delta in parts.items():
                 if delta.shape != shapes[tensor] or delta.dtype != np.float32 or not np.isfinite(delta).all():
-                    raise SignatureError(
-                        f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected finite float32 "
-                        f"{shapes[tensor]}"
-                    )
+                    expected = f"finite float32 {shapes[tensor]}"
+                    raise SignatureError(f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected {expected}")
             entries[name] = {tensor: quantise(delta, bits, per) for tensor, delta in parts.items()}
         return cls(clean_hash, bits, per, shapes, entries)
 
@@ -292,21 +258,16 @@ class SignatureSet:
 
     @classmethod
     def load(cls, path: str | Path) -> SignatureSet:
-        """Read and check a file.
-
-        Raises:
-            SignatureError: if it cannot be read or breaks the format; the message names the key, the cause and the fix.
-        """
+        """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise SignatureError(
-                f"{path}: cannot be read ({error.strerror or error}); give a signature file"
-            ) from error
+            why = error.strerror or error
+            raise SignatureError(f"{path}: cannot be read ({why}); give a signature file") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:
-        """The file as bytes; the same set gives the same bytes."""
+        """Return the bytes of the file; the same set gives the same bytes."""
         tensors: dict[str, NDArray[Any]] = {}
         for name, parts in self.entries.items():
             for tensor, entry in parts.items():
@@ -318,11 +279,7 @@ class SignatureSet:
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
-        """Read and check a file's bytes; `source` is what an error calls it.
-
-        Raises:
-            SignatureError: if they break the format.
-        """
+        """Read a file's bytes; raise SignatureError if they break the format. Errors begin with `source`."""
         try:
             tensors, description = read_tensors(data, source)
         except FormatError as error:

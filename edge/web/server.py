@@ -246,9 +246,8 @@ class PageServer(Closing):
         fixed: Mapping[str, object] = VOCABULARY
         while not self._stop.is_set():
             status = self.monitor.status(since=since)
-            report = status.to_dict()
             # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
-            del report["counts"]["classes"]
+            report = status.to_dict(classes=False)
             since = status.timeline[-1].at if status.timeline else since
             yield f"data: {_json({**report, **fixed})}\n\n".encode()
             fixed = {}

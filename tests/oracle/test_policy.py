@@ -3,17 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import (
-    Belief,
-    ExpectedGainPolicy,
-    FormatError,
-    GainTable,
-    InputError,
-    ReferencePolicy,
-    WeightedPolicy,
-    certain,
-)
-from rws.oracle.policy import STEP, make_policy
+from rws.errors import FormatError, InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy, make_policy
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)

@@ -9,7 +9,9 @@ from rich.console import Console
 from rws.benchmarks.oracle.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
 from rws.benchmarks.oracle.policies import ExpectedPolicy, HardPolicy
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import Belief, InputError, ReferencePolicy, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import ReferencePolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.judge import load_splits
 

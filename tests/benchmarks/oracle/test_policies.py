@@ -20,8 +20,9 @@ from rws.benchmarks.oracle.policies import (
     print_policies,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ReferencePolicy, certain
-from rws.oracle.policy import STEP
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN, Belief, certain
+from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy
 from rws.training.evaluation.judge import load_splits
 
 TABLE = Bundle.load().table
