@@ -206,7 +206,7 @@ class TestMixing:
         ("change", "message"),
         [
             ({"features.0.weight": Change(np.zeros((6, 3, 3), np.int8), np.ones(6, np.float32))}, r"int8 \(6, 3, 3\)"),
-            ({"features.0.bias": Change(np.zeros(6, np.float32), np.ones(6, np.float32))}, "values float32"),
+            ({"features.0.bias": Change(np.zeros(6, np.float32), np.ones(6, np.float32))}, "is float32"),
             ({"features.0.bias": Change(np.zeros(6, np.int8), np.ones(6))}, "scale float64"),
             ({"features.0.bias": Change(np.zeros(6, np.int8), np.zeros(6, np.float32))}, "above 0"),
             ({"other": Change(np.zeros(6, np.int8), np.ones(6, np.float32))}, "other, expected features"),
