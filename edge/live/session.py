@@ -24,8 +24,8 @@ from rws.errors import InputError, StrategyUnavailableError, first_line
 class LiveSession(Patchable):
     """An ONNX Runtime session whose patched tensors can be written between two runs.
 
-    It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a `SelfCheck` here is taken. To
-    open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
+    It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a `SelfCheck` here is taken.
+    To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
 
     Args:
         model: path, bytes or `onnx.ModelProto`, with all weights in it.

@@ -25,7 +25,7 @@ from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
 from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
 from rws.errors import InputError, StrategyUnavailableError
 
-_COUNTABLE = 2**24  # float32 counts exactly up to here
+COUNTABLE = 2**24  # float32 counts exactly up to here
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,10 +221,8 @@ def strategies_on(provider: str) -> tuple[type[WeightUpdateStrategy], ...]:
 def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]]:
     """Write the optimised graph to `path`; returns where in it each clean value stands."""
     total = sum(array.size for array in target.clean.values())
-    if total >= _COUNTABLE:
-        raise StrategyUnavailableError(
-            f"{total:,} patched weights are more than float32 can number, {_COUNTABLE - 1:,}"
-        )
+    if total >= COUNTABLE:
+        raise StrategyUnavailableError(f"{total:,} patched weights are more than float32 can number, {COUNTABLE - 1:,}")
     numbers = np.arange(1, total + 1, dtype=np.float32)
     ends = np.cumsum([array.size for array in target.clean.values()])[:-1]
     numbered = {

@@ -146,7 +146,7 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
     """Return the named initializers as float32 arrays, in the given order.
 
     Raises:
-        BundleError: if one is missing, not float32, or not finite, or none is named.
+        BundleError: if one is missing, empty, a scalar, not float32, or not finite, or none is named.
     """
     tensors = _initializers(model)
     clean = {}
@@ -158,6 +158,8 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
         array = _array(tensors[name])
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
+        if not array.ndim or not array.size:
+            raise BundleError(f"model: tensor {name!r} has the shape {array.shape}, expected an axis and no zero")
         if not np.isfinite(array).all():
             raise BundleError(f"model: tensor {name!r} has NaN or infinity; train or export the model again")
         clean[name] = array

@@ -241,6 +241,13 @@ class TestOpening:
         with pytest.raises(InputError, match=r"either layers, .* or tensors"):
             LiveSession(network(2, 4, seed=0), **options)
 
+    @pytest.mark.parametrize("shape", [(), (0, 3)])
+    def test_a_tensor_without_channels(self, shape):
+        model = network(2, 4, seed=0)
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), "number"))
+        with pytest.raises(BundleError, match="'number' has the shape"):
+            LiveSession(model, tensors=["number"])
+
     def test_an_unknown_strategy(self):
         with pytest.raises(InputError, match="'fast', expected auto, live, split, inputs"):
             LiveSession(network(2, 4, seed=0), layers=1, strategy="fast")
