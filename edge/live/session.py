@@ -15,8 +15,8 @@ from rws.edge.live import kernel
 from rws.edge.live.arena import Signatures
 from rws.edge.live.base import Patchable
 from rws.edge.live.self_check import SelfCheck
-from rws.edge.live.sessions import random_feeds, start
-from rws.edge.live.strategies import STRATEGIES, PatchTarget, WeightUpdateStrategy, strategies_on
+from rws.edge.live.sessions import CPU, random_feeds, start
+from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
 from rws.errors import InputError, StrategyUnavailableError, first_line
 
@@ -135,7 +135,7 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
     """Return the first strategy that passes the check, and why others did not."""
     provider = check.target.maker.providers[0]
     refused: list[str] = []
-    for kind in strategies_on(provider) if choice == "auto" else STRATEGIES:
+    for kind in ON_GPU if choice == "auto" and provider != CPU else STRATEGIES:
         if choice not in ("auto", kind.name):
             continue
         try:

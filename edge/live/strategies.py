@@ -211,11 +211,7 @@ class Inputs(WeightUpdateStrategy):
 
 
 STRATEGIES: tuple[type[WeightUpdateStrategy], ...] = (Live, Split, Inputs)
-
-
-def strategies_on(provider: str) -> tuple[type[WeightUpdateStrategy], ...]:
-    """Return the strategies for a provider, fastest first: what is quick to rebuild on the CPU is not on a GPU."""
-    return STRATEGIES if provider == CPU else (Inputs, Split)
+ON_GPU: tuple[type[WeightUpdateStrategy], ...] = (Inputs, Split)  # what is quick to rebuild on a CPU is not on a GPU
 
 
 def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]]:
