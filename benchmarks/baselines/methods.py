@@ -39,7 +39,8 @@ from rws.benchmarks.baselines.models import RivalModels
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.protocols import Method
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.child import python_command
 from rws.edge.live.arena import ALPHA_STEP

@@ -105,7 +105,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
     names = [f"class {index}" for index in range(classes)]
     pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), size)
-    return model.way, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
+    return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
 def stage_rows(stages: Mapping[int, Measured], way: str) -> list[dict[str, Any]]:

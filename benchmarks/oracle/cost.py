@@ -16,7 +16,8 @@ import numpy as np
 
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.common.models import BenchmarkModel
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
 

@@ -27,11 +27,11 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
+from rws.benchmarks.streams.timeline import GRID, INK, MUTED, WAY_STYLES, corruption_colours
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN, FAMILIES
 from rws.oracle.policy import GainTable
 
 FIGURES = ("confusion", "gain_table", "regret_split", "stream")
@@ -48,7 +48,7 @@ _SHARES = {
     "clean": ("taken for clean", "#56B4E9"),
     "policy": ("the policy itself", "#9aa3b2"),
 }
-_FAMILY_ORDER = tuple(name for _, members in FAMILIES.values() for name in members)
+_FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
@@ -171,7 +171,7 @@ def _grid_of_names(axis: Axes, rows: Sequence[str], columns: Sequence[str], brea
 
 
 def _family_breaks(names: Sequence[str]) -> list[float]:
-    family = {name: label for label, members in FAMILIES.values() for name in members}
+    family = {name: label for label, members in FAMILIES.items() for name in members}
     return [
         index + 0.5
         for index, (name, following) in enumerate(pairwise(names))

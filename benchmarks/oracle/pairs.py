@@ -26,7 +26,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
@@ -146,7 +146,7 @@ def compare_pairs(
 
     judge, beliefs = prepare(splits.test, limit, "test")
     frames = judge.frames
-    told = ToldPolicy(bundle.table, own=True)
+    told = ReferencePolicy(bundle.table, "perfect")
     mixes: dict[str, list[Mix]] = {"std": [{} for _ in beliefs]}
     for way, mix_of in (
         ("single", lambda layers: single[layers]),
@@ -200,11 +200,11 @@ def compare_pairs(
     }
 
 
-def both_own(told: ToldPolicy, layers: Layers, scale: float) -> Mix:
+def both_own(told: ReferencePolicy, layers: Layers, scale: float) -> Mix:
     """The own signatures of all layers, each at its calibrated alpha for its severity, times `scale`."""
     mix: Mix = {}
     for name, severity in layers:
-        for signature, alpha in told.choose_told(name, severity).items():
+        for signature, alpha in told.mix(name, severity).items():
             mix[signature] = mix.get(signature, 0.0) + scale * alpha
     return mix
 
@@ -213,12 +213,12 @@ def _best_told(
     table: GainTable, judge: Judge, pairs: Sequence[Layers], scales: Sequence[float], say: Callable[[str], None]
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
     """For each pair the best single signature, or none, at its alpha for that severity; and the best scale of both."""
-    told = ToldPolicy(table, own=True)
+    told = ReferencePolicy(table, "perfect")
     single: dict[Layers, Mix] = {}
     scaled: dict[Layers, float] = {}
     for layers in pairs:
         chosen = judge.frames.where([judge.frames.cells.index(layers)])
-        candidates: list[Mix] = [{}] + [told.choose_told(name, layers[0][1]) for name in table.corruptions]
+        candidates: list[Mix] = [{}] + [told.mix(name, layers[0][1]) for name in table.corruptions]
         single[layers] = max(candidates, key=lambda mix: judge.right_under(mix, chosen).mean())
         scaled[layers] = max(scales, key=lambda s: judge.right_under(both_own(told, layers, s), chosen).mean())
         say(f"validation: {_named(layers)}: best single {next(iter(single[layers]), 'none')}, scale {scaled[layers]}")

@@ -24,7 +24,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy
 from rws.records import Mix
 from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
 
@@ -55,7 +55,7 @@ def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.floa
 
 def own_alphas(table: GainTable) -> NDArray[np.float32]:
     """The calibrated alpha of each corruption's own signature at each level, float32 (C, S); 0 where it has none."""
-    told = ToldPolicy(table, own=True)
+    told = ReferencePolicy(table, "perfect")
     return np.array(
         [[table.alpha[told.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
     )
@@ -285,9 +285,9 @@ def _prepared(
     cells = ((), *single_cells(SEVERITIES))
     frames = make_frames(order.first(limit), cells, seed, order.first(clean_limit), purpose=purpose)
     told = {}
-    for name, own in (("perfect", True), ("best", False)):
-        policy = ToldPolicy(bundle.table, own=own)
-        by_cell = [policy.choose_told(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells]
+    for name in ("perfect", "best"):
+        policy = ReferencePolicy(bundle.table, name)
+        by_cell = [policy.mix(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells]
         told[name] = [by_cell[cell] for cell in frames.cell]
     return Judge(bundle.model(ModelOptions(threads=threads)), frames), observe(bundle.oracle(threads), frames), told
 

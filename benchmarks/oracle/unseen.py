@@ -26,7 +26,7 @@ from rich.table import Table
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
+from rws.oracle.policy import GainTable, Policy, ReferencePolicy, make_policy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
@@ -218,7 +218,7 @@ def meet(
         knows.
     """
     model = bundle.model(ModelOptions(threads=threads))
-    own = ToldPolicy(bundle.table, own=True)
+    own = ReferencePolicy(bundle.table, "perfect")
     others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
     cells = single_cells(SEVERITIES, (corruption,))
 
@@ -235,7 +235,7 @@ def meet(
     told: dict[str, list[Mix]] = {
         "std": [{} for _ in frames.cells],
         "borrowed": [*borrowed, {}],
-        "own": [*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}],
+        "own": [*(own.mix(corruption, severity) for severity in SEVERITIES), {}],
     }
     mixes = {way: [by_cell[cell] for cell in frames.cell] for way, by_cell in told.items()} | {"ours": ours}
     reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}

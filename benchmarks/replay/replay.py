@@ -26,7 +26,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
@@ -154,7 +154,7 @@ class Replayer:
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()
         table = bundle.table
-        self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
+        self._perfect, self._best = ReferencePolicy(table, "perfect"), ReferencePolicy(table, "best")
         self._states = (table.corruptions, table.levels)
         self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
 
@@ -180,7 +180,7 @@ class Replayer:
         joint = self.oracle.observe_batch(x)
         mixes: dict[str, list[Mix]] = {"std": [{}] * len(x)}
         for way, policy in (("perfect", self._perfect), ("best", self._best)):
-            mixes[way] = [policy.choose_told(test.corruption, test.severity)] * len(x)
+            mixes[way] = [policy.mix(test.corruption, test.severity)] * len(x)
         mixes["trained"] = self.policy.mixes(joint)
         all_told = certain(*self._states, test.corruption, test.severity).joint
         mixes["state"] = self.policy.mixes(all_told[None]) * len(x)

@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.benchmarks.replay.replay import BATCH, test_sets
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.models.architectures import read_state_dict
@@ -161,7 +162,7 @@ def compare_codes(
     codes = codes_of(bundle, work)
     content = bundle.read(MODEL)
     models = [OnnxModel(content, code.signatures, code.signatures.tensors, threads=threads) for code in codes]
-    told = ToldPolicy(bundle.table, own=True)
+    told = ReferencePolicy(bundle.table, "perfect")
     sets = test_sets(source, bundle.manifest.classes, bundle.manifest.input.height, (severity,), limit, seed)
     clean: Images | None = None
     never_patched: dict[str, float] = {}
@@ -172,7 +173,7 @@ def compare_codes(
         if test.corruption == CLEAN:
             clean = test.images
             continue
-        mix = told.choose_told(test.corruption, severity)
+        mix = told.mix(test.corruption, severity)
         alphas |= mix
         patched[test.corruption] = []
         for code, model in zip(codes, models, strict=True):

@@ -38,7 +38,8 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance
@@ -46,7 +47,7 @@ from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
@@ -85,7 +86,7 @@ class Ours:
         self._fixed: Mix = {}
         if name == "always":
             self._fixed = {each: 1 / len(bundle.signatures.names) for each in bundle.signatures.names}
-        self._told = ToldPolicy(bundle.table, own=name == "perfect") if name in ("perfect", "best") else None
+        self._told = ReferencePolicy(bundle.table, name) if name in ("perfect", "best") else None
         self._policy = bundle.policy(independent=name == "frame")
         self._filter = bundle.filter()
 
@@ -102,7 +103,7 @@ class Ours:
             kind, severity: the truth, as in `Stream`; read only by who is told.
         """
         if self._told is not None:
-            return self._told.choose_told(NAMES[kind + 1], severity), None
+            return self._told.mix(NAMES[kind + 1], severity), None
         if not self.observes:
             return self._fixed, None
         belief = Belief(self.oracle.corruptions, self.oracle.levels, joint)

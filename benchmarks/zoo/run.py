@@ -22,7 +22,8 @@ from torch import nn
 
 from rws.benchmarks.pages.zoo import SEVERITIES
 from rws.benchmarks.replay.replay import BATCH, corrupted_sets
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.manifest import MODEL, SIGNATURES
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance
@@ -32,7 +33,7 @@ from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
@@ -128,7 +129,7 @@ def measure(
         `rows`, and their means and what of the loss is won back in `summary`; numbers in percent.
     """
     model, oracle = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
-    policy, told = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
+    policy, told = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[dict[str, Any]] = []
     reference = np.empty(0, np.int64)
     clean: dict[str, Any] = {}
@@ -139,7 +140,7 @@ def measure(
         mixes = {
             "std": [{}] * len(x),
             "trained": policy.mixes(joint),
-            "told": [told.choose_told(made.corruption, made.severity)] * len(x),
+            "told": [told.mix(made.corruption, made.severity)] * len(x),
         }
         found = {way: predictions(model, x, mixes[way]) for way in WAYS}
         per_type = joint[:, 1:].reshape(len(x), len(oracle.corruptions), -1).sum(2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
 
-from rws.edge.bundle.bundle import Manifest
+from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.extras import require
 from rws.edge.preprocess import cover
 from rws.edge.runtime import FrameSource
@@ -29,12 +29,12 @@ class ChangedSource:
 
     @property
     def state(self) -> str:
-        """That of the source."""
+        """State of the source."""
         return self.source.state
 
     @property
     def idle_for(self) -> float:
-        """That of the source, seconds."""
+        """Seconds without a frame."""
         return self.source.idle_for
 
     def frames(self) -> Iterator[Frame | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, ThreadsOption
+from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
 
 if TYPE_CHECKING:
     from rws.edge.sources.images import ImageSource
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 def oracle(
     images: Annotated[list[str], typer.Argument(help="Images, folders or quoted globs.")],
     bundle: BundleOption = None,
-    report: Annotated[
-        Path | None, typer.Option("--json", help="Write the beliefs to this file.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, optional("--json", help="Write the beliefs to this file.")] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Say for each image which corruption it carries and how strong it is, each image on its own.
+    """Classify the corruption of each image and estimate its severity, each image on its own.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, ThreadsOption
+from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
 
 
 class Backend(str, Enum):
@@ -29,36 +29,27 @@ def run(
         ),
     ],
     bundle: BundleOption = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the annotated frames to this .mp4.", show_default=False)
-    ] = None,
-    jsonl: Annotated[
-        Path | None, typer.Option(help="Write one JSON line a frame to this file.", show_default=False)
-    ] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write one row a frame to this file.", show_default=False)] = None,
-    report: Annotated[
-        Path | None, typer.Option("--json", help="Write the summary to this file.", show_default=False)
-    ] = None,
+    save: Annotated[Path | None, optional(help="Write the annotated frames to this .mp4.")] = None,
+    jsonl: Annotated[Path | None, optional(help="Write one JSON line per frame to this file.")] = None,
+    csv: Annotated[Path | None, optional(help="Write one row per frame to this file.")] = None,
+    report: Annotated[Path | None, optional("--json", help="Write the summary to this file.")] = None,
     serve: Annotated[
         str | None,
-        typer.Option(
+        optional(
             metavar="HOST:PORT",
             help="Serve a page with the live picture, /metrics for Prometheus and /health; needs the extra `serve`.",
-            show_default=False,
         ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(
-            envvar="RWS_TOKEN",
-            help="What a visitor of --serve must know; made up where the address is not loopback.",
-            show_default=False,
+        optional(
+            envvar="RWS_TOKEN", help="Access token for --serve; default: generated if the address is not loopback."
         ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the annotated frames in a window; q ends the run.")
     ] = False,
-    backend: Annotated[Backend, typer.Option(help="What runs the model; torch needs the extra.")] = Backend.onnx,
+    backend: Annotated[Backend, typer.Option(help="Inference backend; torch needs the extra `torch`.")] = Backend.onnx,
     provider: Annotated[
         str,
         typer.Option(help="auto, cpu or cuda; with onnx also tensorrt or the full name of an ONNX Runtime provider."),
@@ -69,51 +60,43 @@ def run(
     threads: ThreadsOption = None,
     independent: Annotated[
         bool | None,
-        typer.Option(
+        optional(
             "--independent/--stream",
             help="Judge each frame alone, or let the oracle remember the frames before. "
-            "Left out: images are independent, videos and cameras are streams.",
-            show_default=False,
+            "Default: images are independent, videos and cameras are streams.",
         ),
     ] = None,
     latest: Annotated[
         bool | None,
-        typer.Option(
+        optional(
             "--latest/--every-frame",
             help="Classify the freshest frame and drop what came before it (a file then plays at its own speed), or "
-            "every frame. Left out: the freshest of cameras and streams, every frame of files.",
-            show_default=False,
+            "every frame. Default: the freshest of cameras and streams, every frame of files.",
         ),
     ] = None,
     corrupt: Annotated[
         str | None,
-        typer.Option(
+        optional(
             metavar="TYPE:SEVERITY",
             help="Corrupt each frame on purpose, e.g. fog:3, and compare with the clean one; needs the extra `train`.",
-            show_default=False,
         ),
     ] = None,
     oracle_every: Annotated[int, typer.Option(min=1, help="The oracle looks at every n-th frame only.")] = 1,
     retries: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="How often in a row a lost camera or stream is sought again; left out: for ever.",
-            show_default=False,
-        ),
+        int | None, optional(min=0, help="Consecutive reconnect attempts before giving up; default: unlimited.")
     ] = None,
     stall: Annotated[float, typer.Option(min=0.5, help="Seconds without a frame after which a camera is lost.")] = 5.0,
     watch: Annotated[
-        bool, typer.Option("--watch", help="When the bundle's folder changes, verify the new one and go on with it.")
+        bool, typer.Option("--watch", help="When the bundle's folder changes, verify the new one and swap to it.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
+    limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
 ) -> None:
     """Classify each frame of a source; the oracle patches the model as the picture goes bad and recovers.
 
-    Prints a line at each change of the mix (for independent images: a line an image), what the loop is doing now, and a
-    summary at the end. A lost camera is sought again, for ever. Ctrl-C ends the run after the frame in hand; files are
-    closed and the summary is printed. Files of a live source grow as it runs (--jsonl and --csv are appended to, --save
-    can be played at any time); those of a video or folder appear when it has ended.
+    Prints a line at each change of the mix (for independent images: a line per image), what the loop is doing now, and
+    a summary at the end. A lost camera is reconnected until you stop. Ctrl-C finishes the current frame, then stops:
+    files are closed and the summary is printed. Files of a live source grow as it runs (--jsonl and --csv are appended
+    to, --save can be played at any time); those of a video or folder appear when it has ended.
 
     \b
     Examples:
@@ -127,23 +110,11 @@ def run(
     """
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
-    from rws.edge.cli.session import RunOptions, RunSession
+    from rws.edge.cli.session import RunOptions, RunSession, SourceOptions
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
-    options = RunOptions(
-        source,
-        bundle,
-        ModelOptions(backend.value, threads, provider, strategy=way),
-        OutputOptions(jsonl, csv, save, serve, token, show),
-        report,
-        independent=independent,
-        corrupt=corrupt,
-        oracle_every=oracle_every,
-        latest=latest,
-        retries=retries,
-        stall=stall,
-        watch=watch,
-        limit=limit,
-    )
-    RunSession(options).run()
+    model = ModelOptions(backend.value, threads, provider, strategy=way)
+    outputs = OutputOptions(jsonl, csv, save, serve, token, show, report)
+    opened = SourceOptions(source, latest, retries, stall, corrupt, independent)
+    RunSession(RunOptions(opened, bundle, model, outputs, oracle_every, watch, limit)).run()

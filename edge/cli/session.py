@@ -16,9 +16,10 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, ChangedSource, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.common.files import check_target
@@ -27,64 +28,54 @@ from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine
 from rws.edge.monitoring.summary import Summary
-from rws.edge.monitoring.systemd import Supervisor
+from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result, describe_mix
-from rws.edge.runtime import FrameSource, Runtime
+from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What `rws run` was asked for; see its help text.
+class SourceOptions:
+    """What `rws run` reads; see `open_source`.
 
     Args:
-        source: see `open_source`, as are `latest`, `retries` and `stall`.
-        bundle: folder; None for the bundled default.
-        model: how the model runs.
-        outputs: what is written and shown.
-        report: JSON file for the summary.
-        independent: judge each frame alone; None: as befits the source.
+        spec, latest, retries, stall: arguments of `open_source`.
         corrupt: TYPE:SEVERITY of a corruption on purpose.
-        oracle_every: the oracle looks at every n-th frame only.
-        watch: swap the bundle when its folder changes.
-        limit: stop after so many frames.
+        independent: judge each frame alone; None: as befits the source.
     """
 
-    source: str
+    spec: str
+    latest: bool | None
+    retries: int | None
+    stall: float
+    corrupt: str | None
+    independent: bool | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `rws run` was asked for; see its help text."""
+
+    source: SourceOptions
     bundle: Path | None
     model: ModelOptions
     outputs: OutputOptions
-    report: Path | None = None
-    independent: bool | None = None
-    corrupt: str | None = None
-    oracle_every: int = 1
-    latest: bool | None = None
-    retries: int | None = None
-    stall: float = 5.0
-    watch: bool = False
-    limit: int | None = None
+    oracle_every: int
+    watch: bool
+    limit: int | None
 
 
 class RunSession:
     """Runs once, from the source's first frame to the report."""
 
-    _source: Source
-    _frames: FrameSource
-    _independent: bool
-    _watch: BundleWatch[Pipeline] | None = None
-    _runtime: Runtime
-    _monitor: Monitor
-    _outputs: Outputs
-    _supervisor: Supervisor
-    _status: StatusLine | None = None
-    _stop: threading.Event
-
     def __init__(self, options: RunOptions) -> None:
         self._options = options
         self._summary = Summary()
         self._live = False
+        self._watch: BundleWatcher[Pipeline] | None = None
+        self._status: StatusLine | None = None
         self._refused = 0
         self._lost: SourceError | None = None
 
@@ -95,13 +86,13 @@ class RunSession:
             RwsError: if something cannot be opened or written, or the source is lost for good; if that happens after
                 the first result, sinks, summary and report are completed first.
         """
-        if self._options.report is not None:
-            check_target(self._options.report)
+        if self._options.outputs.report is not None:
+            check_target(self._options.outputs.report)
         with ExitStack() as stack:
             printed, warned = (
                 stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
             )
-            stack.enter_context(_warnings_to(warned))
+            _send_warnings(warned, stack)
             self._console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
             with ExitStack() as opened:
                 self._open(opened)
@@ -112,39 +103,40 @@ class RunSession:
             raise self._lost
 
     def _open(self, stack: ExitStack) -> None:
-        options = self._options
+        options, wanted = self._options, self._options.source
         self._source = stack.enter_context(
-            open_source(options.source, latest=options.latest, retries=options.retries, stall=options.stall)
+            open_source(wanted.spec, latest=wanted.latest, retries=wanted.retries, stall=wanted.stall)
         )
         self._live = self._source.live
-        self._independent = not self._source.sequential if options.independent is None else options.independent
+        self._independent = not self._source.sequential if wanted.independent is None else wanted.independent
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            self._watch = stack.enter_context(BundleWatch(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
+            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
         bundle = Bundle.load(options.bundle)
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._frames = ChangedSource(self._source, SizeWarning(bundle.manifest))
-        if options.corrupt is not None:
-            self._frames = ChangedSource(
-                self._frames, corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size)
-            )
-        self._console.print(f"model: {pipeline.model.note}", markup=False)
-        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.way)
+        if wanted.corrupt is not None:
+            corrupt = corrupter(wanted.corrupt, lambda: self._runtime.pipeline.input_size)
+            self._frames = ChangedSource(self._frames, corrupt)
+        self._console.print(f"model: {pipeline.model.description}", markup=False)
+        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(self._source))
-        self._supervisor = stack.enter_context(Supervisor())
+        self._systemd = stack.enter_context(SystemdNotifier())
         if self._source.live:
-            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._supervisor.status))
-        self._supervisor.ready()
+            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
+        self._systemd.ready()
 
     def _loop(self) -> None:
-        results = self._runtime.results(self._frames, self._outputs.sinks)
         try:
-            with closing(results), self._progress() as progress:
+            with (
+                closing(self._runtime.results(self._frames, self._outputs.sinks)) as results,
+                self._progress() as progress,
+            ):
                 for result in results:
                     self._live = self._source.live
-                    self._supervisor.alive()
+                    self._systemd.alive()
                     if result is None:
                         self._monitor.idle()
                         self._outputs.idle()
@@ -153,13 +145,13 @@ class RunSession:
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
-                    if self._summary.frames == self._options.limit:
+                    if self._summary.results == self._options.limit:
                         break
                     self._swap()
                     self._runtime.compare = self._outputs.watched
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
-            if self._summary.frames == 0:
+            if self._summary.results == 0:
                 raise
             self._lost = error
 
@@ -185,62 +177,55 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
-            self._monitor.note("bundle_refused")
+            self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.way
-        self._monitor.note("bundle_switched")
-        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.note}", markup=False)
+        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
+        self._monitor.count_event("bundle_switched")
+        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
-        self_test(bundle)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
-        pipeline.warm_up()
+        self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
 
     def _print_summary(self) -> None:
-        self._summary.count_losses(self._source)
-        self._console.print(self._summary.render())
+        self._console.print(self._summary.render(self._monitor.status()))
         if self._stop.is_set():
             self._console.print("stopped by a signal")
 
     def _write_report(self) -> None:
-        options, model = self._options, self._runtime.pipeline.model
-        if options.report is None:
+        options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
+        if options.outputs.report is None:
             return
         report = {
             "source": portable_path(self._source.name),
-            "bundle": self._monitor.bundle,
+            "bundle": status.bundle,
             "backend": options.model.backend,
-            "way": model.way,
+            "way": model.strategy,
             "provider": model.provider,
             "threads": options.model.threads,
             "independent": self._independent,
             "stopped": self._stop.is_set(),
-            "corrupt": options.corrupt,
-            **self._summary.to_json(),
+            "corrupt": options.source.corrupt,
+            **self._summary.to_dict(status),
             "sinks": self._outputs.counts(),
-            "events": dict(self._monitor.notes),
-            **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
+            "events": status.events,
+            **provenance(**({} if options.source.corrupt is None else {"seed": CORRUPT_SEED})),
         }
-        write_json(options.report, report)
+        write_json(options.outputs.report, report)
 
 
-@contextmanager
-def _warnings_to(output: LossyOutput) -> Iterator[None]:
-    """Send the package's warnings to this stream."""
-    handler = logging.StreamHandler(output)
-    logger = logging.getLogger("rws")
+def _send_warnings(output: LossyOutput, stack: ExitStack) -> None:
+    """Send the package's warnings to this stream until `stack` is closed."""
+    handler, logger = logging.StreamHandler(output), logging.getLogger("rws")
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, bool(logging.getLogger().handlers)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
+    logger.propagate = bool(logging.getLogger().handlers)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with` block."""
+"""The context manager protocol for everything that has a `close`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Closing(ABC):
-    """A context manager that is closed at its exit."""
+    """Base of objects that are closed at the exit of a `with` statement."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release everything; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -8,7 +8,6 @@ from itertools import count
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from rws.edge.common.files import atomic_path
 from rws.edge.pipeline import Result
 from rws.edge.sinks.file import FileSink
 from rws.edge.sinks.mp4 import VideoFile
-from rws.edge.tasks.annotate import annotate
+from rws.edge.tasks.annotate import annotate, resize
 from rws.errors import InputError
 from rws.records import Frame
 
@@ -28,10 +27,10 @@ class VideoSink(FileSink):
 
     Args:
         path: the file, ending in `.mp4`; an existing one is replaced when the sink closes.
-        fps: frames a second; None takes 25.
+        fps: frames per second; None takes 25.
         endless: show each frame at its `captured_at`, and write in fragments, so that after a crash all but about the
-            last two seconds and a dozen frames can be played. A file that is there is not lost: it is renamed to the
-            first free one of `<name>.1.mp4`, `<name>.2.mp4`, ….
+            last two seconds and a dozen frames can be played. An existing file is renamed to the first free one of
+            `<name>.1.mp4`, `<name>.2.mp4`, ….
 
     Raises:
         InputError: if the name does not end in `.mp4` or `fps` is not within 0.001…1000; on entry, if the file cannot
@@ -44,22 +43,22 @@ class VideoSink(FileSink):
     def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
         super().__init__(path, endless=endless)
         if self.path.suffix.lower() != ".mp4":
-            raise InputError(f"{self.path}: annotated video is written as .mp4; choose a name that ends so")
+            raise InputError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
         if fps is not None and not 0.001 <= fps <= 1000:
-            raise InputError(f"{self.path}: cannot show {fps:g} frames a second; expected 0.001 to 1000")
+            raise InputError(f"{self.path}: cannot show {fps:g} frames per second; expected 0.001 to 1000")
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
         self.frames = 0
         self._video: VideoFile | None = None
         self._size = (0, 0)
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Draw the result beside the frame and append the picture."""
-        picture = annotate(frame.image, result, frame.original)
+        """Draw the result next to the frame and append it."""
+        image = annotate(frame.image, result, frame.original)
         with self._one_line_errors():
             if self._video is None:
-                self._size = (picture.shape[1], picture.shape[0])
+                self._size = (image.shape[1], image.shape[0])
                 self._video = self._start()
-            self._video.write(_letterbox(picture, *self._size), frame.captured_at)
+            self._video.write(_letterbox(image, *self._size), frame.captured_at)
         self.frames += 1
 
     def _start(self) -> VideoFile:
@@ -72,19 +71,17 @@ class VideoSink(FileSink):
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a file that holds something to a free name beside it."""
+    """Rename a file that holds something to a free name next to it."""
     if path.is_file() and path.stat().st_size:
         names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
         path.rename(next(name for name in names if not name.exists()))
 
 
-def _letterbox(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    if picture.shape[:2] == (height, width):
-        return picture
-    scale = min(width / picture.shape[1], height / picture.shape[0])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    fitted = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+def _letterbox(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return image
+    fitted = resize(image, min(width / image.shape[1], height / image.shape[0]))
     canvas = np.zeros((height, width, 3), np.uint8)
-    top, left = (height - size[1]) // 2, (width - size[0]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = fitted
+    top, left = (height - len(fitted)) // 2, (width - fitted.shape[1]) // 2
+    canvas[top : top + len(fitted), left : left + fitted.shape[1]] = fitted
     return canvas

@@ -113,8 +113,8 @@ def make_pipeline(model=None, filter=None, **parts):
     )
 
 
-def make_result(index=0, *, mix=None, label="cat", changed=False, belief=None, predict_ms=2.0):
-    best = Prediction(label, CLASSES.index(label) if label in CLASSES else 0, 0.75)
+def make_result(index=0, *, mix=None, label="cat", changed=False, belief=None, predict_ms=2.0, confidence=0.75):
+    best = Prediction(label, CLASSES.index(label) if label in CLASSES else 0, confidence)
     return Result(
         index=index,
         name=f"frame {index}",

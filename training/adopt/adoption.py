@@ -33,14 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle.bundle import check_bundle_folder, write_bundle
+from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
 from rws.edge.common.provenance import provenance
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.quantization import check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.training.adopt.model import Adopted, OperatorError, layers_within, signature_bytes, stem, trainable
 from rws.training.build.recipe import StreamRecipe, parse, tomllib
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
@@ -518,12 +518,12 @@ class Adoption:
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> dict[str, float]:
-        policy, data = ToldPolicy(table, own=True), self.held_out
+        policy, data = ReferencePolicy(table, "perfect"), self.held_out
         never, told = [], []
         for name in CORRUPTIONS:
             drawn = derive_seed(self.recipe.seed, "validation", name, 5)
             pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
-            for scores, mix in ((never, {}), (told, policy.choose_told(name, 5))):
+            for scores, mix in ((never, {}), (told, policy.mix(name, 5))):
                 model.apply(mix)
                 scores.append(percent_right(model, pixels, data.labels))
         model.reset()
@@ -556,17 +556,14 @@ class Adoption:
         signatures, (table, agreement) = self.signatures, self.gain()
         oracle, scores = self.oracle()
         prior = scores.pop("prior")
-        write_bundle(
-            out,
+        parts = BundleParts(
             name=self.name,
             classes=self.classes,
             input_size=(self.adopted.size, self.adopted.size),
             model=self.adopted.onnx,
             signatures=signatures,
             oracle=oracle,
-            corruptions=CORRUPTIONS,
-            severity_levels=LEVELS,
-            policy_arrays=table.to_arrays(),
+            table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings(prior),
             provenance=provenance(
@@ -585,3 +582,4 @@ class Adoption:
                 "oracle": scores,
             },
         )
+        write_bundle(out, parts)

@@ -9,7 +9,6 @@ it came.
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from torch import nn
 
-from rws.edge.live import torch_model
+from rws.edge.onnx.from_onnx import to_torch, unsupported_operators
 from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model, shallow_tensors, split_after
 from rws.errors import BundleError, FormatError, InputError, first_line
 from rws.training.models.export import OPSET, export_onnx
@@ -219,34 +218,25 @@ def trainable(proto: Any, tensors: Sequence[str], size: int) -> tuple[nn.Module,
         OperatorError: if an operator cannot be turned into torch; it names all of them.
         BundleError: if the module does not give what ONNX Runtime gives.
     """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    _clear_metadata(copied)
-    unsupported = _unsupported(copied)
+    unsupported = unsupported_operators(proto)
     if unsupported:
         raise OperatorError(
             f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them, or train "
             f"its shallow part alone (--target shallow) where they come later"
         )
-    names = torch_model._name_convolutions(copied, tensors)
     try:
-        module = torch_model._convert(copied).eval()
+        module, names = to_torch(proto, tensors)
     except BundleError as error:
         raise OperatorError(f"{error}; or train its shallow part alone (--target shallow)") from error
-    parameters = dict(module.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    chosen = {}
-    for tensor in tensors:
-        node, _, leaf = names[tensor].rpartition(".")
-        # An asymmetric padding is a module of its own, in front of the convolution.
-        found = parameters[names[tensor] if names[tensor] in parameters else f"{node}.1.{leaf}"]
-        chosen[tensor] = found.requires_grad_(True)
+    module.eval().requires_grad_(False)
+    chosen = {tensor: module.get_parameter(names[tensor]) for tensor in tensors}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
     images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     with torch.no_grad():
         result = module(torch.from_numpy(images)).numpy()
     _compare(result, run_onnx(proto, images), "as a torch module")
-    return module.to(memory_format=torch.channels_last), chosen
+    return module.to(memory_format=torch.channels_last), chosen  # type: ignore[call-overload]  # as torch documents it
 
 
 def stem(proto: Any, tensors: Sequence[str]) -> Any:
@@ -465,27 +455,3 @@ def _compare(found: NDArray[np.float32], expected: NDArray[np.float32], when: st
             f"model: {when} its outputs differ by {error:.2g}, expected at most {TOLERANCE * scale:.2g}; report this "
             f"with the model's operators"
         )
-
-
-def _clear_metadata(proto: Any) -> None:
-    for node in proto.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-
-
-def _unsupported(proto: Any) -> list[str]:
-    """Operators of a graph, by name, for which onnx2torch has no converter."""
-    logging.getLogger("onnx2torch").setLevel(logging.ERROR)
-    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
-
-    from onnx2torch.node_converters.registry import get_converter  # isort: skip
-
-    torch_model._register_reduce_mean()
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    missing = set()
-    for node in proto.graph.node:
-        try:
-            get_converter(node.op_type, versions.get(node.domain, 1), node.domain)
-        except NotImplementedError:
-            missing.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
-    return sorted(missing)

@@ -21,7 +21,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed

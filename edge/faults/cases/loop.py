@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
 from rws.edge.faults.fakes import Step, faulty, images, scripted
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, reached
@@ -155,7 +155,7 @@ def _broken_bundle(drill: Drill) -> None:
         built.append(bundle)
         return drill.pipeline
 
-    with BundleWatch(current, build, interval=0.1) as watch:
+    with BundleWatcher(current, build, interval=0.1) as watch:
         stage = "before"
 
         def steer(seen: list[Seen]) -> bool:

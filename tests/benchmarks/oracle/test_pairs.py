@@ -9,13 +9,15 @@ from rich.console import Console
 from rws.benchmarks.oracle.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
 from rws.benchmarks.oracle.policies import ExpectedPolicy, HardPolicy
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import Belief, InputError, ToldPolicy, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import ReferencePolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.judge import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
-TOLD = ToldPolicy(TABLE, own=True)
+TOLD = ReferencePolicy(TABLE, "perfect")
 
 pairs = st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True)
 
@@ -52,7 +54,7 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_both_signatures_have_their_own_strength():
-    fog, snow = (TOLD.choose_told(name, 3) for name in ("fog", "snow"))
+    fog, snow = (TOLD.mix(name, 3) for name in ("fog", "snow"))
     mix = both_own(TOLD, (("fog", 3.0), ("snow", 3.0)), 0.5)
     assert mix == {"fog": fog["fog"] / 2, "snow": snow["snow"] / 2}
 

@@ -8,7 +8,7 @@ import torch
 
 from rws.benchmarks.replay.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
 from support.command_line import CLASSES, rws

@@ -23,7 +23,7 @@ from rws.benchmarks.streams.run import (
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.oracle import InputError
+from rws.errors import InputError
 from support.command_line import rws
 
 

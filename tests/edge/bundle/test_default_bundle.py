@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.bundle.self_test import self_test
 from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.training.corruptions import CORRUPTIONS
@@ -46,4 +47,4 @@ def test_the_frame_loop_recognises_the_streams_corruptions(bundle, demo_stream):
     held = [i for i, layers in enumerate(demo_stream.corruptions) if list(layers.values()) == [5.0]]
     named = np.mean([results[i].belief.type in demo_stream.corruptions[i] for i in held])
     assert named > 0.9
-    assert not runtime.model.mix
+    assert not runtime.pipeline.model.mix

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rws.cli import app
-from rws.edge.bundle.bundle import write_bundle
+from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.pipeline import Pipeline
@@ -135,7 +136,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
 def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
     parts, rws, tmp_path, caplog, shape, data, warns, options
 ):
-    bundle = write_bundle(tmp_path / "bundle", **(parts | {"provenance": {"data": data}})).path
+    bundle = write_bundle(tmp_path / "bundle", replace(parts, provenance={"data": data})).path
     for number, image in enumerate(noisy(3, *shape)):
         cv2.imwrite(str(tmp_path / f"{number}.png"), image)
     command, *rest = options
@@ -399,7 +400,7 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
     (bundle_path / "bundle.json").write_bytes(b"{}")
     wait_for(lambda: status_of(page)["events"].get("bundle_refused"))
     assert status_of(page)["bundle"] == "tiny"
-    other = write_bundle(tmp_path / "other", **(bundle_parts() | {"name": "other"}))
+    other = write_bundle(tmp_path / "other", bundle_parts(name="other"))
     switched = runner.invoke(app, ["bundle", "switch", str(bundle_path), str(other.path), "--other-classes"])
     assert switched.exit_code == 0, switched.output
     wait_for(lambda: status_of(page)["bundle"] == "other")

@@ -6,7 +6,7 @@ import torch
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data.images import Images
 from rws.training.evaluation.judge import Judge, load_splits, make_frames, observe, shuffled, single_cells

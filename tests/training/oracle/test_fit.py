@@ -4,7 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import Belief, InputError, Oracle
+from rws.errors import InputError
+from rws.oracle.belief import Belief
+from rws.oracle.classifier import Oracle
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES
 from rws.training.data.images import Images
 from rws.training.oracle.fit import (
