@@ -12,9 +12,9 @@ from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.faults.cases import CASES
+from rws.edge.faults.frames import BITS, encode_jpeg, read_stamp, scene, stamped
 from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer
-from rws.edge.faults.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
 from rws.edge.pipeline import Pipeline
 from rws.edge.sources.open import open_source
 from rws.edge.sources.test_pattern import PatternSource
