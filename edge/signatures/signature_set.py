@@ -30,11 +30,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, unique, validate
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -57,39 +57,22 @@ _SCALE = ".scale"
 _CURE = "extract the signatures again"
 
 
-def _signature_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == CLEAN:
-        raise ValueError(f"letters, digits, '_', '.', '-', not {CLEAN!r}")
-    return name
-
-
-def _tensor_name(name: str) -> str:
-    if name.endswith(_SCALE):
-        raise ValueError(f"printable text that does not end in {_SCALE!r}")
-    return name
-
-
 @schema(frozen=True, config=STRICT)
 class TensorSpec:
     """A patched tensor of the model: its name, and its shape (out, ...)."""
 
-    name: Annotated[Text, AfterValidator(_tensor_name)]
+    name: Annotated[Text, required(f"text without {_SCALE!r} at its end", lambda name: not name.endswith(_SCALE))]
     shape: Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
-def _no_name_twice(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    unique(tuple(tensor.name for tensor in tensors))
-    return tensors
 
 
 TensorSpecs = Annotated[
     tuple[TensorSpec, ...],
-    AfterValidator(_no_name_twice),
+    required("no name twice", lambda tensors: distinct([tensor.name for tensor in tensors])),
     Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
 ]
 SignatureNames = Annotated[
-    tuple[Annotated[str, AfterValidator(_signature_name)], ...],
-    AfterValidator(unique),
+    tuple[Annotated[str, required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)], ...],
+    required("no name twice", distinct),
     Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
 ]
 
