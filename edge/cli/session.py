@@ -92,7 +92,7 @@ class RunSession:
             printed, warned = (
                 stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
             )
-            stack.enter_context(_warnings_to(warned))
+            _send_warnings(warned, stack)
             self._console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
             with ExitStack() as opened:
                 self._open(opened)
@@ -219,18 +219,13 @@ class RunSession:
         write_json(options.outputs.report, report)
 
 
-@contextmanager
-def _warnings_to(output: LossyOutput) -> Iterator[None]:
-    """Send the package's warnings to this stream."""
-    handler = logging.StreamHandler(output)
-    logger = logging.getLogger("rws")
+def _send_warnings(output: LossyOutput, stack: ExitStack) -> None:
+    """Send the package's warnings to this stream until `stack` is closed."""
+    handler, logger = logging.StreamHandler(output), logging.getLogger("rws")
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, bool(logging.getLogger().handlers)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
+    logger.propagate = bool(logging.getLogger().handlers)
 
 
 @contextmanager

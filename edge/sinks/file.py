@@ -26,17 +26,10 @@ _LONGEST_LINE = 2**20
 
 
 class FileSink:
-    """A context manager around one file that replaces its target only if all went well, or grows in its place.
-
-    Args:
-        path: the file.
-        endless: let it grow in its place.
-
-    Attributes:
-        errors: what a failed write raises; it becomes an `RwsError` of one line.
-    """
+    """A context manager around one file that replaces its target only if all went well, or grows in its place."""
 
     errors: tuple[type[Exception], ...] = (OSError,)
+    """What a failed write raises; it becomes an `RwsError` of one line."""
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path = Path(path)
