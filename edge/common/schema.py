@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,30 +20,30 @@ A field's `description` is what errors call "expected", for the field and for ev
 MAX_DEPTH = 32
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("printable text")
-    return text
+def _check(expected: str, test: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(expected)
+        return value
+
+    return check
 
 
-def _whole(value: object) -> object:
-    if type(value) is not int:
-        raise ValueError("a whole number")
-    return value
+def required(expected: str, test: Callable[[Any], bool]) -> AfterValidator:
+    """Annotate a field with a test that its value must pass; `expected` is what errors then say."""
+    return AfterValidator(_check(expected, test))
 
 
-Whole = BeforeValidator(_whole)
+def distinct(items: Collection[object]) -> bool:
+    """Return whether no item occurs twice."""
+    return len(set(items)) == len(items)
+
+
+Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
 """For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
-Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-def unique(items: tuple[T, ...]) -> tuple[T, ...]:
-    """Return the items, or raise ValueError if one occurs twice; for `AfterValidator(unique)`."""
-    if len(set(items)) != len(items):
-        raise ValueError("none of them twice")
-    return items
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:

@@ -38,7 +38,7 @@ class _Second:
 
 
 class Monitor:
-    """The latest result, rates and totals of a run, in memory that does not grow with it.
+    """The latest result, rates and totals of a run, in bounded memory.
 
     One thread calls `add` and `idle`; `status` and `count_event` may be called from any.
 

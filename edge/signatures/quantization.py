@@ -87,7 +87,5 @@ def dequantise(quantised: Quantised) -> NDArray[np.float32]:
 
 def check_code(bits: int, per: str) -> None:
     """Raise InputError unless `bits` and `per` name a code that `quantise` knows."""
-    if bits not in get_args(Bits):
-        raise InputError(f"quantise: found bits={bits}, expected one of 4, 8, 16")
-    if per not in get_args(Per):
-        raise InputError(f"quantise: found per={per!r}, expected 'channel' or 'tensor'")
+    if bits not in get_args(Bits) or per not in get_args(Per):
+        raise InputError(f"quantise: found bits={bits}, per={per!r}; expected 4, 8 or 16, and 'channel' or 'tensor'")

@@ -30,11 +30,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, unique, validate
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -54,41 +54,25 @@ VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SCALE = ".scale"
-
-
-def _signature_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == CLEAN:
-        raise ValueError(f"letters, digits, '_', '.', '-', not {CLEAN!r}")
-    return name
-
-
-def _tensor_name(name: str) -> str:
-    if name.endswith(_SCALE):
-        raise ValueError(f"printable text that does not end in {_SCALE!r}")
-    return name
+_CURE = "extract the signatures again"
 
 
 @schema(frozen=True, config=STRICT)
 class TensorSpec:
     """A patched tensor of the model: its name, and its shape (out, ...)."""
 
-    name: Annotated[Text, AfterValidator(_tensor_name)]
+    name: Annotated[Text, required(f"text without {_SCALE!r} at its end", lambda name: not name.endswith(_SCALE))]
     shape: Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
-def _no_name_twice(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    unique(tuple(tensor.name for tensor in tensors))
-    return tensors
 
 
 TensorSpecs = Annotated[
     tuple[TensorSpec, ...],
-    AfterValidator(_no_name_twice),
+    required("no name twice", lambda tensors: distinct([tensor.name for tensor in tensors])),
     Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
 ]
 SignatureNames = Annotated[
-    tuple[Annotated[str, AfterValidator(_signature_name)], ...],
-    AfterValidator(unique),
+    tuple[Annotated[str, required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)], ...],
+    required("no name twice", distinct),
     Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
 ]
 
@@ -106,7 +90,7 @@ class Metadata:
     @classmethod
     def parse(cls, document: object, source: str) -> Metadata:
         """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
-        return validate(cls, document, source, cure="extract the signatures again", error=SignatureError)
+        return validate(cls, document, source, cure=_CURE, error=SignatureError)
 
 
 def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
@@ -284,16 +268,13 @@ class SignatureSet:
             tensors, description = read_tensors(data, source)
         except FormatError as error:
             raise SignatureError(str(error)) from error
-        cure = "extract the signatures again"
-        rest = checked_format(description, FORMAT, VERSION, source, cure=cure, error=SignatureError)
+        rest = checked_format(description, FORMAT, VERSION, source, cure=_CURE, error=SignatureError)
         metadata = Metadata.parse(rest, source)
         shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
         expected = {f"{name}/{tensor}{end}" for name in metadata.names for tensor in shapes for end in ("", _SCALE)}
         for kind, keys in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
             if keys:
-                raise SignatureError(
-                    f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); extract them again"
-                )
+                raise SignatureError(f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); {_CURE}")
         entries = {
             name: {
                 tensor: _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
@@ -325,31 +306,26 @@ def _metadata(
 def _read_entry(
     tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    bits, values, scale = metadata.bits, tensors[key], tensors[key + _SCALE]
-    stored: tuple[Any, tuple[int, ...]] = (value_dtype(bits), shape)
-    if bits == 4:
-        stored = (np.uint8, ((math.prod(shape) + 1) // 2,))
+    bits, values, scale, largest = metadata.bits, tensors[key], tensors[key + _SCALE], largest_value(metadata.bits)
     expected = {
-        key: (values, *stored),
-        key + _SCALE: (scale, np.float32, shape[:1] if metadata.per == "channel" else ()),
+        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (value_dtype(bits), shape),
+        key + _SCALE: (np.float32, shape[:1] if metadata.per == "channel" else ()),
     }
-    for part, (array, dtype, part_shape) in expected.items():
-        if array.dtype != dtype or array.shape != part_shape:
-            raise SignatureError(
-                f"{source}: tensor {part!r} is {_describe(array)}, expected {np.dtype(dtype)} {part_shape}; extract "
-                f"the signatures again"
-            )
-    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest_value(bits))).all():
-        raise SignatureError(
-            f"{source}: scale {key + _SCALE!r} has a value that is NaN, too large or not above 0; extract them again"
-        )
+    fault = ""
+    for part, (dtype, part_shape) in expected.items():
+        found = tensors[part]
+        if found.dtype != dtype or found.shape != part_shape:
+            wanted = f"{np.dtype(dtype)} {part_shape}"
+            raise SignatureError(f"{source}: tensor {part!r} is {_describe(found)}, expected {wanted}; {_CURE}")
     if bits == 4:
-        values = _unpack(values, shape, key, source)
-    if (values < -largest_value(bits)).any():
-        raise SignatureError(
-            f"{source}: tensor {key!r} has the value {-largest_value(bits) - 1}, expected "
-            f"{-largest_value(bits)}…{largest_value(bits)}; extract them again"
-        )
+        values, rest = _unpack(values, shape)
+        fault = f"tensor {key!r} does not end in a zero nibble" if rest else ""
+    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest)).all():
+        fault = f"scale {key + _SCALE!r} has a value that is NaN, too large or not above 0"
+    elif (values < -largest).any():
+        fault = f"tensor {key!r} has the value {-largest - 1}, expected {-largest}…{largest}"
+    if fault:
+        raise SignatureError(f"{source}: {fault}; {_CURE}")
     return Quantised(values, scale)
 
 
@@ -359,12 +335,11 @@ def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(padded[::2] | (padded[1::2] << 4), np.uint8)
 
 
-def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...], key: str, source: str) -> NDArray[np.int8]:
+def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> tuple[NDArray[np.int8], bool]:
+    """Return the values, and whether what is left over is not zero."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
     count = math.prod(shape)
-    if nibbles[count:].any():
-        raise SignatureError(f"{source}: tensor {key!r} does not end in a zero nibble; extract them again")
-    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape)
+    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape), bool(nibbles[count:].any())
 
 
 def _describe(array: NDArray[Any]) -> str:

@@ -52,12 +52,7 @@ SECURITY = {
     "Server": "rws",
     "X-Content-Type-Options": "nosniff",
 }
-PAGE = {
-    "page.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "timeline.js": "text/javascript",
-}
+PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
 VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}
 """What the page needs to know of the project: the stages of a frame, and the corruptions of each family."""
 
@@ -80,28 +75,15 @@ class PageServer(Closing):
         max_fps: images per second, at most.
 
     Attributes:
-        port: the port that it listens at; known after entry.
-        url: the URL of the page, without the token; known after entry.
-        token: the token, if one is needed; known after entry.
+        port, url, token: where it listens, the page's URL without the token, and the token, if any; set on entry.
 
     Raises:
         InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
         RwsError: on entry, if the address is taken or unavailable.
-
-    Example:
-        >>> with PageServer("127.0.0.1:8080", monitor) as page:  # doctest: +SKIP
-        ...     for result in runtime.stream(source, sinks=[page]):
-        ...         monitor.add(result)
     """
 
     def __init__(
-        self,
-        address: str,
-        monitor: Monitor,
-        *,
-        token: str | None = None,
-        stale_after: float = 10.0,
-        max_fps: float = 15.0,
+        self, address: str, monitor: Monitor, *, token: str | None = None, stale_after: float = 10, max_fps: float = 15
     ) -> None:
         self.address = address
         self.monitor = monitor
@@ -261,7 +243,7 @@ def _worth_telling(record: logging.LogRecord) -> bool:
 
 def _page(text: str, kind: str) -> Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(text=text, content_type=kind)
+        return web.Response(text=text, content_type=f"text/{kind}")
 
     return answer
 

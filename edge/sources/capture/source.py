@@ -208,9 +208,9 @@ class CapturedSource(Source):
         self.buffered = self.received - self.dropped - self.rejected - self.delivered
 
     def _signs_of_life(self) -> int:
-        """Frames so far that show a working source."""
-        counters = self._capture.counters
-        return counters["received"] - sum(counters[reason] for reason in BROKEN)
+        """Frames so far that show a working source, besides those that are delivered."""
+        # Not `received` less those that are broken: a frame is received a moment before it is found to be broken.
+        return sum(self._capture.counters[name] for name in ("dropped", *REASONS) if name not in BROKEN)
 
     def _check_whole(self) -> None:
         if self.received == self.rejected:
