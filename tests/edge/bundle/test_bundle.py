@@ -580,3 +580,8 @@ def test_signatures_for_another_tensor(bundle_path, tiny_bundle):
 
 def test_signatures_load_alone(bundle_path, parts):
     assert SignatureSet.load(bundle_path / "signatures.safetensors").names == parts.signatures.names
+
+
+def test_a_bundle_fits_on_a_line(tiny_bundle):
+    expected = f"Bundle(tiny, 8x8 px, 4 classes, 3 signatures, {tiny_bundle.path})"
+    assert repr(tiny_bundle) == expected
