@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.streams.images import clean_images, known_corruptions
+from rws.benchmarks.streams.ours import observe_streams
 from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, make_stream
-from rws.benchmarks.streams.run import clean_images, known_corruptions, observe_streams
 from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, perfect_accuracy, switch_rate
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError

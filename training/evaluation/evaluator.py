@@ -15,7 +15,7 @@ from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.evaluation.frames import Frames
+from rws.training.evaluation.frames import Frames, batches
 
 BATCH = 50
 """Frames that a network takes at once: larger batches leave the CPU's cache and are slower."""
@@ -49,9 +49,13 @@ class EvaluationOptions:
     progress: Progress = silent
 
 
+DEFAULTS = EvaluationOptions()
+
+
 def as_input(pixels: Tensor) -> NDArray[np.float32]:
     """Convert uint8 images (N, 3, H, W), RGB, to the model's input, float32, 0…1."""
-    return pixels.cpu().numpy().astype(np.float32) / np.float32(255)
+    x: NDArray[np.float32] = pixels.cpu().numpy().astype(np.float32) / np.float32(255)
+    return x
 
 
 def mix_key(mix: Mapping[str, float]) -> MixKey:
@@ -67,7 +71,7 @@ def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32
 
 def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
     """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each image, uint8 (N, 3, H, W), on its own."""
-    return np.concatenate([oracle.observe_batch(as_input(part)) for part in pixels.split(BATCH)])
+    return np.concatenate([oracle.observe_batch(as_input(part)) for part in batches(pixels, BATCH)])
 
 
 def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
@@ -121,7 +125,7 @@ def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft
         labels: int64 (N,).
         soft: return the mean probability of the right class instead.
     """
-    logits = np.concatenate([model.predict(as_input(part)) for part in pixels.split(BATCH)])
+    logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
     right = labels.cpu().numpy()
     if not soft:
         return 100 * float((logits.argmax(1) == right).mean())
@@ -147,12 +151,12 @@ class Evaluator:
 
     def right(self, mixes: Sequence[Mix]) -> NDArray[np.bool_]:
         """Return whether each frame is classified right under its own mix, bool (N,)."""
-        return self.answers(mixes) == self.frames.labels
+        return np.equal(self.answers(mixes), self.frames.labels)
 
     def right_under(self, mix: Mix, chosen: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Return whether the chosen frames, int64 (K,), or all of them, are right under one mix, bool (K,)."""
         frames = np.arange(len(self.frames)) if chosen is None else chosen
-        return self._answers([mix_key(mix)] * len(frames), frames.tolist()) == self.frames.labels[frames]
+        return np.equal(self._answers([mix_key(mix)] * len(frames), frames.tolist()), self.frames.labels[frames])
 
     def _answers(self, keys: Sequence[MixKey], frames: Sequence[int]) -> NDArray[np.int64]:
         wanted = dict.fromkeys(zip(keys, frames, strict=True))

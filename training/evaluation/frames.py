@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,11 @@ def make_frames(
     return Frames(torch.cat(pixels), np.concatenate(labels), np.concatenate(cell), np.concatenate(image), tuple(cells))
 
 
+def batches(values: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield parts of at most `size` entries."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
 def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
     """Corrupt images; every benchmark gets the same images for the same arguments.
 
@@ -151,6 +156,6 @@ def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, pu
     """
     for place, (name, severity) in enumerate(layers):
         drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))
-        parts = zip(pixels.split(500), drawn.split(500), strict=True)
+        parts = zip(batches(pixels, 500), batches(drawn, 500), strict=True)
         pixels = torch.cat([corrupt(part, name, float(severity), seeds) for part, seeds in parts])
     return pixels

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.replay.replay import WAYS, Pictures, Replayer, replay
+from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs, replay
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from rws.training.data.images import Images
-from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
+from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.evaluation.sets import evaluation_sets
 from support.command_line import CLASSES, rws
 
 
 @pytest.fixture(scope="module")
 def result(image_folder):
-    return replay(Bundle.load(), str(image_folder), seed=3, threads=1)
+    return replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3))
 
 
 def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
@@ -31,9 +31,9 @@ def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
 
 def test_the_averages_are_those_of_the_parts(result):
     assert set(result["per_corruption"]) == set(CORRUPTIONS)
-    for way in WAYS:
-        mean = np.mean([scores[way] for scores in result["per_corruption"].values()])
-        assert result["ra"][way] == pytest.approx(mean, abs=0.02)
+    for arm in ARMS:
+        mean = np.mean([scores[arm] for scores in result["per_corruption"].values()])
+        assert result["ra"][arm] == pytest.approx(mean, abs=0.02)
     assert result["regret"] == pytest.approx(result["ra"]["perfect"] - result["ra"]["trained"], abs=0.02)
     counts = np.array(result["oracle"]["confusion"]["counts"])
     assert (counts.sum(1) == result["images"]).all()
@@ -43,7 +43,7 @@ def test_the_averages_are_those_of_the_parts(result):
 
 
 def test_the_same_seed_gives_the_same_result(result, image_folder):
-    assert replay(Bundle.load(), str(image_folder), seed=3, threads=1) == result
+    assert replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3)) == result
 
 
 def test_the_shares_of_the_regret_sum_to_it(result):
@@ -55,15 +55,15 @@ def test_the_shares_of_the_regret_sum_to_it(result):
     assert result["regret_split"]["clean_frames_patched"] == pytest.approx(lost, abs=0.01)
 
 
-def test_an_oracle_that_is_told_keeps_only_what_is_true():
+def test_a_partial_oracle_keeps_only_what_is_true():
     replayer = Replayer(Bundle.load(), threads=1)
     joint = np.random.default_rng(0).random((4, 96)).astype(np.float32)
     joint /= joint.sum(1, keepdims=True)
-    told = replayer._tell(joint, "shot_noise", "type")
-    assert np.flatnonzero(told.any(axis=0)).tolist() == [6, 7, 8, 9, 10]
-    np.testing.assert_allclose(told[:, 6] / told[:, 7], joint[:, 6] / joint[:, 7], rtol=1e-5)
-    assert not replayer._tell(joint, "fog", "corrupted")[:, 0].any()
-    np.testing.assert_array_equal(replayer._tell(joint, "clean", "corrupted")[:, 0], 1)
+    known = replayer.partial(joint, "shot_noise", "type")
+    assert np.flatnonzero(known.any(axis=0)).tolist() == [6, 7, 8, 9, 10]
+    np.testing.assert_allclose(known[:, 6] / known[:, 7], joint[:, 6] / joint[:, 7], rtol=1e-5)
+    assert not replayer.partial(joint, "fog", "corrupted")[:, 0].any()
+    np.testing.assert_array_equal(replayer.partial(joint, "clean", "corrupted")[:, 0], 1)
 
 
 def test_eight_frames_tell_more_than_one(result):
@@ -74,16 +74,16 @@ def test_eight_frames_tell_more_than_one(result):
 
 def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_folder):
     assert ["defocus_blur", "gaussian_blur", 1] in replay(
-        Bundle.load(), str(image_folder), severities=(1,), limit=40, threads=1
+        Bundle.load(), str(image_folder), (1,), EvaluationOptions(limit=40)
     )["oracle"]["merged"]
     assert result["oracle"]["type_accuracy_merged"] >= result["oracle"]["type_accuracy"]
     pixels = torch.from_numpy(clear[0][:4]).permute(0, 3, 1, 2).contiguous()
-    pictures = Pictures(("fog", "snow", "frost"))
+    samples = {}
     for name, change in (("fog", 0), ("snow", 1), ("frost", 2)):
         pixels = pixels.clone()
         pixels[:, :, ::2] = (pixels[:, :, ::2].int() + change).clamp(max=255).to(torch.uint8)
-        pictures.add(EvaluationSet(name, 2, Images(pixels, torch.zeros(4, dtype=torch.int64), ("a",))))
-    assert pictures.same() == [("fog", "snow", 2)]
+        samples[name, 2] = pixels.numpy()
+    assert indistinguishable_pairs(samples, ("fog", "snow", "frost")) == [("fog", "snow", 2)]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_set_in_cifar10_cs_files_is_read_by_severity(corrupted, tmp_path):
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("fog", 1, 20), ("fog", 5, 20)]
     np.testing.assert_array_equal(sets[1].images.pixels.permute(0, 2, 3, 1).numpy(), images)
     assert not sets[0].images.pixels.any()
-    result = replay(Bundle.load(), str(tmp_path), threads=1)
+    result = replay(Bundle.load(), str(tmp_path))
     assert list(result["per_corruption"]) == ["fog"]
     assert result["oracle"]["clean_recall"] is None
 
@@ -122,8 +122,8 @@ def test_a_set_in_imagenet_cs_folders_is_read(corrupted, clear, tmp_path):
 
 
 def test_bad_data_is_named(image_folder, tmp_path):
-    def run(root, **settings):
-        return replay(Bundle.load(), str(root), threads=1, **settings)
+    def run(root):
+        return replay(Bundle.load(), str(root))
 
     missing = tmp_path / "missing"
     shutil.copytree(image_folder / "test", missing)
@@ -170,7 +170,7 @@ def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
     report = tmp_path / "result.json"
     done = rws("replay", "--data", image_folder, "--limit", 10, "--severity", "1,5", "--seed", 2, "--json", report)
     result = json.loads(report.read_text())
-    assert set(result["ta"]) == set(result["ra"]) == set(WAYS)
+    assert set(result["ta"]) == set(result["ra"]) == set(ARMS)
     assert result["images"] == 10
     assert result["seed"] == 2
     assert result["versions"]["onnxruntime"]
