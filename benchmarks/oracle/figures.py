@@ -7,16 +7,11 @@ stream with its blocks, what was believed and patched, and the running accuracy 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,9 +20,9 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image
 
-from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
+from rws.benchmarks.common.plots import FAMILIES, GRID, INK, MUTED, corruption_colours, small_png
+from rws.benchmarks.streams.timeline import WAY_STYLES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
@@ -35,7 +30,6 @@ from rws.oracle.belief import CLEAN
 from rws.oracle.policy import GainTable
 
 FIGURES = ("confusion", "gain_table", "regret_split", "stream")
-LARGEST = 45_000
 
 # Blue to ink, light to dark: readable in grey, and to the colour-blind.
 _SHADES = LinearSegmentedColormap.from_list(
@@ -115,24 +109,6 @@ def _read(path: Path, key: str, command: str) -> Any:
         raise InputError(f"no result {path}; make it with `{command} --json {path}`") from error
     except (ValueError, KeyError) as error:
         raise InputError(f"{path} holds no {key!r}; make it again with `{command} --json {path}`") from error
-
-
-def small_png(figure: Figure, colours: Sequence[int] = (96, 64, 48, 32, 24, 16)) -> bytes:
-    """A figure as a PNG with a palette: as many colours as it may have to stay below 45 kB.
-
-    Raises:
-        InputError: if it is larger with the fewest colours.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    image = Image.open(buffer).convert("RGB")
-    for count in colours:
-        small = io.BytesIO()
-        palette = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        palette.save(small, "PNG", optimize=True)
-        if small.tell() < LARGEST:
-            return small.getvalue()
-    raise InputError(f"a picture takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")
 
 
 def _spoken(name: str) -> str:

@@ -27,25 +27,16 @@ from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
 from rws.records import Mix
-from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from rws.training.data.images import Images
+from rws.training.build.recipe import check_recipe
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.evaluation.evaluator import Evaluator
+from rws.training.evaluation.frames import Splits, make_frames, shuffled, single_cells
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
-from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import JSON, Store, claim
-from rws.training.oracle.fit import (
-    LEVELS,
-    ORACLE_VERSION,
-    OracleRecipe,
-    draw_severities,
-    draw_types,
-    fit_clean_weight,
-    fit_temperature,
-    joint_target,
-    oracle_logits,
-    stored_oracle,
-    weigh_clean,
-)
+from rws.training.oracle.calibration import Calibration, calibrate_on_images
+from rws.training.oracle.fit import ORACLE_VERSION, stored_oracle
+from rws.training.oracle.network import OracleNetwork, oracle_logits
+from rws.training.oracle.sampling import LEVELS, OracleRecipe
 
 UNSEEN_VERSION = 1
 """Raise it when the same oracles, bundle and images give other rows."""
@@ -84,9 +75,8 @@ def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
     """
     try:
         stored = bundle.manifest.provenance["recipe"]["oracle"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-        recipe = OracleRecipe(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+        recipe = check_recipe(OracleRecipe, stored, "oracle")
+    except (KeyError, TypeError, FormatError) as error:
         raise FormatError(
             f"{bundle.path}: its provenance has no recipe of an oracle that this version can follow ({error}); build "
             f"the bundle again"
@@ -102,9 +92,9 @@ def bundle_recall(bundle: Bundle) -> float:
     """
     recipe = bundle.manifest.provenance.get("recipe", {})
     try:
-        recall = float(recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall))
-        return CalibrationRecipe(clean_recall=recall).clean_recall
-    except (AttributeError, TypeError, ValueError) as error:
+        recall = recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall)
+        return check_recipe(CalibrationRecipe, {"clean_recall": recall}, "calibration").clean_recall
+    except (AttributeError, FormatError) as error:
         raise FormatError(
             f"{bundle.path}: its provenance has no calibration that this version can follow ({error}); build the "
             f"bundle again"
@@ -138,21 +128,19 @@ class Stranger:
 
     Args:
         network: the oracle's network, to logits.
-        temperature, clean_weight: that its logits are divided by, and the odds of clean multiplied by.
+        calibration: of its logits.
         policy: the bundle's, over the other signatures, each frame on its own.
         scores: on validation images of the known corruptions.
     """
 
-    network: torch.nn.Module
-    temperature: float
-    clean_weight: float
+    network: OracleNetwork
+    calibration: Calibration
     policy: Policy
     scores: Mapping[str, float]
 
     def mixes(self, pixels: torch.Tensor) -> list[Mix]:
         """What it does to each frame, uint8 (N, 3, H, W), RGB."""
-        joint = (oracle_logits(self.network, pixels) / self.temperature).softmax(1)
-        return self.policy.mixes(weigh_clean(joint, self.clean_weight).numpy())
+        return self.policy.mixes(self.calibration.joint(oracle_logits(self.network, pixels)).numpy())
 
 
 def raise_stranger(
@@ -174,34 +162,17 @@ def raise_stranger(
         report=report,
         corruptions=table.corruptions,
     )
-    logits, types, severities = _validation(network, splits.validation, table.corruptions, recipe)
-    temperature = fit_temperature(logits, joint_target(types, severities, len(table.corruptions)))
-    clean = (oracle_logits(network, splits.validation.pixels) / temperature).softmax(1)
-    weight = fit_clean_weight(clean, recipe.clean_recall)
-    joint = weigh_clean((logits / temperature).softmax(1), weight).numpy()
-    per_type = np.concatenate([joint[:, :1], joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2)], axis=1)
-    right = per_type.argmax(1) == types.numpy() + 1
+    pixels = splits.validation.pixels
+    calibration, found = calibrate_on_images(
+        network, pixels, recipe.oracle, recipe.clean_recall, recipe.seed, table.corruptions
+    )
     scores = {
-        "type_accuracy": round(100 * float(right.mean()), 2),
-        "clean_recall": round(100 * float(right[types.numpy() < 0].mean()), 2),
-        "clean_weight": weight,
+        "type_accuracy": found["type_accuracy"],
+        "clean_recall": found["clean_recall"],
+        "clean_weight": found["clean_weight"],
     }
     policy = make_policy(table, bundle.manifest.policy, independent=True)
-    return Stranger(network, temperature, weight, policy, scores)
-
-
-def _validation(
-    network: torch.nn.Module, validation: Images, corruptions: Sequence[str], recipe: UnseenRecipe
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, types (indices into `corruptions`, −1 = clean) and severities of validation images, three times each."""
-    drawn = derive_seed(recipe.seed, "oracle calibration")
-    generator = torch.Generator().manual_seed(drawn)
-    known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
-    pixels = validation.pixels.repeat(3, 1, 1, 1)
-    types = draw_types(len(pixels), recipe.oracle, len(corruptions), generator)
-    severities = draw_severities(types, recipe.oracle, generator, corruptions)
-    corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(drawn, len(pixels)))
-    return oracle_logits(network, corrupted), types, severities
+    return Stranger(network, calibration, policy, scores)
 
 
 def meet(
@@ -222,14 +193,14 @@ def meet(
     cells = single_cells(SEVERITIES, (corruption,))
 
     order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
-    judge = Judge(model, make_frames(order, cells, recipe.seed, purpose="validation"))
+    evaluator = Evaluator(model, make_frames(order, cells, recipe.seed, purpose="validation"))
     candidates: list[Mix] = [{}] + [{name: alpha} for name in others for alpha in BORROWED_ALPHAS]
-    accuracy = [100 * judge.frames.per_cell(judge.right_under(mix)) for mix in candidates]
+    accuracy = [100 * evaluator.frames.per_cell(evaluator.right_under(mix)) for mix in candidates]
     borrowed = [candidates[int(best)] for best in np.argmax(accuracy, axis=0)]
 
     order = shuffled(splits.test, None, recipe.seed)
     frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
-    judge = Judge(model, frames)
+    evaluator = Evaluator(model, frames)
     ours = stranger.mixes(frames.pixels)
     told: dict[str, list[Mix]] = {
         "std": [{} for _ in frames.cells],
@@ -237,7 +208,7 @@ def meet(
         "own": [*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}],
     }
     mixes = {way: [by_cell[cell] for cell in frames.cell] for way, by_cell in told.items()} | {"ours": ours}
-    reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}
+    reached = {way: 100 * frames.per_cell(evaluator.right(mixes[way])) for way in WAYS}
     gain = reached["ours"] - reached["std"]
     met = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
     counts = Counter(max(mix, key=lambda name: mix[name]) for mix in met if mix)

@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,13 +13,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rws.benchmarks.common.plots import GRID, INK, MUTED
 from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Variant, flat
-from rws.benchmarks.streams.timeline import GRID, INK, MUTED
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
 from rws.training.models.fit import to_input
-from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.tuned import shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from rws.benchmarks.common import committed
-from rws.benchmarks.oracle.figures import small_png
+from rws.benchmarks.common.plots import small_png
 from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place
 from rws.benchmarks.paper.entries import ENTRIES, Entry
 from rws.benchmarks.paper.measure import REPRODUCE_VERSION, Measure, Variant

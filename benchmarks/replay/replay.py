@@ -11,131 +11,44 @@ of missed clean frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN, Belief, certain
+from rws.oracle.belief import CLEAN, Belief, certain, per_type
 from rws.oracle.policy import ToldPolicy
 from rws.records import Mix
-from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images, fitted, load_images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.evaluator import Evaluator, averaged_mix, ground_truth_mixes, observe
+from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
 
 WAYS = ("std", "trained", "perfect", "best", "always")
 PARTLY_TOLD = ("state", "type", "corrupted")
-SEVERITIES = (1, 2, 3, 4, 5)
 STREAM = 8
 _COMPARED_PIXELS = 200 * 32**2
-BATCH = 50  # larger ones leave the cache: slower
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Images of one type at one severity; severity 0 is clean."""
-
-    corruption: str
-    severity: int
-    images: Images
-
-    def to(self, device: str) -> TestSet:
-        """The same set with its images on another device."""
-        return replace(self, images=self.images.to(device))
-
-
-def test_sets(
-    source: str, classes: Sequence[str], size: int, severities: Sequence[int], limit: int | None, seed: int
-) -> Iterator[TestSet]:
-    """The sets to replay: clean images and their corruptions, or a set that is corrupted already.
+class SetOutcome:
+    """What was evaluated on one set of N images.
 
     Args:
-        source: a clean folder (`<class>/<image>`, or with `test/` above it) or data set name, resized to the bundle's
-            input as frames are, and corrupted here; a folder
-            in ImageNet-C's layout `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files.
-            The latter two hold clean images only where there is a `clean/<class>/` folder or a `clean.npy`.
-        classes: the bundle's class names.
-        size: the bundle's input side in pixels.
-        severities: which of 1…5.
-        limit: at most this many images of each set, spread over the classes by a seeded shuffle.
-        seed: of the shuffle and the corruptions.
-
-    Raises:
-        InputError: if classes or sizes do not fit the bundle, or nothing is found.
+        correct: for each arm whether it classifies each image right, bool (N,).
+        types: the most probable type, int64 (N,), an index into clean and the corruptions.
+        stream_types: the same after each 8 frames, taken as a stream, int64 (N // 8,).
+        severity_error: absolute error of the expected severity, float (N,).
     """
-    folder = Path(source)
-    if (folder / "labels.npy").is_file():
-        sets = _npy_sets(folder, classes, severities)
-    elif any((folder / name / "1").is_dir() or (folder / name / "5").is_dir() for name in CORRUPTIONS):
-        sets = _folder_sets(folder, severities)
-    else:
-        split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
-        sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
-    for found in sets:
-        images = fitted(found.images, classes, size, source)
-        yield TestSet(found.corruption, found.severity, _subset(images, limit, seed))
 
-
-def _subset(images: Images, limit: int | None, seed: int) -> Images:
-    if limit is None or limit >= len(images):
-        return images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.take(order[:limit].sort().values)
-
-
-def corrupted_sets(
-    clean: Images, severities: Sequence[int], limit: int | None, seed: int, names: Sequence[str] = CORRUPTIONS
-) -> Iterator[TestSet]:
-    """At most `limit` clean images, then the same ones under every corruption of `names` at every severity."""
-    chosen = _subset(clean, limit, seed)
-    yield TestSet(CLEAN, 0, chosen)
-    for name in names:
-        for severity in severities:
-            pixels = corrupted(chosen.pixels, ((name, severity),), seed)
-            yield TestSet(name, severity, Images(pixels, chosen.labels, chosen.classes))
-
-
-def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[TestSet]:
-    if (folder / CLEAN).is_dir():
-        yield TestSet(CLEAN, 0, load_images(folder / CLEAN))
-    for name in CORRUPTIONS:
-        for severity in severities:
-            if (folder / name / str(severity)).is_dir():
-                yield TestSet(name, severity, load_images(folder / name / str(severity)))
-
-
-def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[TestSet]:
-    labels = torch.from_numpy(_load_array(folder / "labels.npy").astype(np.int64))
-    for name in (CLEAN, *CORRUPTIONS):
-        file = folder / f"{name}.npy"
-        if not file.is_file():
-            continue
-        array = _load_array(file)
-        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
-            raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
-        if len(labels) < len(array):
-            raise InputError(f"{file}: {len(array)} images, but labels.npy holds {len(labels)} labels")
-        count = len(array) if name == CLEAN else len(array) // len(SEVERITIES)
-        for severity in (0,) if name == CLEAN else severities:
-            start = 0 if name == CLEAN else (severity - 1) * count
-            pixels = torch.from_numpy(np.ascontiguousarray(array[start : start + count].transpose(0, 3, 1, 2)))
-            yield TestSet(name, severity, Images(pixels, labels[start : start + count], tuple(classes)))
-
-
-def _load_array(file: Path) -> NDArray[np.generic]:
-    try:
-        array: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file}: is not a whole NumPy array file ({error})") from error
-    return array
+    correct: Mapping[str, NDArray[np.bool_]]
+    types: NDArray[np.int64]
+    stream_types: NDArray[np.int64]
+    severity_error: NDArray[np.floating]
 
 
 class Replayer:
@@ -155,42 +68,33 @@ class Replayer:
         table = bundle.table
         self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
         self._states = (table.corruptions, table.levels)
-        self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
+        self._always = averaged_mix(bundle.signatures.names)
 
-    def run(self, test: TestSet) -> dict[str, Any]:
-        """Correct answers of each way, the oracle's types and severity errors, for one set.
-
-        Returns:
-            `correct`, {way: bool (N,)}; `types`, int (N,), indices into the names; `stream_types`, int (N // 8,), the
-            same after each 8 frames, taken as a stream; `severity_error`, float (N,).
-        """
-        parts = [self._batch(test, start) for start in range(0, len(test.images), BATCH)]
-        joint = np.concatenate([part["joint"] for part in parts])
-        return {
-            "stream_types": np.array([self._stream_type(joint[end - STREAM : end]) for end in _ends(len(joint))], int),
-            "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in (*WAYS, *PARTLY_TOLD)},
-            "types": np.concatenate([part["types"] for part in parts]),
-            "severity_error": np.concatenate([part["severity_error"] for part in parts]),
+    def run(self, test: EvaluationSet) -> SetOutcome:
+        """Evaluate all arms on one set."""
+        frames, count = test.frames, len(test.images)
+        joint = observe(self.oracle, frames.pixels)
+        told = {arm: self._tell(joint, test.corruption, arm) for arm in ("type", "corrupted")}
+        told["state"] = certain(*self._states, test.corruption, test.severity).joint[None]
+        mixes: dict[str, list[Mix]] = {
+            "std": [{}] * count,
+            "trained": self.policy.mixes(joint),
+            "perfect": ground_truth_mixes(self._perfect, frames),
+            "best": ground_truth_mixes(self._best, frames),
+            "always": [self._always] * count,
+            "state": self.policy.mixes(told["state"]) * count,
+            **{arm: self.policy.mixes(told[arm]) for arm in ("type", "corrupted")},
         }
-
-    def _batch(self, test: TestSet, start: int) -> dict[str, Any]:
-        x = (test.images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
-        labels = test.images.labels[start : start + BATCH].numpy()
-        joint = self.oracle.observe_batch(x)
-        mixes: dict[str, list[Mix]] = {"std": [{}] * len(x)}
-        for way, policy in (("perfect", self._perfect), ("best", self._best)):
-            mixes[way] = [policy.choose_told(test.corruption, test.severity)] * len(x)
-        mixes["trained"] = self.policy.mixes(joint)
-        all_told = certain(*self._states, test.corruption, test.severity).joint
-        mixes["state"] = self.policy.mixes(all_told[None]) * len(x)
-        mixes |= {way: self.policy.mixes(self._tell(joint, test.corruption, way)) for way in ("type", "corrupted")}
-        correct = self._correct(x, labels, mixes)
-        self.model.apply(self._always)
-        correct["always"] = self.model.predict(x).argmax(1) == labels
-        per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
-        types = np.concatenate([joint[:, :1], per_level.sum(2)], axis=1).argmax(1)
-        severity = per_level.sum(1) @ np.array(self.oracle.levels, np.float32)
-        return {"joint": joint, "correct": correct, "types": types, "severity_error": np.abs(severity - test.severity)}
+        evaluator = Evaluator(self.model, frames)
+        severity = joint[:, 1:].reshape(count, len(self.oracle.corruptions), -1).sum(1) @ np.array(
+            self.oracle.levels, np.float32
+        )
+        return SetOutcome(
+            correct={arm: evaluator.right(chosen) for arm, chosen in mixes.items()},
+            types=per_type(joint, len(self.oracle.corruptions)).argmax(1),
+            stream_types=np.array([self._stream_type(joint[end - STREAM : end]) for end in _ends(count)], np.int64),
+            severity_error=np.abs(severity - test.severity),
+        )
 
     def _stream_type(self, joint: NDArray[np.float32]) -> int:
         """The type that the temporal filter names after these frames."""
@@ -214,23 +118,6 @@ class Replayer:
         told: NDArray[np.float32] = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
         return told / told.sum(axis=1, keepdims=True)
 
-    def _correct(
-        self, x: NDArray[np.float32], labels: NDArray[np.int64], mixes: dict[str, list[Mix]]
-    ) -> dict[str, NDArray[np.bool_]]:
-        """Whether each way's mixes, one a frame, classify each frame right; every frame once under each of them."""
-        frames: dict[tuple[tuple[str, float], ...], set[int]] = {}
-        keys = {way: [tuple(sorted(mix.items())) for mix in chosen] for way, chosen in mixes.items()}
-        for chosen in keys.values():
-            for frame, key in enumerate(chosen):
-                frames.setdefault(key, set()).add(frame)
-        right: dict[tuple[tuple[str, float], ...], NDArray[np.bool_]] = {}
-        for key, members in frames.items():
-            asked = np.array(sorted(members))
-            self.model.apply(dict(key))
-            right[key] = np.zeros(len(x), bool)
-            right[key][asked] = self.model.predict(x[asked]).argmax(1) == labels[asked]
-        return {way: np.array([right[key][frame] for frame, key in enumerate(chosen)]) for way, chosen in keys.items()}
-
 
 def _ends(frames: int) -> range:
     """Where each whole stream of `STREAM` frames ends."""
@@ -249,7 +136,7 @@ class Pictures:
         self._corruptions, self._count = tuple(corruptions), count
         self._seen: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
-    def add(self, test: TestSet) -> None:
+    def add(self, test: EvaluationSet) -> None:
         """Remember the first images of a set."""
         few = max(1, min(self._count, _COMPARED_PIXELS // test.images.size**2))
         self._seen[test.corruption, test.severity] = test.images.pixels[:few].numpy()
@@ -280,7 +167,7 @@ def replay(
 
     Args:
         bundle: the bundle.
-        source, severities, limit, seed: see `test_sets`.
+        source, severities, limit, seed: see `evaluation_sets`.
         threads: see `Replayer`.
         progress: called with a line after each set.
 
@@ -301,15 +188,15 @@ def replay(
     pictures = Pictures(names)
     severity_error: list[float] = []
     count = 0
-    for test in test_sets(source, bundle.manifest.classes, size, severities, limit, seed):
+    for test in evaluation_sets(source, bundle.manifest.classes, size, severities, limit, seed):
         outcome = replayer.run(test)
-        scores = {way: 100 * float(right.mean()) for way, right in outcome["correct"].items()}
-        named[test.corruption, test.severity] = np.bincount(outcome["types"], minlength=1 + len(names))
-        if len(outcome["stream_types"]):
-            counts = np.bincount(outcome["stream_types"], minlength=1 + len(names))
+        scores = {way: 100 * float(right.mean()) for way, right in outcome.correct.items()}
+        named[test.corruption, test.severity] = np.bincount(outcome.types, minlength=1 + len(names))
+        if len(outcome.stream_types):
+            counts = np.bincount(outcome.stream_types, minlength=1 + len(names))
             named_after[test.corruption, test.severity] = counts
         pictures.add(test)
-        severity_error.append(float(outcome["severity_error"].mean()))
+        severity_error.append(float(outcome.severity_error.mean()))
         count = len(test.images)
         if test.corruption == CLEAN:
             ta = scores

@@ -29,10 +29,8 @@ from rws.benchmarks.baselines.methods import RIVALS_VERSION, Rival, Sample, meas
 from rws.benchmarks.streams.protocols import PROTOCOLS, Method, Stream, frames_of, make_stream
 from rws.benchmarks.streams.scores import (
     NAMES,
-    MixKey,
     delays,
     mean_by_type,
-    mix_key,
     right_mix,
     run_lengths,
     running_mean,
@@ -43,13 +41,13 @@ from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
-from rws.oracle.belief import Belief
+from rws.oracle.belief import Belief, per_type
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ToldPolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
-from rws.training.evaluation.judge import as_input
+from rws.training.evaluation.evaluator import MixKey, as_input, averaged_mix, classify, mix_key, observe
 from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
 
 STREAMS_VERSION = 1
@@ -58,8 +56,8 @@ STREAMS_VERSION = 1
 OURS = ("std", "always", "perfect", "best", "frame", "trained")
 TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
 
-# Frames corrupted at once, and frames a network takes at once: on a CPU larger batches fall out of its cache.
-_CHUNK, _BATCH = 512, 32
+_CHUNK = 512
+"""Frames corrupted at once."""
 
 Progress = Callable[[str], None]
 
@@ -83,7 +81,7 @@ class Ours:
         self.observes = name in ("frame", "trained")
         self._fixed: Mix = {}
         if name == "always":
-            self._fixed = {each: 1 / len(bundle.signatures.names) for each in bundle.signatures.names}
+            self._fixed = averaged_mix(bundle.signatures.names)
         self._told = ToldPolicy(bundle.table, own=name == "perfect") if name in ("perfect", "best") else None
         self._policy = bundle.policy(independent=name == "frame")
         self._filter = bundle.filter()
@@ -189,14 +187,11 @@ def run_ours(
     # Each frame once under each mix that a method took for it: mix * frames + frame.
     asked = np.unique(np.concatenate([mix * len(frames) + ids[name] for (name, _), (mix, _) in chosen.items()]))
     answers = np.empty(len(asked), np.int64)
-    for start, x in _inputs(frames, pixels):
+    for start, shown in _parts(frames, pixels):
         frame = asked % len(frames)
-        here = np.flatnonzero((frame >= start) & (frame < start + len(x)))
-        mix = asked[here] // len(frames)
-        for group in np.split(here, 1 + np.flatnonzero(np.diff(mix))):
-            model.apply(mixes[int(asked[group[0]] // len(frames))])
-            for part in np.array_split(group, -(-len(group) // _BATCH)):
-                answers[part] = model.predict(x[frame[part] - start]).argmax(1)
+        here = np.flatnonzero((frame >= start) & (frame < start + len(shown)))
+        chosen_mixes = [mixes[mix] for mix in asked[here] // len(frames)]
+        answers[here] = classify(model, shown, chosen_mixes, frame[here] - start)
     model.reset()
     say(f"model: {len(asked)} answers")
 
@@ -516,20 +511,14 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDA
     return frames, dict(zip(streams, np.split(ids, stops[:-1]), strict=True))
 
 
-def _inputs(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The frames in parts: number of the first one, and the model's input."""
+def _parts(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the corrupted frames in parts: the number of the first one, and uint8 (n, 3, H, W)."""
     for start in range(0, len(frames), _CHUNK):
-        yield start, as_input(frames_of(frames, pixels, start, min(start + _CHUNK, len(frames))))
+        yield start, frames_of(frames, pixels, start, min(start + _CHUNK, len(frames)))
 
 
 def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.float32]:
-    return np.concatenate(
-        [
-            observer.observe_batch(x[start : start + _BATCH])
-            for _, x in _inputs(frames, pixels)
-            for start in range(0, len(x), _BATCH)
-        ]
-    )
+    return np.concatenate([observe(observer, shown) for _, shown in _parts(frames, pixels)])
 
 
 def _choices(
@@ -548,8 +537,7 @@ def _choices(
     if not method.observes:
         return mix, np.zeros(0, np.int64)
     names = method.oracle.corruptions
-    by_type = beliefs[:, 1:].reshape(len(beliefs), len(names), -1).sum(2)
-    most = np.concatenate([beliefs[:, :1], by_type], axis=1).argmax(1)
+    most = per_type(beliefs, len(names)).argmax(1)
     return mix, np.array([0, *(NAMES.index(name) for name in names)])[most]
 
 

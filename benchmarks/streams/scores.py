@@ -24,13 +24,6 @@ RIGHT_WITHIN = 1.0
 NAMES = (CLEAN, *CORRUPTIONS)
 """The types in the order of every list by type: clean, then the corruptions."""
 
-MixKey = tuple[tuple[str, float], ...]
-
-
-def mix_key(mix: Mix) -> MixKey:
-    """A mix as something that can be looked up."""
-    return tuple(sorted(mix.items()))
-
 
 def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
     """Means over the frames of each type, float64 (20,), in the order of `NAMES`; NaN where there is none.

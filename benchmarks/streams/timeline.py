@@ -7,44 +7,23 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from rws.benchmarks.common.plots import GRID, INK, MUTED, corruption_colours
 from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
     from rws.benchmarks.demo.demo import DemoStream
     from rws.edge.runtime import Result
 
-# One hue a family (noise red, blur blue, weather green, digital orange to purple), shades within it.
-FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Reds": ("noise", ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")),
-    "Blues": ("blur", ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur")),
-    "Greens": ("weather", ("snow", "frost", "fog", "brightness", "spatter")),
-    "Purples": ("digital", ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate")),
-}
-CLEAN_COLOUR = "#e9ebef"
-INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
 WAY_STYLES = {
     "std": ("never patched", "#9aa3b2", 1.6),
     "perfect": ("told the truth", "#1d2433", 1.4),
     "trained": ("trained oracle", "#e4572e", 2.4),
 }
-
-
-def corruption_colours() -> dict[str, tuple[float, ...] | str]:
-    """One colour for each corruption, and a pale grey for clean."""
-    colours: dict[str, tuple[float, ...] | str] = {CLEAN: CLEAN_COLOUR}
-    for colour_map, (_, members) in FAMILIES.items():
-        shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {name: plt.get_cmap(colour_map)(shade) for name, shade in zip(members, shades, strict=True)}
-    return colours
 
 
 def draw_timeline(

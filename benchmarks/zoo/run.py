@@ -21,23 +21,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rws.benchmarks.pages.zoo import SEVERITIES
-from rws.benchmarks.replay.replay import BATCH, corrupted_sets
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance
-from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ToldPolicy
 from rws.records import Mix
-from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
-from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
+from rws.training.adopt.build import AdoptionBuild
+from rws.training.adopt.graph import Preprocessing
+from rws.training.adopt.model import ImportedModel, adopt_model, load_classifier
+from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
+from rws.training.adopt.trainable import signature_bytes
 from rws.training.data.images import Images
-from rws.training.data.pictures import load_labelled, read_names
-from rws.training.evaluation.judge import corrupted
+from rws.training.data.pictures import Pictures, load_labelled, read_names
+from rws.training.evaluation.evaluator import Evaluator, as_input, ground_truth_mixes, observe, percent_right
+from rws.training.evaluation.frames import corrupted
+from rws.training.evaluation.sets import corrupted_sets
 from rws.training.models.export import export_onnx
 
 WAYS = ("std", "trained", "told")
@@ -82,19 +85,6 @@ def halves(images: Images) -> tuple[Images, Images]:
     return images.take(range(0, len(images), 2)), images.take(range(1, len(images), 2))
 
 
-def predictions(model: PatchableModel, x: NDArray[np.float32], mixes: Sequence[Mix]) -> NDArray[np.int64]:
-    """The class of each image, int64 (N,), under its own mix."""
-    members: dict[tuple[tuple[str, float], ...], list[int]] = {}
-    for place, mix in enumerate(mixes):
-        members.setdefault(tuple(sorted(mix.items())), []).append(place)
-    found = np.empty(len(x), np.int64)
-    for mix, places in members.items():
-        model.apply(dict(mix))
-        for part in np.array_split(np.array(places), math.ceil(len(places) / BATCH)):
-            found[part] = model.predict(x[part]).argmax(1)
-    return found
-
-
 def interval(count: int, of: int) -> tuple[float, float]:
     """95 % interval of a share, in percent (Wilson 1927)."""
     z = 1.96
@@ -132,26 +122,26 @@ def measure(
     reference = np.empty(0, np.int64)
     clean: dict[str, Any] = {}
     for made in corrupted_sets(test, severities, None, seed):
-        x = made.images.pixels.numpy() / np.float32(255)
-        labels = made.images.labels.numpy()
-        joint = np.concatenate([oracle.observe_batch(part) for part in np.array_split(x, math.ceil(len(x) / BATCH))])
+        frames = made.frames
+        labels, count = frames.labels, len(frames)
+        joint = observe(oracle, frames.pixels)
+        evaluator = Evaluator(model, frames)
         mixes = {
-            "std": [{}] * len(x),
+            "std": [{}] * count,
             "trained": policy.mixes(joint),
-            "told": [told.choose_told(made.corruption, made.severity)] * len(x),
+            "told": ground_truth_mixes(told, frames),
         }
-        found = {way: predictions(model, x, mixes[way]) for way in WAYS}
-        per_type = joint[:, 1:].reshape(len(x), len(oracle.corruptions), -1).sum(2)
-        named = np.concatenate([joint[:, :1], per_type], 1).argmax(1)
+        found = {way: evaluator.answers(mixes[way]) for way in WAYS}
+        named = per_type(joint, len(oracle.corruptions)).argmax(1)
         if made.corruption == CLEAN:
             reference = found["std"]
             changed = int((found["trained"] != reference).sum())
             clean = {
                 "accuracy": _percent(reference == labels),
                 "accuracy_trained": _percent(found["trained"] == labels),
-                "changed": 100 * changed / len(x),
-                "changed_interval": interval(changed, len(x)),
-                "patched": 100 * sum(bool(mix) for mix in mixes["trained"]) / len(x),
+                "changed": 100 * changed / count,
+                "changed_interval": interval(changed, count),
+                "patched": 100 * sum(bool(mix) for mix in mixes["trained"]) / count,
                 "named_clean": _percent(named == 0),
             }
             progress(f"clean: {clean}")
@@ -187,7 +177,7 @@ def _percent(right: NDArray[np.bool_]) -> float:
 
 def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> dict[str, float]:
     """How much the two engines' logits differ under a mix, and the share of equal predictions."""
-    x = test.first(count).pixels.numpy() / np.float32(255)
+    x = as_input(test.first(count).pixels)
     found = []
     for backend in ("onnx", "torch"):
         model = bundle.model(backend, provider="cpu")
@@ -203,7 +193,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
     model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
-    x = test.pixels[0].numpy() / np.float32(255)
+    x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):
         start = time.perf_counter()
@@ -265,9 +255,9 @@ def run_entry(
     adopted, build, test, classes = _prepared(model, images, names, limit, seed)
     settings = replace(AdoptRecipe() if recipe is None else load_adopt_recipe(recipe), seed=seed)
     started = time.monotonic()
-    workshop = Adoption(
+    adoption = AdoptionBuild(
         adopted,
-        build.pixels,
+        Pictures(build.pixels),
         settings.quick() if quick else settings,
         work,
         classes=classes if titles is None else read_names(titles),
@@ -275,7 +265,7 @@ def run_entry(
         progress=lambda record: progress(json.dumps(record)),
     )
     folder = out or work / "bundle"
-    workshop.bundle(folder)
+    adoption.bundle(folder)
     bundle = Bundle.load(folder)
     spent = parts_of_build(work)
     result = measure(bundle, test, seed=seed, threads=threads, progress=progress)
@@ -284,9 +274,9 @@ def run_entry(
         "quick": quick,
         "build_images": len(build),
         "test_images": len(test),
-        "layers": workshop.layers,
-        "target": workshop.target,
-        "recipe": asdict(workshop.recipe),
+        "layers": adoption.layers,
+        "target": adoption.target,
+        "recipe": asdict(adoption.recipe),
         "build_minutes": spent,
         "this_run_minutes": round((time.monotonic() - started) / 60, 2),
         "threads": threads,
@@ -300,7 +290,7 @@ def run_entry(
 
 def _prepared(
     name: str, images: str, names: Path | None, limit: int | None, seed: int
-) -> tuple[Adopted, Images, Images, list[str] | None]:
+) -> tuple[ImportedModel, Images, Images, list[str] | None]:
     """The model, the two halves with labels that are places in its logits, and its class names where they are known."""
     if name not in ZOO:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
@@ -351,22 +341,22 @@ def run_curve(
     rows = []
     for count in layers:
         own = replace(settings, layers=count)
-        workshop = Adoption(adopted, build.pixels, own, work / str(count), classes=classes)
+        adoption = AdoptionBuild(adopted, Pictures(build.pixels), own, work / str(count), classes=classes)
         deltas = {
-            name: {tensor: delta.numpy() for tensor, delta in workshop.signature(name).items()} for name in corruptions
+            name: {tensor: delta.numpy() for tensor, delta in adoption.signature(name).items()} for name in corruptions
         }
-        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(workshop.clean))
+        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(adopted.onnx, signatures, shallow_tensors(proto, count), "cpu", threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}
         for name in corruptions:
             for severity in SEVERITIES:
-                x = corrupted(test.pixels, ((name, severity),), seed).numpy() / np.float32(255)
+                pixels = corrupted(test.pixels, ((name, severity),), seed)
                 for way, mix in (("std", {}), ("told", {name: 1.0})):
-                    found = predictions(patched, x, [mix] * len(x))
-                    scores[way].append(_percent(found == test.labels.numpy()))
+                    patched.apply(mix)
+                    scores[way].append(percent_right(patched, pixels, test.labels))
         row = {
             "layers": count,
-            "parameters": sum(array.size for array in workshop.clean.values()),
+            "parameters": sum(array.size for array in adoption.clean.values()),
             "signature_percent": 100 * signature_bytes(proto, count) / len(adopted.onnx),
             **{way: float(np.mean(values)) for way, values in scores.items()},
         }

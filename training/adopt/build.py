@@ -46,7 +46,8 @@ from rws.training.adopt.tuning import Tuned, distil
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.data.pictures import Pictures
-from rws.training.evaluation.gain import measure_gain, percent_right
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import measure_gain
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T, job_log
 from rws.training.models.allocator import keep_freed_memory

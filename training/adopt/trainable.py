@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rws.edge.live import torch_model
 from rws.edge.onnx.graph import shallow_tensors, split_after

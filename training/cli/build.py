@@ -20,7 +20,8 @@ class Target(str, Enum):
     shallow = "shallow"
 
 
-_OWN_MODEL = "images more_images labels names layers target quick mean std scale bgr every limit".split()
+_OWN_MODEL = ["images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr"]
+_OWN_MODEL += ["every", "limit"]
 _FROM_LABELS = ["data", "device", "job", "onto"]
 
 

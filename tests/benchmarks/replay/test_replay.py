@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.replay.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
+from rws.benchmarks.replay.replay import WAYS, Pictures, Replayer, replay
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
 from support.command_line import CLASSES, rws
-
-test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +72,6 @@ def test_eight_frames_tell_more_than_one(result):
     assert set(after["per_severity"]) == set(result["oracle"]["per_severity"]) == {"5"}
 
 
-def test_a_frame_is_classified_under_the_mix_that_each_way_chose(clear):
-    replayer = Replayer(Bundle.load(), threads=1)
-    x = (clear[0][:24].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-    table = Bundle.load().table
-    pair = {"fog": 0.5, "snow": 0.25}
-    mixes = {"one": [table.mix(frame % 5) for frame in range(24)], "other": [pair] * 24}
-    correct = replayer._correct(x, clear[1][:24], mixes)
-    for way, chosen in mixes.items():
-        for frame in range(24):
-            replayer.model.apply(chosen[frame])
-            assert correct[way][frame] == (replayer.model.predict(x[frame]).argmax() == clear[1][frame])
-
-
 def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_folder):
     assert ["defocus_blur", "gaussian_blur", 1] in replay(
         Bundle.load(), str(image_folder), severities=(1,), limit=40, threads=1
@@ -96,7 +82,7 @@ def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_fold
     for name, change in (("fog", 0), ("snow", 1), ("frost", 2)):
         pixels = pixels.clone()
         pixels[:, :, ::2] = (pixels[:, :, ::2].int() + change).clamp(max=255).to(torch.uint8)
-        pictures.add(TestSet(name, 2, Images(pixels, torch.zeros(4, dtype=torch.int64), ("a",))))
+        pictures.add(EvaluationSet(name, 2, Images(pixels, torch.zeros(4, dtype=torch.int64), ("a",))))
     assert pictures.same() == [("fog", "snow", 2)]
 
 
@@ -112,7 +98,7 @@ def test_a_set_in_cifar10_cs_files_is_read_by_severity(corrupted, tmp_path):
     blank = np.zeros((80, 32, 32, 3), np.uint8)
     np.save(tmp_path / "fog.npy", np.concatenate([blank, images]))
     np.save(tmp_path / "labels.npy", np.tile(labels, 5))
-    sets = list(test_sets(str(tmp_path), CLASSES, 32, (1, 5), None, 0))
+    sets = list(evaluation_sets(str(tmp_path), CLASSES, 32, (1, 5), None, 0))
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("fog", 1, 20), ("fog", 5, 20)]
     np.testing.assert_array_equal(sets[1].images.pixels.permute(0, 2, 3, 1).numpy(), images)
     assert not sets[0].images.pixels.any()
@@ -131,7 +117,7 @@ def test_a_set_in_imagenet_cs_folders_is_read(corrupted, clear, tmp_path):
         for name in CLASSES:  # the 20 frames need not show every class
             (root / name).mkdir(exist_ok=True)
             cv2.imwrite(str(root / name / "extra.png"), pictures[0][:, :, ::-1])
-    sets = list(test_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
+    sets = list(evaluation_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("clean", 0, 30), ("fog", 5, 30)]
 
 
@@ -171,13 +157,13 @@ def test_bad_data_is_named(image_folder, tmp_path):
 
 
 def test_labels_follow_the_bundles_class_order_not_the_folders(image_folder):
-    forward = next(test_sets(str(image_folder), CLASSES, 32, (5,), None, 0))
-    backward = next(test_sets(str(image_folder), CLASSES[::-1], 32, (5,), None, 0))
+    forward = next(evaluation_sets(str(image_folder), CLASSES, 32, (5,), None, 0))
+    backward = next(evaluation_sets(str(image_folder), CLASSES[::-1], 32, (5,), None, 0))
     assert torch.equal(backward.images.labels, 9 - forward.images.labels)
 
 
 def test_clean_images_are_fitted_to_the_model_like_frames(image_folder):
-    assert next(test_sets(str(image_folder), CLASSES, 24, (5,), 5, 0)).images.size == 24
+    assert next(evaluation_sets(str(image_folder), CLASSES, 24, (5,), 5, 0)).images.size == 24
 
 
 def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
