@@ -13,8 +13,8 @@ from rws.edge.common.extras import require
 from rws.errors import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-for _command in (*COMMANDS, zoo, zoo_curve):
-    bench.command()(_command)
+for _name, _command in {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}.items():
+    bench.command(_name)(_command)
 
 
 def demo(

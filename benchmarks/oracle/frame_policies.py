@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, ToldPolicy, WeightedPolicy
+from rws.records import Mix
 
 
 class FramePolicy(Protocol):
@@ -49,7 +50,10 @@ class HardPolicy:
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
-        check_range(threshold, clean_weight)
+        if not 0 <= threshold <= 1 or clean_weight <= 0:
+            raise InputError(
+                f"policy: need 0 <= threshold <= 1 and clean_weight > 0, got {threshold} and {clean_weight}"
+            )
         self.threshold, self.clean_weight = threshold, clean_weight
         self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
 
@@ -117,11 +121,6 @@ class ComposingPolicy:
             if alpha := float(self._alphas[index, level]):
                 mix[belief.corruptions[index]] = self.scale * alpha
         return mix
-
-
-def check_range(threshold: float, clean_weight: float) -> None:
-    if not 0 <= threshold <= 1 or clean_weight <= 0:
-        raise InputError(f"policy: need 0 <= threshold <= 1 and clean_weight > 0, got {threshold} and {clean_weight}")
 
 
 FAMILIES: dict[str, Callable[[GainTable, float, float], FramePolicy]] = {

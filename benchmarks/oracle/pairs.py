@@ -1,11 +1,11 @@
-"""Two corruptions at once (fog and noise, …): no patch, one signature, both composed; by ground truth and by the oracle.
+"""Two corruptions at once (fog and noise, …): no patch, one signature, both composed; by ground truth or the oracle.
 
 The first named corruption is laid first. Arms: `std` applies no patch; of those that know the pair, `single` has the
-one signature, of all, that is best for it, `both` its two own signatures, each at its calibrated alpha, `averaged` these
-at half strength, `scaled` at the strength that is best for the pair; of those that ask the oracle, `shipped` is the
-bundle's policy, `expected` takes the one signature with the best expected accuracy, `composed` takes both of the two
-most probable corruptions if both are probable enough, and else does as `expected`. What is best is found on validation
-images; every number is measured on test images, except those of `validation`.
+one signature, of all, that is best for it, `both` its two own signatures, each at its calibrated alpha, `averaged`
+these at half strength, `scaled` at the strength that is best for the pair; of those that ask the oracle, `shipped` is
+the bundle's policy, `expected` takes the one signature with the best expected accuracy, `composed` takes both of the
+two most probable corruptions if both are probable enough, and else does as `expected`. What is best is found on
+validation images; every number is measured on test images, except those of `validation`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rws.benchmarks.common.tables import Column, terminal
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ToldPolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, prepare
 from rws.training.evaluation.frames import TWO_SEVERITIES, Frames, Layers, Splits, single_cells
@@ -33,6 +34,8 @@ THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 """Scales and thresholds that `composed` may choose from."""
 ALLOWED_LOSS = 0.1
 """Points that `composed` may lose on clean images, and on single corruptions, on validation images."""
+CLEAN_LIMIT = 2000
+"""Clean images of either part."""
 KNOWING = ("single", "both", "averaged", "scaled")
 
 Pair = tuple[str, str]

@@ -24,7 +24,8 @@ from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ToldPolicy
+from rws.records import Mix
 from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, ground_truth_mixes, prepare
 from rws.training.evaluation.frames import SEVERITIES, Frames, Splits, single_cells
 

@@ -9,8 +9,8 @@ from typing import Any
 from rws.benchmarks.common.committed import RESULTS
 from rws.benchmarks.common.markdown import made_by, table
 from rws.benchmarks.pages.oracle import read
+from rws.training.evaluation.frames import TWO_SEVERITIES
 
-SEVERITIES = (3, 5)
 LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
 _CURVE = {"signature_percent": 2, "std": 1, "told": 1}
 
@@ -24,7 +24,7 @@ def zoo_table(results: Sequence[Mapping[str, Any]]) -> str:
 
     add("clean accuracy", lambda r: f"{r['clean']['accuracy']:.1f}")
     for key in ("accuracy", "agreement"):
-        for severity in SEVERITIES:
+        for severity in TWO_SEVERITIES:
             for way, label in LABELS.items():
                 add(f"{key}, severity {severity}, {label}", lambda r, k=key, s=severity, w=way: _mean_of(r, k, s, w))
     for way in ("told", "trained"):
@@ -88,7 +88,7 @@ def corruption_table(result: Mapping[str, Any]) -> str:
     rows = []
     for name in dict.fromkeys(row["corruption"] for row in result["rows"]):
         found = {row["severity"]: row["accuracy"] for row in result["rows"] if row["corruption"] == name}
-        cells = [" / ".join(f"{found[severity][way]:.1f}" for severity in SEVERITIES) for way in LABELS]
+        cells = [" / ".join(f"{found[severity][way]:.1f}" for severity in TWO_SEVERITIES) for way in LABELS]
         rows.append([name.replace("_", " "), *cells])
     return f"{table(['accuracy, severity 3 / 5', *LABELS.values()], rows)}\n\n{made_by(result)}"
 

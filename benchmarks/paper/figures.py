@@ -19,7 +19,8 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import corrupted
 from rws.training.models.fit import to_input
-from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.tuned import shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")

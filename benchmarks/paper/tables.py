@@ -22,7 +22,7 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import corrupted
 from rws.training.jobs.store import JSON
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.signatures.deltas import Deltas, composed, patched
 
 TRAINED = "trained oracle"
 
@@ -214,7 +214,7 @@ def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
 def _jobs(measure: Measure, way: str) -> set[str]:
     if way == "residual":
         return {f"robust-{name}" for name in CORRUPTIONS}
-    return {f"signature-{measure.build.way_name(way)}-{name}" for name in CORRUPTIONS}
+    return {f"signature-{measure.build.method_name(way)}-{name}" for name in CORRUPTIONS}
 
 
 def smaller(measure: Measure) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rws.training.evaluation.frames import corrupted
 from rws.training.models.architectures import fold_batchnorm
 from rws.training.models.fit import accuracy as percent
 from rws.training.models.fit import predict
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.signatures.deltas import Deltas, composed, patched
 
 ALPHAS = (0.5, 0.75, 1.0)
 

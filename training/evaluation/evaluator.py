@@ -15,7 +15,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
 
@@ -63,12 +64,6 @@ def as_input(pixels: Tensor) -> NDArray[np.float32]:
 def mix_key(mix: Mapping[str, float]) -> MixKey:
     """Return a mix as a key of a dictionary."""
     return tuple(sorted(mix.items()))
-
-
-def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
-    """Sum joint probabilities (N, 1 + C·S) over the severity levels: P(type), float32 (N, 1 + C), clean first."""
-    summed = joint[:, 1:].reshape(len(joint), corruptions, -1).sum(2)
-    return np.concatenate([joint[:, :1], summed], axis=1)
 
 
 def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:

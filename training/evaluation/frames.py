@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle.policy import Mix
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.jobs.seeds import derive_seed
