@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from rws.edge.common.extras import require
 from rws.errors import InputError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-for _name, _command in {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}.items():
+_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}
+for _name, _command in _COMMANDS.items():
     bench.command(_name)(_command)
 
 
@@ -175,15 +177,15 @@ def ways(
     with require("bench"):
         import torch
 
-        from rws.benchmarks.replay.signature_methods import compare_ways
+        from rws.benchmarks.replay.signature_methods import compare_methods
         from rws.edge.common.provenance import provenance, write_json
         from rws.training.build.build import Build
         from rws.training.build.recipe import load_recipe
         from rws.training.data.images import load_images
-    test = load_images(data, "test", size=size, cache=work / "images")
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        from rws.training.evaluation.frames import shuffled
+    test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
     build = Build(load_recipe(recipe), data, work, size=size)
-    result = compare_ways(build, test.take(order[:limit]), seed=seed, progress=typer.echo)
+    result = compare_methods(build, test, seed, typer.echo)
     if report is not None:
         write_json(report, provenance(data=Path(data).name, seed=seed, threads=torch.get_num_threads()) | result)
 

@@ -58,11 +58,11 @@ def policies(
 def pairs(
     data: Data,
     bundle: BundleFolder = None,
+    cache: Cache = None,
+    seed: Seed = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of corruptions, drawn by the seed.")] = 40,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each pair and severity.")] = 200,
     validation_limit: ValidationLimit = 100,
-    seed: Seed = 0,
-    cache: Cache = None,
     threads: Threads = 1,
     report: Report = None,
 ) -> None:

@@ -29,6 +29,7 @@ from rws.training.evaluation.frames import split_as_built
 from rws.training.jobs.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]
+Space = Mapping[str, Sequence[Any]]
 
 LARGEST_LOSS_ON_MIXED = 0.05
 LARGEST_CLEAN_LOSS = 0.2
@@ -39,7 +40,7 @@ ROUNDS = 2
 SEVERITIES: tuple[float | Literal["all"], ...] = (5.0, "all")
 """Streams at each of these."""
 
-SPACE: Mapping[str, Sequence[Any]] = {
+SPACE: Space = {
     "filter.jump": ((0.02, 0.2, 1.0), (0.005, 0.05, 1.0), (0.005, 0.02, 0.1, 1.0), (0.02, 1.0), 0.02, 0.05, 0.15),
     "filter.share": (0.005, 0.02, 0.05, 0.1),
     "filter.evidence": (0.5, 0.7, 0.85, 1.0),
@@ -98,11 +99,7 @@ class _Case:
 
 
 def tune_filter(
-    bundle: Bundle,
-    source: str,
-    frames: int,
-    options: EvaluationOptions,
-    space: Mapping[str, Sequence[Any]] | None = None,
+    bundle: Bundle, source: str, frames: int, options: EvaluationOptions, space: Space | None = None
 ) -> FilterResult:
     """Find the settings with the highest score, one setting after another, the others as they are best so far.
 
@@ -184,7 +181,7 @@ def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions)
     return len(validation), cases
 
 
-def fitting_space(bundle: Bundle, space: Mapping[str, Sequence[Any]] | None) -> Mapping[str, Sequence[Any]]:
+def fitting_space(bundle: Bundle, space: Space | None) -> Space:
     """Return the settings to try.
 
     Raises:

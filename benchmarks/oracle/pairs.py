@@ -41,21 +41,18 @@ KNOWING = ("single", "both", "averaged", "scaled")
 Pair = tuple[str, str]
 
 
-class _PairRow(TypedDict):
-    way: str
-    told: bool
-    accuracy: float
-    accuracy_3: float
-    accuracy_5: float
-
-
-class PairRow(_PairRow, total=False):
+class PairRow(TypedDict, total=False):
     """An arm (`way`), whether it knows the pair (`told`), and its accuracy over all pairs and by severity, percent.
 
     `std` and the arms that ask the oracle also have `ta` and `single` (mean over the single corruptions); the latter
     `composed`, the percent of pair frames under more than one signature.
     """
 
+    way: str
+    told: bool
+    accuracy: float
+    accuracy_3: float
+    accuracy_5: float
     ta: float
     single: float
     composed: float
@@ -259,14 +256,12 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs
     )
 
 
+_NUMBERS = {f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}
+_NUMBERS = {"accuracy": "accuracy", **_NUMBERS, "clean": "ta", "one corruption": "single", "% composed": "composed"}
 _COLUMNS = (
     Column("way", "way", words=True),
     Column("told", lambda row: "yes" if row["told"] else "no", words=True),
-    Column("accuracy", "accuracy", ".2f"),
-    *(Column(f"at {severity}", f"accuracy_{severity}", ".2f") for severity in TWO_SEVERITIES),
-    Column("clean", "ta", ".2f"),
-    Column("one corruption", "single", ".2f"),
-    Column("% composed", "composed", ".2f"),
+    *(Column(title, key, ".2f") for title, key in _NUMBERS.items()),
 )
 
 

@@ -59,7 +59,13 @@ class Setting:
         return FAMILIES[self.family](table, self.threshold, self.clean_weight)
 
 
-class _PolicyRow(TypedDict):
+class PolicyRow(TypedDict, total=False):
+    """A policy: `ta`, `ra`, `ra_5` (severity 5), percent; `regret`, `regret_5` (perfect − this) and `regret_best` (best
+    − this); `ra_minus_shipped` with `ra_se`, its standard error over images; `patched` and `patched_clean`, percent of
+    corrupted and clean frames. Families and `shipped` also have `microseconds` per decision and what `validation`
+    images showed: `ta_loss` and `ra`.
+    """
+
     policy: str
     rule: str
     ta: float
@@ -72,15 +78,6 @@ class _PolicyRow(TypedDict):
     ra_se: float
     patched: float
     patched_clean: float
-
-
-class PolicyRow(_PolicyRow, total=False):
-    """A policy: `ta`, `ra`, `ra_5` (severity 5), percent; `regret`, `regret_5` (perfect − this) and `regret_best` (best
-    − this); `ra_minus_shipped` with `ra_se`, its standard error over images; `patched` and `patched_clean`, percent of
-    corrupted and clean frames. Families and `shipped` also have `microseconds` per decision and what `validation`
-    images showed: `ta_loss` and `ra`.
-    """
-
     kind: str
     threshold: float
     clean_weight: float
@@ -251,18 +248,12 @@ def microseconds(policy: FramePolicy, beliefs: Sequence[Belief], count: int = 50
     return 1e6 * float(np.median(times[1:]))
 
 
+_NUMBERS = {"TA": "ta", "RA": "ra", "RA at 5": "ra_5", "regret": "regret", "to best": "regret_best"}
+_NUMBERS |= {"% patched": "patched", "% of clean": "patched_clean"}
 _COLUMNS = (
-    Column("policy", "policy", words=True),
-    Column("rule", "rule", words=True),
-    Column("threshold", "threshold", "g", words=True),
-    Column("clean weight", "clean_weight", "g", words=True),
-    Column("TA", "ta", ".2f"),
-    Column("RA", "ra", ".2f"),
-    Column("RA at 5", "ra_5", ".2f"),
-    Column("regret", "regret", ".2f"),
-    Column("to best", "regret_best", ".2f"),
-    Column("% patched", "patched", ".2f"),
-    Column("% of clean", "patched_clean", ".2f"),
+    *(Column(key, key, words=True) for key in ("policy", "rule")),
+    *(Column(key.replace("_", " "), key, "g", words=True) for key in ("threshold", "clean_weight")),
+    *(Column(title, key, ".2f") for title, key in _NUMBERS.items()),
     Column("µs", "microseconds", ".1f"),
 )
 

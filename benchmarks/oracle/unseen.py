@@ -358,8 +358,7 @@ _COLUMNS = (
     Column("chosen most", _most, words=True),
     Column("best to borrow", lambda row: row["neighbour"] or "none", words=True),
     *(Column(arm, partial(_mean_of, arm), ".2f") for arm in ARMS),
-    Column("gain", "gain", "+.2f"),
-    Column("worst", "worst", "+.2f"),
+    *(Column(key, key, "+.2f") for key in ("gain", "worst")),
     Column("TA loss", "ta_loss", ".2f"),
 )
 

@@ -102,12 +102,21 @@ class CleanScores(TypedDict):
     named_clean: float
 
 
+class Mean(TypedDict):
+    """Means over the rows by arm, and how much of the loss is won back, percent."""
+
+    std: float
+    trained: float
+    told: float
+    won_back: Shares
+
+
 class Summary(TypedDict):
-    """Means over the rows by arm, and in `won_back` how much of the loss is won back, percent."""
+    """Accuracy and agreement, and how often the oracle names the corruption, percent."""
 
     named: float
-    accuracy: dict[str, Any]
-    agreement: dict[str, Any]
+    accuracy: Mean
+    agreement: Mean
 
 
 class Measurement(TypedDict):
@@ -264,16 +273,16 @@ def measure(
 def summarise(clean: float, rows: Sequence[ZooRow]) -> Summary:
     """Average the rows, and compare with the clean accuracy; the clean model agrees with itself on clean images."""
 
-    def means(values: Sequence[Shares], best: float) -> dict[str, Any]:
+    def against(best: float, values: Sequence[Shares]) -> Mean:
         mean = {arm: float(np.mean([value[arm] for value in values])) for arm in ARMS}
         lost = best - mean["std"]
         won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "told")}
-        return {**mean, "won_back": won}
+        return Mean(std=mean["std"], trained=mean["trained"], told=mean["told"], won_back=won)
 
     return Summary(
         named=float(np.mean([row["named"] for row in rows])),
-        accuracy=means([row["accuracy"] for row in rows], clean),
-        agreement=means([row["agreement"] for row in rows], 100.0),
+        accuracy=against(clean, [row["accuracy"] for row in rows]),
+        agreement=against(100.0, [row["agreement"] for row in rows]),
     )
 
 
