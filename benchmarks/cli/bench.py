@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
 from rws.errors import InputError
-
-if TYPE_CHECKING:
-    from rws.edge.bundle.bundle import Bundle
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 for _command in (*COMMANDS, zoo, zoo_curve):
@@ -37,7 +34,6 @@ def demo(
     with require("demo"):
         from rich.console import Console
 
-        import rws.benchmarks.streams.timeline  # noqa: F401 - drawing needs the extra: say so before the stream is played
         from rws.benchmarks.demo.demo import play, print_summary
     from rws.edge.bundle.bundle import Bundle
 
@@ -107,88 +103,47 @@ def replay(
     if protocol and severity != "all" and len(severities) != 1:
         raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
     with require("bench"):
-        from rws.benchmarks.replay.replay import WAYS
+        from rws.benchmarks.replay.replay import format_replay
         from rws.benchmarks.replay.replay import replay as run
+        from rws.benchmarks.replay.streams import StreamOptions, format_streams, replay_streams, write_accuracies
+        from rws.benchmarks.streams.protocols import PROTOCOLS
         from rws.edge.common.provenance import provenance, write_json
+        from rws.training.evaluation.evaluator import EvaluationOptions
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.sinks.files import check_target
 
     for target in (report, table):
         if target is not None:
             check_target(target)
-    if protocol:
-        _replay_streams(
-            Bundle.load(bundle),
-            data,
-            protocol,
-            frames,
-            severity,
-            seed,
-            threads or 1,
-            rivals,
-            batch,
-            report,
-            table,
-            resume,
-            remeasure,
-        )
+    if not protocol:
+        options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
+        result = run(Bundle.load(bundle), data, severities, options)
+        typer.echo(format_replay(result))
+        if report is not None:
+            write_json(report, provenance(data=Path(data).name) | result)
         return
-    result = run(
-        Bundle.load(bundle), data, severities=severities, limit=limit, seed=seed, threads=threads, progress=typer.echo
-    )
-    typer.echo("          " + "".join(f"{way:>10s}" for way in WAYS))
-    for row in ("ta", "ra"):
-        if result[row]:
-            typer.echo(f"{row.upper():10s}" + "".join(f"{result[row][way]:10.2f}" for way in WAYS))
-    scores = result["oracle"]
-    recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
-    typer.echo(
-        f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
-        f"{recall}severity error {scores['severity_mae']:.2f}"
-    )
-    if report is not None:
-        write_json(report, provenance(data=Path(data).name) | result)
-
-
-def _replay_streams(
-    bundle: Bundle,
-    data: str,
-    protocols: list[str],
-    frames: int | None,
-    severity: str,
-    seed: int,
-    threads: int,
-    rivals: Path | None,
-    batches: list[int] | None,
-    report: Path | None,
-    table: Path | None,
-    resume: bool,
-    remeasure: bool,
-) -> None:
-    from rws.benchmarks.streams.protocols import PROTOCOLS
-    from rws.benchmarks.streams.run import format_streams, replay_streams, write_csv
-    from rws.edge.common.provenance import provenance, write_json
-
-    result = replay_streams(
-        bundle,
+    streams = replay_streams(
+        Bundle.load(bundle),
         data,
-        protocols=PROTOCOLS if "all" in protocols else protocols,
-        frames=500 if frames is None else frames,
-        severity="all" if severity == "all" else float(severity),
-        seed=seed,
-        batches=batches or (1, 64),
-        rivals=rivals,
-        parts=None if report is None else report.with_name(report.name + ".parts"),
-        resume=resume,
-        remeasure=remeasure,
-        threads=threads,
-        progress=typer.echo,
+        StreamOptions(
+            protocols=PROTOCOLS if "all" in protocol else protocol,
+            frames=500 if frames is None else frames,
+            severity="all" if severity == "all" else float(severity),
+            seed=seed,
+            baselines=rivals,
+            batches=batch or (1, 64),
+            parts=None if report is None else report.with_name(report.name + ".parts"),
+            resume=resume,
+            remeasure=remeasure,
+            threads=threads or 1,
+            progress=typer.echo,
+        ),
     )
-    typer.echo(format_streams(result))
+    typer.echo(format_streams(streams))
     if report is not None:
-        write_json(report, provenance(data=Path(data).name, threads=threads) | result)
+        write_json(report, provenance(data=Path(data).name, threads=threads or 1) | streams)
     if table is not None:
-        write_csv(table, result)
+        write_accuracies(table, streams)
 
 
 def _severities(text: str) -> list[int]:

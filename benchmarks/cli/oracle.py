@@ -43,7 +43,7 @@ def policies(
     """
     with require("bench"):
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
-        from rws.training.evaluation.judge import load_splits
+        from rws.training.evaluation.frames import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)
@@ -82,7 +82,7 @@ def pairs(
     """
     with require("bench"):
         from rws.benchmarks.oracle.pairs import compare_pairs, print_pairs
-        from rws.training.evaluation.judge import load_splits
+        from rws.training.evaluation.frames import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)
@@ -125,7 +125,7 @@ def unseen(
         import torch
 
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
-        from rws.training.evaluation.judge import load_splits
+        from rws.training.evaluation.frames import load_splits
     from rws.edge.bundle.bundle import Bundle
 
     _check(report)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -113,6 +114,30 @@ def frames_per_block(frame_ms: float, every: int) -> int:
 def settling_frames(frame_ms: float) -> int:
     """How many frames go before a block without counting: until caches and clock are as this case has them."""
     return 2 if frame_ms < 20 else 1
+
+
+def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
+    """Return what runs one block of a step without changes of mix, and gives its milliseconds per frame.
+
+    Args:
+        step: works through `frames` frames; runs a few times at once, to know how long it takes.
+        frames: frames per call of `step`.
+    """
+
+    def once() -> float:
+        before = time.perf_counter()
+        step()
+        return 1e3 * (time.perf_counter() - before)
+
+    typical = float(np.median([once() for _ in range(5)]))
+    settle, count = settling_frames(typical), frames_per_block(typical, 0)
+
+    def run() -> Block:
+        for _ in range(settle):
+            once()
+        return Block(np.array([once() for _ in range(count)]) / frames, np.zeros(count, np.bool_))
+
+    return run
 
 
 def interleave(

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,14 +29,20 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 CLEAN_COLOUR = "#e9ebef"
 INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
+ARM_STYLES = {
+    "std": ("never patched", "#9aa3b2", 1.6),
+    "perfect": ("told the truth", "#1d2433", 1.4),
+    "trained": ("trained oracle", "#e4572e", 2.4),
+}
+"""Label, colour and line width of what running accuracies show."""
 
 
-def corruption_colours() -> dict[str, tuple[float, ...] | str]:
+def corruption_colours() -> dict[str, str]:
     """Return one colour for each corruption, and a pale grey for clean."""
-    colours: dict[str, tuple[float, ...] | str] = {CLEAN: CLEAN_COLOUR}
+    colours = {CLEAN: CLEAN_COLOUR}
     for colour_map, (_, members) in FAMILIES.items():
         shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {name: plt.get_cmap(colour_map)(shade) for name, shade in zip(members, shades, strict=True)}
+        colours |= {name: to_hex(plt.get_cmap(colour_map)(shade)) for name, shade in zip(members, shades, strict=True)}
     return colours
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
-from rws.benchmarks.demo.demo import load_stream
+from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.runtime import STAGES, Runtime
 from rws.errors import InputError, RwsError

@@ -21,8 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.plots import FAMILIES, GRID, INK, MUTED, corruption_colours, small_png
-from rws.benchmarks.streams.timeline import WAY_STYLES
+from rws.benchmarks.common.plots import ARM_STYLES, FAMILIES, GRID, INK, MUTED, corruption_colours, small_png
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
@@ -311,7 +310,7 @@ def draw_stream(timeline: Mapping[str, Any]) -> Figure:
         color=INK,
         pad=64,
     )
-    styles = WAY_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
+    styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
     frames = timeline["step"] * (1 + np.arange(count // timeline["step"]))
     for way in ("std", "frame", "trained", "perfect"):
         if way in timeline["correct"]:

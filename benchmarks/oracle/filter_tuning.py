@@ -13,15 +13,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.streams.images import clean_images, known_corruptions
+from rws.benchmarks.streams.ours import observe_streams
 from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, make_stream
-from rws.benchmarks.streams.run import clean_images, known_corruptions, observe_streams
-from rws.benchmarks.streams.scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
+from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, perfect_accuracy, switch_rate
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.policy import GainTable, Mix, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.training.evaluation.judge import split_as_built
+from rws.training.evaluation.evaluator import MixKey, mix_key
+from rws.training.evaluation.frames import split_as_built
 from rws.training.jobs.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]

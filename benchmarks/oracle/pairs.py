@@ -1,6 +1,6 @@
 """Two corruptions at once (fog and noise, …): never patched, one signature, both composed; told, and by the oracle.
 
-Pairs are laid over one another by `rws.training.evaluation.judge.corrupted`: the first named corruption first. Words of
+Pairs are laid over one another by `rws.training.evaluation.frames.corrupted`, the first one first. Words of
 the table: `std` is never patched; of those who are told the pair, `single` has the one signature, of all, that is best
 for it, `both` its two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the
 strength that is best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the
@@ -28,7 +28,8 @@ from rws.oracle.belief import Belief
 from rws.oracle.policy import GainTable, Mix, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
+from rws.training.evaluation.evaluator import Evaluator, beliefs_of
+from rws.training.evaluation.frames import Frames, Layers, Splits, make_frames, shuffled, single_cells
 
 SEVERITIES = (3, 5)
 SCALES = (0.5, 0.75, 1.0)
@@ -126,24 +127,24 @@ def compare_pairs(
     model, oracle = bundle.model("onnx", threads=threads), bundle.oracle(threads)
     expected = ExpectedPolicy(bundle.table)
 
-    def prepare(images: Images, count: int, purpose: str) -> tuple[Judge, list[Belief]]:
+    def prepare(images: Images, count: int, purpose: str) -> tuple[Evaluator, list[Belief]]:
         order = shuffled(images, None, seed)
         frames = make_frames(order.first(count), cells, seed, order.first(clean_limit), purpose=purpose)
-        return Judge(model, frames), observe(oracle, frames)
+        return Evaluator(model, frames), beliefs_of(oracle, frames)
 
-    judge, beliefs = prepare(splits.validation, validation_limit, "validation")
-    single, scaled = _best_told(bundle.table, judge, pair_cells, scales, say)
-    composing = _best_composing(bundle.table, expected, judge, beliefs, thresholds, scales, allowed_loss, say)
+    evaluator, beliefs = prepare(splits.validation, validation_limit, "validation")
+    single, scaled = _best_told(bundle.table, evaluator, pair_cells, scales, say)
+    composing = _best_composing(bundle.table, expected, evaluator, beliefs, thresholds, scales, allowed_loss, say)
     policies: dict[str, FramePolicy] = {
         "shipped": bundle.policy(independent=True),
         "expected": expected,
         "composed": composing,
     }
-    validation = {"std": _scores(judge, [{} for _ in beliefs])}
-    validation |= {way: _scores(judge, [policy.choose(b) for b in beliefs]) for way, policy in policies.items()}
+    validation = {"std": _scores(evaluator, [{} for _ in beliefs])}
+    validation |= {way: _scores(evaluator, [policy.choose(b) for b in beliefs]) for way, policy in policies.items()}
 
-    judge, beliefs = prepare(splits.test, limit, "test")
-    frames = judge.frames
+    evaluator, beliefs = prepare(splits.test, limit, "test")
+    frames = evaluator.frames
     told = ToldPolicy(bundle.table, own=True)
     mixes: dict[str, list[Mix]] = {"std": [{} for _ in beliefs]}
     for way, mix_of in (
@@ -157,7 +158,7 @@ def compare_pairs(
     mixes |= {way: [policy.choose(belief) for belief in beliefs] for way, policy in policies.items()}
     rows, accuracy = [], {}
     for way, found in mixes.items():
-        accuracy[way] = 100 * frames.per_cell(judge.right(found))
+        accuracy[way] = 100 * frames.per_cell(evaluator.right(found))
         row: dict[str, Any] = {"way": way, "told": way in TOLD}
         row |= _by_severity(frames, accuracy[way], severities)
         if way in policies:
@@ -208,17 +209,17 @@ def both_own(told: ToldPolicy, layers: Layers, scale: float) -> Mix:
 
 
 def _best_told(
-    table: GainTable, judge: Judge, pairs: Sequence[Layers], scales: Sequence[float], say: Callable[[str], None]
+    table: GainTable, evaluator: Evaluator, pairs: Sequence[Layers], scales: Sequence[float], say: Callable[[str], None]
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
     """For each pair the best single signature, or none, at its alpha for that severity; and the best scale of both."""
     told = ToldPolicy(table, own=True)
     single: dict[Layers, Mix] = {}
     scaled: dict[Layers, float] = {}
     for layers in pairs:
-        chosen = judge.frames.where([judge.frames.cells.index(layers)])
+        chosen = evaluator.frames.where([evaluator.frames.cells.index(layers)])
         candidates: list[Mix] = [{}] + [told.choose_told(name, layers[0][1]) for name in table.corruptions]
-        single[layers] = max(candidates, key=lambda mix: judge.right_under(mix, chosen).mean())
-        scaled[layers] = max(scales, key=lambda s: judge.right_under(both_own(told, layers, s), chosen).mean())
+        single[layers] = max(candidates, key=lambda mix: evaluator.right_under(mix, chosen).mean())
+        scaled[layers] = max(scales, key=lambda s: evaluator.right_under(both_own(told, layers, s), chosen).mean())
         say(f"validation: {_named(layers)}: best single {next(iter(single[layers]), 'none')}, scale {scaled[layers]}")
     return single, scaled
 
@@ -226,7 +227,7 @@ def _best_told(
 def _best_composing(
     table: GainTable,
     base: FramePolicy,
-    judge: Judge,
+    evaluator: Evaluator,
     beliefs: Sequence[Belief],
     thresholds: Sequence[float],
     scales: Sequence[float],
@@ -234,12 +235,12 @@ def _best_composing(
     say: Callable[[str], None],
 ) -> ComposingPolicy:
     """Threshold and scale that are best for pairs, of those that cost little elsewhere; else what costs least."""
-    before = _scores(judge, [base.choose(belief) for belief in beliefs])
+    before = _scores(evaluator, [base.choose(belief) for belief in beliefs])
     found = []
     for threshold in thresholds:
         for scale in scales:
             policy = ComposingPolicy(table, base, threshold, scale)
-            change = _scores(judge, [policy.choose(belief) for belief in beliefs]) - before
+            change = _scores(evaluator, [policy.choose(belief) for belief in beliefs]) - before
             found.append((policy, max(-change[0], -change[1]), change[2]))
             say(
                 f"validation: composed from {threshold}, scale {scale}: "
@@ -251,10 +252,10 @@ def _best_composing(
     return min(found, key=lambda entry: entry[1])[0]
 
 
-def _scores(judge: Judge, mixes: Sequence[Mix]) -> NDArray[np.float64]:
+def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> NDArray[np.float64]:
     """Accuracy, percent, float64 (3,): clean, mean over the single corruptions, mean over the pairs."""
-    per_cell = 100 * judge.frames.per_cell(judge.right(mixes))
-    return np.array([_mean_of(judge.frames, per_cell, layers) for layers in (0, 1, 2)])
+    per_cell = 100 * evaluator.frames.per_cell(evaluator.right(mixes))
+    return np.array([_mean_of(evaluator.frames, per_cell, layers) for layers in (0, 1, 2)])
 
 
 def _mean_of(frames: Frames, per_cell: NDArray[np.float64], layers: int) -> float:

@@ -24,7 +24,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
-from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
+from rws.training.evaluation.evaluator import Evaluator, beliefs_of
+from rws.training.evaluation.frames import Frames, Splits, make_frames, shuffled, single_cells
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -216,23 +217,25 @@ def compare_policies(
         raise InputError("policies: clean_weights must hold 1 and the thresholds of each family 0")
     say = progress or (lambda line: None)
     shipped = bundle.policy(independent=True)
-    judge, beliefs, _ = _prepared(bundle, splits.validation, validation_limit, clean_limit, seed, threads, "validation")
-    settings = _validated(bundle.table, judge, beliefs, clean_weights, thresholds, say)
-    validation = {("shipped", ""): _on_validation(judge, beliefs, shipped)}
+    evaluator, beliefs, _ = _prepared(
+        bundle, splits.validation, validation_limit, clean_limit, seed, threads, "validation"
+    )
+    settings = _validated(bundle.table, evaluator, beliefs, clean_weights, thresholds, say)
+    validation = {("shipped", ""): _on_validation(evaluator, beliefs, shipped)}
     chosen = {
         (family, rule): choose_setting([s for s in settings if s.family == family], rule, allowed_ta_loss)
         for family in FAMILIES
         for rule in RULES
     }
     validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
-    judge, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads, "test")
-    frames = judge.frames
+    evaluator, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads, "test")
+    frames = evaluator.frames
     mixes: dict[tuple[str, str], list[Mix]] = {("std", ""): [{} for _ in beliefs]}
     mixes |= {(name, ""): found for name, found in told.items()}
     policies: dict[tuple[str, str], FramePolicy] = {("shipped", ""): shipped}
     policies |= {key: setting.policy(bundle.table) for key, setting in chosen.items()}
     mixes |= {key: [policy.choose(belief) for belief in beliefs] for key, policy in policies.items()}
-    right = {key: judge.right(found) for key, found in mixes.items()}
+    right = {key: evaluator.right(found) for key, found in mixes.items()}
     scores = {key: accuracies(frames, found) for key, found in right.items()}
     rows = []
     for key, found in mixes.items():
@@ -277,8 +280,8 @@ def compare_policies(
 
 def _prepared(
     bundle: Bundle, images: Any, limit: int, clean_limit: int | None, seed: int, threads: int, purpose: str
-) -> tuple[Judge, list[Belief], dict[str, list[Mix]]]:
-    """Frames with a judge, the oracle's beliefs, and the mixes of those who are told."""
+) -> tuple[Evaluator, list[Belief], dict[str, list[Mix]]]:
+    """Frames with a evaluator, the oracle's beliefs, and the mixes of those who are told."""
     order = shuffled(images, None, seed)
     cells = ((), *single_cells(SEVERITIES))
     frames = make_frames(order.first(limit), cells, seed, order.first(clean_limit), purpose=purpose)
@@ -287,18 +290,18 @@ def _prepared(
         policy = ToldPolicy(bundle.table, own=own)
         by_cell = [policy.choose_told(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells]
         told[name] = [by_cell[cell] for cell in frames.cell]
-    return Judge(bundle.model("onnx", threads=threads), frames), observe(bundle.oracle(threads), frames), told
+    return Evaluator(bundle.model("onnx", threads=threads), frames), beliefs_of(bundle.oracle(threads), frames), told
 
 
-def _on_validation(judge: Judge, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
+def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
     """The points of TA that a policy loses, and its RA."""
-    score = accuracies(judge.frames, judge.right([policy.choose(belief) for belief in beliefs]))
-    return accuracies(judge.frames, judge.right_under({}))["ta"] - score["ta"], score["ra"]
+    score = accuracies(evaluator.frames, evaluator.right([policy.choose(belief) for belief in beliefs]))
+    return accuracies(evaluator.frames, evaluator.right_under({}))["ta"] - score["ta"], score["ra"]
 
 
 def _validated(
     table: GainTable,
-    judge: Judge,
+    evaluator: Evaluator,
     beliefs: Sequence[Belief],
     clean_weights: Sequence[float],
     thresholds: Mapping[str, Sequence[float]],
@@ -308,7 +311,7 @@ def _validated(
     for family, build in FAMILIES.items():
         for threshold in thresholds[family]:
             for weight in clean_weights:
-                found = _on_validation(judge, beliefs, build(table, threshold, weight))
+                found = _on_validation(evaluator, beliefs, build(table, threshold, weight))
                 settings.append(Setting(family, threshold, weight, *found))
             best = max(settings[-len(clean_weights) :], key=lambda setting: setting.ra)
             say(f"validation: {family:10s} threshold {threshold:<5g} RA {best.ra:6.2f}  TA loss {best.ta_loss:5.2f}")

@@ -28,8 +28,9 @@ from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import Evaluator
+from rws.training.evaluation.frames import Splits, make_frames, shuffled, single_cells
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import JSON, Store, claim
 from rws.training.oracle.fit import (
@@ -221,14 +222,14 @@ def meet(
     cells = single_cells(SEVERITIES, (corruption,))
 
     order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
-    judge = Judge(model, make_frames(order, cells, recipe.seed, purpose="validation"))
+    evaluator = Evaluator(model, make_frames(order, cells, recipe.seed, purpose="validation"))
     candidates: list[Mix] = [{}] + [{name: alpha} for name in others for alpha in BORROWED_ALPHAS]
-    accuracy = [100 * judge.frames.per_cell(judge.right_under(mix)) for mix in candidates]
+    accuracy = [100 * evaluator.frames.per_cell(evaluator.right_under(mix)) for mix in candidates]
     borrowed = [candidates[int(best)] for best in np.argmax(accuracy, axis=0)]
 
     order = shuffled(splits.test, None, recipe.seed)
     frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
-    judge = Judge(model, frames)
+    evaluator = Evaluator(model, frames)
     ours = stranger.mixes(frames.pixels)
     told: dict[str, list[Mix]] = {
         "std": [{} for _ in frames.cells],
@@ -236,7 +237,7 @@ def meet(
         "own": [*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}],
     }
     mixes = {way: [by_cell[cell] for cell in frames.cell] for way, by_cell in told.items()} | {"ours": ours}
-    reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}
+    reached = {way: 100 * frames.per_cell(evaluator.right(mixes[way])) for way in WAYS}
     gain = reached["ours"] - reached["std"]
     met = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
     counts = Counter(max(mix, key=lambda name: mix[name]) for mix in met if mix)

@@ -17,7 +17,7 @@ from rws.benchmarks.common.plots import GRID, INK, MUTED
 from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Variant, flat
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
 from rws.training.models.fit import to_input
 from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
 

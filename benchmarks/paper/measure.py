@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from rws.benchmarks.paper.columns import ColumnBuild
-from rws.benchmarks.replay.replay import TestSet, corrupted_sets
 from rws.edge.signatures.quantization import dequantise, quantise
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
+from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
 from rws.training.jobs.store import JSON, Store
 from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
-from rws.training.models.fit import predict
+from rws.training.models.fit import accuracy
 from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
 
 REPRODUCE_VERSION = 1
@@ -130,13 +130,13 @@ class Measure:
         """How many images everything is judged by."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
 
-    def sets(self) -> list[TestSet]:
+    def sets(self) -> list[EvaluationSet]:
         """Clean and all corrupted test images, as the replay takes them."""
-        return [TestSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
+        return [EvaluationSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
 
     def accuracy(self, model: nn.Module, images: Images) -> float:
         """Percent right; 32 bits, TF32 on a GPU."""
-        return 100 * (predict(model, images.pixels).argmax(1) == images.labels).double().mean().item()
+        return accuracy(model, images)
 
     @cached_property
     def std(self) -> nn.Module:

@@ -20,7 +20,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
 from rws.training.jobs.store import JSON
 from rws.training.signatures.methods import Deltas, composed, patched
 
@@ -68,10 +68,10 @@ def _run_bundle(measure: Measure) -> dict[str, Any]:
     found: dict[str, Any] = {"ta": {}, "ra": {way: {} for way in ways}}
     right = []
     for test in measure.sets():
-        outcome = replayer.run(test.to("cpu"))
-        scores = {way: 100 * float(outcome["correct"][way].mean()) for way in ways}
+        outcome = replayer.run(test)
+        scores = {way: 100 * float(outcome.correct[way].mean()) for way in ways}
         truth = 0 if test.corruption == CLEAN else 1 + CORRUPTIONS.index(test.corruption)
-        named = 100 * float((outcome["types"] == truth).mean())
+        named = 100 * float((outcome.types == truth).mean())
         if test.corruption == CLEAN:
             found |= {"ta": scores, "clean_recall": named}
         else:

@@ -19,8 +19,9 @@ from torch import Tensor
 from rws.training.build.build import Build
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
 from rws.training.models.architectures import fold_batchnorm
+from rws.training.models.fit import accuracy as percent
 from rws.training.models.fit import predict
 from rws.training.signatures.methods import Deltas, composed, patched
 
@@ -75,7 +76,7 @@ def compare_ways(
     }
 
     def accuracy(deltas: Deltas, pixels: Tensor, labels: Tensor) -> float:
-        return 100 * (predict(patched(std, deltas), pixels).argmax(1) == labels).float().mean().item()
+        return percent(patched(std, deltas), Images(pixels, labels, test.classes))
 
     def best_alpha(deltas: Deltas, pixels: Tensor) -> tuple[float, float]:
         scores = [accuracy(composed([(deltas, alpha)]), pixels, validation.labels) for alpha in ALPHAS]

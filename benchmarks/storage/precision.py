@@ -14,7 +14,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.replay.replay import BATCH, test_sets
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.quantization import Bits, Per
@@ -24,6 +23,8 @@ from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import Mix, ToldPolicy
 from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.sets import evaluation_sets
 from rws.training.models.architectures import read_state_dict
 
 ArrayDeltas = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -143,7 +144,7 @@ def compare_codes(
 
     Args:
         bundle: gives the model, the alphas and the classes.
-        source, limit, seed: see `rws.benchmarks.replay.replay.test_sets`.
+        source, limit, seed: see `rws.training.evaluation.sets.evaluation_sets`.
         work: see `codes_of`.
         severity: of the corruptions, 1 to 5.
         threads: threads of the model; None leaves the choice to ONNX Runtime.
@@ -161,13 +162,13 @@ def compare_codes(
     content = bundle.read(MODEL)
     models = [OnnxModel(content, code.signatures, code.signatures.tensors, threads=threads) for code in codes]
     told = ToldPolicy(bundle.table, own=True)
-    sets = test_sets(source, bundle.manifest.classes, bundle.manifest.input.height, (severity,), limit, seed)
+    sets = evaluation_sets(source, bundle.manifest.classes, bundle.manifest.input.height, (severity,), limit, seed)
     clean: Images | None = None
     never_patched: dict[str, float] = {}
     patched: dict[str, list[float]] = {}
     alphas: dict[str, float] = {}
     for test in sets:
-        never_patched[test.corruption] = _accuracy(models[0], test.images)
+        never_patched[test.corruption] = percent_right(models[0], test.images.pixels, test.images.labels)
         if test.corruption == CLEAN:
             clean = test.images
             continue
@@ -176,7 +177,7 @@ def compare_codes(
         patched[test.corruption] = []
         for code, model in zip(codes, models, strict=True):
             model.apply(code.mix(mix))
-            patched[test.corruption].append(_accuracy(model, test.images))
+            patched[test.corruption].append(percent_right(model, test.images.pixels, test.images.labels))
             model.reset()
         if progress is not None:
             scores = "  ".join(f"{score:6.2f}" for score in patched[test.corruption])
@@ -192,7 +193,7 @@ def compare_codes(
                 "bits": code.bits,
                 "per": code.per,
                 "ra": round(float(score), 2),
-                "ta_after_reset": round(_accuracy(model, clean), 2),
+                "ta_after_reset": round(percent_right(model, clean.pixels, clean.labels), 2),
                 "bytes": code.bytes,
             }
             for code, model, score in zip(codes, models, ra, strict=True)
@@ -203,11 +204,3 @@ def compare_codes(
         "severity": severity,
         "seed": seed,
     }
-
-
-def _accuracy(model: OnnxModel, images: Images) -> float:
-    right = 0
-    for start in range(0, len(images), BATCH):
-        x = (images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
-        right += int((model.predict(x).argmax(1) == images.labels[start : start + BATCH].numpy()).sum())
-    return 100 * right / len(images)

@@ -9,7 +9,7 @@ gives an estimate (`GainTable.estimate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,6 @@ from rws.training.corruptions import CORRUPTIONS
 RIGHT_WITHIN = 1.0
 NAMES = (CLEAN, *CORRUPTIONS)
 """The types in the order of every list by type: clean, then the corruptions."""
-
-MixKey = tuple[tuple[str, float], ...]
-
-
-def mix_key(mix: Mix) -> MixKey:
-    """A mix as something that can be looked up."""
-    return tuple(sorted(mix.items()))
 
 
 def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
@@ -91,17 +84,24 @@ def switch_rate(stream: Stream, mix: NDArray[np.int64]) -> float:
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
 
 
-def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Frames until the mix is right, over stretches of one true state; 0 is right from the first frame on.
+class Reaction(TypedDict):
+    """Frames until the mix is right, over `blocks` stretches; `never`: percent of them in which it never got right."""
 
-    A stretch in which it never got right counts with its whole length, which is the least that it can be.
+    median: float
+    mean: float
+    p95: float
+    never: float
+    blocks: int
+
+
+def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Reaction | None:
+    """Return the frames until the mix is right, over stretches of one true state; 0: right from the first frame on.
+
+    A stretch in which it never got right counts with its whole length, a lower bound.
 
     Args:
         right: bool (N,).
-        starts, stops: int64 (B,), the stretches; None is returned where there are none.
-
-    Returns:
-        `median`, `mean`, `p95` in frames, `never`: percent of the stretches in which it never got right, `blocks`: B.
+        starts, stops: int64 (B,), the stretches; for none of them the result is None.
     """
     if len(starts) == 0:
         return None
@@ -116,22 +116,22 @@ def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray
     }
 
 
-def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]) -> dict[str, Any]:
-    """Reaction to changes of the true type, and to those of the severity inside a block.
+def delays(
+    stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]
+) -> tuple[Reaction | None, Reaction | None]:
+    """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
+
+    Both are None for `mixed`, where every frame is a change. In `gradual`, where a corruption sets in so weak that no
+    patch is right, its block counts from the first frame at which no patch is wrong (more than 1 point below
+    `perfect`), and not at all if there is none.
 
     Args:
         stream: N frames.
-        right: whether the mix in force was right, bool (N,).
+        right: whether the mix in effect was right, bool (N,).
         unpatched: whether no patch would have been right, bool (N,).
-
-    Returns:
-        `delay`: see `reaction`, over the blocks of one type; `delay_severity`: over the stretches of one rounded
-        severity that do not start with another type. Both None for `mixed`, where every frame is a change. In
-        `gradual`, where a corruption sets in so weak that no patch is right, its block counts from the first frame at
-        which no patch is wrong (more than 1 point below `perfect`), and not at all where there is none.
     """
     if stream.protocol == "mixed":
-        return {"delay": None, "delay_severity": None}
+        return None, None
     blocks = stream.block_starts()
     rounded = np.round(stream.severity)
     steps = np.union1d(blocks, 1 + np.flatnonzero(rounded[1:] != rounded[:-1]))
@@ -143,10 +143,7 @@ def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_
         first = [start + int(counted[start:stop].argmax()) for start, stop in zip(starts, stops, strict=True)]
         kept = counted[first]
         starts, stops = np.array(first)[kept], stops[kept]
-    return {
-        "delay": reaction(right, starts, stops),
-        "delay_severity": reaction(right, steps[inside], ends[inside]),
-    }
+    return reaction(right, starts, stops), reaction(right, steps[inside], ends[inside])
 
 
 def run_lengths(values: NDArray[np.int64]) -> list[list[int]]:

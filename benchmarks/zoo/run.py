@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rws.benchmarks.pages.zoo import SEVERITIES
-from rws.benchmarks.replay.replay import BATCH, corrupted_sets
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance
-from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
@@ -36,7 +34,9 @@ from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
 from rws.training.data.images import Images
 from rws.training.data.pictures import load_labelled, read_names
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.evaluator import Evaluator, as_input, ground_truth_mixes, observe, per_type, percent_right
+from rws.training.evaluation.frames import corrupted
+from rws.training.evaluation.sets import corrupted_sets
 from rws.training.models.export import export_onnx
 
 WAYS = ("std", "trained", "told")
@@ -81,19 +81,6 @@ def halves(images: Images) -> tuple[Images, Images]:
     return images.take(range(0, len(images), 2)), images.take(range(1, len(images), 2))
 
 
-def predictions(model: PatchableModel, x: NDArray[np.float32], mixes: Sequence[Mix]) -> NDArray[np.int64]:
-    """The class of each image, int64 (N,), under its own mix."""
-    members: dict[tuple[tuple[str, float], ...], list[int]] = {}
-    for place, mix in enumerate(mixes):
-        members.setdefault(tuple(sorted(mix.items())), []).append(place)
-    found = np.empty(len(x), np.int64)
-    for mix, places in members.items():
-        model.apply(dict(mix))
-        for part in np.array_split(np.array(places), math.ceil(len(places) / BATCH)):
-            found[part] = model.predict(x[part]).argmax(1)
-    return found
-
-
 def interval(count: int, of: int) -> tuple[float, float]:
     """95 % interval of a share, in percent (Wilson 1927)."""
     z = 1.96
@@ -131,26 +118,26 @@ def measure(
     reference = np.empty(0, np.int64)
     clean: dict[str, Any] = {}
     for made in corrupted_sets(test, severities, None, seed):
-        x = made.images.pixels.numpy() / np.float32(255)
-        labels = made.images.labels.numpy()
-        joint = np.concatenate([oracle.observe_batch(part) for part in np.array_split(x, math.ceil(len(x) / BATCH))])
+        frames = made.frames
+        labels, count = frames.labels, len(frames)
+        joint = observe(oracle, frames.pixels)
+        evaluator = Evaluator(model, frames)
         mixes = {
-            "std": [{}] * len(x),
+            "std": [{}] * count,
             "trained": policy.mixes(joint),
-            "told": [told.choose_told(made.corruption, made.severity)] * len(x),
+            "told": ground_truth_mixes(told, frames),
         }
-        found = {way: predictions(model, x, mixes[way]) for way in WAYS}
-        per_type = joint[:, 1:].reshape(len(x), len(oracle.corruptions), -1).sum(2)
-        named = np.concatenate([joint[:, :1], per_type], 1).argmax(1)
+        found = {way: evaluator.answers(mixes[way]) for way in WAYS}
+        named = per_type(joint, len(oracle.corruptions)).argmax(1)
         if made.corruption == CLEAN:
             reference = found["std"]
             changed = int((found["trained"] != reference).sum())
             clean = {
                 "accuracy": _percent(reference == labels),
                 "accuracy_trained": _percent(found["trained"] == labels),
-                "changed": 100 * changed / len(x),
-                "changed_interval": interval(changed, len(x)),
-                "patched": 100 * sum(bool(mix) for mix in mixes["trained"]) / len(x),
+                "changed": 100 * changed / count,
+                "changed_interval": interval(changed, count),
+                "patched": 100 * sum(bool(mix) for mix in mixes["trained"]) / count,
                 "named_clean": _percent(named == 0),
             }
             progress(f"clean: {clean}")
@@ -186,7 +173,7 @@ def _percent(right: NDArray[np.bool_]) -> float:
 
 def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> dict[str, float]:
     """How much the two engines' logits differ under a mix, and the share of equal predictions."""
-    x = test.first(count).pixels.numpy() / np.float32(255)
+    x = as_input(test.first(count).pixels)
     found = []
     for backend in ("onnx", "torch"):
         model = bundle.model(backend, provider="cpu")
@@ -202,7 +189,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
     model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
-    x = test.pixels[0].numpy() / np.float32(255)
+    x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):
         start = time.perf_counter()
@@ -359,10 +346,10 @@ def run_curve(
         scores: dict[str, list[float]] = {"std": [], "told": []}
         for name in corruptions:
             for severity in SEVERITIES:
-                x = corrupted(test.pixels, ((name, severity),), seed).numpy() / np.float32(255)
+                pixels = corrupted(test.pixels, ((name, severity),), seed)
                 for way, mix in (("std", {}), ("told", {name: 1.0})):
-                    found = predictions(patched, x, [mix] * len(x))
-                    scores[way].append(_percent(found == test.labels.numpy()))
+                    patched.apply(mix)
+                    scores[way].append(percent_right(patched, pixels, test.labels))
         row = {
             "layers": count,
             "parameters": sum(array.size for array in workshop.clean.values()),

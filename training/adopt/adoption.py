@@ -45,7 +45,8 @@ from rws.training.adopt.model import Adopted, OperatorError, layers_within, sign
 from rws.training.build.recipe import StreamRecipe, parse, tomllib
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T
 from rws.training.models.allocator import keep_freed_memory

@@ -20,9 +20,8 @@ from rws.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import percent_right
 from rws.training.jobs.seeds import derive_seed
-
-_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,6 @@ def check_signed(names: Sequence[str]) -> None:
             f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
             f"known: {', '.join(CORRUPTIONS)}"
         )
-
-
-def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Accuracy of a model as it is patched now, percent.
-
-    Args:
-        model: the model.
-        pixels: uint8 (N, 3, H, W), RGB.
-        labels: int64 (N,).
-        soft: mean probability of the right class instead.
-    """
-    logits = np.concatenate([model.predict(part.cpu().numpy() / np.float32(255)) for part in pixels.split(_BATCH)])
-    right = labels.cpu().numpy()
-    if not soft:
-        return 100 * float((logits.argmax(1) == right).mean())
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    return 100 * float((odds[np.arange(len(right)), right] / odds.sum(1)).mean())
 
 
 def measure_gain(

@@ -322,4 +322,4 @@ def predict(model: nn.Module, pixels: Tensor, *, batch_size: int = 500, precisio
 
 def accuracy(model: nn.Module, data: Images, *, precision: str = "fp32") -> float:
     """Share of the images that are classified right, in percent."""
-    return 100 * (predict(model, data.pixels, precision=precision).argmax(1) == data.labels).float().mean().item()
+    return 100 * (predict(model, data.pixels, precision=precision).argmax(1) == data.labels).double().mean().item()

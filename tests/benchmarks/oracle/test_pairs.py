@@ -11,7 +11,7 @@ from rws.benchmarks.oracle.policies import ExpectedPolicy, HardPolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import Belief, InputError, ToldPolicy, certain
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.evaluation.judge import load_splits
+from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels

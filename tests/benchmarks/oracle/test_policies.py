@@ -22,7 +22,7 @@ from rws.benchmarks.oracle.policies import (
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
 from rws.oracle.policy import STEP
-from rws.training.evaluation.judge import load_splits
+from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels

@@ -23,7 +23,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError
 from rws.oracle import ExpectedGainPolicy, InputError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.evaluation.judge import load_splits
+from rws.training.evaluation.frames import load_splits
 from rws.training.jobs.store import claim
 from rws.training.oracle.fit import OracleRecipe
 

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from rws.benchmarks.baselines.methods import COMPARED, ENGINES, RIVALS
+from rws.benchmarks.baselines.cost import ENGINES
+from rws.benchmarks.baselines.registry import BASELINES, COMPARED
 from rws.benchmarks.oracle.policies import FAMILIES, RULES
 from rws.benchmarks.pages import results as page_results
 from rws.benchmarks.pages.oracle import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
@@ -91,7 +92,7 @@ def streams():
 def rivals():
     rows = streams()["rows"]
     for batch in (1, 64):
-        for index, method in enumerate(RIVALS):
+        for index, method in enumerate(BASELINES):
             for protocol, ta in (("continual", 70.0), ("mixed", 50.0 + index)):
                 rows.append({"protocol": protocol, "method": method, "batch": batch, "ra": 60.0, "ta": ta})
     costs = []
@@ -142,7 +143,7 @@ def test_every_table_is_whole(name):
 
 
 def test_every_method_has_a_name():
-    assert {*RIVALS, *COMPARED, "frame", "trained", "perfect", "best"} == set(METHODS)
+    assert {*BASELINES, *COMPARED, "frame", "trained", "perfect", "best"} == set(METHODS)
     assert {method for names in ENGINES.values() for method in names} <= set(METHODS)
     assert set(FAMILIES) == set(POLICIES)
     assert set(RULES) == set(CHOSEN)

@@ -72,16 +72,6 @@ def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
     assert high - low < 5
 
 
-def test_each_image_is_classified_under_its_own_mix(test_images):
-    model = Bundle.load().model(threads=1)
-    x = test_images.pixels[:6].numpy() / np.float32(255)
-    mixes = [{}, {"fog": 1.0}, {}, {"contrast": 0.5}, {"fog": 1.0}, {"fog": 1.0, "snow": 0.5}]
-    found = zoo.predictions(model, x, mixes)
-    for place, mix in enumerate(mixes):
-        model.apply(mix)
-        assert found[place] == model.predict(x[place]).argmax()
-
-
 def test_both_engines_say_the_same(test_images):
     same = zoo.same_from_torch(Bundle.load(), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
