@@ -10,7 +10,7 @@ from rws.benchmarks.pages.results import lookup, matching, table
 
 
 def _happened(case: dict[str, Any]) -> str:
-    return (case["skipped"] or case["happened"]) + ("" if case["passed"] else " **not kept**")
+    return f"{case['skipped'] or case['happened']}{'' if case['passed'] else ' **not kept**'}"
 
 
 def _clips() -> list[dict[str, Any]]:

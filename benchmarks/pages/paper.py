@@ -69,10 +69,11 @@ def _found(name: str, scale: str) -> Results:
 
 def _everywhere(found: Results, template: str, title: str = "") -> list[Column]:
     """Return a column for each of the paper's, from rows that hold the same row of each result."""
-    return [
-        Column(TITLES[column] + title, lambda cells, i=index: template.format(**cells[i]))
-        for index, column in enumerate(found)
-    ]
+
+    def cell(index: int) -> Callable[[Any], str]:
+        return lambda cells: template.format(**cells[index])
+
+    return [Column(TITLES[column] + title, cell(index)) for index, column in enumerate(found)]
 
 
 def _rows(found: Results) -> list[tuple[Any, ...]]:
@@ -240,12 +241,10 @@ def done() -> str:
 
 def goals() -> str:
     """What CIFAR-10 with VGG-16 should reach, and does: our signatures of five layers, by the paper's yardsticks."""
-    columns = [label("CIFAR-10, VGG-16", 0), label("wanted", 1)]
-    for scale in SCALES:
-        result = _found("table1", scale).get("cifar10-vgg16")
-        reached = _reached(result["rows"]) if result else {}
-        columns.append(Column(f"{scale} scale", lambda goal, reached=reached: reached.get(goal[0])))
-    return markdown(columns, GOALS.items())
+    results = [_found("table1", scale).get("cifar10-vgg16") for scale in SCALES]
+    reached = [_reached(result["rows"]) if result else {} for result in results]
+    rows = [[name, wanted, *(found.get(name, "") for found in reached)] for name, wanted in GOALS.items()]
+    return markdown(plain("CIFAR-10, VGG-16", "wanted", *(f"{scale} scale" for scale in SCALES), words=2), rows)
 
 
 def _reached(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -68,11 +68,10 @@ def render(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
         return content.replace("](benchmarks/results/", f"]({folder}/".replace("(./", "("))
 
     for name, make in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        place = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+        if place is None:
             raise InputError(f"{page} has no place for the table {name!r}")
-        content = linked(make())
-        text = pattern.sub(lambda match, content=content: f"{match.group(1)}{content}\n{match.group(2)}", text)
+        text = f"{text[: place.start(1)]}{linked(make())}\n{text[place.end(1) :]}"
     return _VALUE.sub(lambda match: f"<!-- {match.group(1)} -->{linked(evaluate(match.group(1)))}<!-- / -->", text)
 
 
