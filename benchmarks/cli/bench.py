@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -234,7 +234,7 @@ def _latency(
     from rws.benchmarks.latency.run import measure_latency
     from rws.edge.common.provenance import provenance
 
-    made = {
+    made: dict[str, Any] = {
         "seed": options.seed,
         "layers": layers,
         "device": options.device,

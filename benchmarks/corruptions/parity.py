@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.benchmarks.common.committed import ROOT
@@ -156,12 +157,14 @@ class Deviation:
         return abs(self.ours - self.reference) <= 4 * self.error + rounding * abs(self.reference)
 
 
-def _decoded(stored: np.ndarray, by_severity: bool) -> np.ndarray:
+def _decoded(stored: NDArray[np.uint8], by_severity: bool) -> NDArray[np.uint8]:
     """Images as they are, or out of the bytes of a lossless picture that holds them one below the other."""
     if stored.ndim > 1:
         return stored
-    pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)[:, :, ::-1]
-    frames = pixels.reshape(-1, pixels.shape[1], pixels.shape[1], 3)
+    pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError("a reference output is no picture; restore tests/data/corruptions")
+    frames: NDArray[np.uint8] = np.asarray(pixels[:, :, ::-1]).reshape(-1, pixels.shape[1], pixels.shape[1], 3)
     return frames.reshape(5, -1, *frames.shape[1:]) if by_severity else frames
 
 
