@@ -16,7 +16,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -129,8 +129,7 @@ def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomStat
 # --- Parity ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Between uint8 images: the largest, in grey levels; percentages of values that differ, and by more than three."""
 
     largest: int
@@ -291,12 +290,12 @@ def parity(
                 found = known.deviations(name, severity, count, seed)
                 row["within"] &= all(deviation.within for deviation in found.values())
                 row["severity"][str(severity)] = {
-                    "replayed": exact and asdict(exact),
+                    "replayed": exact and exact._asdict(),
                     **{key: _rounded(asdict(deviation)) for key, deviation in found.items()},
                 }
                 if size == 224 and name in COMPARABLE:
                     pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
-                    row["severity"][str(severity)]["imagecorruptions"] = asdict(max(pairs, key=lambda d: d.largest))
+                    row["severity"][str(severity)]["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
             result.setdefault(name, {})[str(size)] = row
     content = _provenance(seed=seed, corruptions=result)
     if json_file:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from rich.console import Console
 
-from rws.benchmarks.common.memory import Memory, can_measure, measure
+from rws.benchmarks.common.interleave import Row
+from rws.benchmarks.common.memory import can_measure, measure
 from rws.benchmarks.common.models import BenchmarkModel, patched_onnx
 from rws.benchmarks.common.tables import Column, label, terminal
 from rws.benchmarks.storage.precision import float_file
@@ -25,50 +26,18 @@ from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 
 
-class DiskRow(TypedDict):
-    """Bytes on disk of `what`: the model, a model for clean images and each corruption, or the signatures.
-
-    `scope`: whether signatures change the patched tensors (`shallow`) or all convolutions and linear layers (`full`);
-    `bits`: 32 is float32, which has no scale; `ratio`: all that has to be stored, so model and signatures, over the
-    model.
-    """
-
-    model: str
-    size: int
-    what: str
-    scope: str
-    bits: int | None
-    per: str
-    bytes: int
-    ratio: float
-
-
-class _MemoryRow(TypedDict):
-    """Memory of a process with `what`; see `rws.benchmarks.common.memory`.
-
-    `imports` is a process with the packages only, the others are what comes on top of it; `ratio`: over one untouched
-    session.
-    """
-
-    model: str
-    size: int
-    what: str
-    private_bytes: int
-    peak_rss_bytes: int
-    ratio: float | None
-
-
-class MemoryRow(_MemoryRow, total=False):
-    """The same; a live model has a `note` about itself."""
-
-    note: str
-
-
 class Storage(TypedDict):
-    """What `measure_storage` finds: on disk, and in memory if it can be measured."""
+    """What `measure_storage` finds; each row names its `model` and `size`.
 
-    rows: list[DiskRow]
-    memory: list[MemoryRow]
+    `rows`: `bytes` on disk of `what`: the model, a model for clean images and each corruption, or the signatures of the
+    patched tensors (`scope` `shallow`) or of all convolutions and linear layers (`full`); `bits` 32 is float32, which
+    has no scale; `ratio`: all that has to be stored, so model and signatures, over the model. `memory`: see
+    `rws.benchmarks.common.memory`, empty if it cannot be measured; `imports` is a process with the packages only, the
+    others are what comes on top of it; `ratio`: over one untouched session.
+    """
+
+    rows: list[Row]
+    memory: list[Row]
 
 
 DISK = [
@@ -100,22 +69,21 @@ def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], 
             folder = Path(name)
             progress(f"{model.name}, {model.size} px: on disk")
             files = write_models(model, folder)
-            result["rows"] += _on_disk(model, files, folder)
+            case: Row = {"model": model.name, "size": model.size}
+            result["rows"] += [case | row for row in _on_disk(model, files, folder)]
             if can_measure():
                 progress(f"{model.name}, {model.size} px: in memory")
-                result["memory"] += _in_memory(model, files, folder)
+                result["memory"] += [case | row for row in _in_memory(model, files, folder)]
     return result
 
 
 def print_storage(result: Storage, console: Console) -> None:
     """Print two tables per model."""
     for name, size in dict.fromkeys((row["model"], row["size"]) for row in result["rows"]):
-        disk = [row for row in result["rows"] if (row["model"], row["size"]) == (name, size)]
-        memory = [row for row in result["memory"] if (row["model"], row["size"]) == (name, size)]
-        console.print(
-            *(terminal(columns, rows, f"{name}, {size} px") for columns, rows in ((DISK, disk), (MEMORY, memory)))
-        )
-        console.print(*(row["note"] for row in memory if "note" in row))
+        for columns, rows in ((DISK, result["rows"]), (MEMORY, result["memory"])):
+            own = [row for row in rows if (row["model"], row["size"]) == (name, size)]
+            console.print(terminal(columns, own, f"{name}, {size} px"))
+            console.print(*(row["note"] for row in own if "note" in row))
 
 
 def weighted_tensors(proto: ModelProto) -> tuple[str, ...]:
@@ -147,16 +115,12 @@ def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
     return files
 
 
-def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[DiskRow]:
+def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
     clean = models[0].stat().st_size
 
-    def row(
-        what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = ""
-    ) -> DiskRow:
-        ratio = round(everything / clean, 4)
-        return DiskRow(
-            model=model.name, size=model.size, what=what, scope=scope, bits=bits, per=per, bytes=stored, ratio=ratio
-        )
+    def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Row:
+        code: Row = {"what": what, "scope": scope, "bits": bits, "per": per}
+        return code | {"bytes": stored, "ratio": round(everything / clean, 4)}
 
     all_models = sum(file.stat().st_size for file in models)
     rows = [row("model", clean, clean), row(f"{len(models)} models", all_models, all_models)]
@@ -182,7 +146,7 @@ def _signature_file(changes: dict[str, NDArray[np.float32]], names: Sequence[str
     return replace(one, entries=dict.fromkeys(names, one.entries[names[0]])).to_bytes()
 
 
-def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[MemoryRow]:
+def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
     signatures = folder / "signatures.safetensors"
     model.signatures.save(signatures)
     imports = measure("imports", model.size)
@@ -191,16 +155,13 @@ def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> l
         f"{len(models)} sessions": measure("sessions", model.size, models),
         f"live, {len(model.signatures.names)} signatures": measure("live", model.size, [models[0], signatures]),
     }
-
-    def row(what: str, found: Memory, private: int, peak: int, ratio: float | None) -> MemoryRow:
-        row = MemoryRow(
-            model=model.name, size=model.size, what=what, private_bytes=private, peak_rss_bytes=peak, ratio=ratio
-        )
-        return MemoryRow(**row, note=found.note) if found.note else row
-
+    rows: list[Row] = [
+        {"what": "imports", "private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss, "ratio": None}
+    ]
     one = loaded["session"].private - imports.private
-    rows = [row("imports", imports, imports.private, imports.peak_rss, None)]
     for what, found in loaded.items():
-        private, peak = found.private - imports.private, found.peak_rss - imports.peak_rss
-        rows.append(row(what, found, private, peak, round(private / one, 4)))
+        private = found.private - imports.private
+        row: Row = {"what": what, "private_bytes": private, "peak_rss_bytes": found.peak_rss - imports.peak_rss}
+        note = {"note": found.note} if found.note else {}
+        rows.append(row | {"ratio": round(private / one, 4), **note})
     return rows
