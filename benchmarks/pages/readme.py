@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,13 +18,13 @@ ARMS = {
     "best": "told, best action of the gain table",
     "always": "all signatures averaged, always on",
 }
-SLOWER_CHANGES = {
+SLOWER = {
     "reload": "a new session from a patched file",
     "reload_optimised": "the same, from a file optimised before",
     "load_state_dict": "load_state_dict of the whole model",
     "load_state_dict_shallow": "load_state_dict of the patched layers ²",
 }
-OTHER_ENGINES = {
+OTHERS = {
     "split": "fallback: split session",
     "inputs": "fallback: weights as graph inputs",
     "lora": "ONNX Runtime's LoRA adapters ³",
@@ -35,6 +34,13 @@ OTHER_ENGINES = {
     "torch_compile": "Torch, compiled, patched in place",
     "load_state_dict": "Torch, eager, load_state_dict",
 }
+# Title, model, size, the longer result that live weights and untouched sessions are from, that of all other engines.
+LATENCIES = (
+    ("VGG-16, 32 px", "vgg16", 32, "latency_live_small", "latency"),
+    ("VGG-16, 224 px", "vgg16", 224, "latency_live", "latency_vgg224"),
+    ("ResNet-50, 224 px", "resnet50", 224, "latency_live", "latency"),
+    ("MobileNetV2, 224 px", "mobilenet_v2", 224, "latency_live_small", "latency"),
+)
 RATES = {0: "never patched", 10: "patched on every tenth frame", 1: "patched on every frame"}
 BUNDLE = ROOT / "edge/bundle/default/bundle.json"
 BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors")
@@ -57,102 +63,61 @@ def _minutes(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds / 60:.0f} min"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A column of the table of latencies.
+def _engines(result: str, model: str, size: int) -> dict[str, Any]:
+    """Return the rows of a model in a result of latencies: engines by name and rate, the change of mix, the frame."""
 
-    Args:
-        title, model, size: of the column.
-        live: the result that its rows of live weights and untouched sessions come from, the longer one.
-        others: the result with all other engines.
-    """
+    def own(rows: str) -> list[dict[str, Any]]:
+        return [r for r in lookup(f"{result}.{rows}") if (r["model"], r["size"]) == (model, size)]
 
-    title: str
-    model: str
-    size: int
-    live: str
-    others: str
-
-    def row(self, rows: str, others: bool = False, **wanted: Any) -> Any:
-        """Return the first row of a list of one of its two results."""
-        return find(
-            lookup(f"{self.others if others else self.live}.{rows}"), model=self.model, size=self.size, **wanted
-        )
-
-
-CASES = (
-    Case("VGG-16, 32 px", "vgg16", 32, live="latency_live_small", others="latency"),
-    Case("VGG-16, 224 px", "vgg16", 224, live="latency_live", others="latency_vgg224"),
-    Case("ResNet-50, 224 px", "resnet50", 224, live="latency_live", others="latency"),
-    Case("MobileNetV2, 224 px", "mobilenet_v2", 224, live="latency_live_small", others="latency"),
-)
+    rows = {f"{r['way']} {r['patch_every']}": r | {"interval": interval(r, "ratio_")} for r in own("rows")}
+    change = find(own("changes"), way="live")
+    for key in [key for key in change if f"alone_{key}" in change]:
+        change[f"{key} alone"] = f"{change[key]:.0f} / {change[f'alone_{key}']:.0f}"
+    frame = find(own("stages"), stage="whole", patch_every=1)
+    loads = " / ".join(f"{rows[f'{engine} 0']['load_ms']:.0f}" for engine in ("untouched", "live"))
+    return {**rows, "change": change, "frame": interval(frame, "ratio_"), "loads": loads, "source": link(read(result))}
 
 
 def latency_table() -> str:
     """What a frame costs with live weights and with everything else, relative to the untouched session."""
-
-    def live(engine: str, every: int) -> Callable[[Case], str]:
-        return lambda case: interval(case.row("rows", way=engine, patch_every=every), "ratio_")
-
-    def changes(first: str, second: str, digits: int) -> Callable[[Case], str]:
-        def pair(case: Case) -> str:
-            row = case.row("changes", others=True, way="live")
-            return f"{row[first]:.{digits}f} / {row[second]:.{digits}f}"
-
-        return pair
-
-    def other(engine: str) -> Callable[[Case], Any]:
-        return lambda case: case.row("rows", others=True, way=engine, patch_every=10).get("ratio")
-
-    def load(case: Case) -> str:
-        return " / ".join(f"{case.row('rows', way=engine)['load_ms']:.0f}" for engine in ("untouched", "live"))
-
-    def frame(case: Case) -> str:
-        return interval(case.row("stages", stage="whole", patch_every=1), "ratio_")
-
-    lines = [
-        Column("untouched ONNX Runtime session, ms", lambda case: case.row("rows", way="untouched")["p50_ms"], ".2f"),
-        Column("a second one, identical: the noise", live("untouched_again", 0)),
-        Column("**live weights, never patched**", live("live", 0)),
-        Column("live weights, a new patch on every tenth frame", live("live", 10)),
-        Column("**live weights, a new patch on every frame**", live("live", 1)),
-        Column(
-            "a change of mix, live weights: between frames / again and again, ms", changes("p50_ms", "alone_p50_ms", 3)
-        ),
-        *(
-            Column(f"times faster than {title}", changes(f"{engine}_ratio", f"alone_{engine}_ratio", 0))
-            for engine, title in SLOWER_CHANGES.items()
-        ),
-        Column("whole frame, a new patch on every frame ¹", frame),
-        Column("load, untouched / live weights, ms", load),
-        *(Column(f"{title}, every tenth frame", other(engine), ".2f") for engine, title in OTHER_ENGINES.items()),
-        Column("source: untouched, live weights, whole frame, load", lambda case: link(read(case.live))),
-        Column("source: change of mix, other ways", lambda case: link(read(case.others))),
+    cases = [
+        {"title": title, "live": _engines(live, model, size), "others": _engines(others, model, size)}
+        for title, model, size, live, others in LATENCIES
     ]
-    return markdown(*spread(lines, CASES, ["one thread, batch 1", *(case.title for case in CASES)]))
+    again = "a change of mix, live weights: between frames / again and again, ms"
+    lines = [
+        Column("untouched ONNX Runtime session, ms", "live.untouched 0.p50_ms", ".2f"),
+        Column("a second one, identical: the noise", "live.untouched_again 0.interval"),
+        Column("**live weights, never patched**", "live.live 0.interval"),
+        Column("live weights, a new patch on every tenth frame", "live.live 10.interval"),
+        Column("**live weights, a new patch on every frame**", "live.live 1.interval"),
+        Column(again, lambda case: "{p50_ms:.3f} / {alone_p50_ms:.3f}".format(**case["others"]["change"])),
+        *columns({f"times faster than {title}": f"others.change.{e}_ratio alone" for e, title in SLOWER.items()}),
+        Column("whole frame, a new patch on every frame ¹", "live.frame"),
+        Column("load, untouched / live weights, ms", "live.loads"),
+        *columns({f"{title}, every tenth frame": f"others.{e} 10.ratio" for e, title in OTHERS.items()}, ".2f"),
+        Column("source: untouched, live weights, whole frame, load", "live.source"),
+        Column("source: change of mix, other ways", "others.source"),
+    ]
+    return markdown(*spread(lines, cases, ["one thread, batch 1", *(case["title"] for case in cases)]))
 
 
-def _by_model(result: str, title: str, lines: list[Column]) -> str:
-    """Return a table with a column for each model and size of a result."""
-    cases = dict.fromkeys((row["model"], row["size"]) for row in lookup(f"{result}.rows"))
-    found = [{"model": model, "size": size} for model, size in cases]
-    return markdown(*spread(lines, found, [title, *(f"{model}, {size} px" for model, size in cases)]))
+def _models(result: str) -> dict[str, tuple[str, int]]:
+    """Return model and size of each case of a result by its title, in order."""
+    return {f"{row['model']}, {row['size']} px": (row["model"], row["size"]) for row in lookup(f"{result}.rows")}
 
 
 def threads_table() -> str:
     """The same with two threads, in short."""
-    rows = lookup("latency_2threads.rows")
-
-    def line(title: str, engine: str, every: int) -> Column:
-        return Column(title, lambda case: interval(find(rows, **case, way=engine, patch_every=every), "ratio_"))
-
-    lines = [
-        line("a second untouched session", "untouched_again", 0),
-        line("live weights, never patched", "live", 0),
-        line("live weights, a new patch on every frame", "live", 1),
-        line("weights as graph inputs", "inputs", 0),
-    ]
-    return _by_model("latency_2threads", "two threads", lines)
+    models = _models("latency_2threads")
+    lines = {
+        "a second untouched session": "untouched_again 0.interval",
+        "live weights, never patched": "live 0.interval",
+        "live weights, a new patch on every frame": "live 1.interval",
+        "weights as graph inputs": "inputs 0.interval",
+    }
+    cases = [_engines("latency_2threads", *model) for model in models.values()]
+    return markdown(*spread(columns(lines), cases, ["two threads", *models]))
 
 
 def default_latency_table() -> str:
@@ -170,26 +135,24 @@ def default_latency_table() -> str:
 
 def storage_table() -> str:
     """Bytes on disk and in memory."""
-    result = read("storage")
-
-    def line(title: str, rows: str, key: str, format: str = ".2f", **wanted: Any) -> Column:
-        scale = 1e6 if key.endswith("bytes") else 1
-        return Column(title, lambda case: find(result[rows], **case, **wanted)[key] / scale, format)
-
-    def signatures(scope: str, bits: int, per: str) -> Column:
-        title = f"model and 19 signatures, {scope} layers, {bits} bit"
-        return line(title, "rows", "ratio", what="19 signatures", scope=scope, bits=bits, per=per)
-
+    result, models = read("storage"), _models("storage")
+    cases = []
+    for of in models.values():
+        disk = [row for row in result["rows"] if (row["model"], row["size"]) == of]
+        memory = {row["what"]: row for row in result["memory"] if (row["model"], row["size"]) == of}
+        ratios = {f"{r['scope']} layers, {r['bits']} bit": r["ratio"] for r in disk if r["per"] in ("channel", "")}
+        clean, session = find(disk, what="model")["bytes"] / 1e6, memory["session"]["private_bytes"] / 1e6
+        whole = {"models": find(disk, what="20 models")["ratio"], "clean": clean, "session": session}
+        cases.append({**ratios, **whole, "memory": memory})
+    codes = [*(f"shallow layers, {bits} bit" for bits in (32, 16, 8, 4)), "full layers, 8 bit"]
     lines = [
-        line("clean model, MB", "rows", "bytes", what="model"),
-        line("20 models, times that", "rows", "ratio", what="20 models"),
-        *(signatures("shallow", bits, "channel" if bits < 32 else "") for bits in (32, 16, 8, 4)),
-        signatures("full", 8, "channel"),
-        line("in memory: one session, MB", "memory", "private_bytes", ".1f", what="session"),
-        line("20 sessions, times that", "memory", "ratio", what="20 sessions"),
-        line("live weights and 19 signatures, 8 bit", "memory", "ratio", what="live, 19 signatures"),
+        *columns({"clean model, MB": "clean", "20 models, times that": "models"}, ".2f"),
+        *columns({f"model and 19 signatures, {code}": code for code in codes}, ".2f"),
+        Column("in memory: one session, MB", "session", ".1f"),
+        Column("20 sessions, times that", "memory.20 sessions.ratio", ".2f"),
+        Column("live weights and 19 signatures, 8 bit", "memory.live, 19 signatures.ratio", ".2f"),
     ]
-    return _by_model("storage", "", lines)
+    return markdown(*spread(lines, cases, ["", *models]))
 
 
 def _precision() -> list[dict[str, Any]]:
