@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, save
 from rws.edge.common.extras import require
 
 if TYPE_CHECKING:
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
     from rws.training.evaluation.frames import Splits
 
 Data = Annotated[str, typer.Option(help="The images that the bundle was built from: folder or data set name.")]
-BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded images for the next run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
-Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 Seed = Annotated[int, typer.Option(help="Seed of the images and corruptions.")]
 ValidationLimit = Annotated[int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")]
 
@@ -52,7 +51,7 @@ def policies(
     options = EvaluationOptions(limit, validation_limit, None, seed, threads, typer.echo)
     result = compare_policies(*_inputs(data, bundle, cache, report), options)
     print_policies(result, _console())
-    _save(report, result, data=Path(data).name, seed=seed, threads=threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
 def pairs(
@@ -79,7 +78,7 @@ def pairs(
     options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, typer.echo)
     result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
     print_pairs(result, _console())
-    _save(report, result, data=Path(data).name, seed=seed, threads=threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
 def unseen(
@@ -112,7 +111,7 @@ def unseen(
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
     result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=typer.echo)
     print_unseen(result, _console())
-    _save(report, result, data=Path(data).name, seed=seed, threads=threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
 def tune_filter(
@@ -134,12 +133,12 @@ def tune_filter(
         from rws.training.evaluation.evaluator import EvaluationOptions
     from rws.edge.bundle.bundle import Bundle
 
-    _check(report)
+    check_targets(report)
     options = EvaluationOptions(seed=seed, progress=typer.echo)
     result = filter_tuning.tune_filter(Bundle.load(bundle), data, frames, options)
     typer.echo(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
-    _save(report, shown, data=Path(data).name, seed=seed, threads=1)
+    save(report, shown, data, seed=seed, threads=1)
 
 
 def baselines(
@@ -191,7 +190,7 @@ def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | N
     from rws.edge.bundle.bundle import Bundle
     from rws.training.evaluation.frames import load_splits
 
-    _check(report)
+    check_targets(report)
     chosen = Bundle.load(bundle)
     return chosen, load_splits(chosen, data, cache)
 
@@ -200,20 +199,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-
-
-def _check(report: Path | None) -> None:
-    from rws.edge.sinks.files import check_target
-
-    if report is not None:
-        check_target(report)
-
-
-def _save(report: Path | None, result: Mapping[str, Any], **details: object) -> None:
-    from rws.edge.common.provenance import provenance, write_json
-
-    if report is not None:
-        write_json(report, {**provenance(**details), **result})
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rws.benchmarks.cli.options import Report, save
 from rws.edge.common.extras import require
 
 Names = Annotated[
@@ -17,7 +18,6 @@ RecipeFile = Annotated[Path | None, typer.Option(help="Settings of the build, as
 Limit = Annotated[int | None, typer.Option(help="At most so many images in all.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Seed = Annotated[int, typer.Option(help="Seed of the build and of the test's corruptions.")]
-Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 
 
 def zoo(
@@ -45,12 +45,10 @@ def zoo(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-        from rws.edge.common.provenance import provenance, write_json
 
     options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, typer.echo)
     result = run_entry(model, images, work, out, options)
-    if report is not None:
-        write_json(report, provenance() | result)
+    save(report, result)
     shown = ("clean", "summary", "build_minutes", "sizes", "torch")
     typer.echo(json.dumps({key: value for key, value in result.items() if key in shown}))
 
@@ -76,10 +74,8 @@ def zoo_curve(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_curve
-        from rws.edge.common.provenance import provenance, write_json
 
     options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=typer.echo)
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
-    if report is not None:
-        write_json(report, provenance() | result)
+    save(report, result)

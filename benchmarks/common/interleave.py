@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ FEWEST_FRAMES, MOST_FRAMES = 3, 50
 RESAMPLES = 2000
 
 Key = TypeVar("Key", bound=Hashable)
+Row = dict[str, str | int | float | None]
+"""A row of a result whose keys depend on what was measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +176,8 @@ def interleave(
     return seen
 
 
-def percentiles(values: NDArray[np.float64]) -> dict[str, Any]:
-    """p50, p95 and p99 of milliseconds."""
+def percentiles(values: NDArray[np.float64]) -> Row:
+    """Return `p50_ms`, `p95_ms` and `p99_ms` of milliseconds."""
     return {f"p{q}_ms": round(float(np.percentile(values, q)), 5) for q in (50, 95, 99)}
 
 

@@ -20,8 +20,8 @@ class Column:
 
     Args:
         title: its heading.
-        cell: how a cell is read from a row: a key or a position, where a missing key leaves the cell empty, or a
-            function of the row.
+        cell: how a cell is read from a row: a key, keys of nested rows with dots between, a position, or a function of
+            the row; a missing key leaves the cell empty.
         format: format specification of the value, such as `.2f` or `,`; None as a value leaves the cell empty.
         words: whether it holds words, aligned to the left, instead of numbers.
     """
@@ -35,12 +35,26 @@ class Column:
         """Return the unformatted value of the cell in a row."""
         if callable(self.cell):
             return self.cell(row)
-        return row.get(self.cell) if isinstance(row, Mapping) else row[self.cell]
+        if isinstance(self.cell, int):
+            return row[self.cell]
+        for key in self.cell.split("."):
+            row = row.get(key, {})
+        return None if row == {} else row
 
     def text(self, row: Any) -> str:
         """Return the formatted cell of a row."""
         value = self.value(row)
         return "" if value is None else format(value, self.format)
+
+
+def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:
+    """Return a column of words."""
+    return Column(title, cell, words=True)
+
+
+def columns(cells: Mapping[str, str], format: str = "") -> list[Column]:
+    """Return columns of numbers in one format, from their titles and keys."""
+    return [Column(title, cell, format) for title, cell in cells.items()]
 
 
 def plain(*titles: str, words: int = 1) -> list[Column]:
@@ -62,8 +76,9 @@ def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) 
     return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
 
 
-def markdown(columns: Sequence[Column], rows: Iterable[Any]) -> str:
+def markdown(columns: Iterable[Column], rows: Iterable[Any]) -> str:
     """Return a Markdown table."""
+    columns = list(columns)
     lines = [[column.title for column in columns], ["---" if column.words else "---:" for column in columns]]
     lines += [[column.text(row) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -11,13 +11,13 @@ from contextlib import closing
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
+from rws.benchmarks.common.interleave import Block, Measured, Row, frames_per_block, percentiles, settling_frames
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.runtime import STAGES, Runtime
@@ -61,6 +61,10 @@ class ScheduledPolicy:
             self._number += 1
         self._frame += 1
         return self._mixes[self._number % len(self._mixes)] if self._every else {}
+
+    def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
+        """The policy's own mixes of independent frames; see `Policy.mixes`."""
+        return self._policy.mixes(joint)
 
     def reset(self) -> None:
         """Forget the past; the schedule goes on."""
@@ -108,9 +112,9 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     return model.way, {every: StageCase(runtime, scheduled, every, source) for every in rates}
 
 
-def stage_rows(stages: Mapping[int, Measured], way: str) -> list[dict[str, Any]]:
+def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
     """A row for each stage; for the whole frame, without and with reading it, also the ratio to `untouched`."""
-    rows = []
+    rows: list[Row] = []
     for every, measured in stages.items():
         for stage in (*STAGES, WHOLE, WHOLE_WITH_READ):
             part = None if stage == WHOLE else stage

@@ -7,17 +7,17 @@ uses that corruption's own signature, at the strength that is best on validation
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rws.benchmarks.paper.columns import ColumnBuild
-from rws.edge.signatures.quantization import dequantise, quantise
+from rws.edge.signatures.quantization import Bits, Per, dequantise, quantise
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
@@ -67,7 +67,10 @@ def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
     """The tensors after they were stored at `bits` bits and read again."""
     if bits == 32:
         return deltas
-    return {name: torch.from_numpy(dequantise(quantise(delta.numpy(), bits, per))) for name, delta in deltas.items()}
+    return {
+        name: torch.from_numpy(dequantise(quantise(delta.numpy(), cast("Bits", bits), cast("Per", per))))
+        for name, delta in deltas.items()
+    }
 
 
 def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
@@ -78,6 +81,24 @@ def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel
         scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
         total += (count * bits + 7) // 8 + 4 * scales
     return total
+
+
+Result = dict[str, object]
+"""What a table or figure holds, plain data for its JSON file."""
+
+
+class Score(TypedDict):
+    """Accuracies in percent, by corruption but for `ta`, and `bytes` of everything that a device carries.
+
+    `alpha` and `validation`: the strength of each signature, and what it reaches on validation images; empty for whole
+    models.
+    """
+
+    ta: float
+    ra: dict[str, float]
+    bytes: int
+    alpha: dict[str, float]
+    validation: dict[str, float]
 
 
 class Measure:
@@ -91,6 +112,10 @@ class Measure:
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit
+        # Every variant is judged on the same sets; models are read again faster than they fit into memory.
+        self.tests = lru_cache(maxsize=1 + len(CORRUPTIONS))(self._tests)
+        self.validations = lru_cache(maxsize=len(CORRUPTIONS))(self._validations)
+        self.robust = lru_cache(maxsize=4)(self._robust)
 
     @cached_property
     def clean(self) -> Images:
@@ -102,16 +127,14 @@ class Measure:
         """Clean validation images."""
         return self.build.validation.first(self.validation_limit)
 
-    @cache  # noqa: B019 - one object a process, which lives as long as it
-    def tests(self, corruption: str, severity: int = 5) -> Images:
+    def _tests(self, corruption: str, severity: int = 5) -> Images:
         """Test images with one corruption."""
         if corruption == CLEAN:
             return self.clean
         sets = corrupted_sets(self.clean, (severity,), None, self.build.recipe.seed, (corruption,))
         return next(found for found in sets if found.corruption == corruption).images
 
-    @cache  # noqa: B019
-    def validations(self, corruption: str) -> Images:
+    def _validations(self, corruption: str) -> Images:
         """Validation images with one corruption, severity 5."""
         pixels = corrupted(self.validation.pixels, ((corruption, 5),), self.build.recipe.seed, "validation")
         return Images(pixels, self.validation.labels, self.validation.classes)
@@ -144,8 +167,7 @@ class Measure:
         """θ_std, folded."""
         return self.build.folded
 
-    @cache  # noqa: B019
-    def robust(self, corruption: str) -> nn.Module:
+    def _robust(self, corruption: str) -> nn.Module:
         """θ_r of one corruption, folded."""
         return fold_batchnorm(self.build.robust(corruption))
 
@@ -200,13 +222,12 @@ class Measure:
             return variant
         return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
 
-    def score(self, variant: Variant) -> dict[str, Any]:
-        """`ta`, `ra` ({corruption: percent}), `bytes` of everything a device carries, and, of signatures, `alpha` and
-        `validation` ({corruption: percent}); measured once, then read.
-        """
+    def score(self, variant: Variant) -> Score:
+        """Return the scores of a variant; measured once, then read."""
         variant = self.canonical(variant)
         identity = [self.identity(), variant, len(self.validation)]
-        return self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
+        score: Score = self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
+        return score
 
     @property
     def scores(self) -> Store:
@@ -217,37 +238,39 @@ class Measure:
         """What every score depends on: code, trainings and test images, as plain JSON data."""
         return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
 
-    def _measure(self, variant: Variant) -> dict[str, Any]:
+    def _measure(self, variant: Variant) -> Score:
+        if variant.way not in WHOLE:
+            return self._measure_signatures(variant)
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
-        if variant.way in ("std", "augmented"):
-            model = self.std if variant.way == "std" else fold_batchnorm(self.build.augmented())
-            model = _stored(model, variant)
-            ra = {name: self.accuracy(model, self.tests(name)) for name in CORRUPTIONS}
-            return {
-                "ta": self.accuracy(model, self.clean),
-                "ra": ra,
-                "bytes": code_bytes(shapes, variant.bits, variant.per),
-            }
+        std = self.std if variant.way != "augmented" else fold_batchnorm(self.build.augmented())
+        one, count = _stored(std, variant), 1
+        models: Callable[[str], nn.Module] = lambda name: one  # noqa: E731
         if variant.way == "robust":
-            ra = {name: self.accuracy(_stored(self.robust(name), variant), self.tests(name)) for name in CORRUPTIONS}
-            whole = code_bytes(shapes, variant.bits, variant.per)
-            ta = self.accuracy(_stored(self.std, variant), self.clean)
-            return {"ta": ta, "ra": ra, "bytes": (1 + len(CORRUPTIONS)) * whole}
+            models, count = lambda name: _stored(self.robust(name), variant), 1 + len(CORRUPTIONS)
+        return Score(
+            ta=self.accuracy(one, self.clean),
+            ra={name: self.accuracy(models(name), self.tests(name)) for name in CORRUPTIONS},
+            bytes=count * code_bytes(shapes, variant.bits, variant.per),
+            alpha={},
+            validation={},
+        )
+
+    def _measure_signatures(self, variant: Variant) -> Score:
         base = self.base(variant.way)
-        exact = variant if variant.bits == 32 else replace(variant, bits=32, per="channel")
-        known = None if exact == variant else self.score(exact)
-        ra, alphas, validation = {}, {}, {}
+        exact = replace(variant, bits=32, per="channel")
+        known = self.score(exact) if variant.bits != 32 else None
+        score = Score(ta=self.accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
         for name in CORRUPTIONS:
             deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
             if known is None:
-                alphas[name], validation[name] = self.calibrated(base, deltas, self.validations(name))
+                alpha, reached = self.calibrated(base, deltas, self.validations(name))
             else:
-                alphas[name], validation[name] = known["alpha"][name], known["validation"][name]
-            ra[name] = self.accuracy(patched(base, composed([(deltas, alphas[name])])), self.tests(name))
-        signed = [tuple(delta.shape) for delta in deltas.values()]
-        total = self.model_bytes + len(CORRUPTIONS) * code_bytes(signed, variant.bits, variant.per)
-        ta = self.accuracy(base, self.clean)
-        return {"ta": ta, "ra": ra, "bytes": total, "alpha": alphas, "validation": validation}
+                alpha, reached = known["alpha"][name], known["validation"][name]
+            score["alpha"][name], score["validation"][name] = alpha, reached
+            score["ra"][name] = self.accuracy(patched(base, composed([(deltas, alpha)])), self.tests(name))
+        shapes = [tuple(delta.shape) for delta in deltas.values()]
+        score["bytes"] = self.model_bytes + len(CORRUPTIONS) * code_bytes(shapes, variant.bits, variant.per)
+        return score
 
 
 def _stored(model: nn.Module, variant: Variant) -> nn.Module:

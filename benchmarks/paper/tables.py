@@ -6,14 +6,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rws.benchmarks.paper.columns import WAYS
-from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Variant, code, code_bytes, mean
 from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.replay.signature_methods import train_seconds
 from rws.edge.bundle.bundle import Bundle
@@ -25,6 +25,7 @@ from rws.training.jobs.store import JSON
 from rws.training.signatures.deltas import Deltas, composed, patched
 
 TRAINED = "trained oracle"
+ARMS = ("std", "trained", "perfect", "always")
 
 TABLE1 = (
     Variant("std"),
@@ -47,41 +48,42 @@ TABLE5 = (
 )
 
 
-def trained(measure: Measure) -> dict[str, Any]:
-    """The column's bundle, with the signatures that its recipe ships, under its oracle and under told ones.
+class Trained(TypedDict):
+    """A column's bundle by arm (`std`, `trained`, `perfect`, `always`), and its oracle on the same images; percent."""
 
-    Returns:
-        By way (`std`, `trained`, `perfect`, `always`): `ta` and `ra` ({corruption: percent}); `type_accuracy` and
-        `clean_recall` of the oracle on the same images, percent.
-    """
+    ta: dict[str, float]
+    ra: dict[str, dict[str, float]]
+    type_accuracy: float
+    clean_recall: float
+
+
+def trained(measure: Measure) -> Trained:
+    """Return how the bundle with the signatures that the column's recipe ships does, under its oracle and told."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
-    return measure.scores.get("trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON)
+    found: Trained = measure.scores.get(
+        "trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON
+    )
+    return found
 
 
-def _run_bundle(measure: Measure) -> dict[str, Any]:
+def _run_bundle(measure: Measure) -> Trained:
     build = measure.build
     build.bundle(build.work / "bundle")
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
     replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
-    ways = ("std", "trained", "perfect", "always")
-    found: dict[str, Any] = {"ta": {}, "ra": {way: {} for way in ways}}
-    right = []
-    for test in measure.sets():
-        outcome = replayer.run(test)
-        scores = {way: 100 * float(outcome.correct[way].mean()) for way in ways}
-        truth = 0 if test.corruption == CLEAN else 1 + CORRUPTIONS.index(test.corruption)
-        named = 100 * float((outcome.types == truth).mean())
-        if test.corruption == CLEAN:
-            found |= {"ta": scores, "clean_recall": named}
-        else:
-            right.append(named)
-            for way in ways:
-                found["ra"][way][test.corruption] = scores[way]
-    return found | {"type_accuracy": float(np.mean(right))}
+    outcomes = {test.corruption: replayer.run(test) for test in measure.sets()}
+    clean = outcomes.pop(CLEAN)
+    named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]
+    return Trained(
+        ta={arm: 100 * float(clean.correct[arm].mean()) for arm in ARMS},
+        ra={arm: {name: 100 * float(o.correct[arm].mean()) for name, o in outcomes.items()} for arm in ARMS},
+        type_accuracy=100 * float(np.mean(named)),
+        clean_recall=100 * float((clean.types == 0).mean()),
+    )
 
 
-def row(measure: Measure, variant: Variant) -> dict[str, Any]:
+def row(measure: Measure, variant: Variant) -> Result:
     """One row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
     score = measure.score(variant)
     return {
@@ -95,7 +97,7 @@ def row(measure: Measure, variant: Variant) -> dict[str, Any]:
     }
 
 
-def table1(measure: Measure) -> dict[str, Any]:
+def table1(measure: Measure) -> Result:
     """TA, RA and storage of everything."""
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
@@ -113,11 +115,11 @@ def table1(measure: Measure) -> dict[str, Any]:
                 "storage": shipped["storage"],
             }
         )
-    oracle = {key: round(own[key], 2) for key in ("type_accuracy", "clean_recall")}
+    oracle = {"type_accuracy": round(own["type_accuracy"], 2), "clean_recall": round(own["clean_recall"], 2)}
     return {"rows": rows, "oracle": oracle, **measure.sizes()}
 
 
-def table3(measures: Sequence[Measure]) -> dict[str, Any]:
+def table3(measures: Sequence[Measure]) -> Result:
     """RA of the signatures of one data set on the standard model of another, by way, float32, strengths by validation.
 
     Returns:
@@ -144,7 +146,7 @@ def table3(measures: Sequence[Measure]) -> dict[str, Any]:
     return {"rows": rows, **measures[0].sizes()}
 
 
-def table4(measure: Measure) -> dict[str, Any]:
+def table4(measure: Measure) -> Result:
     """Accuracy on each corruption."""
     own = trained(measure)
     variants = {
@@ -162,12 +164,12 @@ def table4(measure: Measure) -> dict[str, Any]:
     return {"rows": rows, **measure.sizes()}
 
 
-def table5(measure: Measure) -> dict[str, Any]:
+def table5(measure: Measure) -> Result:
     """Whole models at few bits against signatures at few bits."""
     return {"rows": [row(measure, variant) for variant in TABLE5], **measure.sizes()}
 
 
-def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
+def tuned(measure: Measure, pairs: int = 10) -> Result:
     """The ways to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
 
     Returns:
@@ -217,7 +219,7 @@ def _jobs(measure: Measure, way: str) -> set[str]:
     return {f"signature-{measure.build.method_name(way)}-{name}" for name in CORRUPTIONS}
 
 
-def smaller(measure: Measure) -> dict[str, Any]:
+def smaller(measure: Measure) -> Result:
     """RA against bytes: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
@@ -240,7 +242,7 @@ def smaller(measure: Measure) -> dict[str, Any]:
             scores.append(measure.accuracy(model, measure.tests(corruption).first(test)))
         return round(float(np.mean(scores)), 2)
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Result] = []
     for bits in (32, 16, 8, 4):
         for per in ("channel", "tensor"):
             if bits == 32 and per == "tensor":
