@@ -16,17 +16,7 @@ from rws.training.jobs.store import Progress
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build; see the options of `rws build`.
-
-    Args:
-        out: bundle folder to write.
-        recipe: file or name; None: the bundled default's.
-        data: clean labelled images; None: the recipe's.
-        size, work, device: as in `Build`.
-        threads: CPU threads; None leaves the choice to torch.
-        jobs: only these, and no bundle; empty: all.
-        onto: a bundle whose model and signatures are kept.
-    """
+    """What to build from labelled images; see the options of `rws build`."""
 
     out: Path
     recipe: str | None

@@ -111,34 +111,14 @@ def build(
         from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
         from rws.training.build.run import BuildOptions, run_build
     if model is None or images is None:
-        run_build(
-            BuildOptions(out, recipe, data, size, work or Path("runs/build"), device, threads, tuple(job or ()), onto),
-            typer.echo,
-            _print_progress,
-        )
+        place = work or Path("runs/build")
+        options = BuildOptions(out, recipe, data, size, place, device, threads, tuple(job or ()), onto)
+        run_build(options, typer.echo, _print_progress)
         return
-    run_adopt(
-        AdoptOptions(
-            model,
-            images,
-            Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr),
-            out=out,
-            work=work or Path("runs/adopt"),
-            more_images=more_images,
-            names=names,
-            labels=labels,
-            size=size,
-            every=every,
-            limit=limit,
-            recipe=None if recipe is None else Path(recipe),
-            layers=layers,
-            target=None if target is None else target.value,
-            quick=quick,
-            threads=threads,
-        ),
-        typer.echo,
-        _print_progress,
-    )
+    wanted = Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr)
+    sources = (model, images, wanted, out, work or Path("runs/adopt"), more_images, names, labels, size, every, limit)
+    goal = None if target is None else target.value
+    run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick, threads), typer.echo, _print_progress)
 
 
 def _check_options(ctx: typer.Context, model: bool, images: bool) -> None:
