@@ -39,7 +39,9 @@ from rws.benchmarks.baselines.models import RivalModels
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.protocols import Method
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.child import python_command
 from rws.edge.live.arena import ALPHA_STEP
 from rws.errors import InputError, RwsError
@@ -454,7 +456,7 @@ def make_method(engine: str, name: str, bundle: Bundle, models: RivalModels) -> 
         return make_rival(name, bundle, models)
     from rws.benchmarks.streams.run import Ours
 
-    return Ours(name, bundle, bundle.model(engine, threads=1, provider="cpu"), bundle.oracle(threads=1))
+    return Ours(name, bundle, bundle.model(ModelOptions(engine, threads=1, provider="cpu")), bundle.oracle(threads=1))
 
 
 def _carried(name: str, method: Method, bundle: Bundle) -> int:

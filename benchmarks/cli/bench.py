@@ -111,7 +111,7 @@ def replay(
         from rws.benchmarks.replay.replay import replay as run
         from rws.edge.common.provenance import provenance, write_json
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     for target in (report, table):
         if target is not None:
@@ -261,7 +261,7 @@ def signatures(
         from rws.benchmarks.storage.precision import compare_codes
         from rws.edge.common.provenance import provenance, write_json
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     if report is not None:
         check_target(report)
@@ -310,7 +310,7 @@ def storage(
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.storage.sizes import measure_storage, print_storage
         from rws.edge.common.provenance import provenance, write_json
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     if report is not None:
         check_target(report)
@@ -362,7 +362,7 @@ def latency(
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.run import LatencyOptions, measure_latency, print_latency, write_results
         from rws.edge.common.provenance import provenance
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     options = LatencyOptions(
         ways=tuple(way or ()),
@@ -408,7 +408,7 @@ def oracle_cost(
         from rws.benchmarks.oracle.cost import measure_oracle
         from rws.edge.common.provenance import provenance, write_json
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     if report is not None:
         check_target(report)

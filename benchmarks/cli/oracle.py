@@ -217,7 +217,7 @@ def _console() -> Console:
 
 
 def _check(report: Path | None) -> None:
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     if report is not None:
         check_target(report)

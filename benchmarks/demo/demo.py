@@ -18,12 +18,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.provenance import provenance, write_json
 from rws.edge.live.base import PatchableModel
+from rws.edge.pipeline import STAGES, Result
 from rws.edge.preprocess import preprocess
-from rws.edge.runtime import STAGES, Result, Runtime
-from rws.edge.sinks.files import JsonlSink, VideoSink
-from rws.edge.sources.open import ArraySource
+from rws.edge.runtime import Runtime
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import ToldPolicy
@@ -58,7 +61,10 @@ class DemoStream:
 def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
     """Read what `rws.benchmarks.demo.render` wrote."""
     record = json.loads((folder / "frames.json").read_text())
-    sheet = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)[:, :, ::-1]
+    found = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)
+    if found is None:
+        raise InputError(f"{folder / 'frames.webp'}: cannot be decoded; install the package again")
+    sheet = found[:, :, ::-1]
     size, count = record["size"], len(record["frames"])
     rows = sheet.shape[0] // size
     tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
@@ -94,7 +100,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
         )
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    model = bundle.model("onnx", threads=threads)
+    model = bundle.model(ModelOptions(threads=threads))
     right = {
         "std": told(bundle, model, stream, perfect=False),
         "perfect": told(bundle, model, stream, perfect=True),
@@ -102,7 +108,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
     results: list[Result] = []
     source = ArraySource(stream.images, name="demo", sequential=True, fps=FPS)
     with (
-        Runtime.from_bundle(bundle, threads=threads) as runtime,
+        Runtime.from_bundle(bundle, ModelOptions(threads=threads)) as runtime,
         JsonlSink(out / "results.jsonl") as lines,
         VideoSink(out / "frames.mp4", FPS) as video,
         Progress(console=console, transient=True) as progress,

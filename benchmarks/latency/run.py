@@ -51,7 +51,7 @@ from rws.benchmarks.latency.engines import (
 from rws.benchmarks.latency.stages import stage_cases, stage_rows, write_video
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import write_json
-from rws.edge.runtime import STAGES
+from rws.edge.pipeline import STAGES
 from rws.errors import BundleError, InputError, RwsError
 
 PATCH_EVERY = (0, 10, 1)
@@ -356,7 +356,7 @@ class _Bench:
                 model.predict(self._inputs[number % len(self._inputs)])
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
-            row = {"way": model.way, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
+            row = {"way": model.strategy, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows

@@ -16,7 +16,9 @@ import numpy as np
 
 from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, interleave, settling_frames
 from rws.benchmarks.common.models import BenchmarkModel
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
 
 CASES = ("network", "observe", "whole", "in_turn")
@@ -49,7 +51,7 @@ def measure_oracle(
     rng = random.Random(seed)
     rows = []
     models: list[tuple[str, Callable[[], Any]]] = [
-        (bundle.manifest.name, lambda: bundle.model("onnx", threads=1)),
+        (bundle.manifest.name, lambda: bundle.model(ModelOptions(threads=1))),
         *(
             (other.name, lambda other=other: OnnxModel(other.onnx, None, other.tensor_names, "cpu", 1))
             for other in others

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from rws.benchmarks.oracle.policies import ExpectedPolicy, FramePolicy, own_alphas
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.policy import GainTable, ToldPolicy
@@ -125,7 +126,7 @@ def compare_pairs(
     drawn = draw_pairs(pairs, seed, bundle.manifest.corruptions)
     pair_cells = tuple(((a, float(s)), (b, float(s))) for a, b in drawn for s in severities)
     cells = ((), *single_cells(severities, bundle.manifest.corruptions), *pair_cells)
-    model, oracle = bundle.model("onnx", threads=threads), bundle.oracle(threads)
+    model, oracle = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads)
     expected = ExpectedPolicy(bundle.table)
 
     def prepare(images: Images, count: int, purpose: str) -> tuple[Evaluator, list[Belief]]:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.policy import ExpectedGainPolicy, GainTable, ToldPolicy, WeightedPolicy
@@ -291,7 +292,11 @@ def _prepared(
         policy = ToldPolicy(bundle.table, own=own)
         by_cell = [policy.choose_told(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells]
         told[name] = [by_cell[cell] for cell in frames.cell]
-    return Evaluator(bundle.model("onnx", threads=threads), frames), beliefs_of(bundle.oracle(threads), frames), told
+    return (
+        Evaluator(bundle.model(ModelOptions(threads=threads)), frames),
+        beliefs_of(bundle.oracle(threads), frames),
+        told,
+    )
 
 
 def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
 from rws.records import Mix
@@ -187,7 +188,7 @@ def meet(
         severity 5, None where none helps; `ta` and `ta_loss` on clean images; and the oracle's `scores` on what it
         knows.
     """
-    model = bundle.model("onnx", threads=threads)
+    model = bundle.model(ModelOptions(threads=threads))
     own = ToldPolicy(bundle.table, own=True)
     others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
     cells = single_cells(SEVERITIES, (corruption,))

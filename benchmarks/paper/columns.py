@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import Recipe, load_recipe

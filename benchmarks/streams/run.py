@@ -36,7 +36,9 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance
 from rws.edge.live.base import PatchableModel
@@ -128,7 +130,7 @@ def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:
         bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
     """
-    model, observer = bundle.model("onnx", threads=threads), bundle.oracle(threads=threads)
+    model, observer = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     return [Ours(name, bundle, model, observer) for name in OURS]
 
 

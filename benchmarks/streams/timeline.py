@@ -17,7 +17,7 @@ from rws.oracle.belief import CLEAN
 
 if TYPE_CHECKING:
     from rws.benchmarks.demo.demo import DemoStream
-    from rws.edge.runtime import Result
+    from rws.edge.pipeline import Result
 
 WAY_STYLES = {
     "std": ("never patched", "#9aa3b2", 1.6),

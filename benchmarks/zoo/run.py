@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rws.benchmarks.pages.zoo import SEVERITIES
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.manifest import MODEL, SIGNATURES
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import provenance
 from rws.edge.live.onnx_model import OnnxModel
@@ -116,7 +118,7 @@ def measure(
     Returns:
         `rows`, and their means and what of the loss is won back in `summary`; numbers in percent.
     """
-    model, oracle = bundle.model(threads=threads), bundle.oracle(threads=threads)
+    model, oracle = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     policy, told = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
     rows: list[dict[str, Any]] = []
     reference = np.empty(0, np.int64)
@@ -180,7 +182,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
     x = as_input(test.first(count).pixels)
     found = []
     for backend in ("onnx", "torch"):
-        model = bundle.model(backend, provider="cpu")
+        model = bundle.model(ModelOptions(backend, provider="cpu"))
         model.apply(mix)
         found.append(model.predict(x))
     return {
@@ -192,7 +194,7 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
-    model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
+    model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from rws.edge.common.files import check_target
 from rws.edge.common.provenance import write_json
 from rws.edge.signatures.quantization import Bits, Per, check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.edge.sinks.files import check_target
 from rws.errors import InputError
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS

@@ -34,7 +34,7 @@ from rws.benchmarks.latency.run import (
 )
 from rws.benchmarks.latency.stages import FRAME_SIZE, ScheduledPolicy, write_video
 from rws.edge.common.provenance import provenance
-from rws.edge.runtime import STAGES
+from rws.edge.pipeline import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
 from support.command_line import rws

@@ -22,6 +22,7 @@ from rws.benchmarks.streams.run import (
 )
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle import InputError
 from support.command_line import rws
 
@@ -280,7 +281,7 @@ def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
         with pytest.raises(InputError, match=r"corrupted already; streams \(--protocol\) .* give a clean test folder"):
             replay_streams(bundle, str(tmp_path / corrupted), frames=2)
     with pytest.raises(InputError, match="unknown method 'told'"):
-        Ours("told", bundle, bundle.model(threads=1), bundle.oracle(threads=1))
+        Ours("told", bundle, bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1))
     assert torch.equal(images.pixels[0], clean_images(bundle, str(image_folder / "test")).pixels[0])
 
 
