@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from rws.errors import InputError
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
@@ -37,7 +35,6 @@ class AdoptOptions:
     layers: int | None
     target: str | None
     quick: bool
-    threads: int | None
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
@@ -54,8 +51,6 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progress) -> None:
     """Build the bundle; `say` is called with lines, `progress` as in `AdoptionBuild`."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
