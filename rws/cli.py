@@ -26,7 +26,7 @@ COMMANDS = {
     "drill": "rws.edge.cli.drill:drill",
     "extract": "rws.training.cli.extract:extract",
     "inspect": "rws.edge.cli.bundle:inspect",
-    "oracle": "rws.edge.cli.run:oracle",
+    "oracle": "rws.edge.cli.oracle:oracle",
     "replay": "rws.benchmarks.cli.replay:replay",
     "reproduce": "rws.benchmarks.cli.reproduce:reproduce",
     "run": "rws.edge.cli.run:run",

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from support.fakes import make_result
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

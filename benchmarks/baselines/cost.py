@@ -27,7 +27,9 @@ from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.ours import Ours
 from rws.benchmarks.streams.protocols import Method
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.child import python_command
 from rws.errors import InputError, RwsError
 from rws.training.corruptions import CORRUPTIONS
@@ -225,7 +227,7 @@ def make_method(engine: str, name: str, models: BaselineModels) -> Method:
     if engine == "torch" and name not in DEVICE:
         return make_baseline(name, models)
     bundle = models.bundle
-    return Ours(name, bundle, bundle.model(engine, threads=1, provider="cpu"), bundle.oracle(threads=1))
+    return Ours(name, bundle, bundle.model(ModelOptions(engine, threads=1, provider="cpu")), bundle.oracle(threads=1))
 
 
 def _carried(name: str, method: Method, bundle: Bundle) -> int:

@@ -18,7 +18,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, check_recipe

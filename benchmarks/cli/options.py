@@ -25,7 +25,7 @@ def check_targets(*paths: Path | None) -> None:
     Raises:
         InputError: if one cannot.
     """
-    from rws.edge.sinks.files import check_target
+    from rws.edge.common.files import check_target
 
     for path in paths:
         if path is not None:

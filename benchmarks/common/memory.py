@@ -122,6 +122,6 @@ def main() -> None:
     memory = Memory(
         private_bytes(),
         status_bytes("VmHWM:", Path("/proc/self/status")),
-        held[0].note if kind == "live" else "",
+        held[0].description if kind == "live" else "",
     )
     print(json.dumps(asdict(memory)))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,

@@ -17,12 +17,15 @@ from rich.table import Table
 from rws.benchmarks.demo.stream import DemoStream, load_stream
 from rws.benchmarks.demo.timeline import draw_timeline
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.provenance import provenance, write_json
 from rws.edge.live.base import PatchableModel
+from rws.edge.pipeline import STAGES, Result
 from rws.edge.preprocess import preprocess
-from rws.edge.runtime import STAGES, Result, Runtime
-from rws.edge.sinks.files import JsonlSink, VideoSink
-from rws.edge.sources.open import ArraySource
+from rws.edge.runtime import Runtime
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import ToldPolicy
@@ -52,7 +55,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
         )
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    model = bundle.model("onnx", threads=threads)
+    model = bundle.model(ModelOptions(threads=threads))
     right = {
         "std": told(bundle, model, stream, perfect=False),
         "perfect": told(bundle, model, stream, perfect=True),
@@ -60,7 +63,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
     results: list[Result] = []
     source = ArraySource(stream.images, name="demo", sequential=True, fps=FPS)
     with (
-        Runtime.from_bundle(bundle, threads=threads) as runtime,
+        Runtime.from_bundle(bundle, ModelOptions(threads=threads)) as runtime,
         JsonlSink(out / "results.jsonl") as lines,
         VideoSink(out / "frames.mp4", FPS) as video,
         Progress(console=console, transient=True) as progress,

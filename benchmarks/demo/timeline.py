@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours
 from rws.benchmarks.demo.stream import DemoStream
-from rws.edge.runtime import Result
+from rws.edge.pipeline import Result
 from rws.oracle.belief import CLEAN
 
 

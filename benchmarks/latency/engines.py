@@ -230,14 +230,14 @@ def _patched_in_place(name: str, setting: Setting) -> Engine:
         if not setting.onnx_runs:
             raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu")
         model = _onnx_model(setting, name)
-    if model.way != name:
-        raise RwsError(f"{name}: not possible here ({model.note})")
+    if model.strategy != name:
+        raise RwsError(f"{name}: not possible here ({model.description})")
     mixes = setting.mixes
 
     def change(number: int | None) -> None:
         model.apply({} if number is None else mixes[number])
 
-    return Engine(name, model.predict, change, _short(model.provider), model.note)
+    return Engine(name, model.predict, change, _short(model.provider), model.description)
 
 
 def _short(provider: str) -> str:
@@ -334,7 +334,7 @@ def _load_state_dict(name: str, setting: Setting) -> Engine:
 def _onnx_model(setting: Setting, way: str) -> OnnxModel:
     model = setting.model
     return OnnxModel(
-        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, way=way
+        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, strategy=way
     )
 
 
@@ -346,7 +346,12 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
         torch.compiler.reset()
     if model.module is None:
         return TorchModel.from_onnx(
-            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, way=way
+            model.onnx,
+            model.signatures,
+            model.tensor_names,
+            device=setting.device,
+            threads=setting.threads,
+            strategy=way,
         )
     return TorchModel(
         copy.deepcopy(model.module),
@@ -354,7 +359,7 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
         model.tensor_names,
         image_shape=(3, model.size, model.size),
         device=setting.device,
-        way=way,
+        strategy=way,
     )
 
 

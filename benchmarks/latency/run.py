@@ -323,7 +323,7 @@ class _Bench:
                 model.predict(self._inputs[number % len(self._inputs)])
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
-            row: Row = {"way": model.way, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
+            row: Row = {"way": model.strategy, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from rws.benchmarks.common.interleave import Block, Measured, Row, frames_per_block, percentiles, settling_frames
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
-from rws.edge.runtime import STAGES, Runtime
+from rws.edge.pipeline import STAGES, Pipeline
+from rws.edge.runtime import Runtime
+from rws.edge.tasks.classify import Classify
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
@@ -108,8 +110,8 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     size = (setting.model.size, setting.model.size)
     classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
     names = [f"class {index}" for index in range(classes)]
-    runtime = Runtime(model, oracle, scheduled, smoothing, input_size=size, classes=names)
-    return model.way, {every: StageCase(runtime, scheduled, every, source) for every in rates}
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), size)
+    return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
 def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
 from rws.benchmarks.common.models import BenchmarkModel
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.training.evaluation.evaluator import Progress, silent
@@ -67,7 +69,9 @@ def measure_oracle(
     size = bundle.manifest.input.height
     frames = np.random.default_rng(seed).random((64, 3, size, size), np.float32)
     rng, rows = random.Random(seed), []
-    models: dict[str, Callable[[], PatchableModel]] = {bundle.manifest.name: partial(bundle.model, "onnx", threads=1)}
+    models: dict[str, Callable[[], PatchableModel]] = {
+        bundle.manifest.name: partial(bundle.model, ModelOptions(threads=1))
+    }
     for other in others:
         models[other.name] = partial(OnnxModel, other.onnx, None, other.tensor_names, "cpu", 1)
     for name, make in models.items():

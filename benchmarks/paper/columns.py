@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import Recipe, load_recipe

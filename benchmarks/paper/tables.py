@@ -17,6 +17,7 @@ from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Var
 from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.replay.signature_methods import train_seconds
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
@@ -71,7 +72,7 @@ def _run_bundle(measure: Measure) -> Trained:
     build.bundle(build.work / "bundle")
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
-    replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
+    replayer = Replayer(bundle, threads, bundle.model(ModelOptions(backend, threads, provider=str(build.device))))
     outcomes = {test.corruption: replayer.run(test) for test in measure.sets()}
     clean = outcomes.pop(CLEAN)
     named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain, per_type
@@ -76,7 +77,7 @@ class Replayer:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, model: PatchableModel | None = None) -> None:
-        self.model = bundle.model("onnx", threads=threads) if model is None else model
+        self.model = bundle.model(ModelOptions(threads=threads)) if model is None else model
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()

@@ -36,7 +36,8 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.common.provenance import provenance
 from rws.errors import InputError
 from rws.training.data.images import Images

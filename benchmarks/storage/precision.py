@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Column, columns, label
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet

@@ -20,6 +20,7 @@ from torch import Tensor
 from rws.benchmarks.streams.protocols import Method, Stream, frames_of
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import Belief, per_type
@@ -109,7 +110,7 @@ def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:
         bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
     """
-    model, observer = bundle.model("onnx", threads=threads), bundle.oracle(threads=threads)
+    model, observer = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     return [Ours(name, bundle, model, observer) for name in OURS]
 
 

@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.manifest import MODEL, SIGNATURES
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
@@ -231,7 +233,7 @@ def measure(
         severities: which of 1…5.
         options: seed, threads and progress.
     """
-    model, oracle = bundle.model(threads=options.threads), bundle.oracle(threads=options.threads)
+    model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
     rows: list[ZooRow] = []
     for made in corrupted_sets(test, severities, None, options.seed):
@@ -295,7 +297,7 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
     x = as_input(test.first(count).pixels)
     found = []
     for backend in ("onnx", "torch"):
-        model = bundle.model(backend, provider="cpu")
+        model = bundle.model(ModelOptions(backend, provider="cpu"))
         model.apply(mix)
         found.append(model.predict(x))
     return {
@@ -307,7 +309,7 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
-    model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
+    model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):

@@ -57,8 +57,8 @@ def drill(
     from rich.console import Console
 
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import provenance, write_json
-    from rws.edge.sinks.files import check_target
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
@@ -104,6 +104,7 @@ def _quiet() -> Iterator[None]:
 def _run_cases(bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console) -> list[Outcome]:
     import tempfile
 
+    from rws.edge.bundle.options import ModelOptions
     from rws.edge.faults.cases import all_cases
     from rws.edge.runtime import Runtime
     from rws.errors import InputError
@@ -112,7 +113,7 @@ def _run_cases(bundle: Bundle, quick: bool, only: str | None, video: Path | None
     if not chosen:
         raise InputError(f"no fault's name holds {only!r}; there are: {', '.join(case.name for case in all_cases())}")
     outcomes = []
-    with _quiet(), Runtime.from_bundle(bundle, threads=1) as runtime:
+    with _quiet(), Runtime.from_bundle(bundle, ModelOptions(threads=1)) as runtime:
         for case in chosen:
             if quick and case.slow:
                 continue

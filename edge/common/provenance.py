@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.sources.open import hide_password
+from rws.edge.common.redact import hide_password
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rws.errors import FormatError, RwsError
 
@@ -17,6 +17,26 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 A field's `description` is what errors call "expected", for the field and for everything within it.
 """
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("printable text")
+    return text
+
+
+def _whole(value: object) -> object:
+    if type(value) is not int:
+        raise ValueError("a whole number")
+    return value
+
+
+Whole = BeforeValidator(_whole)
+"""For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63
@@ -39,11 +59,22 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
         FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
     """
     try:
-        return TypeAdapter(schema).validate_json(json.dumps(document))
+        return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
     except ValidationError as fault:
         raise error(f"{source}: {_explain(schema, fault)}; {cure}") from None
     except (TypeError, ValueError) as fault:
         raise error(f"{source}: not plain JSON ({fault}); use finite numbers, text and lists") from None
+
+
+def unique(items: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the items, for `AfterValidator(unique)`.
+
+    Raises:
+        ValueError: if one of them occurs twice.
+    """
+    if len(set(items)) != len(items):
+        raise ValueError("none of them twice")
+    return items
 
 
 def parse_json(data: bytes) -> Any:
@@ -73,6 +104,33 @@ def parse_json(data: bytes) -> Any:
     if level:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     return document
+
+
+def checked_format(
+    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
+) -> dict[str, Any]:
+    """Return a document without its `format` and `version`, after checking them.
+
+    Args:
+        document: as `parse_json` gives it.
+        name, version: what they must be.
+        source: what an error begins with, such as the file.
+        cure: what an error about the version ends with, after "install the version of rws-edge that wrote it, or".
+        error: the type of the error.
+
+    Raises:
+        FormatError: (or `error`) if it is another format or version.
+    """
+    rest = dict(document) if isinstance(document, dict) else {}
+    found = rest.pop("format", None), rest.pop("version", None)
+    if found[0] != name:
+        raise error(f"{source}: format is {shorten(found[0])}, expected {name!r}; give another file")
+    if type(found[1]) is not int or found[1] != version:
+        raise error(
+            f"{source}: format version is {shorten(found[1])}, this program reads {version}; install the version of "
+            f"rws-edge that wrote it, or {cure}"
+        )
+    return rest
 
 
 def shorten(value: object, most: int = 80) -> str:

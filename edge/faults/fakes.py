@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.capture.process import Answer, Captured, Ended, Opened
+from rws.edge.sources.capture.protocol import Ended, Opened
 from rws.edge.sources.capture.shared import Counters, shared_memory
+from rws.records import Frame
 
 
 class FakeTime:
@@ -57,7 +58,7 @@ class ScriptedCapture:
     def ask(self) -> None:
         """The script answers when it likes."""
 
-    def answer(self, timeout: float) -> Answer | None:
+    def answer(self, timeout: float) -> Opened | Frame | Ended | None:
         """The next step that is an answer, if it comes in time."""
         while self._silence <= timeout:
             self._time.sleep(self._silence)
@@ -70,7 +71,7 @@ class ScriptedCapture:
                 return Ended(str(what))
             if kind == "frame":
                 assert isinstance(what, np.ndarray)
-                return Captured(what, self._time.now, self.counters.add("received"))
+                return Frame(self.counters.add("received"), what, self._time.now, "scripted camera")
             if kind == "reject":
                 self.counters.add("received")
                 self.counters.add(str(what))
@@ -84,10 +85,6 @@ class ScriptedCapture:
         """Ends a silence, as a new process does."""
         self.kills += 1
         self._silence = 0.0
-
-    def settle(self, delivered: int) -> None:
-        """Count as dropped what is on its way."""
-        self.counters.add("discarded", self.counters.whole - delivered)
 
     def close(self) -> None:
         """Nothing is held."""

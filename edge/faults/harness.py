@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from rws.edge.faults.stamp import read_stamp, scene
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import Source
+from rws.edge.sources.base import Source
 from rws.errors import first_line
 from rws.records import Frame
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.runtime import Result, Sink
+    from rws.edge.pipeline import Result
+    from rws.edge.sinks.base import Sink
 
 
 @dataclass
@@ -103,8 +104,8 @@ class Drill:
     ) -> None:
         self.bundle, self.folder, self.runtime, self.outcome = bundle, folder, runtime, outcome
         self.video = video
-        self._probe = preprocess(scene(64, 64), *runtime.input_size)
-        self._clean = runtime.model.predict(self._probe)
+        self._probe = preprocess(scene(64, 64), *runtime.pipeline.input_size)
+        self._clean = runtime.pipeline.model.predict(self._probe)
 
     def say(self, text: str) -> None:
         """Note what happened; `$WORK` stands for the drill's folder."""
@@ -117,8 +118,8 @@ class Drill:
 
     def check_clean(self) -> None:
         """The weights are the clean ones, bit for bit: the model's output for a fixed input is what it was."""
-        self.check(self.runtime.model.mix == {}, "no mix is in effect afterwards")
-        clean = np.array_equal(self.runtime.model.predict(self._probe), self._clean)
+        self.check(self.runtime.pipeline.model.mix == {}, "no mix is in effect afterwards")
+        clean = np.array_equal(self.runtime.pipeline.model.predict(self._probe), self._clean)
         self.check(clean, "the weights are clean afterwards, bit for bit")
 
     def account(self, source: Source, results: int, failed: int = 0) -> None:
@@ -140,16 +141,7 @@ class Drill:
 
     def with_clock(self, clock: Callable[[], float]) -> Runtime:
         """The runtime with another clock."""
-        own = self.runtime
-        return Runtime(
-            own.model,
-            own.oracle,
-            own.policy,
-            own.filter,
-            input_size=own.input_size,
-            classes=own.classes,
-            clock=clock,
-        )
+        return Runtime(self.runtime.pipeline, clock=clock)
 
     def play(
         self,
@@ -170,7 +162,6 @@ class Drill:
         """
         seen: list[Seen] = []
         runtime = self.runtime if runtime is None else runtime
-        clock = runtime._clock
         deadline = time.monotonic() + limit
 
         def late() -> bool:
@@ -179,18 +170,16 @@ class Drill:
                 return True
             return False
 
-        def idle(seconds: float) -> None:
-            on_idle(seconds)
-            if until(seen) or late():
-                source.stop()
-
         stamps: list[int | None] = []
         watch = _Stamps(stamps)
         failed = 0
         try:
-            with closing(runtime.stream(source, [watch, *sinks], on_idle=idle)) as results:
+            with closing(runtime.results(source, [watch, *sinks])) as results:
                 for result in results:
-                    seen.append(Seen(result, clock(), stamps.pop()))
+                    if result is None:
+                        on_idle(source.idle_for)
+                    else:
+                        seen.append(Seen(result, runtime.clock(), stamps.pop()))
                     if until(seen) or late():
                         source.stop()
         except BaseException:

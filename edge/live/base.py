@@ -28,8 +28,8 @@ class PatchableModel(Protocol):
         ...
 
     @property
-    def way(self) -> str:
-        """How the weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
+    def strategy(self) -> str:
+        """How changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
         ...
 
     @property
@@ -38,8 +38,8 @@ class PatchableModel(Protocol):
         ...
 
     @property
-    def note(self) -> str:
-        """The way in one line; where a faster one was not to be had, why not, and what it costs."""
+    def description(self) -> str:
+        """The strategy in one line; if a faster one is unavailable, why, and what that costs."""
         ...
 
     def apply(self, mix: Mapping[str, float]) -> bool:

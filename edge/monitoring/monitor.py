@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rws.edge.sources.open import hide_password
+from rws.edge.common.redact import hide_password
 
 if TYPE_CHECKING:
-    from rws.edge.runtime import Result
-    from rws.edge.sources.open import Source
+    from rws.edge.pipeline import Result
+    from rws.edge.sources.base import Source
 
 RATE_WINDOW = 3.0  # seconds that frames a second are counted over
 TIMELINE_STEP = 1.0  # seconds that one point of the timeline stands for
@@ -77,7 +77,7 @@ class Monitor:
     Args:
         source: where the frames come from; its own counters are read at each snapshot.
         bundle: name of the bundle that runs.
-        way: how the weights are changed (`PatchableModel.way`).
+        way: how the weights are changed (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
         clock: seconds, monotonic; the one that stamps the frames.
     """
@@ -143,7 +143,7 @@ class Monitor:
 
         Keys: `bundle`, `way`, `uptime_s`, `fps` (results a second over the last three), `since_result_s` (None before
         the first), `source` {name, live, state, received, delivered, dropped, rejected {reason: n}, reconnects, error},
-        `result` (None before the first, else `Result.to_json`), `counts` {results, switches, classes, corruptions},
+        `result` (None before the first, else `Result.to_dict`), `counts` {results, switches, classes, corruptions},
         `events` {name: n}, and with `timeline` a list of `Moment`s as dicts, oldest first. Seconds in which no frame
         came and the source was not known to be lost have no moment.
         """
@@ -171,7 +171,7 @@ class Monitor:
         report["source"] = _source_report(self.source)
         report["result"] = None
         if result is not None:
-            found = result.to_json()
+            found = result.to_dict()
             report["result"] = {**found, "name": hide_password(found["name"])}
         return report
 

@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rws.edge.runtime import STAGES, Result
-from rws.edge.sources.open import Source
+from rws.edge.pipeline import STAGES, Result
+from rws.edge.sources.base import Source
 
 TOTAL = "total"
 

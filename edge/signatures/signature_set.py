@@ -23,15 +23,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, unique, validate
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -51,7 +54,66 @@ VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SCALE = ".scale"
-_KEYS = frozenset({"format", "version", "bits", "per", "clean_sha256", "tensors", "names"})
+
+
+def _signature_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name == CLEAN:
+        raise ValueError(f"letters, digits, '_', '.', '-', not {CLEAN!r}")
+    return name
+
+
+def _tensor_name(name: str) -> str:
+    if name.endswith(_SCALE):
+        raise ValueError(f"printable text that does not end in {_SCALE!r}")
+    return name
+
+
+@schema(frozen=True, config=STRICT)
+class TensorSpec:
+    """A patched tensor of the model: its name, and its shape (out, ...)."""
+
+    name: Annotated[Text, AfterValidator(_tensor_name)]
+    shape: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+def _no_name_twice(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    unique(tuple(tensor.name for tensor in tensors))
+    return tensors
+
+
+TensorSpecs = Annotated[
+    tuple[TensorSpec, ...],
+    AfterValidator(_no_name_twice),
+    Field(
+        min_length=1,
+        description=f"a list of {{name, shape}}, no name twice, none that ends in {_SCALE!r}, lengths above 0",
+    ),
+]
+SignatureNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_signature_name)], ...],
+    AfterValidator(unique),
+    Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
+]
+
+
+@schema(frozen=True, config=STRICT)
+class Metadata:
+    """What the file says about its tensors, but for `format` and `version`; see the module."""
+
+    bits: Annotated[Bits, Whole, Field(description="4, 8 or 16")]
+    per: Per
+    clean_sha256: Annotated[Sha256, Field(description="64 hexadecimal digits")]
+    tensors: TensorSpecs
+    names: SignatureNames
+
+    @classmethod
+    def parse(cls, document: object, source: str) -> Metadata:
+        """Check a document; `source` is what an error calls it.
+
+        Raises:
+            SignatureError: if it breaks the format.
+        """
+        return validate(cls, document, source, cure="extract the signatures again", error=SignatureError)
 
 
 def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
@@ -207,7 +269,7 @@ class SignatureSet:
         check_code(bits, per)
         first = next(iter(deltas.values()), {})
         shapes = {tensor: delta.shape for tensor, delta in first.items()}
-        _check_description(clean_hash, shapes, tuple(deltas), "signatures")
+        Metadata.parse(_metadata(clean_hash, bits, per, shapes, deltas), "signatures")
         entries = {}
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
@@ -251,16 +313,8 @@ class SignatureSet:
                 key = f"{name}/{tensor}"
                 tensors[key] = _pack(entry.values) if self.bits == 4 else entry.values
                 tensors[key + _SCALE] = entry.scale
-        description = {
-            "format": FORMAT,
-            "version": VERSION,
-            "bits": self.bits,
-            "per": self.per,
-            "clean_sha256": self.clean_hash,
-            "tensors": [{"name": tensor, "shape": list(shape)} for tensor, shape in self.shapes.items()],
-            "names": list(self.names),
-        }
-        return write_tensors(tensors, description)
+        metadata = _metadata(self.clean_hash, self.bits, self.per, self.shapes, self.names)
+        return write_tensors(tensors, {"format": FORMAT, "version": VERSION, **metadata})
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
@@ -273,8 +327,11 @@ class SignatureSet:
             tensors, description = read_tensors(data, source)
         except FormatError as error:
             raise SignatureError(str(error)) from error
-        bits, per, clean_hash, shapes, names = _parse_description(description, source)
-        expected = {f"{name}/{tensor}{end}" for name in names for tensor in shapes for end in ("", _SCALE)}
+        cure = "extract the signatures again"
+        rest = checked_format(description, FORMAT, VERSION, source, cure=cure, error=SignatureError)
+        metadata = Metadata.parse(rest, source)
+        shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
+        expected = {f"{name}/{tensor}{end}" for name in metadata.names for tensor in shapes for end in ("", _SCALE)}
         for kind, keys in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
             if keys:
                 raise SignatureError(
@@ -282,12 +339,12 @@ class SignatureSet:
                 )
         entries = {
             name: {
-                tensor: _read_entry(tensors, f"{name}/{tensor}", shape, bits, per, source)
+                tensor: _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
                 for tensor, shape in shapes.items()
             }
-            for name in names
+            for name in metadata.names
         }
-        return cls(clean_hash, bits, per, shapes, entries)
+        return cls(metadata.clean_sha256, metadata.bits, metadata.per, shapes, entries)
 
     def _entry(self, name: str) -> Mapping[str, Quantised]:
         if name not in self.entries:
@@ -295,77 +352,30 @@ class SignatureSet:
         return self.entries[name]
 
 
-def _parse_description(
-    description: Mapping[str, Any], source: str
-) -> tuple[Bits, Per, str, dict[str, tuple[int, ...]], tuple[str, ...]]:
-    if description.get("format") != FORMAT:
-        raise SignatureError(
-            f"{source}: format is {description.get('format')!r}, expected {FORMAT!r}; give a signature file"
-        )
-    if description.get("version") != VERSION:
-        raise SignatureError(
-            f"{source}: format version is {description.get('version')!r}, this program reads {VERSION}; install the "
-            f"version of rws-edge that wrote it, or extract them again"
-        )
-    if description.keys() != _KEYS:
-        wrong = ", ".join(sorted(description.keys() ^ _KEYS))
-        raise SignatureError(f"{source}: metadata keys missing or unknown: {wrong}; extract them again")
-    bits, per, names, tensors = (description[key] for key in ("bits", "per", "names", "tensors"))
-    if type(bits) is not int or bits not in get_args(Bits) or per not in ("channel", "tensor"):
-        raise SignatureError(
-            f"{source}: bits={bits!r}, per={per!r}; expected 4, 8 or 16 and 'channel' or 'tensor'; extract the "
-            f"signatures again"
-        )
-    malformed = f"{source}: metadata has a malformed list of tensors or names; extract them again"
-    if not isinstance(names, list):
-        raise SignatureError(malformed)
-    try:
-        shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
-        duplicated = len(shapes) != len(tensors) or len(set(names)) != len(names)
-    except (TypeError, KeyError) as error:
-        raise SignatureError(malformed) from error
-    if duplicated:
-        raise SignatureError(f"{source}: metadata lists a tensor or a signature twice; extract them again")
-    _check_description(description["clean_sha256"], shapes, names, source)
-    return bits, per, description["clean_sha256"], shapes, tuple(names)  # type: ignore[return-value]
-
-
-def _check_description(
-    clean_hash: Any, shapes: Mapping[Any, tuple[Any, ...]], names: Sequence[Any], source: str
-) -> None:
-    if not isinstance(clean_hash, str) or not re.fullmatch("[0-9a-f]{64}", clean_hash):
-        raise SignatureError(f"{source}: clean_sha256 is {clean_hash!r}, expected 64 hexadecimal digits")
-    if not names or not shapes:
-        raise SignatureError(f"{source}: found no signature or no tensor, expected at least one of each")
-    for name in names:
-        check_signature_name(name, source)
-    for tensor, shape in shapes.items():
-        if not isinstance(tensor, str) or not tensor.isprintable() or not tensor or tensor.endswith(_SCALE):
-            raise SignatureError(
-                f"{source}: tensor name {tensor!r} is not printable, or ends in {_SCALE!r}; rename it in the model"
-            )
-        if not shape or any(type(length) is not int or length < 1 for length in shape):
-            raise SignatureError(
-                f"{source}: tensor {tensor!r} has shape {shape}, expected (out, ...) of whole numbers above 0"
-            )
-
-
-def check_signature_name(name: Any, source: str) -> None:
-    """Raise SignatureError unless `name` may name a signature."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == CLEAN:
-        raise SignatureError(
-            f"{source}: signature name {name!r} is not allowed; use letters, digits, '_', '.', '-', not {CLEAN!r}"
-        )
+def _metadata(
+    clean_hash: str, bits: Bits, per: Per, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]
+) -> dict[str, object]:
+    """`Metadata`, not checked yet, as plain data."""
+    return {
+        "bits": bits,
+        "per": per,
+        "clean_sha256": clean_hash,
+        "tensors": [{"name": tensor, "shape": list(shape)} for tensor, shape in shapes.items()],
+        "names": list(names),
+    }
 
 
 def _read_entry(
-    tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], bits: Bits, per: Per, source: str
+    tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    values, scale = tensors[key], tensors[key + _SCALE]
+    bits, values, scale = metadata.bits, tensors[key], tensors[key + _SCALE]
     stored: tuple[Any, tuple[int, ...]] = (value_dtype(bits), shape)
     if bits == 4:
         stored = (np.uint8, ((math.prod(shape) + 1) // 2,))
-    expected = {key: (values, *stored), key + _SCALE: (scale, np.float32, shape[:1] if per == "channel" else ())}
+    expected = {
+        key: (values, *stored),
+        key + _SCALE: (scale, np.float32, shape[:1] if metadata.per == "channel" else ()),
+    }
     for part, (array, dtype, part_shape) in expected.items():
         if array.dtype != dtype or array.shape != part_shape:
             raise SignatureError(

@@ -15,7 +15,8 @@ from rws.errors import InputError, first_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result, Sink
+    from rws.edge.pipeline import Result
+    from rws.edge.sinks.base import Sink
     from rws.records import Frame
 
 log = logging.getLogger(__name__)

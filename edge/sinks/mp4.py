@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,11 +15,12 @@ import numpy as np
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
+from rws.edge.sinks.file import WholeFile
 from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Self
 
 # Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
 # libx264. Two threads: each one more holds another picture back, and the model wants the other cores.
@@ -31,28 +31,6 @@ ENCODERS = {
 TICKS = 60_000  # parts of a second that times are given in; mpeg4 takes no more than 65,535
 KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key frame
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-
-
-class WholeFile(io.FileIO):
-    """An unbuffered file that writes all that it is given, or raises, and remembers what."""
-
-    error: OSError | None = None
-
-    def write(self, data: Buffer, /) -> int:
-        """Write every byte; how many there were.
-
-        Raises:
-            OSError: if not all could be written; some may have been.
-        """
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-            raise
-        return size
 
 
 class VideoFile:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import cv2
 
 from rws.edge.common.child import python_command
-from rws.edge.sinks.annotate import annotate
+from rws.edge.tasks.annotate import annotate
 from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result
+    from rws.edge.pipeline import Result
     from rws.records import Frame
 
 ESCAPE = 27
@@ -30,7 +30,7 @@ PROBE_TIMEOUT = 60.0  # seconds
 
 
 class WindowSink:
-    """Shows annotated frames (`rws.edge.sinks.annotate.annotate`) in a window. A context manager that takes the window
+    """Shows annotated frames (`rws.edge.tasks.annotate.annotate`) in a window. A context manager that takes the window
     away.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sinks.annotate import fit
+from rws.edge.tasks.annotate import fit
 from rws.records import Frame
 
 MAX_WIDTH = 960

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result
+    from rws.edge.pipeline import Result
     from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds from one server-sent event to the next

@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rws.edge.bundle.bundle import check_bundle_folder, write_bundle
+from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
 from rws.edge.common.provenance import provenance
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
@@ -391,17 +391,14 @@ class AdoptionBuild:
         signatures, (table, agreement) = self.signatures, self.gain()
         oracle, scores = self.oracle()
         prior = scores.pop("prior")
-        write_bundle(
-            out,
+        parts = BundleParts(
             name=self.name,
             classes=self.classes,
             input_size=(self.model.size, self.model.size),
             model=self.model.onnx,
             signatures=signatures,
             oracle=oracle,
-            corruptions=CORRUPTIONS,
-            severity_levels=LEVELS,
-            policy_arrays=table.to_arrays(),
+            table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings(prior),
             provenance=provenance(
@@ -420,6 +417,7 @@ class AdoptionBuild:
                 "oracle": scores,
             },
         )
+        write_bundle(out, parts)
 
 
 def _checked(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:

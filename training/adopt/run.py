@@ -6,54 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from rws.errors import InputError
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import adopt_model, load_classifier
-from rws.training.adopt.recipe import AdoptRecipe, Target, load_adopt_recipe
+from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
+from rws.training.build.recipe import check_recipe
 from rws.training.data.pictures import Pictures, load_labelled, load_pictures, read_names
 from rws.training.jobs.store import Progress
 
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """What to build a bundle from; see the options of `rws build`.
-
-    Args:
-        model: as in `load_classifier`.
-        images: clean images, as in `load_pictures`.
-        preprocessing: what the model wants done to RGB 0…1.
-        out: bundle folder to write.
-        work: folder for parts of the build.
-        more_images: other clean images for the oracle.
-        names: file of class names.
-        labels: `images` is <class>/<image>.
-        size: side of the input, if the model leaves it free.
-        every, limit: of `load_pictures`.
-        recipe: TOML file; None: the default.
-        layers, target: replace the recipe's; None: the recipe's.
-        quick: a first look.
-        threads: CPU threads; None leaves the choice to torch.
-    """
+    """What to build a bundle from, as the options of `rws build --model` say; None leaves the choice to the recipe."""
 
     model: str
     images: str
     preprocessing: Preprocessing
     out: Path
     work: Path
-    more_images: str | None = None
-    names: Path | None = None
-    labels: bool = False
-    size: int | None = None
-    every: int = 10
-    limit: int = 1000
-    recipe: Path | None = None
-    layers: int | None = None
-    target: Target | None = None
-    quick: bool = False
-    threads: int | None = None
+    more_images: str | None
+    names: Path | None
+    labels: bool
+    size: int | None
+    every: int
+    limit: int
+    recipe: str | None
+    layers: int | None
+    target: str | None
+    quick: bool
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
@@ -70,8 +51,6 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progress) -> None:
     """Build the bundle; `say` is called with lines, `progress` as in `AdoptionBuild`."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
@@ -107,9 +86,8 @@ def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, 
 
 
 def _recipe(options: AdoptOptions) -> AdoptRecipe:
-    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
-    if options.layers is not None:
-        recipe = replace(recipe, layers=options.layers)
-    if options.target is not None:
-        recipe = replace(recipe, target=options.target)
+    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(Path(options.recipe))
+    given = {"layers": options.layers, "target": options.target}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = check_recipe(AdoptRecipe, changes, "options", recipe)
     return recipe.quick() if options.quick else recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +9,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from rws.edge.live import torch_model
+from rws.edge.onnx.from_onnx import to_torch, unsupported_operators
 from rws.edge.onnx.graph import shallow_tensors, split_after
 from rws.errors import BundleError, FormatError, InputError
 from rws.training.adopt.graph import compare, run_onnx
 from rws.training.models.fit import channels_last
+from rws.training.signatures.tuned import train_only
 
 BUDGET = 0.006
 """Part of the model's bytes that one signature may take where no number of layers is given."""
@@ -42,34 +42,22 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
         OperatorError: if an operator cannot be turned into torch; it names all of them.
         BundleError: if the module does not give what ONNX Runtime gives.
     """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    _clear_metadata(copied)
-    unsupported = _unsupported(copied)
+    unsupported = unsupported_operators(proto)
     if unsupported:
         raise OperatorError(
             f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them, or train "
             f"its shallow part alone (--target shallow) where they come later"
         )
-    names = torch_model._name_convolutions(copied, tensors)
     try:
-        module = torch_model._convert(copied).eval()
+        module, names = to_torch(proto, tensors)
     except BundleError as error:
         raise OperatorError(f"{error}; or train its shallow part alone (--target shallow)") from error
-    parameters = dict(module.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    chosen = {}
-    for tensor in tensors:
-        node, _, leaf = names[tensor].rpartition(".")
-        # An asymmetric padding is a module of its own, in front of the convolution.
-        found = parameters[names[tensor] if names[tensor] in parameters else f"{node}.1.{leaf}"]
-        chosen[tensor] = found.requires_grad_(True)
+    found = train_only(module.eval(), [names[tensor] for tensor in tensors])
     images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     with torch.no_grad():
         result = module(torch.from_numpy(images)).numpy()
     compare(result, run_onnx(proto, images), "as a torch module")
-    return channels_last(module), chosen
+    return channels_last(module), {tensor: found[names[tensor]] for tensor in tensors}
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
@@ -121,27 +109,3 @@ def _ends_whole(proto: onnx.ModelProto, layers: int) -> bool:
     except InputError:
         return False
     return True
-
-
-def _clear_metadata(proto: onnx.ModelProto) -> None:
-    for node in proto.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-
-
-def _unsupported(proto: onnx.ModelProto) -> list[str]:
-    """Operators of a graph, by name, for which onnx2torch has no converter."""
-    logging.getLogger("onnx2torch").setLevel(logging.ERROR)
-    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
-
-    from onnx2torch.node_converters.registry import get_converter  # isort: skip
-
-    torch_model._register_reduce_mean()
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    missing = set()
-    for node in proto.graph.node:
-        try:
-            get_converter(node.op_type, versions.get(node.domain, 1), node.domain)
-        except NotImplementedError:
-            missing.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
-    return sorted(missing)

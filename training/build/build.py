@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle, write_bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import BundleParts, write_bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
@@ -341,17 +343,14 @@ class Build:
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
         perfect = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
-        write_bundle(
-            out,
+        parts = BundleParts(
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,
             classes=self.train.classes,
             input_size=(self.train.size, self.train.size),
             model=self._network,
             signatures=self.signatures(),
             oracle=oracle,
-            corruptions=CORRUPTIONS,
-            severity_levels=LEVELS,
-            policy_arrays=table.to_arrays(),
+            table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings([round(share, 7) for share in prior.tolist()]),
             provenance=self._provenance(),
@@ -363,6 +362,7 @@ class Build:
                 "oracle": oracle_scores,
             },
         )
+        write_bundle(out, parts)
 
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from rws.edge.common.files import check_target
 from rws.edge.common.provenance import write_json
 from rws.edge.signatures.quantization import Bits, Per, check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.edge.sinks.files import check_target
 from rws.errors import InputError
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -29,40 +29,23 @@ from rws.training.signatures.tuned import tuned_signature
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """What signatures are made from, and how; see the options of `rws extract`.
-
-    Args:
-        std: the standard model.
-        out: signature file to write.
-        method: `residual` or `tuned`.
-        robust: CORRUPTION=FILE of each robust model.
-        init: init of `std` and of the robust models; None: `std` itself.
-        projection: of `residual_signature`.
-        data: clean images for `tuned`.
-        corruptions: for `tuned`; empty: all 19.
-        severity: of the training images.
-        layers: the shallowest n layers.
-        bits, per: quantisation.
-        recipe: names the architecture of checkpoints.
-        classes: number of their classes.
-        norms: JSON file for the signatures' norms; None: none.
-    """
+    """What signatures are made from, and how; see the options of `rws extract`."""
 
     std: Path
     out: Path
-    method: str = "residual"
-    robust: tuple[str, ...] = ()
-    init: Path | None = None
-    projection: str = "per_tensor"
-    data: str | None = None
-    corruptions: tuple[str, ...] = ()
-    severity: float = 5.0
-    layers: int = 5
-    bits: int = 8
-    per: str = "channel"
-    recipe: str | None = None
-    classes: int = 10
-    norms: Path | None = None
+    method: str
+    robust: tuple[str, ...]
+    init: Path | None
+    projection: str
+    data: str | None
+    corruptions: tuple[str, ...]
+    severity: float
+    layers: int
+    bits: int
+    per: str
+    recipe: str | None
+    classes: int
+    norms: Path | None
 
 
 def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -72,25 +72,6 @@ class SignatureRecipe:
     fold_first: bool = False
 
 
-class PolicySettings(TypedDict):
-    """The policy as `bundle.json` has it; see `rws.oracle.policy.make_policy`."""
-
-    kind: str
-    threshold: float
-    clean_weight: float
-    hold: float
-
-
-class FilterSettings(TypedDict):
-    """The temporal filter as `bundle.json` has it; see `BeliefFilter`."""
-
-    jump: Sequence[float]
-    drift: float
-    evidence: float
-    share: float
-    prior: Sequence[float]
-
-
 @dataclass(frozen=True, config=STRICT)
 class StreamRecipe:
     """How the device treats the frames of a stream.
@@ -108,13 +89,24 @@ class StreamRecipe:
     evidence: float = 1.0
     share: Share = 0.02
 
-    def policy_settings(self) -> PolicySettings:
-        """Return the settings of the policy."""
-        return PolicySettings(kind="weighted", threshold=self.threshold, clean_weight=self.clean_weight, hold=self.hold)
+    def policy_settings(self) -> Mapping[str, str | float]:
+        """Return the policy as `bundle.json` has it; see `rws.oracle.policy.make_policy`."""
+        return {
+            "kind": "weighted",
+            "threshold": self.threshold,
+            "clean_weight": self.clean_weight,
+            "hold": self.hold,
+        }
 
-    def filter_settings(self, prior: Sequence[float]) -> FilterSettings:
-        """Return the settings of the filter; `prior` is the oracle's."""
-        return FilterSettings(jump=self.jump, drift=self.drift, evidence=self.evidence, share=self.share, prior=prior)
+    def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
+        """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
+        return {
+            "jump": self.jump,
+            "drift": self.drift,
+            "evidence": self.evidence,
+            "share": self.share,
+            "prior": prior,
+        }
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -107,38 +107,44 @@ def build(
     """
     _check_options(ctx, model is not None, images is not None)
     with require("train"):
-        from rws.training.adopt.graph import Preprocessing
-        from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
-        from rws.training.build.run import BuildOptions, run_build
+        import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     if model is None or images is None:
-        run_build(
-            BuildOptions(out, recipe, data, size, work or Path("runs/build"), device, threads, tuple(job or ()), onto),
-            typer.echo,
-            _print_progress,
-        )
+        place = work or Path("runs/build")
+        _from_labels(out, recipe or "cifar10_vgg16", data, size, place, device, job or [], onto)
         return
-    run_adopt(
-        AdoptOptions(
-            model,
-            images,
-            Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr),
-            out=out,
-            work=work or Path("runs/adopt"),
-            more_images=more_images,
-            names=names,
-            labels=labels,
-            size=size,
-            every=every,
-            limit=limit,
-            recipe=None if recipe is None else Path(recipe),
-            layers=layers,
-            target=None if target is None else target.value,
-            quick=quick,
-            threads=threads,
-        ),
-        typer.echo,
-        _print_progress,
-    )
+    from rws.training.adopt.graph import Preprocessing
+    from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
+
+    wanted = Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr)
+    sources = (model, images, wanted, out, work or Path("runs/adopt"), more_images, names, labels, size, every, limit)
+    goal = None if target is None else target.value
+    run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), typer.echo, _print_progress)
+
+
+def _from_labels(
+    out: Path,
+    recipe: str,
+    data: str | None,
+    size: int | None,
+    work: Path,
+    device: str,
+    jobs: list[str],
+    onto: Path | None,
+) -> None:
+    from rws.edge.bundle.bundle import Bundle
+    from rws.training.build.build import Build
+    from rws.training.build.recipe import load_recipe
+
+    chosen, kept = load_recipe(recipe), None if onto is None else Bundle.load(onto)
+    source = data or chosen.data.source
+    build = Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
+    build.run(jobs)
+    if not jobs:
+        build.bundle(out)
+        typer.echo(f"wrote {out}; try: rws inspect {out}")
 
 
 def _check_options(ctx: typer.Context, model: bool, images: bool) -> None:

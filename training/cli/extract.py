@@ -57,21 +57,5 @@ def extract(
     with require("train"):
         from rws.training.build.extract import ExtractOptions, run_extract
 
-    options = ExtractOptions(
-        std,
-        out,
-        method=way.value,
-        robust=tuple(robust or ()),
-        init=init,
-        projection=projection,
-        data=data,
-        corruptions=tuple(corruption or ()),
-        severity=severity,
-        layers=layers,
-        bits=bits,
-        per=per,
-        recipe=recipe,
-        classes=classes,
-        norms=report,
-    )
-    run_extract(options, typer.echo)
+    sources = (std, out, way.value, tuple(robust or ()), init, projection, data, tuple(corruption or ()), severity)
+    run_extract(ExtractOptions(*sources, layers, bits, per, recipe, classes, report), typer.echo)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources.open import ImageSource, Source, open_source
+from rws.edge.sources.base import Source
+from rws.edge.sources.images import ImageSource
+from rws.edge.sources.open import open_source
 from rws.errors import FormatError, InputError
 from rws.records import Frame
 from rws.training.data.images import Images, load_images

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
@@ -91,7 +92,7 @@ def prepare(
     order = shuffled(images, None, options.seed)
     limit = options.validation_limit if purpose == "validation" else options.limit
     frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
-    evaluator = Evaluator(bundle.model("onnx", threads=options.threads), frames)
+    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
     return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
 
 

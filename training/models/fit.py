@@ -21,7 +21,7 @@ from rws.edge.common.schema import STRICT
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
-from rws.training.models.loop import BatchSize, Count, Plan, Precision, Rate, Report, Share, Warmup, train
+from rws.training.models.loop import BatchSize, Count, Plan, Precision, Rate, Report, Share, Warmup, identity_of, train
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -166,12 +166,13 @@ def fit(
             logits = model(to_input(batch.corrupted))
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
 
+    identity = identity_of(recipe, corrupted, seed, len(data))
     return train(
         model,
         optimiser,
         lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
         loss_of,
-        Plan.over(len(data), recipe, corrupted, seed, len(data)),
+        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
         checkpoint=checkpoint,
         report=report,
     )

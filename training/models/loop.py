@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from rws.edge.common.files import atomic_path
 from rws.errors import InputError
 from rws.training.models.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -30,24 +33,6 @@ Precision = Literal["bf16", "fp32"]
 
 class DivergedError(InputError):
     """The loss of a training is no longer finite."""
-
-
-class EpochRecipe(Protocol):
-    """What the recipe of a training in epochs says."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the images."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images per step."""
-
-    @property
-    def warmup(self) -> float:
-        """As in `Plan`."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +52,10 @@ class Plan:
     identity: str
 
     @classmethod
-    def over(cls, images: int, recipe: EpochRecipe, *made_by: object) -> Plan:
-        """Return the plan of a recipe's epochs over N images, in full batches, at least one per epoch.
-
-        Args:
-            images: N.
-            recipe: a dataclass.
-            made_by: what else the run depends on; its `repr` goes into the identity.
-        """
-        steps = max(1, images // recipe.batch_size)
-        identity = repr((sorted(asdict(recipe).items()), *made_by))
-        return cls(recipe.epochs * steps, steps, recipe.warmup, identity)
+    def over(cls, images: int, epochs: int, batch_size: int, warmup: float, identity: str) -> Plan:
+        """Return the plan of some epochs over N images, in full batches, at least one per epoch."""
+        steps = max(1, images // batch_size)
+        return cls(epochs * steps, steps, warmup, identity)
 
     @property
     def epochs(self) -> int:
@@ -87,6 +65,11 @@ class Plan:
     def steps_of(self, epoch: int) -> tuple[int, int]:
         """Return the first step of an epoch and the one after its last, both counted from 0."""
         return epoch * self.steps_per_epoch, min(self.steps, (epoch + 1) * self.steps_per_epoch)
+
+
+def identity_of(recipe: DataclassInstance, *made_by: object) -> str:
+    """Return the identity of a run from its recipe and what else it depends on, of which the `repr` counts."""
+    return repr((sorted(asdict(recipe).items()), *made_by))
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

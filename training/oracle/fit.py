@@ -15,7 +15,7 @@ from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Store
 from rws.training.models.fit import autocast, channels_last, crop_and_flip
-from rws.training.models.loop import Plan, Report, train
+from rws.training.models.loop import Plan, Report, identity_of, train
 from rws.training.oracle.network import OracleNetwork
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw
 
@@ -77,12 +77,13 @@ def fit_oracle(
             logits = network(batch.x.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), batch.target)
 
+    identity = identity_of(recipe, tuple(corruptions), seed, len(data))
     train(
         network,
         torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
         lambda epoch: oracle_batches(data, recipe, epoch, seed, corruptions),
         loss_of,
-        Plan.over(len(data), recipe, tuple(corruptions), seed, len(data)),
+        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
         checkpoint=checkpoint,
         report=report,
     )

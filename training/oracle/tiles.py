@@ -24,12 +24,13 @@ from pydantic.dataclasses import dataclass as schema
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.edge.common.schema import STRICT
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
 from rws.training.models.fit import channels_last
-from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Warmup, train
+from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Warmup, identity_of, train
 from rws.training.oracle.calibration import (
     Calibration,
     OracleScores,
@@ -235,7 +236,7 @@ def fit_view_oracle(
         torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2),
         lambda epoch: _batches(data, orders[epoch], batch),
         lambda part: F.cross_entropy(network(part[0]), part[1]),
-        Plan.over(len(data.x), replace(recipe, batch_size=batch), seed, tuple(data.x.shape)),
+        Plan.over(len(data.x), recipe.epochs, batch, recipe.warmup, identity_of(recipe, seed, data.x.shape)),
         checkpoint=checkpoint,
         report=report,
     )

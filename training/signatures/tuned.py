@@ -22,7 +22,7 @@ from rws.edge.signatures.signature_set import shallow_sha256
 from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.models.fit import Batch, Corrupted, autocast, batches, channels_last, to_input
-from rws.training.models.loop import BatchSize, Count, Plan, Precision, Rate, Report, Warmup, train
+from rws.training.models.loop import BatchSize, Count, Plan, Precision, Rate, Report, Warmup, identity_of, train
 from rws.training.signatures.deltas import Deltas
 
 
@@ -72,12 +72,13 @@ def tuned_signature(
     student = copy.deepcopy(teacher)
     trained = train_only(student, tensors)
     digest = shallow_sha256({name: value.detach().cpu().numpy() for name, value in teacher.named_parameters()})
+    identity = identity_of(recipe, corrupted, tuple(tensors), seed, len(data), digest)
     train(
         student,
         torch.optim.Adam(trained.values(), lr=recipe.learning_rate),
         lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
         _loss(teacher, student, tensors, recipe, data.pixels.device),
-        Plan.over(len(data), recipe, corrupted, tuple(tensors), seed, len(data), digest),
+        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
         checkpoint=checkpoint,
         report=report,
     )

@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
 from rws.edge.faults.cases.scripted import pictures, reached, scripted
 from rws.edge.faults.harness import Drill, NotHereError, Seen, case
 from rws.edge.faults.stamp import scene
-from rws.edge.runtime import Result, Runtime
+from rws.edge.pipeline import Result
+from rws.edge.runtime import Runtime
 from rws.edge.sinks.background import BackgroundSink
-from rws.edge.sinks.files import JsonlSink
-from rws.edge.sources.open import PatternSource
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import RwsError, SourceError
 from rws.records import Frame
 
@@ -100,7 +101,7 @@ def exceptions(drill: Drill) -> None:
 
     attempt(SourceError, then=[("end", "unplugged")])
     attempt(KeyError, sinks=[Breaks()])
-    model = drill.runtime.model
+    model = drill.runtime.pipeline.model
     predict, calls = model.predict, iter(range(99))
 
     def broken(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -120,7 +121,7 @@ def exceptions(drill: Drill) -> None:
 @case("a model that is too slow", slow=True)
 def too_slow(drill: Drill) -> None:
     """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
-    model = drill.runtime.model
+    model = drill.runtime.pipeline.model
     predict = model.predict
 
     def slow(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,10 +143,10 @@ def too_slow(drill: Drill) -> None:
 @case("10,000 mix changes")
 def mix_changes(drill: Drill) -> None:
     """Each change is exact, the weights are clean afterwards, and memory stays flat."""
-    model = drill.runtime.model
+    model = drill.runtime.pipeline.model
     names = sorted(drill.bundle.signatures.names)
     rng = np.random.default_rng(0)
-    x = np.ascontiguousarray(scene(*drill.runtime.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
+    x = np.ascontiguousarray(scene(*drill.runtime.pipeline.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
     reference: dict[str, NDArray[np.float32]] = {}
     wrong = 0
     gc.collect()
@@ -186,7 +187,7 @@ def broken_bundle(drill: Drill) -> None:
     other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
     source = PatternSource(64, 64, 100.0)
     switched: list[int] = []
-    with BundleWatch(current, build, interval=0.1) as watch:
+    with BundleWatcher(current, build, interval=0.1) as watch:
         stage = "before"
 
         def steer(seen: list[Seen]) -> bool:

@@ -16,7 +16,7 @@ from rws.edge.faults.harness import Drill, NotHereError, Seen, case
 from rws.edge.faults.servers import MjpegServer, RtspServer
 from rws.edge.faults.stamp import encode_jpeg, scene, stamped
 from rws.edge.faults.videos import encode_h264, flip_bytes
-from rws.edge.sources.capture import CapturedSource
+from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.open import open_source
 
 SCENES = 8

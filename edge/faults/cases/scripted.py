@@ -11,9 +11,11 @@ import numpy as np
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.harness import Drill, Seen, case, noisy
 from rws.edge.faults.stamp import scene
-from rws.edge.sources.capture import CapturedSource, CaptureSettings
-from rws.edge.sources.capture.source import LAST_BACKOFF
-from rws.edge.sources.open import TICK, PatternSource
+from rws.edge.sources.base import TICK
+from rws.edge.sources.capture.protocol import CaptureSettings
+from rws.edge.sources.capture.source import CapturedSource
+from rws.edge.sources.capture.stall import LAST_BACKOFF
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 
 Step = tuple[str, Any]
@@ -23,10 +25,8 @@ def scripted(steps: Iterable[Step], **options: Any) -> tuple[CapturedSource, Scr
     """A live source that follows a script."""
     time = FakeTime()
     capture = ScriptedCapture(steps, time)
-    settings = CaptureSettings("scripted", "camera")
-    source = CapturedSource(
-        settings, "scripted camera", live=True, sleep=time.sleep, capture=capture, jitter=lambda: 1.0, **options
-    )
+    settings = CaptureSettings("scripted", "camera", "scripted camera")
+    source = CapturedSource(settings, sleep=time.sleep, capture=capture, jitter=lambda: 1.0, **options)
     return source, capture, time
 
 
@@ -74,7 +74,7 @@ def unplugged(drill: Drill) -> None:
 
     def watch(seconds: float) -> None:
         if seconds > 2.5 and source.state == "reconnecting":
-            late_mixes.append(dict(runtime.model.mix))
+            late_mixes.append(dict(runtime.pipeline.model.mix))
 
     def done(seen: list[Seen]) -> bool:
         patched.extend(bool(one.result.mix) for one in seen[len(patched) :])
@@ -128,8 +128,8 @@ def one_a_minute(drill: Drill) -> None:
                 yield ("frame", scene(64, 64, seed))
 
     capture = OnTheMinute([], time)
-    settings = CaptureSettings("scripted", "camera")
-    source = CapturedSource(settings, "slow camera", live=True, sleep=time.sleep, capture=capture)
+    settings = CaptureSettings("scripted", "camera", "slow camera")
+    source = CapturedSource(settings, sleep=time.sleep, capture=capture)
     opened: list[int] = []
 
     def enough(seen: list[Seen]) -> bool:
@@ -186,9 +186,9 @@ def ten_kilohertz(drill: Drill) -> None:
 @case("an empty frame")
 def empty_frame(drill: Drill) -> None:
     """A frame without pixels is kept from the oracle and counted."""
-    from rws.edge.sources.capture.checks import picture_flaw
+    from rws.edge.sources.capture.checks import image_flaw
 
-    flaw = picture_flaw(np.empty((0, 0, 3), np.uint8))
+    flaw = image_flaw(np.empty((0, 0, 3), np.uint8))
     steps = [("open", ""), *pictures(2), ("reject", flaw), *pictures(2, 2)]
     source, _, time = scripted(steps)
     seen = drill.play(source, reached(4), runtime=drill.with_clock(time))

@@ -11,7 +11,9 @@ from rws.benchmarks.baselines.models import AllCorrupted, BaselineModels, folded
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline, make_baselines
 from rws.benchmarks.baselines.tent import Tent
 from rws.benchmarks.common.memory import can_measure
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.bundle.options import ModelOptions
 from rws.errors import FormatError, RwsError
 from rws.oracle import InputError
 from rws.training.build.recipe import load_recipe
@@ -66,7 +68,7 @@ def logits_of(module: nn.Module, x: np.ndarray) -> np.ndarray:
 
 
 def test_the_unfolded_model_is_the_bundles(unfolded, images, foggy):
-    model = Bundle.load().model("onnx", threads=1)
+    model = Bundle.load().model(ModelOptions(threads=1))
     clean = images.pixels.numpy() / np.float32(255)
     for x in (clean, foggy):
         np.testing.assert_allclose(logits_of(unfolded, x), model.predict(x), atol=1e-4)
@@ -254,7 +256,7 @@ def test_models_are_trained_once_and_kept(trained, image_folder):
     assert [line["job"] for line in lines] == ["augmented", *(f"robust-{name}" for name in CORRUPTIONS)]
     again = BaselineModels(bundle, str(image_folder), work, augmented=QUICK, progress=pytest.fail)
     again.train_all()
-    model = bundle.model("onnx", threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     x = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
     np.testing.assert_allclose(logits_of(again.unfolded(), x), model.predict(x), atol=1e-4)
     assert not torch.equal(again.robust("fog").features[0].weight, again.unfolded().features[0].weight)
@@ -291,7 +293,7 @@ def test_every_method_answers_at_batch_1_and_64(name, trained, models, foggy):
 
 def test_on_the_same_engine_ours_answers_as_in_the_replay(trained, models, foggy):
     bundle = trained[0]
-    model = bundle.model("onnx", threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     for name, mix in (("std", {}), ("std_unfolded", {}), ("always", dict.fromkeys(CORRUPTIONS, 1 / 19))):
         model.apply(mix)
         answers = make_baseline(name, models).classify(*sample_of(foggy))

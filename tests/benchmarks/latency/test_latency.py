@@ -27,7 +27,7 @@ from rws.benchmarks.latency.report import CSV_COLUMNS, csv_name, print_latency, 
 from rws.benchmarks.latency.run import PATCH_EVERY, SLOWER, EngineCase, measure_latency
 from rws.benchmarks.latency.stages import FRAME_SIZE, ScheduledPolicy, write_video
 from rws.edge.common.provenance import provenance
-from rws.edge.runtime import STAGES
+from rws.edge.pipeline import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
 from support.command_line import rws

@@ -7,6 +7,7 @@ from rws.benchmarks.streams.ours import OURS, Ours, our_methods, run_method, run
 from rws.benchmarks.streams.protocols import frames_of, make_stream
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle import InputError
 
 
@@ -78,7 +79,7 @@ def test_a_method_sees_each_frame_once_in_order_and_no_batch_over_a_cut(images, 
 
 def test_an_unknown_method_is_named(bundle):
     with pytest.raises(InputError, match="unknown method 'told'"):
-        Ours("told", bundle, bundle.model(threads=1), bundle.oracle(threads=1))
+        Ours("told", bundle, bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1))
 
 
 def test_a_folder_without_splits_is_taken_as_it_is(bundle, images, image_folder):

@@ -9,19 +9,21 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.faults.cases import all_cases
 from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer
 from rws.edge.faults.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import PatternSource, open_source
+from rws.edge.sources.open import open_source
+from rws.edge.sources.test_pattern import PatternSource
 
 runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    with Runtime.from_bundle(Bundle.load(), threads=1) as runtime:
+    with Runtime.from_bundle(Bundle.load(), ModelOptions(threads=1)) as runtime:
         yield runtime
 
 
@@ -44,22 +46,20 @@ def play(drill):
 
 def leave_a_patch(drill):
     """It is said."""
-    close, drill.runtime.close = drill.runtime.close, lambda: None
+    reset, drill.runtime.reset = drill.runtime.reset, lambda: None
     try:
         drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5)
     finally:
-        drill.runtime.close = close
-        drill.runtime.close()
+        drill.runtime.reset = reset
+        drill.runtime.reset()
 
 
 def lose_a_frame(drill):
     """It is said."""
 
     class Loses(PatternSource):
-        def __iter__(self):
-            for frame in super().__iter__():
-                if frame.index != 2:
-                    yield frame
+        def frames(self):
+            return (frame for frame in super().frames() if frame is None or frame.index != 2)
 
     drill.play(Loses(64, 64, 100.0), lambda seen: len(seen) >= 5)
 

@@ -24,7 +24,7 @@ MIX = {"fog": 0.5, "contrast": -0.25}
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-WAYS = [
+STRATEGIES = [
     pytest.param(("cpu", "torch")),
     pytest.param(("cpu", "torch_compile"), marks=compiler),
     pytest.param(("cuda", "torch"), marks=cuda),
@@ -54,8 +54,8 @@ SIGNATURES = make_signatures(CLEAN)
 X = np.random.default_rng(3).random((4, *SHAPE), np.float32)
 
 
-def make(device="cpu", way="torch", module=None) -> TorchModel:
-    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, way=way)
+def make(device="cpu", strategy="torch", module=None) -> TorchModel:
+    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, strategy=strategy)
 
 
 def expected(mix, x=X) -> np.ndarray:
@@ -67,7 +67,7 @@ def expected(mix, x=X) -> np.ndarray:
         return functional_call(classifier(), weights, torch.from_numpy(x)).numpy()
 
 
-@pytest.fixture(scope="module", params=WAYS, ids="-".join)
+@pytest.fixture(scope="module", params=STRATEGIES, ids="-".join)
 def model(request) -> TorchModel:
     # Freezing would copy the weights; an environment that asks for it must not be obeyed.
     with torch._inductor.config.patch(freezing=True):
@@ -99,9 +99,8 @@ def test_batches_of_other_sizes_are_patched_too(model):
 
 
 def test_what_it_says_of_itself(model):
-    assert model.way == model._way
-    assert model.note.startswith(f"{model.way} on {model.provider}: ")
-    assert "\n" not in model.note
+    assert model.description.startswith(f"{model.strategy} on {model.provider}: ")
+    assert "\n" not in model.description
 
 
 def test_parameters_are_aligned_views_that_never_move(model):
@@ -173,10 +172,10 @@ def test_a_frozen_script_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": "fast"}, "way is 'fast', expected auto, torch, torch_compile, torch_cuda_graph"),
+        ({"strategy": "fast"}, "strategy is 'fast', expected auto, torch, torch_compile, torch_cuda_graph"),
         ({"device": "tpu"}, "device is 'tpu', expected 'auto', 'cpu', 'cuda' or"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used .*; try 'cpu'"),
-        ({"way": "torch_cuda_graph"}, "way 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
+        ({"strategy": "torch_cuda_graph"}, "strategy 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
     ],
 )
 def test_what_is_not_to_be_had_is_refused(options, message):

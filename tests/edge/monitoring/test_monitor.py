@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
 
@@ -62,7 +62,7 @@ def test_totals_and_the_latest_result(monitor, clock):
     report = monitor.snapshot()
     counts = {"results": 3, "switches": 2, "classes": {"cat": 1, "dog": 2}, "corruptions": {"clean": 1, "fog": 2}}
     assert report["counts"] == counts
-    assert report["result"] == make_result(2, label="dog", changed=True).to_json()
+    assert report["result"] == make_result(2, label="dog", changed=True).to_dict()
     assert report["since_result_s"] == 1.25
     assert "timeline" not in report
 

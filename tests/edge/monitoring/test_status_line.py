@@ -5,7 +5,7 @@ from rich.console import Console
 
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine, status_line
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from support.fakes import TickingClock, make_result
 
 

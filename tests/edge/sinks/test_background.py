@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws.edge.sinks.background import BackgroundSink
-from rws.edge.sinks.files import JsonlSink
+from rws.edge.sinks.jsonl import JsonlSink
 from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result
 

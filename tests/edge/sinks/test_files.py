@@ -13,10 +13,13 @@ import av
 import numpy as np
 import pytest
 
-from rws.edge.runtime import STAGES
+from rws.edge.common.files import check_target
+from rws.edge.pipeline import STAGES
 from rws.edge.sinks import mp4 as video
-from rws.edge.sinks.annotate import annotate
-from rws.edge.sinks.files import COLUMNS, CsvSink, JsonlSink, VideoSink, check_target
+from rws.edge.sinks.csv import COLUMNS, CsvSink
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.tasks.annotate import annotate
 from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result, spread_belief
 
@@ -45,7 +48,7 @@ def test_jsonl_has_one_line_a_result(tmp_path):
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2]
     assert lines[0]["label"] == "cät"
-    assert lines[0] == make_result(0, mix={"fog": 0.5}, label="cät").to_json()
+    assert lines[0] == make_result(0, mix={"fog": 0.5}, label="cät").to_dict()
     assert os.listdir(tmp_path) == ["results.jsonl"]
 
 
@@ -267,7 +270,7 @@ def test_a_csv_file_with_other_columns_is_refused_and_kept(tmp_path, content):
 def test_an_endless_file_may_be_a_pipe(tmp_path):
     for kind in (JsonlSink, CsvSink):
         code = (
-            f"from rws.edge.sinks.files import {kind.__name__}; from support.fakes import make_frame, make_result\n"
+            f"from {kind.__module__} import {kind.__name__}; from support.fakes import make_frame, make_result\n"
             f"with {kind.__name__}('/dev/stdout', endless=True) as sink: sink.write(make_frame(3), make_result(3))"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -296,7 +299,7 @@ def test_an_endless_video_does_not_overwrite_the_last_one(tmp_path):
 KILLED = """
 import sys, time
 from dataclasses import replace
-from rws.edge.sinks.files import {kind}
+from rws.edge.sinks.{module} import {kind}
 from support.fakes import make_frame, make_result
 
 with {kind}(sys.argv[1], endless=True) as sink:
@@ -310,7 +313,12 @@ with {kind}(sys.argv[1], endless=True) as sink:
 @pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_what_was_written_before_kill_9_can_be_read(tmp_path, kind, name):
     path = tmp_path / name
-    command = [sys.executable, "-c", KILLED.format(kind=kind.__name__), str(path)]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED.format(kind=kind.__name__, module=kind.__module__.rpartition(".")[2]),
+        str(path),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.runtime import Guess
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.oracle.belief import certain
+from rws.records import Prediction
 from support import browser
 from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from support.http import wait_until
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FOGGY = replace(
-    make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Guess("dog & ship", 1, 0.4)
+    make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Prediction("dog & ship", 1, 0.4)
 )
 SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#picture').hidden"
 FITS = "document.documentElement.scrollWidth <= innerWidth"

@@ -127,7 +127,7 @@ def test_status_is_the_snapshot(server, monitor):
 
 
 def test_a_number_that_is_none_does_not_break_the_page(server, monitor):
-    monitor.add(replace(make_result(), confidence=float("nan"), age_ms=float("inf")))
+    monitor.add(replace(make_result(confidence=float("nan")), age_ms=float("inf")))
     result = json.loads(get(server, "/api/status")[2], parse_constant=pytest.fail)["result"]
     assert result["confidence"] is None
     assert result["age_ms"] is None

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError
 from rws.training.adopt.graph import run_onnx
@@ -39,8 +40,8 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     assert bundle.signatures.names == CORRUPTIONS
     assert bundle.manifest.measured["clean"] == 100  # agreement with itself
     original, x = read_model(root / "mine.onnx"), images()
-    np.testing.assert_allclose(bundle.model(threads=1).predict(x), run_onnx(original, x), atol=1e-4)
-    patched = [bundle.model(backend, threads=1, provider="cpu") for backend in ("onnx", "torch")]
+    np.testing.assert_allclose(bundle.model(ModelOptions(threads=1)).predict(x), run_onnx(original, x), atol=1e-4)
+    patched = [bundle.model(ModelOptions(backend, threads=1, provider="cpu")) for backend in ("onnx", "torch")]
     for model in patched:
         assert model.apply({"fog": 1.0})
     np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)

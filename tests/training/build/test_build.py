@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle.bundle import Bundle, remove_signature
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import remove_signature
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.oracle import InputError
 from rws.training.build.build import Build
@@ -28,7 +30,7 @@ def test_the_command_builds_a_bundle_that_runs(built, clear):
     assert bundle.signatures.names == CORRUPTIONS
     assert bundle.manifest.provenance["recipe"]["seed"] == 1
     x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
-    model = bundle.model(threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     clean = model.predict(x)
     assert model.apply({"fog": 1.0})
     assert not np.array_equal(model.predict(x), clean)
@@ -87,7 +89,7 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
 def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
     images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
     with pytest.raises(InputError, match="'rain' is for no corruption"):
-        measure_gain(Bundle.load().model(threads=1), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
+        measure_gain(Bundle.load().model(ModelOptions(threads=1)), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
 
 
 def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle import InputError, ToldPolicy
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data.images import Images
@@ -60,7 +61,7 @@ def test_a_cell_for_every_corruption_and_severity():
 
 
 def test_the_evaluator_agrees_with_the_model_frame_by_frame(bundle, splits):
-    model = bundle.model("onnx", threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     frames = make_frames(splits.test.first(4), ((), *single_cells((5,), ("fog", "snow"))))
     mixes = [({}, {"fog": 0.5}, {"snow": 1.0, "fog": 0.25}, {"snow": 1.0})[index % 4] for index in range(len(frames))]
     alone = []
@@ -94,7 +95,7 @@ def test_subsets_are_seeded():
 
 
 def test_each_image_is_classified_under_its_own_mix(bundle, splits):
-    model, pixels = bundle.model(threads=1), splits.test.pixels[:6]
+    model, pixels = bundle.model(ModelOptions(threads=1)), splits.test.pixels[:6]
     x = pixels.numpy() / np.float32(255)
     mixes = [{}, {"fog": 1.0}, {}, {"contrast": 0.5}, {"fog": 1.0}, {"fog": 1.0, "snow": 0.5}]
     shown = np.array([5, 4, 3, 2, 1, 0])
@@ -117,7 +118,7 @@ def test_a_frame_runs_once_under_each_mix(bundle, splits):
             self.frames += len(x)
             return self._model.predict(x)
 
-    model = Counting(bundle.model(threads=1))
+    model = Counting(bundle.model(ModelOptions(threads=1)))
     frames = make_frames(splits.test.first(5), single_cells((5,), ("fog",)))
     evaluator = Evaluator(model, frames)
     evaluator.answers([{}, {}, {"fog": 1.0}, {"fog": 1.0}, {}])
@@ -127,7 +128,7 @@ def test_a_frame_runs_once_under_each_mix(bundle, splits):
 
 
 def test_a_set_gives_the_accuracy_of_the_model_as_it_is_patched(bundle, splits):
-    model = bundle.model(threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     made = EvaluationSet("fog", 5, splits.test.first(60))
     mixes = ground_truth_mixes(ToldPolicy(bundle.table, own=True), made.frames)
     assert {tuple(mix) for mix in mixes} == {("fog",)}

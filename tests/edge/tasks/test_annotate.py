@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.sinks.annotate import GREEN, ORANGE, annotate
+from rws.edge.tasks.annotate import GREEN, ORANGE, annotate
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, make_result, spread_belief
 
