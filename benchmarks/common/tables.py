@@ -52,8 +52,8 @@ def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:
     return Column(title, cell, words=True)
 
 
-def columns(cells: Mapping[str, str], format: str = "") -> list[Column]:
-    """Return columns of numbers in one format, from their titles and keys."""
+def columns(cells: Mapping[str, str | Callable[[Any], object]], format: str = "") -> list[Column]:
+    """Return columns of numbers in one format, from their titles and keys or functions."""
     return [Column(title, cell, format) for title, cell in cells.items()]
 
 

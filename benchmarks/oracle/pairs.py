@@ -19,7 +19,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from rich.console import Console
 
-from rws.benchmarks.common.tables import Column, terminal
+from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
@@ -256,12 +256,11 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs
     )
 
 
-_NUMBERS = {f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}
-_NUMBERS = {"accuracy": "accuracy", **_NUMBERS, "clean": "ta", "one corruption": "single", "% composed": "composed"}
+_ACCURACIES = {"accuracy": "accuracy", **{f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}}
 _COLUMNS = (
     Column("way", "way", words=True),
     Column("told", lambda row: "yes" if row["told"] else "no", words=True),
-    *(Column(title, key, ".2f") for title, key in _NUMBERS.items()),
+    *columns(_ACCURACIES | {"clean": "ta", "one corruption": "single", "% composed": "composed"}, ".2f"),
 )
 
 

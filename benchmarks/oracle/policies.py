@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from rws.benchmarks.common.tables import Column, terminal
+from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -253,7 +253,7 @@ _NUMBERS |= {"% patched": "patched", "% of clean": "patched_clean"}
 _COLUMNS = (
     *(Column(key, key, words=True) for key in ("policy", "rule")),
     *(Column(key.replace("_", " "), key, "g", words=True) for key in ("threshold", "clean_weight")),
-    *(Column(title, key, ".2f") for title, key in _NUMBERS.items()),
+    *columns(_NUMBERS, ".2f"),
     Column("µs", "microseconds", ".1f"),
 )
 

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from rws.benchmarks.common.tables import Column, terminal
+from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
@@ -119,13 +119,9 @@ def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
         FormatError: if the bundle's provenance has none that this version knows.
     """
     try:
-        stored = bundle.manifest.provenance["recipe"]["oracle"]
-        recipe = check_recipe(OracleRecipe, stored, "oracle")
+        recipe = check_recipe(OracleRecipe, bundle.manifest.provenance["recipe"]["oracle"], "oracle")
     except (KeyError, TypeError, FormatError) as error:
-        raise FormatError(
-            f"{bundle.path}: its provenance has no recipe of an oracle that this version can follow ({error}); build "
-            f"the bundle again"
-        ) from error
+        raise _unknown(bundle, "recipe of an oracle", error) from error
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
@@ -140,10 +136,13 @@ def bundle_recall(bundle: Bundle) -> float:
         recall = recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall)
         return check_recipe(CalibrationRecipe, {"clean_recall": recall}, "calibration").clean_recall
     except (AttributeError, FormatError) as error:
-        raise FormatError(
-            f"{bundle.path}: its provenance has no calibration that this version can follow ({error}); build the "
-            f"bundle again"
-        ) from error
+        raise _unknown(bundle, "calibration", error) from error
+
+
+def _unknown(bundle: Bundle, part: str, error: Exception) -> FormatError:
+    return FormatError(
+        f"{bundle.path}: its provenance has no {part} that this version can follow ({error}); build the bundle again"
+    )
 
 
 def table_without(table: GainTable, corruption: str) -> GainTable:
@@ -357,8 +356,8 @@ _COLUMNS = (
     Column("never seen", "corruption", words=True),
     Column("chosen most", _most, words=True),
     Column("best to borrow", lambda row: row["neighbour"] or "none", words=True),
-    *(Column(arm, partial(_mean_of, arm), ".2f") for arm in ARMS),
-    *(Column(key, key, "+.2f") for key in ("gain", "worst")),
+    *columns({arm: partial(_mean_of, arm) for arm in ARMS}, ".2f"),
+    *columns({"gain": "gain", "worst": "worst"}, "+.2f"),
     Column("TA loss", "ta_loss", ".2f"),
 )
 
