@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Milliseconds per frame (median over the rounds), and the ratio to the baseline with its 95 % interval."""
+    """Milliseconds per frame (median over the rounds), and the ratio to `std` with its 95 % interval."""
 
     ms: float
     ratio: float
@@ -90,38 +90,29 @@ class Cost(TypedDict):
 
 
 def time_methods(
-    make: Mapping[str, Callable[[], Method]],
-    sample: Sample,
-    batch: int,
-    *,
-    baseline: str = "std",
-    repeats: int = 3,
-    rounds: int = 7,
-    seed: int = 0,
+    make: Mapping[str, Callable[[], Method]], sample: Sample, batch: int, *, repeats: int = 3, rounds: int = 7
 ) -> dict[str, Timing]:
-    """Time each method per frame, interleaved with the baseline, on the threads that the process has.
+    """Time each method per frame, interleaved with `std`, on the threads that the process has.
 
     Args:
-        make: makes each method, the baseline among them, once per repeat.
+        make: makes each method, `std` among them, once per repeat.
         sample: frames that batches are taken from in turn.
         batch: frames per batch, no more than the sample has.
-        baseline: what the ratios are to.
         repeats, rounds: see `rws.benchmarks.common.interleave.interleave`.
-        seed: seed of the order.
 
     Raises:
         InputError: if the sample is smaller than the batch.
     """
     if not 0 < batch <= len(sample.x):
         raise InputError(f"a batch of {batch} of {len(sample.x)} frames: give at least as many frames")
-    rng = random.Random(seed)
+    rng = random.Random(0)
     measured: dict[str, Measured] = {}
     base: list[Block] = []
     for _ in range(repeats):
         runs = {name: _blocks(method(), sample, batch) for name, method in make.items()}
-        cases = {name: run for name, run in runs.items() if name != baseline}
-        base += interleave(runs[baseline], cases, rounds, rng, measured)
-    found = {baseline: Timing(float(np.median([block.typical() for block in base])), 1.0, 1.0, 1.0)}
+        cases = {name: run for name, run in runs.items() if name != "std"}
+        base += interleave(runs["std"], cases, rounds, rng, measured)
+    found = {"std": Timing(float(np.median([block.typical() for block in base])), 1.0, 1.0, 1.0)}
     found |= {name: Timing(float(np.median(case.typical())), *case.ratio()) for name, case in measured.items()}
     return {name: Timing(*(round(value, 4) for value in found[name])) for name in make}
 

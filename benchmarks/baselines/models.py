@@ -100,7 +100,7 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
     for name in own:
         if name not in weights or weights[name].shape != state[name].shape:
             raise FormatError(
-                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle anew"
+                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle again"
             )
         state[name] = weights[name]
     for convolution, norm in pairs:
@@ -181,12 +181,12 @@ class BaselineModels:
         source: the images that the bundle was built from: folder or data set name; their `train` split is used. None
             trains nothing and only takes what is there.
         work: folder for checkpoints. A bundle with another model gets its own folder in it.
-        robust, augmented: how to train; by default the robust models as the bundle's recipe says, with its severity.
+        augmented: how to train that model; the robust ones are trained as the bundle's recipe says.
         progress: called with {job, seconds, epoch, loss} after each epoch.
 
     Raises:
         InputError: if the bundle does not say what its classifier was built by. Its methods raise it where a model is
-            missing and there is no source, or was trained in another way.
+            missing and there is no source, or was trained by another recipe.
     """
 
     def __init__(
@@ -195,14 +195,13 @@ class BaselineModels:
         source: str | None,
         work: Path,
         *,
-        robust: FitRecipe | None = None,
         augmented: FitRecipe = AUGMENTED,
         progress: Progress | None = None,
     ) -> None:
         self.recipe = _recipe_of(bundle)
         self.folder = work / f"{bundle.manifest.name}-{bundle.manifest.files[MODEL].sha256[:12]}"
         self.bundle, self._progress, self._source, self._work = bundle, progress, source, work
-        self._robust, self._augmented = robust or self.recipe.robust, augmented
+        self._augmented = augmented
 
     @cached_property
     def train(self) -> Images:
@@ -223,18 +222,18 @@ class BaselineModels:
         return build_model(replace(self.recipe.model, weights=""), len(self.bundle.manifest.classes)).eval()
 
     def unfolded(self) -> nn.Module:
-        """The bundle's classifier with BatchNorm, in eval mode: a new copy at each call."""
+        """Return a new copy of the bundle's classifier with BatchNorm, in eval mode."""
         model = self._network()
         model.load_state_dict(self._start)
         return model
 
     def robust(self, corruption: str) -> nn.Module:
-        """The model for one corruption: the classifier, trained on with images of that corruption alone."""
+        """Return the model for one corruption: the classifier, fine-tuned with images of that corruption alone."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
-        return self._fitted(f"robust-{corruption}", self._robust, corrupted)
+        return self._fitted(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     def augmented(self) -> nn.Module:
-        """One model for everything: the classifier, trained on with all corruptions as augmentation."""
+        """Return one model for everything: the classifier, fine-tuned with all corruptions as augmentation."""
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:

@@ -12,7 +12,7 @@ the methods that adapt it need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -79,11 +79,11 @@ def make_baseline(name: str, models: BaselineModels) -> Baseline:
     return known[name](models)
 
 
-def make_baselines(bundle: Bundle, work: Path, names: Sequence[str] = tuple(BASELINES)) -> list[Baseline]:
+def make_baselines(bundle: Bundle, work: Path) -> list[Baseline]:
     """Make the baselines from the models that `BaselineModels.train_all` left in `work`.
 
     Raises:
-        InputError: if a name is unknown, or a model is not trained yet.
+        InputError: if a model is not trained yet.
     """
     models = BaselineModels(bundle, None, work)
-    return [make_baseline(name, models) for name in names]
+    return [make_baseline(name, models) for name in BASELINES]

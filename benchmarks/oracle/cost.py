@@ -49,13 +49,7 @@ class OracleCost(TypedDict):
 
 
 def measure_oracle(
-    bundle: Bundle,
-    others: list[BenchmarkModel],
-    *,
-    rounds: int = 20,
-    repeats: int = 6,
-    seed: int = 0,
-    progress: Progress = silent,
+    bundle: Bundle, others: list[BenchmarkModel], rounds: int = 20, repeats: int = 6, progress: Progress = silent
 ) -> OracleCost:
     """Measure the bundle's oracle on one thread, as ratios to the bundle's model and to others of the same input size.
 
@@ -63,12 +57,11 @@ def measure_oracle(
         bundle: whose oracle, filter and policy are measured.
         others: models that take the same input.
         rounds, repeats: see `rws.benchmarks.common.interleave`.
-        seed: seed of the frames and the order.
         progress: called with one line per row.
     """
     size = bundle.manifest.input.height
-    frames = np.random.default_rng(seed).random((64, 3, size, size), np.float32)
-    rng, rows = random.Random(seed), []
+    frames = np.random.default_rng(0).random((64, 3, size, size), np.float32)
+    rng, rows = random.Random(0), []
     models: dict[str, Callable[[], PatchableModel]] = {
         bundle.manifest.name: partial(bundle.model, ModelOptions(threads=1))
     }

