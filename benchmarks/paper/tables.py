@@ -199,7 +199,7 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
     return {
         "rows": rows,
         "pairs": chosen,
-        "ra_pairs_never_patched": over_pairs(dict.fromkeys(chosen, {})),
+        "ra_pairs_never_patched": over_pairs({pair: {} for pair in chosen}),
         **measure.sizes(),
     }
 
