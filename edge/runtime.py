@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
-from rws.edge.sources.open import Frame, Source, open_source
+from rws.edge.sources.open import Source, open_source
 from rws.errors import InputError
 from rws.oracle.belief import Belief
 from rws.oracle.policy import Policy
+from rws.records import Frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -3,8 +3,9 @@
 from rws.errors import FormatError, InputError, RwsError
 from rws.oracle.belief import CLEAN, Belief, certain
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, Policy, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, Policy, ToldPolicy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
+from rws.records import Mix
 
 __all__ = [
     "CLEAN",

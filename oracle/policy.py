@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
-
-Mix = dict[str, float]
+from rws.records import Mix
 
 STEP = 1 / 16
 """Alphas of `WeightedPolicy` lie on this grid: a finer change is worth no patch."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.runtime import Result, Runtime
-    from rws.edge.sources.open import Frame, open_source
+    from rws.edge.sources.open import open_source
+    from rws.records import Frame
 
 _HOMES = {
     "Bundle": "rws.edge.bundle.bundle",
-    "Frame": "rws.edge.sources.open",
+    "Frame": "rws.records",
     "Result": "rws.edge.runtime",
     "Runtime": "rws.edge.runtime",
     "open_source": "rws.edge.sources.open",

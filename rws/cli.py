@@ -24,7 +24,7 @@ COMMANDS = {
     "bundle": "rws.edge.cli.bundle:bundle",
     "demo": "rws.benchmarks.cli.demo:demo",
     "drill": "rws.edge.cli.drill:drill",
-    "extract": "rws.training.cli.build:extract",
+    "extract": "rws.training.cli.extract:extract",
     "inspect": "rws.edge.cli.bundle:inspect",
     "oracle": "rws.edge.cli.run:oracle",
     "replay": "rws.benchmarks.cli.replay:replay",

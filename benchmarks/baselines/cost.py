@@ -62,7 +62,12 @@ class Timing(NamedTuple):
     high: float
 
 
-class _CostRow(TypedDict):
+class CostRow(TypedDict, total=False):
+    """What a method costs on an engine at a batch size; `ms`, `ratio`, `low`, `high` as in `Timing`.
+
+    `carried`: bytes of weights and states that the device needs; `held`, `peak` on Linux only, see `MethodMemory`.
+    """
+
     engine: str
     method: str
     batch: int
@@ -71,14 +76,6 @@ class _CostRow(TypedDict):
     low: float
     high: float
     carried: int
-
-
-class CostRow(_CostRow, total=False):
-    """What a method costs on an engine at a batch size; `ms`, `ratio`, `low`, `high` as in `Timing`.
-
-    `carried`: bytes of weights and states that the device needs; `held`, `peak` on Linux only, see `MethodMemory`.
-    """
-
     held: int
     peak: int
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rws.edge.bundle.bundle import MODEL, Bundle
 from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
-from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, parse
+from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
@@ -167,7 +167,7 @@ def _recipe_of(bundle: Bundle) -> Recipe:
         raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
     parsed: dict[str, Any] = {
-        name: parse(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
+        name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
     }
     return Recipe(name=stored["name"], seed=stored["seed"], **parsed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-for _command in (*COMMANDS, zoo, zoo_curve):
-    bench.command()(_command)
+_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}
+for _name, _measure in _COMMANDS.items():
+    bench.command(_name)(_measure)
 
 
 @bench.command()
@@ -52,14 +53,14 @@ def ways(
     with require("bench"):
         import torch
 
-        from rws.benchmarks.replay.signature_methods import compare_ways
+        from rws.benchmarks.replay.signature_methods import compare_methods
         from rws.training.build.build import Build
         from rws.training.build.recipe import load_recipe
         from rws.training.data.images import load_images
-    test = load_images(data, "test", size=size, cache=work / "images")
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        from rws.training.evaluation.frames import shuffled
+    test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
     build = Build(load_recipe(recipe), data, work, size=size)
-    result = compare_ways(build, test.take(order[:limit]), seed=seed, progress=typer.echo)
+    result = compare_methods(build, test, seed, typer.echo)
     save(report, result, data, seed=seed, threads=torch.get_num_threads())
 
 

@@ -24,10 +24,13 @@ from rws.edge.runtime import STAGES, Runtime
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
+from rws.oracle.policy import GainTable, Policy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.oracle.fit import LEVELS, OracleNetwork, export_oracle
+from rws.training.oracle.calibration import Calibration, export_oracle
+from rws.training.oracle.network import OracleNetwork
+from rws.training.oracle.sampling import LEVELS
 
 WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
 FRAME_SIZE = (480, 640)
@@ -163,7 +166,7 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
 def _untrained_oracle(size: int) -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return export_oracle(OracleNetwork(), 1.0, size)
+        return export_oracle(OracleNetwork(), Calibration(), size)
 
 
 def _gain_table() -> GainTable:

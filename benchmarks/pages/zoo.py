@@ -8,8 +8,8 @@ from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
 from rws.benchmarks.pages.results import lookup, matching, read, spoken, table
+from rws.training.evaluation.frames import TWO_SEVERITIES
 
-SEVERITIES = (3, 5)
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
 LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
 
@@ -31,7 +31,7 @@ def zoo_table(results: Sequence[Result]) -> str:
         *(
             Column(f"{key}, severity {severity}, {title}", mean(key, severity, arm), ".1f")
             for key in ("accuracy", "agreement")
-            for severity in SEVERITIES
+            for severity in TWO_SEVERITIES
             for arm, title in LABELS.items()
         ),
         Column("**accuracy won back, told, %**", "summary.accuracy.won_back.told", ".1f"),

@@ -17,7 +17,8 @@ from rws.benchmarks.common.plots import GRID, INK, MUTED
 from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Result, Variant, flat
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.models.fit import to_input
-from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.tuned import shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")

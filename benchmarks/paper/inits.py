@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from rws.benchmarks.paper.measure import Measure, Result
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
-from rws.training.models.fit import Corrupted, DivergedError, to_input
-from rws.training.signatures.methods import composed, patched, residual_signature
+from rws.training.models.fit import Corrupted, to_input
+from rws.training.models.loop import DivergedError
+from rws.training.signatures.deltas import composed, patched
+from rws.training.signatures.residual import residual_signature
 
 MODELS = 20
 CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")

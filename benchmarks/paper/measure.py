@@ -26,7 +26,8 @@ from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
 from rws.training.jobs.store import JSON, Store
 from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
 from rws.training.models.fit import accuracy
-from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.residual import residual_signature
 
 REPRODUCE_VERSION = 1
 """Raise it when the same models and images give other scores, tables or figures."""

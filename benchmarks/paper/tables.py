@@ -19,7 +19,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.jobs.store import JSON
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.signatures.deltas import Deltas, composed, patched
 
 TRAINED = "trained oracle"
 ARMS = ("std", "trained", "perfect", "always")
@@ -207,7 +207,7 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
 def _jobs(measure: Measure, way: str) -> set[str]:
     if way == "residual":
         return {f"robust-{name}" for name in CORRUPTIONS}
-    return {f"signature-{measure.build.way_name(way)}-{name}" for name in CORRUPTIONS}
+    return {f"signature-{measure.build.method_name(way)}-{name}" for name in CORRUPTIONS}
 
 
 def smaller(measure: Measure) -> Result:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN, Belief, certain
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.belief import CLEAN, Belief, certain, per_type
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
@@ -32,7 +33,6 @@ from rws.training.evaluation.evaluator import (
     averaged_mix,
     ground_truth_mixes,
     observe,
-    per_type,
 )
 from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
 

@@ -138,7 +138,9 @@ class Timeline(TypedDict):
     correct: dict[str, list[int]]
 
 
-class _StreamResult(TypedDict):
+class StreamResult(TypedDict, total=False):
+    """All rows; `timeline` if `continual` was run, `cost` with baselines."""
+
     frames_per_type: int
     severity: Severity
     seed: int
@@ -146,11 +148,6 @@ class _StreamResult(TypedDict):
     bundle: dict[str, Any]
     types: list[str]
     rows: list[StreamRow]
-
-
-class StreamResult(_StreamResult, total=False):
-    """All rows; `timeline` if `continual` was run, `cost` with baselines."""
-
     timeline: Timeline
     cost: Cost
 

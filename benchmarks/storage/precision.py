@@ -22,7 +22,8 @@ from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import DEFAULTS, EvaluationOptions, percent_right
 from rws.training.evaluation.sets import evaluation_sets

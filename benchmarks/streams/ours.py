@@ -22,9 +22,10 @@ from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
-from rws.oracle.belief import Belief
+from rws.oracle.belief import Belief, per_type
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
 from rws.training.evaluation.evaluator import (
     MixKey,
     Progress,
@@ -33,7 +34,6 @@ from rws.training.evaluation.evaluator import (
     classify,
     mix_key,
     observe,
-    per_type,
     silent,
 )
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.streams.protocols import TYPES, Stream
 from rws.oracle.belief import CLEAN, certain
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ToldPolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 
 RIGHT_WITHIN = 1.0

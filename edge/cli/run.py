@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from rws.edge.runtime import Result, Runtime, Sink
     from rws.edge.sinks.background import BackgroundSink
     from rws.edge.sinks.window import WindowSink
-    from rws.edge.sources.open import Frame, Source
+    from rws.edge.sources.open import Source
     from rws.edge.web import PageServer
+    from rws.records import Frame
 
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rws.edge.faults.stamp import read_stamp, scene
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import Frame, Source
+from rws.edge.sources.open import Source
 from rws.errors import first_line
+from rws.records import Frame
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle

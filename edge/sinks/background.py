@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from rws.edge.runtime import Result, Sink
-    from rws.edge.sources.open import Frame
+    from rws.records import Frame
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from rws.edge.common.files import atomic_path
 from rws.edge.runtime import STAGES, Result
 from rws.edge.sinks.annotate import annotate
 from rws.edge.sinks.mp4 import VideoFile, WholeFile
-from rws.edge.sources.open import Frame
 from rws.errors import InputError, RwsError
+from rws.records import Frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self

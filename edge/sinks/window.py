@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from rws.edge.runtime import Result
-    from rws.edge.sources.open import Frame
+    from rws.records import Frame
 
 ESCAPE = 27
 ELSEWHERE = "see the pictures in a browser with --serve, or write them to a file with --save"

@@ -16,7 +16,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.errors import InputError, SourceError
+from rws.records import Frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,25 +38,6 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25
 """Seconds between two calls of `Source.on_idle`."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a source.
-
-    Args:
-        index: its number in the source, from 0; a rejected frame keeps its number, so a gap shows.
-        image: uint8, shape (H, W, 3), RGB.
-        captured_at: when it was read, in seconds of the source's clock (monotonic, no calendar time).
-        name: the file it came from, or the name of the camera, stream or array.
-        original: what `image` was before it was corrupted on purpose (`rws run --corrupt`), of its shape; else None.
-    """
-
-    index: int
-    image: NDArray[np.uint8]
-    captured_at: float
-    name: str
-    original: NDArray[np.uint8] | None = None
 
 
 class Source(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.sinks.annotate import fit
-from rws.edge.sources.open import Frame
+from rws.records import Frame
 
 MAX_WIDTH = 960
 QUALITY = 80

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from rws.edge.runtime import Result
-    from rws.edge.sources.open import Frame
+    from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds from one server-sent event to the next
 LOOK_PERIOD = 1 / 60  # seconds from one look for a newer picture to the next

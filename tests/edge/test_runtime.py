@@ -8,8 +8,9 @@ import pytest
 
 from rws.edge.monitoring.summary import Summary
 from rws.edge.runtime import STAGES
-from rws.edge.sources.open import ArraySource, Frame
+from rws.edge.sources.open import ArraySource
 from rws.errors import InputError, SourceError
+from rws.records import Frame
 from support.fakes import (
     FakeModel,
     FakeOracle,

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 
 from rws.edge.runtime import Result, Runtime
-from rws.edge.sources.open import Frame
 from rws.oracle.belief import Belief, certain
+from rws.records import Frame
 
 CORRUPTIONS = ("fog", "snow")
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)

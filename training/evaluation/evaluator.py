@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.evaluation.frames import Frames, batches
+from rws.oracle.policy import ToldPolicy
+from rws.records import Mix
+from rws.training.data.images import Images
+from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
 
 BATCH = 50
 """Frames that a network takes at once: larger batches leave the CPU's cache and are slower."""
@@ -63,12 +66,6 @@ def mix_key(mix: Mapping[str, float]) -> MixKey:
     return tuple(sorted(mix.items()))
 
 
-def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
-    """Sum joint probabilities (N, 1 + C·S) over the severity levels: P(type), float32 (N, 1 + C), clean first."""
-    summed = joint[:, 1:].reshape(len(joint), corruptions, -1).sum(2)
-    return np.concatenate([joint[:, :1], summed], axis=1)
-
-
 def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
     """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each image, uint8 (N, 3, H, W), on its own."""
     return np.concatenate([oracle.observe_batch(as_input(part)) for part in batches(pixels, BATCH)])
@@ -77,6 +74,25 @@ def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
 def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
     """Return what the oracle believes of each frame on its own."""
     return [Belief(oracle.corruptions, oracle.levels, joint) for joint in observe(oracle, frames.pixels)]
+
+
+def prepare(
+    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
+) -> tuple[Evaluator, list[Belief]]:
+    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+
+    Args:
+        bundle: gives model and oracle.
+        images: `validation` or `test` images.
+        cells: the layers of each cell.
+        options: limits, seed and threads.
+        purpose: `test`, or `validation` for images by which something is chosen.
+    """
+    order = shuffled(images, None, options.seed)
+    limit = options.validation_limit if purpose == "validation" else options.limit
+    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
+    evaluator = Evaluator(bundle.model("onnx", threads=options.threads), frames)
+    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
 
 
 def ground_truth_mixes(policy: ToldPolicy, frames: Frames) -> list[Mix]:

@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle.policy import Mix
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.jobs.seeds import derive_seed
+
+SEVERITIES = (1, 2, 3, 4, 5)
+TWO_SEVERITIES = (3, 5)
+"""A middle severity and the strongest one, for evaluations that cannot afford all."""
 
 Layers = tuple[tuple[str, float], ...]
 """Corruptions and severities laid over one another, first to last; () is clean."""
@@ -107,6 +111,19 @@ class Frames:
         counts = np.bincount(self.cell, minlength=len(self.cells))
         means: NDArray[np.float64] = np.bincount(self.cell, values, minlength=len(self.cells)) / counts
         return means
+
+    def percent(self, values: NDArray[Any], layers: int, severity: float | None = None) -> float:
+        """Return the percent of frames for which a flag is set: mean over the cells with `layers` corruptions.
+
+        Args:
+            values: bool (N,).
+            layers: how many corruptions lie over one another in the cells that count.
+            severity: only cells whose first corruption has this severity count; None: all.
+        """
+        per_cell = zip(100 * self.per_cell(values), self.cells, strict=True)
+        return float(
+            np.mean([v for v, cell in per_cell if len(cell) == layers and (severity is None or cell[0][1] == severity)])
+        )
 
 
 def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRUPTIONS) -> tuple[Layers, ...]:

@@ -9,12 +9,14 @@ gain, and any loss that the coarse pass or the clean images show.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from rws.edge.common.schema import STRICT
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.policy import GainTable
@@ -22,9 +24,10 @@ from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import percent_right
 from rws.training.jobs.seeds import derive_seed
+from rws.training.models.loop import Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CalibrationRecipe:
     """What to measure.
 
@@ -38,19 +41,17 @@ class CalibrationRecipe:
         clean_recall: percent of the clean validation images that the oracle must name so.
     """
 
-    images: int = 2000
-    coarse_images: int = 400
-    severities: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
+    images: Count = 2000
+    coarse_images: Count = 400
+    severities: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0, 2.0, 3.0, 4.0, 5.0)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
-    neighbours: int = 4
+    neighbours: Annotated[int, Field(ge=0)] = 4
     neighbour_alphas: tuple[float, ...] = (0.5, 1.0)
-    clean_recall: float = 97.5
+    clean_recall: Annotated[float, Field(ge=0, lt=100)] = 97.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_recall < 100:
-            raise InputError(f"calibration: clean_recall is {self.clean_recall}, expected 0 up to below 100, percent")
         if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
-            raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
+            raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
 
 
 def check_signed(names: Sequence[str]) -> None:

@@ -14,9 +14,7 @@ from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images
-from rws.training.evaluation.frames import Frames, corrupted, subset
-
-SEVERITY_LEVELS = 5
+from rws.training.evaluation.frames import SEVERITIES, Frames, corrupted, subset
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -
             raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
         if len(labels) < len(array):
             raise InputError(f"{file}: {len(array)} images, but labels.npy holds {len(labels)} labels")
-        count = len(array) if name == CLEAN else len(array) // SEVERITY_LEVELS
+        count = len(array) if name == CLEAN else len(array) // len(SEVERITIES)
         for severity in (0,) if name == CLEAN else severities:
             start = 0 if name == CLEAN else (severity - 1) * count
             pixels = torch.from_numpy(np.ascontiguousarray(array[start : start + count].transpose(0, 3, 1, 2)))

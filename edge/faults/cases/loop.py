@@ -23,8 +23,9 @@ from rws.edge.faults.stamp import scene
 from rws.edge.runtime import Result, Runtime
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.files import JsonlSink
-from rws.edge.sources.open import Frame, PatternSource
+from rws.edge.sources.open import PatternSource
 from rws.errors import RwsError, SourceError
+from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
 

@@ -12,8 +12,9 @@ from typing import Protocol
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import Answer, Captured, CaptureProcess, CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters
-from rws.edge.sources.open import TICK, Frame, Source
+from rws.edge.sources.open import TICK, Source
 from rws.errors import SourceError
+from rws.records import Frame
 
 log = logging.getLogger(__name__)
 

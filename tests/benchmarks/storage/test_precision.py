@@ -12,7 +12,7 @@ from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import shallow_sha256
 from rws.errors import FormatError, InputError
 from rws.training.evaluation.evaluator import EvaluationOptions
-from rws.training.signatures.methods import DELTAS
+from rws.training.signatures.deltas import DELTAS
 from support.command_line import rws
 from support.tiny import network
 

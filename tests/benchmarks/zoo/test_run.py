@@ -20,7 +20,7 @@ def test_images(clear) -> Images:
 @pytest.fixture(scope="module")
 def result(test_images) -> dict:
     bundle = Bundle.load()
-    found = zoo.measure(bundle, test_images, (3, 5), threads=1)
+    found = zoo.measure(bundle, test_images)
     return {
         "file": "zoo_vgg16.json",
         "commit": "1234567",
@@ -49,18 +49,18 @@ def test_signatures_win_back_a_part_of_what_is_lost(result):
     assert 0 < won["told"] <= 100
     assert won["trained"] > 0
     for row in result["rows"]:
-        assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.WAYS)
+        assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.ARMS)
 
 
 def test_what_is_won_back_is_a_share_of_what_was_lost():
     rows = [
         {
             "accuracy": {"std": 40.0, "trained": 50.0, "told": 60.0},
-            "agreement": dict.fromkeys(zoo.WAYS, 100.0),
+            "agreement": dict.fromkeys(zoo.ARMS, 100.0),
             "named": 1.0,
         }
     ]
-    summary = zoo.summed(80.0, rows)
+    summary = zoo.summarise(80.0, rows)
     assert summary["accuracy"]["won_back"] == {"trained": 25.0, "told": 50.0}
     assert summary["agreement"]["won_back"] == {"trained": 0.0, "told": 0.0}
 
@@ -73,7 +73,7 @@ def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
 
 
 def test_both_engines_say_the_same(test_images):
-    same = zoo.same_from_torch(Bundle.load(), test_images, {"fog": 1.0}, count=8)
+    same = zoo.compare_backends(Bundle.load(), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
     assert same["difference"] <= 1e-4 * max(1, same["largest"])
 
@@ -96,4 +96,4 @@ def test_the_page_holds_the_numbers(result):
 
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="efficientnet_lite0"):
-        zoo.run_entry("alexnet", "nowhere", tmp_path)
+        zoo.run_entry("alexnet", "nowhere", tmp_path, None, zoo.ZooOptions())

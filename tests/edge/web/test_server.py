@@ -13,9 +13,9 @@ import pytest
 
 import rws.edge.web.jpeg
 import rws.edge.web.server
-from rws.edge.sources.open import Frame
 from rws.edge.web import PageServer
 from rws.errors import InputError, RwsError
+from rws.records import Frame
 from support.fakes import make_frame, make_result
 from support.http import PartReader, get, read_until, stream, wait_until
 

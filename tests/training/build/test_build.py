@@ -16,8 +16,8 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.oracle.fit import LEVELS
-from rws.training.signatures.methods import DELTAS
+from rws.training.oracle.sampling import LEVELS
+from rws.training.signatures.deltas import DELTAS
 from support.command_line import TINY, rws
 
 
