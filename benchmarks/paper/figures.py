@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from rws.benchmarks.common.plots import GRID, INK, MUTED
 from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Result, Variant, flat
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
-from rws.training.evaluation.frames import corrupted
 from rws.training.models.fit import to_input
 from rws.training.signatures.deltas import Deltas, composed, patched
 from rws.training.signatures.tuned import shallow_part
@@ -264,26 +262,20 @@ def fig8(measure: Measure, images: int = 300) -> Result:
     The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
     """
     test, validation = measure.clean.first(images), measure.validation.first(images)
-    pairs, seed = list(combinations(COMPOSED, 2)), measure.build.recipe.seed
+    pairs = list(combinations(COMPOSED, 2))
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
-        deltas = {name: measure.deltas(way, name) for name in COMPOSED}
         alphas = measure.score(Variant(way))["alpha"]
         mixes: dict[str, Deltas] = {"none": {}}
-        mixes |= {name: composed([(deltas[name], alphas[name])]) for name in COMPOSED}
+        mixes |= {name: composed([(measure.deltas(way, name), alphas[name])]) for name in COMPOSED}
         for pair in pairs:
-            pixels = corrupted(validation.pixels, [(name, 3.0) for name in pair], seed, "validation")
-            on_both = Images(pixels, validation.labels, validation.classes)
-            total = composed([(deltas[name], 1.0) for name in pair])
-            alpha, _ = measure.calibrated(measure.std, total, on_both)
-            mixes[" + ".join(pair)] = composed([(total, alpha)])
+            mixes[" + ".join(pair)] = measure.both(way, pair, measure.doubled(validation, pair, "validation"))
         models = [patched(measure.std, mix) for mix in mixes.values()]
         table = {}
         for name in COMPOSED:
             table[name] = [measure.accuracy(model, measure.tests(name).first(images)) for model in models]
         for pair in pairs:
-            pixels = corrupted(test.pixels, [(name, 3.0) for name in pair], seed)
-            doubled = Images(pixels, test.labels, test.classes)
+            doubled = measure.doubled(test, pair)
             table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
         found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}

@@ -112,10 +112,10 @@ class Measure:
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit
-        # Every variant is judged on the same sets; models are read again faster than they fit into memory.
+        # Every variant is judged on the same sets and needs the same models.
         self.tests = lru_cache(maxsize=1 + len(CORRUPTIONS))(self._tests)
         self.validations = lru_cache(maxsize=len(CORRUPTIONS))(self._validations)
-        self.robust = lru_cache(maxsize=4)(self._robust)
+        self.robust = lru_cache(maxsize=len(CORRUPTIONS))(self._robust)
 
     @cached_property
     def clean(self) -> Images:
@@ -214,6 +214,17 @@ class Measure:
         """The strength that is best on corrupted validation images, and what it reaches there (percent)."""
         scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
+
+    def doubled(self, images: Images, pair: Sequence[str], purpose: str = "test") -> Images:
+        """Return images with two corruptions over one another, severity 3 each."""
+        pixels = corrupted(images.pixels, [(name, 3.0) for name in pair], self.build.recipe.seed, purpose)
+        return Images(pixels, images.labels, images.classes)
+
+    def both(self, way: str, pair: Sequence[str], doubled: Images) -> Deltas:
+        """Return R_a + R_b at the common strength that is best on validation images with both corruptions."""
+        total = composed([(self.deltas(way, name), 1.0) for name in pair])
+        alpha, _ = self.calibrated(self.std, total, doubled)
+        return composed([(total, alpha)])
 
     def canonical(self, variant: Variant) -> Variant:
         """The same variant, where the recipe's own residual is one that has a name of its own."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rws.benchmarks.paper.columns import WAYS
 from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Variant, code, code_bytes, mean
@@ -20,8 +19,6 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
-from rws.training.evaluation.frames import corrupted
 from rws.training.jobs.store import JSON
 from rws.training.signatures.deltas import Deltas, composed, patched
 
@@ -171,47 +168,41 @@ def table5(measure: Measure) -> Result:
 
 
 def tuned(measure: Measure, pairs: int = 10) -> Result:
-    """The ways to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
+    """The methods to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
 
     Returns:
-        `rows`, one a way: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (two corruptions
-        over one another, severity 3 each, both signatures at their best common strength), `train_seconds` of the 19
-        (jobs that may have shared the machine), `epochs`.
+        `rows`, one per method: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (see
+        `Measure.both`), `train_seconds` of the 19 (jobs that may have shared the machine), `epochs`.
     """
-    seed = measure.build.recipe.seed
-    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
+    recipe = measure.build.recipe
+    chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)
-    doubles = {}
-    for pair in chosen:
-        layers = tuple((name, 3.0) for name in pair)
-        on_validation = corrupted(validation.pixels, layers, seed, "validation")
-        doubles[pair] = (on_validation, corrupted(test.pixels, layers, seed))
+    tests = {pair: measure.doubled(test, pair) for pair in chosen}
+    validations = {pair: measure.doubled(validation, pair, "validation") for pair in chosen}
 
-    def judge(deltas: Deltas, pixels: Tensor, images: Images) -> float:
-        return measure.accuracy(patched(measure.std, deltas), Images(pixels, images.labels, images.classes))
+    def over_pairs(deltas: Mapping[tuple[str, str], Deltas]) -> float:
+        scores = [measure.accuracy(patched(measure.std, deltas[pair]), images) for pair, images in tests.items()]
+        return round(float(np.mean(scores)), 2)
 
-    never = float(np.mean([judge({}, on_test, test) for _, on_test in doubles.values()]))
     rows = []
     for way in WAYS:
         scores = {bits: measure.score(Variant(way, bits=bits)) for bits in (32, 8, 4)}
-        together = []
-        for (first, second), (on_validation, on_test) in doubles.items():
-            sum_of_both = composed([(measure.deltas(way, first), 1.0), (measure.deltas(way, second), 1.0)])
-            images = Images(on_validation, validation.labels, validation.classes)
-            alpha, _ = measure.calibrated(measure.std, sum_of_both, images)
-            together.append(judge(composed([(sum_of_both, alpha)]), on_test, test))
-        recipe = measure.build.recipe.robust if way == "residual" else measure.build.recipe.tuned
         rows.append(
             {
                 "way": way,
                 "validation": round(mean(scores[32]["validation"]), 2),
                 **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
-                "ra_pairs": round(float(np.mean(together)), 2),
-                "epochs": recipe.epochs,
+                "ra_pairs": over_pairs({pair: measure.both(way, pair, found) for pair, found in validations.items()}),
+                "epochs": (recipe.robust if way == "residual" else recipe.tuned).epochs,
                 "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
             }
         )
-    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": round(never, 2), **measure.sizes()}
+    return {
+        "rows": rows,
+        "pairs": chosen,
+        "ra_pairs_never_patched": over_pairs({pair: {} for pair in chosen}),
+        **measure.sizes(),
+    }
 
 
 def _jobs(measure: Measure, way: str) -> set[str]:
