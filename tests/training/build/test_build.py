@@ -266,7 +266,7 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
 
 
 def test_targets_of_tuning_have_signatures_of_their_own(build):
-    assert build.way_name("tuned-output") == "tuned"
+    assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
     name = build.tensors[0]
     assert not torch.equal(labels[name], output[name])
