@@ -95,8 +95,8 @@ class StreamRecipe:
 
     def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
         """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
-        own = {"jump": self.jump, "drift": self.drift, "evidence": self.evidence, "share": self.share}
-        return {**own, "prior": prior}
+        pace = {"drift": self.drift, "evidence": self.evidence, "share": self.share}
+        return {"jump": self.jump, **pace, "prior": prior}
 
 
 @dataclass(frozen=True, config=STRICT)
