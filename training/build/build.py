@@ -95,8 +95,8 @@ class Build:
         if onto is not None:
             check_signed(onto.signatures.names)
             recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
-        self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
-        self._ancestor = ancestor
+        self.recipe, self.source, self.work, self.size = recipe, source, work, size
+        self.onto, self.ancestor = onto, ancestor
         self.device = torch.device(device)
         self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -144,7 +144,7 @@ class Build:
 
     def identity(self) -> Any:
         """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
-        ancestor = None if self._ancestor is None else self._ancestor.identity()
+        ancestor = None if self.ancestor is None else self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
     def _report(self, job: str) -> Progress:
@@ -154,14 +154,15 @@ class Build:
         """A file of the work folder, made from the images, the seed and what else it depends on."""
         return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
 
-    def _new_model(self) -> nn.Module:
+    def new_model(self) -> nn.Module:
+        """Return the untrained init: a new classifier, or the ancestor's body under a new head."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, len(self.train.classes))
-        if self._ancestor is not None:
+        if self.ancestor is not None:
             head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
-            found = self._ancestor.init().state_dict()
+            found = self.ancestor.init().state_dict()
             body = {name: tensor for name, tensor in found.items() if not name.startswith(f"{head}.")}
-            take_fitting(model, body, f"the ancestor {self._ancestor.recipe.name}")
+            take_fitting(model, body, f"the ancestor {self.ancestor.recipe.name}")
         return model
 
     def _fit(
@@ -179,16 +180,15 @@ class Build:
 
     def init(self) -> nn.Module:
         """The standard model that is trained first."""
-        model = self._new_model()
-        shallow_tensors(
-            fold_batchnorm(model), self.recipe.signatures.layers
-        )  # refuse before hours of training, not after
+        model = self.new_model()
+        # Too few layers are refused before hours of training, not after.
+        shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)
         return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
 
     def _ancestors(self) -> list[Any]:
-        if self._ancestor is None:
+        if self.ancestor is None:
             return []
-        return [self._ancestor.recipe.init, self._ancestor._data_digest, *self._ancestor._ancestors()]
+        return [self.ancestor.recipe.init, self.ancestor._data_digest, *self.ancestor._ancestors()]
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
         """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""

@@ -91,22 +91,12 @@ class StreamRecipe:
 
     def policy_settings(self) -> Mapping[str, str | float]:
         """Return the policy as `bundle.json` has it; see `rws.oracle.policy.make_policy`."""
-        return {
-            "kind": "weighted",
-            "threshold": self.threshold,
-            "clean_weight": self.clean_weight,
-            "hold": self.hold,
-        }
+        return {"kind": "weighted", "threshold": self.threshold, "clean_weight": self.clean_weight, "hold": self.hold}
 
     def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
         """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
-        return {
-            "jump": self.jump,
-            "drift": self.drift,
-            "evidence": self.evidence,
-            "share": self.share,
-            "prior": prior,
-        }
+        pace = {"drift": self.drift, "evidence": self.evidence, "share": self.share}
+        return {"jump": self.jump, **pace, "prior": prior}
 
 
 @dataclass(frozen=True, config=STRICT)

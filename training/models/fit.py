@@ -184,13 +184,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, pixels: Tensor, *, batch_size: int = 500, precision: str = "fp32") -> Tensor:
+def predict(model: nn.Module, pixels: Tensor, *, batch_size: int = 500) -> Tensor:
     """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
     model.eval()
-    with autocast(pixels.device, precision):
-        return torch.cat([model(to_input(part)).float() for part in torch.split(pixels, batch_size)])
+    return torch.cat([model(to_input(part)).float() for part in torch.split(pixels, batch_size)])
 
 
-def accuracy(model: nn.Module, data: Images, *, precision: str = "fp32") -> float:
+def accuracy(model: nn.Module, data: Images) -> float:
     """Share of the images that are classified right, in percent."""
-    return 100 * (predict(model, data.pixels, precision=precision).argmax(1) == data.labels).double().mean().item()
+    return 100 * (predict(model, data.pixels).argmax(1) == data.labels).double().mean().item()

@@ -104,13 +104,7 @@ def stored_oracle(
     seed: int = 0,
     report: Report | None = None,
 ) -> OracleNetwork:
-    """Return the network of `fit_oracle` on the CPU, trained once.
-
-    Args:
-        store: where it is kept.
-        name: of its file there, `.pt`.
-        data, recipe, corruptions, seed, report: as in `fit_oracle`.
-    """
+    """Return the network of `fit_oracle` on the CPU, trained once and kept in a file of the store, `.pt`."""
     entry = store.entry(name, [ORACLE_VERSION, data.digest(), recipe, tuple(corruptions), seed], STATE)
     state = entry.get(
         lambda: fit_oracle(
