@@ -1,8 +1,8 @@
 """The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
 `confusion`: which type the oracle names (`replay_all.json`). `gain_table`: what each signature wins on each corruption
-at severity 5 (the bundle's table). `regret_split`: what separates us from the ground truth (`replay_all.json`). `stream`:
-a stream with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
+at severity 5 (the bundle's table). `regret_split`: the regret and its shares (`replay_all.json`). `stream`: a stream
+with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
 """
 
 from __future__ import annotations
