@@ -3,7 +3,7 @@
 A round visits every case once, in shuffled order, and a block of the baseline stands before and after each case's
 block: the ratio is the case over the mean of its two neighbours, so that a slow drift of the clock cancels. A block is
 some frames that do not count, then some that do, and is summed up by medians, which a single interruption does not
-move. Everything is made anew in each repeat, because where the memory of two equal sessions lies makes them differ.
+move. Everything is rebuilt in each repeat, because where the memory of two equal sessions lies makes them differ.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Measured:
 
     Args:
         blocks: by repeat and round.
-        baseline: for each of them the typical milliseconds of the two baseline blocks beside it.
+        baseline: for each of them the typical milliseconds of the two baseline blocks around it.
     """
 
     blocks: list[list[Block]] = field(default_factory=list)
@@ -152,14 +152,10 @@ def interleave(
     """Measure one repeat.
 
     Args:
-        baseline: runs one block of what the others are compared with.
+        baseline: runs one block of what the others are compared with; its blocks are returned.
         cases: each runs one block of its own.
-        rounds: how often each case comes round.
-        rng: shuffles them.
+        rounds: how often each case comes round, in an order that `rng` shuffles.
         into: where the repeat's blocks are added.
-
-    Returns:
-        The baseline's blocks.
     """
     keys: Sequence[Key] = list(cases)
     for key in keys:

@@ -45,6 +45,7 @@ PREPARED = 3  # patched files or whole state dicts that are taken in turn: more 
 MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
 # The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
 TOLERANCE = 0.05
+NO_CUDA = "this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,27 +126,17 @@ def make_engine(name: str, setting: Setting) -> Engine:
 
 
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits of sessions that were made from files with clean weights, and with the first mix in them; on the CPU.
-
-    Args:
-        setting: whose model to take.
-        x: float32, shape (1, 3, H, W).
-    """
+    """Return the logits of an input, float32 (1, 3, H, W), with clean weights and with the first mix; on the CPU."""
     cpu = replace(setting, device="cpu")
     files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
-    clean, patched = (_session(cpu, content)(x) for content in files)
+    clean, patched = (_Session(cpu, content)(x) for content in files)
     return clean, patched
 
 
 def check_outputs(
     engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """See that the outputs follow the weights: clean, patched, and clean again.
-
-    Args:
-        engine: any.
-        x: float32, shape (1, 3, H, W).
-        clean, patched: `expected_outputs` for it.
+    """Check that the outputs follow the weights: clean, patched, and clean again, as `expected_outputs` has them.
 
     Raises:
         RwsError: if one is wrong by more than a twentieth of what the patch changes.
@@ -171,9 +162,14 @@ def deployed_model(setting: Setting) -> PatchableModel:
 
 
 class _Session:
-    """An ONNX Runtime session as users make and call it."""
+    """An ONNX Runtime session of a file or its bytes, as users make and call it.
+
+    `level`: of optimisation, None for all; `optimised`: where to save the graph.
+    """
 
     def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
+        if not setting.onnx_runs:
+            raise RwsError(NO_CUDA)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
@@ -194,13 +190,6 @@ class _Session:
         return logits
 
 
-def _session(setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> _Session:
-    """A session of a file or its bytes; `level` of optimisation, None for all; `optimised`: where to save the graph."""
-    if not setting.onnx_runs:
-        raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries")
-    return _Session(setting, model, level, optimised)
-
-
 @cache
 def cuda_starts() -> bool:
     """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
@@ -219,17 +208,17 @@ def _untouched(name: str, setting: Setting) -> Engine:
     if not setting.onnx_runs:
         model = _torch_model(setting, "torch")
         return Engine(name, model.predict, None, "cuda", "Torch module, eager")
-    session = _session(setting, setting.model.onnx)
+    session = _Session(setting, setting.model.onnx)
     return Engine(name, session, None, session.provider)
 
 
 def _patched_in_place(name: str, setting: Setting) -> Engine:
     if name.startswith("torch"):
         model: OnnxModel | TorchModel = _torch_model(setting, name)
-    else:
-        if not setting.onnx_runs:
-            raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu")
+    elif setting.onnx_runs:
         model = _onnx_model(setting, name)
+    else:
+        raise RwsError(NO_CUDA)
     if model.strategy != name:
         raise RwsError(f"{name}: not possible here ({model.description})")
     mixes = setting.mixes
@@ -252,13 +241,13 @@ def _reload(name: str, setting: Setting) -> Engine:
         if name == "reload":
             files[-1].write_bytes(content)
         else:
-            _session(setting, content, optimised=files[-1])
+            _Session(setting, content, optimised=files[-1])
     level = None if name == "reload" else onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _session(setting, files[0], level)
+    session = _Session(setting, files[0], level)
 
     def change(number: int | None) -> None:
         nonlocal session
-        session = _session(setting, files[0 if number is None else 1 + number % PREPARED], level)
+        session = _Session(setting, files[0 if number is None else 1 + number % PREPARED], level)
 
     return Engine(name, lambda x: session(x), change, session.provider)
 
@@ -270,7 +259,7 @@ def _sessions(name: str, setting: Setting) -> Engine:
         raise RwsError(
             f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
         )
-    kept = [_session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+    kept = [_Session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
     x = np.zeros((1, 3, setting.model.size, setting.model.size), np.float32)
     for session in kept:  # a session plans its buffers in its first two runs
         session(x)
@@ -290,7 +279,7 @@ def _lora(name: str, setting: Setting) -> Engine:
     shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     for tensor in setting.model.tensor_names:
         proto.graph.input.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shapes[tensor]))
-    session = _session(setting, proto.SerializeToString())
+    session = _Session(setting, proto.SerializeToString())
     adapters = []
     for number, mix in enumerate(setting.mixes):
         weights = patched_weights(setting.model, mix)
@@ -342,7 +331,7 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
     model = setting.model
     torch.set_num_threads(setting.threads)
     if way == "torch_compile":
-        # Each repeat compiles anew; after eight, Dynamo would give up and run eagerly without a word.
+        # Each repeat compiles again; after eight, Dynamo would give up and run eagerly without a word.
         torch.compiler.reset()
     if model.module is None:
         return TorchModel.from_onnx(

@@ -128,22 +128,14 @@ def measure_latency(
     return result
 
 
-@dataclass(frozen=True)
-class _Making:
-    """What is left of a engine when it is gone."""
-
-    load_ms: float
-    warmup_ms: float
-    provider: str
-    note: str
-
-
 @dataclass
 class _Findings:
     ways: dict[tuple[str, int], Measured] = field(default_factory=dict)
     stages: dict[int, Measured] = field(default_factory=dict)
     untouched: list[Block] = field(default_factory=list)
-    makings: dict[str, list[_Making]] = field(default_factory=lambda: defaultdict(list))
+    times: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    providers: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     stage_way: str = ""
 
@@ -154,11 +146,7 @@ class EngineCase:
     def __init__(
         self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: count[int]
     ) -> None:
-        self._engine = engine
-        self._every = every
-        self._setting = setting
-        self._inputs = inputs
-        self._numbers = numbers
+        self._engine, self._every, self._setting, self._inputs, self._numbers = engine, every, setting, inputs, numbers
         frame_ms = float(np.median(self._run(2, 3).ms))
         self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
 
@@ -263,14 +251,14 @@ class _Bench:
         return cases
 
     def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Engine:
-        """Make a engine, time its first frame, check what it computes, and note what it says of itself."""
+        """Make an engine, time its first frame, check what it computes, and note what it says of itself."""
         engine = make_engine(way, setting)
         started = time.perf_counter()
         engine.predict(self._inputs[0])
         warmup_ms = (time.perf_counter() - started) * 1e3
         check_outputs(engine, self._inputs[0], *expected)
-        making = _Making(engine.load_ms, warmup_ms, engine.provider, engine.note)
-        self._found.makings[way].append(making)
+        self._found.times[way].append((engine.load_ms, warmup_ms))
+        self._found.providers[way], self._found.notes[way] = engine.provider, engine.note
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
@@ -283,9 +271,7 @@ class _Bench:
             "stages": stage_rows(found.stages, found.stage_way),
             "left_out": [{"way": way, "reason": reason} for way, reason in found.left_out.items()],
             "notes": [
-                {"way": way, "note": makings[-1].note}
-                for way, makings in found.makings.items()
-                if makings[-1].note and way not in found.left_out
+                {"way": way, "note": note} for way, note in found.notes.items() if note and way not in found.left_out
             ],
         }
 
@@ -298,16 +284,16 @@ class _Bench:
         return rows
 
     def _row(self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
-        makings = self._found.makings[way]
+        load_ms, warmup_ms = np.median(self._found.times[way], axis=0)
         return {
             "way": way,
             "patch_every": every,
             **percentiles(values),
             **dict(zip(("ratio", "ratio_low", "ratio_high"), (round(value, 4) for value in ratio), strict=True)),
             "runs": len(values),
-            "load_ms": round(float(np.median([making.load_ms for making in makings])), 2),
-            "warmup_ms": round(float(np.median([making.warmup_ms for making in makings])), 3),
-            "provider": makings[-1].provider,
+            "load_ms": round(float(load_ms), 2),
+            "warmup_ms": round(float(warmup_ms), 3),
+            "provider": self._found.providers[way],
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:

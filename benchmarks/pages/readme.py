@@ -81,8 +81,8 @@ def _engines(result: str, model: str, size: int) -> dict[str, Any]:
 def latency_table() -> str:
     """What a frame costs with live weights and with everything else, relative to the untouched session."""
     cases = [
-        {"title": title, "live": _engines(live, model, size), "others": _engines(others, model, size)}
-        for title, model, size, live, others in LATENCIES
+        {"live": _engines(live, model, size), "others": _engines(others, model, size)}
+        for _, model, size, live, others in LATENCIES
     ]
     again = "a change of mix, live weights: between frames / again and again, ms"
     lines = [
@@ -99,7 +99,7 @@ def latency_table() -> str:
         Column("source: untouched, live weights, whole frame, load", "live.source"),
         Column("source: change of mix, other ways", "others.source"),
     ]
-    return markdown(*spread(lines, cases, ["one thread, batch 1", *(case["title"] for case in cases)]))
+    return markdown(*spread(lines, cases, ["one thread, batch 1", *(row[0] for row in LATENCIES)]))
 
 
 def _models(result: str) -> dict[str, tuple[str, int]]:

@@ -18,6 +18,7 @@ from rws.training.build.recipe import Recipe, load_recipe
 from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
 from rws.training.evaluation.frames import shuffled
 from rws.training.jobs.store import Progress
+from rws.training.oracle.calibration import OracleScores
 
 SCALES = ("small", "full")
 WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
@@ -144,7 +145,7 @@ class ColumnBuild(Build):
         )
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 
-    def oracle(self) -> tuple[bytes, dict[str, float]]:
+    def oracle(self) -> tuple[bytes, OracleScores]:
         """The oracle as ONNX bytes, and its scores on validation images."""
         if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
             bundle = Bundle.load()
