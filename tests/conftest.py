@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.benchmarks.demo.demo import DemoStream, load_stream
+from rws.benchmarks.demo.stream import DemoStream, load_stream
 from support.command_line import CLASSES, TINY, rws
 
 

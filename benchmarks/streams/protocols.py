@@ -63,7 +63,7 @@ class Stream:
 
 
 class Method(Protocol):
-    """Classifies the frames of a stream in their order; ours and the rivals."""
+    """Classifies the frames of a stream in their order; our methods and the baselines."""
 
     name: str
 
@@ -77,7 +77,7 @@ class Method(Protocol):
 
         Args:
             x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
-            types, severities: as in `Stream`; only methods that are told may read them.
+            types, severities: as in `Stream`; only methods that use the ground truth may read them.
         """
 
 
@@ -102,7 +102,7 @@ def make_stream(
             severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
             (`gradual` runs through them anyhow and climbs to 5).
         seed: 0 or more; same arguments, same stream.
-        corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur beside clean frames.
+        corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur next to clean frames.
 
     Raises:
         InputError: if the protocol or a corruption is unknown, a number is out of range, or there are too few images.

@@ -15,7 +15,7 @@ from typing import Annotated
 import cv2
 import typer
 
-from rws.benchmarks.demo.demo import load_stream
+from rws.benchmarks.demo.stream import load_stream
 from rws.edge.faults.frames import encode_jpeg
 from rws.edge.faults.servers import MjpegServer
 from support import browser

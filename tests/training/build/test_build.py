@@ -18,8 +18,8 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.oracle.fit import LEVELS
-from rws.training.signatures.methods import DELTAS
+from rws.training.oracle.sampling import LEVELS
+from rws.training.signatures.deltas import DELTAS
 from support.command_line import TINY, rws
 
 
@@ -238,13 +238,13 @@ def build(tiny_recipe, image_folder, tmp_path):
 
 
 def test_an_init_begins_from_its_ancestor_but_for_the_head(build):
-    model, ancestor = build._new_model(), build._ancestor.init()
-    same_classes = build._ancestor._new_model()
-    assert build.identity() != build._ancestor.identity()
+    model, ancestor = build.new_model(), build.ancestor.init()
+    same_classes = build.ancestor.new_model()
+    assert build.identity() != build.ancestor.identity()
     torch.manual_seed(build.recipe.seed)
-    twin = Build(build._ancestor.recipe, build.source, build.work / "twin", ancestor=build._ancestor)
+    twin = Build(build.ancestor.recipe, build.source, build.work / "twin", ancestor=build.ancestor)
     assert torch.equal(
-        twin._new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
+        twin.new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
     )
     own, other = model.state_dict(), ancestor.state_dict()
     assert torch.equal(own["features.0.weight"], other["features.0.weight"])
@@ -266,7 +266,7 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
 
 
 def test_targets_of_tuning_have_signatures_of_their_own(build):
-    assert build.way_name("tuned-output") == "tuned"
+    assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
     name = build.tensors[0]
     assert not torch.equal(labels[name], output[name])

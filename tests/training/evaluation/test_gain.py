@@ -5,8 +5,9 @@ import torch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.training.data.images import Images
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
-from rws.training.oracle.fit import LEVELS
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
+from rws.training.oracle.sampling import LEVELS
 
 
 class Fixed:

@@ -2,27 +2,17 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from rws.benchmarks.streams.protocols import PROTOCOLS, frames_of, make_stream
-from rws.benchmarks.streams.run import (
-    OURS,
-    OUTCOME,
-    Ours,
-    Outcome,
-    clean_images,
-    make_timeline,
-    our_methods,
-    replay_streams,
-    run_method,
-    run_ours,
-)
+from rws.benchmarks.replay.streams import OUTCOME, StreamOptions, make_timeline, replay_streams
+from rws.benchmarks.streams.images import clean_images
+from rws.benchmarks.streams.ours import OURS, Outcome
+from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.options import ModelOptions
 from rws.errors import InputError
 from support.command_line import rws
 
@@ -33,69 +23,8 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def images(bundle, image_folder):
-    return clean_images(bundle, str(image_folder))
-
-
-@pytest.fixture(scope="module")
 def result(bundle, image_folder):
-    return replay_streams(bundle, str(image_folder), frames=20, seed=3)
-
-
-def test_grouped_by_mix_the_answers_are_those_of_frame_by_frame(bundle, images):
-    labels = images.labels.numpy()
-    streams = {name: make_stream(name, labels, frames=5, seed=2) for name in ("iid", "gradual")}
-    methods = our_methods(bundle)
-    outcomes = run_ours(methods, streams, images.pixels)
-    assert set(outcomes) == {(name, method) for name in streams for method in OURS}
-    for method in methods:
-        for name, stream in streams.items():
-            answers = run_method(method, stream, images.pixels, 7)
-            np.testing.assert_array_equal(outcomes[name, method.name].predicted, answers)
-
-
-def test_what_each_method_puts_in_force(bundle, images):
-    stream = make_stream("continual", images.labels.numpy(), frames=6, seed=2)
-    outcomes = {name: found for (_, name), found in run_ours(our_methods(bundle), {"": stream}, images.pixels).items()}
-    assert outcomes["std"].mixes == ({},)
-    (always,) = outcomes["always"].mixes
-    assert set(always) == set(bundle.signatures.names)
-    for frame, kind in enumerate(stream.type):
-        mix = outcomes["perfect"].mixes[outcomes["perfect"].mix[frame]]
-        assert list(mix) == ([] if kind < 0 else [NAMES[kind + 1]])
-    for name in ("frame", "trained"):
-        assert (outcomes[name].believed == stream.type + 1).mean() > 0.8
-    assert len(outcomes["std"].believed) == 0
-
-
-class Recorder:
-    """Writes down what it is given."""
-
-    name = "recorder"
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, np.ndarray] | None] = []
-
-    def reset(self) -> None:
-        self.calls.append(None)
-
-    def classify(self, x, types, severities):
-        assert len(x) == len(types) == len(severities)
-        self.calls.append((len(x), x))
-        return types % 10
-
-
-@pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 6), (4, [4, 2]), (64, [6])])
-def test_a_method_sees_each_frame_once_in_order_and_no_batch_over_a_cut(images, batch, sizes):
-    stream = make_stream("iid", images.labels.numpy(), frames=6)
-    recorder = Recorder()
-    answers = run_method(recorder, stream, images.pixels, batch)
-    np.testing.assert_array_equal(answers, stream.type % 10)
-    assert [call and call[0] for call in recorder.calls] == [None, *sizes] * 20
-    seen = np.concatenate([call[1] for call in recorder.calls if call])
-    expected = frames_of(stream, images.pixels, 0, len(stream)).numpy() / np.float32(255)
-    np.testing.assert_array_equal(seen, expected)
-    assert seen.dtype == np.float32
+    return replay_streams(bundle, str(image_folder), StreamOptions(frames=20, seed=3))
 
 
 def test_every_protocol_has_a_row_for_every_method(result):
@@ -124,9 +53,10 @@ def test_every_protocol_has_a_row_for_every_method(result):
     assert rows["gradual", "perfect"]["delay"]["mean"] == 0
 
 
-def test_the_timeline_is_small_and_covers_all_frames(result, bundle, images):
+def test_the_timeline_is_small_and_covers_all_frames(result, bundle, image_folder):
+    images = clean_images(bundle, str(image_folder))
     timeline = result["timeline"]
-    assert timeline == make_timeline(bundle, images, 20, seed=3)
+    assert timeline == make_timeline(bundle, images, StreamOptions(frames=20, seed=3))
     assert len(json.dumps(timeline)) < 10_000
     runs = [timeline["true"], *timeline["believed"].values(), *timeline["mix"].values()]
     assert all(sum(length for _, length in run) == timeline["frames"] == 400 for run in runs)
@@ -134,8 +64,8 @@ def test_the_timeline_is_small_and_covers_all_frames(result, bundle, images):
     assert {len(curve) for curve in timeline["correct"].values()} == {400 // timeline["step"]}
 
 
-class FakeRival:
-    """A rival in the place of the trained ones; counts the frames that it classifies."""
+class FakeBaseline:
+    """A baseline in the place of the trained ones; counts the frames that it classifies."""
 
     frames = 0
     carried_bytes = 0
@@ -148,20 +78,20 @@ class FakeRival:
         pass
 
     def classify(self, x, types, severities):
-        FakeRival.frames += len(x)
+        FakeBaseline.frames += len(x)
         return np.where(types < 0, 0, self._answer)
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folder, tmp_path, monkeypatch):
-    rivals = [FakeRival("fake rival", 1), FakeRival("other", 2)]
-    monkeypatch.setattr("rws.benchmarks.streams.run.rival_methods", lambda bundle, work: rivals)
+    baselines = [FakeBaseline("fake baseline", 1), FakeBaseline("other", 2)]
+    monkeypatch.setattr("rws.benchmarks.replay.streams.make_baselines", lambda bundle, work: baselines)
     measured: list[int] = []
 
     def measure_cost(bundle, work, sample, batches):
         measured.extend(batches)
-        return {"threads": 1, "rows": [{"batch": batch, "frames": len(sample[0])} for batch in batches]}
+        return {"threads": 1, "rows": [{"batch": batch, "frames": len(sample.x)} for batch in batches]}
 
-    monkeypatch.setattr("rws.benchmarks.streams.run.measure_cost", measure_cost)
+    monkeypatch.setattr("rws.benchmarks.replay.streams.measure_cost", measure_cost)
     lines: list[str] = []
 
     def run(seed=0, stop_at=None, **settings):
@@ -170,64 +100,63 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folde
             if stop_at is not None and stop_at in line:
                 raise KeyboardInterrupt
 
-        FakeRival.frames = 0
+        FakeBaseline.frames = 0
         lines.clear()
         measured.clear()
-        return replay_streams(
-            bundle,
-            str(image_folder),
+        options = StreamOptions(
             protocols=["mixed", "iid"],
             frames=3,
             seed=seed,
             batches=(1, 5),
-            rivals=tmp_path,
+            baselines=tmp_path,
             progress=progress,
             **settings,
         )
+        return replay_streams(bundle, str(image_folder), options)
 
     whole = run()
-    assert FakeRival.frames == 8 * 60
+    assert FakeBaseline.frames == 8 * 60
     assert [row["protocol"] for row in whole["rows"]] == ["iid"] * 10 + ["mixed"] * 10
     assert [(row["method"], row["batch"]) for row in whole["rows"][6:10]] == [
-        ("fake rival", 1),
+        ("fake baseline", 1),
         ("other", 1),
-        ("fake rival", 5),
+        ("fake baseline", 5),
         ("other", 5),
     ]
     assert whole["cost"] == {"threads": 1, "rows": [{"batch": 1, "frames": 40}, {"batch": 5, "frames": 40}]}
     parts = tmp_path / "result.json.parts"
     with pytest.raises(KeyboardInterrupt):
-        run(parts=parts, stop_at="fake rival, batch 1, mixed")
-    assert FakeRival.frames == 2 * 60
+        run(parts=parts, stop_at="fake baseline, batch 1, mixed")
+    assert FakeBaseline.frames == 2 * 60
     assert run(parts=parts) == whole
-    assert FakeRival.frames == 6 * 60
+    assert FakeBaseline.frames == 6 * 60
     assert "ours: 2 of 2 protocols from before" in lines
     assert measured == [1, 5]
     assert run(parts=parts) == whole
-    assert FakeRival.frames == 0
+    assert FakeBaseline.frames == 0
     assert measured == []
     assert run(parts=parts, remeasure=True) == whole
-    assert FakeRival.frames == 0
+    assert FakeBaseline.frames == 0
     assert measured == [1, 5]
     (cost,) = parts.glob("cost-5-*.json")
     cost.write_bytes(cost.read_bytes().replace(b"40", b"41"))
     assert run(parts=parts) == whole
     assert measured == [5]
-    damaged = next(parts.glob("iid-fake_rival-5-*.npz"))
+    damaged = next(parts.glob("iid-fake_baseline-5-*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert run(parts=parts) == whole
-    assert FakeRival.frames == 60
+    assert FakeBaseline.frames == 60
     run(parts=parts, resume=False)
-    assert FakeRival.frames == 8 * 60
+    assert FakeBaseline.frames == 8 * 60
     run(parts=parts, seed=1)
-    assert FakeRival.frames == 8 * 60
-    monkeypatch.setattr(rivals[0], "identity", "other weights")
+    assert FakeBaseline.frames == 8 * 60
+    monkeypatch.setattr(baselines[0], "identity", "other weights")
     run(parts=parts)
-    assert FakeRival.frames == 4 * 60
+    assert FakeBaseline.frames == 4 * 60
     assert measured == [1, 5]
-    monkeypatch.setattr("rws.benchmarks.streams.run.STREAMS_VERSION", 0)
+    monkeypatch.setattr("rws.benchmarks.replay.streams.STREAMS_VERSION", 0)
     run(parts=parts)
-    assert FakeRival.frames == 8 * 60
+    assert FakeBaseline.frames == 8 * 60
     assert "ours: 0 of 2 protocols from before" in lines
 
 
@@ -246,24 +175,24 @@ def test_a_bundle_that_knows_fewer_corruptions_gets_streams_of_those(bundle, ima
     fewer = replace(bundle, manifest=replace(bundle.manifest, corruptions=known))
     seen = {}
 
-    def spy(methods, streams, pixels, store, run, say):
+    def spy(methods, streams, pixels, progress):
         seen.update(streams)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rws.benchmarks.streams.run._run_ours_or_load", spy)
-    monkeypatch.setattr("rws.benchmarks.streams.run.our_methods", lambda *arguments: [])
+    monkeypatch.setattr("rws.benchmarks.replay.streams.run_ours", spy)
+    monkeypatch.setattr("rws.benchmarks.replay.streams.our_methods", lambda *arguments: [SimpleNamespace(name="any")])
     with pytest.raises(KeyboardInterrupt):
-        replay_streams(fewer, str(image_folder), frames=4)
+        replay_streams(fewer, str(image_folder), StreamOptions(frames=4))
     for stream in seen.values():
         assert {NAMES[kind + 1] for kind in stream.type} == {"clean", *known}
     other = replace(bundle, manifest=replace(bundle.manifest, corruptions=("fog", "rain")))
     with pytest.raises(InputError, match="knows the corruption 'rain', which streams cannot show; take a bundle"):
-        replay_streams(other, str(image_folder), frames=4)
+        replay_streams(other, str(image_folder), StreamOptions(frames=4))
 
 
-def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
+def test_bad_arguments_are_named(bundle, image_folder, tmp_path):
     def run(**settings):
-        return replay_streams(bundle, str(image_folder), **settings)
+        return replay_streams(bundle, str(image_folder), StreamOptions(**settings))
 
     with pytest.raises(InputError, match="unknown protocol 'shuffled'"):
         run(protocols=["shuffled"])
@@ -272,17 +201,14 @@ def test_bad_arguments_are_named(bundle, image_folder, images, tmp_path):
     with pytest.raises(InputError, match=r"\(--frames\) .* each is shown once"):
         run(frames=10_000)
     with pytest.raises(InputError, match="rws bench rivals"):
-        run(frames=2, rivals=tmp_path / "nowhere")
+        run(frames=2, baselines=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     shutil.copytree(image_folder / "test", tmp_path / "imagenet-c" / "fog" / "5")
     (tmp_path / "cifar-c").mkdir()
     (tmp_path / "cifar-c" / "labels.npy").touch()
     for corrupted in ("imagenet-c", "cifar-c"):
         with pytest.raises(InputError, match=r"corrupted already; streams \(--protocol\) .* give a clean test folder"):
-            replay_streams(bundle, str(tmp_path / corrupted), frames=2)
-    with pytest.raises(InputError, match="unknown method 'told'"):
-        Ours("told", bundle, bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1))
-    assert torch.equal(images.pixels[0], clean_images(bundle, str(image_folder / "test")).pixels[0])
+            replay_streams(bundle, str(tmp_path / corrupted), StreamOptions(frames=2))
 
 
 def test_the_command_writes_json_and_csv(image_folder, tmp_path):

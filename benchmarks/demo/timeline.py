@@ -5,41 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from rws.oracle.belief import CLEAN, FAMILIES
-
-if TYPE_CHECKING:
-    from rws.benchmarks.demo.demo import DemoStream
-    from rws.edge.pipeline import Result
-
-# One hue per family, shades within it.
-COLOUR_MAPS = {"noise": "Reds", "blur": "Blues", "weather": "Greens", "digital": "Purples"}
-CLEAN_COLOUR = "#e9ebef"
-INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
-WAY_STYLES = {
-    "std": ("never patched", "#9aa3b2", 1.6),
-    "perfect": ("told the truth", "#1d2433", 1.4),
-    "trained": ("trained oracle", "#e4572e", 2.4),
-}
-
-
-def corruption_colours() -> dict[str, tuple[float, ...] | str]:
-    """One colour for each corruption, and a pale grey for clean."""
-    colours: dict[str, tuple[float, ...] | str] = {CLEAN: CLEAN_COLOUR}
-    for family, members in FAMILIES.items():
-        shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {name: plt.get_cmap(COLOUR_MAPS[family])(shade) for name, shade in zip(members, shades, strict=True)}
-    return colours
+from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours
+from rws.benchmarks.demo.stream import DemoStream
+from rws.edge.pipeline import Result
+from rws.oracle.belief import CLEAN
 
 
 def draw_timeline(
@@ -54,17 +29,15 @@ def draw_timeline(
     Args:
         stream: frames and truth.
         results: one a frame.
-        right: for each way of choosing the mix, whether each frame was classified right, bool (N,).
+        right: for each arm whether each frame was classified right, bool (N,).
         path: PNG to write.
         window: frames of the running accuracy.
     """
     plt.rcParams.update({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9})
     count = len(results)
     colours = corruption_colours()
-    figure, axes = plt.subplots(
-        5, 1, figsize=(16, 10), height_ratios=[1.0, 1.25, 1.5, 1.25, 1.7], layout="constrained", dpi=120
-    )
-    figure.get_layout_engine().set(hspace=0.02, h_pad=0.05)  # type: ignore[union-attr]
+    figure, axes = plt.subplots(5, 1, figsize=(16, 10), height_ratios=[1.0, 1.25, 1.5, 1.25, 1.7], dpi=120)
+    figure.set_layout_engine("constrained", hspace=0.02, h_pad=0.05)
     _film_strip(axes[0], stream)
     _truth(axes[1], stream, colours)
     _belief(axes[2], results, colours)
@@ -96,7 +69,7 @@ def _film_strip(axis: Axes, stream: DemoStream, shown: int = 24) -> None:
     _title(axis, f"{count} test images, one a frame")
 
 
-def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, tuple[float, ...] | str]) -> None:
+def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, str]) -> None:
     names = [name for name in colours if name != CLEAN]
     severity = np.array([[layers.get(name, 0.0) for layers in stream.corruptions] for name in names])
     for name, values in zip(names, severity, strict=True):
@@ -111,7 +84,7 @@ def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, tuple[float, ..
     axis.set_title("what is true", loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=62)
 
 
-def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, tuple[float, ...] | str]) -> None:
+def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
     names = results[0].belief.names
     probability = np.stack([result.belief.probability for result in results], axis=1)
     order = [names.index(name) for name in colours if name in names]
@@ -122,7 +95,7 @@ def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, tuple[f
     _title(axis, "what the oracle believes (pale grey: clean)")
 
 
-def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, tuple[float, ...] | str]) -> None:
+def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
     for name in [name for name in colours if name != CLEAN]:
         values = np.array([result.mix.get(name, 0.0) for result in results])
         if values.any():
@@ -136,15 +109,15 @@ def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, tuple[fl
 
 def _accuracy(axis: Axes, right: Mapping[str, NDArray[np.bool_]], window: int) -> None:
     kernel = np.ones(window)
-    for way, (label, colour, width) in WAY_STYLES.items():
-        flags = right[way].astype(float)
+    for arm, (label, colour, width) in ARM_STYLES.items():
+        flags = right[arm].astype(float)
         running = 100 * np.convolve(flags, kernel, "same") / np.convolve(np.ones_like(flags), kernel, "same")
         axis.plot(
             np.arange(len(flags)) + 0.5,
             running,
             color=colour,
             lw=width,
-            ls=":" if way == "perfect" else "-",
+            ls=":" if arm == "perfect" else "-",
             label=f"{label}: {100 * flags.mean():.1f} %",
         )
     axis.set_ylim(0, 104)

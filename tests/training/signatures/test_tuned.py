@@ -1,72 +1,12 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm, shallow_tensors
 from rws.training.models.fit import Corrupted, FitRecipe, fit
-from rws.training.signatures.methods import (
-    DELTAS,
-    TuneRecipe,
-    composed,
-    patched,
-    residual_signature,
-    shallow_part,
-    tuned_signature,
-)
-
-
-def weights(seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {"a": torch.randn(4, 3, 3, 3, generator=generator), "b": torch.randn(4, generator=generator)}
-
-
-@given(seed=st.integers(0, 1000))
-def test_the_residual_is_orthogonal_to_the_base_direction(seed):
-    init, std, robust = weights(seed), weights(seed + 1), weights(seed + 2)
-    deltas = residual_signature(init, std, robust, ("a", "b"))
-    for name in ("a", "b"):
-        base = std[name] - init[name]
-        assert abs(float((deltas[name] * base).sum())) < 1e-3 * float(base.norm() * (robust[name] - init[name]).norm())
-
-
-def test_the_whole_projection_is_orthogonal_over_all_tensors_at_once():
-    init, std, robust = weights(0), weights(1), weights(2)
-    deltas = residual_signature(init, std, robust, ("a", "b"), "whole")
-    inner = sum(float((deltas[name] * (std[name] - init[name])).sum()) for name in deltas)
-    assert inner == pytest.approx(0, abs=1e-3)
-    assert abs(float((deltas["b"] * (std["b"] - init["b"])).sum())) > 1e-3
-
-
-def test_with_std_as_init_the_residual_is_the_plain_difference():
-    std, robust = weights(1), weights(2)
-    residual = residual_signature(std, std, robust, ("a", "b"))
-    plain = residual_signature(weights(5), std, robust, ("a", "b"), "plain")
-    for name in residual:
-        torch.testing.assert_close(residual[name], plain[name])
-
-
-def test_unfitting_models_are_refused():
-    with pytest.raises(InputError, match="no tensor 'c'"):
-        residual_signature(weights(0), weights(1), weights(2), ("c",))
-    wrong = {**weights(2), "a": torch.zeros(4, 3, 1, 1)}
-    with pytest.raises(InputError, match="robust has shape"):
-        residual_signature(weights(0), weights(1), wrong, ("a",))
-    with pytest.raises(InputError, match="sideways"):
-        residual_signature(weights(0), weights(1), weights(2), ("a",), "sideways")
-
-
-def test_composition_is_linear():
-    a, b = weights(1), weights(2)
-    both = composed([(a, 0.5), (b, 2.0)])
-    torch.testing.assert_close(both["a"], 0.5 * a["a"] + 2 * b["a"])
-
-
-def test_deltas_round_trip():
-    for name, delta in DELTAS.decode(DELTAS.encode(weights(3))).items():
-        torch.testing.assert_close(delta, weights(3)[name], rtol=0, atol=0)
+from rws.training.signatures.deltas import patched
+from rws.training.signatures.tuned import TuneRecipe, shallow_part, tuned_signature
 
 
 @pytest.fixture

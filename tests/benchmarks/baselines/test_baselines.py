@@ -3,20 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from rws.benchmarks.baselines.methods import (
-    COMPARED,
-    RIVALS,
-    AllModels,
-    Fixed,
-    Tent,
-    adapt_norms,
-    make_rival,
-    measure_cost,
-    measure_memory,
-    rival_methods,
-    time_methods,
-)
-from rws.benchmarks.baselines.models import AllCorrupted, RivalModels, folded_weights, unfold
+from rws.benchmarks.baselines.all_models import AllModels
+from rws.benchmarks.baselines.base import Fixed
+from rws.benchmarks.baselines.batchnorm import adapt_norms
+from rws.benchmarks.baselines.cost import Sample, measure_cost, measure_memory, time_methods
+from rws.benchmarks.baselines.models import AllCorrupted, BaselineModels, folded_weights, unfold
+from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline, make_baselines
+from rws.benchmarks.baselines.tent import Tent
 from rws.benchmarks.common.memory import can_measure
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
@@ -142,7 +135,7 @@ def test_the_prior_counts_as_images():
     torch.testing.assert_close(adapted, expected)
 
 
-def told(x: np.ndarray, kind: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample_of(x: np.ndarray, kind: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, np.full(len(x), kind, np.int64), np.full(len(x), 5, np.float32)
 
 
@@ -161,9 +154,9 @@ def test_tent_lowers_the_entropy_through_affine_parameters_alone(own, foggy):
             share = own(torch.from_numpy(foggy)).softmax(1)
         return float(-(share * share.log()).sum(1).mean())
 
-    first, answers = entropy(), tent.classify(*told(foggy))
+    first, answers = entropy(), tent.classify(*sample_of(foggy))
     for _ in range(4):
-        tent.classify(*told(foggy))
+        tent.classify(*sample_of(foggy))
     assert entropy() < first - 0.02
     after = {name.replace(".source", ""): tensor for name, tensor in own.state_dict().items()}
     assert {name for name in before if not torch.equal(before[name], after[name])} == affine
@@ -171,10 +164,10 @@ def test_tent_lowers_the_entropy_through_affine_parameters_alone(own, foggy):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert entropy() == first
     # Adam starts anew as well: the same frames take it the same way.
-    np.testing.assert_array_equal(tent.classify(*told(foggy)), answers)
+    np.testing.assert_array_equal(tent.classify(*sample_of(foggy)), answers)
     once = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     tent.reset()
-    tent.classify(*told(foggy))
+    tent.classify(*sample_of(foggy))
     assert all(torch.equal(once[name], tensor) for name, tensor in own.state_dict().items())
 
 
@@ -184,7 +177,7 @@ def test_tents_first_step_has_the_published_size_or_one_in_proportion(own, foggy
         tent._scaled = scaled
         tent.reset()
         before = [parameter.detach().clone() for parameter in tent._adapted]
-        tent.classify(*told(foggy[:batch]))
+        tent.classify(*sample_of(foggy[:batch]))
         steps = torch.cat([(p.detach() - b).abs() for p, b in zip(tent._adapted, before, strict=True)])
         # Adam's first step is the rate, in the direction of the gradient.
         assert float(steps.max()) == pytest.approx(expected, rel=0.05)
@@ -196,11 +189,11 @@ def test_statistics_of_a_single_value_are_refused():
     for method in (Fixed("bn_batch", adapt_norms(layers.eval(), 0)), Tent("tent", nn.Sequential(nn.BatchNorm2d(3)))):
         small = x if method.name == "bn_batch" else x[:, :, :1, :1]
         with pytest.raises(InputError, match=r"bn_batch, tent and tent_scaled .*--batch 64"):
-            method.classify(*told(small[:1]))
-    assert Fixed("bn_batch", layers).classify(*told(x)).shape == (2,)
+            method.classify(*sample_of(small[:1]))
+    assert Fixed("bn_batch", layers).classify(*sample_of(x)).shape == (2,)
 
 
-def test_all_models_asks_the_model_of_the_told_type():
+def test_all_models_asks_the_model_of_the_ground_truth_type():
     class Constant(nn.Module):
         def __init__(self, answer: int) -> None:
             super().__init__()
@@ -248,9 +241,11 @@ def test_augmentation_shows_all_types_and_severities(images):
 
 @pytest.fixture(scope="module")
 def trained(built, image_folder, tmp_path_factory):
-    """A tiny bundle, the folder of its rivals' models, and what was reported while they were trained."""
-    bundle, work, lines = Bundle.load(built[0]), tmp_path_factory.mktemp("rivals"), []
-    models = RivalModels(bundle, str(image_folder), work, augmented=QUICK, progress=lambda record: lines.append(record))
+    """A tiny bundle, the folder of its baselines' models, and what was reported while they were trained."""
+    bundle, work, lines = Bundle.load(built[0]), tmp_path_factory.mktemp("baselines"), []
+    models = BaselineModels(
+        bundle, str(image_folder), work, augmented=QUICK, progress=lambda record: lines.append(record)
+    )
     models.train_all()
     return bundle, work, lines
 
@@ -258,30 +253,30 @@ def trained(built, image_folder, tmp_path_factory):
 def test_models_are_trained_once_and_kept(trained, image_folder):
     bundle, work, lines = trained
     assert [line["job"] for line in lines] == ["augmented", *(f"robust-{name}" for name in CORRUPTIONS)]
-    again = RivalModels(bundle, str(image_folder), work, augmented=QUICK, progress=pytest.fail)
+    again = BaselineModels(bundle, str(image_folder), work, augmented=QUICK, progress=pytest.fail)
     again.train_all()
     model = bundle.model(ModelOptions(threads=1))
     x = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
     np.testing.assert_allclose(logits_of(again.unfolded(), x), model.predict(x), atol=1e-4)
     assert not torch.equal(again.robust("fog").features[0].weight, again.unfolded().features[0].weight)
     with pytest.raises(InputError, match="made from another recipe"):
-        RivalModels(bundle, str(image_folder), work).augmented()
+        BaselineModels(bundle, str(image_folder), work).augmented()
 
 
 def test_without_images_nothing_is_trained(trained, tmp_path):
     with pytest.raises(InputError, match="rws bench rivals"):
-        rival_methods(trained[0], tmp_path / "none")
+        make_baselines(trained[0], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture(scope="module")
-def models(trained) -> RivalModels:
-    return RivalModels(trained[0], None, trained[1], augmented=QUICK)
+def models(trained) -> BaselineModels:
+    return BaselineModels(trained[0], None, trained[1], augmented=QUICK)
 
 
-@pytest.mark.parametrize("name", [*RIVALS, *COMPARED])
+@pytest.mark.parametrize("name", [*BASELINES, *COMPARED])
 def test_every_method_answers_at_batch_1_and_64(name, trained, models, foggy):
-    method = make_rival(name, trained[0], models)
+    method = make_baseline(name, models)
     types = np.arange(64) % 20 - 1
     severities = np.where(types < 0, 0, 5).astype(np.float32)
     for batch in (1, 64):
@@ -300,19 +295,19 @@ def test_on_the_same_engine_ours_answers_as_in_the_replay(trained, models, foggy
     model = bundle.model(ModelOptions(threads=1))
     for name, mix in (("std", {}), ("std_unfolded", {}), ("always", dict.fromkeys(CORRUPTIONS, 1 / 19))):
         model.apply(mix)
-        answers = make_rival(name, bundle, models).classify(*told(foggy))
+        answers = make_baseline(name, models).classify(*sample_of(foggy))
         assert (answers == model.predict(foggy).argmax(1)).mean() > 0.98
-    with pytest.raises(InputError, match="unknown rival 'best'"):
-        make_rival("best", bundle, models)
+    with pytest.raises(InputError, match="unknown baseline 'best'"):
+        make_baseline("best", models)
 
 
 def test_times_are_ratios_to_the_baseline(trained, models, foggy):
-    sample = (foggy, np.full(64, 9), np.full(64, 5, np.float32))
-    make = {name: lambda name=name: make_rival(name, trained[0], models) for name in ("std", "tent")}
+    sample = Sample(foggy, np.full(64, 9), np.full(64, 5, np.float32))
+    make = {name: lambda name=name: make_baseline(name, models) for name in ("std", "tent")}
     found = time_methods(make, sample, 1, repeats=1, rounds=2)
-    assert found["std"]["ratio"] == 1
-    assert found["tent"]["ratio"] > 1
-    assert found["tent"]["low"] <= found["tent"]["ratio"] <= found["tent"]["high"]
+    assert found["std"].ratio == 1
+    assert found["tent"].ratio > 1
+    assert found["tent"].low <= found["tent"].ratio <= found["tent"].high
     with pytest.raises(InputError, match="a batch of 65 of 64 frames"):
         time_methods(make, sample, 65)
 
@@ -320,10 +315,10 @@ def test_times_are_ratios_to_the_baseline(trained, models, foggy):
 def test_the_cost_has_a_row_for_each_method_and_batch(trained, foggy, monkeypatch):
     bundle, work, _ = trained
     monkeypatch.setattr(
-        "rws.benchmarks.baselines.methods.ENGINES", {"torch": ("std", "tent", "trained"), "onnx": ("std", "trained")}
+        "rws.benchmarks.baselines.cost.ENGINES", {"torch": ("std", "tent", "trained"), "onnx": ("std", "trained")}
     )
-    monkeypatch.setattr("rws.benchmarks.baselines.methods.can_measure", lambda: False)
-    sample = (foggy, np.full(64, 9), np.full(64, 5, np.float32))
+    monkeypatch.setattr("rws.benchmarks.baselines.cost.can_measure", lambda: False)
+    sample = Sample(foggy, np.full(64, 9), np.full(64, 5, np.float32))
     rows = measure_cost(bundle, work, sample, (1, 32), repeats=1, rounds=1)["rows"]
     assert [(row["engine"], row["method"], row["batch"]) for row in rows] == [
         *(("torch", name, 1) for name in ("std", "tent", "trained")),

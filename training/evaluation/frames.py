@@ -1,12 +1,8 @@
-"""Frames of known corruption, and whether the bundle's model is right on each of them under any mix.
-
-What the comparisons of policies, of pairs and of unseen corruptions have in common.
-"""
+"""Evaluation images: the splits of a bundle's data, seeded subsets, and frames of known corruption."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.live.base import PatchableModel
-from rws.oracle.belief import Belief
-from rws.oracle.classifier import Oracle
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.jobs.seeds import derive_seed
 
-BATCH = 50
+SEVERITIES = (1, 2, 3, 4, 5)
+TWO_SEVERITIES = (3, 5)
+"""A middle severity and the strongest one, for evaluations that cannot afford all."""
+
 Layers = tuple[tuple[str, float], ...]
-MixKey = tuple[tuple[str, int], ...]
+"""Corruptions and severities laid over one another, first to last; () is clean."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +56,36 @@ def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Split
 
 
 def split_as_built(bundle: Bundle, images: Images) -> tuple[Images, Images]:
-    """Training images as the bundle's build split them: what it learnt from, and what it was calibrated on."""
+    """Split training images as the bundle's build did: images it learnt from, and images it was calibrated on."""
     recipe = bundle.manifest.provenance.get("recipe", {})
     count = min(int(recipe.get("data", {}).get("validation", 5000)), len(images) // 10)
     return split_train_validation(images, count, int(recipe.get("seed", 0)))
 
 
 def shuffled(images: Images, limit: int | None, seed: int) -> Images:
-    """At most `limit` images, all where it is None; drawn at random, in a random order, the same for the same seed."""
+    """Draw at most `limit` images (None: all) in random order; a smaller limit draws the first of the same order."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images.take(order[:limit])
 
 
+def subset(images: Images, limit: int | None, seed: int) -> Images:
+    """Draw the images of `shuffled`, but keep them in their own order."""
+    if limit is None or limit >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.take(order[:limit].sort().values)
+
+
 @dataclass(frozen=True)
 class Frames:
-    """N frames in cells: what was done to the frames of a cell is the same.
+    """N frames in cells; all frames of a cell are corrupted in the same way.
 
     Args:
         pixels: uint8, (N, 3, H, W), RGB.
         labels: int64 (N,), in the order of the bundle's classes.
         cell: int64 (N,), index into `cells`, ascending.
         image: int64 (N,), which image a frame shows: frames of several cells show the same ones.
-        cells: of each cell the corruptions and severities laid over one another, first to last; () is clean.
+        cells: the layers of each cell.
     """
 
     pixels: Tensor
@@ -94,30 +98,47 @@ class Frames:
         return len(self.labels)
 
     def where(self, cells: Iterable[int]) -> NDArray[np.int64]:
-        """The frames of some cells, int64, ascending."""
+        """Return the frames of some cells, int64, ascending."""
         found: NDArray[np.int64] = np.flatnonzero(np.isin(self.cell, list(cells)))
         return found
 
+    def spread(self, mixes: Sequence[Mix]) -> list[Mix]:
+        """Return the mix of each frame from the mixes of the cells."""
+        return [mixes[cell] for cell in self.cell]
+
     def per_cell(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """The mean of a value of each frame, (N,), over each cell, float64 (cells,)."""
+        """Return the mean over each cell, float64 (cells,), of a value of each frame, (N,)."""
         counts = np.bincount(self.cell, minlength=len(self.cells))
         means: NDArray[np.float64] = np.bincount(self.cell, values, minlength=len(self.cells)) / counts
         return means
 
+    def percent(self, values: NDArray[Any], layers: int, severity: float | None = None) -> float:
+        """Return the percent of frames for which a flag is set: mean over the cells with `layers` corruptions.
+
+        Args:
+            values: bool (N,).
+            layers: how many corruptions lie over one another in the cells that count.
+            severity: only cells whose first corruption has this severity count; None: all.
+        """
+        per_cell = zip(100 * self.per_cell(values), self.cells, strict=True)
+        return float(
+            np.mean([v for v, cell in per_cell if len(cell) == layers and (severity is None or cell[0][1] == severity)])
+        )
+
 
 def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRUPTIONS) -> tuple[Layers, ...]:
-    """A cell for each corruption at each severity."""
+    """Return a cell for each corruption at each severity."""
     return tuple(((name, float(severity)),) for name in corruptions for severity in severities)
 
 
 def make_frames(
     images: Images, cells: Sequence[Layers], seed: int = 0, clean: Images | None = None, *, purpose: str = "test"
 ) -> Frames:
-    """Corrupt images in the ways of `cells`.
+    """Corrupt images as `cells` say.
 
     Args:
         images: each corrupted cell shows all of them.
-        cells: see `Frames`.
+        cells: the layers of each cell.
         seed: of the corruptions.
         clean: what a clean cell shows; None: `images`. The two must not share an image under different numbers, so one
             must be the beginning of the other.
@@ -134,6 +155,11 @@ def make_frames(
     return Frames(torch.cat(pixels), np.concatenate(labels), np.concatenate(cell), np.concatenate(image), tuple(cells))
 
 
+def batches(values: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield parts of at most `size` entries."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
 def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
     """Corrupt images; every benchmark gets the same images for the same arguments.
 
@@ -147,68 +173,6 @@ def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, pu
     """
     for place, (name, severity) in enumerate(layers):
         drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))
-        parts = zip(pixels.split(500), drawn.split(500), strict=True)
+        parts = zip(batches(pixels, 500), batches(drawn, 500), strict=True)
         pixels = torch.cat([corrupt(part, name, float(severity), seeds) for part, seeds in parts])
     return pixels
-
-
-def observe(oracle: Oracle, frames: Frames) -> list[Belief]:
-    """What the oracle believes of each frame on its own."""
-    beliefs = []
-    for start in range(0, len(frames), BATCH):
-        joint = oracle.observe_batch(as_input(frames.pixels[start : start + BATCH]))
-        beliefs += [Belief(oracle.corruptions, oracle.levels, row) for row in joint]
-    return beliefs
-
-
-def as_input(pixels: Tensor) -> NDArray[np.float32]:
-    """uint8 images (N, 3, H, W) to the model's input, float32, 0…1."""
-    return pixels.numpy().astype(np.float32) / np.float32(255)
-
-
-class Judge:
-    """Runs frames through a patchable model under given mixes; what a mix does to a frame is computed once.
-
-    Args:
-        model: the model.
-        frames: the frames.
-    """
-
-    def __init__(self, model: PatchableModel, frames: Frames) -> None:
-        self.model, self.frames = model, frames
-        self._known: dict[MixKey, dict[int, bool]] = defaultdict(dict)
-
-    def right(self, mixes: Sequence[Mix]) -> NDArray[np.bool_]:
-        """Whether each frame is classified right under its own mix, bool (N,)."""
-        groups: dict[MixKey, list[int]] = defaultdict(list)
-        for index, mix in enumerate(mixes):
-            groups[_key(mix)].append(index)
-        right = np.zeros(len(mixes), bool)
-        for key, members in groups.items():
-            right[members] = self._right(key, np.array(members))
-        return right
-
-    def right_under(self, mix: Mapping[str, float], chosen: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Whether the chosen frames, int64 (K,), or all of them, are classified right under one mix, bool (K,)."""
-        return self._right(_key(mix), np.arange(len(self.frames)) if chosen is None else chosen)
-
-    def _right(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-        known, wanted = self._known[key], chosen.tolist()
-        missing = [frame for frame in wanted if frame not in known]
-        if missing:
-            known |= zip(missing, self._classified(key, np.array(missing)).tolist(), strict=True)
-        return np.array([known[frame] for frame in wanted], bool)
-
-    def _classified(self, key: MixKey, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-        self.model.apply({name: steps / 256 for name, steps in key})
-        right = np.empty(len(chosen), bool)
-        for start in range(0, len(chosen), BATCH):
-            part = chosen[start : start + BATCH]
-            logits = self.model.predict(as_input(self.frames.pixels[torch.from_numpy(part)]))
-            right[start : start + BATCH] = logits.argmax(1) == self.frames.labels[part]
-        return right
-
-
-def _key(mix: Mapping[str, float]) -> MixKey:
-    """A mix as the model rounds it."""
-    return tuple(sorted((name, steps) for name, alpha in mix.items() if (steps := round(256 * alpha))))
