@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.bundle.self_test import CorruptionOracle
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
-from rws.oracle.belief import Belief
+from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.records import Frame, Prediction
 
@@ -43,23 +42,18 @@ class Filter(Protocol):
         """Forget the past."""
 
 
-class BeliefRecord(TypedDict):
-    """A belief in plain types.
+class _PredictionRecord(TypedDict):
+    label: str
+    confidence: float
 
-    `severity` is that of `type`; `expected_severity` is that of the whole belief, in which clean counts as 0.
-    """
+
+class _BeliefRecord(TypedDict):
+    """`severity` is that of `type`; `expected_severity` that of the whole belief, in which clean counts as 0."""
 
     type: str
     severity: float
     expected_severity: float
     probability: dict[str, float]
-
-
-class PredictionRecord(TypedDict):
-    """What the clean model says, in plain types."""
-
-    label: str
-    confidence: float
 
 
 class ResultRecord(ClassificationRecord):
@@ -69,12 +63,12 @@ class ResultRecord(ClassificationRecord):
     name: str
     captured_at: float
     age_ms: float
-    belief: BeliefRecord
+    belief: _BeliefRecord
     mix: dict[str, float]
     changed: bool
     observed: bool
-    unpatched: PredictionRecord | None
-    on_original: PredictionRecord | None
+    unpatched: _PredictionRecord | None
+    on_original: _PredictionRecord | None
     times_ms: dict[str, float]
 
 
@@ -136,7 +130,7 @@ class Result:
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """float32, shape (K,)."""
+        """The logits, float32, shape (K,)."""
         return self.output.logits
 
     def __repr__(self) -> str:
@@ -149,13 +143,12 @@ class Result:
         """Return the annotated frame, uint8, shape (h, w, 3), RGB; see `rws.edge.tasks.annotate.annotate`.
 
         Raises:
-            InputError: if the frame is no longer in memory: a newer one has taken its place, and nobody kept it.
+            InputError: if a newer frame has taken its place, and nobody kept it.
         """
         frame = self.frame_ref()
         if frame is None:
             raise InputError(
-                f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read, "
-                "or annotate(image, result) with an image that you kept"
+                f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
             )
         return annotate(frame.image, self, frame.original)
 
@@ -186,10 +179,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A patchable model and the oracle that steers it: from a frame to a result. Its parts never change.
+    """A patchable model and the oracle that steers it: from a frame to a result.
 
-    The parts themselves remember: the model its weights, the filter and the policy the frames before. So a pipeline
-    serves one stream and one thread at a time.
+    Its parts never change, but have a memory: the model of its weights, filter and policy of the frames before. So a
+    pipeline serves one stream and one thread at a time.
 
     Args:
         model: the model whose shallow weights are patched.
@@ -216,12 +209,10 @@ class Pipeline:
         Args:
             bundle: a loaded bundle.
             options: how its model runs; its threads hold for the oracle, too.
-            independent: judge each frame alone, as befits a folder of images; otherwise the bundle's temporal filter
-                and hysteresis are on.
+            independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
 
         Raises:
-            BundleError: if the provider or the strategy is not available here.
-            MissingExtraError: if the backend is not installed.
+            BundleError, MissingExtraError: if backend, provider or strategy are not available here.
         """
         options = options or ModelOptions()
         manifest = bundle.manifest
@@ -323,7 +314,7 @@ def describe_mix(mix: Mapping[str, float]) -> str:
     return " + ".join(f"{name} {alpha:.2f}" for name, alpha in mix.items()) or "clean weights"
 
 
-def _prediction_record(prediction: Prediction | None) -> PredictionRecord | None:
+def _prediction_record(prediction: Prediction | None) -> _PredictionRecord | None:
     if prediction is None:
         return None
     return {"label": prediction.label, "confidence": round(prediction.confidence, 4)}

@@ -72,14 +72,13 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
     Args:
         image: uint8, shape (H, W, 3), RGB, any size.
-        height: the model's input height, pixels.
-        width: the model's input width, pixels.
+        height, width: size of the model's input, pixels.
 
     Returns:
         float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
 
     Raises:
-        InputError: if the image has another dtype, number of channels, or no pixels.
+        InputError: if `image` is something else.
     """
     check_image(image)
     fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)
@@ -88,15 +87,11 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Crop the centre to the shape that is wanted, and resize it.
+    """Crop the centre to the wanted shape, and resize it.
 
     Args:
         image: uint8, shape (H, W, 3), any colour order.
-        height: wanted height, pixels.
-        width: wanted width, pixels.
-
-    Returns:
-        uint8, shape (height, width, 3).
+        height, width: wanted size, pixels.
     """
     scale = max(height / image.shape[0], width / image.shape[1])
     # Cropped first: what is cut off is not computed, and a whole-numbered scale stays whole, which OpenCV does faster.

@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
@@ -36,28 +36,22 @@ REVERT_AFTER = 2.0
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Gives frames, and says whether it is lost; `rws.edge.sources.base.Source` is one."""
+    """Gives frames, and says whether it is lost, as `rws.edge.sources.base.Source` does."""
 
     @property
-    def state(self) -> str:
-        """`running`, or what else it is doing."""
-        ...
+    def state(self) -> str: ...  # noqa: D102
 
     @property
-    def idle_for(self) -> float:
-        """Seconds without a frame, as of the last None of `frames`."""
-        ...
+    def idle_for(self) -> float: ...  # noqa: D102
 
-    def frames(self) -> Iterator[Frame | None]:
-        """Give the frames that are left, in order; None about four times a second while no frame comes."""
-        ...
+    def frames(self) -> Iterator[Frame | None]: ...  # noqa: D102
 
 
-class Runtime:
-    """The frame loop around a pipeline. A context manager that leaves the weights clean.
+class Runtime(Closing):
+    """The frame loop around a pipeline, for one thread. A context manager that leaves the weights clean.
 
     For a source, iterate over `stream`. If the loop is yours (a ROS callback, a GStreamer appsink, a web handler), call
-    `step` for each image. One thread at a time.
+    `step` for each image.
 
     Args:
         pipeline: from a frame to a result.
@@ -183,12 +177,8 @@ class Runtime:
         self._last = None
         self._pipeline.reset()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leave the weights clean."""
         self.reset()
 
     def _process(self, frame: Frame, read_ms: float = 0.0) -> Result:

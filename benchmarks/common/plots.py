@@ -15,18 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN, FAMILIES
 
 LARGEST = 45_000
 PALETTES = (96, 64, 48, 32, 24, 16)
 
-# One hue a family (noise red, blur blue, weather green, digital orange to purple), shades within it.
-FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Reds": ("noise", ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")),
-    "Blues": ("blur", ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur")),
-    "Greens": ("weather", ("snow", "frost", "fog", "brightness", "spatter")),
-    "Purples": ("digital", ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate")),
-}
+# One hue per family, shades within it.
+COLOUR_MAPS = {"noise": "Reds", "blur": "Blues", "weather": "Greens", "digital": "Purples"}
 CLEAN_COLOUR = "#e9ebef"
 INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
 ARM_STYLES = {
@@ -40,9 +35,11 @@ ARM_STYLES = {
 def corruption_colours() -> dict[str, str]:
     """Return one colour for each corruption, and a pale grey for clean."""
     colours = {CLEAN: CLEAN_COLOUR}
-    for colour_map, (_, members) in FAMILIES.items():
+    for family, members in FAMILIES.items():
         shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {name: to_hex(plt.get_cmap(colour_map)(shade)) for name, shade in zip(members, shades, strict=True)}
+        colours |= {
+            name: to_hex(plt.get_cmap(COLOUR_MAPS[family])(shade)) for name, shade in zip(members, shades, strict=True)
+        }
     return colours
 
 

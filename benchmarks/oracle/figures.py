@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.plots import ARM_STYLES, FAMILIES, GRID, INK, MUTED, corruption_colours, small_png
+from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
 from rws.benchmarks.replay.streams import Timeline
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN, FAMILIES
 from rws.oracle.policy import GainTable
 from rws.training.evaluation.evaluator import Progress, silent
 
@@ -43,7 +43,7 @@ _SHARES = {
     "clean": ("taken for clean", "#56B4E9"),
     "policy": ("the policy itself", "#9aa3b2"),
 }
-_FAMILY_ORDER = tuple(name for _, members in FAMILIES.values() for name in members)
+_FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
@@ -142,7 +142,7 @@ def _grid_of_names(axis: Axes, rows: Sequence[str], columns: Sequence[str], brea
 
 
 def _family_breaks(names: Sequence[str]) -> list[float]:
-    family = {name: label for label, members in FAMILIES.values() for name in members}
+    family = {name: label for label, members in FAMILIES.items() for name in members}
     return [
         index + 0.5
         for index, (name, following) in enumerate(pairwise(names))

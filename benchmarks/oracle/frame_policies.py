@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, ToldPolicy, WeightedPolicy
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy
 from rws.records import Mix
 
 
@@ -31,7 +31,7 @@ def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.floa
 
 def own_alphas(table: GainTable) -> NDArray[np.float32]:
     """Return the calibrated alpha of each own signature at each level, float32 (C, S); 0 if there is none."""
-    truth = ToldPolicy(table, own=True)
+    truth = ReferencePolicy(table, "perfect")
     return np.array(
         [[table.alpha[truth.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
     )

@@ -23,7 +23,7 @@ from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, prepare
@@ -125,7 +125,7 @@ def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: Evaluatio
     validation = {arm: _scores(evaluator, found) for arm, found in _policy_mixes(policies, beliefs).items()}
 
     evaluator, beliefs = prepare(bundle, splits.test, cells, options)
-    frames, truth = evaluator.frames, ToldPolicy(bundle.table, own=True)
+    frames, truth = evaluator.frames, ReferencePolicy(bundle.table, "perfect")
     by_pair: dict[str, Callable[[Layers], Mix]] = {
         "single": single.__getitem__,
         "both": lambda layers: own_pair_mix(truth, layers, 1.0),
@@ -160,11 +160,11 @@ def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: Evaluatio
     )
 
 
-def own_pair_mix(truth: ToldPolicy, layers: Layers, scale: float) -> Mix:
+def own_pair_mix(truth: ReferencePolicy, layers: Layers, scale: float) -> Mix:
     """Return the own signatures of all layers, each at its calibrated alpha for its severity, times `scale`."""
     mix: Mix = {}
     for name, severity in layers:
-        for signature, alpha in truth.choose_told(name, severity).items():
+        for signature, alpha in truth.mix(name, severity).items():
             mix[signature] = mix.get(signature, 0.0) + scale * alpha
     return mix
 
@@ -178,7 +178,7 @@ def _best_for_pairs(
     table: GainTable, evaluator: Evaluator, pairs: Sequence[Layers], say: Progress
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
     """Return each pair's best single signature, or none, at its alpha for that severity; and its best scale of both."""
-    truth = ToldPolicy(table, own=True)
+    truth = ReferencePolicy(table, "perfect")
     single: dict[Layers, Mix] = {}
     scale: dict[Layers, float] = {}
     for layers in pairs:
@@ -187,7 +187,7 @@ def _best_for_pairs(
         def accuracy(mix: Mix, chosen: np.ndarray = chosen) -> float:
             return float(evaluator.right_under(mix, chosen).mean())
 
-        candidates: list[Mix] = [{}] + [truth.choose_told(name, layers[0][1]) for name in table.corruptions]
+        candidates: list[Mix] = [{}] + [truth.mix(name, layers[0][1]) for name in table.corruptions]
         single[layers] = max(candidates, key=accuracy)
         both = {each: own_pair_mix(truth, layers, each) for each in SCALES}
         scale[layers] = max(both, key=lambda each: accuracy(both[each]))

@@ -24,7 +24,7 @@ from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, ground_truth_mixes, prepare
 from rws.training.evaluation.frames import SEVERITIES, Frames, Splits, single_cells
@@ -150,7 +150,7 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
     evaluator, beliefs = prepare(bundle, splits.test, cells, options)
     mixes: dict[Key, list[Mix]] = {("std", ""): [{} for _ in beliefs]}
     for name in ("perfect", "best"):
-        mixes[name, ""] = ground_truth_mixes(ToldPolicy(table, own=name == "perfect"), evaluator.frames)
+        mixes[name, ""] = ground_truth_mixes(ReferencePolicy(table, name), evaluator.frames)
     mixes |= {key: [policy.choose(belief) for belief in beliefs] for key, policy in policies.items()}
     rows = _rows(evaluator, mixes)
     for key, row in rows.items():

@@ -25,7 +25,7 @@ from torch import Tensor
 from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, Policy, ToldPolicy, make_policy
+from rws.oracle.policy import GainTable, Policy, ReferencePolicy, make_policy
 from rws.records import Mix
 from rws.training.build.recipe import check_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -211,7 +211,7 @@ def evaluate_held_out(
     bundle: Bundle, splits: Splits, corruption: str, oracle: HeldOutOracle, recipe: UnseenRecipe, threads: int = 1
 ) -> UnseenRow:
     """Measure what a held-out oracle does with the corruption that it never saw."""
-    own = ToldPolicy(bundle.table, own=True)
+    own = ReferencePolicy(bundle.table, "perfect")
     others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
     cells = single_cells(SEVERITIES, (corruption,))
     options = EvaluationOptions(recipe.limit, recipe.validation_limit, recipe.clean_limit, recipe.seed, threads)
@@ -228,7 +228,7 @@ def evaluate_held_out(
         "std": [{}] * len(frames),
         "ours": ours,
         "borrowed": frames.spread([*borrowed, {}]),
-        "own": frames.spread([*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}]),
+        "own": frames.spread([*(own.mix(corruption, severity) for severity in SEVERITIES), {}]),
     }
     reached = {arm: 100 * frames.per_cell(evaluator.right(mixes[arm])) for arm in ARMS}
     by_severity = {arm: [round(float(value), 2) for value in reached[arm][:-1]] for arm in ARMS}

@@ -24,7 +24,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain, per_type
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import (
@@ -81,7 +81,7 @@ class Replayer:
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()
-        self._perfect, self._best = ToldPolicy(bundle.table, own=True), ToldPolicy(bundle.table, own=False)
+        self._perfect, self._best = ReferencePolicy(bundle.table, "perfect"), ReferencePolicy(bundle.table, "best")
         self._always = averaged_mix(bundle.signatures.names)
 
     def run(self, test: EvaluationSet) -> SetOutcome:

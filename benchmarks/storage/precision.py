@@ -23,7 +23,7 @@ from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import DEFAULTS, EvaluationOptions, percent_right
@@ -184,7 +184,7 @@ def compare_encodings(
     encodings = encodings_of(bundle, work)
     content = bundle.read(MODEL)
     models = [OnnxModel(content, e.signatures, e.signatures.tensors, threads=options.threads) for e in encodings]
-    told = ToldPolicy(bundle.table, own=True)
+    told = ReferencePolicy(bundle.table, "perfect")
     classes, size = bundle.manifest.classes, bundle.manifest.input.height
     clean: Images | None = None
     clean_model: dict[str, float] = {}
@@ -195,7 +195,7 @@ def compare_encodings(
         if test.corruption == CLEAN:
             clean = test.images
             continue
-        mix = told.choose_told(test.corruption, severity)
+        mix = told.mix(test.corruption, severity)
         alphas |= mix
         patched.append([])
         for encoding, model in zip(encodings, models, strict=True):

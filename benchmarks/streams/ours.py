@@ -25,7 +25,7 @@ from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.belief import Belief, per_type
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.evaluation.evaluator import (
     MixKey,
@@ -64,7 +64,7 @@ class Ours:
         self._fixed: Mix = {}
         if name == "always":
             self._fixed = averaged_mix(bundle.signatures.names)
-        self._ground_truth = ToldPolicy(bundle.table, own=name == "perfect") if name in ("perfect", "best") else None
+        self._ground_truth = ReferencePolicy(bundle.table, name) if name in ("perfect", "best") else None
         self._policy = bundle.policy(independent=name == "frame")
         self._filter = bundle.filter()
 
@@ -81,7 +81,7 @@ class Ours:
             kind, severity: the truth, as in `Stream`; read only by `perfect` and `best`.
         """
         if self._ground_truth is not None:
-            return self._ground_truth.choose_told(NAMES[kind + 1], severity), None
+            return self._ground_truth.mix(NAMES[kind + 1], severity), None
         if not self.observes:
             return self._fixed, None
         belief = Belief(self.oracle.corruptions, self.oracle.levels, joint)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.streams.protocols import TYPES, Stream
 from rws.oracle.belief import CLEAN, certain
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 
@@ -45,7 +45,7 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
     Raises:
         InputError: if the table does not know a corruption of the stream.
     """
-    truth = ToldPolicy(table, own=True)
+    truth = ReferencePolicy(table, "perfect")
     states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
     found = []
     for kind, severity in states.T:

@@ -30,7 +30,7 @@ from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN, per_type
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
@@ -223,7 +223,7 @@ def measure(
         options: seed, threads and progress.
     """
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
-    policy, truth = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
+    policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[ZooRow] = []
     for made in corrupted_sets(test, severities, None, options.seed):
         frames = made.frames

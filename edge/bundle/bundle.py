@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
 
 _LARGEST_MANIFEST = 16 * 2**20
+_CURE = "copy or build the bundle again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +104,7 @@ class Bundle:
         return bundle
 
     def read(self, name: str) -> bytes:
-        """Return one of the bundle's `FILES`; after `release` it is read and checked again.
-
-        Raises:
-            BundleError: if it is read again and has changed since the bundle was loaded.
-        """
+        """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
         return self._contents.get(name) or _read_file(self.path / name, self.manifest.files[name])
 
     def release(self) -> None:
@@ -115,10 +113,10 @@ class Bundle:
         self._networks.clear()
 
     def model(self, options: ModelOptions | None = None) -> PatchableModel:
-        """The clean model, ready to be patched.
+        """Build the clean model, ready to be patched.
 
         Raises:
-            BundleError: if the model's file has changed since, the backend cannot run it, or the provider is not there.
+            BundleError: if the backend cannot run it, or the provider is not there.
             InputError: if the backend or the strategy is unknown.
             MissingExtraError: if the backend is not installed.
         """
@@ -147,68 +145,59 @@ class Bundle:
         )
 
     def oracle(self, threads: int | None = None) -> Oracle:
-        """The corruption classifier.
-
-        Raises:
-            BundleError: if its file has changed since.
-            FormatError: if ONNX Runtime cannot run it.
-        """
+        """Build the corruption classifier; raise FormatError if ONNX Runtime cannot run it."""
         return Oracle(self.read(ORACLE), self.manifest.corruptions, self.manifest.severity_levels, threads=threads)
 
     def policy(self, independent: bool = False) -> Policy:
-        """The policy, limited to the signatures that are there.
+        """Make the policy, limited to the signatures that are there.
 
         Args:
-            independent: for images that have nothing to do with one another: no hysteresis.
+            independent: for unrelated images: no hysteresis.
 
         Raises:
             BundleError: if the manifest has settings that the policy does not take.
         """
-        try:
+        with self._settings_of("policy"):
             return make_policy(self.table, self.manifest.policy, independent)
-        except (TypeError, ValueError) as error:
-            raise BundleError(
-                f"{self.path / MANIFEST}: policy does not fit ({error}); build the bundle again"
-            ) from error
 
     def filter(self) -> BeliefFilter:
-        """A new temporal filter.
+        """Make a temporal filter.
 
         Raises:
             BundleError: if the manifest has settings that the filter does not take.
         """
-        try:
+        with self._settings_of("filter"):
             return BeliefFilter(self.manifest.corruptions, self.manifest.severity_levels, **self.manifest.filter)
+
+    @contextmanager
+    def _settings_of(self, part: str) -> Iterator[None]:
+        try:
+            yield
         except (TypeError, ValueError) as error:
-            raise BundleError(
-                f"{self.path / MANIFEST}: filter does not fit ({error}); build the bundle again"
-            ) from error
+            where = self.path / MANIFEST
+            raise BundleError(f"{where}: {part} does not fit ({error}); build the bundle again") from error
 
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
-    """The model's network, which holds the tensors that the signatures were made for."""
+    """Check and return the model's network, which holds the tensors that the signatures were made for."""
     network = _check_network(content, source, manifest, len(manifest.classes))
     shapes = {tensor.name: tensor.shape for tensor in manifest.patched_tensors}
     clean = clean_tensors(network, shapes)
     for name, shape in shapes.items():
-        if clean[name].shape != shape:
-            raise BundleError(
-                f"{source}: tensor {name!r} has shape {clean[name].shape}, {MANIFEST} says {shape}; build the bundle "
-                f"again"
-            )
+        if (found := clean[name].shape) != shape:
+            raise BundleError(f"{source}: tensor {name!r} has shape {found}, {MANIFEST} says {shape}; {_CURE}")
     signatures.fitted_to(clean)
     return network
 
 
 def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: int) -> Any:
-    """The network of an ONNX file, which takes the manifest's image and gives `outputs` numbers for each."""
+    """Check and return the network of an ONNX file, which takes the manifest's image and gives `outputs` numbers."""
     network = read_model(content, str(source))
-    expected = (3, manifest.input.height, manifest.input.width)
+    height, width = manifest.input.height, manifest.input.width
     shape = data_input(network, str(source))[1]
-    if len(shape) != 4 or any(found not in (None, want) for found, want in zip(shape[1:], expected, strict=True)):
-        raise BundleError(
-            f"{source}: takes {shape}, expected (N, {expected[0]}, {expected[1]}, {expected[2]}); export it again"
-        )
+    pairs = zip(shape[1:], (3, height, width), strict=False)
+    if len(shape) != 4 or any(found not in (None, want) for found, want in pairs):
+        raise BundleError(f"{source}: takes {shape}, expected (N, 3, {height}, {width}); export it again")
     result = output_shape(network)
     if len(result) != 2 or result[1] not in (None, outputs):
         raise BundleError(f"{source}: gives {result}, expected (N, {outputs}); export it again")
@@ -223,41 +212,32 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
         table = GainTable.from_arrays(arrays, manifest.corruptions, manifest.severity_levels)
     except (TypeError, ValueError, IndexError) as error:
         raise BundleError(f"{source}: {error}") from error
-    extra = arrays.keys() - table.to_arrays().keys()
-    if extra:
+    if extra := arrays.keys() - table.to_arrays().keys():
         raise BundleError(f"{source}: tensor {min(extra)!r} is unknown; build the bundle again")
     return table
 
 
 def _read_file(path: Path, expected: FileSpec) -> bytes:
-    """A file of a bundle, after its size and hash were checked."""
+    """Read a file of a bundle, and check its size and hash."""
     content = _read_regular(path, expected.bytes)
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected.sha256:
-        raise BundleError(
-            f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {expected.sha256[:12]}…; copy or build "
-            f"the bundle again"
-        )
+    found, wanted = hashlib.sha256(content).hexdigest(), expected.sha256
+    if found != wanted:
+        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {_CURE}")
     return content
 
 
 def _read_regular(path: Path, size: int | None = None) -> bytes:
-    """Read a file that is no link and, where told, of the right size; nothing is read before that is known."""
+    """Read a file that is not a link, of the given size if any; the size is checked before anything is read."""
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise BundleError(
-                f"{path}: not a regular file (links are not followed); copy the file itself into the bundle"
-            )
-        if size is not None and found.st_size != size:
-            raise BundleError(
-                f"{path}: {'truncated' if found.st_size < size else 'too long'}: has {found.st_size} bytes, {MANIFEST} "
-                f"says {size}; copy or build the bundle again"
-            )
-        if size is None and found.st_size > _LARGEST_MANIFEST:
-            raise BundleError(f"{path}: has {found.st_size} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
+        status = path.lstat()
+        found = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path}: not a regular file (links are not followed); copy the file into the bundle")
+        if size is not None and found != size:
+            what = "truncated" if found < size else "too long"
+            raise BundleError(f"{path}: {what}: has {found} bytes, {MANIFEST} says {size}; {_CURE}")
+        if size is None and found > _LARGEST_MANIFEST:
+            raise BundleError(f"{path}: has {found} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be read ({error.strerror or error}); copy or build the bundle again"
-        ) from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {_CURE}") from error

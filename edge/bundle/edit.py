@@ -85,9 +85,8 @@ def add_signatures(
 ) -> Bundle:
     """Append signatures to a bundle, atomically.
 
-    The oracle and the gain table do not learn about them: the policy does not choose a signature that was not
-    measured, also where one of its name was there before. The bundle's measured accuracies no longer hold and move
-    to its provenance.
+    The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
+    one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
 
     Args:
         path: the bundle's folder.
@@ -107,12 +106,7 @@ def add_signatures(
 
 
 def remove_signature(path: str | Path, name: str) -> Bundle:
-    """Take a signature out of a bundle, atomically; the policy no longer chooses it.
-
-    Raises:
-        SignatureError: if there is no such signature, or it is the only one.
-        BundleError: if the bundle is not valid.
-    """
+    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other."""
     bundle = Bundle.load(path)
     return _with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]})
 
@@ -131,28 +125,34 @@ def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[s
 
 
 def check_bundle_folder(target: Path) -> None:
-    """Refuse a folder that holds anything that is no part of a bundle: it would be lost.
-
-    Raises:
-        BundleError: if it does, or if `target` is a file.
-    """
+    """Raise BundleError if `target` is a file, or a folder with files that are not a bundle's and would be lost."""
     if target.is_file():
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
-        raise BundleError(
-            f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
-        )
+        found = f"{target}: holds {foreign[0]!r}, which is no part of a bundle"
+        raise BundleError(f"{found}; move it, or give another folder")
+
+
+def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a folder next to `target`, load it as any reader would, and put it in place.
+
+    Raises:
+        BundleError: if what was written is not a valid bundle.
+        OSError: if it cannot be written.
+    """
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
+            (temporary / name).write_bytes(content)
+        try:
+            return replace(Bundle.load(temporary), path=target)
+        except RwsError as error:
+            raise type(error)(str(error).replace(str(temporary), str(target))) from error
 
 
 def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder beside `target`, load it as any reader would, and put it in place.
-
-    Args:
-        target: the bundle's folder.
-        document: the manifest, but for its `files`.
-        contents: file name → bytes.
-    """
+    """Write a bundle of a manifest without its `files`."""
     check_bundle_folder(target)
     files = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -161,20 +161,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            temporary.mkdir()
-            for name, content in contents.items():
-                (temporary / name).write_bytes(content)
-            (temporary / MANIFEST).write_bytes(manifest.to_bytes())
-            bundle = _load_as(temporary, target)
+        return publish(target, manifest, contents)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
-    return replace(bundle, path=target)
-
-
-def _load_as(folder: Path, name: Path) -> Bundle:
-    """Load a bundle whose folder is called `name` in errors."""
-    try:
-        return Bundle.load(folder)
-    except RwsError as error:
-        raise type(error)(str(error).replace(str(folder), str(name))) from error

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, parse_json, validate
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, parse_json, required, validate
 from rws.edge.signatures.signature_set import SignatureNames, TensorSpecs
 from rws.errors import BundleError
 
@@ -19,24 +19,6 @@ VERSION = 1
 MANIFEST = "bundle.json"
 MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
 FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
-
-
-def _all_files(files: Mapping[str, FileSpec]) -> Mapping[str, FileSpec]:
-    if files.keys() != set(FILES):
-        raise ValueError("each file once")
-    return files
-
-
-def _ascending(levels: tuple[float, ...]) -> tuple[float, ...]:
-    if list(levels) != sorted(set(levels)):
-        raise ValueError("ascending numbers")
-    return levels
-
-
-def _with_changes(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    if not isinstance(provenance.get("changes", []), list):
-        raise ValueError("a list of changes")  # noqa: TRY004 (what pydantic reports)
-    return provenance
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,18 +63,20 @@ class Manifest:
     corruptions: SignatureNames
     severity_levels: Annotated[
         tuple[Annotated[float, Field(gt=0, le=5)], ...],
-        AfterValidator(_ascending),
+        required("ascending numbers", lambda levels: list(levels) == sorted(set(levels))),
         Field(min_length=1, description="ascending numbers above 0, at most 5"),
     ]
     filter: Annotated[Mapping[str, Any], Field(description="an object of settings")]
     policy: Annotated[Mapping[str, Any], Field(description="an object of settings")]
     provenance: Annotated[
-        Mapping[str, Any], AfterValidator(_with_changes), Field(description="an object, its 'changes' a list")
+        Mapping[str, Any],
+        required("a list", lambda provenance: isinstance(provenance.get("changes", []), list)),
+        Field(description="an object, its 'changes' a list"),
     ]
     measured: Annotated[Mapping[str, Any], Field(description="an object")]
     files: Annotated[
         Mapping[str, FileSpec],
-        AfterValidator(_all_files),
+        required("each file once", lambda files: files.keys() == set(FILES)),
         Field(description=f"{{sha256, bytes}} for {', '.join(FILES)} and no other file"),
     ]
 

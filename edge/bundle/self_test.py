@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL, ORACLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import BundleError, RwsError
-from rws.oracle.belief import Belief
-from rws.oracle.policy import Policy
+from rws.oracle.belief import CorruptionOracle
 
 
-class CorruptionOracle(Protocol):
-    """Names the corruption of a frame; `rws.oracle.classifier.Oracle` is one."""
-
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1."""
-
-
-class Parts(Protocol):
-    """What runs a bundle; a `Pipeline` is one."""
-
-    @property
-    def model(self) -> PatchableModel:
-        """The model."""
-
-    @property
-    def oracle(self) -> CorruptionOracle:
-        """The oracle."""
-
-    @property
-    def policy(self) -> Policy:
-        """The policy."""
-
-
-def self_test(bundle: Bundle, parts: Parts | None = None) -> list[str]:
+def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
     """Run a bundle: every network, and every signature alone, patched and taken back.
 
     Args:
         bundle: a loaded bundle.
-        parts: what shall run it, tested and left clean; None builds model and oracle for the test alone.
+        model, oracle: those that will run, which are left clean; None builds one for the test alone.
 
     Returns:
         One line for each thing that was found to work.
@@ -54,11 +27,8 @@ def self_test(bundle: Bundle, parts: Parts | None = None) -> list[str]:
     """
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
-    oracle: CorruptionOracle
-    if parts is None:
-        model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
-    else:
-        model, oracle, policy = parts.model, parts.oracle, parts.policy
+    model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()
+    oracle = oracle or bundle.oracle(threads=1)
     clean = model.predict(x)
     if clean.shape != (1, len(bundle.manifest.classes)) or not np.isfinite(clean).all():
         raise BundleError(
@@ -79,7 +49,6 @@ def self_test(bundle: Bundle, parts: Parts | None = None) -> list[str]:
         raise BundleError(f"{bundle.path / ORACLE}: its probabilities do not sum to 1; export it again")
     model.apply(policy.choose(oracle.observe(x)))
     model.reset()
-    policy.reset()
     return [
         f"model runs: 3 x {size.height} x {size.width} to {clean.shape[1]} classes",
         f"{len(bundle.signatures.names)} signatures patch it, and the clean weights come back bit for bit",

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.edit import check_bundle_folder
-from rws.edge.bundle.manifest import FILES, MANIFEST
+from rws.edge.bundle.edit import check_bundle_folder, publish
+from rws.edge.bundle.manifest import FILES
 from rws.edge.bundle.self_test import self_test
-from rws.edge.common.files import atomic_path
 from rws.errors import BundleError, InputError, RwsError
 
 
@@ -63,14 +62,12 @@ def _check_classes(current: Path, new: Bundle) -> None:
     try:
         old = Bundle.load(current).manifest.classes
     except RwsError as error:
-        raise BundleError(
-            f"{error}. Its classes cannot be compared with those of {new.path}; add --other-classes to replace it "
-            "anyway"
-        ) from error
-    if old == new.manifest.classes:
+        what = f"Its classes cannot be compared with those of {new.path}"
+        raise BundleError(f"{error}. {what}; add --other-classes to replace it anyway") from error
+    if old == (now := new.manifest.classes):
         return
-    missing, added = (sorted(set(a) - set(b)) for a, b in ((old, new.manifest.classes), (new.manifest.classes, old)))
-    changes = [f"{what} {', '.join(names)}" for what, names in (("without", missing), ("with", added)) if names]
+    parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
+    changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
     raise InputError(
         f"{new.path}: has other classes than {current} ({'; '.join(changes) or 'the same in another order'}); add "
         f"--other-classes if whoever reads the results knows"
@@ -78,14 +75,8 @@ def _check_classes(current: Path, new: Bundle) -> None:
 
 
 def _copy(bundle: Bundle, place: Path) -> None:
-    with atomic_path(place) as temporary:
-        temporary.mkdir()
-        for name in FILES:
-            (temporary / name).write_bytes(bundle.read(name))
-        (temporary / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
-        # Read back from the disk: what was copied is what has been tested.
-        if Bundle.load(temporary).manifest != bundle.manifest:
-            raise BundleError(f"{bundle.path}: changed while it was copied; try again")
+    # What was read once is what was tested, and what is written, whatever has happened to the files since.
+    publish(place, bundle.manifest, {name: bundle.read(name) for name in FILES})
 
 
 def _point(link: Path, bundle: Bundle) -> None:

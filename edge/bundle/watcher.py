@@ -16,8 +16,7 @@ from rws.errors import first_line
 
 T = TypeVar("T")
 
-# What tells two states of a folder apart without reading it: (inode, time of change, size) of each file.
-_State = tuple[tuple[int, int, int] | None, ...]
+_State = tuple[tuple[int, ...], ...]
 
 
 class BundleWatcher(Closing, Generic[T]):
@@ -80,11 +79,7 @@ class BundleWatcher(Closing, Generic[T]):
         return ready
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop, and discard what is being loaded.
-
-        Args:
-            timeout: seconds to wait for it; after that the thread ends with the process.
-        """
+        """Stop, and discard what is being loaded, after at most `timeout` seconds."""
         with self._lock:
             self._closed = True
             self._ready.clear()
@@ -122,19 +117,19 @@ class BundleWatcher(Closing, Generic[T]):
 
 
 def _state(path: Path) -> _State:
-    return tuple(_identity(path / name) for name in (MANIFEST, *FILES))
-
-
-def _identity(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
+    found: list[tuple[int, ...]] = []
+    for name in (MANIFEST, *FILES):
+        try:
+            status = os.stat(path / name)
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append(())
+    return tuple(found)
 
 
 def _manifest(path: Path) -> bytes | None:
-    """The bytes of a bundle's manifest; they hold the hashes of all its other files."""
+    """Return the bytes of a bundle's manifest, which hold the hashes of all its other files."""
     try:
         return (path / MANIFEST).read_bytes()
     except OSError:

@@ -29,12 +29,12 @@ class ChangedSource:
 
     @property
     def state(self) -> str:
-        """That of the source."""
+        """State of the source."""
         return self.source.state
 
     @property
     def idle_for(self) -> float:
-        """That of the source, seconds."""
+        """Seconds without a frame."""
         return self.source.idle_for
 
     def frames(self) -> Iterator[Frame | None]:

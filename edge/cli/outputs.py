@@ -7,49 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sinks.background import BackgroundSink
+from rws.edge.sinks.base import Sink
+from rws.edge.sinks.csv import CsvSink
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.sinks.window import WindowSink
+from rws.edge.sources.base import Source
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rws.edge.monitoring.monitor import Monitor
-    from rws.edge.sinks.base import Sink
-    from rws.edge.sinks.window import WindowSink
-    from rws.edge.sources.base import Source
     from rws.edge.web import PageServer
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What `rws run` writes and shows; None and False: not.
+    """What `rws run` writes and shows; see its help text."""
 
-    Args:
-        jsonl, csv: files with a line per frame.
-        save: an .mp4 file of annotated frames.
-        serve: address of the page, HOST:PORT.
-        token: what a visitor of the page must know; None: generated if the address is not loopback.
-        show: open a window.
-        report: a JSON file for the summary.
-    """
-
-    jsonl: Path | None = None
-    csv: Path | None = None
-    save: Path | None = None
-    serve: str | None = None
-    token: str | None = None
-    show: bool = False
-    report: Path | None = None
+    jsonl: Path | None
+    csv: Path | None
+    save: Path | None
+    serve: str | None
+    token: str | None
+    show: bool
+    report: Path | None
 
 
 class Outputs:
-    """The sinks that were asked for; files are written by separate threads.
-
-    Args:
-        options: what was asked for.
-        stack: closes them.
-        source: a live one loses frames rather than waits for an output.
-        monitor: what the page shows.
-        console: for the page's address.
+    """The sinks that were asked for, open until `stack` closes them; files are written by separate threads.
 
     Attributes:
         sinks: for the loop.
@@ -58,16 +45,28 @@ class Outputs:
     def __init__(
         self, options: OutputOptions, stack: ExitStack, source: Source, monitor: Monitor, console: Console
     ) -> None:
-        self.sinks: list[Sink] = []
         self._stack, self._source = stack, source
-        self._behind: dict[str, BackgroundSink] = {}
+        self._files: dict[str, BackgroundSink] = {}
         self._page: PageServer | None = None
         self._window: WindowSink | None = None
-        self._open_files(options)
+        if options.jsonl is not None:
+            self._write("jsonl", JsonlSink(options.jsonl, endless=source.live))
+        if options.csv is not None:
+            self._write("csv", CsvSink(options.csv, endless=source.live))
+        if options.save is not None:
+            self._write("save", VideoSink(options.save, source.fps, endless=source.live))
         if options.serve is not None:
-            self._open_page(options.serve, options.token, monitor, console)
+            from rws.edge.web import PageServer
+
+            self._page = stack.enter_context(PageServer(options.serve, monitor, token=options.token))
+            # Do not log a token that the user gave.
+            url = self._page.url if options.token is not None else self._page.url_with_token
+            console.print(f"page: {url}", markup=False)
         if options.show:
-            self._open_window()
+            self._window = stack.enter_context(WindowSink(on_close=source.stop))
+        # The window is served by the loop's own thread.
+        possible: list[Sink | None] = [*self._files.values(), self._page, self._window]
+        self.sinks = [sink for sink in possible if sink is not None]
 
     @property
     def watched(self) -> bool:
@@ -81,39 +80,9 @@ class Outputs:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return what each file took and lost."""
-        return {name: sink.counts() for name, sink in self._behind.items()}
+        return {name: sink.counts() for name, sink in self._files.items()}
 
-    def _open_files(self, options: OutputOptions) -> None:
-        from rws.edge.sinks.csv import CsvSink
-        from rws.edge.sinks.jsonl import JsonlSink
-        from rws.edge.sinks.video import VideoSink
-
-        live = self._source.live
-        if options.jsonl is not None:
-            self._add("jsonl", JsonlSink(options.jsonl, endless=live))
-        if options.csv is not None:
-            self._add("csv", CsvSink(options.csv, endless=live))
-        if options.save is not None:
-            self._add("save", VideoSink(options.save, self._source.fps, endless=live))
-
-    def _open_page(self, address: str, token: str | None, monitor: Monitor, console: Console) -> None:
-        from rws.edge.web import PageServer
-
-        self._page = self._stack.enter_context(PageServer(address, monitor, token=token))
-        self.sinks.append(self._page)
-        # Do not log a token that the user gave.
-        url = self._page.url if token is not None else self._page.url_with_token
-        console.print(f"page: {url}", markup=False)
-
-    def _open_window(self) -> None:
-        from rws.edge.sinks.window import WindowSink
-
-        # The window must be served by the loop's own thread.
-        self._window = self._stack.enter_context(WindowSink(on_close=self._source.stop))
-        self.sinks.append(self._window)
-
-    def _add(self, name: str, sink: Sink) -> None:
+    def _write(self, name: str, sink: Sink) -> None:
         # Whether a stream has an end is known only when it is open.
         behind = BackgroundSink(sink, when_full=lambda: "drop" if self._source.live else "wait")
-        self._behind[name] = behind
-        self.sinks.append(self._stack.enter_context(behind))
+        self._files[name] = self._stack.enter_context(behind)

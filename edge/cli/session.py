@@ -28,7 +28,7 @@ from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine
 from rws.edge.monitoring.summary import Summary
-from rws.edge.monitoring.systemd import Supervisor
+from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result, describe_mix
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
@@ -92,7 +92,7 @@ class RunSession:
             printed, warned = (
                 stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
             )
-            stack.enter_context(_warnings_to(warned))
+            _send_warnings(warned, stack)
             self._console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
             with ExitStack() as opened:
                 self._open(opened)
@@ -123,18 +123,20 @@ class RunSession:
         self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(self._source))
-        self._supervisor = stack.enter_context(Supervisor())
+        self._systemd = stack.enter_context(SystemdNotifier())
         if self._source.live:
-            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._supervisor.status))
-        self._supervisor.ready()
+            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
+        self._systemd.ready()
 
     def _loop(self) -> None:
-        results = self._runtime.results(self._frames, self._outputs.sinks)
         try:
-            with closing(results), self._progress() as progress:
+            with (
+                closing(self._runtime.results(self._frames, self._outputs.sinks)) as results,
+                self._progress() as progress,
+            ):
                 for result in results:
                     self._live = self._source.live
-                    self._supervisor.alive()
+                    self._systemd.alive()
                     if result is None:
                         self._monitor.idle()
                         self._outputs.idle()
@@ -143,13 +145,13 @@ class RunSession:
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
-                    if self._summary.frames == self._options.limit:
+                    if self._summary.results == self._options.limit:
                         break
                     self._swap()
                     self._runtime.compare = self._outputs.watched
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
-            if self._summary.frames == 0:
+            if self._summary.results == 0:
                 raise
             self._lost = error
 
@@ -175,34 +177,33 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
-            self._monitor.note("bundle_refused")
+            self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
-        self._monitor.note("bundle_switched")
+        self._monitor.count_event("bundle_switched")
         self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         """Build a new bundle's pipeline, after all of its parts have run."""
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
-        self_test(bundle, pipeline)
+        self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
 
     def _print_summary(self) -> None:
-        self._summary.count_losses(self._source)
-        self._console.print(self._summary.render())
+        self._console.print(self._summary.render(self._monitor.status()))
         if self._stop.is_set():
             self._console.print("stopped by a signal")
 
     def _write_report(self) -> None:
-        options, model = self._options, self._runtime.pipeline.model
+        options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
         if options.outputs.report is None:
             return
         report = {
             "source": portable_path(self._source.name),
-            "bundle": self._monitor.bundle,
+            "bundle": status.bundle,
             "backend": options.model.backend,
             "way": model.strategy,
             "provider": model.provider,
@@ -210,26 +211,21 @@ class RunSession:
             "independent": self._independent,
             "stopped": self._stop.is_set(),
             "corrupt": options.source.corrupt,
-            **self._summary.to_json(),
+            **self._summary.to_dict(status),
             "sinks": self._outputs.counts(),
-            "events": dict(self._monitor.notes),
+            "events": status.events,
             **provenance(**({} if options.source.corrupt is None else {"seed": CORRUPT_SEED})),
         }
         write_json(options.outputs.report, report)
 
 
-@contextmanager
-def _warnings_to(output: LossyOutput) -> Iterator[None]:
-    """Send the package's warnings to this stream."""
-    handler = logging.StreamHandler(output)
-    logger = logging.getLogger("rws")
+def _send_warnings(output: LossyOutput, stack: ExitStack) -> None:
+    """Send the package's warnings to this stream until `stack` is closed."""
+    handler, logger = logging.StreamHandler(output), logging.getLogger("rws")
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, bool(logging.getLogger().handlers)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
+    logger.propagate = bool(logging.getLogger().handlers)
 
 
 @contextmanager

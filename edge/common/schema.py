@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,29 +17,33 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 A field's `description` is what errors call "expected", for the field and for everything within it.
 """
+MAX_DEPTH = 32
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("printable text")
-    return text
+def _check(expected: str, test: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(expected)
+        return value
+
+    return check
 
 
-def _whole(value: object) -> object:
-    if type(value) is not int:
-        raise ValueError("a whole number")
-    return value
+def required(expected: str, test: Callable[[Any], bool]) -> AfterValidator:
+    """Annotate a field with a test that its value must pass; `expected` is what errors then say."""
+    return AfterValidator(_check(expected, test))
 
 
-Whole = BeforeValidator(_whole)
+def distinct(items: Collection[object]) -> bool:
+    """Return whether no item occurs twice."""
+    return len(set(items)) == len(items)
+
+
+Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
 """For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-MAX_DEPTH = 32
-MAX_INTEGER = 2**63
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
@@ -47,13 +51,9 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
 
     Args:
         schema: a pydantic dataclass, or anything else that pydantic validates.
-        document: dicts, lists, text, numbers, truths and None, as `json.loads` or `tomllib.loads` gives them.
-        source: what an error begins with, such as the file.
-        cure: what an error ends with: what to do.
+        document: as `json.loads` or `tomllib.loads` gives it.
+        source, cure: what an error begins with, such as the file, and ends with: what to do.
         error: the type of the error.
-
-    Returns:
-        An instance of `schema`; lists become tuples and objects dataclasses, where the schema says so.
 
     Raises:
         FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
@@ -66,71 +66,32 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
         raise error(f"{source}: not plain JSON ({fault}); use finite numbers, text and lists") from None
 
 
-def unique(items: tuple[T, ...]) -> tuple[T, ...]:
-    """Return the items, for `AfterValidator(unique)`.
-
-    Raises:
-        ValueError: if one of them occurs twice.
-    """
-    if len(set(items)) != len(items):
-        raise ValueError("none of them twice")
-    return items
+def checked_format(
+    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
+) -> dict[str, object]:
+    """Return a document without its `format` and `version`, or raise an error (see `validate`) if they are others."""
+    rest = dict(document) if isinstance(document, dict) else {}
+    found, found_version = rest.pop("format", None), rest.pop("version", None)
+    if found != name:
+        raise error(f"{source}: format is {shorten(found)}, expected {name!r}; give another file")
+    if type(found_version) is not int or found_version != version:
+        raise error(
+            f"{source}: format version is {shorten(found_version)}, this program reads {version}; install the version "
+            f"of rws-edge that wrote it, or {cure}"
+        )
+    return rest
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON in UTF-8 without what JSON leaves open: no key twice, no NaN, no huge number, no endless nesting.
-
-    Raises:
-        ValueError: in one line, if it is not such JSON.
-    """
+    """Parse JSON in UTF-8; raise ValueError if it is none, has a key twice, or is nested more than `MAX_DEPTH` deep."""
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-            object_pairs_hook=_unique_keys,
-        )
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        deep = _depth(document) > MAX_DEPTH
     except RecursionError:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
-    level = [document]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for part in level
-            if isinstance(part, (dict, list))
-            for item in (part.values() if isinstance(part, dict) else part)
-        ]
-    if level:
+        deep = True
+    if deep:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     return document
-
-
-def checked_format(
-    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
-) -> dict[str, Any]:
-    """Return a document without its `format` and `version`, after checking them.
-
-    Args:
-        document: as `parse_json` gives it.
-        name, version: what they must be.
-        source: what an error begins with, such as the file.
-        cure: what an error about the version ends with, after "install the version of rws-edge that wrote it, or".
-        error: the type of the error.
-
-    Raises:
-        FormatError: (or `error`) if it is another format or version.
-    """
-    rest = dict(document) if isinstance(document, dict) else {}
-    found = rest.pop("format", None), rest.pop("version", None)
-    if found[0] != name:
-        raise error(f"{source}: format is {shorten(found[0])}, expected {name!r}; give another file")
-    if type(found[1]) is not int or found[1] != version:
-        raise error(
-            f"{source}: format version is {shorten(found[1])}, this program reads {version}; install the version of "
-            f"rws-edge that wrote it, or {cure}"
-        )
-    return rest
 
 
 def shorten(value: object, most: int = 80) -> str:
@@ -141,49 +102,28 @@ def shorten(value: object, most: int = 80) -> str:
 
 def _explain(schema: Any, fault: ValidationError) -> str:
     first = fault.errors(include_url=False)[0]
-    place = first["loc"]
+    place, kind = first["loc"], first["type"]
     path = ".".join(map(str, place)) or "the document"
-    parent, expected = _look_up(schema, place)
-    if first["type"] == "json_invalid":
-        return f"not plain JSON ({first['msg']})"
-    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"key {path!r} is missing"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"key {path!r} is unknown" + (f"; known: {', '.join(parent)}" if parent else "")
-    if not expected:
-        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path} is {shorten(first['input'])}, expected {expected}"
-
-
-def _look_up(schema: Any, place: tuple[int | str, ...]) -> tuple[list[str], str]:
-    """The keys that are known next to the last one of a place, and the description nearest to it."""
     known: list[str] = []
-    expected = ""
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     for key in place:
         fields = getattr(schema, "__pydantic_fields__", {})
         known = list(fields)
         if key not in fields:
             break
-        expected = fields[key].description or expected
-        schema = fields[key].annotation
-    return known, expected
+        expected, schema = fields[key].description or expected, fields[key].annotation
+    if kind == "json_invalid":
+        return f"not plain JSON ({first['msg']})"
+    if kind.startswith("missing"):
+        return f"key {path!r} is missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"key {path!r} is unknown" + (f"; known: {', '.join(known)}" if known else "")
+    return f"{path} is {shorten(first['input'])}, expected {expected}"
 
 
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{shorten(text, 24)} is too large")
-    return value
-
-
-def _bounded(text: str) -> int:
-    if len(text) > 20 or not -MAX_INTEGER <= int(text) < MAX_INTEGER:
-        raise ValueError(f"{shorten(text, 24)} is too large")
-    return int(text)
+def _depth(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, (dict, list)) + max(map(_depth, items), default=0)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

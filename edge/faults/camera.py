@@ -28,5 +28,5 @@ def main() -> None:
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
     print(server.url, flush=True)
     sys.stdin.read()
-    server.kill()
+    server.close()
     print(server.number, flush=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.live.kernel import multiply_add
-from rws.edge.live.layout import Slot, lay_out, plain_slots
+from rws.edge.live.layout import Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
 ALPHA_STEP = 1 / 256
@@ -24,17 +24,15 @@ _CACHE_LINE = 64  # bytes
 
 
 class QuantisedTensor(Protocol):
-    """The change of one tensor: `values · scale`."""
+    """The change of one tensor of shape (out, …): `values · scale`."""
 
     @property
     def values(self) -> NDArray[np.int8 | np.int16]:
-        """Integers, int8 or int16, in the tensor's shape (out, …)."""
-        ...
+        """Integers in the tensor's shape."""
 
     @property
     def scale(self) -> NDArray[np.float32]:
-        """Float32, above 0, shape (out,) for one per output channel or () for one per tensor."""
-        ...
+        """Float32, above 0, shape (out,) or ()."""
 
 
 class FittedSignatures(Protocol):
@@ -43,11 +41,9 @@ class FittedSignatures(Protocol):
     @property
     def entries(self) -> Mapping[str, Mapping[str, QuantisedTensor]]:
         """Signature name → tensor name → change."""
-        ...
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]]) -> FittedSignatures:
-        """Return the signatures, checked against the clean tensors; raises SignatureError if they do not fit."""
-        ...
+        """Return them, checked against the clean tensors; raises SignatureError if they do not fit."""
 
 
 Signatures = FittedSignatures | Mapping[str, Mapping[str, QuantisedTensor]]
@@ -70,7 +66,7 @@ class Arena:
     Args:
         clean: the clean tensors, float32, in the order of the network.
         signatures: what can be mixed, made for these tensors; None for a model that is only ever clean.
-        slots: slot name → slot, for a model that has another layout; default: each tensor as it is.
+        slots: what the model reads, if it lays its weights out otherwise (see `layout`); default: each tensor as it is.
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
 
     Raises:
@@ -81,7 +77,7 @@ class Arena:
         self,
         clean: Mapping[str, NDArray[np.float32]],
         signatures: Signatures | None = None,
-        slots: Mapping[str, Slot] | None = None,
+        slots: Slots | None = None,
         publish: Callable[[], None] | None = None,
     ) -> None:
         entries = _fitting_entries(signatures, clean)
@@ -123,7 +119,7 @@ class Arena:
         return dict(self._mix or {})
 
     def apply(self, mix: Mapping[str, float]) -> bool:
-        """Put `mix` into effect; see `PatchableModel.apply`."""
+        """Put `mix` into effect; see `Patchable.apply`."""
         mix = self._checked(mix)
         if mix == self._mix and not self._overwritten:
             return False
@@ -201,30 +197,6 @@ class Arena:
         return {name: alpha for name, alpha in rounded.items() if alpha}
 
 
-class ArenaModel:
-    """What every model whose weights live in an arena has in common; see `PatchableModel`."""
-
-    _arena: Arena
-
-    @property
-    def mix(self) -> dict[str, float]:
-        """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
-        return self._arena.mix
-
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """The patched tensors, in the order of the network."""
-        return self._arena.tensor_names
-
-    def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; see `PatchableModel.apply`."""
-        return self._arena.apply(mix)
-
-    def reset(self) -> None:
-        """Go back to the clean weights, bit for bit."""
-        self._arena.reset()
-
-
 def _fitting_entries(
     signatures: Signatures | None, clean: Mapping[str, NDArray[np.float32]]
 ) -> Mapping[str, Mapping[str, QuantisedTensor]]:
@@ -236,13 +208,12 @@ def _fitting_entries(
         if parts.keys() != clean.keys():
             raise SignatureError(f"signature {signature!r} is for {', '.join(parts)}, expected {', '.join(clean)}")
         for name, array in clean.items():
-            values, scale = parts[name].values, np.asarray(parts[name].scale)
+            values, scale = np.asarray(parts[name].values), np.asarray(parts[name].scale)
             fits = values.dtype in (np.int8, np.int16) and values.shape == array.shape and scale.dtype == np.float32
-            if not (fits and scale.shape in ((), array.shape[:1]) and np.isfinite(scale).all() and (scale > 0).all()):
+            if not (fits and scale.shape in ((), array.shape[:1]) and ((scale > 0) & (scale < np.inf)).all()):
                 raise SignatureError(
-                    f"signature {signature!r}: {name!r} has values {values.dtype} {values.shape} and a scale "
-                    f"{scale.dtype} {scale.shape}, expected int8 or int16 {array.shape} and finite float32 above 0, "
-                    f"{array.shape[:1]} or ()"
+                    f"signature {signature!r}: {name!r} is {values.dtype} {values.shape} with a scale {scale.dtype} "
+                    f"{scale.shape}, expected int8 or int16 {array.shape} and float32 above 0, {array.shape[:1]} or ()"
                 )
     return signatures
 

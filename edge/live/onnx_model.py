@@ -10,14 +10,14 @@ import onnx
 from numpy.typing import NDArray
 
 from rws.edge.live.arena import Signatures
-from rws.edge.live.base import as_batch
+from rws.edge.live.base import PatchableModel, as_batch
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import FREE_SIZE, random_feeds
 from rws.edge.onnx.graph import data_input, read_model
 from rws.errors import BundleError
 
 
-class OnnxModel(LiveSession):
+class OnnxModel(LiveSession, PatchableModel):
     """A classifier on ONNX Runtime; see `PatchableModel`.
 
     Args:

@@ -12,21 +12,20 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from rws.edge.live import kernel
-from rws.edge.live.arena import ArenaModel, Signatures
+from rws.edge.live.arena import Signatures
+from rws.edge.live.base import Patchable
 from rws.edge.live.self_check import SelfCheck
-from rws.edge.live.sessions import random_feeds, start
-from rws.edge.live.strategies import STRATEGIES, PatchTarget, WeightUpdateStrategy, strategies_on
+from rws.edge.live.sessions import CPU, random_feeds, start
+from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
 from rws.errors import InputError, StrategyUnavailableError, first_line
 
 
-class LiveSession(ArenaModel):
+class LiveSession(Patchable):
     """An ONNX Runtime session whose patched tensors can be written between two runs.
 
-    It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a check on this machine is
-    taken (see `rws.edge.live.strategies`): every patched tensor is overwritten, and the outputs must equal those of a
-    session that was built from a file with the same weights; with clean weights they must be what they were. To load
-    takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
+    It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a `SelfCheck` here is taken.
+    To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
 
     Args:
         model: path, bytes or `onnx.ModelProto`, with all weights in it.
@@ -34,13 +33,11 @@ class LiveSession(ArenaModel):
             into them (see `rws.edge.onnx.graph.prepare`).
         tensors: instead of `layers`: names of float32 initializers; the model is taken as it is.
         signatures: what `apply` can mix, {signature: {tensor: values and scale}}, or a `SignatureSet`.
-        strategy: `live`, `split` or `inputs`; `auto` is the first of them that passes the check (on a GPU `inputs`
-            comes before `split`, and there is no `live`).
+        strategy: `live`, `split` or `inputs`; `auto` is the fastest of them that passes the check.
         provider: `cpu`, `cuda`, `tensorrt` or the full name of one of ONNX Runtime's execution providers; `auto` is
             CUDA where it works, and else the CPU.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-        sample: input name → array that the check runs the model on; default: random values, 224 pixels where a length
-            is free.
+        sample: input name → array that the check runs the model on; default: see `random_feeds`.
 
     Raises:
         BundleError: if the model cannot be read or run, lacks one of the tensors, or the provider is unavailable.
@@ -83,8 +80,8 @@ class LiveSession(ArenaModel):
         check = SelfCheck(PatchTarget(proto, clean, signatures, maker), feeds, outputs)
         self._strategy, refused = _open(check, strategy)
         self._arena = self._strategy.arena
-        self.strategy: str = self._strategy.name
-        self.provider: str = maker.providers[0]
+        self.strategy = self._strategy.name
+        self.provider = maker.providers[0]
         self.description = _describe(check, self._strategy, self.provider, refused)
 
     def get_inputs(self) -> list[Any]:
@@ -101,20 +98,15 @@ class LiveSession(ArenaModel):
         """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`.
 
         Args:
-            output_names: which outputs; None for all.
+            output_names: which outputs to return, in this order; None for all.
             input_feed: input name → array.
             run_options: `onnxruntime.RunOptions`.
-
-        Returns:
-            One array per output, in the order of `output_names`.
         """
         self._arena.settle()
         return self._strategy.run(output_names, input_feed, run_options)
 
     def io_binding(self) -> onnxruntime.IOBinding:
-        """Return a binding of memory to inputs and outputs for `run_with_iobinding`.
-
-        With the strategy `inputs` the weights are inputs that are bound already: do not clear its inputs.
+        """Return a binding for `run_with_iobinding`; do not clear its inputs, which may hold the weights.
 
         Raises:
             StrategyUnavailableError: if the strategy is `split`, which runs two sessions.
@@ -122,11 +114,7 @@ class LiveSession(ArenaModel):
         return self._strategy.io_binding()
 
     def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
-        """Run the model on bound memory with the weights in effect.
-
-        Raises:
-            StrategyUnavailableError: if the strategy is `split`, which runs two sessions.
-        """
+        """Run the model on bound memory with the weights in effect; raises as `io_binding` does."""
         self._arena.settle()
         self._strategy.run_with_iobinding(iobinding, run_options)
 
@@ -138,8 +126,7 @@ class LiveSession(ArenaModel):
             array: float32, finite, the shape of the tensor; it is copied.
 
         Raises:
-            InputError: if the tensor is not patched, or the array has another dtype or shape, NaN or infinity. Nothing
-                is written then.
+            InputError: if the tensor is not patched, or the array does not fit. Nothing is written then.
         """
         self._arena.overwrite({name: array})
 
@@ -148,7 +135,7 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
     """Return the first strategy that passes the check, and why others did not."""
     provider = check.target.maker.providers[0]
     refused: list[str] = []
-    for kind in strategies_on(provider) if choice == "auto" else STRATEGIES:
+    for kind in ON_GPU if choice == "auto" and provider != CPU else STRATEGIES:
         if choice not in ("auto", kind.name):
             continue
         try:

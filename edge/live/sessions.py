@@ -17,13 +17,8 @@ from rws.edge.onnx.graph import data_inputs, value_shape
 from rws.errors import BundleError, first_line
 
 CPU = "CPUExecutionProvider"
-PROVIDERS = {
-    "cpu": CPU,
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-FREE_SIZE = (224, 224)
-"""Height and width, pixels, that a model is tested with if it leaves them free."""
+PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+FREE_SIZE = (224, 224)  # height and width, pixels, that a model is tested with if it leaves them free
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -41,10 +36,7 @@ class SessionMaker:
     threads: int | None
 
     def session(self, model: onnx.ModelProto, options: onnxruntime.SessionOptions | None = None) -> Any:
-        """Return an `onnxruntime.InferenceSession` of a model, fully optimised unless the options differ.
-
-        It goes through a file if one can be written: a session that is made of bytes keeps them as long as it lives.
-        """
+        """Return a session of a model, through a file if one can be written: one made of bytes keeps them."""
         options = options or self.options()
         try:
             with tempfile.TemporaryDirectory(prefix="rws-") as folder:
@@ -55,11 +47,11 @@ class SessionMaker:
             return self.session_of(model.SerializeToString(), options)
 
     def session_of(self, model: str | bytes, options: onnxruntime.SessionOptions) -> Any:
-        """Return the same, of a file's path or a small model's bytes."""
+        """Return a session of a file's path or of a small model's bytes."""
         return onnxruntime.InferenceSession(model, options, list(self.providers))
 
     def options(self) -> onnxruntime.SessionOptions:
-        """Return options for one session."""
+        """Return options for one session, fully optimised."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         # Weights that are inputs keep ONNX Runtime from folding constants, and a saved graph is for this machine only.
@@ -68,16 +60,13 @@ class SessionMaker:
         return options
 
 
-def start(
-    model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None
-) -> tuple[SessionMaker, list[NDArray[Any]]]:
+def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
     """Run a model once on the provider that is asked for.
 
     Args:
         model: the clean model.
         feeds: input name → array.
-        provider: see `LiveSession`.
-        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        provider, threads: see `LiveSession`.
 
     Returns:
         What makes sessions with the providers that start here, and the model's outputs.
@@ -100,17 +89,18 @@ def start(
             f"provider {provider!r} is installed but does not start here (its libraries or its device are missing); "
             f"see ONNX Runtime's message, or take the provider cpu"
         )
-    if not all(np.isfinite(output).all() for output in outputs if _is_float(output)):
+    if not all(np.isfinite(output).all() for output in outputs if is_float(output)):
         raise BundleError("model: gives no finite logits for a random image; train or export it again")
     return replace(maker, providers=found), outputs
 
 
-def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
-    """Return random values for each input of a model that is not a weight: images in 0…1 or 0…255, zeros for numbers.
+def is_float(output: Any) -> bool:
+    """Return whether an output is an array of floating-point numbers."""
+    return isinstance(output, np.ndarray) and output.dtype.kind == "f"
 
-    Args:
-        model: its batch is taken as 1 if free.
-        image_size: height and width, pixels, if the model leaves them free.
+
+def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
+    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where height and width are free.
 
     Raises:
         BundleError: if an input is no tensor of numbers.
@@ -132,10 +122,6 @@ def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE
         else:
             feeds[name] = rng.integers(0, 256, shape).astype(dtype) if dtype == np.uint8 else np.zeros(shape, dtype)
     return feeds
-
-
-def _is_float(output: Any) -> bool:
-    return isinstance(output, np.ndarray) and output.dtype.kind == "f"
 
 
 def _providers(choice: str) -> tuple[str, ...]:

@@ -1,13 +1,8 @@
 """Three strategies to change the weights of an ONNX Runtime session that runs.
 
-`live` has no cost: the fully optimised graph reads its shallow weights from our memory. ONNX Runtime lays weights out
-anew when it optimises (NCHWc blocks, padding), so the layout is learned by a probe: the weights are numbered, the
-graph is optimised once and saved, and the numbers are read back. The saved graph is then loaded with no further
-optimisation and with our memory as its initializers. Only the CPU provider reads initializers from such memory.
-
-`split` cuts the graph after the last patched convolution and rebuilds the small session before the cut at each change.
-`inputs` turns the patched weights into inputs of the graph: it works with every provider, on CUDA with memory on the
-device, but keeps ONNX Runtime from laying the weights out for speed.
+README.md in this folder compares them. ONNX Runtime lays weights out anew when it optimises (NCHWc blocks, padding), so
+`live` learns the layout by a probe: the weights are numbered, the graph is optimised once and saved, and the numbers
+are read back. The saved graph is then loaded with no further optimisation and with our memory as its initializers.
 """
 
 from __future__ import annotations
@@ -26,12 +21,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from rws.edge.live.arena import Arena, Signatures
-from rws.edge.live.layout import Slot
 from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
 from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
 from rws.errors import InputError, StrategyUnavailableError
 
-_COUNTABLE = 2**24  # float32 counts exactly up to here
+COUNTABLE = 2**24  # float32 counts exactly up to here
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +48,15 @@ class PatchTarget:
 class WeightUpdateStrategy(ABC):
     """Sessions that read their shallow weights from an arena.
 
-    Args:
-        target: the model and its patched tensors.
-
     Raises:
         StrategyUnavailableError: if the strategy does not work for this model, provider or version.
     """
 
     name: ClassVar[str]
-    exact: ClassVar[bool] = False
-    """Whether outputs equal those of a session that was built from a file with the same weights, bit for bit."""
-
+    exact: ClassVar[bool] = False  # the outputs equal those of a session built from a file, bit for bit
     arena: Arena
-    inputs: list[Any]
-    """`onnxruntime.NodeArg`s of the inputs that are not weights."""
+    inputs: list[Any]  # `onnxruntime.NodeArg`s, without the weights
     outputs: list[Any]
-    """`onnxruntime.NodeArg`s of the outputs."""
-
     _session: Any = None  # None: there is not just one, to which memory could be bound
 
     @abstractmethod
@@ -225,20 +211,14 @@ class Inputs(WeightUpdateStrategy):
 
 
 STRATEGIES: tuple[type[WeightUpdateStrategy], ...] = (Live, Split, Inputs)
+ON_GPU: tuple[type[WeightUpdateStrategy], ...] = (Inputs, Split)  # what is quick to rebuild on a CPU is not on a GPU
 
 
-def strategies_on(provider: str) -> tuple[type[WeightUpdateStrategy], ...]:
-    """Return the strategies for a provider, fastest first: what is quick to rebuild on the CPU is not on a GPU."""
-    return STRATEGIES if provider == CPU else (Inputs, Split)
-
-
-def _learn_slots(target: PatchTarget, path: Path) -> dict[str, Slot]:
+def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]]:
     """Write the optimised graph to `path`; returns where in it each clean value stands."""
     total = sum(array.size for array in target.clean.values())
-    if total >= _COUNTABLE:
-        raise StrategyUnavailableError(
-            f"{total:,} patched weights are more than float32 can number, {_COUNTABLE - 1:,}"
-        )
+    if total >= COUNTABLE:
+        raise StrategyUnavailableError(f"{total:,} patched weights are more than float32 can number, {COUNTABLE - 1:,}")
     numbers = np.arange(1, total + 1, dtype=np.float32)
     ends = np.cumsum([array.size for array in target.clean.values()])[:-1]
     numbered = {
@@ -257,10 +237,10 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, Slot]:
             raise StrategyUnavailableError(
                 f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out"
             )
-        slots[name] = Slot(found.shape, found.ravel().astype(np.int32) - 1)
+        slots[name] = found.astype(np.int32) - 1
     used = np.zeros(total, bool)
     for slot in slots.values():
-        used[slot.source[slot.source >= 0]] = True
+        used[slot[slot >= 0]] = True
     if not used.all():
         raise StrategyUnavailableError(
             f"{total - used.sum():,} of {total:,} weights are nowhere in the optimised graph"

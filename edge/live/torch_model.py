@@ -1,8 +1,7 @@
 """A patchable model on Torch: the parameters of a module, updated in place.
 
 The patched parameters are views of the arena's working copy (on a GPU: of one device tensor that it is copied to), laid
-out channels_last, so a patch never moves or allocates a weight. On a CPU that layout is the faster one: in eager mode
-1.4 to 1.6 times for VGG-16 and 1.1 times for MobileNetV2, and no slower when compiled (measured, one thread).
+out channels_last, which is the faster layout: a patch never moves or allocates a weight.
 
 `torch.compile` reads parameters as inputs unless it freezes them, so it needs no second compilation after a patch.
 Freezing and `torch.jit.optimize_for_inference` copy them instead and ignore patches; a module that went through either
@@ -13,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.live.arena import Arena, ArenaModel, Signatures, perturbed
-from rws.edge.live.base import as_batch
-from rws.edge.live.layout import Slot
+from rws.edge.live.arena import Arena, Signatures, perturbed
+from rws.edge.live.base import PatchableModel, as_batch
 from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
 from rws.errors import BundleError, InputError, first_line
@@ -36,7 +34,7 @@ _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds aw
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
 
 
-class TorchModel(ArenaModel):
+class TorchModel(PatchableModel):
     """A classifier on Torch; see `PatchableModel`. Its parameters are written in place and never move.
 
     It is tested when it is made: changed weights must change the logits as they do in the module that was given, and
@@ -76,7 +74,7 @@ class TorchModel(ArenaModel):
 
         self._torch = torch
         self._shape = tuple(image_shape)
-        self._strategy = STRATEGIES[0] if strategy == "auto" else strategy
+        self.strategy = STRATEGIES[0] if strategy == "auto" else strategy
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._check_strategy(device)
         try:
@@ -84,6 +82,11 @@ class TorchModel(ArenaModel):
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
         self._device = torch.device(device)
+        self.provider = str(self._device)
+        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
+        self.description = (
+            f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters{cost}"
+        )
         own = dict(module.named_parameters())
         renamed = dict(parameters or {})
         missing = [name for name in tensor_names if renamed.get(name, name) not in own]
@@ -93,13 +96,11 @@ class TorchModel(ArenaModel):
             raise BundleError("module: no tensor to patch is named; name at least one of its parameters")
         self.parameter_names = tuple(renamed.get(name, name) for name in tensor_names)
         self._parameters = [own[name] for name in self.parameter_names]
+        clean = {}
         for name, parameter in zip(tensor_names, self._parameters, strict=True):
             if parameter.dtype != torch.float32:
                 raise BundleError(f"module: parameter {name!r} is {parameter.dtype}, expected torch.float32")
-        clean = {
-            name: parameter.detach().cpu().numpy().copy()
-            for name, parameter in zip(tensor_names, self._parameters, strict=True)
-        }
+            clean[name] = parameter.detach().cpu().numpy().copy()
         images = np.random.default_rng(0).random((1, *(length or _TEST_LENGTH for length in self._shape)), np.float32)
         self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
         weights, expected = self._expect(clean, images)
@@ -122,17 +123,12 @@ class TorchModel(ArenaModel):
         threads: int | None = None,
         strategy: str = "auto",
     ) -> TorchModel:
-        """Convert an ONNX model with onnx2torch.
+        """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
 
         Args:
-            model: path or bytes of an ONNX model that went through `onnx_graph.prepare`, with one image input.
-            signatures, tensor_names, device, strategy: as for the class; the names are those of the ONNX model.
+            model: path or bytes.
+            tensor_names: as in the ONNX model.
             threads: threads inside an operator, for the whole process; None leaves them as they are.
-
-        Raises:
-            BundleError: if the model cannot be read, converted or run, or a tensor is not a convolution's own.
-            InputError, SignatureError: as for the class.
-            MissingExtraError: if torch or onnx2torch is not installed.
         """
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
@@ -147,22 +143,6 @@ class TorchModel(ArenaModel):
     def module(self) -> torch.nn.Module:
         """The module itself, whose parameters `parameter_names` are those that patches are written into."""
         return self._module
-
-    @property
-    def strategy(self) -> str:
-        """`torch`, `torch_compile` or `torch_cuda_graph`."""
-        return self._strategy
-
-    @property
-    def provider(self) -> str:
-        """Torch's device."""
-        return str(self._device)
-
-    @property
-    def description(self) -> str:
-        """The strategy in one line, and what it costs."""
-        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
-        return f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters{cost}"
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
@@ -179,9 +159,9 @@ class TorchModel(ArenaModel):
         kind = device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise InputError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:NUMBER'")
-        if self._strategy not in STRATEGIES:
-            raise InputError(f"strategy is {self._strategy!r}, expected auto, {', '.join(STRATEGIES)}")
-        if self._strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
+        if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             raise InputError(
                 f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA "
                 f"device and fixed lengths; take 'torch' or 'torch_compile'"
@@ -196,10 +176,10 @@ class TorchModel(ArenaModel):
         slots = {}
         start = 0
         for name, parameter in zip(clean, self._parameters, strict=True):
-            order = torch.empty(parameter.numel(), dtype=torch.int64)
-            positions = torch.arange(start, start + parameter.numel()).view(parameter.shape)
+            order = torch.empty(parameter.numel(), dtype=torch.int32)
+            positions = torch.arange(start, start + parameter.numel(), dtype=torch.int32).view(parameter.shape)
             order.as_strided(parameter.shape, parameter.stride()).copy_(positions)
-            slots[name] = Slot((parameter.numel(),), order.numpy())
+            slots[name] = order.numpy()
             start += parameter.numel()
         on_cpu = self._device.type == "cpu"
         self._arena = Arena(clean, signatures, slots, publish=None if on_cpu else self._publish)
@@ -218,16 +198,16 @@ class TorchModel(ArenaModel):
         self._memory.copy_(self._pinned, non_blocking=True)
 
     def _runner(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._strategy == "torch":
+        if self.strategy == "torch":
             return self._module
-        if self._strategy == "torch_compile":
+        if self.strategy == "torch_compile":
             # An environment may switch freezing on for everything.
             return self._torch.compile(self._module, options={"freezing": False})
         return self._captured(images)
 
     def _captured(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Record the kernels of one image, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says."""
-        cuda = self._torch.cuda
+        cuda, eager = self._torch.cuda, self._module
         graph = cuda.CUDAGraph()
         with cuda.device(self._device), self._torch.inference_mode():
             image = self._torch.tensor(images, device=self._device)
@@ -235,19 +215,18 @@ class TorchModel(ArenaModel):
             side.wait_stream(cuda.current_stream())
             with cuda.stream(side):
                 for _ in range(3):
-                    self._module(image)
+                    eager(image)
             cuda.current_stream().wait_stream(side)
             with cuda.graph(graph):
-                logits: torch.Tensor = self._module(image)
+                logits = eager(image)
 
-        def run(batch: torch.Tensor) -> torch.Tensor:
+        def run(batch: torch.Tensor) -> Any:
             if len(batch) != 1:
                 return eager(batch)
             image.copy_(batch)
             graph.replay()
             return logits
 
-        eager: Callable[[torch.Tensor], torch.Tensor] = self._module
         return run
 
     def _expect(

@@ -68,7 +68,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in _convolutions(model):
         for index, name in enumerate(node.input[1:], start=1):
             if name in taken and name in _initializers(model):
-                node.input[index] = _add_initializer(model, name, _array(_initializers(model)[name]))
+                node.input[index] = _add_initializer(model, name, numpy_helper.to_array(_initializers(model)[name]))
         taken |= set(node.input[1:])
         weight = _initializers(model).get(node.input[1])
         if weight is not None and (len(node.input) < 3 or not node.input[2]):
@@ -96,10 +96,16 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         if convolution is None:
             continue
         tensors = _initializers(folded)
-        weight = _array(tensors[convolution.input[1]])
-        gamma, beta, mean, variance = (_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5])
+        weight = numpy_helper.to_array(tensors[convolution.input[1]])
+        gamma, beta, mean, variance = (
+            numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
+        )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        bias = _array(tensors[convolution.input[2]]) if len(convolution.input) > 2 and convolution.input[2] else 0.0
+        bias = (
+            numpy_helper.to_array(tensors[convolution.input[2]])
+            if len(convolution.input) > 2 and convolution.input[2]
+            else 0.0
+        )
         scale = gamma / np.sqrt(variance + epsilon)
         new_weight = (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
         new_bias = ((bias - mean) * scale + beta).astype(weight.dtype)
@@ -149,7 +155,7 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
     """Return the named initializers as float32 arrays, in the given order.
 
     Raises:
-        BundleError: if one is missing, not float32, or not finite, or none is named.
+        BundleError: if one is missing, empty, a scalar, not float32, or not finite, or none is named.
     """
     tensors = _initializers(model)
     clean = {}
@@ -158,9 +164,11 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
             raise BundleError(
                 f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
             )
-        array = _array(tensors[name])
+        array = numpy_helper.to_array(tensors[name])
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
+        if not array.ndim or not array.size:
+            raise BundleError(f"model: tensor {name!r} has the shape {array.shape}, expected an axis and no zero")
         if not np.isfinite(array).all():
             raise BundleError(f"model: tensor {name!r} has NaN or infinity; train or export the model again")
         clean[name] = array
@@ -343,10 +351,6 @@ def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
 
 def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('.weight')}.bias"
-
-
-def _array(tensor: onnx.TensorProto) -> NDArray[Any]:
-    return np.asarray(numpy_helper.to_array(tensor))
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:

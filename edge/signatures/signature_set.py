@@ -30,11 +30,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, unique, validate
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -54,44 +54,25 @@ VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SCALE = ".scale"
-
-
-def _signature_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == CLEAN:
-        raise ValueError(f"letters, digits, '_', '.', '-', not {CLEAN!r}")
-    return name
-
-
-def _tensor_name(name: str) -> str:
-    if name.endswith(_SCALE):
-        raise ValueError(f"printable text that does not end in {_SCALE!r}")
-    return name
+_CURE = "extract the signatures again"
 
 
 @schema(frozen=True, config=STRICT)
 class TensorSpec:
     """A patched tensor of the model: its name, and its shape (out, ...)."""
 
-    name: Annotated[Text, AfterValidator(_tensor_name)]
+    name: Annotated[Text, required(f"text without {_SCALE!r} at its end", lambda name: not name.endswith(_SCALE))]
     shape: Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
-def _no_name_twice(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    unique(tuple(tensor.name for tensor in tensors))
-    return tensors
 
 
 TensorSpecs = Annotated[
     tuple[TensorSpec, ...],
-    AfterValidator(_no_name_twice),
-    Field(
-        min_length=1,
-        description=f"a list of {{name, shape}}, no name twice, none that ends in {_SCALE!r}, lengths above 0",
-    ),
+    required("no name twice", lambda tensors: distinct([tensor.name for tensor in tensors])),
+    Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
 ]
 SignatureNames = Annotated[
-    tuple[Annotated[str, AfterValidator(_signature_name)], ...],
-    AfterValidator(unique),
+    tuple[Annotated[str, required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)], ...],
+    required("no name twice", distinct),
     Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
 ]
 
@@ -108,23 +89,15 @@ class Metadata:
 
     @classmethod
     def parse(cls, document: object, source: str) -> Metadata:
-        """Check a document; `source` is what an error calls it.
-
-        Raises:
-            SignatureError: if it breaks the format.
-        """
-        return validate(cls, document, source, cure="extract the signatures again", error=SignatureError)
+        """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
+        return validate(cls, document, source, cure=_CURE, error=SignatureError)
 
 
 def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Fingerprint of the clean tensors that signatures patch.
+    """Return the fingerprint of the clean tensors that signatures patch, 64 hexadecimal digits.
 
-    Args:
-        tensors: name → float32 array, in the order of the network.
-
-    Returns:
-        64 hexadecimal digits: the SHA-256 over, for each tensor in order, its name in UTF-8, a zero byte, its shape as
-        decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
+    It is the SHA-256 over, for each tensor in the order of the network, its name in UTF-8, a zero byte, its shape as
+    decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
     """
     digest = hashlib.sha256()
     for name, array in tensors.items():
@@ -164,75 +137,57 @@ class SignatureSet:
         return tuple(self.shapes)
 
     def get(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """One signature, dequantised: tensor name → float32 change of that tensor.
-
-        Raises:
-            SignatureError: if there is no such signature.
-        """
+        """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
         return {tensor: dequantise(entry) for tensor, entry in self._entry(name).items()}
 
     def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
-        """These signatures, then those of `other` called `names`.
+        """Return a set of these signatures, then those of `other` called `names`.
 
         Raises:
             SignatureError: if a name is taken or unknown, or `other` is for another model (`fitted_to` transfers it)
                 or of another code.
         """
         if (other.bits, other.per) != (self.bits, self.per):
-            raise SignatureError(
-                f"signatures have {other.bits} bits per {other.per}, expected {self.bits} bits per {self.per} like "
-                f"those already there; extract them again that way"
-            )
+            found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
+            raise SignatureError(f"signatures have {found}, expected {expected} like the others; extract them again")
         if other.shapes != self.shapes or other.clean_hash != self.clean_hash:
             raise SignatureError("signatures are for another model than those already there; extract them for this one")
-        added = {}
-        for name in names:
-            if name in self.entries:
-                raise SignatureError(f"signature {name!r} is already there; remove it first")
-            added[name] = other._entry(name)
+        added = {name: other._entry(name) for name in names}
+        if taken := [name for name in added if name in self.entries]:
+            raise SignatureError(f"signature {taken[0]!r} is already there; remove it first")
         return replace(self, entries={**self.entries, **added})
 
     def without(self, name: str) -> SignatureSet:
-        """These signatures but one.
-
-        Raises:
-            SignatureError: if there is no such signature, or it is the only one.
-        """
+        """Return a set without one signature; raise SignatureError if there is none of the name, or no other."""
         self._entry(name)
         if len(self.entries) == 1:
             raise SignatureError(f"signature {name!r} is the only one; add another before removing it")
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
-        """These signatures, checked against the clean tensors of the model that shall be patched.
+        """Return these signatures, checked against the clean tensors of a model.
 
         Args:
-            clean: the model's own clean tensors, in the order of the network.
+            clean: the model's clean tensors, in the order of the network.
             transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
-                transfer; strengths must then be calibrated again).
-
-        Returns:
-            This set; when transferred, a copy that carries the fingerprint of `clean`.
+                transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
         Raises:
             SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
         """
-        unknown = [name for name in self.tensors if name not in clean]
-        if unknown:
+        cure = "extract signatures for this model"
+        if unknown := [name for name in self.tensors if name not in clean]:
             raise SignatureError(
                 f"signatures name the tensor {unknown[0]!r}, which the model does not patch; it patches "
-                f"{', '.join(clean)}: extract signatures for this model"
+                f"{', '.join(clean)}: {cure}"
             )
         if self.tensors != tuple(clean):
-            raise SignatureError(
-                f"signatures patch {', '.join(self.tensors)}, but the model's tensors are {', '.join(clean)}; extract "
-                f"signatures for this model"
-            )
+            found = ", ".join(self.tensors)
+            raise SignatureError(f"signatures patch {found}, but the model's tensors are {', '.join(clean)}; {cure}")
         for name, shape in self.shapes.items():
-            if clean[name].shape != shape:
+            if (found_shape := clean[name].shape) != shape:
                 raise SignatureError(
-                    f"signatures have shape {shape} for the tensor {name!r}, the model has {clean[name].shape}; "
-                    f"extract signatures for this model"
+                    f"signatures have shape {shape} for the tensor {name!r}, the model has {found_shape}; {cure}"
                 )
         found = shallow_sha256(clean)
         if found == self.clean_hash:
@@ -258,9 +213,7 @@ class SignatureSet:
         Args:
             deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
                 same tensors, in the order of the network.
-            bits: 4, 8 or 16.
-            per: "channel" or "tensor".
-            clean_hash: `shallow_sha256` of the clean tensors.
+            bits, per, clean_hash: as for the class.
 
         Raises:
             SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
@@ -274,15 +227,12 @@ class SignatureSet:
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
                 raise SignatureError(
-                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)} as in "
-                    f"{next(iter(deltas))!r}"
+                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)}"
                 )
             for tensor, delta in parts.items():
                 if delta.shape != shapes[tensor] or delta.dtype != np.float32 or not np.isfinite(delta).all():
-                    raise SignatureError(
-                        f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected finite float32 "
-                        f"{shapes[tensor]}"
-                    )
+                    expected = f"finite float32 {shapes[tensor]}"
+                    raise SignatureError(f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected {expected}")
             entries[name] = {tensor: quantise(delta, bits, per) for tensor, delta in parts.items()}
         return cls(clean_hash, bits, per, shapes, entries)
 
@@ -292,21 +242,16 @@ class SignatureSet:
 
     @classmethod
     def load(cls, path: str | Path) -> SignatureSet:
-        """Read and check a file.
-
-        Raises:
-            SignatureError: if it cannot be read or breaks the format; the message names the key, the cause and the fix.
-        """
+        """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise SignatureError(
-                f"{path}: cannot be read ({error.strerror or error}); give a signature file"
-            ) from error
+            why = error.strerror or error
+            raise SignatureError(f"{path}: cannot be read ({why}); give a signature file") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:
-        """The file as bytes; the same set gives the same bytes."""
+        """Return the bytes of the file; the same set gives the same bytes."""
         tensors: dict[str, NDArray[Any]] = {}
         for name, parts in self.entries.items():
             for tensor, entry in parts.items():
@@ -318,25 +263,18 @@ class SignatureSet:
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
-        """Read and check a file's bytes; `source` is what an error calls it.
-
-        Raises:
-            SignatureError: if they break the format.
-        """
+        """Read a file's bytes; raise SignatureError if they break the format. Errors begin with `source`."""
         try:
             tensors, description = read_tensors(data, source)
         except FormatError as error:
             raise SignatureError(str(error)) from error
-        cure = "extract the signatures again"
-        rest = checked_format(description, FORMAT, VERSION, source, cure=cure, error=SignatureError)
+        rest = checked_format(description, FORMAT, VERSION, source, cure=_CURE, error=SignatureError)
         metadata = Metadata.parse(rest, source)
         shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
         expected = {f"{name}/{tensor}{end}" for name in metadata.names for tensor in shapes for end in ("", _SCALE)}
         for kind, keys in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
             if keys:
-                raise SignatureError(
-                    f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); extract them again"
-                )
+                raise SignatureError(f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); {_CURE}")
         entries = {
             name: {
                 tensor: _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
@@ -368,31 +306,26 @@ def _metadata(
 def _read_entry(
     tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    bits, values, scale = metadata.bits, tensors[key], tensors[key + _SCALE]
-    stored: tuple[Any, tuple[int, ...]] = (value_dtype(bits), shape)
-    if bits == 4:
-        stored = (np.uint8, ((math.prod(shape) + 1) // 2,))
+    bits, values, scale, largest = metadata.bits, tensors[key], tensors[key + _SCALE], largest_value(metadata.bits)
     expected = {
-        key: (values, *stored),
-        key + _SCALE: (scale, np.float32, shape[:1] if metadata.per == "channel" else ()),
+        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (value_dtype(bits), shape),
+        key + _SCALE: (np.float32, shape[:1] if metadata.per == "channel" else ()),
     }
-    for part, (array, dtype, part_shape) in expected.items():
-        if array.dtype != dtype or array.shape != part_shape:
-            raise SignatureError(
-                f"{source}: tensor {part!r} is {_describe(array)}, expected {np.dtype(dtype)} {part_shape}; extract "
-                f"the signatures again"
-            )
-    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest_value(bits))).all():
-        raise SignatureError(
-            f"{source}: scale {key + _SCALE!r} has a value that is NaN, too large or not above 0; extract them again"
-        )
+    fault = ""
+    for part, (dtype, part_shape) in expected.items():
+        found = tensors[part]
+        if found.dtype != dtype or found.shape != part_shape:
+            wanted = f"{np.dtype(dtype)} {part_shape}"
+            raise SignatureError(f"{source}: tensor {part!r} is {_describe(found)}, expected {wanted}; {_CURE}")
     if bits == 4:
-        values = _unpack(values, shape, key, source)
-    if (values < -largest_value(bits)).any():
-        raise SignatureError(
-            f"{source}: tensor {key!r} has the value {-largest_value(bits) - 1}, expected "
-            f"{-largest_value(bits)}…{largest_value(bits)}; extract them again"
-        )
+        values, rest = _unpack(values, shape)
+        fault = f"tensor {key!r} does not end in a zero nibble" if rest else ""
+    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest)).all():
+        fault = f"scale {key + _SCALE!r} has a value that is NaN, too large or not above 0"
+    elif (values < -largest).any():
+        fault = f"tensor {key!r} has the value {-largest - 1}, expected {-largest}…{largest}"
+    if fault:
+        raise SignatureError(f"{source}: {fault}; {_CURE}")
     return Quantised(values, scale)
 
 
@@ -402,12 +335,11 @@ def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(padded[::2] | (padded[1::2] << 4), np.uint8)
 
 
-def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...], key: str, source: str) -> NDArray[np.int8]:
+def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> tuple[NDArray[np.int8], bool]:
+    """Return the values, and whether what is left over is not zero."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
     count = math.prod(shape)
-    if nibbles[count:].any():
-        raise SignatureError(f"{source}: tensor {key!r} does not end in a zero nibble; extract them again")
-    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape)
+    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape), bool(nibbles[count:].any())
 
 
 def _describe(array: NDArray[Any]) -> str:

@@ -1,7 +1,7 @@
-"""The safetensors files of this project, read from bytes that were already verified, with one error for each fault.
+"""The safetensors files of this project, read from verified bytes.
 
-Everything that describes a file sits as JSON under one metadata key: safetensors writes several keys in random order,
-and the same content must give the same bytes.
+The description of a file is JSON under one metadata key: safetensors writes several keys in random order, and the same
+content must give the same bytes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def read_tensors(data: bytes, source: str) -> TensorFile:
 
     Args:
         data: the whole file.
-        source: what to call it in an error.
+        source: what an error begins with.
 
     Raises:
-        FormatError: if the file is truncated or not safetensors, holds a type other than integers, booleans or
-            32 and 64 bit floats, or carries no description.
+        FormatError: if it is not a whole safetensors file, holds other types than integers, booleans and floats of 32
+            or 64 bit, or has no description.
     """
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rws.edge.pipeline import STAGES, Result
@@ -12,18 +13,27 @@ from rws.edge.sinks.file import LineSink
 from rws.errors import InputError
 from rws.records import Frame
 
-COLUMNS = (
-    *("index", "name", "captured_at", "age_ms", "label", "confidence"),
-    *("corruption", "probability", "severity", "mix", "changed"),
-    *(f"{stage}_ms" for stage in STAGES),
-)
+_CELLS: dict[str, Callable[[Result], object]] = {
+    "index": lambda result: result.index,
+    "name": lambda result: " ".join(result.name.splitlines()),
+    "captured_at": lambda result: f"{result.captured_at:.6f}",
+    "age_ms": lambda result: f"{result.age_ms:.3f}",
+    "label": lambda result: result.label,
+    "confidence": lambda result: f"{result.confidence:.4f}",
+    "corruption": lambda result: result.belief.type,
+    "probability": lambda result: f"{result.belief.probability.max():.4f}",
+    "severity": lambda result: f"{result.belief.type_severity:.3f}",
+    "mix": lambda result: "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
+    "changed": lambda result: "true" if result.changed else "false",
+}
+COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES))
 
 
 class CsvSink(LineSink):
-    """One row a frame, under the names of `COLUMNS`.
+    """One row per frame, under the names of `COLUMNS`.
 
     `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
-    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space: a row is a line.
+    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space.
 
     Args:
         path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
@@ -39,7 +49,8 @@ class CsvSink(LineSink):
     def write(self, frame: Frame, result: Result) -> None:
         """Append the result; the frame's pixels are not kept."""
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(_row(result))
+        cells = [cell(result) for cell in _CELLS.values()] + [f"{result.times_ms[stage]:.4f}" for stage in STAGES]
+        csv.writer(line, lineterminator="\n").writerow(cells)
         length = self._append(line.getvalue())
         if self._truncatable and self._file.tell() == length:
             # The row is all there is: logrotate has emptied the file, and the header went with the rest.
@@ -68,26 +79,8 @@ class CsvSink(LineSink):
         return b'"\n' if half.count(b'"') % 2 else b"\n"
 
 
-def _row(result: Result) -> list[object]:
-    belief = result.belief
-    return [
-        result.index,
-        " ".join(result.name.splitlines()),
-        f"{result.captured_at:.6f}",
-        f"{result.age_ms:.3f}",
-        result.label,
-        f"{result.confidence:.4f}",
-        belief.type,
-        f"{belief.probability.max():.4f}",
-        f"{belief.type_severity:.3f}",
-        "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
-        "true" if result.changed else "false",
-        *(f"{result.times_ms[stage]:.4f}" for stage in STAGES),
-    ]
-
-
 def _first_bytes(path: Path, count: int) -> bytes:
-    """What a file begins with; b"" where there is none or it is a pipe or device."""
+    """Return what a file begins with; b"" if there is none, or it is a pipe or device."""
     if not path.is_file():
         return b""
     with path.open("rb") as file:

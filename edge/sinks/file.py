@@ -14,8 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rws.edge.common.files import atomic_path, check_target
 from rws.errors import RwsError
@@ -27,17 +26,10 @@ _LONGEST_LINE = 2**20
 
 
 class FileSink:
-    """A context manager around one file that replaces its target only if all went well, or grows in its place.
-
-    Args:
-        path: the file.
-        endless: let it grow in its place.
-
-    Attributes:
-        errors: what a failed write raises; it becomes an `RwsError` of one line.
-    """
+    """A context manager around one file that replaces its target only if all went well, or grows in its place."""
 
     errors: tuple[type[Exception], ...] = (OSError,)
+    """What a failed write raises; it becomes an `RwsError` of one line."""
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path = Path(path)
@@ -54,11 +46,9 @@ class FileSink:
             failed.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         with self._one_line_errors():
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(*failure)
 
     def _open(self) -> None:
         """Take what is needed before the first frame."""

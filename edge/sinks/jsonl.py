@@ -10,7 +10,7 @@ from rws.records import Frame
 
 
 class JsonlSink(LineSink):
-    """One JSON object a line and frame: `Result.to_dict`.
+    """One JSON object per line and frame: `Result.to_dict`.
 
     Args:
         path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
@@ -19,11 +19,6 @@ class JsonlSink(LineSink):
     Raises:
         InputError: on entry, if the file cannot be written there.
         RwsError: if writing fails, for example because the disk is full.
-
-    Example:
-        >>> with JsonlSink("results.jsonl") as sink:  # doctest: +SKIP
-        ...     for result in runtime.stream("video.mp4", sinks=[sink]):
-        ...         pass
     """
 
     def write(self, frame: Frame, result: Result) -> None:

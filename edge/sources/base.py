@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rws.edge.common.closing import Closing
 from rws.records import Frame
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 TICK = 0.25
 """Seconds after which `Source.frames` yields None while no frame comes."""
@@ -19,7 +16,7 @@ TICK = 0.25
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 
 
-class Source(ABC):
+class Source(Closing):
     """Frames in order, read once: `for frame in source`. A context manager that lets go of its device or file.
 
     Attributes:
@@ -79,13 +76,5 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Frame]:
         return (frame for frame in self.frames() if frame is not None)
 
-    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
-        """Let go of the device or file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def close(self) -> None:
+        """Let go of the device or file; most sources hold none."""

@@ -104,7 +104,6 @@ class _Panel:
         self.canvas, self.left, self.unit = canvas, left, unit
 
     def draw(self, result: Result) -> None:
-        """Draw everything, from top to bottom."""
         self.text(f"{result.confidence:.0%}", 284, 36, _HEAD, right=True)
         self.text(result.label, 16, 36, replace(_HEAD, bold=True), room=200)
         self.bar(16, 48, 268, 4, result.confidence, TEXT)
@@ -133,7 +132,6 @@ class _Panel:
         self.text(result.name, 68, 308, _SMALL, room=150, keep_end=True)
 
     def row(self, top: float, name: str, probability: float, first: bool) -> None:
-        """Draw one line of the belief: name, bar, percent."""
         colour = GREEN if name == CLEAN else ORANGE
         style = _TOP_ROW if first else _ROW
         self.text(name, 16, top + 14, style, room=122)
@@ -141,7 +139,6 @@ class _Panel:
         self.text(f"{probability:.0%}", 284, top + 14, style, right=True)
 
     def bar(self, x: float, y: float, width: float, height: float, fraction: float, colour: Colour) -> None:
-        """Draw a horizontal bar on its track, filled by `fraction`, 0…1."""
         for part, paint in ((1.0, TRACK), (min(max(fraction, 0.0), 1.0), colour)):
             x0, x1, y0, y1 = (round(v * self.unit) for v in (x, x + width * part, y, y + height))
             self.canvas[y0:y1, self.left + x0 : self.left + x1] = paint

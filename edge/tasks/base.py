@@ -14,18 +14,14 @@ class Task(Protocol):
     """What a model's outputs mean; `rws.edge.tasks.classify.Classify` is one."""
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Check the shape of the model's output for one image.
-
-        Raises:
-            InputError: if the task cannot read it.
-        """
+        """Raise an `InputError` if the task cannot read the model's output for one image."""
 
     def read(self, outputs: NDArray[np.float32]) -> Classification:
         """Read the model's output for one image, float32, shape (1, …)."""
         ...
 
     def draw(self, image: NDArray[np.uint8], output: Classification) -> NDArray[np.uint8]:
-        """Return the image, uint8, (H, W, 3), RGB, with what has a place in it drawn in; the image is not changed."""
+        """Return the image, uint8, (H, W, 3), RGB, with the output drawn into a copy if it has a place in it."""
         ...
 
     def to_dict(self, output: Classification) -> ClassificationRecord:

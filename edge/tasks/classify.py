@@ -48,11 +48,7 @@ class Classify:
         self.classes = tuple(classes)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Check the shape of the model's output for one image.
-
-        Raises:
-            InputError: if it is not (1, K).
-        """
+        """Raise an `InputError` if the shape is not (1, K)."""
         if shape != (1, len(self.classes)):
             raise InputError(
                 f"model: gives logits of shape {shape}, expected (1, {len(self.classes)}), one per class; give the "

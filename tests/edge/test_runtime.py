@@ -276,7 +276,7 @@ def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
     summary = Summary()
     for result in results:
         summary.add(result)
-    assert summary.to_json()["agreement"] == {"frames": 2, "unpatched": 100.0, "patched": 0.0}
+    assert summary.agreement == {"frames": 2, "unpatched": 100.0, "patched": 0.0}
 
 
 def test_images_can_be_pushed_and_belief_and_weights_are_kept_from_one_to_the_next():

@@ -38,7 +38,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
-from rws.oracle.policy import GainTable, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.training.adopt.model import ImportedModel
 from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.trainable import OperatorError, layers_within, signature_bytes, stem, trainable
@@ -354,13 +354,13 @@ class AdoptionBuild:
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
-        policy, data = ToldPolicy(table, own=True), self.held_out
+        policy, data = ReferencePolicy(table, "perfect"), self.held_out
         unpatched: list[float] = []
         patched: list[float] = []
         for name in CORRUPTIONS:
             drawn = derive_seed(self.recipe.seed, "validation", name, 5)
             pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
-            for scores, mix in ((unpatched, {}), (patched, policy.choose_told(name, 5))):
+            for scores, mix in ((unpatched, {}), (patched, policy.mix(name, 5))):
                 model.apply(mix)
                 scores.append(percent_right(model, pixels, data.labels))
         model.reset()

@@ -16,7 +16,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
@@ -96,9 +96,9 @@ def prepare(
     return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
 
 
-def ground_truth_mixes(policy: ToldPolicy, frames: Frames) -> list[Mix]:
+def ground_truth_mixes(policy: ReferencePolicy, frames: Frames) -> list[Mix]:
     """Return the mix of each frame, chosen by the first corruption of its cell and that corruption's severity."""
-    return frames.spread([policy.choose_told(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells])
+    return frames.spread([policy.mix(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells])
 
 
 def averaged_mix(names: Sequence[str]) -> Mix:

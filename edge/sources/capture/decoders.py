@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +83,10 @@ class Decoder(ABC):
 class CameraDecoder(Decoder):
     """A camera, or a GStreamer pipeline (`… ! appsink`), through OpenCV."""
 
-    def __init__(self, target: int | str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, target: int | str) -> None:
         import cv2
 
         self._cv2 = cv2
-        self._clock = clock
         pipeline = isinstance(target, str) and " ! " in target
         self._capture = cv2.VideoCapture(target, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
         if not self._capture.isOpened():
@@ -100,7 +99,7 @@ class CameraDecoder(Decoder):
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         while self._capture.grab():
-            captured_at = self._clock()
+            captured_at = time.monotonic()
             decoded, image = self._capture.retrieve()
             if decoded and image is not None:
                 rgb = self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
@@ -125,26 +124,17 @@ class StreamDecoder(Decoder):
         network: whether it comes over a network, at its own pace.
         timeout: seconds after which opening is given up.
         latest: whether frames may be skipped; None: those of a live stream.
-        clock: seconds, monotonic.
 
     Raises:
         SourceError: if it cannot be opened, or holds no video that can be decoded.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        network: bool,
-        timeout: float,
-        latest: bool | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, target: str, network: bool, timeout: float, latest: bool | None = None) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
         av.logging.set_level(None)
-        self._av, self._clock = av, clock
+        self._av = av
         options = dict(_NETWORK_OPTIONS) if network else {}
         if target.startswith("rtsp"):
             # What was read to find out about a live stream is old by the time that is known.
@@ -178,9 +168,9 @@ class StreamDecoder(Decoder):
     def __iter__(self) -> Iterator[DecodedFrame]:
         packets: Iterable[tuple[Packet[Any] | None, float]]
         if self.finite:
-            packets = ((packet, self._clock()) for packet in self._demux())
+            packets = ((packet, time.monotonic()) for packet in self._demux())
         else:
-            self._reader = PacketReader(self._demux(), self._clock)
+            self._reader = PacketReader(self._demux())
             packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:

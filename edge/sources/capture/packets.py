@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ class PacketReader:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float]) -> None:
+    def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._packets, self._clock = packets, clock
         self._queue: deque[Arrival] = deque()
         self._bytes = 0

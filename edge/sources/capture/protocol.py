@@ -19,16 +19,12 @@ class CaptureSettings:
         kind: `camera` (OpenCV), `file` or `network` (PyAV).
         name: what a person calls it, without a password.
         latest: give the freshest frame and drop the others; False gives each; None: each of what has an end.
-        timeout: seconds after which opening a connection is given up.
-        freeze: seconds after which equal frames of a live source count as frozen.
     """
 
     target: int | str
     kind: Literal["camera", "file", "network"]
     name: str
     latest: bool | None = None
-    timeout: float = 10.0
-    freeze: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class FrameReady:
-    """A good frame lies in shared memory, uint8 (height, width, 3) RGB.
-
-    `captured_at`: when it arrived, monotonic seconds; `index`: its number among all received.
-    """
+    """A frame lies in shared memory, uint8 (height, width, 3) RGB; `index` is its number among all received."""
 
     height: int
     width: int

@@ -54,11 +54,6 @@ class Counters:
             self._values[COUNTERS.index(name)] = before + count
         return before
 
-    @property
-    def rejections(self) -> dict[str, int]:
-        """Rejected frames by reason, those that occurred."""
-        return {reason: self[reason] for reason in REASONS if self[reason]}
-
     def snapshot(self) -> dict[str, int]:
         """All of them, read once; `received` last, so that what is being counted now is not missing there."""
         values = {name: self[name] for name in COUNTERS if name != "received"}

@@ -14,7 +14,7 @@ from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABL
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters
-from rws.edge.sources.capture.stall import Backoff, StallDetector
+from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
 from rws.errors import SourceError
 from rws.records import Frame
 
@@ -24,29 +24,18 @@ log = logging.getLogger(__name__)
 BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
 
 
-class Capture(Protocol):
-    """What `CapturedSource` asks; `CaptureProcess` is one."""
+class _Capture(Protocol):
+    """What `CapturedSource` asks; `CaptureProcess` is one, and documents it."""
 
     counters: Counters
 
     @property
-    def pid(self) -> int | None:
-        """Of the process that runs, else None."""
-
-    def open(self) -> None:
-        """Ask to open the source."""
-
-    def ask(self) -> None:
-        """Ask for the next frame."""
-
-    def answer(self, timeout: float) -> Opened | Frame | Ended | None:
-        """Return the answer to the last question, or None after `timeout` seconds."""
-
-    def kill(self) -> None:
-        """End the process."""
-
-    def close(self) -> None:
-        """Give back all that is held."""
+    def pid(self) -> int | None: ...
+    def open(self) -> None: ...
+    def ask(self) -> None: ...
+    def answer(self, timeout: float) -> Opened | Frame | Ended | None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class CapturedSource(Source):
@@ -79,13 +68,13 @@ class CapturedSource(Source):
         retries: int | None = None,
         stall: float = 5.0,
         sleep: Callable[[float], None] = time.sleep,
-        capture: Capture | None = None,
+        capture: _Capture | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
         self.name, self.live, self.state = settings.name, settings.kind != "file", "opening"
         self._settings, self._sleep = settings, sleep
-        self._capture: Capture = CaptureProcess(settings) if capture is None else capture
+        self._capture: _Capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
         self._openings, self._is_open = 0, False
         if not self.live and (reason := _outcome(self._open())):
@@ -98,11 +87,7 @@ class CapturedSource(Source):
         return self._capture.pid
 
     def close(self) -> None:
-        """End the capture process. What it still held counts as dropped, unless it was only decoded ahead.
-
-        That is so of a source that gives every frame: when its reader stops early, `buffered` frames were not asked
-        for.
-        """
+        """End the capture process. What it still held counts as dropped, if frames may be, else as `buffered`."""
         self._capture.kill()
         if self.live or self._settings.latest or self.state == "lost":
             self._capture.counters.drop_leftovers(self.delivered)
@@ -110,11 +95,7 @@ class CapturedSource(Source):
         self._capture.close()
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield what comes, and None while nothing comes; reopen the source when it is lost.
-
-        Raises:
-            SourceError: if it is lost for good, or a file holds no frame of use.
-        """
+        """Yield what comes, and None while nothing comes; reopen the source when it is lost."""
         while not self.stopped:
             reason = None if self._is_open else (yield from self._open())
             if reason is None:
@@ -135,15 +116,15 @@ class CapturedSource(Source):
     def _open(self) -> Generator[None, None, str | None]:
         """Open the source; returns why it failed, or None."""
         self._capture.open()
-        timeout, waited = self._settings.timeout, 0.0
+        waited = 0.0
         while not isinstance(answer := self._capture.answer(TICK), Opened | Ended):
             self._idle(TICK)
             yield
             waited += TICK
             # The process has its own time limit; this one is for a driver that hangs.
-            if waited > timeout + 2 or self.stopped:
+            if waited > OPEN_TIMEOUT + 2 or self.stopped:
                 self._kill()
-                return f"did not open within {timeout:g} s"
+                return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
             return answer.reason
         self.fps, self.length = answer.fps, answer.length
@@ -227,9 +208,9 @@ class CapturedSource(Source):
         self.buffered = self.received - self.dropped - self.rejected - self.delivered
 
     def _signs_of_life(self) -> int:
-        """Frames so far that show a working source."""
-        counters = self._capture.counters
-        return counters["received"] - sum(counters[reason] for reason in BROKEN)
+        """Frames so far that show a working source, besides those that are delivered."""
+        # Not `received` less those that are broken: a frame is received a moment before it is found to be broken.
+        return sum(self._capture.counters[name] for name in ("dropped", *REASONS) if name not in BROKEN)
 
     def _check_whole(self) -> None:
         if self.received == self.rejected:
@@ -240,7 +221,6 @@ class CapturedSource(Source):
 
 
 def _outcome(steps: Generator[None, None, str | None]) -> str | None:
-    """Run a generator to its end; returns what it returns."""
     try:
         while True:
             next(steps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+OPEN_TIMEOUT = 10.0  # seconds after which opening a connection is given up
+FREEZE_SECONDS = 2.0  # after which equal frames of a live source count as frozen
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 1.0  # a camera that returns is seen within two seconds
 LONGEST_PATIENCE = 300.0
 FORGETTING = 0.9995  # of the longest gap, per frame: half of it is forgotten after 1,400

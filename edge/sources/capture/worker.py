@@ -25,6 +25,7 @@ from rws.edge.sources.capture.decoders import CameraDecoder, Decoder, StreamDeco
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory
+from rws.edge.sources.capture.stall import FREEZE_SECONDS, OPEN_TIMEOUT
 from rws.errors import SourceError
 
 
@@ -66,7 +67,7 @@ class Worker:
             return Ended(str(error))
         if self._freeze is None:
             # Kept when the source is reopened: what was frozen before and is the same now still is.
-            self._freeze = FreezeDetector(settings.freeze)
+            self._freeze = FreezeDetector(FREEZE_SECONDS)
         latest = settings.latest if settings.latest is not None else not decoder.finite
         self._grabber = Grabber(
             decoder,
@@ -114,8 +115,7 @@ class Worker:
 def _open_decoder(settings: CaptureSettings) -> Decoder:
     if settings.kind == "camera":
         return CameraDecoder(settings.target)
-    network = settings.kind == "network"
-    return StreamDecoder(str(settings.target), network=network, timeout=settings.timeout, latest=settings.latest)
+    return StreamDecoder(str(settings.target), settings.kind == "network", OPEN_TIMEOUT, settings.latest)
 
 
 def _die_with_the_loop(loop: int) -> None:

@@ -14,8 +14,7 @@ from rws.benchmarks.common.memory import can_measure
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
-from rws.errors import FormatError, RwsError
-from rws.oracle import InputError
+from rws.errors import FormatError, InputError, RwsError
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images

@@ -15,7 +15,8 @@ from rws.benchmarks.oracle.figures import (
     draw_stream,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import CLEAN, InputError
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 
 NAMES = [CLEAN, *CORRUPTIONS]

@@ -11,7 +11,7 @@ from rws.benchmarks.oracle.filter_tuning import (
 )
 from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.evaluation.evaluator import EvaluationOptions, silent
 
 

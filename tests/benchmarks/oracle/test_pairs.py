@@ -9,14 +9,16 @@ from rich.console import Console
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, HardPolicy
 from rws.benchmarks.oracle.pairs import compare_pairs, draw_pairs, own_pair_mix, print_pairs
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import Belief, InputError, ToldPolicy, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import ReferencePolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
-TOLD = ToldPolicy(TABLE, own=True)
+TOLD = ReferencePolicy(TABLE, "perfect")
 
 pairs = st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True)
 
@@ -53,7 +55,7 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_both_signatures_have_their_own_strength():
-    fog, snow = (TOLD.choose_told(name, 3) for name in ("fog", "snow"))
+    fog, snow = (TOLD.mix(name, 3) for name in ("fog", "snow"))
     mix = own_pair_mix(TOLD, (("fog", 3.0), ("snow", 3.0)), 0.5)
     assert mix == {"fog": fog["fog"] / 2, "snow": snow["snow"] / 2}
 

@@ -18,8 +18,9 @@ from rws.benchmarks.oracle.policies import (
     print_policies,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
-from rws.oracle.policy import STEP, WeightedPolicy
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN, Belief, certain
+from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.frames import load_splits
 
@@ -41,7 +42,7 @@ def beliefs(draw) -> Belief:
 @given(corruptions, st.floats(1, 5))
 def test_who_is_certain_does_as_who_is_told(name, severity):
     assume(abs(severity % 1 - 0.5) > 1e-3)
-    told = ToldPolicy(TABLE, own=True).choose_told(name, severity)
+    told = ReferencePolicy(TABLE, "perfect").mix(name, severity)
     belief = certain(NAMES, LEVELS, name, severity)
     assert HardPolicy(TABLE, threshold=0.9).choose(belief) == told
     assert WeightedPolicy(TABLE, threshold=0.9).choose(belief) == pytest.approx(told, rel=1e-5)

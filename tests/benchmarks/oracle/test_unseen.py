@@ -20,8 +20,8 @@ from rws.benchmarks.oracle.unseen import (
     table_without,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import FormatError
-from rws.oracle import ExpectedGainPolicy, InputError
+from rws.errors import FormatError, InputError
+from rws.oracle.policy import ExpectedGainPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.frames import load_splits
 from rws.training.jobs.store import claim

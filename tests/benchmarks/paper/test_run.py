@@ -9,7 +9,7 @@ import pytest
 
 from rws.benchmarks.pages import paper as page
 from rws.benchmarks.paper.run import status, tasks
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import TINY, rws
 

@@ -8,7 +8,7 @@ import torch
 
 from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs, replay
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.sets import evaluation_sets

@@ -13,7 +13,7 @@ from rws.benchmarks.streams.ours import OURS, Outcome
 from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
 from support.command_line import rws
 
 

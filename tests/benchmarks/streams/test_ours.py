@@ -8,7 +8,7 @@ from rws.benchmarks.streams.protocols import frames_of, make_stream
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.oracle import InputError
+from rws.errors import InputError
 
 
 @pytest.fixture(scope="module")

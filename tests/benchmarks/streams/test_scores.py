@@ -14,7 +14,8 @@ from rws.benchmarks.streams.scores import (
     running_mean,
     switch_rate,
 )
-from rws.oracle import CLEAN, GainTable
+from rws.oracle.belief import CLEAN
+from rws.oracle.policy import GainTable
 
 FOG, SNOW = NAMES.index("fog") - 1, NAMES.index("snow") - 1
 

@@ -62,7 +62,7 @@ def test_a_swap_tests_the_parts_that_will_run(bundle_path, counts):
     sessions = counts["sessions"]
     counts.clear()
     bundle, pipeline = start(bundle_path)
-    lines = self_test(bundle, pipeline)
+    lines = self_test(bundle, pipeline.model, pipeline.oracle)
     assert any("3 signatures" in line for line in lines)
     assert pipeline.model.mix == {}
     assert counts["sessions"] == sessions

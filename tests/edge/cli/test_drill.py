@@ -1,20 +1,21 @@
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.faults.cases import all_cases
+from rws.edge.faults.cases import CASES
 from rws.edge.faults.harness import Case, NotHereError
 from rws.edge.faults.servers import RtspServer
 from rws.edge.faults.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
-from rws.edge.runtime import Runtime
+from rws.edge.pipeline import Pipeline
 from rws.edge.sources.open import open_source
 from rws.edge.sources.test_pattern import PatternSource
 
@@ -22,14 +23,13 @@ runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def runtime():
-    with Runtime.from_bundle(Bundle.load(), ModelOptions(threads=1)) as runtime:
-        yield runtime
+def pipeline():
+    return Pipeline.from_bundle(Bundle.load(), ModelOptions(threads=1))
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
-def test_every_promise_is_kept(case, runtime, tmp_path):
-    outcome = case.run(Bundle.load(), tmp_path, runtime)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_promise_is_kept(case, pipeline, tmp_path):
+    outcome = case.run(Bundle.load(), pipeline, tmp_path)
     if outcome.skipped:
         assert not os.environ.get("RWS_REQUIRE_SYSTEM"), outcome.skipped
         pytest.skip(outcome.skipped)
@@ -44,14 +44,23 @@ def play(drill):
     drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5)
 
 
+class NeverClean:
+    """A model whose weights stay patched."""
+
+    def __init__(self, model):
+        self.apply, self.predict = model.apply, model.predict
+
+    def reset(self):
+        self.apply({"fog": 1.0})
+
+
 def leave_a_patch(drill):
     """It is said."""
-    reset, drill.runtime.reset = drill.runtime.reset, lambda: None
+    broken = replace(drill.pipeline, model=NeverClean(drill.pipeline.model))
     try:
-        drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5)
+        drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5, pipeline=broken)
     finally:
-        drill.runtime.reset = reset
-        drill.runtime.reset()
+        drill.pipeline.model.reset()
 
 
 def lose_a_frame(drill):
@@ -59,7 +68,8 @@ def lose_a_frame(drill):
 
     class Loses(PatternSource):
         def frames(self):
-            return (frame for frame in super().frames() if frame is None or frame.index != 2)
+            frames = (frame for frame in super().frames() if frame is not None)
+            return (frame for number, frame in enumerate(frames) if number != 2)
 
     drill.play(Loses(64, 64, 100.0), lambda seen: len(seen) >= 5)
 
@@ -83,15 +93,15 @@ def not_here(drill):
         (raise_something, "no other exception: ZeroDivisionError: oh"),
     ],
 )
-def test_the_drill_sees_a_promise_that_is_broken(function, failure, runtime, tmp_path):
-    outcome = Case("test", "It is said.", function).run(Bundle.load(), tmp_path, runtime)
+def test_the_drill_sees_a_promise_that_is_broken(function, failure, pipeline, tmp_path):
+    outcome = Case("test", "It is said.", function).run(Bundle.load(), pipeline, tmp_path)
     assert outcome.passed == (failure is None)
     if failure is not None:
         assert any(failure in found for found in outcome.failures)
 
 
-def test_what_is_missing_here_is_no_pass_and_no_failure(runtime, tmp_path):
-    outcome = Case("test", "It is said.", not_here).run(Bundle.load(), tmp_path, runtime)
+def test_what_is_missing_here_is_no_pass_and_no_failure(pipeline, tmp_path):
+    outcome = Case("test", "It is said.", not_here).run(Bundle.load(), pipeline, tmp_path)
     assert (outcome.passed, outcome.failures, outcome.skipped) == (False, [], "no camera")
 
 
@@ -105,7 +115,7 @@ def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
 
 
 def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
-    monkeypatch.setattr("rws.edge.faults.cases.all_cases", lambda: [Case("bad one", "It is said.", raise_something)])
+    monkeypatch.setattr("rws.edge.faults.cases.CASES", [Case("bad one", "It is said.", raise_something)])
     result = runner.invoke(app, ["drill"])
     assert result.exit_code == 1
     assert "not kept: bad one: no other exception" in result.output
@@ -117,6 +127,7 @@ def test_an_unknown_fault_is_a_clear_error():
     assert "no fault's name holds 'meteorite'" in result.stderr
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**BITS - 1), st.sampled_from([30, 90]))
 def test_a_stamp_survives_jpeg(number, quality):
     import cv2
@@ -140,14 +151,14 @@ def test_rtsp_gives_real_frames():
         with open_source(server.url) as source:
             frames = [frame for frame, _ in zip(source, range(5), strict=False)]
     finally:
-        server.kill()
+        server.close()
     assert all(frame.image.shape == (480, 640, 3) for frame in frames)
     assert frames[0].image.max() > 200
 
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):
     cases = [Case("fast one", "It is said.", play), Case("slow one", "It is said.", raise_something, slow=True)]
-    monkeypatch.setattr("rws.edge.faults.cases.all_cases", lambda: cases)
+    monkeypatch.setattr("rws.edge.faults.cases.CASES", cases)
     result = runner.invoke(app, ["drill", "--quick"])
     assert result.exit_code == 0, result.output
     assert "1 of 1 passed" in result.output

@@ -61,6 +61,12 @@ def test_a_missing_key_and_another_kind_of_error():
         validate(Document, [], "file", cure="mend it")
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_numbers_that_are_not_finite(number):
+    with pytest.raises(FormatError, match="file: not plain JSON"):
+        validate(Document, parse_json(b'{"name": "x", "more": {"a": [%s]}}' % number), "file", cure="mend it")
+
+
 def test_what_is_found_is_cut():
     with pytest.raises(FormatError) as caught:
         validate(Document, {"name": list(range(1000))}, "file", cure="mend it")
@@ -79,11 +85,7 @@ def test_json_is_parsed():
     [
         (b"", "Expecting value"),
         (b"\xff", "utf-8"),
-        (b'{"a": NaN}', "NaN is not a JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is not"),
-        (b'{"a": 1e999}', "'1e999' is too large"),
-        (b"9223372036854775808", "too large"),
-        (b"1" * 10_000, "too large"),
+        (b"1" * 10_000, "limit"),
         (b'{"a": 1, "a": 1}', "a key occurs twice"),
         (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "nested more than 32 deep"),
         (b"[" * 100_000, "nested more than 32 deep"),

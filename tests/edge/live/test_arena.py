@@ -1,13 +1,16 @@
 """The algebra of patches: W = W_std + Σ α_c·R_c, from the clean copy, all or nothing."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rws.edge.live import layout
 from rws.edge.live.arena import ALPHA_STEP, Arena
 from rws.edge.live.kernel import NAME, multiply_add_numpy
-from rws.edge.live.layout import Slot, plain_slots
+from rws.edge.live.layout import plain_slots
 from rws.errors import SignatureError
 from support.tiny import CORRUPTIONS, make_signatures
 
@@ -225,7 +228,7 @@ class TestLayouts:
     def test_each_weight_has_the_same_bits(self, layout, code):
         order = np.ascontiguousarray(layout(self))
         plain = plain_slots(SHAPES)
-        slots = {"other name": Slot(order.shape, order.ravel())}
+        slots = {"other name": order}
         slots |= {name: plain[name] for name in reversed(SHAPES) if name != "a.weight"}
         signatures = make_signatures(CLEAN, **code)
         laid_out, expected = Arena(CLEAN, signatures, slots), Arena(CLEAN, signatures)
@@ -238,7 +241,7 @@ class TestLayouts:
             for name, slot in slots.items():
                 found = laid_out.views[name]
                 assert found.shape == slot.shape
-                wanted = np.where(slot.source < 0, np.float32(0), values[slot.source])
+                wanted = np.where(slot < 0, np.float32(0), values[slot])
                 assert found.tobytes() == wanted.tobytes(), name
 
     def test_a_large_tensor_is_patched_in_pieces(self):
@@ -253,3 +256,9 @@ class TestLayouts:
 
     def test_every_slot_starts_on_a_cache_line(self, arena):
         assert all(view.ctypes.data % 64 == 0 for view in arena.views.values())
+
+
+def test_the_worked_example_of_a_layout():
+    found = doctest.testmod(layout)
+    assert found.attempted >= 5
+    assert not found.failed

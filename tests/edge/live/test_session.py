@@ -206,7 +206,7 @@ class TestMixing:
         ("change", "message"),
         [
             ({"features.0.weight": Change(np.zeros((6, 3, 3), np.int8), np.ones(6, np.float32))}, r"int8 \(6, 3, 3\)"),
-            ({"features.0.bias": Change(np.zeros(6, np.float32), np.ones(6, np.float32))}, "values float32"),
+            ({"features.0.bias": Change(np.zeros(6, np.float32), np.ones(6, np.float32))}, "is float32"),
             ({"features.0.bias": Change(np.zeros(6, np.int8), np.ones(6))}, "scale float64"),
             ({"features.0.bias": Change(np.zeros(6, np.int8), np.zeros(6, np.float32))}, "above 0"),
             ({"other": Change(np.zeros(6, np.int8), np.ones(6, np.float32))}, "other, expected features"),
@@ -240,6 +240,13 @@ class TestOpening:
     def test_either_layers_or_tensors(self, options):
         with pytest.raises(InputError, match=r"either layers, .* or tensors"):
             LiveSession(network(2, 4, seed=0), **options)
+
+    @pytest.mark.parametrize("shape", [(), (0, 3)])
+    def test_a_tensor_without_channels(self, shape):
+        model = network(2, 4, seed=0)
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), "number"))
+        with pytest.raises(BundleError, match="'number' has the shape"):
+            LiveSession(model, tensors=["number"])
 
     def test_an_unknown_strategy(self):
         with pytest.raises(InputError, match="'fast', expected auto, live, split, inputs"):

@@ -205,7 +205,7 @@ class TestFallingBack:
             Live(PatchTarget(residual_network(), {}, None, SessionMaker((PROVIDERS["cuda"], PROVIDERS["cpu"]), None)))
 
     def test_more_weights_than_can_be_numbered(self, small, monkeypatch):
-        monkeypatch.setattr("rws.edge.live.strategies._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.live.strategies.COUNTABLE", 100)
         model = OnnxModel(*small, threads=1)
         assert model.strategy == "split"
         assert "live: 498 patched weights are more than float32 can number, 99" in model.description
@@ -244,7 +244,7 @@ class TestFallingBack:
         assert signatures.names == CORRUPTIONS
 
     def test_a_way_that_was_asked_for_is_not_replaced(self, small, monkeypatch):
-        monkeypatch.setattr("rws.edge.live.strategies._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.live.strategies.COUNTABLE", 100)
         with pytest.raises(BundleError, match=r"cannot be changed .*\(live: 498 patched weights"):
             OnnxModel(*small, strategy="live")
 
@@ -431,9 +431,9 @@ class TestInputs:
             OnnxModel(small[0], None, [])
 
     def test_a_mistake_of_ours_is_not_taken_for_a_refusal(self, small, monkeypatch):
-        def broken(*arguments):
+        def broken(*arguments, **options):
             raise KeyError("ours")
 
-        monkeypatch.setattr("rws.edge.live.strategies._learn_slots", broken)
+        monkeypatch.setattr("rws.edge.live.strategies.Arena", broken)
         with pytest.raises(KeyError, match="ours"):
             OnnxModel(*small)

@@ -104,18 +104,18 @@ def test_what_it_says_of_itself(model):
 
 
 def test_parameters_are_aligned_views_that_never_move(model):
-    pointers = [parameter.data_ptr() for parameter in model._parameters]
+    parameters = [model.module.get_parameter(name) for name in model.parameter_names]
+    pointers = [parameter.data_ptr() for parameter in parameters]
     assert all(pointer % 64 == 0 for pointer in pointers)
-    memory = model._memory
-    assert all(parameter.untyped_storage().data_ptr() == memory.data_ptr() for parameter in model._parameters)
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model._module.parameters() if p.dim() == 4)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == 1
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.module.parameters() if p.dim() == 4)
     model.apply(MIX)
     arena = Arena(CLEAN, SIGNATURES)
     arena.apply(MIX)
-    for parameter, weights in zip(model._parameters, arena.views.values(), strict=True):
+    for parameter, weights in zip(parameters, arena.views.values(), strict=True):
         assert parameter.detach().cpu().numpy().tobytes() == weights.tobytes()
     model.reset()
-    assert [parameter.data_ptr() for parameter in model._parameters] == pointers
+    assert [parameter.data_ptr() for parameter in parameters] == pointers
 
 
 def test_the_test_at_load_leaves_the_weights_as_they_were():
@@ -129,11 +129,11 @@ def test_a_patch_that_was_interrupted_is_undone(monkeypatch):
     model = make()
     clean = model.predict(X)
 
-    def interrupt(arena, mix):
-        arena.flat[:40] = 7
+    def interrupt(base, values, factors, out, pieces):
+        out[:40] = 7
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Arena, "_compose", interrupt)
+    monkeypatch.setattr("rws.edge.live.arena.multiply_add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.apply(MIX)
     assert model.predict(X).tobytes() == clean.tobytes()
@@ -200,7 +200,7 @@ def test_a_converted_reshape_has_its_shape_in_numbers(shape):
     names = shallow_tensors(proto, 2)
     signatures = make_signatures(clean_tensors(proto, names))
     model = TorchModel.from_onnx(proto.SerializeToString(), signatures, names)
-    torch.compile(model._module, backend="eager", fullgraph=True)(torch.from_numpy(X))
+    torch.compile(model.module, backend="eager", fullgraph=True)(torch.from_numpy(X))
     other = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
     for each in (model, other):
         each.apply(MIX)

@@ -169,7 +169,7 @@ class TestAddingAndRemoving:
         ({"clean": CLEAN}, "names.0 is 'clean', expected .* not 'clean'"),
         ({"": CLEAN}, "names.0 is ''"),
         ({"../fog": CLEAN}, "names.0 is"),
-        ({"fog": {"w.scale": np.zeros(3, np.float32)}}, "none that ends in '.scale'"),
+        ({"fog": {"w.scale": np.zeros(3, np.float32)}}, "no name twice or with '.scale'"),
         ({"fog": {"w\n": np.zeros(3, np.float32)}}, r"tensors.0.name is 'w\\n'"),
         ({"fog": {"w": np.zeros((), np.float32)}}, "shape"),
         ({"fog": {"w": np.zeros((3, 0), np.float32)}}, "shape"),

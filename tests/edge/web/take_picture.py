@@ -63,7 +63,7 @@ def main(
     finally:
         loop.kill()
         loop.wait()
-        server.kill()
+        server.close()
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_what_is_old_looks_old(run, source, tmp_path):
         source.state, source.error = "reconnecting", "no <frame> for 5 s"
         await tab.wait_for("!document.querySelector('#banner').hidden")
         assert "source is lost and being opened again (no <frame> for 5 s)" in await tab.text("#banner")
-        assert "old picture" in await tab.text("#stamp")
+        assert "stale frame" in await tab.text("#stamp")
         assert await tab.evaluate(opacity.format("#picture")) < 0.5
         assert await tab.evaluate(opacity.format(".pair")) < 0.5
         assert await tab.evaluate(opacity.format("#facts")) == 1

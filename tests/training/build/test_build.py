@@ -11,7 +11,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import remove_signature
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS

@@ -1,6 +1,6 @@
 import pytest
 
-from rws.oracle import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.build.recipe import load_recipe
 
 

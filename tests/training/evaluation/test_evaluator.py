@@ -6,7 +6,8 @@ import torch
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.oracle import InputError, ToldPolicy
+from rws.errors import InputError
+from rws.oracle.policy import ReferencePolicy
 from rws.training.corruptions import CORRUPTIONS, corrupt
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import Evaluator, beliefs_of, classify, ground_truth_mixes, percent_right
@@ -130,7 +131,7 @@ def test_a_frame_runs_once_under_each_mix(bundle, splits):
 def test_a_set_gives_the_accuracy_of_the_model_as_it_is_patched(bundle, splits):
     model = bundle.model(ModelOptions(threads=1))
     made = EvaluationSet("fog", 5, splits.test.first(60))
-    mixes = ground_truth_mixes(ToldPolicy(bundle.table, own=True), made.frames)
+    mixes = ground_truth_mixes(ReferencePolicy(bundle.table, "perfect"), made.frames)
     assert {tuple(mix) for mix in mixes} == {("fog",)}
     model.apply(mixes[0])
     accuracy = percent_right(model, made.images.pixels, made.images.labels)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.models.architectures import ModelSpec, build_model
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit

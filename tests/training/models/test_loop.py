@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.models.loop import DivergedError, Plan, rate_factor, train
 
 

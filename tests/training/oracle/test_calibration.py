@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.oracle import Oracle
+from rws.oracle.classifier import Oracle
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.oracle.calibration import Calibration, export_oracle, fit_clean_weight, fit_temperature, weigh_clean
 from rws.training.oracle.network import OracleNetwork, oracle_logits

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rws.oracle import Belief
+from rws.oracle.belief import Belief
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES
 from rws.training.oracle.sampling import LEVELS, Draw, OracleRecipe, draw, draw_severities, joint_target
 

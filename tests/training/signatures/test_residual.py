@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.signatures.residual import residual_signature
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm, shallow_tensors
 from rws.training.models.fit import Corrupted, FitRecipe, fit

@@ -173,6 +173,22 @@ def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
     assert source.rejections["frozen"] > 400
 
 
+def test_a_frame_that_is_being_checked_is_no_sign_of_life():
+    class Slow(ScriptedCapture):
+        """Counts a frame as received in one tick, and as frozen in the next."""
+
+        def answer(self, timeout):
+            answer = super().answer(timeout)
+            if answer is None:
+                self.counters.add("frozen" if self.counters["received"] > self.counters["frozen"] else "received")
+            return answer
+
+    time = FakeTime()
+    source = live_source(Slow([("open", "")], time), time)
+    assert list(play(source, lambda: source.error or time.now > 1000 + 60)) == []
+    assert source.error == "gives only frozen frames for 5 s"
+
+
 def test_bursts_are_learned_from_their_longest_gap():
     class Bursts(ScriptedCapture):
         """Twenty frames every ten seconds, by the clock on the wall."""

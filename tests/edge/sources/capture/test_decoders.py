@@ -45,7 +45,7 @@ def test_cameras_whose_jpeg_ends_in_their_own_way_are_trusted(spoil):
         assert None not in stamps
         assert source.rejected == 0
     finally:
-        server.kill()
+        server.close()
 
 
 def test_a_cut_picture_among_whole_ones_is_damaged():
@@ -56,7 +56,7 @@ def test_a_cut_picture_among_whole_ones_is_damaged():
         assert all(stamp % 5 != 4 for stamp in stamps)
         assert source.rejections["damaged"] >= 4
     finally:
-        server.kill()
+        server.close()
 
 
 def packets(*keys):
@@ -132,6 +132,6 @@ def test_a_decoder_that_is_too_slow_does_not_lag():
                 break
     finally:
         decoder.close()
-        server.kill()
+        server.close()
     assert skipped > 50
     assert max(lags) < 0.15

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rws.edge.faults.stamp import scene
-from rws.edge.sources.capture.checks import FreezeDetector
+from rws.edge.sources.capture.checks import REASONS, FreezeDetector
 from rws.edge.sources.capture.decoders import DecodedFrame, Decoder, lost_frame
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.shared import Counters, shared_memory
@@ -36,6 +36,10 @@ def counters():
     os.close(descriptor)
 
 
+def rejections(counters):
+    return {reason: counters[reason] for reason in REASONS if counters[reason]}
+
+
 def grab(pictures, counters, *, latest=False, freeze=None, error=None):
     decoder = ScriptedDecoder(pictures, error)
     grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=False, counters=counters)
@@ -56,7 +60,7 @@ def test_every_picture_comes_in_order_and_decoding_waits_for_whoever_takes_them(
     grabber, decoder = grab(pictures, counters)
     found = taken(grabber)
     assert found == list(enumerate(pictures))
-    assert (counters["received"], counters["dropped"], counters.rejections) == (20, 0, {})
+    assert (counters["received"], counters["dropped"], rejections(counters)) == (20, 0, {})
     assert grabber.reason == ""
     assert decoder.closed
 
@@ -78,7 +82,7 @@ def test_flaws_are_counted_by_reason_and_nothing_of_them_comes_through(counters)
     ]
     grabber, _ = grab([*good(2), *flawed, *good(1, 2)], counters)
     assert [index for index, _ in taken(grabber)] == [0, 1, 6]
-    assert counters.rejections == {"damaged": 1, "undecodable": 1, "empty": 1, "black": 1}
+    assert rejections(counters) == {"damaged": 1, "undecodable": 1, "empty": 1, "black": 1}
     assert counters.whole == 3
 
 
@@ -88,7 +92,7 @@ def test_a_freeze_is_seen_across_two_openings(counters):
     first = taken(grab(same[:4], counters, freeze=detector)[0])
     second = taken(grab(same[4:], counters, freeze=detector)[0])
     assert (len(first), len(second)) == (4, 1)
-    assert counters.rejections == {"frozen": 15}
+    assert rejections(counters) == {"frozen": 15}
 
 
 @pytest.mark.parametrize(

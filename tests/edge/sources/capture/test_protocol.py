@@ -6,7 +6,7 @@ from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady
 @pytest.mark.parametrize(
     "message",
     [
-        CaptureSettings("rtsp://me:hush@cam/ü", "network", "rtsp://me:***@cam/ü", None, 3.0, 1.5),
+        CaptureSettings("rtsp://me:hush@cam/ü", "network", "rtsp://me:***@cam/ü", None),
         CaptureSettings(0, "camera", "camera 0", True),
         Next(),
         Opened(29.97, None, False),
