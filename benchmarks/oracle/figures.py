@@ -47,12 +47,7 @@ _FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
-    results: Path,
-    out: Path,
-    *,
-    bundle: Bundle | None = None,
-    only: Sequence[str] = (),
-    progress: Progress = silent,
+    results: Path, out: Path, *, bundle: Bundle | None = None, only: Sequence[str] = (), progress: Progress = silent
 ) -> list[Path]:
     """Draw the pictures as `<name>.png`, each below 45 kB.
 

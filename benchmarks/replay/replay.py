@@ -219,10 +219,7 @@ class ReplayResult(TypedDict):
 
 
 def replay(
-    bundle: Bundle,
-    source: str,
-    severities: Sequence[int] = (5,),
-    options: EvaluationOptions = DEFAULTS,
+    bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
 ) -> ReplayResult:
     """Replay a test set and sum it up.
 

@@ -209,10 +209,7 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 
 def measure(
-    bundle: Bundle,
-    test: Images,
-    severities: Sequence[int] = TWO_SEVERITIES,
-    options: EvaluationOptions = DEFAULTS,
+    bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
 ) -> Measurement:
     """Measure accuracy and agreement of a bundle's model under each arm, by corruption and severity.
 
