@@ -56,7 +56,6 @@ def draw_all(
         out: folder to write to; created.
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all.
-        progress: called with one line per picture.
 
     Returns:
         The files, in the order of `FIGURES`.

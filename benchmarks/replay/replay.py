@@ -71,7 +71,6 @@ class Replayer:
     """Runs evaluation sets through a bundle's model under each arm.
 
     Args:
-        bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
         model: backend of the bundle's model; None: ONNX Runtime.
     """
@@ -224,9 +223,7 @@ def replay(
     """Replay a test set and sum it up.
 
     Args:
-        bundle: the bundle.
         source, severities: see `rws.training.evaluation.sets.evaluation_sets`.
-        options: limit, seed and threads.
 
     Raises:
         InputError: if the source holds no corrupted images, or does not fit the bundle.
