@@ -141,3 +141,13 @@ def test_a_checkout_that_is_not_installed_says_what_to_do(installed, source, tmp
             else:
                 assert done.returncode == 1
                 assert "run `pip install --editable .` in it" in done.stderr.splitlines()[-1]
+
+
+def test_the_lowest_versions_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floors = dict(line.split(">=") for line in project["dependencies"] + project["optional-dependencies"]["serve"])
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pinned.keys() - {"pydantic"} == floors.keys()
+    for name, floor in floors.items():
+        assert f"{pinned[name]}.".startswith(f"{floor}."), name
