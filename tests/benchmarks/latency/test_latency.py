@@ -37,7 +37,7 @@ from rws.edge.common.provenance import provenance
 from rws.edge.runtime import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
-from support.command_line import rws
+from support.command_line import invoke
 from support.tiny import SIZE, network
 
 # Compiling takes longer than everything else together; its way is the same code as `torch`.
@@ -215,7 +215,7 @@ def test_options_are_checked():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_command_says_so_in_one_line(tmp_path):
-    done = rws("bench", "gpu", "--out", tmp_path / "out", check=False)
+    done = invoke("bench", "gpu", "--out", tmp_path / "out", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no GPU" in done.stderr
