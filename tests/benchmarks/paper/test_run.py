@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import cv2
 import pytest
 
+from rws.benchmarks.cli.reproduce import NAMES
 from rws.benchmarks.pages import paper as page
+from rws.benchmarks.paper.entries import ENTRIES
 from rws.benchmarks.paper.run import status, tasks
 from rws.oracle import InputError
 from rws.training.corruptions import CORRUPTIONS
@@ -176,6 +180,16 @@ def test_what_cannot_be_reproduced_is_refused_in_one_line(arguments, message, tm
     assert refused.returncode == 2
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_names_are_known_before_anything_heavy_is_imported():
+    assert tuple(ENTRIES) == NAMES
+    code = "import sys; from rws.cli import main; main()"
+    for arguments in ((), ("table9",), ("table1", "--limit", "10")):
+        command = [sys.executable, "-X", "importtime", "-c", code, "reproduce", *arguments]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "| torch\n" not in refused.stderr
 
 
 def test_a_joint_result_is_made_where_all_its_columns_are_wanted():
