@@ -30,7 +30,7 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.pictures import load_labelled, load_pictures, read_names
 from rws.training.oracle.fit import OracleRecipe
 from rws.training.oracle.tiles import ViewRecipe, bundled_network, corrupted_views, views
-from support.command_line import CLASSES, invoke, rws
+from support.command_line import CLASSES, rws
 from support.tiny import network
 
 SIZE = 32
@@ -509,7 +509,7 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     for model in patched:
         assert model.apply({"fog": 1.0})
     np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
-    ran = invoke("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
+    ran = rws("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())
 
@@ -573,7 +573,7 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     onnx.save(tiny(), tmp_path / "mine.onnx")
-    failed = invoke("build", *arguments, check=False)
+    failed = rws("build", *arguments, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
