@@ -21,7 +21,7 @@ lint: $(VENV)/.test types
 
 # mypy and import-linter do not follow an editable installation: links show them the packages as they are installed.
 types: $(VENV)/.test
-	mkdir -p build/lint/rws
+	rm -rf build/lint/rws && mkdir -p build/lint/rws
 	for path in rws/*.py rws/py.typed edge oracle training benchmarks; do ln -sfn ../../../$$path build/lint/rws/; done
 	cd build/lint && $(abspath $(BIN))/lint-imports ../../pyproject.toml
 	$(BIN)/mypy
