@@ -20,6 +20,8 @@ from support.command_line import CLASSES, TINY, rws
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
+_SLOW_FIXTURES = {"built", "command_built", "compared", "reproduced", "trained"}
+"""They train models: a test that uses one is slow."""
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -33,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="needs torch"))
+        if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ def test_signatures_are_a_twentieth_of_each_tensors_spread(named):
         assert delta.any()
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything_and_leaves_torchs_own_alone(named):
     torch.manual_seed(5)
     first = torch.rand(1)

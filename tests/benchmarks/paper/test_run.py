@@ -144,6 +144,7 @@ def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_pat
     assert [row["scale"] for row in rows if row["name"] == "table2"] == ["full"]
 
 
+@pytest.mark.slow
 def test_table2_runs_on_an_imagenet_folder(recipes, clear, tmp_path):
     images = [cv2.resize(image, (256, 240)) for image in clear[0][:12]]
     for split in ("train", "val"):

@@ -25,6 +25,7 @@ def runtime():
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
 def test_every_promise_is_kept(case, runtime, tmp_path):
     outcome = case.run(Bundle.load(), tmp_path, runtime)
