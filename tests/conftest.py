@@ -20,8 +20,8 @@ from support.command_line import CLASSES, TINY, rws
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
-_SLOW_FIXTURES = {"built", "command_built", "compared", "reproduced", "trained"}
-"""They train models: a test that uses one is slow."""
+_SLOW_FIXTURES = {"built", "command_built", "compared", "report", "reproduced", "result", "trained"}
+"""They train or measure: a test that uses one is slow."""
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
