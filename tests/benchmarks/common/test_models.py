@@ -24,6 +24,7 @@ def tiny_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_an_architecture_is_the_same_in_onnx_and_torch(named):
     x = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     session = onnxruntime.InferenceSession(named.onnx)

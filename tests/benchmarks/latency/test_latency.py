@@ -156,6 +156,7 @@ def test_a_way_that_computes_something_else_is_refused(kind, setting, x):
         check_outputs(broken, x, clean, patched)
 
 
+@pytest.mark.slow
 def test_a_way_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=10))
     options = LatencyOptions(ways=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
