@@ -55,7 +55,7 @@ class MjpegServer(Closing):
             def do_GET(self) -> None:
                 owner._serve(self)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 """Quiet."""
 
         class Server(ThreadingHTTPServer):

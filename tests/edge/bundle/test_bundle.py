@@ -121,6 +121,7 @@ class TestRoundTrip:
 
 
 class TestParts:
+    @pytest.mark.torch
     def test_both_backends_agree(self, tiny_bundle):
         first, second = tiny_bundle.model(ModelOptions(threads=1)), tiny_bundle.model(ModelOptions("torch", threads=1))
         for mix in ({}, {"fog": 1.0}, {"fog": 0.5, "contrast": -0.5}):

@@ -118,7 +118,9 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
 )
-@pytest.mark.parametrize("options", [["run"], ["run", "--corrupt", "fog:1"], ["oracle"]])
+@pytest.mark.parametrize(
+    "options", [["run"], pytest.param(["run", "--corrupt", "fog:1"], marks=pytest.mark.torch), ["oracle"]]
+)
 def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
     parts, rws, tmp_path, caplog, shape, data, warns, options
 ):
@@ -381,6 +383,7 @@ def test_the_source_can_come_from_the_environment_which_no_list_of_processes_sho
     assert "frames 20" in rws("run").output
 
 
+@pytest.mark.torch
 def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     files = ["--jsonl", tmp_path / "r.jsonl", "--json", tmp_path / "s.json", "--save", tmp_path / "a.mp4"]
     result = rws("run", video, "--corrupt", "fog:3", *files)

@@ -8,6 +8,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.faults.cases import CASES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_promise_is_kept(case, pipeline, tmp_path):
     outcome = case.run(Bundle.load(), pipeline, tmp_path)
