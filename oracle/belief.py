@@ -63,7 +63,8 @@ class Belief:
     @property
     def probability(self) -> NDArray[np.float32]:
         """P(type), float32, shape (1 + C,), in the order of `names`."""
-        return per_type(self.joint, len(self.corruptions))
+        per_type = self.joint[1:].reshape(len(self.corruptions), len(self.levels)).sum(axis=1)
+        return np.concatenate([self.joint[:1], per_type])
 
     @property
     def severity(self) -> NDArray[np.float32]:
@@ -90,12 +91,6 @@ class Belief:
     def expected_severity(self) -> float:
         """Expected severity over the whole distribution, 0…5 (clean counts as 0)."""
         return float(self.probability @ self.severity)
-
-
-def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
-    """Sum joint distributions (…, 1 + C·S) over the severity levels: P(type), float32 (…, 1 + C), clean first."""
-    summed = joint[..., 1:].reshape(*joint.shape[:-1], corruptions, -1).sum(axis=-1)
-    return np.concatenate([joint[..., :1], summed], axis=-1)
 
 
 class CorruptionOracle(Protocol):
@@ -131,3 +126,9 @@ def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, seve
     else:
         raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(corruptions)}")
     return Belief(tuple(corruptions), tuple(float(level) for level in levels), joint)
+
+
+def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
+    """Sum joint distributions (…, 1 + C·S) over the severity levels: P(type), float32 (…, 1 + C), clean first."""
+    summed = joint[..., 1:].reshape(*joint.shape[:-1], corruptions, -1).sum(axis=-1)
+    return np.concatenate([joint[..., :1], summed], axis=-1)

@@ -233,7 +233,6 @@ def _latency(
 
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
-    from rws.edge.common.provenance import provenance
 
     made: dict[str, Any] = {
         "seed": options.seed,
@@ -246,7 +245,7 @@ def _latency(
     def keep(found: LatencyResult) -> None:
         save(report, found, **made)
         if table is not None:
-            write_rows(table / csv_name(found, provenance()["versions"]), found)
+            write_rows(table / csv_name(found), found)
 
     print_latency(measure_latency(models, options, typer.echo, keep), Console(highlight=False))
 

@@ -365,8 +365,9 @@ def _one_thread() -> None:
 def _provenance(**details: Any) -> dict[str, Any]:
     command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
     content = provenance(command=command, threads=1, **details)
-    content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
-    return content
+    versions = content["versions"]
+    assert isinstance(versions, dict)
+    return content | {"versions": versions | {"imagecorruptions-imaug": version("imagecorruptions-imaug")}}
 
 
 if __name__ == "__main__":

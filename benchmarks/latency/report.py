@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import torch
 from rich.console import Console
 
 from rws.benchmarks.common.interleave import Row
@@ -84,13 +86,13 @@ def write_rows(path: Path, result: LatencyResult) -> None:
     write_csv(path, columns({name: name for name in CSV_COLUMNS}), result["rows"])
 
 
-def csv_name(result: LatencyResult, versions: Mapping[str, str]) -> str:
+def csv_name(result: LatencyResult) -> str:
     """Return `latency-<device>-<provider>-ort<version>-torch<version>.csv`, of letters, digits, `.`, `_` and `-`."""
     parts = (
         "latency",
         str(result["platform"]["device"]),
         str(result["rows"][0]["provider"]),
-        f"ort{versions.get('onnxruntime', '')}",
-        f"torch{versions['torch']}",
+        f"ort{onnxruntime.__version__}",
+        f"torch{torch.__version__}",
     )
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("_") for part in parts) + ".csv"

@@ -123,7 +123,7 @@ def test_sustained_load_and_platform(result):
 def test_results_are_written_and_printed(result, tmp_path, capsys):
     from rich.console import Console
 
-    name = csv_name(result, provenance()["versions"])
+    name = csv_name(result)
     write_rows(tmp_path / "out" / name, result)
     assert re.fullmatch(r"latency-[\w.]+-cpu-ort[\d.]+-torch[\w.]+\.csv", name)
     with (tmp_path / "out" / name).open() as file:
