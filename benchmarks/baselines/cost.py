@@ -162,10 +162,7 @@ def measure_cost(
     frame by frame at any batch, so they have batch 1 only.
 
     Args:
-        bundle: the bundle.
-        work: folder of the baselines' models.
         sample: at least as many frames as the largest batch.
-        batches: batch sizes.
         repeats, rounds: see `time_methods`.
 
     Raises:

@@ -68,7 +68,6 @@ def make_baseline(name: str, models: BaselineModels) -> Baseline:
 
     Args:
         name: one of `BASELINES` or `COMPARED`.
-        models: the trained models.
 
     Raises:
         InputError: if the name is unknown, or a model is not trained yet.

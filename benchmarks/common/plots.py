@@ -35,9 +35,11 @@ ARM_STYLES = {
 def corruption_colours() -> dict[str, str]:
     """Return one colour for each corruption, and a pale grey for clean."""
     colours = {CLEAN: CLEAN_COLOUR}
-    for colour_map, (_, members) in FAMILIES.items():
+    for family, members in FAMILIES.items():
         shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {name: to_hex(plt.get_cmap(colour_map)(shade)) for name, shade in zip(members, shades, strict=True)}
+        colours |= {
+            name: to_hex(plt.get_cmap(COLOUR_MAPS[family])(shade)) for name, shade in zip(members, shades, strict=True)
+        }
     return colours
 
 

@@ -57,7 +57,6 @@ def measure_oracle(
         bundle: whose oracle, filter and policy are measured.
         others: models that take the same input.
         rounds, repeats: see `rws.benchmarks.common.interleave`.
-        progress: called with one line per row.
     """
     size = bundle.manifest.input.height
     frames = np.random.default_rng(0).random((64, 3, size, size), np.float32)

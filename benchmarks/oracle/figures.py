@@ -47,12 +47,7 @@ _FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
-    results: Path,
-    out: Path,
-    *,
-    bundle: Bundle | None = None,
-    only: Sequence[str] = (),
-    progress: Progress = silent,
+    results: Path, out: Path, *, bundle: Bundle | None = None, only: Sequence[str] = (), progress: Progress = silent
 ) -> list[Path]:
     """Draw the pictures as `<name>.png`, each below 45 kB.
 
@@ -61,7 +56,6 @@ def draw_all(
         out: folder to write to; created.
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all.
-        progress: called with one line per picture.
 
     Returns:
         The files, in the order of `FIGURES`.

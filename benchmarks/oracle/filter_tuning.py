@@ -86,7 +86,6 @@ class _Case:
     """A stream as the search sees it.
 
     Args:
-        stream: N frames.
         joint: the oracle's, float32 (N, 1 + C·S).
         perfect: of the action that `perfect` takes, float32 (N,).
         baseline: mean over the types of what the policy that the search starts from is expected to do, frame by frame.

@@ -270,7 +270,6 @@ def leave_one_out(
         recipe: what decides the result.
         work: folder of the jobs' files; several processes may share it.
         only: these corruptions; none: all that the bundle knows.
-        threads: threads of the model.
         progress: called with one line per epoch and job.
 
     Raises:

@@ -71,7 +71,6 @@ class Replayer:
     """Runs evaluation sets through a bundle's model under each arm.
 
     Args:
-        bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
         model: backend of the bundle's model; None: ONNX Runtime.
     """
@@ -219,17 +218,12 @@ class ReplayResult(TypedDict):
 
 
 def replay(
-    bundle: Bundle,
-    source: str,
-    severities: Sequence[int] = (5,),
-    options: EvaluationOptions = DEFAULTS,
+    bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
 ) -> ReplayResult:
     """Replay a test set and sum it up.
 
     Args:
-        bundle: the bundle.
         source, severities: see `rws.training.evaluation.sets.evaluation_sets`.
-        options: limit, seed and threads.
 
     Raises:
         InputError: if the source holds no corrupted images, or does not fit the bundle.

@@ -40,9 +40,7 @@ def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progres
 
     Args:
         build: whose jobs `tuned` and `residual` are done.
-        test: test images.
         seed: seed of pairs and corruptions.
-        progress: called with one line per method.
 
     Returns:
         `std` and each method: see `_Comparison`; and what they were measured on.

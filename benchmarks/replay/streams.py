@@ -59,7 +59,6 @@ class StreamOptions:
     """Which streams, which methods, and what of an earlier run is used again.
 
     Args:
-        protocols: which of `PROTOCOLS`.
         frames, severity, seed: see `make_stream`.
         baselines: folder of the baselines' models; None for our methods alone.
         batches: batch sizes of the baselines.
@@ -157,9 +156,7 @@ def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Strea
     """Run our methods, and the baselines if asked for, over the protocols' streams, and sum it up.
 
     Args:
-        bundle: the bundle.
         source: clean test images: a folder or a data set's name.
-        options: what to run.
 
     Raises:
         InputError: if an argument is out of range, the images do not fit the bundle, the bundle knows a corruption

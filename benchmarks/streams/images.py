@@ -29,7 +29,6 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
     """Clean images at the bundle's size, with its class order.
 
     Args:
-        bundle: the bundle.
         source: see `rws.training.data.images.load_images`; a folder without split folders is taken as it is.
         split: `test` or `train`.
 

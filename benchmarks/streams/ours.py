@@ -47,11 +47,6 @@ _CHUNK = 512
 class Ours:
     """One of `OURS`, frame by frame as on the device.
 
-    Args:
-        name: one of `OURS`.
-        bundle: the bundle.
-        model, oracle: the bundle's, which several methods may share.
-
     Raises:
         InputError: if the name is unknown.
     """
@@ -107,7 +102,6 @@ def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:
     """All of `OURS`; they share one model and one oracle.
 
     Args:
-        bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
     """
     model, observer = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
@@ -140,10 +134,7 @@ def run_ours(
     under a mix) is computed once; filter and policy run over each stream frame by frame.
 
     Args:
-        methods: from `our_methods`.
-        streams: by a name of the caller's choice.
         pixels: uint8 (M, 3, H, W), RGB, the clean images.
-        progress: called with a line now and then.
 
     Returns:
         Outcomes by (stream's name, method's name).
@@ -189,11 +180,9 @@ def run_ours(
 
 
 def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Tensor) -> dict[str, NDArray[np.float32]]:
-    """The oracle's joint probabilities, float32 (N, 1 + C·S), of each stream's frames; equal frames are seen once.
+    """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each stream's frames, each frame seen once.
 
     Args:
-        observer: the oracle.
-        streams: by a name of the caller's choice.
         pixels: uint8 (M, 3, H, W), RGB, the clean images.
     """
     frames, ids = _shared_frames(streams)
@@ -202,11 +191,9 @@ def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Ten
 
 
 def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> NDArray[np.int64]:
-    """A method's answers on a stream, int64 (N,); it is reset at each cut, and no batch reaches over one.
+    """Return a method's answers on a stream, int64 (N,); it is reset at each cut, and no batch reaches over one.
 
     Args:
-        method: any method.
-        stream: N frames.
         pixels: uint8 (M, 3, H, W), RGB, the clean images.
         batch: frames that it is given at once.
     """

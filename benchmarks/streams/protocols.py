@@ -37,7 +37,6 @@ class Stream:
     """N frames, each a clean test image and what is done to it.
 
     Args:
-        protocol: one of `PROTOCOLS`.
         image: int64 (N,), index into the clean test images.
         type: int64 (N,), −1 is clean, else an index into `rws.training.corruptions.CORRUPTIONS`.
         severity: float32 (N,), 0…5; 0 where clean, and nowhere else.
@@ -93,7 +92,6 @@ def make_stream(
     """Put a stream together; no pixel is touched yet.
 
     Args:
-        protocol: one of `PROTOCOLS`.
         labels: int64 (M,), class of each clean image.
         frames: frames per type: clean and the corruptions get as many each, with all 19 N = 20·frames. Each type shows
             the same `frames` images, drawn by the seed.
@@ -147,7 +145,6 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
     """Frames `start` to `stop` of a stream, corrupted; the same pixels whatever slice is asked for.
 
     Args:
-        stream: the stream.
         pixels: uint8, (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
         start, stop: as of a slice.
 

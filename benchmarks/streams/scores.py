@@ -29,7 +29,6 @@ def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
     """Means over the frames of each type, float64 (20,), in the order of `NAMES`; NaN where there is none.
 
     Args:
-        stream: N frames.
         values: bool or float (N,).
     """
     count = np.bincount(stream.type + 1, minlength=TYPES)
@@ -59,8 +58,6 @@ def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: ND
     """What the gain table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
     Args:
-        stream: N frames.
-        table: the gain table.
         mixes: the mixes that occurred.
         mix: int64 (N,), which of them was in force when the frame was classified.
     """
@@ -127,7 +124,6 @@ def delays(
     `perfect`), and not at all if there is none.
 
     Args:
-        stream: N frames.
         right: whether the mix in effect was right, bool (N,).
         unpatched: whether no patch would have been right, bool (N,).
     """

@@ -69,9 +69,7 @@ class ZooOptions:
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
         quick: build as `rws build --quick` does.
         limit: at most this many images in all.
-        threads: CPU threads.
         seed: seed of build and test.
-        progress: called with lines.
     """
 
     names: Path | None = None
@@ -209,15 +207,11 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 
 def measure(
-    bundle: Bundle,
-    test: Images,
-    severities: Sequence[int] = TWO_SEVERITIES,
-    options: EvaluationOptions = DEFAULTS,
+    bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
 ) -> Measurement:
     """Measure accuracy and agreement of a bundle's model under each arm, by corruption and severity.
 
     Args:
-        bundle: the bundle.
         test: images with labels in the order of its classes; none of them may have been a part of its build.
         severities: which of 1…5.
         options: seed, threads and progress.
@@ -358,7 +352,6 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
         images: a folder `<class>/<image>`; the build sees no labels.
         work: folder of the build; one that was stopped continues.
         out: the bundle; None: in `work`.
-        options: how to build and measure.
 
     Raises:
         InputError: if the model is unknown or the images do not fit it.
@@ -412,8 +405,6 @@ def run_curve(
 
     Args:
         model, images, work, options: as in `run_entry`.
-        layers: the first n convolutions, one number per point.
-        corruptions: those to average over.
     """
     prepared = _prepare(model, images, options)
     test, onnx = prepared.test, prepared.model.onnx

@@ -155,7 +155,6 @@ class Evaluator:
 
     Args:
         model: the model.
-        frames: the frames.
     """
 
     def __init__(self, model: PatchableModel, frames: Frames) -> None:

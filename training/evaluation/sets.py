@@ -44,7 +44,6 @@ def evaluation_sets(
             input as frames are, and corrupted here; a folder in ImageNet-C's layout
             `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files. The latter two hold clean
             images only if there is a `clean/<class>/` folder or a `clean.npy`.
-        classes: the bundle's class names.
         size: the bundle's input side in pixels.
         severities: which of 1…5.
         limit: at most this many images of each set, spread over the classes by a seeded shuffle.
