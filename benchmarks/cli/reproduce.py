@@ -13,6 +13,8 @@ from rws.errors import InputError
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
     from rws.benchmarks.paper.run import Task
+NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
+"""What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
 
 
 def reproduce(
@@ -59,15 +61,17 @@ def reproduce(
         rws reproduce all --scale full --data ~/data --device cuda --workers 4
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
+    if report is not None and not status:
+        raise InputError("--json is for --status; results are written to --out")
+    if not names and not status:
+        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
+    if unknown := [name for name in names or () if name not in (*NAMES, "all")]:
+        raise InputError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
+    if limit is not None and out is None:
+        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     if status:
         _list_results(out, work, report)
         return
-    if report is not None:
-        raise InputError("--json is for --status; results are written to --out")
-    if not names:
-        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
-    if limit is not None and out is None:
-        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     with require("bench"):
         from rws.benchmarks.paper.columns import RECIPES, Place, parse_data
         from rws.benchmarks.paper.run import reproduce as run

@@ -52,9 +52,9 @@ def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:
     return Column(title, cell, words=True)
 
 
-def columns(cells: Mapping[str, str | Callable[[Any], object]], format: str = "") -> list[Column]:
+def columns(cells: Mapping[str, str | Callable[[Any], object]], spec: str = "") -> list[Column]:
     """Return columns of numbers in one format, from their titles and keys or functions."""
-    return [Column(title, cell, format) for title, cell in cells.items()]
+    return [Column(title, cell, spec) for title, cell in cells.items()]
 
 
 def plain(*titles: str, words: int = 1) -> list[Column]:

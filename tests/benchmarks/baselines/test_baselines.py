@@ -312,6 +312,7 @@ def test_times_are_ratios_to_the_baseline(trained, models, foggy):
         time_methods(make, sample, 65)
 
 
+@pytest.mark.slow
 def test_the_cost_has_a_row_for_each_method_and_batch(trained, foggy, monkeypatch):
     bundle, work, _ = trained
     monkeypatch.setattr(
@@ -330,6 +331,7 @@ def test_the_cost_has_a_row_for_each_method_and_batch(trained, foggy, monkeypatc
     assert trained_row["carried"] == sum(entry.bytes for entry in bundle.manifest.files.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_measure(), reason="only Linux counts a process's memory so")
 def test_memory_is_that_of_a_fresh_process(trained, monkeypatch):
     found = measure_memory("torch", "tent", trained[0], trained[1], 64)

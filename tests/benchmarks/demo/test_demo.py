@@ -2,6 +2,7 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 
 from rws.benchmarks.demo.render import scenario
 from rws.benchmarks.demo.stream import load_stream
@@ -25,6 +26,7 @@ def test_the_bundled_stream_is_the_scenario(demo_stream):
     assert load_stream().images.std() > 20
 
 
+@pytest.mark.slow
 def test_the_demo_writes_all_it_promises(tmp_path):
     out = tmp_path / "demo"
     done = rws("demo", "--out", out)

@@ -30,7 +30,7 @@ from rws.edge.common.provenance import provenance
 from rws.edge.pipeline import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
-from support.command_line import rws
+from support.command_line import invoke
 from support.tiny import SIZE, network
 
 # Compiling takes longer than everything else together; its way is the same code as `torch`.
@@ -148,6 +148,7 @@ def test_an_engine_that_computes_something_else_is_refused(kind, setting, x):
         check_outputs(broken, x, clean, patched)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=10))
     options = LatencyOptions(engines=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
@@ -207,7 +208,7 @@ def test_options_are_checked():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_command_says_so_in_one_line(tmp_path):
-    done = rws("bench", "gpu", "--out", tmp_path / "out", check=False)
+    done = invoke("bench", "gpu", "--out", tmp_path / "out", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no GPU" in done.stderr

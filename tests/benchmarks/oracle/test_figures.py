@@ -65,6 +65,7 @@ def _closed():
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn_and_small(confusion, split, timeline, tmp_path):
     results, out = tmp_path / "results", tmp_path / "docs"
     results.mkdir()

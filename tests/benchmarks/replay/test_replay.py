@@ -12,7 +12,7 @@ from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.sets import evaluation_sets
-from support.command_line import CLASSES, rws
+from support.command_line import CLASSES, invoke
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_clean_images_are_fitted_to_the_model_like_frames(image_folder):
 
 def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
     report = tmp_path / "result.json"
-    done = rws("replay", "--data", image_folder, "--limit", 10, "--severity", "1,5", "--seed", 2, "--json", report)
+    done = invoke("replay", "--data", image_folder, "--limit", 10, "--severity", "1,5", "--seed", 2, "--json", report)
     result = json.loads(report.read_text())
     assert set(result["ta"]) == set(result["ra"]) == set(ARMS)
     assert result["images"] == 10
@@ -177,6 +177,6 @@ def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
     assert "replay" in result["command"]
     assert {"type_accuracy", "clean_recall", "severity_mae"} <= set(result["oracle"])
     assert f"{result['ra']['trained']:.2f}" in done.stdout
-    failed = rws("replay", "--data", image_folder, "--severity", "6", check=False)
+    failed = invoke("replay", "--data", image_folder, "--severity", "6", check=False)
     assert failed.returncode == 2
     assert "--severity '6'" in failed.stderr

@@ -14,7 +14,7 @@ from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
-from support.command_line import rws
+from support.command_line import invoke
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_bad_arguments_are_named(bundle, image_folder, tmp_path):
 def test_the_command_writes_json_and_csv(image_folder, tmp_path):
     report, table = tmp_path / "streams.json", tmp_path / "streams.csv"
     options = ("--frames", 5, "--severity", "all", "--protocol", "continual", "--protocol", "mixed")
-    done = rws("replay", "--data", image_folder, *options, "--json", report, "--csv", table)
+    done = invoke("replay", "--data", image_folder, *options, "--json", report, "--csv", table)
     found = json.loads(report.read_text())
     assert found["severity"] == "all"
     assert found["frames_per_type"] == 5
@@ -241,7 +241,7 @@ def test_the_command_writes_json_and_csv(image_folder, tmp_path):
     ],
 )
 def test_the_command_names_bad_options_in_one_line(image_folder, options, message):
-    failed = rws("replay", "--data", image_folder, *options, check=False)
+    failed = invoke("replay", "--data", image_folder, *options, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.splitlines()) == 1

@@ -13,7 +13,7 @@ from rws.edge.signatures.signature_set import shallow_sha256
 from rws.errors import FormatError, InputError
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.signatures.deltas import DELTAS
-from support.command_line import rws
+from support.command_line import invoke
 from support.tiny import network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]
@@ -23,7 +23,7 @@ CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"
 def report(built, image_folder, tmp_path_factory):
     out, work, _ = built
     file = tmp_path_factory.mktemp("precision") / "signatures.json"
-    done = rws(
+    done = invoke(
         *("bench", "signatures", "--bundle", out, "--work", work, "--data", image_folder, "--limit", 40),
         *("--threads", 1, "--json", file),
     )

@@ -27,6 +27,7 @@ def test_accuracy_is_the_share_that_is_right_or_the_mean_probability_of_what_is(
     assert percent_right(Fixed(logits), pixels, labels, soft=True) == pytest.approx(70, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(clear):
     bundle = Bundle.load()
     images = torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())

@@ -25,6 +25,7 @@ def small_model():
     return build_model(ModelSpec(width=0.1), 10)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(images, tmp_path):
     whole = fit(small_model(), images, RECIPE, corrupted=Corrupted("gaussian_noise"), seed=5)
 
@@ -53,6 +54,7 @@ def test_a_checkpoint_of_another_run_is_refused(images, tmp_path):
         fit(small_model(), images, FitRecipe(epochs=2, batch_size=16), checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 def test_fitting_learns_the_images(images):
     model = fit(
         small_model(), images, FitRecipe(epochs=30, batch_size=16, learning_rate=0.05, crop=1, precision="fp32")

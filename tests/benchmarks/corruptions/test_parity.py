@@ -77,6 +77,7 @@ def test_statistics_lie_within_the_reference_s_spread(size, draws, severities, n
             assert deviation.within, (severity, statistic, deviation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARABLE)
 def test_imagecorruptions_at_224_px(name):
     image = reference(224).clean[0]
