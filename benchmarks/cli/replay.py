@@ -24,7 +24,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of model and o
 Protocols = Annotated[
     list[str] | None,
     typer.Option(
-        help="Streams of clean images, corrupted here: iid, mixed, continual, gradual, correlated, or all; several times."
+        help="Streams of clean images, corrupted here: iid, mixed, continual, gradual, correlated, or all; "
+        "several times."
     ),
 ]
 Batches = Annotated[
