@@ -79,7 +79,7 @@ def reproduce(
         from rws.benchmarks.paper.columns import RECIPES, Place, parse_data
         from rws.benchmarks.paper.run import reproduce as run
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
-    chosen = _chosen(names, column or [], place)
+    chosen = _chosen(names or [], column or [], place)
     for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
         typer.echo(f"wrote {path}")
 
