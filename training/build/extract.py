@@ -15,11 +15,11 @@ from rws.edge.common.provenance import write_json
 from rws.edge.signatures.quantization import Bits, Per, check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
+from rws.training.build.checkpoints import folded_model, folded_weights
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import load_images
 from rws.training.models.architectures import shallow_tensors
-from rws.training.models.checkpoints import folded_model, folded_weights
 from rws.training.models.fit import Corrupted
 from rws.training.models.loop import Report
 from rws.training.signatures.deltas import Deltas

@@ -63,16 +63,15 @@ STEP = st.one_of(
 @given(st.lists(STEP, max_size=40), st.integers(1, 12))
 def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
     # Between an opening and its answer nothing else comes, so openings are answered from a script of their own.
-    class Camera(ScriptedCapture):
-        def open(self):
-            super().open()
-            answers = [step for step in steps if step[0] == "open"]
-            answer = answers[len(self.opened_at) % len(answers)] if answers else ("open", "")
-            rest = [step for step in steps if step[0] != "open"]
-            self._steps = iter([answer, *(rest if not answer[1] else [])])
+    answers = [step for step in steps if step[0] == "open"] or [("open", "")]
+    rest = [step for step in steps if step[0] != "open"]
+
+    def script(time):
+        answer = answers[len(capture.opened_at) % len(answers)]
+        return [answer, *(rest if not answer[1] else [])]
 
     time = FakeTime()
-    capture = Camera([], time)
+    capture = ScriptedCapture(script, time)
     source = live_source(capture, time)
     count = 0
     for frame in play(source, lambda: time.now > 1000 + 600):
@@ -159,13 +158,9 @@ def test_a_process_that_closes_the_connection_is_killed(process_and_worker):
 
 def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
     # Each opening gives a good picture or none, then the same one over and over.
-    class Frozen(ScriptedCapture):
-        def open(self):
-            super().open()
-            self._steps = itertools.chain([("open", "")], itertools.cycle([("reject", "frozen"), ("wait", 0.5)]))
-
+    frozen = [("reject", "frozen"), ("wait", 0.5)]
     time = FakeTime()
-    capture = Frozen([], time)
+    capture = ScriptedCapture(lambda time: itertools.chain([("open", "")], itertools.cycle(frozen)), time)
     source = live_source(capture, time)
     assert list(play(source, lambda: time.now > 1300)) == []
     assert max(np.diff(capture.opened_at)) < 7
@@ -189,23 +184,17 @@ def test_a_frame_that_is_being_checked_is_no_sign_of_life():
 
 
 def test_bursts_are_learned_from_their_longest_gap():
-    class Bursts(ScriptedCapture):
+    def bursts(time):
         """Twenty frames every ten seconds, by the clock on the wall."""
-
-        def open(self):
-            super().open()
-            self._steps = itertools.chain([("open", "")], self._bursts())
-
-        @staticmethod
-        def _bursts():
-            while True:
-                yield ("wait", 10 - time.now % 10)
-                for _ in range(20):
-                    yield ("frame", IMAGE)
-                    yield ("wait", 0.02)
+        yield ("open", "")
+        while True:
+            yield ("wait", 10 - time() % 10)
+            for _ in range(20):
+                yield ("frame", IMAGE)
+                yield ("wait", 0.02)
 
     time = FakeTime()
-    capture = Bursts([], time)
+    capture = ScriptedCapture(bursts, time)
     source = live_source(capture, time)
     count = sum(1 for _ in play(source, lambda: time.now > 1000 + 3600))
     assert count > 7000
