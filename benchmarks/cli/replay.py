@@ -16,40 +16,42 @@ if TYPE_CHECKING:
     from rws.training.evaluation.evaluator import EvaluationOptions
 
 
+Data = Annotated[
+    str,
+    typer.Option(help="Clean test folder or data set (corrupted here), ImageNet-C folders, or CIFAR-10-C .npy files."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle; streams: left out, 1.")]
+Protocols = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Streams of clean images, corrupted here: iid, mixed, continual, gradual, correlated, or all; "
+        "several times."
+    ),
+]
+Batches = Annotated[
+    list[int] | None, typer.Option(min=1, help="Streams: the rivals' batch; several times; left out: 1 and 64.")
+]
+Resume = Annotated[bool, typer.Option(help="Streams: go on from what an earlier run left in the folder JSON.parts.")]
+Remeasure = Annotated[
+    bool, typer.Option("--remeasure", help="Rivals: measure time and memory anew, whatever JSON.parts holds.")
+]
+
+
 def replay(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Clean test folder or data set (corrupted here), ImageNet-C folders, or CIFAR-10-C .npy files."
-        ),
-    ],
+    data: Data,
     bundle: BundleFolder = None,
     severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions, of --limit and of the streams.")] = 0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of model and oracle; streams: left out, 1.")
-    ] = None,
+    threads: Threads = None,
     report: Report = None,
-    protocol: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Streams of clean images, corrupted here: iid, mixed, continual, gradual, correlated, or all; "
-            "several times."
-        ),
-    ] = None,
+    protocol: Protocols = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Streams: frames per type; left out: 500.")] = None,
     rivals: Annotated[Path | None, typer.Option(help="Streams: also the rivals, whose models are here.")] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Streams: the rivals' batch; several times; left out: 1 and 64.")
-    ] = None,
+    batch: Batches = None,
     table: Annotated[Path | None, typer.Option("--csv", help="Streams: write the accuracies by type here.")] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Streams: go on from what an earlier run left in the folder JSON.parts.")
-    ] = True,
-    remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Rivals: measure time and memory anew, whatever JSON.parts holds.")
-    ] = False,
+    resume: Resume = True,
+    remeasure: Remeasure = False,
 ) -> None:
     """Replay the oracle against a corrupted test set: accuracy never patched, with the oracle, and when told.
 

@@ -17,6 +17,15 @@ NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10))
 """What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
 
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
+        "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
+    ),
+]
+
+
 def reproduce(
     names: Annotated[
         list[str] | None, typer.Argument(help="table1 to table5, fig2 to fig9, init, tuned, smaller, or all.")
@@ -25,13 +34,7 @@ def reproduce(
     column: Annotated[
         list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; several times.")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
-            "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
-        ),
-    ] = None,
+    data: Data = None,
     work: Annotated[Path, typer.Option(help="Checkpoints and scores; a stopped run goes on from them.")] = Path(
         "runs/reproduce"
     ),
