@@ -354,9 +354,10 @@ def run_curve(
     for count in layers:
         own = replace(settings, layers=count)
         workshop = Adoption(adopted, build.pixels, own, work / str(count), classes=classes)
-        deltas = {
-            name: {tensor: delta.numpy() for tensor, delta in workshop.signature(name).items()} for name in corruptions
-        }
+        deltas = {}
+        for name in corruptions:
+            exact = workshop.signature(name)
+            deltas[name] = {tensor: exact[tensor].numpy() for tensor in workshop.tensors}
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(workshop.clean))
         patched = OnnxModel(adopted.onnx, signatures, shallow_tensors(proto, count), "cpu", threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}
