@@ -126,3 +126,9 @@ def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, seve
     else:
         raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(corruptions)}")
     return Belief(tuple(corruptions), tuple(float(level) for level in levels), joint)
+
+
+def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
+    """Sum joint distributions (…, 1 + C·S) over the severity levels: P(type), float32 (…, 1 + C), clean first."""
+    summed = joint[..., 1:].reshape(*joint.shape[:-1], corruptions, -1).sum(axis=-1)
+    return np.concatenate([joint[..., :1], summed], axis=-1)

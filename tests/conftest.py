@@ -7,19 +7,42 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # child processes import `support`, too
 
+import re
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from rws.benchmarks.demo.demo import DemoStream, load_stream
 from support.command_line import CLASSES, TINY, rws
+
+TORCH = find_spec("torch") is not None
+_NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
+_SLOW_FIXTURES = {"built", "command_built", "compared", "report", "reproduced", "result", "trained"}
+"""They train or measure: a test that uses one is slow."""
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """A device installs no torch; where it is absent, the tests of the other rooms are left out."""
+    if TORCH or collection_path.suffix != ".py" or not _NEEDS_TORCH.search(collection_path.read_text()):
+        return None
+    return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="needs torch"))
+        if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
-def demo_stream() -> DemoStream:
+def demo_stream():
+    from rws.benchmarks.demo.stream import load_stream  # the tests of the device run without torch, too
+
     return load_stream()
 
 

@@ -33,13 +33,7 @@ _COUNTS = Path("/proc/self/smaps_rollup")
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process holds.
-
-    Args:
-        private: bytes of private, anonymous memory, after what Python and the C library held unused was given back.
-        peak_rss: the most bytes it had resident, loading and libraries included.
-        note: the live model's own line about its way.
-    """
+    """Bytes that a process holds: private, anonymous memory; the most it had resident; a live model's own note."""
 
     private: int
     peak_rss: int

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from rws.benchmarks.demo.stream import DemoStream, load_stream
+from rws.benchmarks.demo.timeline import draw_timeline
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.provenance import provenance, write_json
@@ -31,49 +30,7 @@ from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import ReferencePolicy
 
-DEMO_DATA = Path(__file__).parent / "data"
-COLUMNS = 20
 FPS = 10.0
-
-
-@dataclass(frozen=True)
-class DemoStream:
-    """The demo's frames and what is true of them.
-
-    Args:
-        images: uint8, (N, H, W, 3), RGB.
-        labels: int64 (N,), indices into the classes of the bundle.
-        corruptions: {name: severity} in each frame; empty means clear.
-        classes: the class names.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corruptions: tuple[dict[str, float], ...]
-    classes: tuple[str, ...]
-
-    def dominant(self, index: int) -> tuple[str, float]:
-        """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
-        layers = self.corruptions[index]
-        return max(layers.items(), key=lambda item: item[1]) if layers else (CLEAN, 0.0)
-
-
-def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
-    """Read what `rws.benchmarks.demo.render` wrote."""
-    record = json.loads((folder / "frames.json").read_text())
-    found = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)
-    if found is None:
-        raise InputError(f"{folder / 'frames.webp'}: cannot be decoded; install the package again")
-    sheet = found[:, :, ::-1]
-    size, count = record["size"], len(record["frames"])
-    rows = sheet.shape[0] // size
-    tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
-    return DemoStream(
-        np.ascontiguousarray(tiles[:count]),
-        np.array([frame["label"] for frame in record["frames"]]),
-        tuple(frame["corruptions"] for frame in record["frames"]),
-        tuple(record["classes"]),
-    )
 
 
 class DemoSummary(TypedDict):
@@ -104,8 +61,6 @@ def reference(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect
 
 def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> DemoSummary:
     """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
-    from rws.benchmarks.streams.timeline import draw_timeline
-
     stream = load_stream()
     if bundle.manifest.classes != stream.classes:
         raise InputError(

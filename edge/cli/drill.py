@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rws.edge.cli.parameters import BundleOption, optional
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,29 +17,16 @@ if TYPE_CHECKING:
 
 
 def drill(
-    bundle: Annotated[
-        Path | None, typer.Option(help="Bundle folder; left out: the bundled default.", show_default=False)
-    ] = None,
+    bundle: BundleOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes longer than a few seconds.")] = False,
-    only: Annotated[
-        str | None, typer.Option(help="Only the faults whose name holds this text.", show_default=False)
-    ] = None,
-    video: Annotated[
-        Path | None,
-        typer.Option(help="An H.264 file to play, and to damage; left out: one is made.", show_default=False),
-    ] = None,
+    only: Annotated[str | None, optional(help="Only the faults whose name holds this text.")] = None,
+    video: Annotated[Path | None, optional(help="An H.264 file to play, and to damage; default: one is made.")] = None,
     soak: Annotated[
         float | None,
-        typer.Option(
-            min=10,
-            help="Instead: so many seconds on a stream on loopback; needs the extra `serve`.",
-            show_default=False,
-        ),
+        optional(min=10, help="Instead: a soak test for N seconds on a stream on loopback; needs the extra `serve`."),
     ] = None,
-    fps: Annotated[float, typer.Option(min=1, max=240, help="Frames a second of the soak's camera.")] = 30.0,
-    report: Annotated[
-        Path | None, typer.Option("--json", help="Write what happened to this file.", show_default=False)
-    ] = None,
+    fps: Annotated[float, typer.Option(min=1, max=240, help="Frames per second of the soak's camera.")] = 30.0,
+    report: Annotated[Path | None, optional("--json", help="Write what happened to this file.")] = None,
 ) -> None:
     """Put the frame loop through everything that goes wrong with a camera; no camera is needed.
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.faults.stamp import scene
+from rws.edge.faults.frames import scene
 from rws.edge.live.base import PatchableModel
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters, shared_memory

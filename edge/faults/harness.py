@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rws.edge.faults.stamp import read_stamp, scene
+from rws.edge.faults.frames import read_stamp, scene
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source

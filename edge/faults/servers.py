@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.common.closing import Closing
+from rws.edge.faults.frames import BITS, encode_jpeg, scene, stamped
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -53,7 +55,7 @@ class MjpegServer(Closing):
             def do_GET(self) -> None:
                 owner._serve(self)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 """Quiet."""
 
         class Server(ThreadingHTTPServer):
@@ -141,3 +143,27 @@ class RtspServer(Closing):
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def milliseconds() -> int:
+    """Return the system's monotonic clock, modulo what a stamp holds."""
+    return int(time.monotonic() * 1e3) % (1 << BITS)
+
+
+def age_ms(stamp: int) -> int:
+    """Return how long ago the frame with that stamp was made, milliseconds."""
+    return (milliseconds() - stamp) % (1 << BITS)
+
+
+def serve_stamped() -> None:
+    """Serve an MJPEG camera in a separate process: each frame, 640 x 480 pixels, carries the time when it was sent.
+
+    `sys.argv[1]` frames per second. Prints its address, serves until its standard input closes, and prints how many
+    frames it has sent.
+    """
+    scenes = [scene(480, 640, seed) for seed in range(8)]
+    server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
+    print(server.url, flush=True)
+    sys.stdin.read()
+    server.close()
+    print(server.number, flush=True)

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from rws.edge.common.child import python_command
-from rws.edge.faults.camera import age_ms
-from rws.edge.faults.stamp import read_stamp
+from rws.edge.faults.frames import read_stamp
+from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
 from rws.errors import RwsError
 
@@ -66,7 +66,9 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         RwsError: if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(stack, "from rws.edge.faults.camera import main; main()", str(fps), stdin=subprocess.PIPE)
+        camera = _start(
+            stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps), stdin=subprocess.PIPE
+        )
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()

@@ -22,8 +22,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
 from rws.edge.faults.fakes import Step, faulty, images, scripted
+from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, reached
-from rws.edge.faults.stamp import scene
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.base import Sink

@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.faults.frames import encode_h264, encode_jpeg, flip_bytes, scene, stamped
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen
 from rws.edge.faults.servers import Camera, MjpegServer, RtspServer
-from rws.edge.faults.stamp import encode_jpeg, scene, stamped
-from rws.edge.faults.videos import encode_h264, flip_bytes
 from rws.edge.pipeline import Result
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.open import open_source

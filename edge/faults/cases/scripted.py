@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from rws.edge.faults.fakes import FakeTime, Step, images, scripted
+from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, Seen, reached
-from rws.edge.faults.stamp import scene
 from rws.edge.sources.base import TICK
 from rws.edge.sources.capture.checks import image_flaw
 from rws.edge.sources.capture.stall import LAST_BACKOFF

@@ -24,6 +24,7 @@ def tiny_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_an_architecture_is_the_same_in_onnx_and_torch(named):
     x = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     session = onnxruntime.InferenceSession(named.onnx)
@@ -46,6 +47,7 @@ def test_signatures_are_a_twentieth_of_each_tensors_spread(named):
         assert delta.any()
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything_and_leaves_torchs_own_alone(named):
     torch.manual_seed(5)
     first = torch.rand(1)

@@ -2,9 +2,10 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 
-from rws.benchmarks.demo.demo import load_stream
 from rws.benchmarks.demo.render import scenario
+from rws.benchmarks.demo.stream import load_stream
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import rws
 
@@ -25,6 +26,7 @@ def test_the_bundled_stream_is_the_scenario(demo_stream):
     assert load_stream().images.std() > 20
 
 
+@pytest.mark.slow
 def test_the_demo_writes_all_it_promises(tmp_path):
     out = tmp_path / "demo"
     done = rws("demo", "--out", out)

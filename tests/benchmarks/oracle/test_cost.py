@@ -1,9 +1,12 @@
+import pytest
+
 from rws.benchmarks.common.models import load_model
 from rws.benchmarks.oracle.cost import CASES, measure_oracle
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import ORACLE
 
 
+@pytest.mark.slow
 def test_every_model_has_a_row_for_each_part_and_the_ratios_are_of_the_times():
     bundle = Bundle.load()
     other = load_model("squeezenet1_1", size=32)

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from rws.training.corruptions import CORRUPTIONS
-from support.command_line import rws
+from support.command_line import invoke
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,7 @@ def compared(built, tiny_recipe, image_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("ways")
     shutil.copytree(built[1], root / "work")
     given = ("--work", root / "work", "--data", image_folder, "--recipe", tiny_recipe)
-    rws("bench", "ways", *given, "--limit", 10, "--json", root / "ways.json")
+    invoke("bench", "ways", *given, "--limit", 10, "--json", root / "ways.json")
     return json.loads((root / "ways.json").read_text())
 
 

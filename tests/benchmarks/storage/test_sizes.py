@@ -11,7 +11,7 @@ from rws.benchmarks.storage.sizes import weighted_tensors, write_models
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE
 from rws.edge.live.onnx_model import OnnxModel
 from rws.errors import RwsError
-from support.command_line import rws
+from support.command_line import invoke
 from support.tiny import SIZE, network
 
 CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor")]
@@ -21,7 +21,7 @@ CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"
 def report(tmp_path_factory):
     """The bundled default and the text of the tables."""
     file = tmp_path_factory.mktemp("storage") / "storage.json"
-    done = rws("bench", "storage", "--json", file)
+    done = invoke("bench", "storage", "--json", file)
     return json.loads(file.read_text()), done.stdout
 
 

@@ -121,6 +121,7 @@ class TestRoundTrip:
 
 
 class TestParts:
+    @pytest.mark.torch
     def test_both_backends_agree(self, tiny_bundle):
         first, second = tiny_bundle.model(ModelOptions(threads=1)), tiny_bundle.model(ModelOptions("torch", threads=1))
         for mix in ({}, {"fog": 1.0}, {"fog": 0.5, "contrast": -0.5}):
@@ -580,3 +581,8 @@ def test_signatures_for_another_tensor(bundle_path, tiny_bundle):
 
 def test_signatures_load_alone(bundle_path, parts):
     assert SignatureSet.load(bundle_path / "signatures.safetensors").names == parts.signatures.names
+
+
+def test_a_bundle_fits_on_a_line(tiny_bundle):
+    expected = f"Bundle(tiny, 8x8 px, 4 classes, 3 signatures, {tiny_bundle.path})"
+    assert repr(tiny_bundle) == expected

@@ -1,42 +1,12 @@
 import json
-import os
-from dataclasses import replace
 
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rws.cli import app
-from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.options import ModelOptions
-from rws.edge.faults.cases import CASES
-from rws.edge.faults.harness import Case, NotHereError
-from rws.edge.faults.servers import RtspServer
-from rws.edge.faults.stamp import BITS, encode_jpeg, read_stamp, scene, stamped
-from rws.edge.pipeline import Pipeline
-from rws.edge.sources.open import open_source
+from rws.edge.faults.harness import Case
 from rws.edge.sources.test_pattern import PatternSource
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return Pipeline.from_bundle(Bundle.load(), ModelOptions(threads=1))
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_promise_is_kept(case, pipeline, tmp_path):
-    outcome = case.run(Bundle.load(), pipeline, tmp_path)
-    if outcome.skipped:
-        assert not os.environ.get("RWS_REQUIRE_SYSTEM"), outcome.skipped
-        pytest.skip(outcome.skipped)
-    assert outcome.failures == []
-    assert outcome.accounted
-    assert outcome.happened
-    assert outcome.promised.endswith(".")
 
 
 def play(drill):
@@ -44,65 +14,9 @@ def play(drill):
     drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5)
 
 
-class NeverClean:
-    """A model whose weights stay patched."""
-
-    def __init__(self, model):
-        self.apply, self.predict = model.apply, model.predict
-
-    def reset(self):
-        self.apply({"fog": 1.0})
-
-
-def leave_a_patch(drill):
-    """It is said."""
-    broken = replace(drill.pipeline, model=NeverClean(drill.pipeline.model))
-    try:
-        drill.play(PatternSource(64, 64, 1000.0), lambda seen: len(seen) >= 5, pipeline=broken)
-    finally:
-        drill.pipeline.model.reset()
-
-
-def lose_a_frame(drill):
-    """It is said."""
-
-    class Loses(PatternSource):
-        def frames(self):
-            frames = (frame for frame in super().frames() if frame is not None)
-            return (frame for number, frame in enumerate(frames) if number != 2)
-
-    drill.play(Loses(64, 64, 100.0), lambda seen: len(seen) >= 5)
-
-
 def raise_something(drill):
     """It is said."""
     raise ZeroDivisionError("oh")
-
-
-def not_here(drill):
-    """It is said."""
-    raise NotHereError("no camera")
-
-
-@pytest.mark.parametrize(
-    ("function", "failure"),
-    [
-        (play, None),
-        (leave_a_patch, "no mix is in effect afterwards"),
-        (lose_a_frame, "delivered frames has a result"),
-        (raise_something, "no other exception: ZeroDivisionError: oh"),
-    ],
-)
-def test_the_drill_sees_a_promise_that_is_broken(function, failure, pipeline, tmp_path):
-    outcome = Case("test", "It is said.", function).run(Bundle.load(), pipeline, tmp_path)
-    assert outcome.passed == (failure is None)
-    if failure is not None:
-        assert any(failure in found for found in outcome.failures)
-
-
-def test_what_is_missing_here_is_no_pass_and_no_failure(pipeline, tmp_path):
-    outcome = Case("test", "It is said.", not_here).run(Bundle.load(), pipeline, tmp_path)
-    assert (outcome.passed, outcome.failures, outcome.skipped) == (False, [], "no camera")
 
 
 def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
@@ -125,35 +39,6 @@ def test_an_unknown_fault_is_a_clear_error():
     result = runner.invoke(app, ["drill", "--only", "meteorite"])
     assert result.exit_code == 2
     assert "no fault's name holds 'meteorite'" in result.stderr
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**BITS - 1), st.sampled_from([30, 90]))
-def test_a_stamp_survives_jpeg(number, quality):
-    import cv2
-
-    picture = stamped(scene(48, 400), number)
-    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(picture, quality), np.uint8), cv2.IMREAD_COLOR)
-    assert read_stamp(decoded) == number
-
-
-def test_a_picture_without_a_stamp_has_none():
-    assert read_stamp(scene(480, 640)) is None
-    assert read_stamp(scene(8, 8)) is None
-
-
-def test_rtsp_gives_real_frames():
-    if missing := RtspServer.missing():
-        assert not os.environ.get("RWS_REQUIRE_SYSTEM"), missing
-        pytest.skip(missing)
-    server = RtspServer()
-    try:
-        with open_source(server.url) as source:
-            frames = [frame for frame, _ in zip(source, range(5), strict=False)]
-    finally:
-        server.close()
-    assert all(frame.image.shape == (480, 640, 3) for frame in frames)
-    assert frames[0].image.max() > 200
 
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):

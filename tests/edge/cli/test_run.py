@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,23 +24,10 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
-from support.fakes import write_images, write_video
+from support.fakes import write_images
 from support.tiny import bundle_parts
 
 runner = CliRunner()
-
-
-@pytest.fixture
-def rws(tiny_bundle):
-    def call(command, *arguments, bundle=tiny_bundle.path):
-        return runner.invoke(app, [command, *map(str, arguments), "--bundle", str(bundle)])
-
-    return call
-
-
-@pytest.fixture
-def video(tmp_path):
-    return write_video(tmp_path / "clip.mp4", range(20, 240, 11))
 
 
 def noisy(count, height=10, width=12):
@@ -132,7 +118,9 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
 )
-@pytest.mark.parametrize("options", [["run"], ["run", "--corrupt", "fog:1"], ["oracle"]])
+@pytest.mark.parametrize(
+    "options", [["run"], pytest.param(["run", "--corrupt", "fog:1"], marks=pytest.mark.torch), ["oracle"]]
+)
 def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
     parts, rws, tmp_path, caplog, shape, data, warns, options
 ):
@@ -291,23 +279,6 @@ def test_a_broken_model_surfaces_and_leaves_no_file(rws, video, tmp_path, monkey
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_oracle_lists_each_image(rws, tiny_bundle, tmp_path):
-    folder = write_images(tmp_path / "images", 3)
-    shutil.copy(folder / "0.png", tmp_path / "single.png")
-    result = rws("oracle", tmp_path / "single.png", folder, f"{folder}/[01].png", "--json", tmp_path / "b.json")
-    assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / "b.json").read_text())
-    expected = [tmp_path / "single.png", *(folder / f"{n}.png" for n in (0, 1, 2, 0, 1))]
-    assert [row["file"] for row in rows] == [str(path) for path in expected]
-    assert all(row.keys() == {"file", "corruption", "probability", "severity"} for row in rows)
-    (frame,) = open_source(tmp_path / "single.png")
-    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
-    assert rows[0]["corruption"] == belief.type
-    assert rows[0]["probability"] == pytest.approx(belief.probability.max(), abs=1e-4)
-    assert 0 <= rows[0]["severity"] <= 5
-    assert "6 images, 0 rejected" in result.output
-
-
 def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bundle, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
     files = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv"]
@@ -323,16 +294,6 @@ def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bu
     (told_row,) = json.loads((tmp_path / "b.json").read_text())
     assert float(row["severity"]) == found["severity"] == told_row["severity"] == round(severity, 3)
     assert found["expected_severity"] == round(belief.expected_severity, 3)
-
-
-def test_oracle_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_path):
-    folder = write_images(tmp_path / "images", 2)
-    (folder / "1.png").write_bytes(b"broken")
-    assert "1 images, 1 rejected" in rws("oracle", folder).output
-    for bad in (video, tmp_path / "nowhere.png", folder / "1.png"):
-        result = rws("oracle", bad, "--json", tmp_path / "b.json")
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert not (tmp_path / "b.json").exists()
 
 
 def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
@@ -422,6 +383,7 @@ def test_the_source_can_come_from_the_environment_which_no_list_of_processes_sho
     assert "frames 20" in rws("run").output
 
 
+@pytest.mark.torch
 def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     files = ["--jsonl", tmp_path / "r.jsonl", "--json", tmp_path / "s.json", "--save", tmp_path / "a.mp4"]
     result = rws("run", video, "--corrupt", "fog:3", *files)

@@ -18,9 +18,9 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.oracle.fit import LEVELS
-from rws.training.signatures.methods import DELTAS
-from support.command_line import TINY, rws
+from rws.training.oracle.sampling import LEVELS
+from rws.training.signatures.deltas import DELTAS
+from support.command_line import TINY, invoke, rws
 
 
 def test_the_command_builds_a_bundle_that_runs(built, clear):
@@ -49,7 +49,7 @@ def test_every_job_left_a_record(built):
 def test_a_finished_build_is_not_repeated(built, tiny_recipe, image_folder, tmp_path):
     out, work, _ = built
     lines = (work / "log.jsonl").read_text().splitlines()
-    rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", tmp_path / "again")
+    invoke("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", tmp_path / "again")
     added = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()[len(lines) :]]
     assert not [record for record in added if "epoch" in record or "corruption" in record]
     for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
@@ -61,7 +61,7 @@ def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recip
     other = tmp_path / "other.toml"
     other.write_text(TINY.replace("widths = [8, 8]", "widths = [8, 12]").replace("seed = 1", "seed = 2"))
     arguments = ("--recipe", other, "--data", image_folder, "--work", work, "--onto", out)
-    rws("build", *arguments, "--out", tmp_path / "onto")
+    invoke("build", *arguments, "--out", tmp_path / "onto")
     for name, kept in (("model.onnx", True), ("signatures.safetensors", True), ("oracle.onnx", False)):
         assert ((tmp_path / "onto" / name).read_bytes() == (out / name).read_bytes()) is kept
     jobs = {json.loads(line)["job"] for line in (work / "log.jsonl").read_text().splitlines()}
@@ -78,7 +78,7 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
     shutil.copytree(built[0], tmp_path / "fewer")
     remove_signature(tmp_path / "fewer", "fog")
     arguments = ("--recipe", tiny_recipe, "--data", image_folder, "--work", tmp_path / "work")
-    rws("build", *arguments, "--onto", tmp_path / "fewer", "--out", tmp_path / "out")
+    invoke("build", *arguments, "--onto", tmp_path / "fewer", "--out", tmp_path / "out")
     bundle = Bundle.load(tmp_path / "out")
     assert "fog" not in bundle.signatures.names
     assert bundle.manifest.corruptions == CORRUPTIONS
@@ -98,7 +98,7 @@ def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_rec
     for split in ("train", "test"):
         (other / split / "frog").rename(other / split / "toad")
     arguments = ("--recipe", tiny_recipe, "--data", other, "--work", tmp_path / "work")
-    failed = rws("build", *arguments, "--onto", built[0], check=False)
+    failed = invoke("build", *arguments, "--onto", built[0], check=False)
     assert failed.returncode == 2
     assert "class folder 'frog' is missing" in failed.stderr
 
@@ -129,7 +129,7 @@ def test_a_work_folder_of_another_build_is_refused(built, image_folder, tmp_path
     assert old in TINY
     other.write_text(TINY.replace(old, new))
     out = tmp_path / "bundle"
-    failed = rws("build", "--recipe", other, "--data", image_folder, "--work", built[1], "--out", out, check=False)
+    failed = invoke("build", "--recipe", other, "--data", image_folder, "--work", built[1], "--out", out, check=False)
     assert failed.returncode == 2
     assert f"{artefact} was made from another recipe" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -139,7 +139,7 @@ def test_a_work_folder_of_another_build_is_refused(built, image_folder, tmp_path
 def test_a_folder_without_splits_builds_too(built, tiny_recipe, image_folder, tmp_path):
     flat = tmp_path / "flat"
     shutil.copytree(image_folder / "train", flat)
-    done = rws("build", "--recipe", tiny_recipe, "--data", flat, "--work", tmp_path / "work", "--job", "init")
+    done = invoke("build", "--recipe", tiny_recipe, "--data", flat, "--work", tmp_path / "work", "--job", "init")
     assert "epoch 2" in done.stdout
 
 
@@ -149,7 +149,7 @@ def test_images_that_are_not_square_are_refused_before_training(tiny_recipe, tmp
         for number in range(10):
             cv2.imwrite(str(tmp_path / f"images/{name}/{number}.png"), np.zeros((20, 30, 3), np.uint8))
     work = tmp_path / "work"
-    failed = rws("build", "--recipe", tiny_recipe, "--data", tmp_path / "images", "--work", work, check=False)
+    failed = invoke("build", "--recipe", tiny_recipe, "--data", tmp_path / "images", "--work", work, check=False)
     assert failed.returncode == 2
     assert "30x20" in failed.stderr
     assert not (work / "init.pt").exists()
@@ -157,7 +157,7 @@ def test_images_that_are_not_square_are_refused_before_training(tiny_recipe, tmp
 
 def test_extract_tunes_signatures_without_labels(built, tiny_recipe, image_folder, tmp_path):
     out = tmp_path / "fog.safetensors"
-    rws(
+    invoke(
         *("extract", "--way", "tuned", "--recipe", tiny_recipe, "--std", built[1] / "std.pt"),
         *("--data", image_folder, "--corruption", "fog", "--layers", 2, "--out", out),
     )
@@ -171,9 +171,11 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
     _, work, _ = built
     copy = tmp_path / "work"
     shutil.copytree(work, copy)
-    rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", copy, "--threads", 1, "--job", "residual")
+    invoke(
+        "build", "--recipe", tiny_recipe, "--data", image_folder, "--work", copy, "--threads", 1, "--job", "residual"
+    )
     out = tmp_path / "signatures.safetensors"
-    rws(
+    invoke(
         *("extract", "--recipe", tiny_recipe, "--layers", 2, "--out", out, "--json", tmp_path / "norms.json"),
         *("--init", copy / "init.pt", "--std", copy / "std.pt"),
         *("--robust", f"fog={copy / 'robust-fog.pt'}", "--robust", f"snow={copy / 'robust-snow.pt'}"),
@@ -213,7 +215,7 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pt").write_bytes(b"garbage")
-    failed = rws(*arguments, check=False)
+    failed = invoke(*arguments, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
@@ -238,13 +240,13 @@ def build(tiny_recipe, image_folder, tmp_path):
 
 
 def test_an_init_begins_from_its_ancestor_but_for_the_head(build):
-    model, ancestor = build._new_model(), build._ancestor.init()
-    same_classes = build._ancestor._new_model()
-    assert build.identity() != build._ancestor.identity()
+    model, ancestor = build.new_model(), build.ancestor.init()
+    same_classes = build.ancestor.new_model()
+    assert build.identity() != build.ancestor.identity()
     torch.manual_seed(build.recipe.seed)
-    twin = Build(build._ancestor.recipe, build.source, build.work / "twin", ancestor=build._ancestor)
+    twin = Build(build.ancestor.recipe, build.source, build.work / "twin", ancestor=build.ancestor)
     assert torch.equal(
-        twin._new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
+        twin.new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
     )
     own, other = model.state_dict(), ancestor.state_dict()
     assert torch.equal(own["features.0.weight"], other["features.0.weight"])
@@ -266,7 +268,7 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
 
 
 def test_targets_of_tuning_have_signatures_of_their_own(build):
-    assert build.way_name("tuned-output") == "tuned"
+    assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
     name = build.tensors[0]
     assert not torch.equal(labels[name], output[name])

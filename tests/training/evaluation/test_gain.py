@@ -5,8 +5,9 @@ import torch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.training.data.images import Images
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
-from rws.training.oracle.fit import LEVELS
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
+from rws.training.oracle.sampling import LEVELS
 
 
 class Fixed:
@@ -26,6 +27,7 @@ def test_accuracy_is_the_share_that_is_right_or_the_mean_probability_of_what_is(
     assert percent_right(Fixed(logits), pixels, labels, soft=True) == pytest.approx(70, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(clear):
     bundle = Bundle.load()
     images = torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())

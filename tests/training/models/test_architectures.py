@@ -37,6 +37,7 @@ def test_full_width_has_the_papers_shallow_parameters():
     assert sum(parameters[name].numel() for name in shallow_tensors(model)) == 555_328
 
 
+@pytest.mark.slow
 def test_resnet50s_five_layers_are_blocks():
     model = fold_batchnorm(build_model(ModelSpec("resnet50"), 10))
     names = shallow_tensors(model, 5)
@@ -44,6 +45,7 @@ def test_resnet50s_five_layers_are_blocks():
     assert not any("layer2.1" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "width"), [("vgg16", 0.25), ("resnet18", 0.25), ("mobilenet_v2", 1.0)])
 def test_folding_changes_no_output_and_survives_the_export(architecture, width):
     model = trained_like(ModelSpec(architecture, width=width))
@@ -57,6 +59,7 @@ def test_folding_changes_no_output_and_survives_the_export(architecture, width):
     np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_biases_that_are_all_zero_keep_their_slot():
     folded = fold_batchnorm(build_model(ModelSpec("resnet18"), 10))  # untrained: every folded bias is zero
     export_onnx(folded, 32, keep=shallow_tensors(folded, 2))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.faults.stamp import scene
+from rws.edge.faults.frames import scene
 from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
 
 

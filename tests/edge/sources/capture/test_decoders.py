@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from rws.edge.faults.frames import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.faults.servers import MjpegServer
-from rws.edge.faults.stamp import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.sources.capture.decoders import DROPPED, StreamDecoder
 from rws.edge.sources.capture.packets import MOST_BYTES, PacketReader
 from rws.edge.sources.open import open_source

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from rws.edge.faults.stamp import scene
+from rws.edge.faults.frames import scene
 from rws.edge.sources.capture.checks import REASONS, FreezeDetector
 from rws.edge.sources.capture.decoders import DecodedFrame, Decoder, lost_frame
 from rws.edge.sources.capture.grabber import Grabber
