@@ -411,23 +411,13 @@ def run_curve(
     proto = read_model(onnx)
     rows = []
     for count in layers:
-<<<<<<< HEAD
-        own = replace(settings, layers=count)
-        workshop = Adoption(adopted, build.pixels, own, work / str(count), classes=classes)
+        adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
         deltas = {}
         for name in corruptions:
-            exact = workshop.signature(name)
-            deltas[name] = {tensor: exact[tensor].numpy() for tensor in workshop.tensors}
-        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(workshop.clean))
-        patched = OnnxModel(adopted.onnx, signatures, shallow_tensors(proto, count), "cpu", threads)
-=======
-        adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
-        deltas = {
-            name: {tensor: delta.numpy() for tensor, delta in adoption.signature(name).items()} for name in corruptions
-        }
+            exact = adoption.signature(name)
+            deltas[name] = {tensor: exact[tensor].numpy() for tensor in adoption.tensors}
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
->>>>>>> main
         scores: dict[str, list[float]] = {"std": [], "told": []}
         for name in corruptions:
             for severity in TWO_SEVERITIES:
