@@ -412,9 +412,10 @@ def run_curve(
     rows = []
     for count in layers:
         adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
-        deltas = {
-            name: {tensor: delta.numpy() for tensor, delta in adoption.signature(name).items()} for name in corruptions
-        }
+        deltas = {}
+        for name in corruptions:
+            exact = adoption.signature(name)
+            deltas[name] = {tensor: exact[tensor].numpy() for tensor in adoption.tensors}
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}

@@ -180,17 +180,16 @@ def _print(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    signatures, size = description["signatures"], description["input"]
-    tensors = description["patched_tensors"]
+    signatures, size, oracle = description["signatures"], description["input"], description["oracle"]
+    tensors, names = description["patched_tensors"], signatures["names"]
+    levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
     rows = {
         "folder": description["path"],
         "input": f"{size['height']} x {size['width']} {size['colour']}",
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
-        "signatures": f"{len(signatures['names'])}, {signatures['bits']} bit per {signatures['per']}: "
-        f"{', '.join(signatures['names'])}",
+        "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),
-        "oracle": f"{len(description['oracle']['corruptions'])} corruptions, severity "
-        f"{', '.join(f'{level:g}' for level in description['oracle']['severity_levels'])}",
+        "oracle": f"{len(oracle['corruptions'])} corruptions, severity {levels}",
         "policy": ", ".join(f"{key} {value}" for key, value in description["policy"].items()),
         "filter": ", ".join(_setting(key, value) for key, value in description["filter"].items()) or "default",
         "files": "\n".join(f"{name} {count:,} bytes" for name, count in description["bytes"].items()),
