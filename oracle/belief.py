@@ -1,9 +1,10 @@
-"""What the oracle says about one frame: a joint distribution over corruption and severity."""
+"""The belief about one frame: a joint distribution over corruption and severity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,14 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    "weather": ("snow", "frost", "fog", "brightness", "spatter"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+}
+"""ImageNet-C's 19 corruptions by family, as pages and figures colour them."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,7 @@ class Belief:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
 
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
-        """Check that the belief is about these corruptions and levels.
-
-        Raises:
-            InputError: if it is about others.
-        """
+        """Raise InputError unless the belief is about these corruptions and levels."""
         if self.corruptions != corruptions or self.levels != levels:
             raise InputError(
                 f"belief: is about {', '.join(self.corruptions)} at levels {self.levels}, expected "
@@ -63,7 +68,7 @@ class Belief:
 
     @property
     def severity(self) -> NDArray[np.float32]:
-        """Expected severity of each type were it the true one, float32, shape (1 + C,), 0…5; 0 for clean."""
+        """Expected severity of each type if it is the true one, float32, shape (1 + C,), 0…5; 0 for clean."""
         per_level = self.joint[1:].reshape(len(self.corruptions), len(self.levels))
         mass = per_level.sum(axis=1)
         uniform = np.full_like(per_level, 1 / len(self.levels))
@@ -79,7 +84,7 @@ class Belief:
 
     @property
     def type_severity(self) -> float:
-        """Expected severity of the most probable type were it the true one, 0…5; 0 for clean."""
+        """Expected severity of the most probable type if it is the true one, 0…5; 0 for clean."""
         return float(self.severity[self.probability.argmax()])
 
     @property
@@ -88,8 +93,16 @@ class Belief:
         return float(self.probability @ self.severity)
 
 
+class CorruptionOracle(Protocol):
+    """Names the corruption of a frame; `rws.oracle.classifier.Oracle` is one."""
+
+    def observe(self, x: NDArray[np.float32]) -> Belief:
+        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1, not normalised."""
+        ...
+
+
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
-    """The belief of someone who was told: all mass on one type, split between the two levels around `severity`.
+    """Return a belief with all its mass on one known type, split between the two levels around `severity`.
 
     Args:
         corruptions: the corruption names, without `clean`.
@@ -113,3 +126,9 @@ def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, seve
     else:
         raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(corruptions)}")
     return Belief(tuple(corruptions), tuple(float(level) for level in levels), joint)
+
+
+def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:
+    """Sum joint distributions (…, 1 + C·S) over the severity levels: P(type), float32 (…, 1 + C), clean first."""
+    summed = joint[..., 1:].reshape(*joint.shape[:-1], corruptions, -1).sum(axis=-1)
+    return np.concatenate([joint[..., :1], summed], axis=-1)

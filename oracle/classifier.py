@@ -14,7 +14,7 @@ from rws.oracle.belief import Belief
 
 
 class Oracle:
-    """Names what corrupts a frame, from the model's own input.
+    """Names the corruption of a frame, from the model's own input.
 
     The network takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`, float32
     (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each severity level (see `Belief`).
@@ -38,7 +38,7 @@ class Oracle:
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # After its turn it sleeps: threads that go on spinning would take the cores from the model (2.6 times slower).
+        # Threads that spin while they wait take the cores from the model (2.6 times slower).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -61,15 +61,13 @@ class Oracle:
         self.input_shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape[1:])
 
     def observe_batch(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Joint probabilities, float32 (N, 1 + C·S), of a batch, float32 (N, 3, H, W), RGB, 0…1.
+        """Return joint probabilities, float32 (N, 1 + C·S), of a batch, float32 (N, 3, H, W), RGB, 0…1.
 
         Raises:
             InputError: if shape or dtype is not what the oracle was trained for.
         """
-        fits = x.ndim == 4 and all(
-            found == expected or not isinstance(expected, int)
-            for found, expected in zip(x.shape[1:], self.input_shape, strict=True)
-        )
+        pairs = zip(x.shape[1:], self.input_shape, strict=False)
+        fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
         if not fits or x.dtype != np.float32:
             raise InputError(
                 f"oracle: got {x.dtype} {x.shape[1:] if x.ndim == 4 else x.shape}, expected float32 {self.input_shape}"
@@ -78,7 +76,7 @@ class Oracle:
         return joint
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Estimate what corrupts one frame, float32 (3, H, W), RGB, 0…1, not normalised.
+        """Estimate the corruption of one frame, float32 (3, H, W), RGB, 0…1, not normalised.
 
         Raises:
             InputError: if the shape is not the one that the oracle was trained for.

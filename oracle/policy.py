@@ -17,29 +17,30 @@ from numpy.typing import NDArray
 
 from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
-
-Mix = dict[str, float]
+from rws.records import Mix
 
 STEP = 1 / 16
-"""Alphas of `WeightedPolicy` lie on this grid: a finer change is worth no patch."""
+"""Grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch."""
 
 
 class Policy(Protocol):
-    """Chooses a mix {signature: alpha}; {} means no patch. Pure: no clock, no I/O."""
+    """Chooses a mix {signature: alpha}; {} means no patch. It may depend on the beliefs before; no clock, no I/O."""
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for the next frame.
+        """Return the mix for the next frame.
 
         Raises:
             InputError: if the belief is about other corruptions or levels than the policy's table.
         """
+        ...
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S).
+        """Return the mix of each of N independent frames, for beliefs float32 (N, 1 + C·S).
 
         Raises:
             InputError: if the beliefs have another number of states than the policy's table.
         """
+        ...
 
     def reset(self) -> None:
         """Forget the past (a cut in the stream)."""
@@ -50,7 +51,7 @@ class GainTable:
     """Accuracy of each action in each state, in percent.
 
     Args:
-        corruptions: the C corruption names; signatures bear the same names.
+        corruptions: the C corruption names; signatures have the same names.
         levels: the S severity levels.
         signature: int64 (A,), the signature of each action, an index into `corruptions`; −1 is no patch (action 0).
         alpha: float32 (A,), the strength of each action; 0 for no patch.
@@ -82,39 +83,27 @@ class GainTable:
             raise FormatError(f"gain table: signature index {found}, but {known} corruptions; rebuild the bundle")
 
     def mix(self, action: int) -> Mix:
-        """The mix of an action."""
+        """Return the mix of an action."""
         index = int(self.signature[action])
         return {} if index < 0 else {self.corruptions[index]: float(self.alpha[action])}
 
     def index(self, name: str) -> int:
-        """The place of a corruption among `corruptions`.
-
-        Raises:
-            InputError: if the name is unknown.
-        """
+        """Return the place of a corruption among `corruptions`; raise InputError if the name is unknown."""
         if name not in self.corruptions:
             raise InputError(f"unknown corruption {name!r}; known: {', '.join(self.corruptions)}")
         return self.corruptions.index(name)
 
     def check_joint(self, joint: NDArray[np.float32]) -> None:
-        """Check that beliefs, float32 (..., 1 + C·S), are about the table's states.
-
-        Raises:
-            InputError: if they have another number of states.
-        """
+        """Raise InputError unless beliefs, float32 (..., 1 + C·S), have the table's number of states."""
         if joint.shape[-1:] != (len(self.accuracy),):
             raise InputError(f"beliefs: joint has shape {joint.shape}, expected {len(self.accuracy)} states in each")
 
     def own(self, name: str) -> NDArray[np.int64]:
-        """Actions that use the signature `name`, and no patch.
-
-        Raises:
-            InputError: if the name is unknown.
-        """
+        """Return the actions that use the signature `name`, and no patch: int64; raise InputError if it is unknown."""
         return np.flatnonzero((self.signature == self.index(name)) | (self.signature < 0))
 
     def estimate(self, mix: Mix) -> NDArray[np.float32]:
-        """Accuracy of any mix in each state, percent, float32 (1 + C·S,), from what was measured of single signatures.
+        """Estimate the accuracy of any mix in each state, percent, float32 (1 + C·S,).
 
         Each signature's gain is interpolated between its alphas, and the gains add up, at most to the best action's.
 
@@ -135,7 +124,7 @@ class GainTable:
         return estimate
 
     def limited_to(self, signatures: Sequence[str]) -> GainTable:
-        """The table without the actions of signatures that are not at hand."""
+        """Return the table without the actions of other signatures."""
         kept = np.array([index < 0 or self.corruptions[index] in signatures for index in self.signature])
         return replace(self, signature=self.signature[kept], alpha=self.alpha[kept], accuracy=self.accuracy[:, kept])
 
@@ -167,15 +156,14 @@ class GainTable:
 class WeightedPolicy:
     """Every probable corruption's own signature, at its probability times its calibrated alpha.
 
-    A corruption whose signature is not at hand gets the best action of its row: a neighbour's signature, if one helps.
+    A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
 
     Args:
         table: the gain table; the calibrated alpha of a corruption at a severity is the best of its row.
         threshold: corruptions less probable than this are left out, 0…1.
-        clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
-            the oracle takes it to be.
-        hold: the mix in force is kept while no alpha differs from it by more than this, save that no patch comes into
-            force at once; 0 for independent images.
+        clean_weight: factor on the odds of clean: how much likelier a clean frame is in use than the oracle assumes.
+        hold: the current mix is kept while no alpha differs from it by more than this, except that removing the patch
+            takes effect immediately; 0 for independent images.
 
     Raises:
         InputError: if a number is out of range.
@@ -190,8 +178,8 @@ class WeightedPolicy:
         self.table, self.threshold, self.clean_weight, self.hold = table, threshold, clean_weight, hold
         self._answers = []
         for name in table.corruptions:
-            told = ToldPolicy(table, own=len(table.own(name)) > 1)
-            self._answers.append([told.choose_told(name, level) for level in table.levels])
+            reference = ReferencePolicy(table, "perfect" if len(table.own(name)) > 1 else "best")
+            self._answers.append([reference.mix(name, level) for level in table.levels])
         self._levels = np.array(table.levels, np.float32)
         self._current: Mix = {}
 
@@ -200,11 +188,7 @@ class WeightedPolicy:
         self._current = {}
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for the next frame.
-
-        Raises:
-            InputError: if the belief is about other corruptions or levels than the table.
-        """
+        """Return the mix for the next frame; see `Policy.choose`."""
         belief.check(self.table.corruptions, self.table.levels)
         mix = self._mix(belief.joint)
         current = self._current
@@ -213,7 +197,7 @@ class WeightedPolicy:
         return self._current
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        """Return the mix of each of N independent frames; see `Policy.mixes`."""
         self.table.check_joint(joint)
         return [self._mix(row) for row in joint]
 
@@ -235,10 +219,9 @@ class ExpectedGainPolicy:
 
     Args:
         table: the gain table.
-        margin: percentage points of expected accuracy by which another action must beat the one in force (and any
+        margin: percentage points of expected accuracy by which another action must beat the current one (and any
             patch must beat no patch) before it is taken; 0 for independent images.
-        clean_weight: the odds of clean are multiplied by this first: how much likelier a clean frame is in use than
-            the oracle takes it to be.
+        clean_weight: as for `WeightedPolicy`.
     """
 
     def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
@@ -252,7 +235,7 @@ class ExpectedGainPolicy:
         self._current = 0
 
     def expected(self, joint: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Expected accuracy of each action, percent, (…, A), for beliefs (…, 1 + C·S)."""
+        """Return the expected accuracy of each action, percent, float32 (…, A), for beliefs (…, 1 + C·S)."""
         self.table.check_joint(joint)
         weighted = joint.copy()
         weighted[..., 0] *= self.clean_weight
@@ -261,11 +244,7 @@ class ExpectedGainPolicy:
         return expected
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix with the best expected accuracy; the current one unless it is beaten by the margin.
-
-        Raises:
-            InputError: if the belief is about other corruptions or levels than the table.
-        """
+        """Return the mix with the best expected accuracy, or the current one unless it is beaten by the margin."""
         belief.check(self.table.corruptions, self.table.levels)
         expected = self.expected(belief.joint)
         best = int(expected.argmax())
@@ -274,30 +253,34 @@ class ExpectedGainPolicy:
         return self.table.mix(self._current)
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
+        """Return the best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
         best: NDArray[np.int64] = self.expected(joint).argmax(axis=-1)
         return best
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """The mix of each of N independent frames, for beliefs float32 (N, 1 + C·S)."""
+        """Return the mix of each of N independent frames; see `Policy.mixes`."""
         return [self.table.mix(int(action)) for action in self.choose_batch(joint)]
 
 
-class ToldPolicy:
-    """The `perfect` and `best` oracles: someone tells the true type and severity.
+class ReferencePolicy:
+    """Answers the true type and severity of a frame, as a perfect oracle would report them.
 
     Args:
         table: the gain table.
-        own: True restricts the choice to the type's own signature at its calibrated alpha (`perfect`: the paper's
-            reading, in which clean is never patched and a corruption always is); False takes the best action of the
-            whole table (`best`).
+        kind: "perfect" takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
+            patched, a corruption always); "best" takes the best action of the whole table.
+
+    Raises:
+        InputError: if the kind is unknown.
     """
 
-    def __init__(self, table: GainTable, own: bool) -> None:
-        self.table, self._own = table, own
+    def __init__(self, table: GainTable, kind: str) -> None:
+        if kind not in ("perfect", "best"):
+            raise InputError(f"reference policy is {kind!r}, expected perfect or best")
+        self.table, self.kind = table, kind
 
     def action(self, name: str, severity: float) -> int:
-        """The action for a true type at a true severity, 0…5.
+        """Return the action for a true type at a true severity, 0…5.
 
         Raises:
             InputError: if the type is unknown.
@@ -306,14 +289,14 @@ class ToldPolicy:
             return 0
         level = int(np.abs(np.array(self.table.levels) - severity).argmin())
         row = self.table.accuracy[1 + self.table.index(name) * len(self.table.levels) + level]
-        if not self._own:
+        if self.kind == "best":
             return int(row.argmax())
         actions = self.table.own(name)
         actions = actions[actions > 0]
         return int(actions[row[actions].argmax()]) if len(actions) else 0
 
-    def choose_told(self, name: str, severity: float) -> Mix:
-        """The mix for a true type at a true severity."""
+    def mix(self, name: str, severity: float) -> Mix:
+        """Return the mix for a true type at a true severity; see `action`."""
         return self.table.mix(self.action(name, severity))
 
 
@@ -325,12 +308,12 @@ POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
 
 
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:
-    """A policy from a bundle's settings.
+    """Return the policy of a bundle's settings.
 
     Args:
         table: the gain table.
-        settings: `kind`, one of `POLICIES` (left out: `expected`, as in bundles of version 0.1), and its arguments.
-        independent: for images that have nothing to do with one another: no hysteresis.
+        settings: `kind`, one of `POLICIES` (default: `expected`, as in bundles of version 0.1), and its arguments.
+        independent: for unrelated images: no hysteresis.
 
     Raises:
         InputError: if the kind is unknown or a number is out of range.

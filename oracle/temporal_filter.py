@@ -1,14 +1,14 @@
 """Smoothing the belief over the frames of one stream: the forward pass of a hidden Markov model.
 
 The hidden states are those of `Belief.joint`. From one frame to the next the state stays, drifts to a
-neighbouring level of the same corruption (clean counts as level 0 of each), or jumps: it is drawn anew. The oracle's
-posterior divided by its training prior is the likelihood of the frame (Rabiner 1989, Sec. III.A).
+neighbouring level of the same corruption (clean counts as level 0 of each), or jumps to a newly drawn one. The
+oracle's posterior divided by its training prior is the likelihood of the frame (Rabiner 1989, Sec. III.A).
 
-How often a stream jumps is not known beforehand: a camera in the rain jumps once in an hour, a shuffled test set at
-every frame. So several filters run side by side, one for each rate, and are averaged by how well each has predicted
-the frames so far; a share of the weights is spread evenly at each frame, so that none is lost for good (Herbster &
-Warmuth 1998, "Tracking the best expert", the fixed-share algorithm). With a rate of 1 among them, frames that have
-nothing to do with one another soon keep the oracle's own verdict (where `evidence` is 1).
+How often a stream jumps is not known beforehand: a camera in the rain jumps once per hour, a shuffled test set at
+every frame. So several filters run side by side, one per rate, weighted by how well each has predicted the frames so
+far; at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, "Tracking
+the best expert", the fixed-share algorithm). With a rate of 1 among them, unrelated frames soon keep the oracle's own
+belief (if `evidence` is 1).
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ class BeliefFilter:
     Args:
         corruptions: corruption names, without `clean`.
         levels: severity levels of the joint states.
-        jump: probability that the state is drawn anew from one frame to the next; several are weighed against one
-            another, frame by frame.
-        drift: probability, where it does not jump, that the severity moves one level up or down.
-        prior: the oracle's, (1 + C·S,), sums to 1: how often it takes each joint state to occur, as in its training,
-            with the odds of clean as it weighs them. It is what a jump draws from. None: clean and each type equally
-            often, each level of a type equally often.
+        jump: probability of a jump from one frame to the next; one or several rates.
+        drift: probability, without a jump, that the severity moves one level up or down.
         evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
             of one scene are not independent.
-        share: part of the weights of the jump rates that is spread evenly again at each frame.
+        prior: (1 + C·S,), sums to 1: the prior that the oracle was trained with, including its weight for clean; a
+            jump draws from it. None: clean and each type are equally probable, and so are the levels of a type.
+        share: part of the rates' weights that is spread evenly at each frame.
 
     Raises:
         InputError: if a parameter lies outside its range.
@@ -82,7 +80,7 @@ class BeliefFilter:
         self._weights = np.full_like(self._weights, 1 / len(self._weights))
 
     def update(self, belief: Belief) -> Belief:
-        """The belief after this frame, given all frames since the last reset.
+        """Return the belief after this frame, given all frames since the last reset.
 
         Raises:
             InputError: if the belief is about other corruptions or levels than the filter.
@@ -90,7 +88,7 @@ class BeliefFilter:
         belief.check(self.corruptions, self.levels)
         joint = np.maximum(belief.joint.astype(np.float64), _LEAST)
         if self._states is None:
-            # Alone, a frame keeps the oracle's own verdict: the filter never changes independent images.
+            # A single frame keeps the oracle's own belief: the filter never changes independent images.
             self._states = np.repeat(joint[None] / joint.sum(), len(self._weights), axis=0)
             return belief
         likelihood = joint / self._prior
@@ -106,7 +104,7 @@ class BeliefFilter:
         return Belief(belief.corruptions, belief.levels, averaged.astype(np.float32))
 
     def _predict(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The next frame's states before it is seen, for each rate: (R, 1 + C·S) in and out."""
+        """Predict the next frame's states, for each rate: float64 (R, 1 + C·S) in and out."""
         count, steps = len(self.corruptions), len(self.levels)
         # A ladder per corruption: level 0 is clean, shared by all of them.
         ladder = np.empty((len(states), count, steps + 1))

@@ -15,20 +15,39 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from rws import errors
+
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.runtime import Result, Runtime
-    from rws.edge.sources.open import Frame, open_source
+    from rws.edge.bundle.options import ModelOptions
+    from rws.edge.live.session import LiveSession
+    from rws.edge.pipeline import Pipeline, Result
+    from rws.edge.runtime import Runtime
+    from rws.edge.sources.open import open_source
+    from rws.records import Frame
 
 _HOMES = {
     "Bundle": "rws.edge.bundle.bundle",
-    "Frame": "rws.edge.sources.open",
-    "Result": "rws.edge.runtime",
+    "Frame": "rws.records",
+    "LiveSession": "rws.edge.live.session",
+    "ModelOptions": "rws.edge.bundle.options",
+    "Pipeline": "rws.edge.pipeline",
+    "Result": "rws.edge.pipeline",
     "Runtime": "rws.edge.runtime",
     "open_source": "rws.edge.sources.open",
 }
 
-__all__ = ["Bundle", "Frame", "Result", "Runtime", "open_source"]
+__all__ = [
+    "Bundle",
+    "Frame",
+    "LiveSession",
+    "ModelOptions",
+    "Pipeline",
+    "Result",
+    "Runtime",
+    "errors",
+    "open_source",
+]
 
 if find_spec("rws.edge") is None:
     raise ImportError(

@@ -19,6 +19,10 @@ class BundleError(FormatError):
     """A bundle, or the model in it, is missing a part, altered, or of another format than this version reads."""
 
 
+class StrategyUnavailableError(BundleError):
+    """No strategy, or not the one asked for, works for this model here, or it cannot do what was called."""
+
+
 class SignatureError(RwsError, ValueError):
     """A signature is malformed, unknown, made for another model, or was asked for at an impossible strength."""
 

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def demo_stream():
-    from rws.benchmarks.demo.demo import load_stream  # the tests of the device run without torch, too
+    from rws.benchmarks.demo.stream import load_stream  # the tests of the device run without torch, too
 
     return load_stream()
 

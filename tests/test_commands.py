@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from rws.cli import app
-from rws.edge.bundle.bundle import write_bundle
+from rws.edge.bundle.edit import write_bundle
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
 from support.fakes import write_images
 from support.tiny import CLASSES, bundle_parts, make_signatures, network
@@ -86,7 +86,7 @@ class Inputs:
         return self.folder / "adopt.toml"
 
     def other_bundle(self) -> Path:
-        return write_bundle(self.folder / "other", **(bundle_parts() | {"name": "other"})).path
+        return write_bundle(self.folder / "other", bundle_parts(name="other")).path
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def test_every_command_has_a_case():
 
 @pytest.fixture
 def inputs(built, tiny_recipe, image_folder, tmp_path) -> Inputs:
-    tiny = write_bundle(tmp_path / "bundles" / "tiny", **bundle_parts()).path
+    tiny = write_bundle(tmp_path / "bundles" / "tiny", bundle_parts()).path
     (tmp_path / "own").mkdir()
     return Inputs(tmp_path / "own", tiny, built[0], tiny_recipe, image_folder)
 

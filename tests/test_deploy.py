@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from support.fakes import make_result
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -207,7 +207,7 @@ def test_the_alerts_ask_for_metrics_that_exist():
     asked = {name for rule in rules for name in re.findall(r"\b(?:rws|process)_\w+", rule["expr"])}
     assert len(asked) >= 8
     assert asked <= exposed
-    text = read("../edge/cli/run.py")
+    text = read("../edge/cli/session.py")
     for event in re.findall(r'event="(\w+)"', read("alerts.yaml")):
         assert f'"{event}"' in text
 

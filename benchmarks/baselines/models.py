@@ -1,6 +1,6 @@
-"""The models of the rivals: the bundle's own classifier with its BatchNorm back, and what is trained on from it.
+"""The models of the baselines: the bundle's own classifier with its BatchNorm back, and what is fine-tuned from it.
 
-All start from the same weights: the bundle's model. One robust model a corruption (with the clean one 20 whole
+All start from the same weights: the bundle's model. One robust model per corruption (with the clean one 20 whole
 models, two epochs each by the default recipe), and one model trained with all corruptions as augmentation.
 """
 
@@ -18,10 +18,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
-from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, parse
+from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
@@ -29,7 +30,7 @@ from rws.training.jobs.store import STATE, Progress, Store, job_log
 from rws.training.models.architectures import ModelSpec, build_model
 from rws.training.models.fit import Corrupted, FitRecipe, fit, predict
 
-RIVAL_MODELS_VERSION = 1
+MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""
 
 AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
@@ -39,7 +40,7 @@ AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, 
 class AllCorrupted(Corrupted):
     """Every corruption as augmentation: one image in 20 stays clean, the others share the 19 types equally.
 
-    Half of them at `severity` (the severity that rivals are judged at), half at a real one, uniform from 1 to there.
+    Half of them are at `severity` (that of the evaluation), half at a real one, uniform from 1 to there.
     """
 
     name: str | None = "all"
@@ -87,7 +88,7 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
     """
     pairs = _pairs(module)
     if not pairs:
-        raise InputError("the model has no BatchNorm after its convolutions; rivals that adapt it need one")
+        raise InputError("the model has no BatchNorm after its convolutions; baselines that adapt it need one")
     state = module.state_dict()
     norms = [name for _, name in pairs]
     state |= {
@@ -99,11 +100,11 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
     for name in own:
         if name not in weights or weights[name].shape != state[name].shape:
             raise FormatError(
-                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle anew"
+                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle again"
             )
         state[name] = weights[name]
     for convolution, norm in pairs:
-        epsilon = module.get_submodule(norm).eps
+        epsilon = _norm(module, norm).eps
         state[f"{norm}.bias"] = weights[f"{convolution}.bias"]
         # For now each BatchNorm only adds the bias: the network is the folded one while its outputs are summed up.
         state[f"{norm}.weight"] = torch.ones_like(state[f"{norm}.weight"])
@@ -111,12 +112,18 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
     module.load_state_dict(state)
     mean, variance = _statistics(module, [name for name, _ in pairs], images, batch_size)
     for convolution, norm in pairs:
-        layer = module.get_submodule(norm)
-        layer.running_mean.copy_(mean[convolution])
-        layer.running_var.copy_(variance[convolution])
+        layer = _norm(module, norm)
+        layer.running_mean = mean[convolution].float()
+        layer.running_var = variance[convolution].float()
         layer.weight.data = (layer.running_var.double() + layer.eps).sqrt().float()
         layer.bias.data = (mean[convolution] + weights[f"{convolution}.bias"].double()).float()
     return module.eval()
+
+
+def _norm(module: nn.Module, name: str) -> nn.BatchNorm2d:
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.BatchNorm2d)
+    return layer
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
@@ -156,28 +163,30 @@ def _statistics(
 
 def _recipe_of(bundle: Bundle) -> Recipe:
     """What the bundle's classifier was built by; its oracle's part may be of another version and is left out."""
-    told = bundle.manifest.provenance.get("recipe")
-    if told is None:
+    stored = bundle.manifest.provenance.get("recipe")
+    if stored is None:
         raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
-    parsed = {name: parse(schema, told[name], f"{bundle.path} [{name}]") for name, schema in parts.items()}
-    return Recipe(name=told["name"], seed=told["seed"], **parsed)
+    parsed: dict[str, Any] = {
+        name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
+    }
+    return Recipe(name=stored["name"], seed=stored["seed"], **parsed)
 
 
-class RivalModels:
-    """The rivals' models, each trained once and kept; what was stopped goes on from its last epoch.
+class BaselineModels:
+    """The baselines' models, each trained once and kept; a training that was stopped continues from its last epoch.
 
     Args:
         bundle: whose classifier, recipe and seed they start from.
         source: the images that the bundle was built from: folder or data set name; their `train` split is used. None
             trains nothing and only takes what is there.
         work: folder for checkpoints. A bundle with another model gets its own folder in it.
-        robust, augmented: how to train; by default the robust models as the bundle's recipe says, with its severity.
+        augmented: how to train that model; the robust ones are trained as the bundle's recipe says.
         progress: called with {job, seconds, epoch, loss} after each epoch.
 
     Raises:
         InputError: if the bundle does not say what its classifier was built by. Its methods raise it where a model is
-            missing and there is no source, or was trained in another way.
+            missing and there is no source, or was trained by another recipe.
     """
 
     def __init__(
@@ -186,54 +195,54 @@ class RivalModels:
         source: str | None,
         work: Path,
         *,
-        robust: FitRecipe | None = None,
         augmented: FitRecipe = AUGMENTED,
         progress: Progress | None = None,
     ) -> None:
         self.recipe = _recipe_of(bundle)
         self.folder = work / f"{bundle.manifest.name}-{bundle.manifest.files[MODEL].sha256[:12]}"
-        self._bundle, self._progress, self._source, self._work = bundle, progress, source, work
-        self._robust, self._augmented = robust or self.recipe.robust, augmented
+        self.bundle, self._progress, self._source, self._work = bundle, progress, source, work
+        self._augmented = augmented
 
     @cached_property
     def train(self) -> Images:
         """The images that the bundle's models were trained on."""
         if self._source is None:
-            raise InputError(f"{self.folder} does not hold all rival models; train them with `rws bench rivals`")
+            raise InputError(f"{self.folder} lacks models of the baselines; train them with `rws bench rivals`")
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Build(self.recipe, self._source, self._work, size=self._bundle.manifest.input.height).train
+        return Build(self.recipe, self._source, self._work, size=self.bundle.manifest.input.height).train
 
     @cached_property
     def _start(self) -> Mapping[str, Tensor]:
         def unfolded(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
-            return unfold(self._network(), folded_weights(self._bundle.read(MODEL)), images).state_dict()
+            return unfold(self._network(), folded_weights(self.bundle.read(MODEL)), images).state_dict()
 
         return self._stored("unfolded", [], unfolded)
 
     def _network(self) -> nn.Module:
-        return build_model(replace(self.recipe.model, weights=""), len(self._bundle.manifest.classes)).eval()
+        return build_model(replace(self.recipe.model, weights=""), len(self.bundle.manifest.classes)).eval()
 
     def unfolded(self) -> nn.Module:
-        """The bundle's classifier with BatchNorm, in eval mode: a new copy at each call."""
+        """Return a new copy of the bundle's classifier with BatchNorm, in eval mode."""
         model = self._network()
         model.load_state_dict(self._start)
         return model
 
     def robust(self, corruption: str) -> nn.Module:
-        """The model for one corruption: the classifier, trained on with images of that corruption alone."""
+        """Return the model for one corruption: the classifier, fine-tuned with images of that corruption alone."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
-        return self._fitted(f"robust-{corruption}", self._robust, corrupted)
+        return self._fitted(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     def augmented(self) -> nn.Module:
-        """One model for everything: the classifier, trained on with all corruptions as augmentation."""
+        """Return one model for everything: the classifier, fine-tuned with all corruptions as augmentation."""
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
         seed, report = derive_seed(self.recipe.seed, "continued training"), job_log(self.folder, job, self._progress)
 
         def trained(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
-            how = {"corrupted": corrupted, "seed": seed, "checkpoint": checkpoint, "report": report}
-            return fit(self.unfolded(), images, recipe, **how).state_dict()
+            model = self.unfolded()
+            fit(model, images, recipe, corrupted=corrupted, seed=seed, checkpoint=checkpoint, report=report)
+            return model.state_dict()
 
         model = self._network()
         model.load_state_dict(self._stored(job, [recipe, repr(corrupted), seed], trained))
@@ -243,7 +252,7 @@ class RivalModels:
         self, name: str, made_by: list[Any], make: Callable[[Images, Path | None], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
         """A state dict of the folder; without a source, `train` refuses to have it made."""
-        identity = [RIVAL_MODELS_VERSION, self._bundle.manifest.files[MODEL].sha256, *made_by]
+        identity = [MODELS_VERSION, self.bundle.manifest.files[MODEL].sha256, *made_by]
         entry = Store(self.folder, "refuse").entry(f"{name}.pt", identity, STATE)
         found = entry.load()
         return entry.get(partial(make, self.train, entry.checkpoint)) if found is None else found

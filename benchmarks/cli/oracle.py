@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, save
 from rws.edge.common.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rws.edge.bundle.bundle import Bundle
+    from rws.training.evaluation.frames import Splits
+
 Data = Annotated[str, typer.Option(help="The images that the bundle was built from: folder or data set name.")]
-BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded images for the next run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
-Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+Seed = Annotated[int, typer.Option(help="Seed of the images and corruptions.")]
+ValidationLimit = Annotated[int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")]
 
 _PIPED_WIDTH = 140
 """Columns of a table that goes to no terminal: rich would cut it at 80."""
@@ -27,10 +32,8 @@ def policies(
     data: Data,
     bundle: BundleFolder = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each corruption and severity.")] = 200,
-    validation_limit: Annotated[
-        int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")
-    ] = 400,
-    seed: Annotated[int, typer.Option(help="Seed of the images and corruptions.")] = 0,
+    validation_limit: ValidationLimit = 400,
+    seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
     report: Report = None,
@@ -43,34 +46,22 @@ def policies(
     """
     with require("bench"):
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
-        from rws.training.evaluation.judge import load_splits
-    from rws.edge.bundle.bundle import Bundle
+        from rws.training.evaluation.evaluator import EvaluationOptions
 
-    _check(report)
-    chosen = Bundle.load(bundle)
-    result = compare_policies(
-        chosen,
-        load_splits(chosen, data, cache),
-        limit=limit,
-        validation_limit=validation_limit,
-        seed=seed,
-        threads=threads,
-        progress=typer.echo,
-    )
+    options = EvaluationOptions(limit, validation_limit, None, seed, threads, typer.echo)
+    result = compare_policies(*_inputs(data, bundle, cache, report), options)
     print_policies(result, _console())
-    _save(report, result, data, seed, threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
 def pairs(
     data: Data,
     bundle: BundleFolder = None,
+    cache: Cache = None,
+    seed: Seed = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of corruptions, drawn by the seed.")] = 40,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each pair and severity.")] = 200,
-    validation_limit: Annotated[
-        int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")
-    ] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the pairs, images and corruptions.")] = 0,
-    cache: Cache = None,
+    validation_limit: ValidationLimit = 100,
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
@@ -81,24 +72,13 @@ def pairs(
         rws bench pairs --data ~/data/cifar10 --json pairs.json
     """
     with require("bench"):
-        from rws.benchmarks.oracle.pairs import compare_pairs, print_pairs
-        from rws.training.evaluation.judge import load_splits
-    from rws.edge.bundle.bundle import Bundle
+        from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
+        from rws.training.evaluation.evaluator import EvaluationOptions
 
-    _check(report)
-    chosen = Bundle.load(bundle)
-    result = compare_pairs(
-        chosen,
-        load_splits(chosen, data, cache),
-        pairs=pairs,
-        limit=limit,
-        validation_limit=validation_limit,
-        seed=seed,
-        threads=threads,
-        progress=typer.echo,
-    )
+    options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, typer.echo)
+    result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
     print_pairs(result, _console())
-    _save(report, result, data, seed, threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
 def unseen(
@@ -108,7 +88,7 @@ def unseen(
     epochs: Annotated[int, typer.Option(min=1, help="Of each oracle.")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="Leave out this corruption; once for each; none: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
     report: Report = None,
@@ -125,23 +105,16 @@ def unseen(
         import torch
 
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
-        from rws.training.evaluation.judge import load_splits
-    from rws.edge.bundle.bundle import Bundle
 
-    _check(report)
     torch.set_num_threads(threads)
-    chosen = Bundle.load(bundle)
+    chosen, splits = _inputs(data, bundle, cache, report)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
-    result = leave_one_out(
-        chosen, load_splits(chosen, data, cache), recipe, work, only=only or (), threads=threads, progress=typer.echo
-    )
+    result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=typer.echo)
     print_unseen(result, _console())
-    if result["missing"]:
-        typer.echo(f"not done yet: {', '.join(result['missing'])}")
-    _save(report, result, data, seed, threads)
+    save(report, result, data, seed=seed, threads=threads)
 
 
-def filter(
+def tune_filter(
     data: Data,
     bundle: BundleFolder = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
@@ -156,16 +129,19 @@ def filter(
         rws bench filter --data ~/data/cifar10 --json filter.json
     """
     with require("bench"):
-        from rws.benchmarks.oracle.filter_tuning import tune_filter
+        from rws.benchmarks.oracle import filter_tuning
+        from rws.training.evaluation.evaluator import EvaluationOptions
     from rws.edge.bundle.bundle import Bundle
 
-    _check(report)
-    result = tune_filter(Bundle.load(bundle), data, frames=frames, seed=seed, progress=typer.echo)
+    check_targets(report)
+    options = EvaluationOptions(seed=seed, progress=typer.echo)
+    result = filter_tuning.tune_filter(Bundle.load(bundle), data, frames, options)
     typer.echo(f"best: {result['best']}")
-    _save(report, result | {"count": len(result["tried"]), "tried": result["tried"][:keep]}, data, seed, 1)
+    shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
+    save(report, shown, data, seed=seed, threads=1)
 
 
-def rivals(
+def baselines(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training goes on from it.")],
     bundle: BundleFolder = None,
@@ -182,11 +158,11 @@ def rivals(
     with require("bench"):
         import torch
 
-        from rws.benchmarks.baselines.models import RivalModels
+        from rws.benchmarks.baselines.models import BaselineModels
     from rws.edge.bundle.bundle import Bundle
 
     torch.set_num_threads(threads)
-    models = RivalModels(Bundle.load(bundle), data, work, progress=lambda record: typer.echo(str(record)))
+    models = BaselineModels(Bundle.load(bundle), data, work, progress=lambda record: typer.echo(str(record)))
     models.train_all()
     typer.echo(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
 
@@ -210,24 +186,26 @@ def figures(
     draw_all(results, out, bundle=Bundle.load(bundle), only=only or (), progress=typer.echo)
 
 
+def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
+    from rws.edge.bundle.bundle import Bundle
+    from rws.training.evaluation.frames import load_splits
+
+    check_targets(report)
+    chosen = Bundle.load(bundle)
+    return chosen, load_splits(chosen, data, cache)
+
+
 def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
-def _check(report: Path | None) -> None:
-    from rws.edge.sinks.files import check_target
-
-    if report is not None:
-        check_target(report)
-
-
-def _save(report: Path | None, result: dict[str, object], data: str, seed: int, threads: int) -> None:
-    from rws.edge.common.provenance import provenance, write_json
-
-    if report is not None:
-        write_json(report, provenance(data=Path(data).name, seed=seed, threads=threads) | result)
-
-
-COMMANDS = (policies, pairs, unseen, filter, rivals, figures)
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "policies": policies,
+    "pairs": pairs,
+    "unseen": unseen,
+    "filter": tune_filter,
+    "rivals": baselines,
+    "figures": figures,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from rws.errors import InputError
 
 NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
 """What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
+
+if TYPE_CHECKING:
+    from rws.benchmarks.paper.columns import Place
+    from rws.benchmarks.paper.run import Task
 
 
 def reproduce(
@@ -58,31 +62,45 @@ def reproduce(
         rws reproduce all --scale full --data ~/data --device cuda --workers 4
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
-    if report is not None and not status:
+    if status:
+        _list_results(out, work, report)
+        return
+    if report is not None:
         raise InputError("--json is for --status; results are written to --out")
-    if not names and not status:
+    if not names:
         raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
-    if unknown := [name for name in names or () if name not in (*NAMES, "all")]:
+    if unknown := [name for name in names if name not in (*NAMES, "all")]:
         raise InputError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
     if limit is not None and out is None:
         raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     with require("bench"):
-        from rws.benchmarks.paper.columns import COLUMNS, RECIPES, Place, parse_data
-        from rws.benchmarks.paper.run import RESULTS, tasks
+        from rws.benchmarks.paper.columns import RECIPES, Place, parse_data
         from rws.benchmarks.paper.run import reproduce as run
-        from rws.benchmarks.paper.run import status as list_results
-        from rws.edge.common.provenance import write_json
-    if status:
-        results = out or (RESULTS if RESULTS.is_dir() else work)
-        rows = list_results(results)
-        for row in rows:
-            typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
-        typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
-        if report is not None:
-            write_json(report, rows)
-        return
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
-    chosen = list(tasks(() if "all" in names else names, column or (), (scale,)))
+    chosen = _chosen(names, column or [], place)
+    for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
+        typer.echo(f"wrote {path}")
+
+
+def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
+    with require("bench"):
+        from rws.benchmarks.paper.run import RESULTS, status
+        from rws.edge.common.provenance import write_json
+    results = out or (RESULTS if RESULTS.is_dir() else work)
+    rows = status(results)
+    for row in rows:
+        typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
+    typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
+    if report is not None:
+        write_json(report, rows)
+
+
+def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:
+    """Return the tasks that are named; of `all`, those that there are images for."""
+    from rws.benchmarks.paper.columns import COLUMNS
+    from rws.benchmarks.paper.run import tasks
+
+    chosen = list(tasks(() if "all" in names else names, columns, (place.scale,)))
     if "all" in names:
         absent = {c for task in chosen for c in task.sources if COLUMNS[c].dataset not in place.data}
         if absent:
@@ -90,8 +108,7 @@ def reproduce(
         chosen = [task for task in chosen if not absent & set(task.sources)]
     if not chosen:
         raise InputError(
-            f"{', '.join(names)}: nothing to do at the {scale} scale with these columns and data (a joint result needs "
-            "all of its columns); see --status"
+            f"{', '.join(names)}: nothing to do at the {place.scale} scale with these columns and data (a joint result "
+            "needs all of its columns); see --status"
         )
-    for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
-        typer.echo(f"wrote {path}")
+    return chosen

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
+from rws.benchmarks.cli.options import Report, save
 from rws.edge.common.extras import require
+
+Names = Annotated[
+    Path | None, typer.Option(help="Class folders' names in the order of the logits; left out: the folders'.")
+]
+RecipeFile = Annotated[Path | None, typer.Option(help="Settings of the build, as in `rws build --recipe`.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many images in all.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Seed = Annotated[int, typer.Option(help="Seed of the build and of the test's corruptions.")]
 
 
 def zoo(
@@ -16,18 +25,16 @@ def zoo(
     model: Annotated[str, typer.Option(help="efficientnet_lite0, efficientnet_lite1 or vgg16.")] = "efficientnet_lite0",
     work: Annotated[Path, typer.Option(help="Folder for the build; it goes on from there.")] = Path("runs/zoo"),
     out: Annotated[Path | None, typer.Option(help="Bundle to write; left out: inside --work.")] = None,
-    names: Annotated[
-        Path | None, typer.Option(help="Class folders' names in the order of the logits; left out: the folders'.")
-    ] = None,
+    names: Names = None,
     titles: Annotated[
         Path | None, typer.Option(help="What the bundle calls the classes, in the same order; left out: as --names.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Settings of the build, as in `rws build --recipe`.")] = None,
+    recipe: RecipeFile = None,
     quick: Annotated[bool, typer.Option("--quick", help="Build as `rws build --quick` does.")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many images in all.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the build and of the test's corruptions.")] = 0,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    limit: Limit = None,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    report: Report = None,
 ) -> None:
     """A classifier of the zoo: build a bundle from half of the pictures without labels, measure it on the other half.
 
@@ -37,27 +44,13 @@ def zoo(
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
     """
     with require("bench"):
-        from rws.benchmarks.zoo.run import run_entry
+        from rws.benchmarks.zoo.run import ZooOptions, run_entry
 
-    result = run_entry(
-        model,
-        images,
-        work,
-        names=names,
-        titles=titles,
-        out=out,
-        quick=quick,
-        recipe=recipe,
-        limit=limit,
-        threads=threads,
-        seed=seed,
-        progress=typer.echo,
-    )
-    if report is not None:
-        from rws.edge.common.provenance import write_json
-
-        write_json(report, result)
-    typer.echo(json.dumps({key: result[key] for key in ("clean", "summary", "build_minutes", "sizes", "torch")}))
+    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, typer.echo)
+    result = run_entry(model, images, work, out, options)
+    save(report, result)
+    shown = ("clean", "summary", "build_minutes", "sizes", "torch")
+    typer.echo(json.dumps({key: value for key, value in result.items() if key in shown}))
 
 
 def zoo_curve(
@@ -66,12 +59,12 @@ def zoo_curve(
     layers: Annotated[list[int] | None, typer.Option(help="First n convolutions, once for each point.")] = None,
     corruption: Annotated[list[str] | None, typer.Option(help="Once for each corruption to average.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the signatures.")] = Path("runs/zoo_curve"),
-    names: Annotated[Path | None, typer.Option(help="As in `rws bench zoo`.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="As in `rws bench zoo`.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images in all.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    names: Names = None,
+    recipe: RecipeFile = None,
+    limit: Limit = None,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    report: Report = None,
 ) -> None:
     """Gain against bytes: what signatures of more and more convolutions win back, told, at alpha 1.
 
@@ -80,22 +73,9 @@ def zoo_curve(
         rws bench zoo-curve --images imagenet-sample/ --layers 6 --layers 18 --corruption contrast --json curve.json
     """
     with require("bench"):
-        from rws.benchmarks.zoo.run import run_curve
+        from rws.benchmarks.zoo.run import ZooOptions, run_curve
 
-    result = run_curve(
-        model,
-        images,
-        work,
-        layers or (3, 9, 18, 27),
-        corruption or ("gaussian_noise", "contrast"),
-        names=names,
-        recipe=recipe,
-        limit=limit,
-        threads=threads,
-        seed=seed,
-        progress=typer.echo,
-    )
-    if report is not None:
-        from rws.edge.common.provenance import write_json
-
-        write_json(report, result)
+    options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=typer.echo)
+    chosen = corruption or ("gaussian_noise", "contrast")
+    result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
+    save(report, result)

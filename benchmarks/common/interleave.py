@@ -3,17 +3,18 @@
 A round visits every case once, in shuffled order, and a block of the baseline stands before and after each case's
 block: the ratio is the case over the mean of its two neighbours, so that a slow drift of the clock cancels. A block is
 some frames that do not count, then some that do, and is summed up by medians, which a single interruption does not
-move. Everything is made anew in each repeat, because where the memory of two equal sessions lies makes them differ.
+move. Everything is rebuilt in each repeat, because where the memory of two equal sessions lies makes them differ.
 """
 
 from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ FEWEST_FRAMES, MOST_FRAMES = 3, 50
 RESAMPLES = 2000
 
 Key = TypeVar("Key", bound=Hashable)
+Row = dict[str, str | int | float | None]
+"""A row of a result whose keys depend on what was measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class Measured:
 
     Args:
         blocks: by repeat and round.
-        baseline: for each of them the typical milliseconds of the two baseline blocks beside it.
+        baseline: for each of them the typical milliseconds of the two baseline blocks around it.
     """
 
     blocks: list[list[Block]] = field(default_factory=list)
@@ -115,6 +118,30 @@ def settling_frames(frame_ms: float) -> int:
     return 2 if frame_ms < 20 else 1
 
 
+def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
+    """Return what runs one block of a step without changes of mix, and gives its milliseconds per frame.
+
+    Args:
+        step: works through `frames` frames; runs a few times at once, to know how long it takes.
+        frames: frames per call of `step`.
+    """
+
+    def once() -> float:
+        before = time.perf_counter()
+        step()
+        return 1e3 * (time.perf_counter() - before)
+
+    typical = float(np.median([once() for _ in range(5)]))
+    settle, count = settling_frames(typical), frames_per_block(typical, 0)
+
+    def run() -> Block:
+        for _ in range(settle):
+            once()
+        return Block(np.array([once() for _ in range(count)]) / frames, np.zeros(count, np.bool_))
+
+    return run
+
+
 def interleave(
     baseline: Callable[[], Block],
     cases: Mapping[Key, Callable[[], Block]],
@@ -125,14 +152,10 @@ def interleave(
     """Measure one repeat.
 
     Args:
-        baseline: runs one block of what the others are compared with.
+        baseline: runs one block of what the others are compared with; its blocks are returned.
         cases: each runs one block of its own.
-        rounds: how often each case comes round.
-        rng: shuffles them.
+        rounds: how often each case comes round, in an order that `rng` shuffles.
         into: where the repeat's blocks are added.
-
-    Returns:
-        The baseline's blocks.
     """
     keys: Sequence[Key] = list(cases)
     for key in keys:
@@ -149,8 +172,8 @@ def interleave(
     return seen
 
 
-def percentiles(values: NDArray[np.float64]) -> dict[str, Any]:
-    """p50, p95 and p99 of milliseconds."""
+def percentiles(values: NDArray[np.float64]) -> Row:
+    """Return `p50_ms`, `p95_ms` and `p99_ms` of milliseconds."""
     return {f"p{q}_ms": round(float(np.percentile(values, q)), 5) for q in (50, 95, 99)}
 
 

@@ -33,13 +33,7 @@ _COUNTS = Path("/proc/self/smaps_rollup")
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process holds.
-
-    Args:
-        private: bytes of private, anonymous memory, after what Python and the C library held unused was given back.
-        peak_rss: the most bytes it had resident, loading and libraries included.
-        note: the live model's own line about its way.
-    """
+    """Bytes that a process holds: private, anonymous memory; the most it had resident; a live model's own note."""
 
     private: int
     peak_rss: int
@@ -122,6 +116,6 @@ def main() -> None:
     memory = Memory(
         private_bytes(),
         status_bytes("VmHWM:", Path("/proc/self/status")),
-        held[0].note if kind == "live" else "",
+        held[0].description if kind == "live" else "",
     )
     print(json.dumps(asdict(memory)))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
@@ -66,16 +67,12 @@ class BenchmarkModel:
 def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
-    """The models that a command line names.
+    """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
 
     Args:
-        specs: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
-        bundle: a bundle's folder.
-        layers: see `load_model`.
-        seed: see `load_model`.
-
-    Returns:
-        The bundle, if one is given, then the models; the bundled default if nothing is given at all.
+        specs: the names.
+        bundle: a bundle's folder, which comes first; the default is taken if nothing is given at all.
+        layers, seed: see `load_model`.
 
     Raises:
         InputError: if an architecture has no size or is unknown.

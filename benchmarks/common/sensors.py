@@ -6,9 +6,9 @@ import os
 import platform
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency of ours
 import torch
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Sensors:
 
     def __enter__(self) -> Self:
         try:
-            from jtop import JtopException, jtop
+            from jtop import JtopException, jtop  # type: ignore[import-not-found]  # on a Jetson only
         except ImportError:
             pass
         else:
@@ -44,7 +44,7 @@ class Sensors:
                 self._jetson = None
         if self._device == "cuda" and self._jetson is None:
             try:
-                import pynvml
+                import pynvml  # type: ignore[import-not-found]  # with an NVIDIA GPU only
             except ImportError:
                 return self
             try:
@@ -61,9 +61,9 @@ class Sensors:
     def read(self) -> Readings:
         """What they say now; MHz, °C, W."""
         if self._jetson is not None:
-            readings = _read_jetson(self._jetson, self._device)
+            readings = read_jetson(self._jetson, self._device)
         elif self._nvml is not None:
-            readings = _read_nvml(self._nvml)
+            readings = read_nvml(self._nvml)
         elif self._device == "cpu":
             readings = _read_cpu()
         else:
@@ -72,17 +72,31 @@ class Sensors:
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
 
-def describe_platform(device: str) -> dict[str, Any]:
-    """What else decides a time: the device's name, cores, memory, governor, and how busy the machine is already."""
+class Platform(TypedDict, total=False):
+    """What else decides a time: the device, how busy it was already, and what the sensors said `before` and `after`."""
+
+    device: str
+    cores: int
+    memory_gb: float
+    governor: str | None
+    load_average: list[float]
+    cuda: str | None
+    before: Readings
+    after: Readings
+
+
+def describe_platform(device: str) -> Platform:
+    """Return what is known before anything is measured."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    return {
-        "device": device_name(device),
-        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "governor": governor.read_text().strip() if governor.is_file() else None,
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],
-        "cuda": torch.version.cuda if device == "cuda" else None,
-    }
+    affinity = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else ()
+    return Platform(
+        device=device_name(device),
+        cores=len(affinity) or os.cpu_count() or 1,
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        governor=governor.read_text().strip() if governor.is_file() else None,
+        load_average=[round(load, 2) for load in psutil.getloadavg()],
+        cuda=torch.version.cuda if device == "cuda" else None,
+    )
 
 
 def device_name(device: str) -> str:
@@ -97,7 +111,8 @@ def device_name(device: str) -> str:
     return found or platform.processor() or platform.machine()
 
 
-def _read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, float | None]:
+def read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, float | None]:
+    """Return MHz, °C and W of a board: `jtop`'s reading."""
     units = jetson.gpu.values() if device == "cuda" else jetson.cpu["cpu"]
     clocks = [unit["freq"]["cur"] / 1e3 for unit in units if unit.get("freq")]
     temperatures = [sensor["temp"] for sensor in jetson.temperature.values() if sensor.get("online", True)]
@@ -105,7 +120,8 @@ def _read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, 
     return max(clocks, default=None), max(temperatures, default=None), None if power is None else power / 1e3
 
 
-def _read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
+def read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
+    """Return MHz, °C and W of the current GPU: NVML's reading."""
     # By its UUID: NVML does not number devices as CUDA_VISIBLE_DEVICES does.
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

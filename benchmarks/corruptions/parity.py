@@ -16,13 +16,14 @@ import zlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.benchmarks.common.committed import ROOT
@@ -128,8 +129,7 @@ def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomStat
 # --- Parity ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Between uint8 images: the largest, in grey levels; percentages of values that differ, and by more than three."""
 
     largest: int
@@ -156,12 +156,14 @@ class Deviation:
         return abs(self.ours - self.reference) <= 4 * self.error + rounding * abs(self.reference)
 
 
-def _decoded(stored: np.ndarray, by_severity: bool) -> np.ndarray:
+def _decoded(stored: NDArray[np.uint8], by_severity: bool) -> NDArray[np.uint8]:
     """Images as they are, or out of the bytes of a lossless picture that holds them one below the other."""
     if stored.ndim > 1:
         return stored
-    pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)[:, :, ::-1]
-    frames = pixels.reshape(-1, pixels.shape[1], pixels.shape[1], 3)
+    pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError("a reference output is no picture; restore tests/data/corruptions")
+    frames: NDArray[np.uint8] = np.asarray(pixels[:, :, ::-1]).reshape(-1, pixels.shape[1], pixels.shape[1], 3)
     return frames.reshape(5, -1, *frames.shape[1:]) if by_severity else frames
 
 
@@ -288,12 +290,12 @@ def parity(
                 found = known.deviations(name, severity, count, seed)
                 row["within"] &= all(deviation.within for deviation in found.values())
                 row["severity"][str(severity)] = {
-                    "replayed": exact and asdict(exact),
+                    "replayed": exact and exact._asdict(),
                     **{key: _rounded(asdict(deviation)) for key, deviation in found.items()},
                 }
                 if size == 224 and name in COMPARABLE:
                     pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
-                    row["severity"][str(severity)]["imagecorruptions"] = asdict(max(pairs, key=lambda d: d.largest))
+                    row["severity"][str(severity)]["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
             result.setdefault(name, {})[str(size)] = row
     content = _provenance(seed=seed, corruptions=result)
     if json_file:
@@ -363,8 +365,9 @@ def _one_thread() -> None:
 def _provenance(**details: Any) -> dict[str, Any]:
     command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
     content = provenance(command=command, threads=1, **details)
-    content["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
-    return content
+    versions = content["versions"]
+    assert isinstance(versions, dict)
+    return content | {"versions": versions | {"imagecorruptions-imaug": version("imagecorruptions-imaug")}}
 
 
 if __name__ == "__main__":

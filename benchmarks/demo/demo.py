@@ -2,90 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from rws.benchmarks.demo.stream import DemoStream, load_stream
+from rws.benchmarks.demo.timeline import draw_timeline
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.provenance import provenance, write_json
 from rws.edge.live.base import PatchableModel
+from rws.edge.pipeline import STAGES, Result
 from rws.edge.preprocess import preprocess
-from rws.edge.runtime import STAGES, Result, Runtime
-from rws.edge.sinks.files import JsonlSink, VideoSink
-from rws.edge.sources.open import ArraySource
+from rws.edge.runtime import Runtime
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import ToldPolicy
+from rws.oracle.policy import ReferencePolicy
 
-DEMO_DATA = Path(__file__).parent / "data"
-COLUMNS = 20
 FPS = 10.0
 
 
-@dataclass(frozen=True)
-class DemoStream:
-    """The demo's frames and what is true of them.
+class DemoSummary(TypedDict):
+    """What the demo measured: accuracies in percent by arm (`std`: no patch, `trained`, `perfect`), times in ms."""
 
-    Args:
-        images: uint8, (N, H, W, 3), RGB.
-        labels: int64 (N,), indices into the classes of the bundle.
-        corruptions: {name: severity} in each frame; empty means clear.
-        classes: the class names.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corruptions: tuple[dict[str, float], ...]
-    classes: tuple[str, ...]
-
-    def dominant(self, index: int) -> tuple[str, float]:
-        """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
-        layers = self.corruptions[index]
-        return max(layers.items(), key=lambda item: item[1]) if layers else (CLEAN, 0.0)
+    bundle: str
+    frames: int
+    accuracy: dict[str, float]
+    accuracy_clear: dict[str, float]
+    accuracy_corrupted: dict[str, float]
+    switches: int
+    signatures: dict[str, int]
+    times_ms: dict[str, dict[str, float]]
+    seconds: float
 
 
-def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
-    """Read what `rws.benchmarks.demo.render` wrote."""
-    record = json.loads((folder / "frames.json").read_text())
-    sheet = cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR)[:, :, ::-1]
-    size, count = record["size"], len(record["frames"])
-    rows = sheet.shape[0] // size
-    tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
-    return DemoStream(
-        np.ascontiguousarray(tiles[:count]),
-        np.array([frame["label"] for frame in record["frames"]]),
-        tuple(frame["corruptions"] for frame in record["frames"]),
-        tuple(record["classes"]),
-    )
-
-
-def told(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
-    """Which frames are right when never patched, or (`perfect`) when told their strongest corruption; bool (N,)."""
-    policy = ToldPolicy(bundle.table, own=True)
+def reference(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
+    """Return which frames are right without a patch, or (`perfect`) if the strongest corruption is known; bool (N,)."""
+    policy = ReferencePolicy(bundle.table, "perfect")
     right = np.zeros(len(stream.labels), bool)
     for index, image in enumerate(stream.images):
-        model.apply(policy.choose_told(*stream.dominant(index)) if perfect else {})
+        model.apply(policy.mix(*stream.dominant(index)) if perfect else {})
         x = preprocess(image, *image.shape[:2])
         right[index] = int(model.predict(x)[0].argmax()) == stream.labels[index]
     model.reset()
     return right
 
 
-def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> dict[str, Any]:
+def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> DemoSummary:
     """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
-    from rws.benchmarks.streams.timeline import draw_timeline
-
     stream = load_stream()
     if bundle.manifest.classes != stream.classes:
         raise InputError(
@@ -94,15 +69,22 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
         )
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    model = bundle.model("onnx", threads=threads)
-    right = {
-        "std": told(bundle, model, stream, perfect=False),
-        "perfect": told(bundle, model, stream, perfect=True),
-    }
+    with Runtime.from_bundle(bundle, ModelOptions(threads=threads)) as runtime:
+        model = runtime.pipeline.model
+        right = {arm: reference(bundle, model, stream, arm == "perfect") for arm in ("std", "perfect")}
+        results = _results(runtime, stream, out, console)
+    right["trained"] = np.array([r.class_index == label for r, label in zip(results, stream.labels, strict=True)])
+    draw_timeline(stream, results, right, out / "timeline.png")
+    summary = _summary(bundle.manifest.name, results, right, stream)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(out / "summary.json", {**summary, **provenance()})
+    return summary
+
+
+def _results(runtime: Runtime, stream: DemoStream, out: Path, console: Console) -> list[Result]:
     results: list[Result] = []
     source = ArraySource(stream.images, name="demo", sequential=True, fps=FPS)
     with (
-        Runtime.from_bundle(bundle, threads=threads) as runtime,
         JsonlSink(out / "results.jsonl") as lines,
         VideoSink(out / "frames.mp4", FPS) as video,
         Progress(console=console, transient=True) as progress,
@@ -115,13 +97,7 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> di
                 progress.console.print(_describe(result, stream))
             results.append(result)
             progress.advance(task)
-    right["trained"] = np.array([r.class_index == label for r, label in zip(results, stream.labels, strict=True)])
-    summary = _summary(results, right, stream)
-    summary["bundle"] = bundle.manifest.name
-    draw_timeline(stream, results, right, out / "timeline.png")
-    summary["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(out / "summary.json", summary)
-    return summary
+    return results
 
 
 def _describe(result: Result, stream: DemoStream) -> str:
@@ -135,34 +111,37 @@ def _describe(result: Result, stream: DemoStream) -> str:
     )
 
 
-def _summary(results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream) -> dict[str, Any]:
+def _summary(
+    name: str, results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream
+) -> DemoSummary:
     clear = np.array([not layers for layers in stream.corruptions])
     times = {stage: [result.times_ms[stage] for result in results] for stage in STAGES}
     return {
+        "bundle": name,
         "frames": len(results),
-        "accuracy": {way: round(100 * float(flags.mean()), 3) for way, flags in right.items()},
-        "accuracy_clear": {way: round(100 * float(flags[clear].mean()), 3) for way, flags in right.items()},
-        "accuracy_corrupted": {way: round(100 * float(flags[~clear].mean()), 3) for way, flags in right.items()},
+        "accuracy": {arm: round(100 * float(flags.mean()), 3) for arm, flags in right.items()},
+        "accuracy_clear": {arm: round(100 * float(flags[clear].mean()), 3) for arm, flags in right.items()},
+        "accuracy_corrupted": {arm: round(100 * float(flags[~clear].mean()), 3) for arm, flags in right.items()},
         "switches": sum(result.changed for result in results),
         "signatures": dict(Counter(name for result in results for name in result.mix).most_common()),
         "times_ms": {
             stage: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)}
             for stage, values in times.items()
         },
-        **provenance(),
+        "seconds": 0.0,
     }
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """The end of `rws demo`: accuracy of the three ways, and the time of each stage."""
+def print_summary(summary: DemoSummary, console: Console) -> None:
+    """Print the end of `rws demo`: accuracy of the three arms, and the time of each stage."""
     accuracy = Table(title=f"accuracy on {summary['frames']} frames, %")
     for heading in ("", "all", "clear", "corrupted"):
         accuracy.add_column(heading, justify="left" if not heading else "right")
-    for way, label in (("std", "never patched"), ("trained", "trained oracle"), ("perfect", "told (perfect oracle)")):
-        parts = ("accuracy", "accuracy_clear", "accuracy_corrupted")
-        accuracy.add_row(label, *(f"{summary[part][way]:.1f}" for part in parts))
+    parts = (summary["accuracy"], summary["accuracy_clear"], summary["accuracy_corrupted"])
+    for arm, label in (("std", "no patch"), ("trained", "trained oracle"), ("perfect", "perfect oracle")):
+        accuracy.add_row(label, *(f"{part[arm]:.1f}" for part in parts))
     console.print(accuracy)
-    times = Table(title=f"milliseconds a frame, {summary['switches']} switches")
+    times = Table(title=f"milliseconds per frame, {summary['switches']} mix changes")
     times.add_column("")
     for stage in STAGES:
         times.add_column(stage, justify="right")

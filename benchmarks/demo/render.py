@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 
-from rws.benchmarks.demo.demo import COLUMNS
+from rws.benchmarks.demo.stream import COLUMNS
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import load_images
 from rws.training.jobs.seeds import derive_seed

@@ -1,6 +1,6 @@
-"""The ways to have a classifier whose weights change, behind one face: ours, the untouched model, and what users do.
+"""Engines: a classifier whose weights change, behind one interface: ours, the untouched model, and what users do.
 
-| way | between frames | a change of mix |
+| engine | between frames | a change of mix |
 |---|---|---|
 | `untouched` | a plain, fully optimised ONNX Runtime session | never |
 | `untouched_again` | the same once more: what two equal sessions differ by | never |
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import psutil
+import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency of ours
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -45,11 +45,12 @@ PREPARED = 3  # patched files or whole state dicts that are taken in turn: more 
 MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
 # The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
 TOLERANCE = 0.05
+NO_CUDA = "this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries"
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a way is made for.
+    """What an engine is made for.
 
     Args:
         model: the model and its signatures.
@@ -65,13 +66,13 @@ class Setting:
 
     @property
     def mixes(self) -> tuple[dict[str, float], ...]:
-        """The mixes that every way changes between, one a signature."""
+        """The mixes that every engine changes between, one per signature."""
         return tuple({name: ALPHA} for name in self.model.signatures.names)
 
     @property
     def onnx_runs(self) -> bool:
         """Whether ONNX Runtime can use the device."""
-        return self.device == "cpu" or _cuda_starts()
+        return self.device == "cpu" or cuda_starts()
 
     @property
     def baseline(self) -> str:
@@ -87,11 +88,11 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
-    """A model made in one way, ready to run.
+class Engine:
+    """A model that is ready to run.
 
     Args:
-        way: its name.
+        name: which of `ENGINES` it is.
         predict: float32 (1, 3, H, W) → logits (1, K).
         change: puts the mix of that number into effect, None the clean weights; None where there is no change.
         provider: what runs it.
@@ -99,7 +100,7 @@ class Contender:
         load_ms: milliseconds to make it.
     """
 
-    way: str
+    name: str
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     change: Callable[[int | None], object] | None
     provider: str
@@ -107,60 +108,50 @@ class Contender:
     load_ms: float = float("nan")
 
 
-def make_contender(way: str, setting: Setting) -> Contender:
-    """Make a model in one of `WAYS`, and time the making.
+def make_engine(name: str, setting: Setting) -> Engine:
+    """Make one of `ENGINES`, and time it.
 
     Raises:
-        RwsError: if this way cannot run here.
+        RwsError: if it cannot run here.
     """
     started = time.perf_counter()
     try:
-        made = WAYS[way](way, setting)
+        made = ENGINES[name](name, setting)
     # What torch raises when it cannot compile, or memory runs out; and an ONNX Runtime before 1.20 has no adapters.
     except (RuntimeError, AttributeError) as error:
-        raise RwsError(f"{way}: {first_line(error)}") from error
+        raise RwsError(f"{name}: {first_line(error)}") from error
     setting.synchronise()
     load_ms = (time.perf_counter() - started) * 1e3
     return replace(made, load_ms=load_ms)
 
 
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits of sessions that were made from files with clean weights, and with the first mix in them; on the CPU.
-
-    Args:
-        setting: whose model to take.
-        x: float32, shape (1, 3, H, W).
-    """
+    """Return the logits of an input, float32 (1, 3, H, W), with clean weights and with the first mix; on the CPU."""
     cpu = replace(setting, device="cpu")
     files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
-    clean, patched = (_session(cpu, content)(x) for content in files)
+    clean, patched = (_Session(cpu, content)(x) for content in files)
     return clean, patched
 
 
 def check_outputs(
-    contender: Contender, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
+    engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """See that the outputs follow the weights: clean, patched, and clean again.
-
-    Args:
-        contender: any way.
-        x: float32, shape (1, 3, H, W).
-        clean, patched: `expected_outputs` for it.
+    """Check that the outputs follow the weights: clean, patched, and clean again, as `expected_outputs` has them.
 
     Raises:
         RwsError: if one is wrong by more than a twentieth of what the patch changes.
     """
     allowed = TOLERANCE * float(np.abs(patched - clean).max())
     steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
-    if contender.change is not None:
+    if engine.change is not None:
         steps += [(0, patched), (None, clean)]
     for number, expected in steps:
-        if contender.change is not None:
-            contender.change(number)
-        error = float(np.abs(contender.predict(x) - expected).max())
+        if engine.change is not None:
+            engine.change(number)
+        error = float(np.abs(engine.predict(x) - expected).max())
         if not error <= allowed:
             state = "clean" if number is None else "patched"
-            raise RwsError(f"{contender.way}: the {state} output is wrong by {error:.2g}, allowed {allowed:.2g}")
+            raise RwsError(f"{engine.name}: the {state} output is wrong by {error:.2g}, allowed {allowed:.2g}")
 
 
 def deployed_model(setting: Setting) -> PatchableModel:
@@ -171,9 +162,14 @@ def deployed_model(setting: Setting) -> PatchableModel:
 
 
 class _Session:
-    """An ONNX Runtime session as users make and call it."""
+    """An ONNX Runtime session of a file or its bytes, as users make and call it.
+
+    `level`: of optimisation, None for all; `optimised`: where to save the graph.
+    """
 
     def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
+        if not setting.onnx_runs:
+            raise RwsError(NO_CUDA)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
@@ -194,15 +190,8 @@ class _Session:
         return logits
 
 
-def _session(setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> _Session:
-    """A session of a file or its bytes; `level` of optimisation, None for all; `optimised`: where to save the graph."""
-    if not setting.onnx_runs:
-        raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries")
-    return _Session(setting, model, level, optimised)
-
-
 @cache
-def _cuda_starts() -> bool:
+def cuda_starts() -> bool:
     """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
@@ -215,62 +204,62 @@ def _cuda_starts() -> bool:
     return bool(session.get_providers()[0] == "CUDAExecutionProvider")
 
 
-def _untouched(way: str, setting: Setting) -> Contender:
+def _untouched(name: str, setting: Setting) -> Engine:
     if not setting.onnx_runs:
         model = _torch_model(setting, "torch")
-        return Contender(way, model.predict, None, "cuda", "Torch module, eager")
-    session = _session(setting, setting.model.onnx)
-    return Contender(way, session, None, session.provider)
+        return Engine(name, model.predict, None, "cuda", "Torch module, eager")
+    session = _Session(setting, setting.model.onnx)
+    return Engine(name, session, None, session.provider)
 
 
-def _patched_in_place(way: str, setting: Setting) -> Contender:
-    if way.startswith("torch"):
-        model: OnnxModel | TorchModel = _torch_model(setting, way)
+def _patched_in_place(name: str, setting: Setting) -> Engine:
+    if name.startswith("torch"):
+        model: OnnxModel | TorchModel = _torch_model(setting, name)
+    elif setting.onnx_runs:
+        model = _onnx_model(setting, name)
     else:
-        if not setting.onnx_runs:
-            raise RwsError("this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu")
-        model = _onnx_model(setting, way)
-    if model.way != way:
-        raise RwsError(f"{way}: not possible here ({model.note})")
+        raise RwsError(NO_CUDA)
+    if model.strategy != name:
+        raise RwsError(f"{name}: not possible here ({model.description})")
     mixes = setting.mixes
 
     def change(number: int | None) -> None:
         model.apply({} if number is None else mixes[number])
 
-    return Contender(way, model.predict, change, _short(model.provider), model.note)
+    return Engine(name, model.predict, change, _short(model.provider), model.description)
 
 
 def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider").lower()
 
 
-def _reload(way: str, setting: Setting) -> Contender:
+def _reload(name: str, setting: Setting) -> Engine:
     files = []
     for number, mix in enumerate([{}, *setting.mixes[:PREPARED]]):
-        files.append(setting.folder / f"{way}_{number}.onnx")
+        files.append(setting.folder / f"{name}_{number}.onnx")
         content = patched_onnx(setting.model, mix)
-        if way == "reload":
+        if name == "reload":
             files[-1].write_bytes(content)
         else:
-            _session(setting, content, optimised=files[-1])
-    level = None if way == "reload" else onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _session(setting, files[0], level)
+            _Session(setting, content, optimised=files[-1])
+    level = None if name == "reload" else onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _Session(setting, files[0], level)
 
     def change(number: int | None) -> None:
         nonlocal session
-        session = _session(setting, files[0 if number is None else 1 + number % PREPARED], level)
+        session = _Session(setting, files[0 if number is None else 1 + number % PREPARED], level)
 
-    return Contender(way, lambda x: session(x), change, session.provider)
+    return Engine(name, lambda x: session(x), change, session.provider)
 
 
-def _sessions(way: str, setting: Setting) -> Contender:
+def _sessions(name: str, setting: Setting) -> Engine:
     need = (1 + len(setting.mixes)) * MEMORY_PER_SESSION * len(setting.model.onnx)
     free = psutil.virtual_memory().available if setting.device == "cpu" else torch.cuda.mem_get_info()[0]
     if need > free:
         raise RwsError(
             f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
         )
-    kept = [_session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+    kept = [_Session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
     x = np.zeros((1, 3, setting.model.size, setting.model.size), np.float32)
     for session in kept:  # a session plans its buffers in its first two runs
         session(x)
@@ -281,16 +270,16 @@ def _sessions(way: str, setting: Setting) -> Contender:
         nonlocal current
         current = kept[0 if number is None else 1 + number]
 
-    return Contender(way, lambda x: current(x), change, current.provider)
+    return Engine(name, lambda x: current(x), change, current.provider)
 
 
-def _lora(way: str, setting: Setting) -> Contender:
+def _lora(name: str, setting: Setting) -> Engine:
     proto = read_model(setting.model.onnx)
-    name = data_input(proto)[0]
+    image = data_input(proto)[0]
     shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     for tensor in setting.model.tensor_names:
         proto.graph.input.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shapes[tensor]))
-    session = _session(setting, proto.SerializeToString())
+    session = _Session(setting, proto.SerializeToString())
     adapters = []
     for number, mix in enumerate(setting.mixes):
         weights = patched_weights(setting.model, mix)
@@ -311,14 +300,14 @@ def _lora(way: str, setting: Setting) -> Contender:
             options = onnxruntime.RunOptions()
             options.add_active_adapter(adapters[number])
 
-    return Contender(way, lambda x: session.session.run(None, {name: x}, options)[0], change, session.provider)
+    return Engine(name, lambda x: session.session.run(None, {image: x}, options)[0], change, session.provider)
 
 
-def _load_state_dict(way: str, setting: Setting) -> Contender:
+def _load_state_dict(name: str, setting: Setting) -> Engine:
     model = _torch_model(setting, "torch")
     module = model.module
     states = []
-    shallow = way == "load_state_dict_shallow"
+    shallow = name == "load_state_dict_shallow"
     for mix in ({}, *setting.mixes[:PREPARED]):
         model.apply(mix)
         state = module.state_dict()
@@ -328,13 +317,13 @@ def _load_state_dict(way: str, setting: Setting) -> Contender:
     def change(number: int | None) -> None:
         module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
 
-    return Contender(way, model.predict, change, setting.device)
+    return Engine(name, model.predict, change, setting.device)
 
 
 def _onnx_model(setting: Setting, way: str) -> OnnxModel:
     model = setting.model
     return OnnxModel(
-        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, way=way
+        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, strategy=way
     )
 
 
@@ -342,11 +331,16 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
     model = setting.model
     torch.set_num_threads(setting.threads)
     if way == "torch_compile":
-        # Each repeat compiles anew; after eight, Dynamo would give up and run eagerly without a word.
+        # Each repeat compiles again; after eight, Dynamo would give up and run eagerly without a word.
         torch.compiler.reset()
     if model.module is None:
         return TorchModel.from_onnx(
-            model.onnx, model.signatures, model.tensor_names, device=setting.device, threads=setting.threads, way=way
+            model.onnx,
+            model.signatures,
+            model.tensor_names,
+            device=setting.device,
+            threads=setting.threads,
+            strategy=way,
         )
     return TorchModel(
         copy.deepcopy(model.module),
@@ -354,11 +348,11 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
         model.tensor_names,
         image_shape=(3, model.size, model.size),
         device=setting.device,
-        way=way,
+        strategy=way,
     )
 
 
-WAYS: dict[str, Callable[[str, Setting], Contender]] = {
+ENGINES: dict[str, Callable[[str, Setting], Engine]] = {
     "untouched": _untouched,
     "untouched_again": _untouched,
     "live": _patched_in_place,
@@ -376,6 +370,6 @@ WAYS: dict[str, Callable[[str, Setting], Contender]] = {
 }
 
 
-def default_ways(device: str) -> tuple[str, ...]:
-    """Every way that the device could have, but for `untouched`, which is always measured."""
-    return tuple(way for way in WAYS if way != "untouched" and (device == "cuda" or way != "torch_cuda_graph"))
+def default_engines(device: str) -> tuple[str, ...]:
+    """Every engine that the device could have, but for `untouched`, which is always measured."""
+    return tuple(name for name in ENGINES if name != "untouched" and (device == "cuda" or name != "torch_cuda_graph"))

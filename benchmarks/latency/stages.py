@@ -11,23 +11,28 @@ from contextlib import closing
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, frames_per_block, percentiles, settling_frames
-from rws.benchmarks.demo.demo import load_stream
+from rws.benchmarks.common.interleave import Block, Measured, Row, frames_per_block, percentiles, settling_frames
+from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
-from rws.edge.runtime import STAGES, Runtime
+from rws.edge.pipeline import STAGES, Pipeline
+from rws.edge.runtime import Runtime
+from rws.edge.tasks.classify import Classify
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
-from rws.oracle.policy import GainTable, Mix, Policy, WeightedPolicy
+from rws.oracle.policy import GainTable, Policy, WeightedPolicy
 from rws.oracle.temporal_filter import BeliefFilter
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.oracle.fit import LEVELS, OracleNetwork, export_oracle
+from rws.training.oracle.calibration import Calibration, export_oracle
+from rws.training.oracle.network import OracleNetwork
+from rws.training.oracle.sampling import LEVELS
 
 WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
 FRAME_SIZE = (480, 640)
@@ -58,6 +63,10 @@ class ScheduledPolicy:
             self._number += 1
         self._frame += 1
         return self._mixes[self._number % len(self._mixes)] if self._every else {}
+
+    def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
+        """The policy's own mixes of independent frames; see `Policy.mixes`."""
+        return self._policy.mixes(joint)
 
     def reset(self) -> None:
         """Forget the past; the schedule goes on."""
@@ -101,13 +110,13 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     size = (setting.model.size, setting.model.size)
     classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
     names = [f"class {index}" for index in range(classes)]
-    runtime = Runtime(model, oracle, scheduled, smoothing, input_size=size, classes=names)
-    return model.way, {every: StageCase(runtime, scheduled, every, source) for every in rates}
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), size)
+    return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
-def stage_rows(stages: Mapping[int, Measured], way: str) -> list[dict[str, Any]]:
+def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
     """A row for each stage; for the whole frame, without and with reading it, also the ratio to `untouched`."""
-    rows = []
+    rows: list[Row] = []
     for every, measured in stages.items():
         for stage in (*STAGES, WHOLE, WHOLE_WITH_READ):
             part = None if stage == WHOLE else stage
@@ -159,7 +168,7 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
 def _untrained_oracle(size: int) -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return export_oracle(OracleNetwork(), 1.0, size)
+        return export_oracle(OracleNetwork(), Calibration(), size)
 
 
 def _gain_table() -> GainTable:

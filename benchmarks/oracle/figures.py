@@ -1,22 +1,17 @@
 """The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
 `confusion`: which type the oracle names (`replay_all.json`). `gain_table`: what each signature wins on each corruption
-at severity 5 (the bundle's table). `regret_split`: what separates us from being told (`replay_all.json`). `stream`: a
-stream with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
+at severity 5 (the bundle's table). `regret_split`: the regret and its shares (`replay_all.json`). `stream`: a stream
+with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,39 +20,34 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image
 
-from rws.benchmarks.streams.timeline import FAMILIES, GRID, INK, MUTED, WAY_STYLES, corruption_colours
+from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
+from rws.benchmarks.replay.streams import Timeline
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
+from rws.oracle.belief import CLEAN, FAMILIES
 from rws.oracle.policy import GainTable
+from rws.training.evaluation.evaluator import Progress, silent
 
 FIGURES = ("confusion", "gain_table", "regret_split", "stream")
-LARGEST = 45_000
 
 # Blue to ink, light to dark: readable in grey, and to the colour-blind.
 _SHADES = LinearSegmentedColormap.from_list(
     "shades", ["#ffffff", "#d6e4f5", "#8db8e2", "#3d7fc1", "#1d3f77", "#101b35"]
 )
-# Okabe and Ito's colours, told apart by the colour-blind.
+# Okabe and Ito's colours, which the colour-blind can distinguish.
 _SHARES = {
     "type": ("wrong type", "#D55E00"),
     "severity": ("wrong severity", "#E69F00"),
     "clean": ("taken for clean", "#56B4E9"),
     "policy": ("the policy itself", "#9aa3b2"),
 }
-_FAMILY_ORDER = tuple(name for _, members in FAMILIES.values() for name in members)
+_FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
-    results: Path,
-    out: Path,
-    *,
-    bundle: Bundle | None = None,
-    only: Sequence[str] = (),
-    progress: Callable[[str], None] | None = None,
+    results: Path, out: Path, *, bundle: Bundle | None = None, only: Sequence[str] = (), progress: Progress = silent
 ) -> list[Path]:
     """Draw the pictures as `<name>.png`, each below 45 kB.
 
@@ -66,7 +56,6 @@ def draw_all(
         out: folder to write to; created.
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all.
-        progress: called with a line for each picture.
 
     Returns:
         The files, in the order of `FIGURES`.
@@ -78,61 +67,37 @@ def draw_all(
     if unknown:
         raise InputError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
 
-    def confusion() -> Figure:
-        return draw_confusion(_read(results / "replay_all.json", "oracle", "rws replay --severity all")["confusion"])
-
-    def gain_table() -> Figure:
-        return draw_gain_table((bundle or Bundle.load()).table)
-
-    def regret_split() -> Figure:
-        return draw_regret_split(_read(results / "replay_all.json", "regret_split", "rws replay --severity all"))
-
-    def stream() -> Figure:
-        return draw_stream(_read(results / "streams.json", "timeline", "rws replay --protocol continual"))
-
-    draw = {"confusion": confusion, "gain_table": gain_table, "regret_split": regret_split, "stream": stream}
-    style = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9}
+    draw: dict[str, Callable[[], Figure]] = {
+        "confusion": lambda: draw_confusion(_read(results, "oracle")["confusion"]),
+        "gain_table": lambda: draw_gain_table((bundle or Bundle.load()).table),
+        "regret_split": lambda: draw_regret_split(_read(results, "regret_split")),
+        "stream": lambda: draw_stream(_read(results, "timeline")),
+    }
     paths = []
     for name in FIGURES:
         if only and name not in only:
             continue
-        with plt.rc_context(style):
+        with plt.rc_context({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9}):
             figure = draw[name]()
             content = small_png(figure)
             plt.close(figure)
         out.mkdir(parents=True, exist_ok=True)
         paths.append(out / f"{name}.png")
         atomic_write_bytes(paths[-1], content)
-        if progress is not None:
-            progress(f"{paths[-1]}: {len(content) / 1000:.1f} kB")
+        progress(f"{paths[-1]}: {len(content) / 1000:.1f} kB")
     return paths
 
 
-def _read(path: Path, key: str, command: str) -> Any:
+def _read(results: Path, key: str) -> Any:
+    file, options = ("streams", "--protocol continual") if key == "timeline" else ("replay_all", "--severity all")
+    path = results / f"{file}.json"
+    command = f"rws replay {options} --json {path}"
     try:
         return json.loads(path.read_text())[key]
     except FileNotFoundError as error:
-        raise InputError(f"no result {path}; make it with `{command} --json {path}`") from error
+        raise InputError(f"no result {path}; make it with `{command}`") from error
     except (ValueError, KeyError) as error:
-        raise InputError(f"{path} holds no {key!r}; make it again with `{command} --json {path}`") from error
-
-
-def small_png(figure: Figure, colours: Sequence[int] = (96, 64, 48, 32, 24, 16)) -> bytes:
-    """A figure as a PNG with a palette: as many colours as it may have to stay below 45 kB.
-
-    Raises:
-        InputError: if it is larger with the fewest colours.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    image = Image.open(buffer).convert("RGB")
-    for count in colours:
-        small = io.BytesIO()
-        palette = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        palette.save(small, "PNG", optimize=True)
-        if small.tell() < LARGEST:
-            return small.getvalue()
-    raise InputError(f"a picture takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")
+        raise InputError(f"{path} holds no {key!r}; make it again with `{command}`") from error
 
 
 def _spoken(name: str) -> str:
@@ -171,7 +136,7 @@ def _grid_of_names(axis: Axes, rows: Sequence[str], columns: Sequence[str], brea
 
 
 def _family_breaks(names: Sequence[str]) -> list[float]:
-    family = {name: label for label, members in FAMILIES.values() for name in members}
+    family = {name: label for label, members in FAMILIES.items() for name in members}
     return [
         index + 0.5
         for index, (name, following) in enumerate(pairwise(names))
@@ -295,66 +260,63 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_stream(timeline: Mapping[str, Any]) -> Figure:
-    """A stream: true type, believed type, patched signature, and the running accuracy.
-
-    Args:
-        timeline: what `rws.benchmarks.streams.run.make_timeline` returns.
-    """
-    names, count = timeline["types"], timeline["frames"]
-    colours = corruption_colours()
-    bands = [("true", timeline["true"])]
-    labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "told"}
-    bands += [(f"believed, {labels[key]}", runs) for key, runs in timeline["believed"].items()]
-    bands += [(f"patched, {labels[key]}", runs) for key, runs in timeline["mix"].items()]
+def draw_stream(timeline: Timeline) -> Figure:
+    """Draw a stream: true type, believed type, patched signature, and the running accuracy."""
+    count, severity = timeline["frames"], timeline["severity"]
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(10.4, 5.6), height_ratios=[1.35, 1], layout="constrained", dpi=110, sharex=True
     )
-    for row, (_, runs) in enumerate(bands):
-        starts = [0, *accumulate(length for _, length in runs)]
-        for (index, length), start in zip(runs, starts, strict=False):
-            top.broken_barh([(start, length)], (row + 0.08, 0.84), facecolor=colours[names[index]], lw=0)
-    starts = [0, *accumulate(length for _, length in timeline["true"])]
+    starts = _bands(top, timeline)
     for (index, length), start in zip(timeline["true"], starts, strict=False):
-        top.text(
-            start + length / 2, -0.12, _spoken(names[index]), rotation=40, ha="left", va="bottom", fontsize=8, color=INK
-        )
+        label = _spoken(timeline["types"][index])
+        top.text(start + length / 2, -0.12, label, rotation=40, ha="left", va="bottom", fontsize=8, color=INK)
         for axis in (top, bottom):
             axis.axvline(start, color=GRID, lw=0.7, zorder=0)
-    top.set_yticks(np.arange(len(bands)) + 0.5, [label for label, _ in bands])
-    top.set_ylim(len(bands), 0)
-    top.tick_params(length=0, colors=INK, labelsize=8.5)
-    top.spines[:].set_visible(False)
-    severity = timeline["severity"]
     strength = "all severities" if severity == "all" else f"severity {severity:g}"
-    top.set_title(
-        f"A stream of {count} frames, {timeline['protocol']}, {strength}",
-        loc="left",
-        fontsize=12,
-        fontweight="bold",
-        color=INK,
-        pad=64,
-    )
-    styles = WAY_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
-    frames = timeline["step"] * (1 + np.arange(count // timeline["step"]))
-    for way in ("std", "frame", "trained", "perfect"):
-        if way in timeline["correct"]:
-            label, colour, width = styles[way]
-            values = np.array(timeline["correct"][way], float)
-            bottom.plot(
+    title = f"A stream of {count} frames, {timeline['protocol']}, {strength}"
+    _title(top, title, pad=64)
+    _running_accuracy(bottom, timeline)
+    bottom.set_xlim(0, count)
+    return figure
+
+
+def _bands(axis: Axes, timeline: Timeline) -> list[int]:
+    """Draw runs of types, a row for each method; returns the starts of the true ones."""
+    colours, names = corruption_colours(), timeline["types"]
+    labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "told"}
+    bands = {"true": timeline["true"]}
+    bands |= {f"believed, {labels[key]}": runs for key, runs in timeline["believed"].items()}
+    bands |= {f"patched, {labels[key]}": runs for key, runs in timeline["mix"].items()}
+    starts = {label: [0, *accumulate(length for _, length in runs)] for label, runs in bands.items()}
+    for row, (label, runs) in enumerate(bands.items()):
+        for (index, length), start in zip(runs, starts[label], strict=False):
+            axis.broken_barh([(start, length)], (row + 0.08, 0.84), facecolor=colours[names[index]], lw=0)
+    axis.set_yticks(np.arange(len(bands)) + 0.5, list(bands))
+    axis.set_ylim(len(bands), 0)
+    axis.tick_params(length=0, colors=INK, labelsize=8.5)
+    axis.spines[:].set_visible(False)
+    return starts["true"]
+
+
+def _running_accuracy(axis: Axes, timeline: Timeline) -> None:
+    styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
+    frames = timeline["step"] * (1 + np.arange(timeline["frames"] // timeline["step"]))
+    for arm in ("std", "frame", "trained", "perfect"):
+        if arm in timeline["correct"]:
+            label, colour, width = styles[arm]
+            values = np.array(timeline["correct"][arm], float)
+            axis.plot(
                 frames[: len(values)],
                 values,
                 color=colour,
                 lw=width,
-                ls=":" if way == "perfect" else "-",
-                label=label if way != "trained" else "trained oracle, over frames",
+                ls=":" if arm == "perfect" else "-",
+                label=label if arm != "trained" else "trained oracle, over frames",
             )
-    bottom.set_ylim(0, 104)
-    bottom.set_xlim(0, count)
-    bottom.set_ylabel(f"% correct of the last {timeline['window']}", color=MUTED)
-    bottom.set_xlabel("frame", color=MUTED)
-    bottom.grid(axis="y", color=GRID, lw=0.6)
-    bottom.tick_params(colors=MUTED, length=3)
-    bottom.spines[["top", "right"]].set_visible(False)
-    bottom.legend(loc="lower left", ncols=4, frameon=False, fontsize=8.5)
-    return figure
+    axis.set_ylim(0, 104)
+    axis.set_ylabel(f"% correct of the last {timeline['window']}", color=MUTED)
+    axis.set_xlabel("frame", color=MUTED)
+    axis.grid(axis="y", color=GRID, lw=0.6)
+    axis.tick_params(colors=MUTED, length=3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower left", ncols=4, frameon=False, fontsize=8.5)

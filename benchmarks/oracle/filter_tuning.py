@@ -6,32 +6,41 @@ No classifier runs: the accuracy of the action that was chosen, in the true stat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.streams.images import clean_images, known_corruptions
+from rws.benchmarks.streams.ours import observe_streams
 from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, make_stream
-from rws.benchmarks.streams.run import clean_images, known_corruptions, observe_streams
-from rws.benchmarks.streams.scores import MixKey, mean_by_type, mix_accuracy, mix_key, perfect_accuracy, switch_rate
+from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, perfect_accuracy, switch_rate
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, Policy, make_policy
+from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.training.evaluation.judge import split_as_built
+from rws.records import Mix
+from rws.training.evaluation.evaluator import EvaluationOptions, MixKey, mix_key
+from rws.training.evaluation.frames import split_as_built
 from rws.training.jobs.seeds import derive_seed
 
 Settings = dict[str, dict[str, Any]]
+Space = Mapping[str, Sequence[Any]]
 
 LARGEST_LOSS_ON_MIXED = 0.05
 LARGEST_CLEAN_LOSS = 0.2
 # Less than this, in points of the score, is no reason to change a setting.
 LEAST_GAIN = 0.01
+ROUNDS = 2
+"""How often each setting comes round."""
+SEVERITIES: tuple[float | Literal["all"], ...] = (5.0, "all")
+"""Streams at each of these."""
 
-SPACE: Mapping[str, Sequence[Any]] = {
+SPACE: Space = {
     "filter.jump": ((0.02, 0.2, 1.0), (0.005, 0.05, 1.0), (0.005, 0.02, 0.1, 1.0), (0.02, 1.0), 0.02, 0.05, 0.15),
     "filter.share": (0.005, 0.02, 0.05, 0.1),
     "filter.evidence": (0.5, 0.7, 0.85, 1.0),
@@ -42,8 +51,34 @@ SPACE: Mapping[str, Sequence[Any]] = {
 }
 """Values to try for each setting, in the order in which they are tried, of every kind of policy.
 
-`clean_weight` is none of them: it changes what is done to single frames, which streams are the wrong judge of.
+`clean_weight` is not among them: it changes single frames, which streams cannot judge.
 """
+
+
+class TriedSettings(TypedDict):
+    """Settings and what they reach: score, losses in points (see `tune_filter`), and by protocol `regret`, `ta_lost`
+    (points) and `switch_rate` (percent of frames), means over the severities."""
+
+    filter: dict[str, Any]
+    policy: dict[str, Any]
+    score: float
+    mixed_loss: float
+    clean_loss: float
+    regret: dict[str, float]
+    ta_lost: dict[str, float]
+    switch_rate: dict[str, float]
+
+
+class FilterResult(TypedDict):
+    """`start` and `best`: {"filter": …, "policy": …}, without the filter's prior; `tried`: best first."""
+
+    images: int
+    frames_per_type: int
+    severities: list[float | Literal["all"]]
+    seed: int
+    start: Settings
+    best: Settings
+    tried: list[TriedSettings]
 
 
 @dataclass(frozen=True)
@@ -51,7 +86,6 @@ class _Case:
     """A stream as the search sees it.
 
     Args:
-        stream: N frames.
         joint: the oracle's, float32 (N, 1 + C·S).
         perfect: of the action that `perfect` takes, float32 (N,).
         baseline: mean over the types of what the policy that the search starts from is expected to do, frame by frame.
@@ -64,108 +98,95 @@ class _Case:
 
 
 def tune_filter(
-    bundle: Bundle,
-    source: str,
-    *,
-    frames: int = 100,
-    severities: Sequence[float | Literal["all"]] = (5.0, "all"),
-    seed: int = 0,
-    rounds: int = 2,
-    space: Mapping[str, Sequence[Any]] | None = None,
-    threads: int | None = 1,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+    bundle: Bundle, source: str, frames: int, options: EvaluationOptions, space: Space | None = None
+) -> FilterResult:
     """Find the settings with the highest score, one setting after another, the others as they are best so far.
 
     The score is the mean over all streams but `mixed` of (RA + TA) / 2: expected accuracy on corrupted frames (mean
     over the types) and on clean ones. On no `mixed` stream may the expected accuracy (mean over all types) be more
     than 0.05 point below that of the policy that the search starts from, frame by frame without filter and hysteresis;
-    and on clean frames it may be at most 0.2 points below that of no patch, mean over all streams. Where the settings
+    and on clean frames it may be at most 0.2 points below that of no patch, mean over all streams. If the settings
     that the search starts from break that, the smaller excess (sum of both) wins until there is none.
 
     Args:
         bundle: the bundle; the search starts from its manifest's settings.
         source: the training images that the bundle was built from; the build's validation part of them is used.
         frames: per type and stream, see `make_stream`.
-        severities: streams at each of these.
-        seed: of the streams.
-        rounds: how often each setting comes round.
+        options: seed of the streams, threads of the oracle, progress.
         space: {"filter.<argument of BeliefFilter>" or "policy.<argument of its kind>": values}; None for what `SPACE`
             has for the bundle's kind of policy.
-        threads: threads of the oracle.
-        progress: called with a line after each setting.
-
-    Returns:
-        `start` and `best`: {"filter": …, "policy": …}, without the filter's prior; `tried`: a row each, with `filter`,
-        `policy`, `score`, `mixed_loss`, `clean_loss` (points), and by protocol `regret`, `ta_lost` (points) and
-        `switch_rate` (percent of frames), means over the severities; best first.
 
     Raises:
         InputError: if the images do not fit the bundle, there is no such setting, or a value does not fit its setting.
     """
-    corruptions = known_corruptions(bundle)
-    space = _fitting(bundle, space)
-    images = clean_images(bundle, source, "train")
-    _, validation = split_as_built(bundle, images)
-    labels = validation.labels.numpy()
-    drawn = derive_seed(seed, "validation")  # apart from the streams that the settings are reported on
-    streams = {
-        f"{protocol} {severity}": make_stream(
-            protocol, labels, frames=frames, severity=severity, seed=drawn, corruptions=corruptions
-        )
-        for severity in severities
-        for protocol in PROTOCOLS
-        # This one runs through all severities anyhow.
-        if protocol != "gradual" or severity == severities[0]
-    }
-    joint = observe_streams(bundle.oracle(threads=threads), streams, validation.pixels)
+    space = fitting_space(bundle, space)
+    validation, cases = _cases(bundle, source, frames, options)
     start: Settings = {
         "filter": {key: value for key, value in bundle.manifest.filter.items() if key != "prior"},
         "policy": dict(bundle.manifest.policy),
     }
-    alone = make_policy(bundle.table, start["policy"], independent=True)
+    tried: dict[str, TriedSettings] = {}
+
+    def measured(settings: Settings) -> TriedSettings:
+        key = repr(settings)
+        if key not in tried:
+            row = tried[key] = _measured(bundle, settings, cases)
+            losses = f"mixed loss {row['mixed_loss']:.3f}  clean loss {row['clean_loss']:.3f}"
+            options.progress(f"score {row['score']:.3f}  {losses}  {settings}")
+        return tried[key]
+
+    best = start
+    for _ in range(ROUNDS):
+        before = best
+        for name, value in ((name, value) for name, values in space.items() for value in values):
+            part, _, argument = name.partition(".")
+            candidate = best | {part: best[part] | {argument: value}}
+            if beats(measured(candidate), measured(best)):
+                best = candidate
+        if best == before:
+            break
+    return FilterResult(
+        images=validation,
+        frames_per_type=frames,
+        severities=list(SEVERITIES),
+        seed=options.seed,
+        start=start,
+        best=best,
+        tried=sorted(tried.values(), key=lambda row: (_excess(row), -row["score"])),
+    )
+
+
+def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions) -> tuple[int, list[_Case]]:
+    """Return how many validation images there are, and the streams of them."""
+    corruptions = known_corruptions(bundle)
+    _, validation = split_as_built(bundle, clean_images(bundle, source, "train"))
+    labels = validation.labels.numpy()
+    seed = derive_seed(options.seed, "validation")  # other streams than those that the settings are reported on
+    streams = {
+        f"{protocol} {severity}": make_stream(
+            protocol, labels, frames=frames, severity=severity, seed=seed, corruptions=corruptions
+        )
+        for severity, protocol in product(SEVERITIES, PROTOCOLS)
+        # This one runs through all severities anyhow.
+        if protocol != "gradual" or severity == SEVERITIES[0]
+    }
+    joint = observe_streams(bundle.oracle(threads=options.threads), streams, validation.pixels)
+    alone = make_policy(bundle.table, bundle.manifest.policy, independent=True)
     cases = []
     for name, stream in streams.items():
         unsmoothed, _ = _expected(stream, bundle.table, alone.mixes(joint[name]))
         baseline = float(np.nanmean(mean_by_type(stream, unsmoothed)))
         cases.append(_Case(stream, joint[name], perfect_accuracy(stream, bundle.table), baseline))
-    tried: dict[str, dict[str, Any]] = {}
-
-    def judge(settings: Settings) -> dict[str, Any]:
-        key = repr(settings)
-        if key not in tried:
-            tried[key] = {**settings, **_judge(bundle, settings, cases)}
-            if progress is not None:
-                row = tried[key]
-                losses = f"mixed loss {row['mixed_loss']:.3f}  clean loss {row['clean_loss']:.3f}"
-                progress(f"score {row['score']:.3f}  {losses}  {settings}")
-        return tried[key]
-
-    best = start
-    for _ in range(rounds):
-        before = best
-        for name, values in space.items():
-            part, _, argument = name.partition(".")
-            for value in values:
-                candidate = best | {part: best[part] | {argument: value}}
-                if _beats(judge(candidate), judge(best)):
-                    best = candidate
-        if best == before:
-            break
-    return {
-        "images": len(validation),
-        "frames_per_type": frames,
-        "severities": list(severities),
-        "seed": seed,
-        "start": start,
-        "best": best,
-        "tried": sorted(tried.values(), key=lambda row: (_excess(row), -row["score"])),
-    }
+    return len(validation), cases
 
 
-def _fitting(bundle: Bundle, space: Mapping[str, Sequence[Any]] | None) -> Mapping[str, Sequence[Any]]:
-    """The settings to try, after all were found to be there."""
-    takes = {"filter": BeliefFilter, "policy": type(bundle.policy())}
+def fitting_space(bundle: Bundle, space: Space | None) -> Space:
+    """Return the settings to try.
+
+    Raises:
+        InputError: if the bundle's filter and policy do not have one of them.
+    """
+    takes: dict[str, type] = {"filter": BeliefFilter, "policy": type(bundle.policy())}
     own = {"table", "corruptions", "levels", "prior"}
     known = {f"{part}.{name}" for part, taker in takes.items() for name in {*inspect.signature(taker).parameters} - own}
     if space is None:
@@ -176,42 +197,51 @@ def _fitting(bundle: Bundle, space: Mapping[str, Sequence[Any]] | None) -> Mappi
     return space
 
 
-def _excess(row: Mapping[str, Any]) -> float:
+def _excess(row: TriedSettings) -> float:
     mixed = max(row["mixed_loss"] - LARGEST_LOSS_ON_MIXED, 0.0)
     return float(mixed + max(row["clean_loss"] - LARGEST_CLEAN_LOSS, 0.0))
 
 
-def _beats(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+def beats(row: TriedSettings, best: TriedSettings) -> bool:
+    """Return whether settings are better than the best so far."""
     if _excess(row) != _excess(best):
         return _excess(row) < _excess(best)
     return bool(row["score"] >= best["score"] + LEAST_GAIN)
 
 
-def _judge(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> dict[str, Any]:
+def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> TriedSettings:
     prior = {key: value for key, value in bundle.manifest.filter.items() if key == "prior"}
     smooth = BeliefFilter(bundle.manifest.corruptions, bundle.manifest.severity_levels, **prior, **settings["filter"])
     policy = make_policy(bundle.table, settings["policy"])
     scores, losses, clean_losses = [], [], []
-    found: dict[str, dict[str, list[float]]] = {"regret": {}, "ta_lost": {}, "switch_rate": {}}
+    regret, ta_lost, switches = (dict[str, list[float]]() for _ in range(3))
     for case in cases:
         accuracy, chosen = _expected(case.stream, bundle.table, list(_mixes(case, smooth, policy)))
         by_type = mean_by_type(case.stream, accuracy)
         perfect = mean_by_type(case.stream, case.perfect)
-        ra, ta = float(np.nanmean(by_type[1:])), float(by_type[0])
-        values = (float(np.nanmean(perfect[1:])) - ra, float(perfect[0]) - ta, switch_rate(case.stream, chosen))
-        for name, value in zip(found, values, strict=True):
-            found[name].setdefault(case.stream.protocol, []).append(value)
+        ra, ta, protocol = float(np.nanmean(by_type[1:])), float(by_type[0]), case.stream.protocol
         clean_losses.append(float(perfect[0]) - ta)
-        if case.stream.protocol == "mixed":
+        regret.setdefault(protocol, []).append(float(np.nanmean(perfect[1:])) - ra)
+        ta_lost.setdefault(protocol, []).append(clean_losses[-1])
+        switches.setdefault(protocol, []).append(switch_rate(case.stream, chosen))
+        if protocol == "mixed":
             losses.append(case.baseline - float(np.nanmean(by_type)))
         else:
             scores.append((ra + ta) / 2)
-    means = {
-        name: {protocol: round(float(np.mean(values)), 2) for protocol, values in by_protocol.items()}
-        for name, by_protocol in found.items()
-    }
-    row = {"score": float(np.mean(scores)), "mixed_loss": max(losses), "clean_loss": float(np.mean(clean_losses))}
-    return {name: round(value, 3) for name, value in row.items()} | means
+    return TriedSettings(
+        filter=settings["filter"],
+        policy=settings["policy"],
+        score=round(float(np.mean(scores)), 3),
+        mixed_loss=round(max(losses), 3),
+        clean_loss=round(float(np.mean(clean_losses)), 3),
+        regret=_means(regret),
+        ta_lost=_means(ta_lost),
+        switch_rate=_means(switches),
+    )
+
+
+def _means(by_protocol: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {protocol: round(float(np.mean(values)), 2) for protocol, values in by_protocol.items()}
 
 
 def _expected(stream: Stream, table: GainTable, mixes: Sequence[Mix]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

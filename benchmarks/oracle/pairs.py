@@ -1,280 +1,244 @@
-"""Two corruptions at once (fog and noise, …): never patched, one signature, both composed; told, and by the oracle.
+"""Two corruptions at once (fog and noise, …): no patch, one signature, both composed; by ground truth or the oracle.
 
-Pairs are laid over one another by `rws.training.evaluation.judge.corrupted`: the first named corruption first. Words of
-the table: `std` is never patched; of those who are told the pair, `single` has the one signature, of all, that is best
-for it, `both` its two own signatures, each at its calibrated alpha, `averaged` these at half strength, `scaled` at the
-strength that is best for the pair; of those who ask the oracle, `shipped` is the bundle's policy, `expected` takes the
-one signature with the best expected accuracy, `composed` takes both of the two most probable corruptions where both are
-probable enough, and else does as `expected`. What is best is found on validation images; every number is measured on
-test images, save those of `validation`.
+The first named corruption is laid first. Arms: `std` applies no patch; of those that know the pair, `single` has the
+one signature, of all, that is best for it, `both` its two own signatures, each at its calibrated alpha, `averaged`
+these at half strength, `scaled` at the strength that is best for the pair; of those that ask the oracle, `shipped` is
+the bundle's policy, `expected` takes the one signature with the best expected accuracy, `composed` takes both of the
+two most probable corruptions if both are probable enough, and else does as `expected`. What is best is found on
+validation images; every number is measured on test images, except those of `validation`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from rws.benchmarks.oracle.policies import ExpectedPolicy, FramePolicy, own_alphas
+from rws.benchmarks.common.tables import Column, columns, terminal
+from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import InputError
 from rws.oracle.belief import Belief
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
-from rws.training.evaluation.judge import Frames, Judge, Layers, Splits, make_frames, observe, shuffled, single_cells
+from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, prepare
+from rws.training.evaluation.frames import TWO_SEVERITIES, Frames, Layers, Splits, single_cells
 
-SEVERITIES = (3, 5)
 SCALES = (0.5, 0.75, 1.0)
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-TOLD = ("single", "both", "averaged", "scaled")
+"""Scales and thresholds that `composed` may choose from."""
+ALLOWED_LOSS = 0.1
+"""Points that `composed` may lose on clean images, and on single corruptions, on validation images."""
+CLEAN_LIMIT = 2000
+"""Clean images of either part."""
+KNOWING = ("single", "both", "averaged", "scaled")
 
 Pair = tuple[str, str]
 
 
-class ComposingPolicy:
-    """Both signatures of the two most probable corruptions where both are probable enough; else another policy.
+class PairRow(TypedDict, total=False):
+    """An arm (`way`), whether it knows the pair (`told`), and its accuracy over all pairs and by severity, percent.
 
-    Args:
-        table: the gain table.
-        base: decides where at most one corruption is probable enough.
-        threshold: least probability of either, above 0, at most 0.5.
-        scale: what both calibrated alphas are multiplied by.
-
-    Raises:
-        InputError: if a number is out of range.
+    `std` and the arms that ask the oracle also have `ta` and `single` (mean over the single corruptions); the latter
+    `composed`, the percent of pair frames under more than one signature.
     """
 
-    def __init__(self, table: GainTable, base: FramePolicy, threshold: float, scale: float = 1.0) -> None:
-        if not 0 < threshold <= 0.5 or scale <= 0:
-            raise InputError(f"policy: need 0 < threshold <= 0.5 and scale > 0, got {threshold} and {scale}")
-        self.base, self.threshold, self.scale = base, threshold, scale
-        self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
+    way: str
+    told: bool
+    accuracy: float
+    accuracy_3: float
+    accuracy_5: float
+    ta: float
+    single: float
+    composed: float
 
-    def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
-        probability = belief.probability[1:]
-        first, second = np.argsort(-probability, kind="stable")[:2]
-        if probability[second] < self.threshold:
-            return self.base.choose(belief)
-        severity = belief.severity[1:]
-        mix: Mix = {}
-        for index in (first, second):
-            level = int(np.abs(self._levels - severity[index]).argmin())
-            if alpha := float(self._alphas[index, level]):
-                mix[belief.corruptions[index]] = self.scale * alpha
-        return mix
+
+class OracleOnPairs(TypedDict):
+    """How often the two most probable corruptions are the pair, and the most probable one is of it, percent; the mean
+    probability of the lesser of the pair."""
+
+    both_named: float
+    one_named: float
+    lesser_probability: float
+
+
+class Scores(NamedTuple):
+    """Accuracy, percent: clean, mean over the single corruptions, mean over the pairs."""
+
+    ta: float
+    single: float
+    pairs: float
+
+
+class PairsResult(TypedDict):
+    """`validation`: `Scores` of `std` and the policies on validation images; `chosen`: threshold and scale of
+    `composed`; `per_pair`: first, second, then the accuracy of each arm in the order of `rows`."""
+
+    rows: list[PairRow]
+    oracle: OracleOnPairs
+    chosen: dict[str, float]
+    validation: dict[str, dict[str, float]]
+    per_pair: list[list[str | float]]
+    severities: list[int]
+    images: int
+    clean_images: int
+    validation_images: int
+    allowed_loss: float
+    seed: int
 
 
 def draw_pairs(count: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS) -> list[Pair]:
-    """Pairs of corruptions at random, each once at most, in the corruptions' order; all 171 where `count` is more."""
+    """Draw pairs of corruptions, each once at most, in the corruptions' order; all 171 if `count` is more."""
     every = list(combinations(corruptions, 2))
     return every if count >= len(every) else random.Random(seed).sample(every, count)
 
 
-def compare_pairs(
-    bundle: Bundle,
-    splits: Splits,
-    *,
-    pairs: int = 40,
-    severities: Sequence[int] = SEVERITIES,
-    limit: int = 200,
-    validation_limit: int = 100,
-    clean_limit: int | None = 2000,
-    thresholds: Sequence[float] = THRESHOLDS,
-    scales: Sequence[float] = SCALES,
-    allowed_loss: float = 0.1,
-    seed: int = 0,
-    threads: int = 1,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Compare ways to answer two corruptions at once.
+def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: EvaluationOptions) -> PairsResult:
+    """Compare answers to two corruptions at once.
 
     Args:
         bundle: gives model, oracle, gain table and the shipped policy.
         splits: what is best is found on `validation`, the table is measured on `test`.
         pairs: how many pairs, drawn by the seed.
-        severities: whole ones; each pair has both corruptions at the first, then both at the second, …
-        limit: test images of each pair and severity, and of each single corruption and severity.
-        validation_limit: validation images of each.
-        clean_limit: clean images of either.
-        thresholds, scales: what `composed` may choose from.
-        allowed_loss: points that `composed` may lose on clean images, and on single corruptions, on validation images.
-        seed: of pairs, images and corruptions.
-        threads: of model and oracle.
-        progress: called with a line for each step.
-
-    Returns:
-        `rows`, one a way: `way`, `told`, `accuracy` (over all pairs and severities, percent) and by severity
-        `accuracy_3` and so on; for those who ask the oracle also `ta`, `single` (mean over single corruptions at the
-        same severities) and `composed`, the percent of pair frames under more than one signature. `oracle`: how often
-        the two most probable corruptions are the pair, how often the most probable one is of the pair (percent), and
-        the mean probability of the lesser of the pair. `per_pair`: first, second, then the accuracy of each way, in
-        the order of `rows`, over the severities. `chosen`: threshold and scale of `composed`. `validation`: of `std`
-        and those who ask the oracle the accuracy on validation images: `ta`, `single` and `pairs`.
+        options: images of each pair and severity, and of each single corruption and severity.
     """
-    say = progress or (lambda line: None)
-    drawn = draw_pairs(pairs, seed, bundle.manifest.corruptions)
-    pair_cells = tuple(((a, float(s)), (b, float(s))) for a, b in drawn for s in severities)
-    cells = ((), *single_cells(severities, bundle.manifest.corruptions), *pair_cells)
-    model, oracle = bundle.model("onnx", threads=threads), bundle.oracle(threads)
+    corruptions, say = bundle.manifest.corruptions, options.progress
+    drawn = draw_pairs(pairs, options.seed, corruptions)
+    cells_of = {(a, b): [((a, float(s)), (b, float(s))) for s in TWO_SEVERITIES] for a, b in drawn}
+    pair_cells = [cell for cells in cells_of.values() for cell in cells]
+    cells = ((), *single_cells(TWO_SEVERITIES, corruptions), *pair_cells)
+
+    evaluator, beliefs = prepare(bundle, splits.validation, cells, options, "validation")
+    single, scale = _best_for_pairs(bundle.table, evaluator, pair_cells, say)
     expected = ExpectedPolicy(bundle.table)
-
-    def prepare(images: Images, count: int, purpose: str) -> tuple[Judge, list[Belief]]:
-        order = shuffled(images, None, seed)
-        frames = make_frames(order.first(count), cells, seed, order.first(clean_limit), purpose=purpose)
-        return Judge(model, frames), observe(oracle, frames)
-
-    judge, beliefs = prepare(splits.validation, validation_limit, "validation")
-    single, scaled = _best_told(bundle.table, judge, pair_cells, scales, say)
-    composing = _best_composing(bundle.table, expected, judge, beliefs, thresholds, scales, allowed_loss, say)
+    composing = _best_composing(bundle.table, expected, evaluator, beliefs, say)
     policies: dict[str, FramePolicy] = {
         "shipped": bundle.policy(independent=True),
         "expected": expected,
         "composed": composing,
     }
-    validation = {"std": _scores(judge, [{} for _ in beliefs])}
-    validation |= {way: _scores(judge, [policy.choose(b) for b in beliefs]) for way, policy in policies.items()}
+    validation = {arm: _scores(evaluator, found) for arm, found in _policy_mixes(policies, beliefs).items()}
 
-    judge, beliefs = prepare(splits.test, limit, "test")
-    frames = judge.frames
-    told = ToldPolicy(bundle.table, own=True)
-    mixes: dict[str, list[Mix]] = {"std": [{} for _ in beliefs]}
-    for way, mix_of in (
-        ("single", lambda layers: single[layers]),
-        ("both", lambda layers: both_own(told, layers, 1.0)),
-        ("averaged", lambda layers: both_own(told, layers, 0.5)),
-        ("scaled", lambda layers: both_own(told, layers, scaled[layers])),
-    ):
-        by_cell = [mix_of(layers) if len(layers) == 2 else {} for layers in frames.cells]
-        mixes[way] = [by_cell[cell] for cell in frames.cell]
-    mixes |= {way: [policy.choose(belief) for belief in beliefs] for way, policy in policies.items()}
-    rows, accuracy = [], {}
-    for way, found in mixes.items():
-        accuracy[way] = 100 * frames.per_cell(judge.right(found))
-        row: dict[str, Any] = {"way": way, "told": way in TOLD}
-        row |= _by_severity(frames, accuracy[way], severities)
-        if way in policies:
-            several = 100 * frames.per_cell(np.array([len(mix) > 1 for mix in found]))
-            row |= _without_pairs(frames, accuracy[way]) | {"composed": round(_mean_of(frames, several, 2), 1)}
-        elif way == "std":
-            row |= _without_pairs(frames, accuracy[way])
-        rows.append(row)
-        say("  ".join(f"{key} {value}" for key, value in row.items()))
-    numbers = {layers: number for number, layers in enumerate(frames.cells)}
-    return {
-        "rows": rows,
-        "oracle": _oracle_on_pairs(frames, beliefs),
-        "chosen": {"threshold": composing.threshold, "scale": composing.scale},
-        "validation": {
-            way: dict(zip(("ta", "single", "pairs"), (round(float(score), 2) for score in found), strict=True))
-            for way, found in validation.items()
-        },
-        "per_pair": [
-            [
-                *pair,
-                *(
-                    round(
-                        float(np.mean([found[numbers[(pair[0], float(s)), (pair[1], float(s))]] for s in severities])),
-                        1,
-                    )
-                    for found in accuracy.values()
-                ),
-            ]
-            for pair in drawn
-        ],
-        "severities": list(severities),
-        "images": min(limit, len(splits.test)),
-        "clean_images": int((frames.cell == 0).sum()),
-        "validation_images": min(validation_limit, len(splits.validation)),
-        "allowed_loss": allowed_loss,
-        "seed": seed,
+    evaluator, beliefs = prepare(bundle, splits.test, cells, options)
+    frames, truth = evaluator.frames, ReferencePolicy(bundle.table, "perfect")
+    by_pair: dict[str, Callable[[Layers], Mix]] = {
+        "single": single.__getitem__,
+        "both": lambda layers: own_pair_mix(truth, layers, 1.0),
+        "averaged": lambda layers: own_pair_mix(truth, layers, 0.5),
+        "scaled": lambda layers: own_pair_mix(truth, layers, scale[layers]),
     }
+    asked = _policy_mixes(policies, beliefs)
+    mixes = {"std": asked.pop("std")}
+    for arm, mix_of in by_pair.items():
+        mixes[arm] = frames.spread([mix_of(layers) if len(layers) == 2 else {} for layers in frames.cells])
+    right = {arm: evaluator.right(found) for arm, found in (mixes | asked).items()}
+    rows = [_row(frames, arm, right[arm], found) for arm, found in (mixes | asked).items()]
+    for row in rows:
+        say("  ".join(f"{key} {value}" for key, value in row.items()))
+    places = {cell: number for number, cell in enumerate(frames.cells)}
+    per_cell = [100 * frames.per_cell(flags) for flags in right.values()]
+    return PairsResult(
+        rows=rows,
+        oracle=_oracle_on_pairs(frames, beliefs),
+        chosen={"threshold": composing.threshold, "scale": composing.scale},
+        validation={arm: {key: round(value, 2) for key, value in s._asdict().items()} for arm, s in validation.items()},
+        per_pair=[
+            [*pair, *(round(float(np.mean([found[places[cell]] for cell in here])), 1) for found in per_cell)]
+            for pair, here in cells_of.items()
+        ],
+        severities=list(TWO_SEVERITIES),
+        images=len(splits.test.first(options.limit)),
+        clean_images=int((frames.cell == 0).sum()),
+        validation_images=len(splits.validation.first(options.validation_limit)),
+        allowed_loss=ALLOWED_LOSS,
+        seed=options.seed,
+    )
 
 
-def both_own(told: ToldPolicy, layers: Layers, scale: float) -> Mix:
-    """The own signatures of all layers, each at its calibrated alpha for its severity, times `scale`."""
+def own_pair_mix(truth: ReferencePolicy, layers: Layers, scale: float) -> Mix:
+    """Return the own signatures of all layers, each at its calibrated alpha for its severity, times `scale`."""
     mix: Mix = {}
     for name, severity in layers:
-        for signature, alpha in told.choose_told(name, severity).items():
+        for signature, alpha in truth.mix(name, severity).items():
             mix[signature] = mix.get(signature, 0.0) + scale * alpha
     return mix
 
 
-def _best_told(
-    table: GainTable, judge: Judge, pairs: Sequence[Layers], scales: Sequence[float], say: Callable[[str], None]
+def _policy_mixes(policies: Mapping[str, FramePolicy], beliefs: Sequence[Belief]) -> dict[str, list[Mix]]:
+    found: dict[str, list[Mix]] = {"std": [{} for _ in beliefs]}
+    return found | {arm: [policy.choose(belief) for belief in beliefs] for arm, policy in policies.items()}
+
+
+def _best_for_pairs(
+    table: GainTable, evaluator: Evaluator, pairs: Sequence[Layers], say: Progress
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
-    """For each pair the best single signature, or none, at its alpha for that severity; and the best scale of both."""
-    told = ToldPolicy(table, own=True)
+    """Return each pair's best single signature, or none, at its alpha for that severity; and its best scale of both."""
+    truth = ReferencePolicy(table, "perfect")
     single: dict[Layers, Mix] = {}
-    scaled: dict[Layers, float] = {}
+    scale: dict[Layers, float] = {}
     for layers in pairs:
-        chosen = judge.frames.where([judge.frames.cells.index(layers)])
-        candidates: list[Mix] = [{}] + [told.choose_told(name, layers[0][1]) for name in table.corruptions]
-        single[layers] = max(candidates, key=lambda mix: judge.right_under(mix, chosen).mean())
-        scaled[layers] = max(scales, key=lambda s: judge.right_under(both_own(told, layers, s), chosen).mean())
-        say(f"validation: {_named(layers)}: best single {next(iter(single[layers]), 'none')}, scale {scaled[layers]}")
-    return single, scaled
+        chosen = evaluator.frames.where([evaluator.frames.cells.index(layers)])
+
+        def accuracy(mix: Mix, chosen: np.ndarray = chosen) -> float:
+            return float(evaluator.right_under(mix, chosen).mean())
+
+        candidates: list[Mix] = [{}] + [truth.mix(name, layers[0][1]) for name in table.corruptions]
+        single[layers] = max(candidates, key=accuracy)
+        both = {each: own_pair_mix(truth, layers, each) for each in SCALES}
+        scale[layers] = max(both, key=lambda each: accuracy(both[each]))
+        named = " then ".join(f"{name} {severity:g}" for name, severity in layers)
+        say(f"validation: {named}: best single {next(iter(single[layers]), 'none')}, scale {scale[layers]}")
+    return single, scale
 
 
 def _best_composing(
-    table: GainTable,
-    base: FramePolicy,
-    judge: Judge,
-    beliefs: Sequence[Belief],
-    thresholds: Sequence[float],
-    scales: Sequence[float],
-    allowed_loss: float,
-    say: Callable[[str], None],
+    table: GainTable, base: FramePolicy, evaluator: Evaluator, beliefs: Sequence[Belief], say: Progress
 ) -> ComposingPolicy:
-    """Threshold and scale that are best for pairs, of those that cost little elsewhere; else what costs least."""
-    before = _scores(judge, [base.choose(belief) for belief in beliefs])
+    """Return threshold and scale that are best for pairs, of those that cost little elsewhere; else the cheapest."""
+    before = _scores(evaluator, [base.choose(belief) for belief in beliefs])
     found = []
-    for threshold in thresholds:
-        for scale in scales:
+    for threshold in THRESHOLDS:
+        for scale in SCALES:
             policy = ComposingPolicy(table, base, threshold, scale)
-            change = _scores(judge, [policy.choose(belief) for belief in beliefs]) - before
+            change = np.subtract(_scores(evaluator, [policy.choose(belief) for belief in beliefs]), before)
             found.append((policy, max(-change[0], -change[1]), change[2]))
             say(
                 f"validation: composed from {threshold}, scale {scale}: "
                 f"clean {change[0]:+.2f}  single {change[1]:+.2f}  pairs {change[2]:+.2f}"
             )
-    allowed = [entry for entry in found if entry[1] <= allowed_loss]
+    allowed = [entry for entry in found if entry[1] <= ALLOWED_LOSS]
     if allowed:
         return max(allowed, key=lambda entry: entry[2])[0]
     return min(found, key=lambda entry: entry[1])[0]
 
 
-def _scores(judge: Judge, mixes: Sequence[Mix]) -> NDArray[np.float64]:
-    """Accuracy, percent, float64 (3,): clean, mean over the single corruptions, mean over the pairs."""
-    per_cell = 100 * judge.frames.per_cell(judge.right(mixes))
-    return np.array([_mean_of(judge.frames, per_cell, layers) for layers in (0, 1, 2)])
+def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> Scores:
+    right = evaluator.right(mixes)
+    return Scores(*(evaluator.frames.percent(right, layers) for layers in (0, 1, 2)))
 
 
-def _mean_of(frames: Frames, per_cell: NDArray[np.float64], layers: int) -> float:
-    """Mean over the cells with so many corruptions laid over one another."""
-    return float(np.mean([value for value, cell in zip(per_cell, frames.cells, strict=True) if len(cell) == layers]))
-
-
-def _by_severity(frames: Frames, per_cell: NDArray[np.float64], severities: Sequence[int]) -> dict[str, float]:
-    row = {"accuracy": round(_mean_of(frames, per_cell, 2), 2)}
-    for severity in severities:
-        at = [n for n, layers in enumerate(frames.cells) if len(layers) == 2 and layers[0][1] == severity]
-        row[f"accuracy_{severity}"] = round(float(per_cell[at].mean()), 2)
+def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> PairRow:
+    percent = partial(frames.percent, right)
+    row = PairRow(
+        way=arm,
+        told=arm in KNOWING,
+        accuracy=round(percent(2), 2),
+        accuracy_3=round(percent(2, 3), 2),
+        accuracy_5=round(percent(2, 5), 2),
+    )
+    if arm not in KNOWING:
+        row["ta"], row["single"] = round(percent(0), 2), round(percent(1), 2)
+        if arm != "std":
+            row["composed"] = round(frames.percent(np.array([len(mix) > 1 for mix in mixes]), 2), 1)
     return row
 
 
-def _without_pairs(frames: Frames, per_cell: NDArray[np.float64]) -> dict[str, float]:
-    return {"ta": round(_mean_of(frames, per_cell, 0), 2), "single": round(_mean_of(frames, per_cell, 1), 2)}
-
-
-def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> dict[str, float]:
+def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs:
     named, one, lesser = [], [], []
     for belief, cell in zip(beliefs, frames.cell, strict=True):
         layers = frames.cells[cell]
@@ -285,35 +249,30 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> dict[str, flo
             named.append(set(order[:2].tolist()) == truth)
             one.append(int(order[0]) in truth)
             lesser.append(min(probability[index] for index in truth))
-    return {
-        "both_named": round(100 * float(np.mean(named)), 2),
-        "one_named": round(100 * float(np.mean(one)), 2),
-        "lesser_probability": round(float(np.mean(lesser)), 3),
-    }
+    return OracleOnPairs(
+        both_named=round(100 * float(np.mean(named)), 2),
+        one_named=round(100 * float(np.mean(one)), 2),
+        lesser_probability=round(float(np.mean(lesser)), 3),
+    )
 
 
-def _named(layers: Layers) -> str:
-    return " then ".join(f"{name} {severity:g}" for name, severity in layers)
+_ACCURACIES = {"accuracy": "accuracy", **{f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}}
+_COLUMNS = (
+    Column("way", "way", words=True),
+    Column("told", lambda row: "yes" if row["told"] else "no", words=True),
+    *columns(_ACCURACIES | {"clean": "ta", "one corruption": "single", "% composed": "composed"}, ".2f"),
+)
 
 
-def print_pairs(result: Mapping[str, Any], console: Console) -> None:
-    """The table on a console."""
-    by_severity = [f"accuracy_{severity}" for severity in result["severities"]]
-    table = Table("way", "told")
-    for name in ("accuracy", *(f"at {s}" for s in result["severities"]), "clean", "one corruption", "% composed"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        keys = ("accuracy", *by_severity, "ta", "single", "composed")
-        table.add_row(
-            row["way"], "yes" if row["told"] else "no", *(f"{row[key]:.2f}" if key in row else "" for key in keys)
-        )
-    console.print(table)
+def print_pairs(result: PairsResult, console: Console) -> None:
+    """Print the table on a console."""
+    console.print(terminal(_COLUMNS, result["rows"]))
     oracle, chosen = result["oracle"], result["chosen"]
     console.print(
         f"both of the pair are the oracle's two most probable ones in {oracle['both_named']} % of the frames, one of "
         f"them is the most probable in {oracle['one_named']} %; composed from P >= {chosen['threshold']:g} at scale "
         f"{chosen['scale']:g}"
     )
-    for way, score in result["validation"].items():
+    for arm, score in result["validation"].items():
         numbers = f"pairs {score['pairs']:.2f}, one corruption {score['single']:.2f}, clean {score['ta']:.2f}"
-        console.print(f"validation: {way}: {numbers}")
+        console.print(f"validation: {arm}: {numbers}")

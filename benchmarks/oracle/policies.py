@@ -1,123 +1,47 @@
-"""Ways to get from a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
+"""From a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
 
 `hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities
 (`rws.oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
 (`rws.oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold; and with both.
-What falls below the threshold: for `hard` the most probable type's probability (then nothing is patched), for
-`weighted` a corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights
-are chosen on validation images, all else is measured on test images, every frame on its own.
+Below the threshold: for `hard` the most probable type's probability (then nothing is patched), for `weighted` a
+corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights are chosen
+on validation images, all else is measured on test images, every frame on its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from rws.benchmarks.common.tables import Column, columns, terminal
+from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN, Belief
-from rws.oracle.policy import ExpectedGainPolicy, GainTable, Mix, ToldPolicy, WeightedPolicy
-from rws.training.evaluation.judge import Frames, Judge, Splits, make_frames, observe, shuffled, single_cells
+from rws.oracle.belief import Belief
+from rws.oracle.policy import GainTable, ReferencePolicy
+from rws.records import Mix
+from rws.training.evaluation.evaluator import EvaluationOptions, Evaluator, Progress, ground_truth_mixes, prepare
+from rws.training.evaluation.frames import SEVERITIES, Frames, Splits, single_cells
 
-SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 THRESHOLDS: dict[str, tuple[float, ...]] = {
     "hard": (0.0, 0.3, 0.5, 0.7, 0.9),
     "weighted": (0.0, 0.05, 0.1, 0.2, 0.4),
     "expected": (0.0, 0.25, 0.5, 1.0, 2.0),
 }
+"""The grid; it holds the plain values, weight 1 and threshold 0."""
+ALLOWED_TA_LOSS = 0.2
+"""Points of clean accuracy that a setting may lose on validation images."""
 RULES = ("plain", "clean weight", "threshold", "both")
 
-
-class FramePolicy(Protocol):
-    """Chooses a mix for a frame on its own."""
-
-    def choose(self, belief: Belief) -> Mix:
-        """The mix, {signature: alpha}; {} is no patch."""
-
-
-def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.float32]:
-    """P(type), float32 (1 + C,), in the order of `belief.names`, after the odds of clean were multiplied."""
-    probability = belief.probability.copy()
-    probability[0] *= clean_weight
-    scaled: NDArray[np.float32] = probability / probability.sum()
-    return scaled
-
-
-def own_alphas(table: GainTable) -> NDArray[np.float32]:
-    """The calibrated alpha of each corruption's own signature at each level, float32 (C, S); 0 where it has none."""
-    told = ToldPolicy(table, own=True)
-    return np.array(
-        [[table.alpha[told.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
-    )
-
-
-class HardPolicy:
-    """The most probable type's own signature, at its calibrated alpha for the type's expected severity.
-
-    Args:
-        table: the gain table.
-        threshold: no patch where the most probable type is less probable than this, 0…1.
-        clean_weight: the odds of clean are multiplied by this first.
-
-    Raises:
-        InputError: if a number is out of range.
-    """
-
-    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
-        _check(threshold, clean_weight)
-        self.threshold, self.clean_weight = threshold, clean_weight
-        self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
-
-    def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
-        probability = weighted_probability(belief, self.clean_weight)
-        index = int(probability.argmax())
-        if index == 0 or probability[index] < self.threshold:
-            return {}
-        level = int(np.abs(self._levels - belief.severity[index]).argmin())
-        alpha = float(self._alphas[index - 1, level])
-        return {belief.names[index]: alpha} if alpha else {}
-
-
-class ExpectedPolicy:
-    """The gain table's action with the best expected accuracy, each frame on its own.
-
-    Args:
-        table: the gain table.
-        threshold: points of expected accuracy by which a patch must beat no patch.
-        clean_weight: the odds of clean are multiplied by this first.
-
-    Raises:
-        InputError: if a number is out of range.
-    """
-
-    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
-        self._policy = ExpectedGainPolicy(table, threshold, clean_weight)
-
-    def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
-        self._policy.reset()
-        return self._policy.choose(belief)
-
-
-FAMILIES: dict[str, Callable[[GainTable, float, float], FramePolicy]] = {
-    "hard": HardPolicy,
-    "weighted": WeightedPolicy,
-    "expected": ExpectedPolicy,
-}
-
-
-def _check(threshold: float, clean_weight: float) -> None:
-    if not 0 <= threshold <= 1 or clean_weight <= 0:
-        raise InputError(f"policy: need 0 <= threshold <= 1 and clean_weight > 0, got {threshold} and {clean_weight}")
+Key = tuple[str, str]
+"""Policy (`std`, `perfect`, `best`, `shipped`, or a family) and rule ("" but for families)."""
 
 
 @dataclass(frozen=True)
@@ -131,30 +55,58 @@ class Setting:
     ra: float
 
     def policy(self, table: GainTable) -> FramePolicy:
-        """The policy itself."""
+        """Return the policy."""
         return FAMILIES[self.family](table, self.threshold, self.clean_weight)
 
 
-def accuracies(frames: Frames, right: NDArray[np.bool_]) -> dict[str, float]:
-    """`ta`, `ra` (over all corrupted cells) and `ra_5` (over those of severity 5), in percent."""
-    per_cell = 100 * frames.per_cell(right)
-    corrupted = [number for number, layers in enumerate(frames.cells) if layers]
-    strongest = [number for number in corrupted if frames.cells[number][0][1] == SEVERITIES[-1]]
-    return {
-        "ta": float(np.mean([per_cell[number] for number, layers in enumerate(frames.cells) if not layers])),
-        "ra": float(per_cell[corrupted].mean()),
-        "ra_5": float(per_cell[strongest].mean()),
-    }
+class PolicyRow(TypedDict, total=False):
+    """A policy: `ta`, `ra`, `ra_5` (severity 5), percent; `regret`, `regret_5` (perfect − this) and `regret_best` (best
+    − this); `ra_minus_shipped` with `ra_se`, its standard error over images; `patched` and `patched_clean`, percent of
+    corrupted and clean frames. Families and `shipped` also have `microseconds` per decision and what `validation`
+    images showed: `ta_loss` and `ra`.
+    """
+
+    policy: str
+    rule: str
+    ta: float
+    ra: float
+    ra_5: float
+    regret: float
+    regret_5: float
+    regret_best: float
+    ra_minus_shipped: float
+    ra_se: float
+    patched: float
+    patched_clean: float
+    kind: str
+    threshold: float
+    clean_weight: float
+    microseconds: float
+    validation: dict[str, float]
+
+
+class PoliciesResult(TypedDict):
+    """`winner`: family and rule with the best RA on validation images under the allowed loss, if any."""
+
+    rows: list[PolicyRow]
+    winner: dict[str, str] | None
+    allowed_ta_loss: float
+    images: int
+    clean_images: int
+    frames: int
+    validation_images: int
+    grid: dict[str, list[float]]
+    seed: int
 
 
 def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: float) -> Setting:
-    """The setting of a family with the best RA on validation images, of those that a rule admits.
+    """Return the setting of a family with the best RA on validation images, of those that a rule admits.
 
     Args:
         settings: those of one family.
         rule: one of `RULES`: what may differ from threshold 0 and clean weight 1.
-        allowed_ta_loss: settings that lose more points on clean images do not count, save where all do: then the one
-            that loses least is taken. A `plain` policy is what it is.
+        allowed_ta_loss: settings that lose more points on clean images do not count. If all do, the one that loses
+            least is taken.
 
     Raises:
         InputError: if the rule is unknown.
@@ -173,150 +125,110 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
     return min(admitted, key=lambda setting: (setting.ta_loss, -setting.ra))
 
 
-def compare_policies(
-    bundle: Bundle,
-    splits: Splits,
-    *,
-    limit: int = 200,
-    validation_limit: int = 400,
-    clean_limit: int | None = None,
-    allowed_ta_loss: float = 0.2,
-    clean_weights: Sequence[float] = CLEAN_WEIGHTS,
-    thresholds: Mapping[str, Sequence[float]] = THRESHOLDS,
-    seed: int = 0,
-    threads: int = 1,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions) -> PoliciesResult:
     """Compare the policies in one table: 19 corruptions at severities 1…5, and clean images.
 
     Args:
         bundle: gives model, oracle, gain table and the shipped policy.
         splits: settings are chosen on `validation`, the table is measured on `test`.
-        limit: test images of each corruption and severity.
-        validation_limit: validation images of each.
-        clean_limit: clean images of either; None: all, since 0.2 points are 2 images in 1000.
-        allowed_ta_loss: points of clean accuracy that a setting may lose on validation images.
-        clean_weights, thresholds: the grid; each must hold the plain values, 1 and 0.
-        seed: of the images and the corruptions.
-        threads: of model and oracle.
-        progress: called with a line for each policy.
-
-    Returns:
-        `rows`, one a policy: `policy` (`std`, `perfect`, `best`, `shipped`, or a family), `rule`, `threshold`,
-        `clean_weight`, `ta`, `ra`, `ra_5` (severity 5), `regret`, `regret_5` (perfect − this), `regret_best` (best −
-        this), `ra_minus_shipped` with `ra_se`, its standard error over images, `patched` and `patched_clean` (percent
-        of corrupted and clean frames), `microseconds` a decision, and for families and `shipped` what `validation`
-        images showed: `ta_loss` and `ra`. Beside them the `winner`, the family and rule with the best RA on validation
-        images under the allowed loss, and what it all rests on.
-
-    Raises:
-        InputError: if the grid lacks the plain values.
+        options: images of each corruption and severity. Take all clean images: 0.2 points are 2 images in 1000.
     """
-    if 1 not in clean_weights or any(0 not in thresholds[family] for family in FAMILIES):
-        raise InputError("policies: clean_weights must hold 1 and the thresholds of each family 0")
-    say = progress or (lambda line: None)
+    table, cells = bundle.table, ((), *single_cells(SEVERITIES))
     shipped = bundle.policy(independent=True)
-    judge, beliefs, _ = _prepared(bundle, splits.validation, validation_limit, clean_limit, seed, threads, "validation")
-    settings = _validated(bundle.table, judge, beliefs, clean_weights, thresholds, say)
-    validation = {("shipped", ""): _on_validation(judge, beliefs, shipped)}
+    evaluator, beliefs = prepare(bundle, splits.validation, cells, options, "validation")
+    settings = _validated(table, evaluator, beliefs, options.progress)
     chosen = {
-        (family, rule): choose_setting([s for s in settings if s.family == family], rule, allowed_ta_loss)
+        (family, rule): choose_setting([s for s in settings if s.family == family], rule, ALLOWED_TA_LOSS)
         for family in FAMILIES
         for rule in RULES
     }
+    validation: dict[Key, tuple[float, float]] = {("shipped", ""): _on_validation(evaluator, beliefs, shipped)}
     validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
-    judge, beliefs, told = _prepared(bundle, splits.test, limit, clean_limit, seed, threads, "test")
-    frames = judge.frames
-    mixes: dict[tuple[str, str], list[Mix]] = {("std", ""): [{} for _ in beliefs]}
-    mixes |= {(name, ""): found for name, found in told.items()}
-    policies: dict[tuple[str, str], FramePolicy] = {("shipped", ""): shipped}
-    policies |= {key: setting.policy(bundle.table) for key, setting in chosen.items()}
+    policies: dict[Key, FramePolicy] = {("shipped", ""): shipped}
+    policies |= {key: setting.policy(table) for key, setting in chosen.items()}
+
+    evaluator, beliefs = prepare(bundle, splits.test, cells, options)
+    mixes: dict[Key, list[Mix]] = {("std", ""): [{} for _ in beliefs]}
+    for name in ("perfect", "best"):
+        mixes[name, ""] = ground_truth_mixes(ReferencePolicy(table, name), evaluator.frames)
     mixes |= {key: [policy.choose(belief) for belief in beliefs] for key, policy in policies.items()}
-    right = {key: judge.right(found) for key, found in mixes.items()}
-    scores = {key: accuracies(frames, found) for key, found in right.items()}
-    rows = []
-    for key, found in mixes.items():
-        score = scores[key]
-        difference, error = _paired(frames, right[key], right["shipped", ""])
-        row: dict[str, Any] = {"policy": key[0], "rule": key[1]}
-        if key in chosen:
-            row |= {"threshold": chosen[key].threshold, "clean_weight": chosen[key].clean_weight}
-        elif key[0] == "shipped":
-            own = bundle.manifest.policy
-            row |= {name: own[name] for name in ("kind", "threshold", "clean_weight") if name in own}
-        row |= {name: round(value, 2) for name, value in score.items()}
-        row |= {
-            "regret": round(scores["perfect", ""]["ra"] - score["ra"], 2),
-            "regret_5": round(scores["perfect", ""]["ra_5"] - score["ra_5"], 2),
-            "regret_best": round(scores["best", ""]["ra"] - score["ra"], 2),
-            "ra_minus_shipped": round(difference, 2),
-            "ra_se": round(error, 2),
-            **_patched(frames, found),
-        }
+    rows = _rows(evaluator, mixes)
+    for key, row in rows.items():
+        row |= _settings(bundle, chosen.get(key), shipped=key[0] == "shipped")  # type: ignore[typeddict-item]
         if key in policies:
+            ta_loss, ra = validation[key]
             row["microseconds"] = round(microseconds(policies[key], beliefs), 1)
-            row["validation"] = dict(
-                zip(("ta_loss", "ra"), (round(value, 2) for value in validation[key]), strict=True)
-            )
-        rows.append(row)
-        say(f"{key[0]:10s} {key[1]:14s} TA {row['ta']:6.2f}  RA {row['ra']:6.2f}  at 5 {row['ra_5']:6.2f}")
-    harmless = [key for key, setting in chosen.items() if setting.ta_loss <= allowed_ta_loss]
+            row["validation"] = {"ta_loss": round(ta_loss, 2), "ra": round(ra, 2)}
+        options.progress(f"{key[0]:10s} {key[1]:14s} TA {row['ta']:6.2f}  RA {row['ra']:6.2f}  at 5 {row['ra_5']:6.2f}")
+    harmless = [key for key, setting in chosen.items() if setting.ta_loss <= ALLOWED_TA_LOSS]
     best = max(harmless, key=lambda key: chosen[key].ra) if harmless else None
-    return {
-        "rows": rows,
-        "winner": None if best is None else {"policy": best[0], "rule": best[1]},
-        "allowed_ta_loss": allowed_ta_loss,
-        "images": limit if limit < len(splits.test) else len(splits.test),
-        "clean_images": int((frames.cell == 0).sum()),
-        "frames": len(frames),
-        "validation_images": min(validation_limit, len(splits.validation)),
-        "grid": {"clean_weight": list(clean_weights), **{name: list(thresholds[name]) for name in FAMILIES}},
-        "seed": seed,
-    }
+    return PoliciesResult(
+        rows=list(rows.values()),
+        winner=None if best is None else {"policy": best[0], "rule": best[1]},
+        allowed_ta_loss=ALLOWED_TA_LOSS,
+        images=len(splits.test.first(options.limit)),
+        clean_images=int((evaluator.frames.cell == 0).sum()),
+        frames=len(evaluator.frames),
+        validation_images=len(splits.validation.first(options.validation_limit)),
+        grid={"clean_weight": list(CLEAN_WEIGHTS), **{name: list(THRESHOLDS[name]) for name in FAMILIES}},
+        seed=options.seed,
+    )
 
 
-def _prepared(
-    bundle: Bundle, images: Any, limit: int, clean_limit: int | None, seed: int, threads: int, purpose: str
-) -> tuple[Judge, list[Belief], dict[str, list[Mix]]]:
-    """Frames with a judge, the oracle's beliefs, and the mixes of those who are told."""
-    order = shuffled(images, None, seed)
-    cells = ((), *single_cells(SEVERITIES))
-    frames = make_frames(order.first(limit), cells, seed, order.first(clean_limit), purpose=purpose)
-    told = {}
-    for name, own in (("perfect", True), ("best", False)):
-        policy = ToldPolicy(bundle.table, own=own)
-        by_cell = [policy.choose_told(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells]
-        told[name] = [by_cell[cell] for cell in frames.cell]
-    return Judge(bundle.model("onnx", threads=threads), frames), observe(bundle.oracle(threads), frames), told
+def _rows(evaluator: Evaluator, mixes: dict[Key, list[Mix]]) -> dict[Key, PolicyRow]:
+    """Return what all policies have."""
+    frames = evaluator.frames
+    right = {key: evaluator.right(found) for key, found in mixes.items()}
+    ra = {key: frames.percent(found, 1) for key, found in right.items()}
+    ra_5 = {key: frames.percent(found, 1, SEVERITIES[-1]) for key, found in right.items()}
+    rows = {}
+    for key, found in mixes.items():
+        difference, error = _paired(frames, right[key], right["shipped", ""])
+        patched = np.array([bool(mix) for mix in found])
+        rows[key] = PolicyRow(
+            policy=key[0],
+            rule=key[1],
+            ta=round(frames.percent(right[key], 0), 2),
+            ra=round(ra[key], 2),
+            ra_5=round(ra_5[key], 2),
+            regret=round(ra["perfect", ""] - ra[key], 2),
+            regret_5=round(ra_5["perfect", ""] - ra_5[key], 2),
+            regret_best=round(ra["best", ""] - ra[key], 2),
+            ra_minus_shipped=round(difference, 2),
+            ra_se=round(error, 2),
+            patched=round(frames.percent(patched, 1), 1),
+            patched_clean=round(frames.percent(patched, 0), 1),
+        )
+    return rows
 
 
-def _on_validation(judge: Judge, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
-    """The points of TA that a policy loses, and its RA."""
-    score = accuracies(judge.frames, judge.right([policy.choose(belief) for belief in beliefs]))
-    return accuracies(judge.frames, judge.right_under({}))["ta"] - score["ta"], score["ra"]
+def _settings(bundle: Bundle, setting: Setting | None, shipped: bool) -> dict[str, Any]:
+    if setting is not None:
+        return {"threshold": setting.threshold, "clean_weight": setting.clean_weight}
+    own = bundle.manifest.policy if shipped else {}
+    return {name: own[name] for name in ("kind", "threshold", "clean_weight") if name in own}
 
 
-def _validated(
-    table: GainTable,
-    judge: Judge,
-    beliefs: Sequence[Belief],
-    clean_weights: Sequence[float],
-    thresholds: Mapping[str, Sequence[float]],
-    say: Callable[[str], None],
-) -> list[Setting]:
+def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
+    """Return the points of TA that a policy loses, and its RA."""
+    frames, right = evaluator.frames, evaluator.right([policy.choose(belief) for belief in beliefs])
+    return frames.percent(evaluator.right_under({}), 0) - frames.percent(right, 0), frames.percent(right, 1)
+
+
+def _validated(table: GainTable, evaluator: Evaluator, beliefs: Sequence[Belief], say: Progress) -> list[Setting]:
     settings = []
     for family, build in FAMILIES.items():
-        for threshold in thresholds[family]:
-            for weight in clean_weights:
-                found = _on_validation(judge, beliefs, build(table, threshold, weight))
+        for threshold in THRESHOLDS[family]:
+            for weight in CLEAN_WEIGHTS:
+                found = _on_validation(evaluator, beliefs, build(table, threshold, weight))
                 settings.append(Setting(family, threshold, weight, *found))
-            best = max(settings[-len(clean_weights) :], key=lambda setting: setting.ra)
+            best = max(settings[-len(CLEAN_WEIGHTS) :], key=lambda setting: setting.ra)
             say(f"validation: {family:10s} threshold {threshold:<5g} RA {best.ra:6.2f}  TA loss {best.ta_loss:5.2f}")
     return settings
 
 
 def _paired(frames: Frames, right: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean difference in RA, points, and its standard error; a frame's luck is its image's, in all cells."""
+    """Return the mean difference in RA, points, and its standard error; a frame's luck is its image's, in all cells."""
     corrupted = frames.where(number for number, layers in enumerate(frames.cells) if layers)
     difference = 100 * (right[corrupted].astype(float) - other[corrupted])
     image = frames.image[corrupted]
@@ -324,17 +236,11 @@ def _paired(frames: Frames, right: NDArray[np.bool_], other: NDArray[np.bool_]) 
     return float(per_image.mean()), float(per_image.std(ddof=1) / np.sqrt(len(per_image)))
 
 
-def _patched(frames: Frames, mixes: Sequence[Mix]) -> dict[str, float]:
-    per_cell = 100 * frames.per_cell(np.array([bool(mix) for mix in mixes]))
-    corrupted = [number for number, layers in enumerate(frames.cells) if layers]
-    return {"patched": round(float(per_cell[corrupted].mean()), 1), "patched_clean": round(float(per_cell[0]), 1)}
-
-
-def microseconds(policy: FramePolicy, beliefs: Sequence[Belief], count: int = 500, repeats: int = 5) -> float:
-    """Median over repeats of the time of a decision, microseconds, over beliefs spread over all that there are."""
-    chosen = [beliefs[int(index)] for index in np.linspace(0, len(beliefs) - 1, min(count, len(beliefs)))]
+def microseconds(policy: FramePolicy, beliefs: Sequence[Belief]) -> float:
+    """Return the time of a decision, microseconds: the median over repeats, over beliefs spread over all given."""
+    chosen = [beliefs[int(index)] for index in np.linspace(0, len(beliefs) - 1, min(500, len(beliefs)))]
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(6):
         start = time.perf_counter()
         for belief in chosen:
             policy.choose(belief)
@@ -342,17 +248,19 @@ def microseconds(policy: FramePolicy, beliefs: Sequence[Belief], count: int = 50
     return 1e6 * float(np.median(times[1:]))
 
 
-def print_policies(result: Mapping[str, Any], console: Console) -> None:
-    """The table on a console."""
-    columns = ("ta", "ra", "ra_5", "regret", "regret_best", "patched", "patched_clean", "microseconds")
-    table = Table("policy", "rule", "threshold", "clean weight")
-    for name in ("TA", "RA", "RA at 5", "regret", "to best", "% patched", "% of clean", "µs"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        setting = [f"{row[key]:g}" if key in row else "" for key in ("threshold", "clean_weight")]
-        numbers = [f"{row[key]:.{1 if key == 'microseconds' else 2}f}" if key in row else "" for key in columns]
-        table.add_row(row["policy"], row["rule"], *setting, *numbers)
-    console.print(table)
+_NUMBERS = {"TA": "ta", "RA": "ra", "RA at 5": "ra_5", "regret": "regret", "to best": "regret_best"}
+_NUMBERS |= {"% patched": "patched", "% of clean": "patched_clean"}
+_COLUMNS = (
+    *(Column(key, key, words=True) for key in ("policy", "rule")),
+    *(Column(key.replace("_", " "), key, "g", words=True) for key in ("threshold", "clean_weight")),
+    *columns(_NUMBERS, ".2f"),
+    Column("µs", "microseconds", ".1f"),
+)
+
+
+def print_policies(result: PoliciesResult, console: Console) -> None:
+    """Print the table on a console."""
+    console.print(terminal(_COLUMNS, result["rows"]))
     if result["winner"]:
         winner = result["winner"]
         console.print(f"best on validation images: {winner['policy']} ({winner['rule']})")

@@ -1,62 +1,53 @@
-"""Corruptions that nobody named: each of the 19 left out in turn, of the oracle, of the signatures and of the table.
+"""Unseen corruptions: each of the 19 in turn is held out of the oracle, of the signatures and of the gain table.
 
-What remains meets the corruption that it never saw. `std` is never patched; `ours` is the oracle of the other 18 with
-the bundle's policy over their signatures; `borrowed` is told the corruption and takes the one signature of the other
-18, or none, that is best for it on validation images; `own` is told it and has its own signature back (the bundle's, at
+What remains is evaluated on the corruption that it never saw. `std` applies no patch; `ours` is the oracle of the other
+18 with the bundle's policy over their signatures; `borrowed` knows the corruption and takes the one signature of the
+other 18, or none, that is best for it on validation images; `own` knows it and has its own signature (the bundle's, at
 its calibrated alpha). The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps.
 
-Each of the 19 is a job with files of its own in a work folder, so that several processes can share them and a stopped
-run goes on.
+Each of the 19 is a job with its own files in a work folder, so that several processes can share them and a stopped run
+can continue.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
+from rws.benchmarks.common.tables import Column, columns, terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
-from rws.oracle.policy import GainTable, Mix, Policy, ToldPolicy, make_policy
-from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
-from rws.training.data.images import Images
+from rws.oracle.policy import GainTable, Policy, ReferencePolicy, make_policy
+from rws.records import Mix
+from rws.training.build.recipe import check_recipe
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.evaluation.evaluator import EvaluationOptions, Progress, prepare, silent
+from rws.training.evaluation.frames import SEVERITIES, Splits, single_cells
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.evaluation.judge import Judge, Splits, make_frames, shuffled, single_cells
-from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import JSON, Store, claim
-from rws.training.oracle.fit import (
-    LEVELS,
-    ORACLE_VERSION,
-    OracleRecipe,
-    draw_severities,
-    draw_types,
-    fit_clean_weight,
-    fit_temperature,
-    joint_target,
-    oracle_logits,
-    stored_oracle,
-    weigh_clean,
-)
+from rws.training.jobs.store import JSON, Entry, Store, claim
+from rws.training.oracle.calibration import Calibration, calibrate_on_images
+from rws.training.oracle.fit import ORACLE_VERSION, stored_oracle
+from rws.training.oracle.network import OracleNetwork, oracle_logits
+from rws.training.oracle.sampling import LEVELS, OracleRecipe
 
 UNSEEN_VERSION = 1
-"""Raise it when the same oracles, bundle and images give other rows."""
+"""Raise it if the same oracles, bundle and images give other rows."""
 
-SEVERITIES = (1, 2, 3, 4, 5)
 BORROWED_ALPHAS = (0.5, 1.0)
-WAYS = ("std", "ours", "borrowed", "own")
+ARMS = ("std", "ours", "borrowed", "own")
 
 
 @dataclass(frozen=True)
 class UnseenRecipe:
-    """What decides the result of a job, besides the bundle and the images.
+    """What decides the result of a job, apart from the bundle and the images.
 
     Args:
         oracle: how each oracle is trained.
@@ -75,43 +66,87 @@ class UnseenRecipe:
     seed: int = 0
 
 
+class UnseenRow(TypedDict):
+    """What was measured of a held-out corruption; accuracies of the arms at severities 1…5, percent.
+
+    `gain`: ours − std, mean over the severities; `worst`: at the worst one; `patched`: percent of the frames; `chosen`:
+    up to three signatures with the percent of the frames in which they are the strongest; `neighbour`: the signature
+    borrowed at severity 5, if any helps; `ta`, `ta_loss`: on clean images; `scores`: the oracle's on what it knows.
+    """
+
+    corruption: str
+    std: list[float]
+    ours: list[float]
+    borrowed: list[float]
+    own: list[float]
+    gain: float
+    worst: float
+    patched: float
+    chosen: list[tuple[str, float]]
+    neighbour: str | None
+    ta: float
+    ta_loss: float
+    scores: dict[str, float]
+
+
+class Summary(TypedDict, total=False):
+    """`mean` of each arm over corruptions and severities, `gain_of_borrowing` (ours − std), `share_of_own` (that gain
+    in percent of own − std), the corruption with the least gain, the worst cell, and the largest `ta_loss`."""
+
+    mean: dict[str, float]
+    gain_of_borrowing: float
+    share_of_own: float | None
+    worst: dict[str, str | float]
+    worst_cell: dict[str, str | float]
+    ta_loss: float
+
+
+class UnseenResult(Summary, total=False):
+    """The rows of the finished jobs, the names of the `missing` ones, and the summary if there are rows."""
+
+    rows: list[UnseenRow]
+    missing: list[str]
+    epochs: int
+    images: int
+    validation_images: int
+    seed: int
+
+
 def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
-    """The recipe of the bundle's oracle, with fewer epochs.
+    """Return the recipe of the bundle's oracle, with fewer epochs.
 
     Raises:
         FormatError: if the bundle's provenance has none that this version knows.
     """
     try:
-        stored = bundle.manifest.provenance["recipe"]["oracle"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-        recipe = OracleRecipe(**values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError(
-            f"{bundle.path}: its provenance has no recipe of an oracle that this version can follow ({error}); build "
-            f"the bundle again"
-        ) from error
+        recipe = check_recipe(OracleRecipe, bundle.manifest.provenance["recipe"]["oracle"], "oracle")
+    except (KeyError, TypeError, FormatError) as error:
+        raise _unknown(bundle, "recipe of an oracle", error) from error
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
 def bundle_recall(bundle: Bundle) -> float:
-    """The clean recall, percent, that the bundle's oracle was calibrated to; a recipe's default where it does not say.
+    """Return the clean recall, percent, that the bundle's oracle was calibrated to (default: a recipe's).
 
     Raises:
         FormatError: if the provenance holds no number there, or one out of range.
     """
     recipe = bundle.manifest.provenance.get("recipe", {})
     try:
-        recall = float(recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall))
-        return CalibrationRecipe(clean_recall=recall).clean_recall
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{bundle.path}: its provenance has no calibration that this version can follow ({error}); build the "
-            f"bundle again"
-        ) from error
+        recall = recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall)
+        return check_recipe(CalibrationRecipe, {"clean_recall": recall}, "calibration").clean_recall
+    except (AttributeError, FormatError) as error:
+        raise _unknown(bundle, "calibration", error) from error
+
+
+def _unknown(bundle: Bundle, part: str, error: Exception) -> FormatError:
+    return FormatError(
+        f"{bundle.path}: its provenance has no {part} that this version can follow ({error}); build the bundle again"
+    )
 
 
 def table_without(table: GainTable, corruption: str) -> GainTable:
-    """The gain table of someone who never heard of a corruption: without its states and its signature.
+    """Return the gain table without the states and the signature of a corruption.
 
     Raises:
         InputError: if the table does not know the corruption.
@@ -132,126 +167,89 @@ def table_without(table: GainTable, corruption: str) -> GainTable:
 
 
 @dataclass(frozen=True)
-class Stranger:
+class HeldOutOracle:
     """An oracle and a policy that never saw one corruption.
 
     Args:
         network: the oracle's network, to logits.
-        temperature, clean_weight: that its logits are divided by, and the odds of clean multiplied by.
+        calibration: calibration of its logits.
         policy: the bundle's, over the other signatures, each frame on its own.
         scores: on validation images of the known corruptions.
     """
 
-    network: torch.nn.Module
-    temperature: float
-    clean_weight: float
+    network: OracleNetwork
+    calibration: Calibration
     policy: Policy
     scores: Mapping[str, float]
 
-    def mixes(self, pixels: torch.Tensor) -> list[Mix]:
-        """What it does to each frame, uint8 (N, 3, H, W), RGB."""
-        joint = (oracle_logits(self.network, pixels) / self.temperature).softmax(1)
-        return self.policy.mixes(weigh_clean(joint, self.clean_weight).numpy())
+    def mixes(self, pixels: Tensor) -> list[Mix]:
+        """Return the mix of each frame, uint8 (N, 3, H, W), RGB."""
+        return self.policy.mixes(self.calibration.joint(oracle_logits(self.network, pixels)).numpy())
 
 
-def raise_stranger(
-    bundle: Bundle,
-    splits: Splits,
-    corruption: str,
-    recipe: UnseenRecipe,
-    store: Store,
-    report: Callable[[dict[str, Any]], None] | None = None,
-) -> Stranger:
+def train_without(
+    bundle: Bundle, splits: Splits, corruption: str, recipe: UnseenRecipe, store: Store, progress: Progress = silent
+) -> HeldOutOracle:
     """Train an oracle without one corruption, and calibrate it as a build does (`rws.training.build.build`)."""
-    table = table_without(bundle.table, corruption)
-    network = stored_oracle(
-        store,
-        f"{corruption}.pt",
-        splits.train,
-        recipe.oracle,
-        seed=recipe.seed,
-        report=report,
-        corruptions=table.corruptions,
-    )
-    logits, types, severities = _validation(network, splits.validation, table.corruptions, recipe)
-    temperature = fit_temperature(logits, joint_target(types, severities, len(table.corruptions)))
-    clean = (oracle_logits(network, splits.validation.pixels) / temperature).softmax(1)
-    weight = fit_clean_weight(clean, recipe.clean_recall)
-    joint = weigh_clean((logits / temperature).softmax(1), weight).numpy()
-    per_type = np.concatenate([joint[:, :1], joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2)], axis=1)
-    right = per_type.argmax(1) == types.numpy() + 1
-    scores = {
-        "type_accuracy": round(100 * float(right.mean()), 2),
-        "clean_recall": round(100 * float(right[types.numpy() < 0].mean()), 2),
-        "clean_weight": weight,
-    }
+
+    def report(record: dict[str, Any]) -> None:
+        progress(f"{corruption}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
+
+    table, oracle, seed = table_without(bundle.table, corruption), recipe.oracle, recipe.seed
+    known = table.corruptions
+    name = f"{corruption}.pt"
+    network = stored_oracle(store, name, splits.train, oracle, corruptions=known, seed=seed, report=report)
+    pixels = splits.validation.pixels
+    calibration, found = calibrate_on_images(network, pixels, oracle, recipe.clean_recall, seed, known)
+    kept = ("type_accuracy", "clean_recall", "clean_weight")
+    scores = {key: value for key, value in found.items() if key in kept and isinstance(value, float)}
     policy = make_policy(table, bundle.manifest.policy, independent=True)
-    return Stranger(network, temperature, weight, policy, scores)
+    return HeldOutOracle(network, calibration, policy, scores)
 
 
-def _validation(
-    network: torch.nn.Module, validation: Images, corruptions: Sequence[str], recipe: UnseenRecipe
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, types (indices into `corruptions`, −1 = clean) and severities of validation images, three times each."""
-    drawn = derive_seed(recipe.seed, "oracle calibration")
-    generator = torch.Generator().manual_seed(drawn)
-    known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
-    pixels = validation.pixels.repeat(3, 1, 1, 1)
-    types = draw_types(len(pixels), recipe.oracle, len(corruptions), generator)
-    severities = draw_severities(types, recipe.oracle, generator, corruptions)
-    corrupted = corrupt_mixed(pixels, known[types], severities, seeds_for(drawn, len(pixels)))
-    return oracle_logits(network, corrupted), types, severities
-
-
-def meet(
-    bundle: Bundle, splits: Splits, corruption: str, stranger: Stranger, recipe: UnseenRecipe, threads: int = 1
-) -> dict[str, Any]:
-    """Measure what a stranger does with the corruption that it never saw.
-
-    Returns:
-        `corruption`; for each of `WAYS` the accuracy at severities 1…5, percent; `gain` (ours − std, mean over the
-        severities) and `worst` (at the worst one), points; `patched`, percent of the frames; `chosen`, up to three
-        signatures with the percent of the frames where they are the strongest; `neighbour`, the signature borrowed at
-        severity 5, None where none helps; `ta` and `ta_loss` on clean images; and the oracle's `scores` on what it
-        knows.
-    """
-    model = bundle.model("onnx", threads=threads)
-    own = ToldPolicy(bundle.table, own=True)
+def evaluate_held_out(
+    bundle: Bundle, splits: Splits, corruption: str, oracle: HeldOutOracle, recipe: UnseenRecipe, threads: int = 1
+) -> UnseenRow:
+    """Measure what a held-out oracle does with the corruption that it never saw."""
+    own = ReferencePolicy(bundle.table, "perfect")
     others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
     cells = single_cells(SEVERITIES, (corruption,))
+    options = EvaluationOptions(recipe.limit, recipe.validation_limit, recipe.clean_limit, recipe.seed, threads)
 
-    order = shuffled(splits.validation, recipe.validation_limit, recipe.seed)
-    judge = Judge(model, make_frames(order, cells, recipe.seed, purpose="validation"))
+    evaluator, _ = prepare(bundle, splits.validation, cells, options, "validation")
     candidates: list[Mix] = [{}] + [{name: alpha} for name in others for alpha in BORROWED_ALPHAS]
-    accuracy = [100 * judge.frames.per_cell(judge.right_under(mix)) for mix in candidates]
+    accuracy = [100 * evaluator.frames.per_cell(evaluator.right_under(mix)) for mix in candidates]
     borrowed = [candidates[int(best)] for best in np.argmax(accuracy, axis=0)]
 
-    order = shuffled(splits.test, None, recipe.seed)
-    frames = make_frames(order.first(recipe.limit), (*cells, ()), recipe.seed, order.first(recipe.clean_limit))
-    judge = Judge(model, frames)
-    ours = stranger.mixes(frames.pixels)
-    told: dict[str, list[Mix]] = {
-        "std": [{} for _ in frames.cells],
-        "borrowed": [*borrowed, {}],
-        "own": [*(own.choose_told(corruption, severity) for severity in SEVERITIES), {}],
+    evaluator, _ = prepare(bundle, splits.test, (*cells, ()), options)
+    frames = evaluator.frames
+    ours = oracle.mixes(frames.pixels)
+    mixes: dict[str, list[Mix]] = {
+        "std": [{}] * len(frames),
+        "ours": ours,
+        "borrowed": frames.spread([*borrowed, {}]),
+        "own": frames.spread([*(own.mix(corruption, severity) for severity in SEVERITIES), {}]),
     }
-    mixes = {way: [by_cell[cell] for cell in frames.cell] for way, by_cell in told.items()} | {"ours": ours}
-    reached = {way: 100 * frames.per_cell(judge.right(mixes[way])) for way in WAYS}
+    reached = {arm: 100 * frames.per_cell(evaluator.right(mixes[arm])) for arm in ARMS}
+    by_severity = {arm: [round(float(value), 2) for value in reached[arm][:-1]] for arm in ARMS}
     gain = reached["ours"] - reached["std"]
-    met = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
-    counts = Counter(max(mix, key=lambda name: mix[name]) for mix in met if mix)
-    return {
-        "corruption": corruption,
-        **{way: [round(float(value), 2) for value in reached[way][:-1]] for way in WAYS},
-        "gain": round(float(gain[:-1].mean()), 2),
-        "worst": round(float(gain[:-1].min()), 2),
-        "patched": round(100 * counts.total() / len(met), 1),
-        "chosen": [[name, round(100 * count / len(met), 1)] for name, count in counts.most_common(3)],
-        "neighbour": next(iter(borrowed[-1]), None),
-        "ta": round(float(reached["ours"][-1]), 2),
-        "ta_loss": round(float(reached["std"][-1] - reached["ours"][-1]), 2),
-        "scores": dict(stranger.scores),
-    }
+    unseen = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
+    counts = Counter(max(mix, key=lambda name: mix[name]) for mix in unseen if mix)
+    return UnseenRow(
+        corruption=corruption,
+        std=by_severity["std"],
+        ours=by_severity["ours"],
+        borrowed=by_severity["borrowed"],
+        own=by_severity["own"],
+        gain=round(float(gain[:-1].mean()), 2),
+        worst=round(float(gain[:-1].min()), 2),
+        patched=round(100 * counts.total() / len(unseen), 1),
+        chosen=[(name, round(100 * count / len(unseen), 1)) for name, count in counts.most_common(3)],
+        neighbour=next(iter(borrowed[-1]), None),
+        ta=round(float(reached["ours"][-1]), 2),
+        ta_loss=round(float(reached["std"][-1] - reached["ours"][-1]), 2),
+        scores=dict(oracle.scores),
+    )
 
 
 def leave_one_out(
@@ -262,8 +260,8 @@ def leave_one_out(
     *,
     only: Sequence[str] = (),
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+    progress: Progress = silent,
+) -> UnseenResult:
     """Do the jobs that are neither done nor being done by another process, and sum up those that are done.
 
     Args:
@@ -272,59 +270,39 @@ def leave_one_out(
         recipe: what decides the result.
         work: folder of the jobs' files; several processes may share it.
         only: these corruptions; none: all that the bundle knows.
-        threads: of the model.
-        progress: called with a line for each epoch and job.
-
-    Returns:
-        `rows`, one a corruption (see `meet`); `missing`, those that are not done; and, where any row is there,
-        `mean` of each of `WAYS` over corruptions and severities, `gain_of_borrowing` (ours − std),
-        `share_of_own` (that gain in percent of own − std), `worst` corruption (mean over the severities) and
-        `worst_cell`, and the largest `ta_loss`.
+        progress: called with one line per epoch and job.
 
     Raises:
         InputError: if a name is unknown, or the bundle knows a corruption, or a severity level, that no oracle can be
             trained for.
     """
-    strange = [name for name in bundle.table.corruptions if name not in CORRUPTIONS]
-    if strange:
-        raise InputError(
-            f"{bundle.path}: no image can be given its corruption {strange[0]!r}; known: {', '.join(CORRUPTIONS)}"
-        )
-    if bundle.table.levels != LEVELS:
-        raise InputError(
-            f"{bundle.path}: its severity levels are {bundle.table.levels}, oracles are trained for {LEVELS}"
-        )
-    unknown = [name for name in only if name not in bundle.table.corruptions]
-    if unknown:
-        raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(bundle.table.corruptions)}")
-    say = progress or (lambda line: None)
+    _check(bundle, only)
     store = Store(work, "keep")
     files = {file: spec.sha256 for file, spec in bundle.manifest.files.items() if not file.startswith("oracle")}
     images = [part.digest() for part in (splits.train, splits.validation, splits.test)]
     identity = [UNSEEN_VERSION, ORACLE_VERSION, recipe, files, dict(bundle.manifest.policy), images]
-    entries = {name: store.entry(f"{name}.json", identity, JSON) for name in only or bundle.table.corruptions}
 
-    def made(name: str) -> dict[str, Any]:
-        def report(record: dict[str, Any]) -> None:
-            say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
-
-        stranger = raise_stranger(bundle, splits, name, recipe, store, report)
-        row = meet(bundle, splits, name, stranger, recipe, threads)
-        say(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
+    def make(name: str) -> UnseenRow:
+        oracle = train_without(bundle, splits, name, recipe, store, progress)
+        row = evaluate_held_out(bundle, splits, name, oracle, recipe, threads)
+        progress(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
         return row
 
+    entries: dict[str, Entry[UnseenRow]] = {
+        name: store.entry(f"{name}.json", identity, JSON) for name in only or bundle.table.corruptions
+    }
     for name, entry in entries.items():
         with claim(work, name, wait=False) as held:
             if entry.load() is not None or not held:
-                say(f"{name}: {'another process has it' if entry.load() is None else 'done'}")
+                progress(f"{name}: {'another process has it' if entry.load() is None else 'done'}")
             else:
-                entry.get(partial(made, name))
+                entry.get(partial(make, name))
     found = {name: entry.load() for name, entry in entries.items()}
     rows = [row for row in found.values() if row is not None]
     return {
         "rows": rows,
         "missing": [name for name, row in found.items() if row is None],
-        **(summary(rows) if rows else {}),
+        **summary(rows),
         "epochs": recipe.oracle.epochs,
         "images": min(recipe.limit, len(splits.test)),
         "validation_images": min(recipe.validation_limit, len(splits.validation)),
@@ -332,34 +310,60 @@ def leave_one_out(
     }
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the rows come to; see `leave_one_out`."""
-    mean = {way: float(np.mean([row[way] for row in rows])) for way in WAYS}
+def _check(bundle: Bundle, only: Sequence[str]) -> None:
+    table = bundle.table
+    strange = [name for name in table.corruptions if name not in CORRUPTIONS]
+    if strange:
+        raise InputError(
+            f"{bundle.path}: no image can be given its corruption {strange[0]!r}; known: {', '.join(CORRUPTIONS)}"
+        )
+    if table.levels != LEVELS:
+        raise InputError(f"{bundle.path}: its severity levels are {table.levels}, oracles are trained for {LEVELS}")
+    unknown = [name for name in only if name not in table.corruptions]
+    if unknown:
+        raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(table.corruptions)}")
+
+
+def summary(rows: Sequence[UnseenRow]) -> Summary:
+    """Sum up the rows; empty if there are none."""
+    if not rows:
+        return {}
+    every: Sequence[Mapping[str, Any]] = rows  # arms are read by name
+    mean = {arm: float(np.mean([row[arm] for row in every])) for arm in ARMS}
     worst = min(rows, key=lambda row: row["gain"])
     cell = min(rows, key=lambda row: row["worst"])
-    own_gain = mean["own"] - mean["std"]
-    gain = mean["ours"] - mean["std"]
-    return {
-        "mean": {way: round(value, 2) for way, value in mean.items()},
-        "gain_of_borrowing": round(gain, 2),
-        "share_of_own": round(100 * gain / own_gain, 1) if own_gain > 0 else None,
-        "worst": {"corruption": worst["corruption"], "gain": worst["gain"]},
-        "worst_cell": {"corruption": cell["corruption"], "gain": cell["worst"]},
-        "ta_loss": max(row["ta_loss"] for row in rows),
-    }
+    own_gain, gain = mean["own"] - mean["std"], mean["ours"] - mean["std"]
+    return Summary(
+        mean={arm: round(value, 2) for arm, value in mean.items()},
+        gain_of_borrowing=round(gain, 2),
+        share_of_own=round(100 * gain / own_gain, 1) if own_gain > 0 else None,
+        worst={"corruption": worst["corruption"], "gain": worst["gain"]},
+        worst_cell={"corruption": cell["corruption"], "gain": cell["worst"]},
+        ta_loss=max(row["ta_loss"] for row in rows),
+    )
 
 
-def print_unseen(result: Mapping[str, Any], console: Console) -> None:
-    """The table on a console: means over the severities."""
-    table = Table("never seen", "chosen most", "best to borrow")
-    for name in ("std", "ours", "borrowed", "own", "gain", "worst", "TA loss"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        means = [f"{np.mean(row[way]):.2f}" for way in WAYS]
-        numbers = [f"{row['gain']:+.2f}", f"{row['worst']:+.2f}", f"{row['ta_loss']:.2f}"]
-        most = f"{row['chosen'][0][0]} {row['chosen'][0][1]:.0f} %" if row["chosen"] else "none"
-        table.add_row(row["corruption"], most, row["neighbour"] or "none", *means, *numbers)
-    console.print(table)
+def _mean_of(arm: str, row: Mapping[str, Any]) -> float:
+    return float(np.mean(row[arm]))
+
+
+def _most(row: UnseenRow) -> str:
+    return f"{row['chosen'][0][0]} {row['chosen'][0][1]:.0f} %" if row["chosen"] else "none"
+
+
+_COLUMNS = (
+    Column("never seen", "corruption", words=True),
+    Column("chosen most", _most, words=True),
+    Column("best to borrow", lambda row: row["neighbour"] or "none", words=True),
+    *columns({arm: partial(_mean_of, arm) for arm in ARMS}, ".2f"),
+    *columns({"gain": "gain", "worst": "worst"}, "+.2f"),
+    Column("TA loss", "ta_loss", ".2f"),
+)
+
+
+def print_unseen(result: UnseenResult, console: Console) -> None:
+    """Print the table on a console: means over the severities."""
+    console.print(terminal(_COLUMNS, result["rows"]))
     if result["rows"]:
         share = "" if result["share_of_own"] is None else f", {result['share_of_own']} % of what its own would give"
         console.print(f"gained by borrowing: {result['gain_of_borrowing']:+.2f} points{share}")

@@ -7,77 +7,57 @@ from typing import Any
 
 import numpy as np
 
-from rws.benchmarks.common.markdown import made_by
-from rws.benchmarks.pages.oracle import read
+from rws.benchmarks.common.tables import Column, label, markdown, plain
+from rws.benchmarks.pages.results import read
 
 
 def parity_table(content: Mapping[str, Any]) -> str:
-    """The result of `parity` as markdown: the worst severity of each corruption."""
-    lines = [
-        "| | 32 px, replayed | 64 px, replayed | 224 px, `imagecorruptions` | ΔPSNR, dB: 32 / 64 / 224 px | within |",
-        "|---|---:|---:|---:|---:|---|",
+    """Return the worst severity of each corruption in a result of `parity`."""
+    columns = [
+        label("", 0),
+        Column("32 px, replayed", lambda row: _worst(row[1]["32"], "replayed")),
+        Column("64 px, replayed", lambda row: _worst(row[1]["64"], "replayed")),
+        Column("224 px, `imagecorruptions`", lambda row: _worst(row[1]["224"], "imagecorruptions")),
+        Column("ΔPSNR, dB: 32 / 64 / 224 px", lambda row: " / ".join(map(_psnr, row[1].values()))),
+        label("within", lambda row: "yes" if all(size["within"] for size in row[1].values()) else "no"),
     ]
-    for name, sizes in content["corruptions"].items():
-        cells = [
-            _worst(sizes[size]["severity"].values(), key)
-            for size, key in (("32", "replayed"), ("64", "replayed"), ("224", "imagecorruptions"))
-        ]
-        psnr = [
-            max((abs(s["psnr"]["ours"] - s["psnr"]["reference"]), s["psnr"]["error"]) for s in row["severity"].values())
-            for row in sizes.values()
-        ]
-        cells.append(" / ".join(f"{delta:.2f}" + (f" ± {error:.2f}" if error else "") for delta, error in psnr))
-        cells.append("yes" if all(row["within"] for row in sizes.values()) else "no")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(columns, content["corruptions"].items())
 
 
-def _worst(severities: Any, key: str) -> str:
-    found = [row[key] for row in severities if row.get(key)]
+def _worst(size: Mapping[str, Any], key: str) -> str:
+    found = [row[key] for row in size["severity"].values() if row.get(key)]
     if not found:
         return "–"
-    largest, differing, far = (max(d[key] for d in found) for key in ("largest", "differing", "far"))
+    largest, differing, far = (max(difference[key] for difference in found) for key in ("largest", "differing", "far"))
     return f"{largest} ({differing:.2g} %" + (f"; > 3: {far:.2g} %)" if far else ")")
 
 
+def _psnr(size: Mapping[str, Any]) -> str:
+    found = (severity["psnr"] for severity in size["severity"].values())
+    delta, error = max((abs(psnr["ours"] - psnr["reference"]), psnr["error"]) for psnr in found)
+    return f"{delta:.2f}" + (f" ± {error:.2f}" if error else "")
+
+
 def throughput_table(content: Mapping[str, Any]) -> str:
-    """The result of `throughput` as markdown: medians, with half the interquartile range, and how many times faster."""
+    """Return the medians of a result of `throughput`, half the interquartile range, and how many times faster."""
     rows = content["ms_per_image"]
-    sizes = list(next(iter(rows.values())))
-    lines = [
-        "| ms an image | " + " | ".join(f"{size} px: ours | `imagecorruptions` | ratio" for size in sizes) + " |",
-        "|---|" + "---:|" * (3 * len(sizes)),
-    ]
+    sizes, both = list(next(iter(rows.values()))), ("ours", "imagecorruptions")
+    lines, mean = [], ["**mean of the 19**"]
     for name, measured in rows.items():
-        cells = [name]
+        lines.append([name])
         for times in measured.values():
-            cells += [_spread(times["ours"]), _spread(times["imagecorruptions"])]
-            cells.append(f"{times['imagecorruptions']['median'] / times['ours']['median']:.1f}×")
-        lines.append("| " + " | ".join(cells) + " |")
-    cells = ["**mean of the 19**"]
+            spreads = (
+                f"{times[who]['median']:.2g} ± {(times[who]['p75'] - times[who]['p25']) / 2:.1g}" for who in both
+            )
+            lines[-1] += [*spreads, f"{times['imagecorruptions']['median'] / times['ours']['median']:.1f}×"]
     for size in sizes:
-        means = [np.mean([row[size][who]["median"] for row in rows.values()]) for who in ("ours", "imagecorruptions")]
-        cells += [f"{means[0]:.3g}", f"{means[1]:.3g}", f"{means[1] / means[0]:.1f}×"]
-    return "\n".join([*lines, "| " + " | ".join(cells) + " |"])
+        ours, theirs = (np.mean([row[size][who]["median"] for row in rows.values()]) for who in both)
+        mean += [f"{ours:.3g}", f"{theirs:.3g}", f"{theirs / ours:.1f}×"]
+    heads = (head for size in sizes for head in (f"{size} px: ours", "`imagecorruptions`", "ratio"))
+    return markdown(plain("ms per image", *heads), [*lines, mean])
 
 
-def _spread(time: dict[str, float]) -> str:
-    return f"{time['median']:.2g} ± {(time['p75'] - time['p25']) / 2:.1g}"
-
-
-def _made(result: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    return f"{made_by(result)} Versions: {versions}."
-
-
-def _parity() -> str:
-    result = read("corruption_parity")
-    return f"{parity_table(result)}\n\n{_made(result)}"
-
-
-def _throughput() -> str:
-    result = read("corruption_throughput")
-    return f"{throughput_table(result)}\n\n{_made(result)}"
-
-
-TABLES = {"parity": _parity, "throughput": _throughput}
+TABLES = {
+    "parity": lambda: parity_table(read("corruption_parity")),
+    "throughput": lambda: throughput_table(read("corruption_throughput")),
+}

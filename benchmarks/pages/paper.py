@@ -1,13 +1,14 @@
-"""The tables of `benchmarks/README.md`, written from the committed results, beside the paper's numbers."""
+"""The tables of benchmarks/README.md, next to the paper's numbers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from rws.benchmarks.common.markdown import made_by, table
+from rws.benchmarks.common.tables import Column, columns, label, markdown, plain
+from rws.benchmarks.pages.results import find, made_by, spoken
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.entries import ENTRIES, TABLE_COLUMNS
 from rws.benchmarks.paper.run import RESULTS, Task, status, tasks
@@ -19,23 +20,15 @@ TITLES = {
     "tiny-imagenet-resnet50": "Tiny-ImageNet, ResNet-50",
     "imagenet-resnet50": "ImageNet, ResNet-50",
 }
-
-# Cai, Zhang, Wang, ICML 2023, Table 1: TA, RA at severity 5, mean of 19 corruptions, perfect oracle.
-PAPER_TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
-    "standard": ((92.59, 65.44), (71.44, 36.76), (61.28, 23.58), (65.72, 29.65)),
-    "augmentation, one model": ((89.58, 84.34), (67.34, 56.95), (52.11, 43.64), (59.17, 47.96)),
-    "20 models": ((92.59, 88.97), (71.44, 64.72), (61.28, 51.55), (65.72, 55.97)),
-    "RWS, 5 layers, 16 bit": ((92.59, 84.76), (71.44, 58.62), (61.28, 44.25), (65.72, 52.81)),
-    "RWS, 5 layers, 8 bit": ((92.59, 82.99), (71.44, 53.52), (61.28, 39.40), (65.72, 52.79)),
+# Cai, Zhang, Wang, ICML 2023, Table 1: TA, RA at severity 5, mean of 19 corruptions, perfect oracle; storage.
+PAPER_TABLE1: dict[str, tuple[tuple[tuple[float, float], ...], str]] = {
+    "standard": (((92.59, 65.44), (71.44, 36.76), (61.28, 23.58), (65.72, 29.65)), "1"),
+    "augmentation, one model": (((89.58, 84.34), (67.34, 56.95), (52.11, 43.64), (59.17, 47.96)), "1"),
+    "20 models": (((92.59, 88.97), (71.44, 64.72), (61.28, 51.55), (65.72, 55.97)), "20"),
+    "RWS, 5 layers, 16 bit": (((92.59, 84.76), (71.44, 58.62), (61.28, 44.25), (65.72, 52.81)), ""),
+    "RWS, 5 layers, 8 bit": (((92.59, 82.99), (71.44, 53.52), (61.28, 39.40), (65.72, 52.79)), "1.2 (1.1)"),
 }
-PAPER_STORAGE = {
-    "standard": "1",
-    "augmentation, one model": "1",
-    "20 models": "20",
-    "RWS, 5 layers, 8 bit": "1.2 (1.1)",
-}
-
-_WAYS = {
+METHODS = {
     "std": "standard",
     "augmented": "augmentation, one model",
     "robust": "20 models",
@@ -47,123 +40,129 @@ _WAYS = {
     "tuned-output": "tuned on the clean model's output",
     "tuned-shallow": "tuned on the clean shallow part's output",
 }
+STARTS = {
+    "pretrained": "(a) ImageNet's convolutions",
+    "continued": "(b) a standard model",
+    "restart": "(c) as (b), θ_std = init",
+}
+
+GOALS = {
+    "TA": "≥ 92.6 at full scale",
+    "RA, 8 bit, perfect oracle": "≥ 86 at full scale (the paper: 82.99)",
+    "RA, 20 models − ours at 8 bit": "≤ 2",
+    "RA, ours at 8 bit − the better of the paper's two options at 32 bit ²": "> 0",
+    "storage, 8 bit": "≤ 1.2",
+    "storage, 4 bit": "≤ 1.1",
+    "RA lost at 4 bit against 32": "≤ 0.5",
+    "RA, ours under the trained oracle − the same ² under the perfect one": "> 0",
+    "RA, ours under the trained oracle − one model with augmentation": "> 0",
+}
+
+Results = Mapping[str, dict[str, Any]]
 
 
-def _label(row: dict[str, Any]) -> str:
-    label = _WAYS[row["way"]]
-    if row["layers"] is not None:
-        label += f", {row['layers'] or 'all'} layers, {row['bits']} bit"
-    return f"{label}: **{row['oracle']}**" if "oracle" in row else label
+def _found(name: str, scale: str) -> Results:
+    """Return the committed results of a table, by column."""
+    paths = {column: Task(name, column, (), scale).path(RESULTS) for column, _ in ENTRIES[name].results()}
+    return {column: json.loads(path.read_text()) for column, path in paths.items() if path.is_file()}
 
 
-def read(name: str, column: str, scale: str) -> dict[str, Any] | None:
-    """A committed result, and its path within the folder of results as `file`; None if it is not done."""
-    path = Task(name, column, (), scale).path(RESULTS)
-    if not path.is_file():
-        return None
-    return {**json.loads(path.read_text()), "file": f"reproduce/{path.relative_to(RESULTS).as_posix()}"}
+def _everywhere(found: Results, template: str, title: str = "") -> list[Column]:
+    """Return a column for each of the paper's, from rows that hold the same row of each result."""
+
+    def cell(index: int) -> Callable[[Any], str]:
+        return lambda cells: template.format(**cells[index])
+
+    return [Column(TITLES[column] + title, cell(index)) for index, column in enumerate(found)]
 
 
-def _found(name: str, scale: str, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
-    results = {column: read(name, column, scale) for column in columns}
-    return {column: result for column, result in results.items() if result is not None}
+def _rows(found: Results) -> list[tuple[Any, ...]]:
+    return list(zip(*(result["rows"] for result in found.values()), strict=True))
 
 
-def _judged(found: dict[str, dict[str, Any]]) -> str:
-    images = sorted({(r["test_images"], r["validation_images"]) for r in found.values()}, reverse=True)
-    judged = " and ".join(f"{test:,} test and {validation:,} validation images" for test, validation in images)
-    return f"Judged by {judged} (the latter choose α). {made_by(*found.values())}"
+def images(name: str) -> str:
+    """Return how many test and validation images the results of a table were judged by."""
+    results = [result for scale in SCALES for result in _found(name, scale).values()]
+    counts = sorted({(result["test_images"], result["validation_images"]) for result in results}, reverse=True)
+    return ", ".join(f"{test:,} and {validation:,}" for test, validation in counts)
 
 
 def paper_table1() -> str:
     """The paper's own Table 1."""
-    head = ["the paper: TA / RA", *(TITLES[column] for column in TABLE_COLUMNS), "storage"]
     rows = [
-        [label, *(f"{ta:.2f} / {ra:.2f}" for ta, ra in scores), PAPER_STORAGE.get(label, "")]
-        for label, scores in PAPER_TABLE1.items()
+        [name, *(f"{ta:.2f} / {ra:.2f}" for ta, ra in scores), storage]
+        for name, (scores, storage) in PAPER_TABLE1.items()
     ]
-    return table(head, rows)
+    return markdown(plain("the paper: TA / RA", *(TITLES[column] for column in TABLE_COLUMNS), "storage"), rows)
 
 
-def table1(scale: str, columns: Sequence[str] = TABLE_COLUMNS, name: str = "table1") -> str:
+def table1(scale: str, found: Results) -> str:
     """TA / RA of every column that is done, and storage."""
-    found = _found(name, scale, columns)
-    if not found:
-        return ""
-    rows = []
-    for cells in zip(*(result["rows"] for result in found.values()), strict=True):
-        storage = sorted({f"{cell['storage']:.2f}" for cell in cells}, key=float)
-        scores = (f"{cell['ta']:.2f} / {cell['ra']:.2f}" for cell in cells)
-        rows.append([_label(cells[0]), *scores, "–".join(dict.fromkeys((storage[0], storage[-1])))])
-    head = [f"{scale} scale: TA / RA", *(TITLES[column] for column in found), "storage"]
-    named = ", ".join(
-        f"{TITLES[column]} {result['oracle']['type_accuracy']:.1f} / {result['oracle']['clean_recall']:.1f} %"
-        for column, result in found.items()
-    )
-    residuals = "; ".join(
-        f"{TITLES[column]}: {_WAYS[next(row['made'] for row in result['rows'] if row['way'] == 'residual')]}"
-        for column, result in found.items()
-    )
-    note = f"¹ {residuals}. Oracle, one frame, type at severity 5 / clean recall: {named}. {_judged(found)}"
-    return f"{table(head, rows)}\n\n{note}"
+
+    def name(cells: Any) -> str:
+        row = cells[0]
+        layers = "" if row["layers"] is None else f", {row['layers'] or 'all'} layers, {row['bits']} bit"
+        return METHODS[row["way"]] + layers + (f": **{row['oracle']}**" if "oracle" in row else "")
+
+    def storage(cells: Any) -> str:
+        values = sorted({f"{cell['storage']:.2f}" for cell in cells}, key=float)
+        return "–".join(dict.fromkeys((values[0], values[-1])))
+
+    scores = _everywhere(found, "{ta:.2f} / {ra:.2f}")
+    return markdown([label(f"{scale} scale: TA / RA", name), *scores, Column("storage", storage)], _rows(found))
 
 
-def table3(scale: str) -> str:
+def residuals(scale: str, found: Results) -> str:
+    """The residual of each recipe, and what its oracle knows."""
+    rows = [
+        {"name": TITLES[column], "made": METHODS[find(result["rows"], way="residual")["made"]], **result["oracle"]}
+        for column, result in found.items()
+    ]
+    columns = [
+        label(f"{scale} scale", "name"),
+        label("residual of the recipe ¹", "made"),
+        Column("oracle, one frame: type at severity 5, %", "type_accuracy", ".1f"),
+        Column("clean recall, %", "clean_recall", ".1f"),
+    ]
+    return markdown(columns, rows)
+
+
+def table3(scale: str, found: Results) -> str:
     """RA on the target's test images by source."""
-    result = read("table3", "vgg16", scale)
-    if result is None:
-        return ""
-    targets = list(dict.fromkeys(row["target"] for row in result["rows"]))
-
-    def cells(way: str, source: str) -> list[str]:
-        by_target = {row["target"]: row["ra"] for row in result["rows"] if (row["way"], row["source"]) == (way, source)}
-        return [f"**{by_target[t]:.2f}**" if t == source else f"{by_target[t]:.2f}" for t in targets]
-
-    ways = dict.fromkeys(row["way"] for row in result["rows"] if row["way"])
-    rows = [["never patched", "", *cells("", "")]]
-    rows += [[_WAYS[way], f"signatures from {source}", *cells(way, source)] for way in ways for source in targets]
-    note = f"Bold: the data set's own signatures. {_judged({'': result})}"
-    return f"{table([f'{scale} scale: RA on', '', *targets], rows, texts=2)}\n\n{note}"
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in sorted(found["vgg16"]["rows"], key=lambda row: row["way"] != ""):
+        own = "**" if row["source"] == row["target"] else ""
+        method, source = METHODS.get(row["way"], "never patched"), row["source"] and f"signatures from {row['source']}"
+        known = rows.setdefault((method, source), {"method": method, "source": source})
+        known[row["target"]] = f"{own}{row['ra']:.2f}{own}"
+    targets = dict.fromkeys(row["target"] for row in found["vgg16"]["rows"])
+    heads = [label(f"{scale} scale: RA on", "method"), label("", "source")]
+    return markdown([*heads, *(Column(target, target) for target in targets)], rows.values())
 
 
-def table4(scale: str) -> str:
-    """Every corruption, a table a column."""
-    found = _found("table4", scale, TABLE_COLUMNS)
-    if not found:
-        return ""
+def table4(scale: str, found: Results) -> str:
+    """Every corruption, a table for each column."""
     parts = []
     for column, result in found.items():
-        keys = [key for key in result["rows"][0] if key != "corruption"]
-        rows = [[row["corruption"].replace("_", " "), *(f"{row[key]:.1f}" for key in keys)] for row in result["rows"]]
-        parts.append(table([f"{TITLES[column]}, {scale} scale", *keys], rows))
-    return "\n\n".join([*parts, _judged(found)])
+        first = label(f"{TITLES[column]}, {scale} scale", lambda row: spoken(row["corruption"]))
+        others = [Column(key, key, ".1f") for key in result["rows"][0] if key != "corruption"]
+        parts.append(markdown([first, *others], result["rows"]))
+    return "\n\n".join(parts)
 
 
-def table5(scale: str) -> str:
+def table5(scale: str, found: Results) -> str:
     """Few bits for whole models, few bits for signatures."""
-    found = _found("table5", scale, TABLE_COLUMNS)
-    if not found:
-        return ""
-    rows = []
-    for cells in zip(*(result["rows"] for result in found.values()), strict=True):
-        label = _WAYS[cells[0]["way"]] if cells[0]["way"] == "robust" else f"signatures: {_WAYS[cells[0]['way']]}"
-        scores = (f"{cell['ta']:.1f} / {cell['ra']:.1f} / {cell['storage']:.2f}" for cell in cells)
-        rows.append([label, str(cells[0]["bits"]), *scores])
-    head = [f"{scale} scale: TA / RA / storage", "bits", *(TITLES[column] for column in found)]
-    return f"{table(head, rows)}\n\n{_judged(found)}"
+
+    def name(cells: Any) -> str:
+        return f"{'' if cells[0]['way'] == 'robust' else 'signatures: '}{METHODS[cells[0]['way']]}"
+
+    heads = [label(f"{scale} scale: TA / RA / storage", name), Column("bits", lambda cells: cells[0]["bits"])]
+    return markdown([*heads, *_everywhere(found, "{ta:.1f} / {ra:.1f} / {storage:.2f}")], _rows(found))
 
 
-def init(scale: str) -> str:
+def init(scale: str, found: Results) -> str:
     """What everything starts from."""
-    result = read("init", "cifar10-vgg16", scale)
-    if result is None:
-        return ""
-    titles = {
-        "pretrained": "(a) ImageNet's convolutions",
-        "continued": "(b) a standard model",
-        "restart": "(c) as (b), θ_std = init",
-    }
-    columns = {
+    scores = {
         "ta": "TA",
         "ra_std": "RA standard",
         "ra_robust": "RA whole robust models",
@@ -171,77 +170,61 @@ def init(scale: str) -> str:
         "ra": "RA, 5 layers",
     }
     rows = [
-        [
-            titles[row["init"]],
-            row["signature"],
-            row["batch_norm"],
-            row["epochs"],
-            *(f"{row[key]:.2f}" if key in row else "diverged" for key in columns),
-        ]
-        for row in result["rows"]
+        [STARTS[row["init"]], row["signature"], row["batch_norm"], row["epochs"]]
+        + [f"{row[key]:.2f}" if key in row else "diverged" for key in scores]
+        for row in found["cifar10-vgg16"]["rows"]
     ]
-    tried = ", ".join(name.replace("_", " ") for name in result["corruptions"])
-    head = ["start", "signature", "BatchNorm", "epochs", *columns.values()]
-    return f"{table(head, rows, texts=4)}\n\nCIFAR-10, {scale} scale; RA over {tried}. {_judged({'': result})}"
+    heads = (f"start, {scale} scale", "signature", "BatchNorm", "epochs")
+    return markdown(plain(*heads, *scores.values(), words=4), rows)
 
 
-def tuned(scale: str) -> str:
-    """The ways to make a signature."""
-    found = _found("tuned", scale, TABLE_COLUMNS)
-    if not found:
-        return ""
-    columns = {
-        "validation": "RA, validation images",
-        "ra": "RA",
-        "ra_8bit": "8 bit",
-        "ra_4bit": "4 bit",
-        "ra_pairs": "two corruptions at once",
-    }
-    rows = []
-    for column, result in found.items():
-        for row in result["rows"]:
-            cells = (f"{row[key]:.2f}" for key in columns)
-            minutes = f"{row['train_seconds'] / 60:.1f}"
-            rows.append([TITLES[column], _WAYS[row["way"]], *cells, str(row["epochs"]), minutes])
-    never = ", ".join(f"{TITLES[column]} {result['ra_pairs_never_patched']:.2f}" for column, result in found.items())
-    pairs = len(next(iter(found.values()))["pairs"])
-    note = (
-        f"Two corruptions at once: {pairs} pairs, severity 3 each, R_a + R_b; never patched: {never}. Minutes are the "
-        f"sum over jobs, which shared the machine with others. {_judged(found)}"
-    )
-    head = [f"{scale} scale", "signatures", *columns.values(), "epochs", "training of 19, minutes"]
-    return f"{table(head, rows, texts=2)}\n\n{note}"
+def tuned(scale: str, found: Results) -> str:
+    """The methods to make a signature."""
+    scores = {"RA, validation images": "validation", "RA": "ra", "8 bit": "ra_8bit", "4 bit": "ra_4bit"}
+    rows = [
+        {"column": TITLES[column]} | row | ({"minutes": row["train_seconds"] / 60} if row["way"] else {})
+        for column, result in found.items()
+        for row in ({"way": "", "ra_pairs": result["ra_pairs_never_patched"]}, *result["rows"])
+    ]
+    table = [
+        label(f"{scale} scale", "column"),
+        label("signatures", lambda row: METHODS.get(row["way"], "never patched")),
+        *columns({**scores, "two corruptions at once": "ra_pairs"}, ".2f"),
+        Column("epochs", "epochs"),
+        Column("training of 19, minutes", "minutes", ".1f"),
+    ]
+    return markdown(table, rows)
 
 
-def smaller(scale: str) -> str:
+def smaller(scale: str, found: Results) -> str:
     """RA against bytes."""
-    found = _found("smaller", scale, ENTRIES["smaller"].columns)
-    if not found:
-        return ""
-    sizes = [result["model_bytes"] for result in found.values()]
-    rows = []
-    for cells in zip(*(result["rows"] for result in found.values()), strict=True):
-        scores = (f"{cell['bytes'] / size:.3f}, {cell['ra']:.2f}" for cell, size in zip(cells, sizes, strict=True))
-        rows.append([cells[0]["what"], str(cells[0]["bits"]), str(cells[0]["rank"] or ""), *scores])
-    way = _WAYS[next(iter(found.values()))["way"]]
-    head = [f"{scale} scale", "bits", "rank", *(f"{TITLES[column]}: bytes / model, RA" for column in found)]
-    return f"{table(head, rows)}\n\nSignatures {way}. {_judged(found)}"
+    method = METHODS[next(iter(found.values()))["way"]]
+    sized = {
+        column: {"rows": [row | {"share": row["bytes"] / result["model_bytes"]} for row in result["rows"]]}
+        for column, result in found.items()
+    }
+    heads = [
+        label(f"{scale} scale: {method}", lambda cells: cells[0]["what"]),
+        Column("bits", lambda cells: cells[0]["bits"]),
+        Column("rank", lambda cells: cells[0]["rank"]),
+    ]
+    return markdown([*heads, *_everywhere(sized, "{share:.3f}, {ra:.2f}", ": bytes / model, RA")], _rows(sized))
 
 
-def pictures(scale: str) -> str:
-    """All pictures that are there, and the results they are drawn from."""
-    lines = []
-    for task in tasks(scales=(scale,)):
+def pictures() -> str:
+    """All pictures that are committed, and the results they are drawn from."""
+    shown = []
+    for task in (task for scale in SCALES for task in tasks(scales=(scale,))):
         picture = task.path(RESULTS, ".png")
-        if task.entry.draw is not None and picture.is_file():
-            title = TITLES.get(task.column, "VGG-16, three data sets")
-            result = read(task.name, task.column, scale)
-            made = f" {made_by(result)}" if result else ""
-            lines.append(
-                f"**{task.name}**, {task.entry.title}: {title} ({scale} scale).{made}\n\n"
-                f"![{task.entry.title}](results/reproduce/{scale}/{picture.name})"
+        if picture.is_file():
+            name, folder = task.path(RESULTS).relative_to(RESULTS), f"benchmarks/results/{RESULTS.name}"
+            source = made_by(
+                {**json.loads(task.path(RESULTS).read_text()), "file": f"{RESULTS.name}/{name.as_posix()}"}
             )
-    return "\n\n".join(lines)
+            of = TITLES.get(task.column, "VGG-16, three data sets")
+            shown.append(f"**{task.name}**, {task.entry.title}: {of}, {task.scale} scale; {source}")
+            shown.append(f"![{task.entry.title}]({folder}/{task.scale}/{picture.name})")
+    return "\n\n".join(shown)
 
 
 def done() -> str:
@@ -253,79 +236,60 @@ def done() -> str:
         missing = [row for row in of_scale if not row["done"]]
         names = ", ".join(dict.fromkeys(row["name"] for row in missing)) or "nothing"
         lines.append([scale, f"{len(of_scale) - len(missing)} of {len(of_scale)}", names])
-    return f"{table(['scale', 'done', 'missing'], lines)}\n\nWhat is missing: `rws reproduce NAME --scale SCALE`."
+    return markdown(plain("scale", "done", "missing"), lines)
 
 
 def goals() -> str:
     """What CIFAR-10 with VGG-16 should reach, and does: our signatures of five layers, by the paper's yardsticks."""
-    wanted = {
-        "TA": "≥ 92.6 at full scale",
-        "RA, 8 bit, perfect oracle": "≥ 86 at full scale (the paper: 82.99)",
-        "RA, 20 models − ours at 8 bit": "≤ 2",
-        "RA, ours at 8 bit − the better of the paper's two options at 32 bit ²": "> 0",
-        "storage, 8 bit": "≤ 1.2",
-        "storage, 4 bit": "≤ 1.1",
-        "RA lost at 4 bit against 32": "≤ 0.5",
-        "RA, ours under the trained oracle − the same ² under the perfect one": "> 0",
-        "RA, ours under the trained oracle − one model with augmentation": "> 0",
-    }
-    reached: dict[str, list[str]] = {}
-    for scale in SCALES:
-        result = read("table1", "cifar10-vgg16", scale)
-        if result is None:
-            reached[scale] = [""] * len(wanted)
-            continue
-        rows = {(row["way"], row["layers"], row["bits"], row.get("oracle")): row for row in result["rows"]}
-        shipped = next(row["way"] for row in result["rows"] if row.get("oracle"))
-        exact, eight, four = (rows[shipped, 5, bits, None] for bits in (32, 8, 4))
-        whole, augmented = rows["robust", None, 32, None], rows["augmented", None, 32, None]
-        options = (rows["projected", 5, 32, None], rows["restart", 5, 32, None])
-        paper = max(options, key=lambda row: row["ra"])
-        ours = rows[shipped, 5, 8, "trained oracle"]
-        values = (
-            eight["ta"],
-            eight["ra"],
-            whole["ra"] - eight["ra"],
-            eight["ra"] - paper["ra"],
-            eight["storage"],
-            four["storage"],
-            exact["ra"] - four["ra"],
-            ours["ra"] - paper["ra"],
-            ours["ra"] - augmented["ra"],
-        )
-        reached[scale] = [
-            f"{value:.3f}" if "storage" in name else f"{value:.2f}" for name, value in zip(wanted, values, strict=True)
-        ]
-    rows_of_table = [
-        [name, target, *(reached[scale][index] for scale in SCALES)]
-        for index, (name, target) in enumerate(wanted.items())
-    ]
-    head = ["CIFAR-10, VGG-16", "wanted", *(f"{scale} scale" for scale in SCALES)]
-    note = "² The projection residual, or θ_init as the standard model, of our own robust models."
-    return f"{table(head, rows_of_table, texts=2)}\n\n{note}"
+    results = [_found("table1", scale).get("cifar10-vgg16") for scale in SCALES]
+    reached = [_reached(result["rows"]) if result else {} for result in results]
+    rows = [[name, wanted, *(found.get(name, "") for found in reached)] for name, wanted in GOALS.items()]
+    return markdown(plain("CIFAR-10, VGG-16", "wanted", *(f"{scale} scale" for scale in SCALES), words=2), rows)
 
 
-_BY_SCALE: dict[str, Callable[[str], str]] = {
+def _reached(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the figures of `GOALS` by name."""
+    found = {(row["way"], row["layers"], row["bits"], row.get("oracle")): row for row in rows}
+    shipped = next(row["way"] for row in rows if row.get("oracle"))
+    exact, eight, four = (found[shipped, 5, bits, None] for bits in (32, 8, 4))
+    paper = max(found["projected", 5, 32, None]["ra"], found["restart", 5, 32, None]["ra"])
+    ours = found[shipped, 5, 8, "trained oracle"]["ra"]
+    values = (
+        f"{eight['ta']:.2f}",
+        f"{eight['ra']:.2f}",
+        f"{found['robust', None, 32, None]['ra'] - eight['ra']:.2f}",
+        f"{eight['ra'] - paper:.2f}",
+        f"{eight['storage']:.3f}",
+        f"{four['storage']:.3f}",
+        f"{exact['ra'] - four['ra']:.2f}",
+        f"{ours - paper:.2f}",
+        f"{ours - found['augmented', None, 32, None]['ra']:.2f}",
+    )
+    return dict(zip(GOALS, values, strict=True))
+
+
+def _at_all_scales(name: str, make: Callable[[str, Results], str]) -> str:
+    """The tables of all scales that are done."""
+    found = {scale: _found(name, scale) for scale in SCALES}
+    return "\n\n".join(make(scale, results) for scale, results in found.items() if results) or "Not run yet."
+
+
+_BY_SCALE = {
     "table1": table1,
-    "table2": partial(table1, columns=("imagenet-resnet50",), name="table2"),
+    "table2": table1,
     "table3": table3,
     "table4": table4,
     "table5": table5,
     "init": init,
     "tuned": tuned,
     "smaller": smaller,
-    "pictures": pictures,
 }
-
-
-def _at_all_scales(make: Callable[[str], str]) -> str:
-    """The tables of all scales that are done."""
-    return "\n\n".join(filter(None, map(make, SCALES))) or "Not run yet."
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "status": done,
     "goals": goals,
     "paper table1": paper_table1,
-    **{name: partial(_at_all_scales, make) for name, make in _BY_SCALE.items()},
+    "residuals": partial(_at_all_scales, "table1", residuals),
+    "pictures": pictures,
+    **{name: partial(_at_all_scales, name, make) for name, make in _BY_SCALE.items()},
 }
+VALUES: dict[str, Callable[[], str]] = {f"images {name}": partial(images, name) for name in _BY_SCALE}

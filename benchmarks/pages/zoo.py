@@ -6,134 +6,111 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rws.benchmarks.common.committed import RESULTS
-from rws.benchmarks.common.markdown import made_by, table
-from rws.benchmarks.pages.oracle import read
+from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
+from rws.benchmarks.pages.results import lookup, matching, read, spoken, table
+from rws.training.evaluation.frames import TWO_SEVERITIES
 
-SEVERITIES = (3, 5)
+ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
 LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
-_CURVE = {"signature_percent": 2, "std": 1, "told": 1}
+
+Result = Mapping[str, Any]
 
 
-def zoo_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The summary of each result as a Markdown table, and who made it."""
-    rows: list[list[str]] = []
+def zoo_table(results: Sequence[Result]) -> str:
+    """Return the summary of each entry of the zoo, a column each."""
 
-    def add(label: str, write: Callable[[Mapping[str, Any]], str]) -> None:
-        rows.append([label, *(write(result) for result in results)])
+    def mean(key: str, severity: int, arm: str) -> Callable[[Result], float]:
+        def of(result: Result) -> float:
+            found = [float(row[key][arm]) for row in result["rows"] if row["severity"] == severity]
+            return sum(found) / len(found)
 
-    add("clean accuracy", lambda r: f"{r['clean']['accuracy']:.1f}")
-    for key in ("accuracy", "agreement"):
-        for severity in SEVERITIES:
-            for way, label in LABELS.items():
-                add(f"{key}, severity {severity}, {label}", lambda r, k=key, s=severity, w=way: _mean_of(r, k, s, w))
-    for way in ("told", "trained"):
-        add(
-            f"**accuracy won back, {LABELS[way]}, %**",
-            lambda r, w=way: f"{r['summary']['accuracy']['won_back'][w]:.1f}",
-        )
-    add("clean predictions changed, % (95 %)", lambda r: _changed(r["clean"]))
-    add("a signature, % of the model's bytes", lambda r: f"{r['sizes']['signature_percent']:.2f}")
-    add("bundle, MB", lambda r: f"{r['sizes']['bundle_bytes'] / 1e6:.1f}")
-    add("build, minutes", lambda r: f"{r['build_minutes']['all']:.0f}")
-    add("model / oracle and policy, ms", lambda r: f"{r['frame']['model_ms']:.1f} / {r['frame']['oracle_ms']:.1f}")
-    heads = ["", *(_title(result) for result in results)]
-    counts = ", ".join(f"{_title(r)}: {r['build_images']} and {r['test_images']}" for r in results)
-    note = f"Means over 19 corruptions. Pictures built from without labels, and test pictures; {counts}."
-    return f"{table(heads, rows)}\n\n{note} {made_by(*results)}"
+        return of
 
-
-def zoo_summary(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the README says of each result: won back, changed, bytes and minutes."""
-    rows = []
-    for result in results:
-        won, scores = result["summary"]["accuracy"]["won_back"], result["summary"]["accuracy"]
-        rows.append(
-            [
-                _title(result),
-                f"{result['clean']['accuracy']:.1f}",
-                *(f"{scores[way]:.1f}" for way in LABELS),
-                f"**{won['trained']:.1f}** / {won['told']:.1f}",
-                _changed(result["clean"]),
-                f"{result['sizes']['signature_percent']:.2f}",
-                f"{result['build_minutes']['all']:.0f}",
-            ]
-        )
-    heads = ["", "clean", *(f"corrupted, {label}" for label in LABELS.values()), "won back, trained / told, %"]
-    heads += ["clean answers changed, % (95 %)", "a signature, % of the model", "build, minutes"]
-    note = "Accuracy, 19 corruptions, severities 3 and 5; half of the pictures built from, the other half measured on."
-    return f"{table(heads, rows)}\n\n{note} {made_by(*results)}"
-
-
-def clip_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Agreement over real clips with the clean model on the clean frame, of `rws run --corrupt`."""
-    rows = []
-    for result in results:
-        found = result["agreement"]
-        rows.append(
-            [
-                Path(result["source"]).name,
-                result["corrupt"].replace("_", " "),
-                f"{found['frames']}",
-                f"{found['unpatched']:.1f}",
-                f"{found['patched']:.1f}",
-            ]
-        )
-    heads = ["clip", "corruption", "frames", "clean model", "patched"]
-    return f"{table(heads, rows, texts=2)}\n\n{made_by(*results)}"
-
-
-def corruption_table(result: Mapping[str, Any]) -> str:
-    """Accuracy by corruption of one result, as a Markdown table."""
-    rows = []
-    for name in dict.fromkeys(row["corruption"] for row in result["rows"]):
-        found = {row["severity"]: row["accuracy"] for row in result["rows"] if row["corruption"] == name}
-        cells = [" / ".join(f"{found[severity][way]:.1f}" for severity in SEVERITIES) for way in LABELS]
-        rows.append([name.replace("_", " "), *cells])
-    return f"{table(['accuracy, severity 3 / 5', *LABELS.values()], rows)}\n\n{made_by(result)}"
-
-
-def curve_table(result: Mapping[str, Any]) -> str:
-    """The curve gain against bytes as a Markdown table."""
-    rows = [
-        [str(row["layers"]), f"{row['parameters']:,}", *(f"{row[key]:.{digits}f}" for key, digits in _CURVE.items())]
-        for row in result["rows"]
+    lines = [
+        Column("clean accuracy", "clean.accuracy", ".1f"),
+        *(
+            Column(f"{key}, severity {severity}, {title}", mean(key, severity, arm), ".1f")
+            for key in ("accuracy", "agreement")
+            for severity in TWO_SEVERITIES
+            for arm, title in LABELS.items()
+        ),
+        Column("**accuracy won back, told, %**", "summary.accuracy.won_back.told", ".1f"),
+        Column("**accuracy won back, trained oracle, %**", "summary.accuracy.won_back.trained", ".1f"),
+        Column("clean predictions changed, % (95 %)", _changed),
+        Column("a signature, % of the model's bytes", "sizes.signature_percent", ".2f"),
+        Column("bundle, MB", lambda r: r["sizes"]["bundle_bytes"] / 1e6, ".1f"),
+        Column("build, minutes", "build_minutes.all", ".0f"),
+        Column("model / oracle and policy, ms", _times),
+        *columns({"images built from, without labels": "build_images", "test images": "test_images"}),
     ]
-    heads = ["first n convolutions", "parameters", "% of the model's bytes", "never patched", "told"]
-    named = ", ".join(name.replace("_", " ") for name in result["corruptions"])
-    note = f"{result['model']}: mean accuracy, {named}, severities 3 and 5, {result['test_images']} test pictures."
-    return f"{table(heads, rows, texts=0)}\n\n{note} {made_by(result)}"
+    return markdown(*spread(lines, results, ["", *map(_title, results)]))
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    return f"{result['model'].replace('_', ' ')}{', quick' if result['quick'] else ''}"
+def _title(result: Result) -> str:
+    return f"{spoken(result['model'])}{', quick' if result['quick'] else ''}"
 
 
-def _mean_of(result: Mapping[str, Any], key: str, severity: int, way: str) -> str:
-    found = [row[key][way] for row in result["rows"] if row["severity"] == severity]
-    return f"{sum(found) / len(found):.1f}"
+def _times(result: Result) -> str:
+    return f"{result['frame']['model_ms']:.1f} / {result['frame']['oracle_ms']:.1f}"
 
 
-def _changed(clean: Mapping[str, Any]) -> str:
-    low, high = clean["changed_interval"]
-    return f"{clean['changed']:.1f} ({low:.1f}–{high:.1f})"
+def _changed(result: Result) -> str:
+    low, high = result["clean"]["changed_interval"]
+    return f"{result['clean']['changed']:.1f} ({low:.1f}–{high:.1f})"
 
 
-def _results(kind: str = "zoo") -> list[Mapping[str, Any]]:
-    """All committed results of a kind; EfficientNet-Lite0's whole build first, its quick one behind it."""
-    names = sorted(path.stem for path in RESULTS.glob(f"{kind}_*.json"))
-    chosen = [name for name in names if kind != "zoo" or not name.startswith(_OTHER)]
-    return [read(name) for name in sorted(chosen, key=lambda name: "lite0" not in name)]
+def _won_back(result: Result) -> str:
+    won = result["summary"]["accuracy"]["won_back"]
+    return f"**{won['trained']:.1f}** / {won['told']:.1f}"
 
 
-_OTHER = ("zoo_curve", "zoo_clip")
+def _by_corruption() -> Mapping[str, Result]:
+    """Return the accuracy of the first entry on each corruption, both severities."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in lookup(f"{ENTRIES[0]}.rows"):
+        known = rows.setdefault(row["corruption"], {})
+        known |= {arm: " / ".join(filter(None, (known.get(arm), f"{row['accuracy'][arm]:.1f}"))) for arm in LABELS}
+    return rows
+
+
+def _entries() -> list[Result]:
+    return [read(name) for name in ENTRIES]
+
 
 TABLES: dict[str, Callable[[], str]] = {
-    "zoo": lambda: zoo_table(_results()),
-    "zoo corruptions": lambda: corruption_table(read("zoo_efficientnet_lite0")),
-    "zoo clips": lambda: clip_table(_results("zoo_clip")),
-    "zoo curve": lambda: curve_table(read("zoo_curve")),
+    "zoo": lambda: zoo_table(_entries()),
+    "zoo corruptions": table(
+        _by_corruption,
+        label("accuracy, severity 3 / 5", "name"),
+        columns({title: arm for arm, title in LABELS.items()}),
+    ),
+    "zoo clips": table(
+        lambda: matching("zoo_clip_*"),
+        label("clip", lambda result: Path(result["source"]).name),
+        label("corruption", lambda result: spoken(result["corrupt"])),
+        Column("frames", "agreement.frames"),
+        columns({"clean model": "agreement.unpatched", "patched": "agreement.patched"}, ".1f"),
+    ),
+    "zoo curve": table(
+        "zoo_curve.rows",
+        Column("first n convolutions", "layers"),
+        Column("parameters", "parameters", ","),
+        Column("% of the model's bytes", "signature_percent", ".2f"),
+        columns({"never patched": "std", "told": "told"}, ".1f"),
+    ),
 }
-"""Those of `docs/your_own_model.md`."""
-
-README_TABLES: dict[str, Callable[[], str]] = {"zoo summary": lambda: zoo_summary(_results())}
+README_TABLES: dict[str, Callable[[], str]] = {
+    "zoo summary": table(
+        _entries,
+        label("", _title),
+        Column("clean", "clean.accuracy", ".1f"),
+        columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
+        Column("won back, trained / told, %", _won_back),
+        Column("clean answers changed, % (95 %)", _changed),
+        Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
+        Column("build, minutes", "build_minutes.all", ".0f"),
+    )
+}
+VALUES: dict[str, Callable[[], str]] = {
+    "curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))
+}

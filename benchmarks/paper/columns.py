@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import Recipe, load_recipe
 from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
+from rws.training.evaluation.frames import shuffled
 from rws.training.jobs.store import Progress
+from rws.training.oracle.calibration import OracleScores
 
 SCALES = ("small", "full")
 WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
@@ -129,20 +130,22 @@ class ColumnBuild(Build):
                 "train/<class>/ and val/<class>/"
             )
         self.column, self.place = column, place
-        related = lambda name: ColumnBuild(COLUMNS[name], place, progress)  # noqa: E731
+
+        def related(name: str) -> ColumnBuild | None:
+            return ColumnBuild(COLUMNS[name], place, progress) if name else None
+
         super().__init__(
             column.recipe(place),
             place.data[column.dataset],
             place.work / place.scale / column.name,
             size=column.size,
             device=place.device,
-            ancestor=related(column.ancestor) if column.ancestor else None,
+            ancestor=related(column.ancestor),
             progress=progress,
         )
-        other = _ORACLE_OF_ANOTHER.get(column.name)
-        self._oracle_of = related(other) if other else None
+        self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 
-    def oracle(self) -> tuple[bytes, dict[str, float]]:
+    def oracle(self) -> tuple[bytes, OracleScores]:
         """The oracle as ONNX bytes, and its scores on validation images."""
         if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
             bundle = Bundle.load()
@@ -164,5 +167,4 @@ class ColumnBuild(Build):
         )
         images = fitted(images, self.train.classes, self.column.size, self.source)
         # Folders are listed class by class: shuffled, the first images of the set show all classes.
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.recipe.seed))
-        return images.take(order).to(self.device)
+        return shuffled(images, None, self.recipe.seed).to(self.device)

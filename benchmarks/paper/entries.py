@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rws.benchmarks.paper import figures, tables
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.inits import compare_inits
+from rws.benchmarks.paper.measure import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +41,8 @@ class Entry:
     title: str
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
-    measure: Callable[..., dict[str, Any]]
-    draw: Callable[[dict[str, Any]], Figure] | None = None
+    measure: Callable[..., Result]
+    draw: Callable[[Mapping[str, Any]], Figure] | None = None
     joint: bool = False
     scales: tuple[str, ...] = SCALES
     for_picture: tuple[str, ...] = ()

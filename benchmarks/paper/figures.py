@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,13 +13,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Variant, flat
-from rws.benchmarks.streams.timeline import GRID, INK, MUTED
+from rws.benchmarks.common.plots import GRID, INK, MUTED
+from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Result, Variant, flat
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
 from rws.training.models.fit import to_input
-from rws.training.signatures.methods import Deltas, composed, patched, shallow_part
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.tuned import shallow_part
 
 COMPOSED = ("motion_blur", "gaussian_blur", "fog", "contrast")
 SHOWN = ("gaussian_noise", "glass_blur", "contrast")
@@ -50,7 +45,7 @@ def _rounded(values: Any, digits: int = 3) -> Any:
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
-def fig2(measure: Measure) -> dict[str, Any]:
+def fig2(measure: Measure) -> Result:
     """Norm of the signatures, layer by layer, beside the norm of what it changes."""
     std = dict(measure.std.named_parameters())
     clean = _by_layer(measure, {name: std[name].detach().cpu() for name in measure.tensors(ALL_LAYERS)})
@@ -67,7 +62,7 @@ def fig2(measure: Measure) -> dict[str, Any]:
     }
 
 
-def draw_fig2(result: dict[str, Any]) -> Figure:
+def draw_fig2(result: Mapping[str, Any]) -> Figure:
     """Norms, and norms relative to the weights', by layer."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.7), layout="constrained")
     norm = np.array(list(result["norm"].values()))
@@ -84,7 +79,7 @@ def draw_fig2(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig3(measure: Measure) -> dict[str, Any]:
+def fig3(measure: Measure) -> Result:
     """Cosine similarity between the signatures of two corruptions, layer by layer."""
     parts = [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
     layers = [_cosines([part[layer] for part in parts]) for layer in range(measure.depth)]
@@ -96,7 +91,7 @@ def fig3(measure: Measure) -> dict[str, Any]:
     }
 
 
-def draw_fig3(result: dict[str, Any]) -> Figure:
+def draw_fig3(result: Mapping[str, Any]) -> Figure:
     """The mean over pairs, half of them, and all of them."""
     figure, axis = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
     layers = np.arange(1, len(result["mean"]) + 1)
@@ -110,7 +105,7 @@ def draw_fig3(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig4(measure: Measure, images: int = 200) -> dict[str, Any]:
+def fig4(measure: Measure, images: int = 200) -> Result:
     """Similarity of the 19 projection residuals; what each residual of the recipe wins on every corruption, points."""
     projected = [flat(measure.deltas("projected", name)) for name in CORRUPTIONS]
     deltas = {name: measure.deltas("residual", name) for name in CORRUPTIONS}
@@ -141,7 +136,7 @@ def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str],
     return shown
 
 
-def draw_fig4(result: dict[str, Any]) -> Figure:
+def draw_fig4(result: Mapping[str, Any]) -> Figure:
     """Both matrices."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4), layout="constrained")
     names = result["corruptions"]
@@ -156,7 +151,7 @@ def draw_fig4(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig5(measures: Sequence[Measure]) -> dict[str, Any]:
+def fig5(measures: Sequence[Measure]) -> Result:
     """Similarity between the signatures of two data sets: of the same corruption, and of different ones, by layer."""
     found = []
     parts = [
@@ -179,7 +174,7 @@ def fig5(measures: Sequence[Measure]) -> dict[str, Any]:
     return {"pairs": found}
 
 
-def draw_fig5(result: dict[str, Any]) -> Figure:
+def draw_fig5(result: Mapping[str, Any]) -> Figure:
     """Same and cross, a line each, for every pair of data sets."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
     for colour, pair in zip(_COLOURS, result["pairs"], strict=False):
@@ -193,7 +188,7 @@ def draw_fig5(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig6(measure: Measure, images: int = 300) -> dict[str, Any]:
+def fig6(measure: Measure, images: int = 300) -> Result:
     """RA against the number of patched layers, at strength 1; the last entry has every tensor, the head included."""
     counts = [*range(1, measure.depth + 1), ALL_LAYERS]
     share, scores = [], []
@@ -217,7 +212,7 @@ def fig6(measure: Measure, images: int = 300) -> dict[str, Any]:
     }
 
 
-def draw_fig6(result: dict[str, Any]) -> Figure:
+def draw_fig6(result: Mapping[str, Any]) -> Figure:
     """The curve between no patch and the whole robust models."""
     figure, axis = plt.subplots(figsize=(4.8, 2.8), layout="constrained")
     places = np.arange(len(result["layers"]) + 1)
@@ -231,7 +226,7 @@ def draw_fig6(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig7(measure: Measure, images: int = 100) -> dict[str, Any]:
+def fig7(measure: Measure, images: int = 100) -> Result:
     """Accuracy (mean of the 19) by strength and severity, of the paper's signatures and of the column's own."""
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
@@ -246,7 +241,7 @@ def fig7(measure: Measure, images: int = 100) -> dict[str, Any]:
     return {"alphas": list(_ALPHAS), "ra": found, "test_images": min(images, len(measure.clean))}
 
 
-def draw_fig7(result: dict[str, Any]) -> Figure:
+def draw_fig7(result: Mapping[str, Any]) -> Figure:
     """A line a severity."""
     figure, axes = plt.subplots(1, len(result["ra"]), figsize=(7.4, 2.9), layout="constrained", sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
@@ -261,38 +256,32 @@ def draw_fig7(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig8(measure: Measure, images: int = 300) -> dict[str, Any]:
+def fig8(measure: Measure, images: int = 300) -> Result:
     """Signatures of four corruptions alone and in pairs, on each corruption and on two over one another.
 
     The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
     """
     test, validation = measure.clean.first(images), measure.validation.first(images)
-    pairs, seed = list(combinations(COMPOSED, 2)), measure.build.recipe.seed
+    pairs = list(combinations(COMPOSED, 2))
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
-        deltas = {name: measure.deltas(way, name) for name in COMPOSED}
         alphas = measure.score(Variant(way))["alpha"]
         mixes: dict[str, Deltas] = {"none": {}}
-        mixes |= {name: composed([(deltas[name], alphas[name])]) for name in COMPOSED}
+        mixes |= {name: composed([(measure.deltas(way, name), alphas[name])]) for name in COMPOSED}
         for pair in pairs:
-            pixels = corrupted(validation.pixels, [(name, 3.0) for name in pair], seed, "validation")
-            on_both = Images(pixels, validation.labels, validation.classes)
-            total = composed([(deltas[name], 1.0) for name in pair])
-            alpha, _ = measure.calibrated(measure.std, total, on_both)
-            mixes[" + ".join(pair)] = composed([(total, alpha)])
+            mixes[" + ".join(pair)] = measure.both(way, pair, measure.doubled(validation, pair, "validation"))
         models = [patched(measure.std, mix) for mix in mixes.values()]
         table = {}
         for name in COMPOSED:
             table[name] = [measure.accuracy(model, measure.tests(name).first(images)) for model in models]
         for pair in pairs:
-            pixels = corrupted(test.pixels, [(name, 3.0) for name in pair], seed)
-            doubled = Images(pixels, test.labels, test.classes)
+            doubled = measure.doubled(test, pair)
             table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
         found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
 
 
-def draw_fig8(result: dict[str, Any]) -> Figure:
+def draw_fig8(result: Mapping[str, Any]) -> Figure:
     """What each mix wins over no patch, in points."""
     figure, axes = plt.subplots(1, len(result["ra"]), figsize=(9.4, 4.4), layout="constrained", sharey=True)
     for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
@@ -306,7 +295,7 @@ def draw_fig8(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def fig9(measure: Measure) -> dict[str, Any]:
+def fig9(measure: Measure) -> Result:
     """How far what the first deep layer sees is from what it sees of the clean image, standard and patched.
 
     Returns:
@@ -319,7 +308,8 @@ def fig9(measure: Measure) -> dict[str, Any]:
 
     def seen(model: nn.Module, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            return shallow_part(model, names)(to_input(pixels)).float().cpu()
+            found: Tensor = shallow_part(model, names)(to_input(pixels))
+        return found.float().cpu()
 
     clean = measure.clean.first(200)
     aim = seen(measure.std, clean.pixels)
@@ -343,7 +333,7 @@ def fig9(measure: Measure) -> dict[str, Any]:
     return {"distance": distance, "maps": maps, "pictures": pictures, "test_images": len(clean)}
 
 
-def draw_fig9(result: dict[str, Any]) -> Figure:
+def draw_fig9(result: Mapping[str, Any]) -> Figure:
     """Picture and four maps: clean, then corrupted in the standard and in the patched model."""
     rows = [("clean, standard", "clean", next(iter(result["maps"])), 0)]
     for name in result["maps"]:
@@ -360,7 +350,7 @@ def draw_fig9(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_smaller(result: dict[str, Any]) -> Figure:
+def draw_smaller(result: Mapping[str, Any]) -> Figure:
     """RA against bytes of all 19 signatures, as a share of the clean model."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
     kinds = {(row["what"], row["bits"]) for row in result["rows"] if row["what"] == "shared basis"}

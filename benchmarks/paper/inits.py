@@ -13,23 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rws.benchmarks.paper.measure import Measure
+from rws.benchmarks.paper.measure import Measure, Result
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
-from rws.training.models.fit import Corrupted, DivergedError, to_input
-from rws.training.signatures.methods import composed, patched, residual_signature
+from rws.training.models.fit import Corrupted, to_input
+from rws.training.models.loop import DivergedError
+from rws.training.signatures.deltas import composed, patched
+from rws.training.signatures.residual import residual_signature
 
 MODELS = 20
 CORRUPTIONS_TRIED = ("gaussian_noise", "glass_blur", "fog", "contrast")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def compare_inits(measure: Measure) -> dict[str, Any]:
+def compare_inits(measure: Measure) -> Result:
     """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
 
     Returns:
@@ -66,7 +67,7 @@ def compare_inits(measure: Measure) -> dict[str, Any]:
         ("continued", "folded first", continued, measure.init, from_first(folded=True)),
         ("continued", "kept", continued, measure.init, from_first(folded=False)),
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Result] = []
     for name, norm, epochs, init, trained in cases:
         try:
             rows += _compare(measure, name, norm, epochs, init, trained)
@@ -100,7 +101,7 @@ def _compare(
     epochs: str,
     init: nn.Module,
     trained: Callable[[str, Corrupted], nn.Module],
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
     std = trained("std", Corrupted())
     tensors = shallow_tensors(std, 5)
@@ -116,8 +117,9 @@ def _compare(
             scores[key].append(measure.accuracy(model, tests))
         for kind, (base, projection) in kinds.items():
             origin = base if kind == "restart" else init
-            weights = [dict(model.named_parameters()) for model in (origin, base, robust)]
-            deltas = {key: value.cpu() for key, value in residual_signature(*weights, tensors, projection).items()}
+            init_, base_, robust_ = (dict(model.named_parameters()) for model in (origin, base, robust))
+            found = residual_signature(init_, base_, robust_, tensors, projection)
+            deltas = {key: value.cpu() for key, value in found.items()}
             alpha, reached = measure.calibrated(base, deltas, measure.validations(corruption))
             validation.setdefault(kind, []).append(reached)
             scores.setdefault(kind, []).append(measure.accuracy(patched(base, composed([(deltas, alpha)])), tests))
@@ -125,7 +127,7 @@ def _compare(
     def mean(values: list[float]) -> float:
         return round(float(np.mean(values)), 2)
 
-    rows = []
+    rows: list[Result] = []
     for kind, (base, _) in kinds.items():
         rows.append(
             {

@@ -7,26 +7,27 @@ uses that corruption's own signature, at the strength that is best on validation
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rws.benchmarks.paper.columns import ColumnBuild
-from rws.benchmarks.replay.replay import TestSet, corrupted_sets
-from rws.edge.signatures.quantization import dequantise, quantise
+from rws.edge.signatures.quantization import Bits, Per, dequantise, quantise
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.frames import corrupted
+from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
 from rws.training.jobs.store import JSON, Store
 from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
-from rws.training.models.fit import predict
-from rws.training.signatures.methods import Deltas, composed, patched, residual_signature
+from rws.training.models.fit import accuracy
+from rws.training.signatures.deltas import Deltas, composed, patched
+from rws.training.signatures.residual import residual_signature
 
 REPRODUCE_VERSION = 1
 """Raise it when the same models and images give other scores, tables or figures."""
@@ -66,7 +67,10 @@ def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
     """The tensors after they were stored at `bits` bits and read again."""
     if bits == 32:
         return deltas
-    return {name: torch.from_numpy(dequantise(quantise(delta.numpy(), bits, per))) for name, delta in deltas.items()}
+    return {
+        name: torch.from_numpy(dequantise(quantise(delta.numpy(), cast("Bits", bits), cast("Per", per))))
+        for name, delta in deltas.items()
+    }
 
 
 def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
@@ -77,6 +81,24 @@ def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel
         scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
         total += (count * bits + 7) // 8 + 4 * scales
     return total
+
+
+Result = dict[str, object]
+"""What a table or figure holds, plain data for its JSON file."""
+
+
+class Score(TypedDict):
+    """Accuracies in percent, by corruption but for `ta`, and `bytes` of everything that a device carries.
+
+    `alpha` and `validation`: the strength of each signature, and what it reaches on validation images; empty for whole
+    models.
+    """
+
+    ta: float
+    ra: dict[str, float]
+    bytes: int
+    alpha: dict[str, float]
+    validation: dict[str, float]
 
 
 class Measure:
@@ -90,6 +112,10 @@ class Measure:
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit
+        # Every variant is judged on the same sets and needs the same models.
+        self.tests = lru_cache(maxsize=1 + len(CORRUPTIONS))(self._tests)
+        self.validations = lru_cache(maxsize=len(CORRUPTIONS))(self._validations)
+        self.robust = lru_cache(maxsize=len(CORRUPTIONS))(self._robust)
 
     @cached_property
     def clean(self) -> Images:
@@ -101,16 +127,14 @@ class Measure:
         """Clean validation images."""
         return self.build.validation.first(self.validation_limit)
 
-    @cache  # noqa: B019 - one object a process, which lives as long as it
-    def tests(self, corruption: str, severity: int = 5) -> Images:
+    def _tests(self, corruption: str, severity: int = 5) -> Images:
         """Test images with one corruption."""
         if corruption == CLEAN:
             return self.clean
         sets = corrupted_sets(self.clean, (severity,), None, self.build.recipe.seed, (corruption,))
         return next(found for found in sets if found.corruption == corruption).images
 
-    @cache  # noqa: B019
-    def validations(self, corruption: str) -> Images:
+    def _validations(self, corruption: str) -> Images:
         """Validation images with one corruption, severity 5."""
         pixels = corrupted(self.validation.pixels, ((corruption, 5),), self.build.recipe.seed, "validation")
         return Images(pixels, self.validation.labels, self.validation.classes)
@@ -130,21 +154,20 @@ class Measure:
         """How many images everything is judged by."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
 
-    def sets(self) -> list[TestSet]:
+    def sets(self) -> list[EvaluationSet]:
         """Clean and all corrupted test images, as the replay takes them."""
-        return [TestSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
+        return [EvaluationSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
 
     def accuracy(self, model: nn.Module, images: Images) -> float:
         """Percent right; 32 bits, TF32 on a GPU."""
-        return 100 * (predict(model, images.pixels).argmax(1) == images.labels).double().mean().item()
+        return accuracy(model, images)
 
     @cached_property
     def std(self) -> nn.Module:
         """θ_std, folded."""
         return self.build.folded
 
-    @cache  # noqa: B019
-    def robust(self, corruption: str) -> nn.Module:
+    def _robust(self, corruption: str) -> nn.Module:
         """θ_r of one corruption, folded."""
         return fold_batchnorm(self.build.robust(corruption))
 
@@ -192,6 +215,17 @@ class Measure:
         scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
+    def doubled(self, images: Images, pair: Sequence[str], purpose: str = "test") -> Images:
+        """Return images with two corruptions over one another, severity 3 each."""
+        pixels = corrupted(images.pixels, [(name, 3.0) for name in pair], self.build.recipe.seed, purpose)
+        return Images(pixels, images.labels, images.classes)
+
+    def both(self, way: str, pair: Sequence[str], doubled: Images) -> Deltas:
+        """Return R_a + R_b at the common strength that is best on validation images with both corruptions."""
+        total = composed([(self.deltas(way, name), 1.0) for name in pair])
+        alpha, _ = self.calibrated(self.std, total, doubled)
+        return composed([(total, alpha)])
+
     def canonical(self, variant: Variant) -> Variant:
         """The same variant, where the recipe's own residual is one that has a name of its own."""
         names = {"per_tensor": "projected", "plain": "plain"}
@@ -199,13 +233,12 @@ class Measure:
             return variant
         return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
 
-    def score(self, variant: Variant) -> dict[str, Any]:
-        """`ta`, `ra` ({corruption: percent}), `bytes` of everything a device carries, and, of signatures, `alpha` and
-        `validation` ({corruption: percent}); measured once, then read.
-        """
+    def score(self, variant: Variant) -> Score:
+        """Return the scores of a variant; measured once, then read."""
         variant = self.canonical(variant)
         identity = [self.identity(), variant, len(self.validation)]
-        return self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
+        score: Score = self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
+        return score
 
     @property
     def scores(self) -> Store:
@@ -216,37 +249,39 @@ class Measure:
         """What every score depends on: code, trainings and test images, as plain JSON data."""
         return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
 
-    def _measure(self, variant: Variant) -> dict[str, Any]:
+    def _measure(self, variant: Variant) -> Score:
+        if variant.way not in WHOLE:
+            return self._measure_signatures(variant)
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
-        if variant.way in ("std", "augmented"):
-            model = self.std if variant.way == "std" else fold_batchnorm(self.build.augmented())
-            model = _stored(model, variant)
-            ra = {name: self.accuracy(model, self.tests(name)) for name in CORRUPTIONS}
-            return {
-                "ta": self.accuracy(model, self.clean),
-                "ra": ra,
-                "bytes": code_bytes(shapes, variant.bits, variant.per),
-            }
+        std = self.std if variant.way != "augmented" else fold_batchnorm(self.build.augmented())
+        one, count = _stored(std, variant), 1
+        models: Callable[[str], nn.Module] = lambda name: one  # noqa: E731
         if variant.way == "robust":
-            ra = {name: self.accuracy(_stored(self.robust(name), variant), self.tests(name)) for name in CORRUPTIONS}
-            whole = code_bytes(shapes, variant.bits, variant.per)
-            ta = self.accuracy(_stored(self.std, variant), self.clean)
-            return {"ta": ta, "ra": ra, "bytes": (1 + len(CORRUPTIONS)) * whole}
+            models, count = lambda name: _stored(self.robust(name), variant), 1 + len(CORRUPTIONS)
+        return Score(
+            ta=self.accuracy(one, self.clean),
+            ra={name: self.accuracy(models(name), self.tests(name)) for name in CORRUPTIONS},
+            bytes=count * code_bytes(shapes, variant.bits, variant.per),
+            alpha={},
+            validation={},
+        )
+
+    def _measure_signatures(self, variant: Variant) -> Score:
         base = self.base(variant.way)
-        exact = variant if variant.bits == 32 else replace(variant, bits=32, per="channel")
-        known = None if exact == variant else self.score(exact)
-        ra, alphas, validation = {}, {}, {}
+        exact = replace(variant, bits=32, per="channel")
+        known = self.score(exact) if variant.bits != 32 else None
+        score = Score(ta=self.accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
         for name in CORRUPTIONS:
             deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
             if known is None:
-                alphas[name], validation[name] = self.calibrated(base, deltas, self.validations(name))
+                alpha, reached = self.calibrated(base, deltas, self.validations(name))
             else:
-                alphas[name], validation[name] = known["alpha"][name], known["validation"][name]
-            ra[name] = self.accuracy(patched(base, composed([(deltas, alphas[name])])), self.tests(name))
-        signed = [tuple(delta.shape) for delta in deltas.values()]
-        total = self.model_bytes + len(CORRUPTIONS) * code_bytes(signed, variant.bits, variant.per)
-        ta = self.accuracy(base, self.clean)
-        return {"ta": ta, "ra": ra, "bytes": total, "alpha": alphas, "validation": validation}
+                alpha, reached = known["alpha"][name], known["validation"][name]
+            score["alpha"][name], score["validation"][name] = alpha, reached
+            score["ra"][name] = self.accuracy(patched(base, composed([(deltas, alpha)])), self.tests(name))
+        shapes = [tuple(delta.shape) for delta in deltas.values()]
+        score["bytes"] = self.model_bytes + len(CORRUPTIONS) * code_bytes(shapes, variant.bits, variant.per)
+        return score
 
 
 def _stored(model: nn.Module, variant: Variant) -> nn.Module:

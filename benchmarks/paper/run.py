@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import matplotlib.pyplot as plt
 import torch
 
 from rws.benchmarks.common import committed
-from rws.benchmarks.oracle.figures import small_png
+from rws.benchmarks.common.plots import small_png
 from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place
 from rws.benchmarks.paper.entries import ENTRIES, Entry
-from rws.benchmarks.paper.measure import REPRODUCE_VERSION, Measure, Variant
+from rws.benchmarks.paper.measure import REPRODUCE_VERSION, Measure, Result, Variant
 from rws.benchmarks.paper.tables import TABLE1, TABLE5, trained
 from rws.benchmarks.paper.train import run_in_workers, train
 from rws.edge.common.files import atomic_write_bytes
@@ -29,6 +29,8 @@ _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False
 # Test and validation images by scale and size of the images: as many as the scale has time for.
 _LIMITS = {("small", 32): (1000, 200), ("small", 64): (500, 120), ("full", 224): (1000, 300)}
 _FULL = (10_000, 2000)
+
+Jobs = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,18 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
                     yield Task(name, column, sources, scale)
 
 
-def status(results: Path) -> list[dict[str, Any]]:
-    """Every result there should be: {name, column, scale, done}."""
-    return [
-        {"name": task.name, "column": task.column, "scale": task.scale, "done": task.path(results).is_file()}
-        for task in tasks()
-    ]
+class Status(TypedDict):
+    """Whether a result is there."""
+
+    name: str
+    column: str
+    scale: str
+    done: bool
+
+
+def status(results: Path) -> list[Status]:
+    """Return every result that there should be."""
+    return [Status(name=t.name, column=t.column, scale=t.scale, done=t.path(results).is_file()) for t in tasks()]
 
 
 def measured_column(column: str, place: Place) -> Measure:
@@ -87,7 +95,7 @@ def measured_column(column: str, place: Place) -> Measure:
     return Measure(ColumnBuild(COLUMNS[column], place), min(limit, most), min(validation, most))
 
 
-def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
+def _scores(measure: Measure, names: Collection[str]) -> Jobs:
     """Jobs that several tables share, so that no two processes measure the same."""
     kinds = {kind for name in names for kind in ENTRIES[name].kinds}
     variants = [Variant("std")]
@@ -97,9 +105,9 @@ def _scores(measure: Measure, names: Collection[str]) -> dict[str, Any]:
     if {"table1", "table2", "table4", "table5"} & set(names):
         variants += [*TABLE1, *TABLE5]
     # Strengths come from float32 variants: first these, then the others, which read them.
-    variants = dict.fromkeys(measure.canonical(variant) for variant in variants)
-    ordered = sorted(variants, key=lambda variant: variant.bits != 32)
-    jobs: dict[str, Any] = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
+    own = dict.fromkeys(measure.canonical(variant) for variant in variants)
+    ordered = sorted(own, key=lambda variant: variant.bits != 32)
+    jobs: Jobs = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
     if {"table1", "table2", "table4"} & set(names):
         jobs["score-trained"] = partial(trained, measure)
     return jobs
@@ -112,7 +120,7 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     pretrained = place.pretrained if task.name == "init" else ""
     identity = [REPRODUCE_VERSION, [m.build.identity() for m in used], limits, pretrained]
 
-    def measured() -> dict[str, Any]:
+    def measured() -> dict[str, Result]:
         result = task.entry.measure(used if task.entry.joint else used[0])
         print(f"measured {task.name} {task.column}", flush=True)
         return {"provenance": _provenance(task, used), "result": result}
@@ -120,7 +128,7 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     path = task.path(place.work / "results")
     found = Store(path.parent).get(path.name, identity, measured, JSON)
     if task.entry.draw is not None:
-        with plt.rc_context(_STYLE):
+        with plt.rc_context(_STYLE):  # type: ignore[arg-type]  # the stubs want literal keys
             figure = task.entry.draw(found["result"])
             content = small_png(figure)
             plt.close(figure)
@@ -130,7 +138,7 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     write_json(task.path(out), found["provenance"] | kept)
 
 
-def _provenance(task: Task, used: Sequence[Measure]) -> dict[str, Any]:
+def _provenance(task: Task, used: Sequence[Measure]) -> Result:
     build = used[0].build
     cuda = build.device.type == "cuda"
     return provenance(
@@ -189,7 +197,7 @@ def reproduce(
     return [task.path(out, suffix) for task, suffix in suffixes if suffix == ".json" or task.entry.draw is not None]
 
 
-def data_of(build: ColumnBuild) -> dict[str, Any]:
+def data_of(build: ColumnBuild) -> dict[str, str | int]:
     """Which images a column was trained on."""
     return {
         "source": Path(build.source).name,

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rws.benchmarks.paper.columns import WAYS
-from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Variant, code, code_bytes, mean
+from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Variant, code, code_bytes, mean
 from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.replay.signature_methods import train_seconds
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
 from rws.training.jobs.store import JSON
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.signatures.deltas import Deltas, composed, patched
 
 TRAINED = "trained oracle"
+ARMS = ("std", "trained", "perfect", "always")
 
 TABLE1 = (
     Variant("std"),
@@ -47,41 +46,42 @@ TABLE5 = (
 )
 
 
-def trained(measure: Measure) -> dict[str, Any]:
-    """The column's bundle, with the signatures that its recipe ships, under its oracle and under told ones.
+class Trained(TypedDict):
+    """A column's bundle by arm (`std`, `trained`, `perfect`, `always`), and its oracle on the same images; percent."""
 
-    Returns:
-        By way (`std`, `trained`, `perfect`, `always`): `ta` and `ra` ({corruption: percent}); `type_accuracy` and
-        `clean_recall` of the oracle on the same images, percent.
-    """
+    ta: dict[str, float]
+    ra: dict[str, dict[str, float]]
+    type_accuracy: float
+    clean_recall: float
+
+
+def trained(measure: Measure) -> Trained:
+    """Return how the bundle with the signatures that the column's recipe ships does, under its oracle and told."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
-    return measure.scores.get("trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON)
+    found: Trained = measure.scores.get(
+        "trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON
+    )
+    return found
 
 
-def _run_bundle(measure: Measure) -> dict[str, Any]:
+def _run_bundle(measure: Measure) -> Trained:
     build = measure.build
     build.bundle(build.work / "bundle")
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
-    replayer = Replayer(bundle, threads, bundle.model(backend, threads, provider=str(build.device)))
-    ways = ("std", "trained", "perfect", "always")
-    found: dict[str, Any] = {"ta": {}, "ra": {way: {} for way in ways}}
-    right = []
-    for test in measure.sets():
-        outcome = replayer.run(test.to("cpu"))
-        scores = {way: 100 * float(outcome["correct"][way].mean()) for way in ways}
-        truth = 0 if test.corruption == CLEAN else 1 + CORRUPTIONS.index(test.corruption)
-        named = 100 * float((outcome["types"] == truth).mean())
-        if test.corruption == CLEAN:
-            found |= {"ta": scores, "clean_recall": named}
-        else:
-            right.append(named)
-            for way in ways:
-                found["ra"][way][test.corruption] = scores[way]
-    return found | {"type_accuracy": float(np.mean(right))}
+    replayer = Replayer(bundle, threads, bundle.model(ModelOptions(backend, threads, provider=str(build.device))))
+    outcomes = {test.corruption: replayer.run(test) for test in measure.sets()}
+    clean = outcomes.pop(CLEAN)
+    named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]
+    return Trained(
+        ta={arm: 100 * float(clean.correct[arm].mean()) for arm in ARMS},
+        ra={arm: {name: 100 * float(o.correct[arm].mean()) for name, o in outcomes.items()} for arm in ARMS},
+        type_accuracy=100 * float(np.mean(named)),
+        clean_recall=100 * float((clean.types == 0).mean()),
+    )
 
 
-def row(measure: Measure, variant: Variant) -> dict[str, Any]:
+def row(measure: Measure, variant: Variant) -> Result:
     """One row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
     score = measure.score(variant)
     return {
@@ -95,7 +95,7 @@ def row(measure: Measure, variant: Variant) -> dict[str, Any]:
     }
 
 
-def table1(measure: Measure) -> dict[str, Any]:
+def table1(measure: Measure) -> Result:
     """TA, RA and storage of everything."""
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
@@ -113,11 +113,11 @@ def table1(measure: Measure) -> dict[str, Any]:
                 "storage": shipped["storage"],
             }
         )
-    oracle = {key: round(own[key], 2) for key in ("type_accuracy", "clean_recall")}
+    oracle = {"type_accuracy": round(own["type_accuracy"], 2), "clean_recall": round(own["clean_recall"], 2)}
     return {"rows": rows, "oracle": oracle, **measure.sizes()}
 
 
-def table3(measures: Sequence[Measure]) -> dict[str, Any]:
+def table3(measures: Sequence[Measure]) -> Result:
     """RA of the signatures of one data set on the standard model of another, by way, float32, strengths by validation.
 
     Returns:
@@ -144,7 +144,7 @@ def table3(measures: Sequence[Measure]) -> dict[str, Any]:
     return {"rows": rows, **measures[0].sizes()}
 
 
-def table4(measure: Measure) -> dict[str, Any]:
+def table4(measure: Measure) -> Result:
     """Accuracy on each corruption."""
     own = trained(measure)
     variants = {
@@ -162,62 +162,56 @@ def table4(measure: Measure) -> dict[str, Any]:
     return {"rows": rows, **measure.sizes()}
 
 
-def table5(measure: Measure) -> dict[str, Any]:
+def table5(measure: Measure) -> Result:
     """Whole models at few bits against signatures at few bits."""
     return {"rows": [row(measure, variant) for variant in TABLE5], **measure.sizes()}
 
 
-def tuned(measure: Measure, pairs: int = 10) -> dict[str, Any]:
-    """The ways to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
+def tuned(measure: Measure, pairs: int = 10) -> Result:
+    """The methods to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
 
     Returns:
-        `rows`, one a way: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (two corruptions
-        over one another, severity 3 each, both signatures at their best common strength), `train_seconds` of the 19
-        (jobs that may have shared the machine), `epochs`.
+        `rows`, one per method: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (see
+        `Measure.both`), `train_seconds` of the 19 (jobs that may have shared the machine), `epochs`.
     """
-    seed = measure.build.recipe.seed
-    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
+    recipe = measure.build.recipe
+    chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)
-    doubles = {}
-    for pair in chosen:
-        layers = tuple((name, 3.0) for name in pair)
-        on_validation = corrupted(validation.pixels, layers, seed, "validation")
-        doubles[pair] = (on_validation, corrupted(test.pixels, layers, seed))
+    tests = {pair: measure.doubled(test, pair) for pair in chosen}
+    validations = {pair: measure.doubled(validation, pair, "validation") for pair in chosen}
 
-    def judge(deltas: Deltas, pixels: Tensor, images: Images) -> float:
-        return measure.accuracy(patched(measure.std, deltas), Images(pixels, images.labels, images.classes))
+    def over_pairs(deltas: Mapping[tuple[str, str], Deltas]) -> float:
+        scores = [measure.accuracy(patched(measure.std, deltas[pair]), images) for pair, images in tests.items()]
+        return round(float(np.mean(scores)), 2)
 
-    never = float(np.mean([judge({}, on_test, test) for _, on_test in doubles.values()]))
     rows = []
     for way in WAYS:
         scores = {bits: measure.score(Variant(way, bits=bits)) for bits in (32, 8, 4)}
-        together = []
-        for (first, second), (on_validation, on_test) in doubles.items():
-            sum_of_both = composed([(measure.deltas(way, first), 1.0), (measure.deltas(way, second), 1.0)])
-            images = Images(on_validation, validation.labels, validation.classes)
-            alpha, _ = measure.calibrated(measure.std, sum_of_both, images)
-            together.append(judge(composed([(sum_of_both, alpha)]), on_test, test))
-        recipe = measure.build.recipe.robust if way == "residual" else measure.build.recipe.tuned
         rows.append(
             {
                 "way": way,
                 "validation": round(mean(scores[32]["validation"]), 2),
                 **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
-                "ra_pairs": round(float(np.mean(together)), 2),
-                "epochs": recipe.epochs,
+                "ra_pairs": over_pairs({pair: measure.both(way, pair, found) for pair, found in validations.items()}),
+                "epochs": (recipe.robust if way == "residual" else recipe.tuned).epochs,
                 "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
             }
         )
-    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": round(never, 2), **measure.sizes()}
+    return {
+        "rows": rows,
+        "pairs": chosen,
+        "ra_pairs_never_patched": over_pairs({pair: {} for pair in chosen}),
+        **measure.sizes(),
+    }
 
 
 def _jobs(measure: Measure, way: str) -> set[str]:
     if way == "residual":
         return {f"robust-{name}" for name in CORRUPTIONS}
-    return {f"signature-{measure.build.way_name(way)}-{name}" for name in CORRUPTIONS}
+    return {f"signature-{measure.build.method_name(way)}-{name}" for name in CORRUPTIONS}
 
 
-def smaller(measure: Measure) -> dict[str, Any]:
+def smaller(measure: Measure) -> Result:
     """RA against bytes: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
@@ -240,7 +234,7 @@ def smaller(measure: Measure) -> dict[str, Any]:
             scores.append(measure.accuracy(model, measure.tests(corruption).first(test)))
         return round(float(np.mean(scores)), 2)
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Result] = []
     for bits in (32, 16, 8, 4):
         for per in ("channel", "tensor"):
             if bits == 32 and per == "tensor":

@@ -28,7 +28,9 @@ def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callabl
     if "oracle" in kinds:
         second["oracle"] = build.oracle
     ways = [kind for kind in kinds if kind in WAYS]
-    third = {f"{way}-{name}": partial(build.signature, way, name) for way in ways for name in CORRUPTIONS}
+    third: dict[str, Callable[[], Any]] = {
+        f"{way}-{name}": partial(build.signature, way, name) for way in ways for name in CORRUPTIONS
+    }
     return [{"init": build.init}, second, third]
 
 

@@ -1,375 +1,344 @@
-"""Replay a corrupted test set through a bundle: never patched, our oracle, told, always patched.
+"""Replay a corrupted test set through a bundle: no patch, our oracle, the ground truth, all signatures always.
 
-Words of the table: `std` is never patched; `trained` is our oracle with the bundle's policy, each frame on its own;
-`perfect` is told type and severity and uses the type's own signature at its calibrated alpha; `best` is told them and
-takes the gain table's best action; `always` carries all signatures averaged, on every frame.
-Regret = perfect − trained. Its split goes from one to the other by way of the bundle's policy with an oracle that is
-told less and less: type and severity, the type, whether the frame is corrupted at all, nothing. What each step costs
-is the share of the policy (what it does differently from `perfect` with the same knowledge), of severity, of type and
-of missed clean frames.
+Arms: `std` applies no patch; `trained` is our oracle with the bundle's policy, each frame on its own; `perfect` knows
+type and severity and uses the type's own signature at its calibrated alpha; `best` knows them and takes the gain
+table's best action; `always` carries all signatures averaged, on every frame.
+Regret = perfect − trained. Its split goes from one to the other with the bundle's policy and an oracle that knows less
+and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing. The steps cost the
+share of the policy (what it does differently from `perfect` with the same knowledge), of severity, of type and of
+missed clean frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN, Belief, certain
-from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images, fitted, load_images
-from rws.training.evaluation.judge import corrupted
+from rws.oracle.belief import CLEAN, Belief, certain, per_type
+from rws.oracle.policy import ReferencePolicy
+from rws.records import Mix
+from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import (
+    DEFAULTS,
+    EvaluationOptions,
+    Evaluator,
+    averaged_mix,
+    ground_truth_mixes,
+    observe,
+)
+from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
 
-WAYS = ("std", "trained", "perfect", "best", "always")
-PARTLY_TOLD = ("state", "type", "corrupted")
-SEVERITIES = (1, 2, 3, 4, 5)
+ARMS = ("std", "trained", "perfect", "best", "always")
+PARTIAL_ORACLES = ("state", "type", "corrupted")
 STREAM = 8
 _COMPARED_PIXELS = 200 * 32**2
-BATCH = 50  # larger ones leave the cache: slower
+
+SetKey = tuple[str, int]
+"""Corruption and severity."""
+Named = Mapping[SetKey, NDArray[np.int64]]
+"""How often each type, in the order of clean and the corruptions, was named on a set."""
+Accuracies = dict[str, float]
+"""Percent by arm."""
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Images of one type at one severity; severity 0 is clean."""
-
-    corruption: str
-    severity: int
-    images: Images
-
-    def to(self, device: str) -> TestSet:
-        """The same set with its images on another device."""
-        return replace(self, images=self.images.to(device))
-
-
-def test_sets(
-    source: str, classes: Sequence[str], size: int, severities: Sequence[int], limit: int | None, seed: int
-) -> Iterator[TestSet]:
-    """The sets to replay: clean images and their corruptions, or a set that is corrupted already.
+class SetOutcome:
+    """What was evaluated on one set of N images.
 
     Args:
-        source: a clean folder (`<class>/<image>`, or with `test/` above it) or data set name, resized to the bundle's
-            input as frames are, and corrupted here; a folder
-            in ImageNet-C's layout `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files.
-            The latter two hold clean images only where there is a `clean/<class>/` folder or a `clean.npy`.
-        classes: the bundle's class names.
-        size: the bundle's input side in pixels.
-        severities: which of 1…5.
-        limit: at most this many images of each set, spread over the classes by a seeded shuffle.
-        seed: of the shuffle and the corruptions.
-
-    Raises:
-        InputError: if classes or sizes do not fit the bundle, or nothing is found.
+        correct: for each arm whether it classifies each image right, bool (N,).
+        types: the most probable type, int64 (N,), an index into clean and the corruptions.
+        stream_types: the same after each 8 frames, taken as a stream, int64 (N // 8,).
+        severity_error: absolute error of the expected severity, float (N,).
     """
-    folder = Path(source)
-    if (folder / "labels.npy").is_file():
-        sets = _npy_sets(folder, classes, severities)
-    elif any((folder / name / "1").is_dir() or (folder / name / "5").is_dir() for name in CORRUPTIONS):
-        sets = _folder_sets(folder, severities)
-    else:
-        split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
-        sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
-    for found in sets:
-        images = fitted(found.images, classes, size, source)
-        yield TestSet(found.corruption, found.severity, _subset(images, limit, seed))
 
-
-def _subset(images: Images, limit: int | None, seed: int) -> Images:
-    if limit is None or limit >= len(images):
-        return images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.take(order[:limit].sort().values)
-
-
-def corrupted_sets(
-    clean: Images, severities: Sequence[int], limit: int | None, seed: int, names: Sequence[str] = CORRUPTIONS
-) -> Iterator[TestSet]:
-    """At most `limit` clean images, then the same ones under every corruption of `names` at every severity."""
-    chosen = _subset(clean, limit, seed)
-    yield TestSet(CLEAN, 0, chosen)
-    for name in names:
-        for severity in severities:
-            pixels = corrupted(chosen.pixels, ((name, severity),), seed)
-            yield TestSet(name, severity, Images(pixels, chosen.labels, chosen.classes))
-
-
-def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[TestSet]:
-    if (folder / CLEAN).is_dir():
-        yield TestSet(CLEAN, 0, load_images(folder / CLEAN))
-    for name in CORRUPTIONS:
-        for severity in severities:
-            if (folder / name / str(severity)).is_dir():
-                yield TestSet(name, severity, load_images(folder / name / str(severity)))
-
-
-def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[TestSet]:
-    labels = torch.from_numpy(_load_array(folder / "labels.npy").astype(np.int64))
-    for name in (CLEAN, *CORRUPTIONS):
-        file = folder / f"{name}.npy"
-        if not file.is_file():
-            continue
-        array = _load_array(file)
-        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
-            raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
-        if len(labels) < len(array):
-            raise InputError(f"{file}: {len(array)} images, but labels.npy holds {len(labels)} labels")
-        count = len(array) if name == CLEAN else len(array) // len(SEVERITIES)
-        for severity in (0,) if name == CLEAN else severities:
-            start = 0 if name == CLEAN else (severity - 1) * count
-            pixels = torch.from_numpy(np.ascontiguousarray(array[start : start + count].transpose(0, 3, 1, 2)))
-            yield TestSet(name, severity, Images(pixels, labels[start : start + count], tuple(classes)))
-
-
-def _load_array(file: Path) -> NDArray[np.generic]:
-    try:
-        array: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file}: is not a whole NumPy array file ({error})") from error
-    return array
+    correct: Mapping[str, NDArray[np.bool_]]
+    types: NDArray[np.int64]
+    stream_types: NDArray[np.int64]
+    severity_error: NDArray[np.floating[Any]]
 
 
 class Replayer:
-    """Runs test sets through a bundle's model under each way of choosing the mix.
+    """Runs evaluation sets through a bundle's model under each arm.
 
     Args:
-        bundle: the bundle.
         threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
-        model: what runs the bundle's model; None: ONNX Runtime.
+        model: backend of the bundle's model; None: ONNX Runtime.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, model: PatchableModel | None = None) -> None:
-        self.model = bundle.model("onnx", threads=threads) if model is None else model
+        self.model = bundle.model(ModelOptions(threads=threads)) if model is None else model
         self.oracle = bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()
-        table = bundle.table
-        self._perfect, self._best = ToldPolicy(table, own=True), ToldPolicy(table, own=False)
-        self._states = (table.corruptions, table.levels)
-        self._always = {name: 1 / len(bundle.signatures.names) for name in bundle.signatures.names}
+        self._perfect, self._best = ReferencePolicy(bundle.table, "perfect"), ReferencePolicy(bundle.table, "best")
+        self._always = averaged_mix(bundle.signatures.names)
 
-    def run(self, test: TestSet) -> dict[str, Any]:
-        """Correct answers of each way, the oracle's types and severity errors, for one set.
-
-        Returns:
-            `correct`, {way: bool (N,)}; `types`, int (N,), indices into the names; `stream_types`, int (N // 8,), the
-            same after each 8 frames, taken as a stream; `severity_error`, float (N,).
-        """
-        parts = [self._batch(test, start) for start in range(0, len(test.images), BATCH)]
-        joint = np.concatenate([part["joint"] for part in parts])
-        return {
-            "stream_types": np.array([self._stream_type(joint[end - STREAM : end]) for end in _ends(len(joint))], int),
-            "correct": {way: np.concatenate([part["correct"][way] for part in parts]) for way in (*WAYS, *PARTLY_TOLD)},
-            "types": np.concatenate([part["types"] for part in parts]),
-            "severity_error": np.concatenate([part["severity_error"] for part in parts]),
+    def run(self, test: EvaluationSet) -> SetOutcome:
+        """Evaluate all arms on one set."""
+        frames, count = test.frames, len(test.images)
+        corruptions, levels = self.oracle.corruptions, self.oracle.levels
+        joint = observe(self.oracle, frames.pixels)
+        state = certain(corruptions, levels, test.corruption, test.severity).joint[None]
+        mixes: dict[str, list[Mix]] = {
+            "std": [{}] * count,
+            "trained": self.policy.mixes(joint),
+            "perfect": ground_truth_mixes(self._perfect, frames),
+            "best": ground_truth_mixes(self._best, frames),
+            "always": [self._always] * count,
+            "state": self.policy.mixes(state) * count,
+            "type": self.policy.mixes(self.partial(joint, test.corruption, "type")),
+            "corrupted": self.policy.mixes(self.partial(joint, test.corruption, "corrupted")),
         }
-
-    def _batch(self, test: TestSet, start: int) -> dict[str, Any]:
-        x = (test.images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
-        labels = test.images.labels[start : start + BATCH].numpy()
-        joint = self.oracle.observe_batch(x)
-        mixes: dict[str, list[Mix]] = {"std": [{}] * len(x)}
-        for way, policy in (("perfect", self._perfect), ("best", self._best)):
-            mixes[way] = [policy.choose_told(test.corruption, test.severity)] * len(x)
-        mixes["trained"] = self.policy.mixes(joint)
-        all_told = certain(*self._states, test.corruption, test.severity).joint
-        mixes["state"] = self.policy.mixes(all_told[None]) * len(x)
-        mixes |= {way: self.policy.mixes(self._tell(joint, test.corruption, way)) for way in ("type", "corrupted")}
-        correct = self._correct(x, labels, mixes)
-        self.model.apply(self._always)
-        correct["always"] = self.model.predict(x).argmax(1) == labels
-        per_level = joint[:, 1:].reshape(len(x), len(self.oracle.corruptions), -1)
-        types = np.concatenate([joint[:, :1], per_level.sum(2)], axis=1).argmax(1)
-        severity = per_level.sum(1) @ np.array(self.oracle.levels, np.float32)
-        return {"joint": joint, "correct": correct, "types": types, "severity_error": np.abs(severity - test.severity)}
+        evaluator = Evaluator(self.model, frames)
+        severity = joint[:, 1:].reshape(count, len(corruptions), -1).sum(1) @ np.array(levels, np.float32)
+        ends = range(STREAM, count + 1, STREAM)
+        return SetOutcome(
+            correct={arm: evaluator.right(chosen) for arm, chosen in mixes.items()},
+            types=per_type(joint, len(corruptions)).argmax(1),
+            stream_types=np.array([self._stream_type(joint[end - STREAM : end]) for end in ends], np.int64),
+            severity_error=np.abs(severity - test.severity),
+        )
 
     def _stream_type(self, joint: NDArray[np.float32]) -> int:
-        """The type that the temporal filter names after these frames."""
+        """Return the type that the temporal filter names after these frames."""
         self._filter.reset()
         for frame in joint:
             belief = self._filter.update(Belief(self.oracle.corruptions, self.oracle.levels, frame))
         return int(belief.probability.argmax())
 
-    def _tell(self, joint: NDArray[np.float32], corruption: str, way: str) -> NDArray[np.float32]:
-        """The beliefs of an oracle that is told the type, or only whether the frame is clean."""
+    def partial(self, joint: NDArray[np.float32], corruption: str, knows: str) -> NDArray[np.float32]:
+        """Return the beliefs of an oracle that knows the `type`, or only whether the frame is `corrupted`.
+
+        Args:
+            joint: our oracle's beliefs, float32 (N, 1 + C·S).
+            corruption: the true type.
+            knows: `type` or `corrupted`.
+        """
         possible = np.zeros(joint.shape[1], bool)
         if corruption == CLEAN:
             possible[0] = True
-        elif way == "corrupted":
+        elif knows == "corrupted":
             possible[1:] = True
         else:
             steps = len(self.oracle.levels)
             first = 1 + self.oracle.corruptions.index(corruption) * steps
             possible[first : first + steps] = True
         # The least of a mass, so that a frame of which the oracle has no idea still gets some action.
-        told: NDArray[np.float32] = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
-        return told / told.sum(axis=1, keepdims=True)
-
-    def _correct(
-        self, x: NDArray[np.float32], labels: NDArray[np.int64], mixes: dict[str, list[Mix]]
-    ) -> dict[str, NDArray[np.bool_]]:
-        """Whether each way's mixes, one a frame, classify each frame right; every frame once under each of them."""
-        frames: dict[tuple[tuple[str, float], ...], set[int]] = {}
-        keys = {way: [tuple(sorted(mix.items())) for mix in chosen] for way, chosen in mixes.items()}
-        for chosen in keys.values():
-            for frame, key in enumerate(chosen):
-                frames.setdefault(key, set()).add(frame)
-        right: dict[tuple[tuple[str, float], ...], NDArray[np.bool_]] = {}
-        for key, members in frames.items():
-            asked = np.array(sorted(members))
-            self.model.apply(dict(key))
-            right[key] = np.zeros(len(x), bool)
-            right[key][asked] = self.model.predict(x[asked]).argmax(1) == labels[asked]
-        return {way: np.array([right[key][frame] for frame, key in enumerate(chosen)]) for way, chosen in keys.items()}
+        kept: NDArray[np.float32] = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
+        share: NDArray[np.float32] = kept / kept.sum(axis=1, keepdims=True)
+        return share
 
 
-def _ends(frames: int) -> range:
-    """Where each whole stream of `STREAM` frames ends."""
-    return range(STREAM, frames + 1, STREAM)
-
-
-class Pictures:
-    """Finds pairs of corruptions that make the same picture at one severity: no oracle can tell them apart.
+def indistinguishable_pairs(
+    samples: Mapping[SetKey, NDArray[np.uint8]], corruptions: Sequence[str], limit: float = 0.5
+) -> list[tuple[str, str, int]]:
+    """Return pairs of corruptions that make the same image at one severity: no oracle can tell them apart.
 
     Args:
-        corruptions: the names.
-        count: images of each set to compare.
+        samples: the first images of each set, uint8 (n, 3, H, W).
+        corruptions: names, in the order of the result.
+        limit: largest mean absolute difference, in grey levels.
+
+    Returns:
+        (corruption, corruption, severity) of each pair.
     """
+    found = []
+    for severity in sorted({severity for _, severity in samples}):
+        here = [name for name in corruptions if (name, severity) in samples]
+        for first, second in combinations(here, 2):
+            one, other = samples[first, severity], samples[second, severity]
+            if one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= limit:
+                found.append((first, second, severity))
+    return found
 
-    def __init__(self, corruptions: Sequence[str], count: int = 200) -> None:
-        self._corruptions, self._count = tuple(corruptions), count
-        self._seen: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
-    def add(self, test: TestSet) -> None:
-        """Remember the first images of a set."""
-        few = max(1, min(self._count, _COMPARED_PIXELS // test.images.size**2))
-        self._seen[test.corruption, test.severity] = test.images.pixels[:few].numpy()
+class TypeScores(TypedDict, total=False):
+    """Type accuracy, percent; `merged` accepts either name of an indistinguishable pair."""
 
-    def same(self, limit: float = 0.5) -> list[tuple[str, str, int]]:
-        """(corruption, corruption, severity) whose mean absolute difference is at most `limit` grey levels."""
-        found = []
-        for severity in sorted({severity for _, severity in self._seen}):
-            here = [name for name in self._corruptions if (name, severity) in self._seen]
-            for first, second in combinations(here, 2):
-                one, other = self._seen[first, severity], self._seen[second, severity]
-                if one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= limit:
-                    found.append((first, second, severity))
-        return found
+    type_accuracy: float
+    type_accuracy_merged: float
+
+
+class Recalls(TypeScores, total=False):
+    """Type accuracy, percent: each type counts alike, and each severity of it."""
+
+    clean_recall: float | None
+    per_severity: dict[str, TypeScores]
+
+
+class OracleScores(Recalls, total=False):
+    """What the oracle knows of single frames, and after 8 frames of one stream."""
+
+    merged: list[list[str | int]]
+    confusion: dict[str, Any]
+    after_8_frames: Recalls
+    severity_mae: float
+
+
+class Split(TypedDict):
+    """Points of accuracy that each share of the regret costs; they sum to `total`."""
+
+    policy: float
+    severity: float
+    type: float
+    clean: float
+    total: float
+
+
+class RegretSplit(Split):
+    """The split of the mean and of each corruption, and the points of TA that patches on clean frames cost."""
+
+    clean_frames_patched: float | None
+    per_corruption: dict[str, Split]
+
+
+class ReplayResult(TypedDict):
+    """Accuracies in percent by arm: `ta` clean (empty without clean images), `ra` mean over the corruptions."""
+
+    images: int
+    severities: list[int]
+    seed: int
+    ta: Accuracies
+    ra: Accuracies
+    regret: float
+    regret_split: RegretSplit
+    oracle: OracleScores
+    per_corruption: dict[str, Accuracies]
+    per_severity: dict[str, Accuracies]
 
 
 def replay(
-    bundle: Bundle,
-    source: str,
-    *,
-    severities: Sequence[int] = (5,),
-    limit: int | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+    bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
+) -> ReplayResult:
     """Replay a test set and sum it up.
 
     Args:
-        bundle: the bundle.
-        source, severities, limit, seed: see `test_sets`.
-        threads: see `Replayer`.
-        progress: called with a line after each set.
-
-    Returns:
-        `ta` and `ra` by way, `per_corruption`, `regret`, `oracle` scores with the confusion matrix; numbers in percent.
+        source, severities: see `rws.training.evaluation.sets.evaluation_sets`.
 
     Raises:
         InputError: if the source holds no corrupted images, or does not fit the bundle.
     """
-    size = bundle.manifest.input.height
-    replayer = Replayer(bundle, threads)
-    names = replayer.oracle.corruptions
-    ta: dict[str, float] = {}
-    by_type: dict[str, dict[str, list[float]]] = {}
-    by_severity: dict[int, dict[str, list[float]]] = {}
-    named: dict[tuple[str, int], NDArray[np.int64]] = {}
-    named_after: dict[tuple[str, int], NDArray[np.int64]] = {}
-    pictures = Pictures(names)
-    severity_error: list[float] = []
-    count = 0
-    for test in test_sets(source, bundle.manifest.classes, size, severities, limit, seed):
-        outcome = replayer.run(test)
-        scores = {way: 100 * float(right.mean()) for way, right in outcome["correct"].items()}
-        named[test.corruption, test.severity] = np.bincount(outcome["types"], minlength=1 + len(names))
-        if len(outcome["stream_types"]):
-            counts = np.bincount(outcome["stream_types"], minlength=1 + len(names))
-            named_after[test.corruption, test.severity] = counts
-        pictures.add(test)
-        severity_error.append(float(outcome["severity_error"].mean()))
-        count = len(test.images)
-        if test.corruption == CLEAN:
-            ta = scores
-        else:
-            for way in scores:
-                by_type.setdefault(test.corruption, {}).setdefault(way, []).append(scores[way])
-                by_severity.setdefault(test.severity, {}).setdefault(way, []).append(scores[way])
-        if progress is not None:
-            line = "  ".join(f"{way} {scores[way]:6.2f}" for way in WAYS)
-            progress(f"{test.corruption:18s} {test.severity}  {line}")
-    if not by_type:
+    manifest = bundle.manifest
+    replayer = Replayer(bundle, options.threads)
+    sums = _Sums(replayer.oracle.corruptions)
+    for test in evaluation_sets(
+        source, manifest.classes, manifest.input.height, severities, options.limit, options.seed
+    ):
+        scores = sums.add(test, replayer.run(test))
+        line = "  ".join(f"{arm} {scores[arm]:6.2f}" for arm in ARMS)
+        options.progress(f"{test.corruption:18s} {test.severity}  {line}")
+    if not any(name != CLEAN for name, _ in sums.scores):
         raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
-    per_corruption = {name: {way: _mean(values) for way, values in ways.items()} for name, ways in by_type.items()}
-    ra = {way: _mean([scores[way] for scores in per_corruption.values()]) for way in (*WAYS, *PARTLY_TOLD)}
-    same = pictures.same()
-    return {
-        "images": count,
-        "severities": list(severities),
-        "seed": seed,
-        "ta": {way: round(ta[way], 2) for way in WAYS} if ta else {},
-        "ra": {way: round(ra[way], 2) for way in WAYS},
-        "regret": round(ra["perfect"] - ra["trained"], 2),
-        "regret_split": {
+    ra, per_corruption = sums.by_corruption()
+    ta = sums.scores.get((CLEAN, 0))
+    return ReplayResult(
+        images=sums.images,
+        severities=list(severities),
+        seed=options.seed,
+        ta=_rounded(ta) if ta else {},
+        ra=_rounded(ra),
+        regret=round(ra["perfect"] - ra["trained"], 2),
+        regret_split=RegretSplit(
             **_split(ra),
-            "clean_frames_patched": round(ta["perfect"] - ta["trained"], 3) if ta else None,
-            "per_corruption": {name: _split(ways) for name, ways in per_corruption.items()},
-        },
-        "oracle": {
-            **_oracle_scores(named, names, same),
-            f"after_{STREAM}_frames": _recalls(named_after, names, same),
-            "severity_mae": round(float(np.mean(severity_error)), 3),
-        },
-        "per_corruption": {name: {way: round(ways[way], 2) for way in WAYS} for name, ways in per_corruption.items()},
-        "per_severity": {
-            str(severity): {way: round(_mean(ways[way]), 2) for way in WAYS}
-            for severity, ways in sorted(by_severity.items())
-        },
-    }
+            clean_frames_patched=round(ta["perfect"] - ta["trained"], 3) if ta else None,
+            per_corruption={name: _split(scores) for name, scores in per_corruption.items()},
+        ),
+        oracle=sums.oracle_scores(),
+        per_corruption={name: _rounded(scores) for name, scores in per_corruption.items()},
+        per_severity=sums.by_severity(),
+    )
 
 
-def _split(accuracy: dict[str, float]) -> dict[str, float]:
-    """What each step from being told to being on one's own costs, in points; they sum to the regret."""
-    steps = pairwise(accuracy[way] for way in ("perfect", "state", "type", "corrupted", "trained"))
-    names = ("policy", "severity", "type", "clean")
-    shares = {name: told - less for name, (told, less) in zip(names, steps, strict=True)}
-    return {name: round(value, 3) for name, value in (shares | {"total": sum(shares.values())}).items()}
+@dataclass
+class _Sums:
+    """What is kept of the outcomes of all sets."""
+
+    corruptions: Sequence[str]
+    scores: dict[SetKey, Accuracies] = field(default_factory=dict)
+    named: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
+    named_after: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
+    samples: dict[SetKey, NDArray[np.uint8]] = field(default_factory=dict)
+    severity_error: list[float] = field(default_factory=list)
+    images: int = 0
+
+    def add(self, test: EvaluationSet, outcome: SetOutcome) -> Accuracies:
+        """Keep the sums of one set; returns its accuracies."""
+        key = test.corruption, test.severity
+        self.scores[key] = {arm: 100 * float(right.mean()) for arm, right in outcome.correct.items()}
+        self.named[key] = np.bincount(outcome.types, minlength=1 + len(self.corruptions))
+        if len(outcome.stream_types):
+            self.named_after[key] = np.bincount(outcome.stream_types, minlength=1 + len(self.corruptions))
+        self.samples[key] = _first(test.images)
+        self.severity_error.append(float(outcome.severity_error.mean()))
+        self.images = len(test.images)
+        return self.scores[key]
+
+    def by_corruption(self) -> tuple[Accuracies, dict[str, Accuracies]]:
+        """Return the mean over the corruptions, and of each corruption that over its severities."""
+        names = dict.fromkeys(name for name, _ in self.scores if name != CLEAN)
+        found = {name: _mean_of([scores for key, scores in self.scores.items() if key[0] == name]) for name in names}
+        return _mean_of(list(found.values())), found
+
+    def by_severity(self) -> dict[str, Accuracies]:
+        """Return the mean over the corruptions at each severity."""
+        severities = sorted({severity for name, severity in self.scores if name != CLEAN})
+        return {
+            str(severity): _rounded(
+                _mean_of([scores for (name, at), scores in self.scores.items() if at == severity and name != CLEAN])
+            )
+            for severity in severities
+        }
+
+    def oracle_scores(self) -> OracleScores:
+        """Return what the oracle knows."""
+        order = [CLEAN, *self.corruptions]
+        same = indistinguishable_pairs(self.samples, self.corruptions)
+        confusion = np.zeros((len(order), len(order)), np.int64)
+        for (name, _), counts in self.named.items():
+            confusion[order.index(name)] += counts
+        return {
+            **_recalls(self.named, order, same),
+            "merged": [list(pair) for pair in same],
+            "confusion": {"names": order, "counts": confusion.tolist()},
+            "after_8_frames": _recalls(self.named_after, order, same),
+            "severity_mae": round(float(np.mean(self.severity_error)), 3),
+        }
 
 
-Named = dict[tuple[str, int], NDArray[np.int64]]
-"""How often each type, in the order of clean and the corruptions, was named for (corruption, severity)."""
+def _first(images: Images) -> NDArray[np.uint8]:
+    """Return the first images of a set, few if they are large."""
+    few: NDArray[np.uint8] = images.pixels[: max(1, min(200, _COMPARED_PIXELS // images.size**2))].cpu().numpy()
+    return few
 
 
-def _recalls(named: Named, names: Sequence[str], same: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
-    """Type accuracy, percent: every type counts alike, and every severity of it.
+def _rounded(scores: Accuracies) -> Accuracies:
+    return {arm: round(scores[arm], 2) for arm in ARMS}
 
-    Args:
-        named: the counts.
-        names: the corruptions.
-        same: pairs that are the same picture at a severity: `merged` scores take one for the other as right.
-    """
-    order = [CLEAN, *names]
+
+def _mean_of(scores: Sequence[Accuracies]) -> Accuracies:
+    return {arm: _mean([each[arm] for each in scores]) for arm in (*ARMS, *PARTIAL_ORACLES)}
+
+
+def _split(accuracy: Accuracies) -> Split:
+    """Return the points that each step from ground truth to our oracle costs."""
+    steps = pairwise(accuracy[arm] for arm in ("perfect", *PARTIAL_ORACLES, "trained"))
+    shares = [more - less for more, less in steps]
+    policy, severity, kind, clean, total = (round(share, 3) for share in (*shares, sum(shares)))
+    return Split(policy=policy, severity=severity, type=kind, clean=clean, total=total)
+
+
+def _recalls(named: Named, order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
+    """Return the recalls from counts, with `order` the types of the counts and `same` the indistinguishable pairs."""
     raw: dict[str, dict[int, float]] = {}
     merged: dict[str, dict[int, float]] = {}
     for (name, severity), counts in named.items():
@@ -378,32 +347,33 @@ def _recalls(named: Named, names: Sequence[str], same: Sequence[tuple[str, str, 
         raw.setdefault(name, {})[severity] = share * float(counts[order.index(name)])
         merged.setdefault(name, {})[severity] = share * float(sum(counts[order.index(twin)] for twin in twins | {name}))
 
-    def scores(severities: Sequence[int]) -> dict[str, float]:
-        found = {}
-        for key, recall in (("type_accuracy", raw), ("type_accuracy_merged", merged)):
-            kinds = [[by[s] for s in severities if s in by] for by in recall.values()]
-            found[key] = round(_mean([_mean(kind) for kind in kinds if kind]), 2)
-        return found
+    def mean_at(recall: Mapping[str, Mapping[int, float]], at: Sequence[int]) -> float:
+        kinds = [[by[severity] for severity in at if severity in by] for by in recall.values()]
+        return round(_mean([_mean(kind) for kind in kinds if kind]), 2)
+
+    def scores(at: Sequence[int]) -> TypeScores:
+        return TypeScores(type_accuracy=mean_at(raw, at), type_accuracy_merged=mean_at(merged, at))
 
     severities = sorted({severity for _, severity in named})
-    return {
-        **(scores(severities) if severities else {}),
-        "clean_recall": round(raw[CLEAN][0], 2) if CLEAN in raw else None,
-        "per_severity": {str(severity): scores([severity]) for severity in severities if severity},
-    }
-
-
-def _oracle_scores(named: Named, names: Sequence[str], same: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
-    order = [CLEAN, *names]
-    confusion = np.zeros((len(order), len(order)), np.int64)
-    for (name, _), counts in named.items():
-        confusion[order.index(name)] += counts
-    return {
-        **_recalls(named, names, same),
-        "merged": [list(pair) for pair in same],
-        "confusion": {"names": order, "counts": confusion.tolist()},
-    }
+    recall = round(raw[CLEAN][0], 2) if CLEAN in raw else None
+    per_severity = {str(severity): scores([severity]) for severity in severities if severity}
+    return {**(scores(severities) if severities else {}), "clean_recall": recall, "per_severity": per_severity}
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def format_replay(result: ReplayResult) -> str:
+    """Return TA and RA of the arms, the regret and the oracle's scores as text."""
+    lines = ["          " + "".join(f"{arm:>10s}" for arm in ARMS)]
+    for name, accuracies in (("TA", result["ta"]), ("RA", result["ra"])):
+        if accuracies:
+            lines.append(f"{name:10s}" + "".join(f"{accuracies[arm]:10.2f}" for arm in ARMS))
+    scores = result["oracle"]
+    recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
+    lines.append(
+        f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
+        f"{recall}severity error {scores['severity_mae']:.2f}"
+    )
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The ways to make a signature, compared: alone, composed in pairs, quantised, and what they cost.
+"""The methods that make a signature, compared: alone, composed in pairs, quantised, and what they cost.
 
 Alphas are chosen on validation images, accuracy is reported on test images.
 """
@@ -7,139 +7,130 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
+from rws.edge.signatures.quantization import Bits, Per
 from rws.training.build.build import Build
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
-from rws.training.evaluation.judge import corrupted
+from rws.training.evaluation.evaluator import Progress, silent
+from rws.training.evaluation.frames import Layers, corrupted
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.models.fit import predict
-from rws.training.signatures.methods import Deltas, composed, patched
+from rws.training.models.fit import accuracy
+from rws.training.signatures.deltas import Deltas, composed, patched
 
 ALPHAS = (0.5, 0.75, 1.0)
+METHODS = {"tuned": "signature-tuned-", "residual": "robust-"}
+"""Methods, and how the names of their jobs begin."""
+CODES: tuple[tuple[Bits, Per], ...] = ((8, "channel"), (8, "tensor"), (4, "channel"), (4, "tensor"))
+PAIRS, SEVERITY, PAIR_SEVERITY = 20, 5.0, 3.0
+
+Sets = Mapping[Layers, Images]
 
 
-def compare_ways(
-    build: Build,
-    test: Images,
-    *,
-    ways: Sequence[str] = ("tuned", "residual"),
-    pairs: int = 20,
-    severity: float = 5.0,
-    pair_severity: float = 3.0,
-    seed: int = 0,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
     """Compare finished signatures of a build.
 
     Args:
         build: whose jobs `tuned` and `residual` are done.
-        test: test images.
-        ways: which to compare.
-        pairs: how many pairs of corruptions, drawn at random.
-        severity: of the single corruptions.
-        pair_severity: of each of two corruptions laid over one another.
-        seed: of pairs and corruptions.
-        progress: called with a line for each way.
+        seed: seed of pairs and corruptions.
 
     Returns:
-        Per way: mean accuracy over the 19 corruptions alone, on validation images (by which a way is chosen) and on
-        test images (float32 and quantised); on test images also over images with two corruptions under both signatures
-        and over single corruptions under a pair's signatures; seconds of training; and for `residual` the accuracy of
-        the whole robust models that it is taken from.
+        `std` and each method: see `_Comparison`; and what they were measured on.
     """
-    std = build.folded
+    pairs = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), PAIRS)
     validation = build.validation.first(1000)
-    singles = {
-        name: (
-            corrupted(validation.pixels, ((name, severity),), seed, "validation"),
-            corrupted(test.pixels, ((name, severity),), seed),
-        )
-        for name in CORRUPTIONS
-    }
-    chosen = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
-    doubles = {
-        (a, b): (
-            corrupted(validation.pixels, ((a, pair_severity), (b, pair_severity)), seed, "validation"),
-            corrupted(test.pixels, ((a, pair_severity), (b, pair_severity)), seed),
-        )
-        for a, b in chosen
-    }
-
-    def accuracy(deltas: Deltas, pixels: Tensor, labels: Tensor) -> float:
-        return 100 * (predict(patched(std, deltas), pixels).argmax(1) == labels).float().mean().item()
-
-    def best_alpha(deltas: Deltas, pixels: Tensor) -> tuple[float, float]:
-        scores = [accuracy(composed([(deltas, alpha)]), pixels, validation.labels) for alpha in ALPHAS]
-        return ALPHAS[int(np.argmax(scores))], max(scores)
-
-    def unpatched(sets: Sequence[Tensor]) -> float:
-        return float(np.mean([accuracy({}, pixels, test.labels) for pixels in sets]))
-
-    report: dict[str, Any] = {
-        "std": {
-            "ta": accuracy({}, test.pixels, test.labels),
-            "ra": unpatched([pixels for _, pixels in singles.values()]),
-            "ra_two_corruptions": unpatched([pixels for _, pixels in doubles.values()]),
-        }
-    }
-    for way in ways:
-        exact = {name: build.signature(way, name) for name in CORRUPTIONS}
-        chosen_alphas = {name: best_alpha(exact[name], singles[name][0]) for name in CORRUPTIONS}
-        alphas = {name: alpha for name, (alpha, _) in chosen_alphas.items()}
-
-        def alone(deltas: dict[str, Deltas], alphas: dict[str, float] = alphas) -> float:
-            return float(
-                np.mean([accuracy(composed([(deltas[n], alphas[n])]), singles[n][1], test.labels) for n in CORRUPTIONS])
-            )
-
-        row: dict[str, Any] = {"ra_validation": float(np.mean([score for _, score in chosen_alphas.values()]))}
-        row["ra"] = alone(exact)
-        for bits in (8, 4):
-            for per in ("channel", "tensor"):
-                quantised = build.signatures(way, bits, per)
-                arrays = {
-                    name: {t: torch.from_numpy(d) for t, d in quantised.get(name).items()} for name in CORRUPTIONS
-                }
-                row[f"ra_{bits}bit_{per}"] = alone(arrays)
-        two, cross = [], []
-        for (a, b), (on_validation, on_test) in doubles.items():
-            summed = composed([(exact[a], 1.0), (exact[b], 1.0)])
-            alpha = best_alpha(summed, on_validation)[0]
-            two.append(accuracy(composed([(summed, alpha)]), on_test, test.labels))
-            half = composed([(exact[a], 0.5), (exact[b], 0.5)])
-            cross += [accuracy(half, singles[name][1], test.labels) for name in (a, b)]
-        if way == "residual":
-            robust = {name: fold_batchnorm(build.robust(name)) for name in CORRUPTIONS}
-            right = [predict(robust[n], singles[n][1]).argmax(1) == test.labels for n in CORRUPTIONS]
-            row["ra_whole_robust_models"] = 100 * torch.stack(right).float().mean().item()
-        row |= {"ra_two_corruptions": float(np.mean(two)), "ra_pair_halves": float(np.mean(cross))}
-        row["train_seconds"] = train_seconds(build.work / "log.jsonl", _jobs(way))
-        row["alpha"] = alphas
-        report[way] = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
-        if progress is not None:
-            progress(f"{way:10s} " + "  ".join(f"{k} {v}" for k, v in report[way].items() if k != "alpha"))
-    report["std"] = {key: round(value, 2) for key, value in report["std"].items()}
+    comparison = _Comparison(build, _sets(validation, pairs, seed, "validation"), _sets(test, pairs, seed, "test"))
+    report: dict[str, Any] = {"std": comparison.std(test)}
+    for method in METHODS:
+        report[method] = row = comparison.scores(method)
+        progress(f"{method:10s} " + "  ".join(f"{key} {value}" for key, value in row.items() if key != "alpha"))
     return report | {
-        "pairs": chosen,
-        "severity": severity,
-        "pair_severity": pair_severity,
+        "pairs": pairs,
+        "severity": SEVERITY,
+        "pair_severity": PAIR_SEVERITY,
         "test_images": len(test),
         "validation_images": len(validation),
     }
 
 
-def _jobs(way: str) -> list[str]:
-    prefix = {"tuned": "signature-tuned-", "residual": "robust-"}[way]
-    return [prefix + name for name in CORRUPTIONS]
+def _sets(images: Images, pairs: Sequence[tuple[str, str]], seed: int, purpose: str) -> Sets:
+    """Return the images under each corruption, then under each pair."""
+    cells: list[Layers] = [((name, SEVERITY),) for name in CORRUPTIONS]
+    cells += [((first, PAIR_SEVERITY), (second, PAIR_SEVERITY)) for first, second in pairs]
+    return {
+        cell: Images(corrupted(images.pixels, cell, seed, purpose), images.labels, images.classes) for cell in cells
+    }
+
+
+class _Comparison:
+    def __init__(self, build: Build, validation: Sets, test: Sets) -> None:
+        self._build, self._model, self._validation, self._test = build, build.folded, validation, test
+        self._singles = {cell[0][0]: cell for cell in test if len(cell) == 1}
+        self._pairs = [cell for cell in test if len(cell) == 2]
+
+    def std(self, clean: Images) -> dict[str, float]:
+        """Return the clean model's accuracy on clean images, single corruptions and pairs, percent."""
+        return {
+            "ta": round(accuracy(self._model, clean), 2),
+            "ra": _mean([accuracy(self._model, self._test[cell]) for cell in self._singles.values()]),
+            "ra_two_corruptions": _mean([accuracy(self._model, self._test[cell]) for cell in self._pairs]),
+        }
+
+    def scores(self, method: str) -> Mapping[str, Any]:
+        """Return mean accuracies over the 19 corruptions alone, percent: on validation images (by which a method is
+        chosen) and on test images (float32 and quantised); on test images also over images with two corruptions under
+        both signatures, and over single corruptions under a pair's signatures; seconds of training; the alphas; and for
+        `residual` the accuracy of the whole robust models that it is taken from.
+        """
+        exact = {name: self._build.signature(method, name) for name in CORRUPTIONS}
+        chosen = {name: self._best_alpha(exact[name], self._singles[name]) for name in CORRUPTIONS}
+        alphas = {name: alpha for name, (alpha, _) in chosen.items()}
+        row: dict[str, Any] = {"ra_validation": _mean([score for _, score in chosen.values()])}
+        row["ra"] = self._alone(exact, alphas)
+        for bits, per in CODES:
+            quantised = self._build.signatures(method, bits, per)
+            read = {n: {t: torch.from_numpy(d) for t, d in quantised.get(n).items()} for n in CORRUPTIONS}
+            row[f"ra_{bits}bit_{per}"] = self._alone(read, alphas)
+        if method == "residual":
+            robust = {name: fold_batchnorm(self._build.robust(name)) for name in CORRUPTIONS}
+            whole = [accuracy(robust[name], self._test[cell]) for name, cell in self._singles.items()]
+            row["ra_whole_robust_models"] = _mean(whole)
+        two, cross = [], []
+        for cell in self._pairs:
+            parts = [exact[name] for name, _ in cell]
+            both = composed([(part, 1.0) for part in parts])
+            two.append(accuracy(self._patched(both, self._best_alpha(both, cell)[0]), self._test[cell]))
+            halves = patched(self._model, composed([(part, 0.5) for part in parts]))
+            cross += [accuracy(halves, self._test[self._singles[name]]) for name, _ in cell]
+        row |= {"ra_two_corruptions": _mean(two), "ra_pair_halves": _mean(cross)}
+        jobs = [METHODS[method] + name for name in CORRUPTIONS]
+        row["train_seconds"] = round(train_seconds(self._build.work / "log.jsonl", jobs), 2)
+        return row | {"alpha": alphas}
+
+    def _patched(self, deltas: Deltas, alpha: float) -> nn.Module:
+        return patched(self._model, composed([(deltas, alpha)]))
+
+    def _best_alpha(self, deltas: Deltas, cell: Layers) -> tuple[float, float]:
+        """Return the alpha that is best on validation images, and the accuracy there."""
+        scores = [accuracy(self._patched(deltas, alpha), self._validation[cell]) for alpha in ALPHAS]
+        return ALPHAS[int(np.argmax(scores))], max(scores)
+
+    def _alone(self, deltas: Mapping[str, Deltas], alphas: Mapping[str, float]) -> float:
+        return _mean(
+            [accuracy(self._patched(deltas[n], alphas[n]), self._test[cell]) for n, cell in self._singles.items()]
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 2)
 
 
 def train_seconds(log: Path, jobs: Collection[str]) -> float:

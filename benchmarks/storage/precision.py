@@ -1,29 +1,33 @@
-"""Accuracy of the signatures at 32, 16, 8 and 4 bits, one scale a tensor or an output channel.
+"""Accuracy of the signatures at 32, 16, 8 and 4 bits, one scale per tensor or output channel.
 
-Every code runs as it would on a device, through `OnnxModel`, with each corruption's own signature at the alpha that the
-bundle's gain table has for it (the paper's perfect oracle).
+Every encoding runs as it would on a device, through `OnnxModel`, with each corruption's own signature at the alpha that
+the bundle's gain table has for it (the paper's perfect oracle).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.replay.replay import BATCH, test_sets
-from rws.edge.bundle.bundle import MODEL, Bundle
+from rws.benchmarks.common.tables import Column, columns, label
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
-from rws.oracle.policy import Mix, ToldPolicy
+from rws.oracle.policy import ReferencePolicy
+from rws.records import Mix
 from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import DEFAULTS, EvaluationOptions, percent_right
+from rws.training.evaluation.sets import evaluation_sets
 from rws.training.models.architectures import read_state_dict
 
 ArrayDeltas = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -32,13 +36,13 @@ _REST = ".rest"
 
 
 @dataclass(frozen=True, eq=False)
-class Code:
-    """Signatures under one code.
+class Encoding:
+    """Signatures in one encoding.
 
     Args:
         bits: 4, 8, 16, or 32 for float32.
         per: "channel", "tensor", or "" for float32, which has no scale.
-        signatures: what a model mixes; those of float32 are in two parts, see `float_code`.
+        signatures: what a model mixes; those of float32 are in two parts, see `float_encoding`.
         bytes: size of the signature file.
     """
 
@@ -59,7 +63,7 @@ def float_file(deltas: ArrayDeltas) -> bytes:
     return write_tensors(tensors, {"names": list(deltas)})
 
 
-def float_code(deltas: ArrayDeltas, clean_hash: str) -> Code:
+def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
     """Float32 signatures for a model that mixes integers: each is a 16-bit one and another of what it left over.
 
     The error of a value is below 2⁻³¹ of its channel's largest, less than float32 itself has there.
@@ -75,11 +79,11 @@ def float_code(deltas: ArrayDeltas, clean_hash: str) -> Code:
         for exact in [coarse.get(name).values()]
     }
     rest = SignatureSet.from_deltas(left_over, 16, "channel", clean_hash=clean_hash)
-    return Code(32, "", coarse.with_signatures(rest, rest.names), len(float_file(deltas)))
+    return Encoding(32, "", coarse.with_signatures(rest, rest.names), len(float_file(deltas)))
 
 
-def codes_of(bundle: Bundle, work: Path | None) -> list[Code]:
-    """What can be compared: every code, where the build's float32 signatures are at hand; else the bundle's own.
+def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
+    """What can be compared: every encoding, if the build's float32 signatures are there; else the bundle's own.
 
     Args:
         bundle: the bundle.
@@ -91,20 +95,20 @@ def codes_of(bundle: Bundle, work: Path | None) -> list[Code]:
     """
     own = bundle.signatures
     if work is None:
-        return [Code(own.bits, own.per, own, len(own.to_bytes()))]
+        return [Encoding(own.bits, own.per, own, len(own.to_bytes()))]
     deltas = _read_deltas(bundle, work)
-    codes = [float_code(deltas, own.clean_hash)]
+    encodings = [float_encoding(deltas, own.clean_hash)]
     for bits in sorted(get_args(Bits), reverse=True):
         for per in get_args(Per):
             signatures = SignatureSet.from_deltas(deltas, bits, per, clean_hash=own.clean_hash)
-            codes.append(Code(bits, per, signatures, len(signatures.to_bytes())))
-    made = next(code for code in codes if (code.bits, code.per) == (own.bits, own.per))
+            encodings.append(Encoding(bits, per, signatures, len(signatures.to_bytes())))
+    made = next(found for found in encodings if (found.bits, found.per) == (own.bits, own.per))
     if made.signatures.to_bytes() != own.to_bytes():
         raise InputError(
             f"{work}: its signatures at {own.bits} bits per {own.per} are not those of {bundle.path}; give the work "
             f"folder of the build that made this bundle, or leave --work out"
         )
-    return codes
+    return encodings
 
 
 def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
@@ -128,86 +132,91 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
     return deltas
 
 
-def compare_codes(
-    bundle: Bundle,
-    source: str,
-    work: Path | None = None,
-    *,
-    severity: int = 5,
-    limit: int | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Measure each code on a test set.
+class EncodingRow(TypedDict):
+    """An encoding: `bits` (32 is float32), what has one scale (`per`), accuracies in percent, bytes of the file.
+
+    `ra`: mean over the corruptions; `ta_after_reset`: of clean images after every signature was patched and reset.
+    """
+
+    bits: int
+    per: str
+    ra: float
+    ta_after_reset: float
+    bytes: int
+
+
+class Precision(TypedDict):
+    """What `compare_encodings` finds: next to the rows the clean model's accuracies, and the alphas."""
+
+    ta: float
+    ra_never_patched: float
+    rows: list[EncodingRow]
+    alphas: dict[str, float]
+    images: int
+    corruptions: int
+    severity: int
+    seed: int
+
+
+COLUMNS = [
+    label("bits", "bits"),
+    label("one scale per", "per"),
+    *columns({"RA": "ra", "TA after resets": "ta_after_reset"}, ".2f"),
+    Column("bytes", "bytes", ","),
+]
+
+
+def compare_encodings(
+    bundle: Bundle, source: str, work: Path | None = None, severity: int = 5, options: EvaluationOptions = DEFAULTS
+) -> Precision:
+    """Measure each encoding on a test set.
 
     Args:
         bundle: gives the model, the alphas and the classes.
-        source, limit, seed: see `rws.benchmarks.replay.replay.test_sets`.
-        work: see `codes_of`.
+        source: see `rws.training.evaluation.sets.evaluation_sets`.
+        work: see `encodings_of`.
         severity: of the corruptions, 1 to 5.
-        threads: threads of the model; None leaves the choice to ONNX Runtime.
-        progress: called with a line after each test set.
-
-    Returns:
-        `rows`, one a code: `bits` (32 is float32), `per`, `ra` (mean over the corruptions), `ta_after_reset` (clean
-        images after every signature was patched and reset) and `bytes` of the signature file; beside them `ta` and
-        `ra_never_patched` of the clean model, and the `alphas`. Accuracies in percent.
+        options: limit, seed and threads.
 
     Raises:
         InputError: if the source has no clean images or does not fit the bundle, or the work folder does not.
     """
-    codes = codes_of(bundle, work)
+    encodings = encodings_of(bundle, work)
     content = bundle.read(MODEL)
-    models = [OnnxModel(content, code.signatures, code.signatures.tensors, threads=threads) for code in codes]
-    told = ToldPolicy(bundle.table, own=True)
-    sets = test_sets(source, bundle.manifest.classes, bundle.manifest.input.height, (severity,), limit, seed)
+    models = [OnnxModel(content, e.signatures, e.signatures.tensors, threads=options.threads) for e in encodings]
+    told = ReferencePolicy(bundle.table, "perfect")
+    classes, size = bundle.manifest.classes, bundle.manifest.input.height
     clean: Images | None = None
-    never_patched: dict[str, float] = {}
-    patched: dict[str, list[float]] = {}
+    clean_model: dict[str, float] = {}
+    patched: list[list[float]] = []
     alphas: dict[str, float] = {}
-    for test in sets:
-        never_patched[test.corruption] = _accuracy(models[0], test.images)
+    for test in evaluation_sets(source, classes, size, (severity,), options.limit, options.seed):
+        clean_model[test.corruption] = percent_right(models[0], test.images.pixels, test.images.labels)
         if test.corruption == CLEAN:
             clean = test.images
             continue
-        mix = told.choose_told(test.corruption, severity)
+        mix = told.mix(test.corruption, severity)
         alphas |= mix
-        patched[test.corruption] = []
-        for code, model in zip(codes, models, strict=True):
-            model.apply(code.mix(mix))
-            patched[test.corruption].append(_accuracy(model, test.images))
+        patched.append([])
+        for encoding, model in zip(encodings, models, strict=True):
+            model.apply(encoding.mix(mix))
+            patched[-1].append(percent_right(model, test.images.pixels, test.images.labels))
             model.reset()
-        if progress is not None:
-            scores = "  ".join(f"{score:6.2f}" for score in patched[test.corruption])
-            progress(f"{test.corruption:18s} {never_patched[test.corruption]:6.2f}  {scores}")
+        scores = "  ".join(f"{score:6.2f}" for score in patched[-1])
+        options.progress(f"{test.corruption:18s} {clean_model[test.corruption]:6.2f}  {scores}")
     if clean is None or not patched:
         raise InputError(f"{source} lacks clean images, or corrupted ones of severity {severity}; give a clean folder")
-    ra = np.array(list(patched.values())).mean(0)
-    return {
-        "ta": round(never_patched.pop(CLEAN), 2),
-        "ra_never_patched": round(float(np.mean(list(never_patched.values()))), 2),
-        "rows": [
-            {
-                "bits": code.bits,
-                "per": code.per,
-                "ra": round(float(score), 2),
-                "ta_after_reset": round(_accuracy(model, clean), 2),
-                "bytes": code.bytes,
-            }
-            for code, model, score in zip(codes, models, ra, strict=True)
+    after = [round(percent_right(model, clean.pixels, clean.labels), 2) for model in models]
+    return Precision(
+        ta=round(clean_model.pop(CLEAN), 2),
+        ra_never_patched=round(float(np.mean(list(clean_model.values()))), 2),
+        rows=[
+            EncodingRow(bits=e.bits, per=e.per, ra=round(float(ra), 2), ta_after_reset=ta, bytes=e.bytes)
+            for e, ra, ta in zip(encodings, np.mean(patched, axis=0), after, strict=True)
         ],
-        "alphas": alphas,
-        "images": len(clean),
-        "corruptions": len(patched),
-        "severity": severity,
-        "seed": seed,
-    }
-
-
-def _accuracy(model: OnnxModel, images: Images) -> float:
-    right = 0
-    for start in range(0, len(images), BATCH):
-        x = (images.pixels[start : start + BATCH].numpy() / np.float32(255)).astype(np.float32)
-        right += int((model.predict(x).argmax(1) == images.labels[start : start + BATCH].numpy()).sum())
-    return 100 * right / len(images)
+        alphas=alphas,
+        images=len(clean),
+        corruptions=len(patched),
+        severity=severity,
+        seed=options.seed,
+    )

@@ -9,77 +9,88 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 from rich.console import Console
-from rich.table import Table
 
+from rws.benchmarks.common.interleave import Row
 from rws.benchmarks.common.memory import can_measure, measure
 from rws.benchmarks.common.models import BenchmarkModel, patched_onnx
+from rws.benchmarks.common.tables import Column, label, terminal
 from rws.benchmarks.storage.precision import float_file
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 
 
-def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+class Storage(TypedDict):
+    """What `measure_storage` finds; each row names its `model` and `size`.
+
+    `rows`: `bytes` on disk of `what`: the model, a model for clean images and each corruption, or the signatures of the
+    patched tensors (`scope` `shallow`) or of all convolutions and linear layers (`full`); `bits` 32 is float32, which
+    has no scale; `ratio`: all that has to be stored, so model and signatures, over the model. `memory`: see
+    `rws.benchmarks.common.memory`, empty if it cannot be measured; `imports` is a process with the packages only, the
+    others are what comes on top of it; `ratio`: over one untouched session.
+    """
+
+    rows: list[Row]
+    memory: list[Row]
+
+
+DISK = [
+    label("on disk", "what"),
+    label("of layers", "scope"),
+    Column("bits", "bits"),
+    label("one scale per", "per"),
+    Column("MB", lambda row: row["bytes"] / 1e6, ".2f"),
+    Column("ratio", "ratio", ".3f"),
+]
+MEMORY = [
+    label("in memory", "what"),
+    Column("MB", lambda row: row["private_bytes"] / 1e6, ".1f"),
+    Column("peak MB", lambda row: row["peak_rss_bytes"] / 1e6, ".1f"),
+    Column("ratio", "ratio", ".3f"),
+]
+
+
+def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None]) -> Storage:
     """Measure models on disk and in memory.
 
     Args:
         models: from `rws.benchmarks.common.models.load_models`.
         progress: called with a line before each model and part.
-
-    Returns:
-        `rows` (`model`, `size`, `what`, `scope`, `bits`, `per`, `bytes`, `ratio`): on disk. `what` is the model, a
-        model for clean images and each corruption, or the signatures, of which `scope` tells whether they change the
-        patched tensors (`shallow`) or all convolutions and linear layers (`full`); bits 32 is float32, which has no
-        scale; `ratio` is that of everything to be stored, so of model and signatures, to the model.
-        `memory` (`model`, `size`, `what`, `private_bytes`, `peak_rss_bytes`, `ratio`; see
-        `rws.benchmarks.common.memory`; empty where it cannot be measured): `imports` is a process with the packages
-        only, and the others are what comes on top of it; `ratio` is that to one untouched session.
     """
-    rows: list[dict[str, Any]] = []
-    memory: list[dict[str, Any]] = []
+    result = Storage(rows=[], memory=[])
     for model in models:
-        described = {"model": model.name, "size": model.size}
         with tempfile.TemporaryDirectory(prefix="rws-storage-") as name:
             folder = Path(name)
-            if progress is not None:
-                progress(f"{model.name}, {model.size} px: on disk")
+            progress(f"{model.name}, {model.size} px: on disk")
             files = write_models(model, folder)
-            rows += [described | row for row in _on_disk(model, files, folder)]
-            if not can_measure():
-                continue
-            if progress is not None:
+            case: Row = {"model": model.name, "size": model.size}
+            result["rows"] += [case | row for row in _on_disk(model, files, folder)]
+            if can_measure():
                 progress(f"{model.name}, {model.size} px: in memory")
-            memory += [described | row for row in _in_memory(model, files, folder)]
-    return {"rows": rows, "memory": memory}
+                result["memory"] += [case | row for row in _in_memory(model, files, folder)]
+    return result
 
 
-def print_storage(result: dict[str, Any], console: Console) -> None:
-    """Two tables a model of what `measure_storage` found."""
+def print_storage(result: Storage, console: Console) -> None:
+    """Print two tables per model."""
     for name, size in dict.fromkeys((row["model"], row["size"]) for row in result["rows"]):
-        own = {
-            key: [row for row in rows if (row["model"], row["size"]) == (name, size)] for key, rows in result.items()
-        }
-        disk = Table("on disk", "of layers", "bits", "one scale per", "MB", "ratio", title=f"{name}, {size} px")
-        for row in own["rows"]:
-            figures = (f"{row['bytes'] / 1e6:.2f}", f"{row['ratio']:.3f}")
-            disk.add_row(row["what"], row["scope"], str(row["bits"] or ""), row["per"], *figures)
-        memory = Table("in memory", "MB", "peak MB", "ratio", title=f"{name}, {size} px")
-        for row in own["memory"]:
-            megabytes = (f"{row['private_bytes'] / 1e6:.1f}", f"{row['peak_rss_bytes'] / 1e6:.1f}")
-            memory.add_row(row["what"], *megabytes, "" if row["ratio"] is None else f"{row['ratio']:.3f}")
-        console.print(disk, memory, *(row["note"] for row in own["memory"] if "note" in row))
+        for columns, rows in ((DISK, result["rows"]), (MEMORY, result["memory"])):
+            own = [row for row in rows if (row["model"], row["size"]) == (name, size)]
+            console.print(terminal(columns, own, f"{name}, {size} px"))
+            console.print(*(row["note"] for row in own if "note" in row))
 
 
-def weighted_tensors(proto: Any) -> tuple[str, ...]:
+def weighted_tensors(proto: ModelProto) -> tuple[str, ...]:
     """Names of the weights and biases of all convolutions and linear layers, in the order of the graph.
 
     Args:
-        proto: an `onnx.ModelProto` that went through `onnx_graph.prepare`.
+        proto: a model that went through `onnx_graph.prepare`.
     """
     initializers = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -104,12 +115,12 @@ def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
     return files
 
 
-def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
     clean = models[0].stat().st_size
 
-    def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Any:
-        code = {"scope": scope, "bits": bits, "per": per}
-        return {"what": what, **code, "bytes": stored, "ratio": round(everything / clean, 4)}
+    def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Row:
+        code: Row = {"what": what, "scope": scope, "bits": bits, "per": per}
+        return code | {"bytes": stored, "ratio": round(everything / clean, 4)}
 
     all_models = sum(file.stat().st_size for file in models)
     rows = [row("model", clean, clean), row(f"{len(models)} models", all_models, all_models)]
@@ -135,21 +146,22 @@ def _signature_file(changes: dict[str, NDArray[np.float32]], names: Sequence[str
     return replace(one, entries=dict.fromkeys(names, one.entries[names[0]])).to_bytes()
 
 
-def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
     signatures = folder / "signatures.safetensors"
     model.signatures.save(signatures)
     imports = measure("imports", model.size)
-    rows = [{"what": "imports", "private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss, "ratio": None}]
     loaded = {
         "session": measure("sessions", model.size, models[:1]),
         f"{len(models)} sessions": measure("sessions", model.size, models),
         f"live, {len(model.signatures.names)} signatures": measure("live", model.size, [models[0], signatures]),
     }
+    rows: list[Row] = [
+        {"what": "imports", "private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss, "ratio": None}
+    ]
     one = loaded["session"].private - imports.private
     for what, found in loaded.items():
-        private, peak = found.private - imports.private, found.peak_rss - imports.peak_rss
+        private = found.private - imports.private
+        row: Row = {"what": what, "private_bytes": private, "peak_rss_bytes": found.peak_rss - imports.peak_rss}
         note = {"note": found.note} if found.note else {}
-        rows.append(
-            {"what": what, "private_bytes": private, "peak_rss_bytes": peak, "ratio": round(private / one, 4), **note}
-        )
+        rows.append(row | {"ratio": round(private / one, 4), **note})
     return rows

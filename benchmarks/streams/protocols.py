@@ -37,7 +37,6 @@ class Stream:
     """N frames, each a clean test image and what is done to it.
 
     Args:
-        protocol: one of `PROTOCOLS`.
         image: int64 (N,), index into the clean test images.
         type: int64 (N,), −1 is clean, else an index into `rws.training.corruptions.CORRUPTIONS`.
         severity: float32 (N,), 0…5; 0 where clean, and nowhere else.
@@ -63,7 +62,7 @@ class Stream:
 
 
 class Method(Protocol):
-    """Classifies the frames of a stream in their order; ours and the rivals."""
+    """Classifies the frames of a stream in their order; our methods and the baselines."""
 
     name: str
 
@@ -77,7 +76,7 @@ class Method(Protocol):
 
         Args:
             x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
-            types, severities: as in `Stream`; only methods that are told may read them.
+            types, severities: as in `Stream`; only methods that use the ground truth may read them.
         """
 
 
@@ -93,7 +92,6 @@ def make_stream(
     """Put a stream together; no pixel is touched yet.
 
     Args:
-        protocol: one of `PROTOCOLS`.
         labels: int64 (M,), class of each clean image.
         frames: frames per type: clean and the corruptions get as many each, with all 19 N = 20·frames. Each type shows
             the same `frames` images, drawn by the seed.
@@ -102,7 +100,7 @@ def make_stream(
             severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
             (`gradual` runs through them anyhow and climbs to 5).
         seed: 0 or more; same arguments, same stream.
-        corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur beside clean frames.
+        corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur next to clean frames.
 
     Raises:
         InputError: if the protocol or a corruption is unknown, a number is out of range, or there are too few images.
@@ -147,7 +145,6 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
     """Frames `start` to `stop` of a stream, corrupted; the same pixels whatever slice is asked for.
 
     Args:
-        stream: the stream.
         pixels: uint8, (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
         start, stop: as of a slice.
 

@@ -1,6 +1,6 @@
 """Sums over one method's answers on one stream: accuracies, how often the mix changes, how soon it is right.
 
-The mix in force is *right* where its accuracy in the true state, by the bundle's gain table (validation images), is at
+The mix in effect is *right* if its accuracy in the true state, by the bundle's gain table (validation images), is at
 most 1 point below that of the action which `perfect` takes; on clean frames: below that of no patch. Between severity
 levels, and between the first one and clean, the table is interpolated, and of a composition of several signatures it
 gives an estimate (`GainTable.estimate`).
@@ -9,33 +9,26 @@ gives an estimate (`GainTable.estimate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.benchmarks.streams.protocols import TYPES, Stream
 from rws.oracle.belief import CLEAN, certain
-from rws.oracle.policy import GainTable, Mix, ToldPolicy
+from rws.oracle.policy import GainTable, ReferencePolicy
+from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
 
 RIGHT_WITHIN = 1.0
 NAMES = (CLEAN, *CORRUPTIONS)
 """The types in the order of every list by type: clean, then the corruptions."""
 
-MixKey = tuple[tuple[str, float], ...]
-
-
-def mix_key(mix: Mix) -> MixKey:
-    """A mix as something that can be looked up."""
-    return tuple(sorted(mix.items()))
-
 
 def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
     """Means over the frames of each type, float64 (20,), in the order of `NAMES`; NaN where there is none.
 
     Args:
-        stream: N frames.
         values: bool or float (N,).
     """
     count = np.bincount(stream.type + 1, minlength=TYPES)
@@ -51,13 +44,13 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
     Raises:
         InputError: if the table does not know a corruption of the stream.
     """
-    told = ToldPolicy(table, own=True)
+    truth = ReferencePolicy(table, "perfect")
     states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
     found = []
     for kind, severity in states.T:
         name = NAMES[int(kind) + 1]
         row = certain(table.corruptions, table.levels, name, float(severity)).joint @ table.accuracy
-        found.append(row[told.action(name, float(severity))])
+        found.append(row[truth.action(name, float(severity))])
     return np.array(found, np.float32)[inverse.reshape(-1)]
 
 
@@ -65,8 +58,6 @@ def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: ND
     """What the gain table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
     Args:
-        stream: N frames.
-        table: the gain table.
         mixes: the mixes that occurred.
         mix: int64 (N,), which of them was in force when the frame was classified.
     """
@@ -91,17 +82,24 @@ def switch_rate(stream: Stream, mix: NDArray[np.int64]) -> float:
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
 
 
-def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Frames until the mix is right, over stretches of one true state; 0 is right from the first frame on.
+class Reaction(TypedDict):
+    """Frames until the mix is right, over `blocks` stretches; `never`: percent of them in which it never got right."""
 
-    A stretch in which it never got right counts with its whole length, which is the least that it can be.
+    median: float
+    mean: float
+    p95: float
+    never: float
+    blocks: int
+
+
+def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Reaction | None:
+    """Return the frames until the mix is right, over stretches of one true state; 0: right from the first frame on.
+
+    A stretch in which it never got right counts with its whole length, a lower bound.
 
     Args:
         right: bool (N,).
-        starts, stops: int64 (B,), the stretches; None is returned where there are none.
-
-    Returns:
-        `median`, `mean`, `p95` in frames, `never`: percent of the stretches in which it never got right, `blocks`: B.
+        starts, stops: int64 (B,), the stretches; for none of them the result is None.
     """
     if len(starts) == 0:
         return None
@@ -116,22 +114,21 @@ def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray
     }
 
 
-def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]) -> dict[str, Any]:
-    """Reaction to changes of the true type, and to those of the severity inside a block.
+def delays(
+    stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]
+) -> tuple[Reaction | None, Reaction | None]:
+    """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
+
+    Both are None for `mixed`, where every frame is a change. In `gradual`, where a corruption sets in so weak that no
+    patch is right, its block counts from the first frame at which no patch is wrong (more than 1 point below
+    `perfect`), and not at all if there is none.
 
     Args:
-        stream: N frames.
-        right: whether the mix in force was right, bool (N,).
+        right: whether the mix in effect was right, bool (N,).
         unpatched: whether no patch would have been right, bool (N,).
-
-    Returns:
-        `delay`: see `reaction`, over the blocks of one type; `delay_severity`: over the stretches of one rounded
-        severity that do not start with another type. Both None for `mixed`, where every frame is a change. In
-        `gradual`, where a corruption sets in so weak that no patch is right, its block counts from the first frame at
-        which no patch is wrong (more than 1 point below `perfect`), and not at all where there is none.
     """
     if stream.protocol == "mixed":
-        return {"delay": None, "delay_severity": None}
+        return None, None
     blocks = stream.block_starts()
     rounded = np.round(stream.severity)
     steps = np.union1d(blocks, 1 + np.flatnonzero(rounded[1:] != rounded[:-1]))
@@ -143,10 +140,7 @@ def delays(stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_
         first = [start + int(counted[start:stop].argmax()) for start, stop in zip(starts, stops, strict=True)]
         kept = counted[first]
         starts, stops = np.array(first)[kept], stops[kept]
-    return {
-        "delay": reaction(right, starts, stops),
-        "delay_severity": reaction(right, steps[inside], ends[inside]),
-    }
+    return reaction(right, starts, stops), reaction(right, steps[inside], ends[inside])
 
 
 def run_lengths(values: NDArray[np.int64]) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""Classifiers that somebody else trained: a bundle from half of the pictures, measured on the other half.
+"""Third-party classifiers: a bundle built from half of the images, measured on the other half.
 
-The build sees no labels, only clean pictures; the labels of the other half say what was won. `std` is the model as it
-came, `told` is told type and severity and takes the type's own signature at its calibrated alpha, `trained` is the
-bundle's oracle and policy, each picture on its own. Agreement is with what the clean model says of the clean picture.
+The build sees no labels, only clean images; the labels of the other half say what was won. `std` is the model as it
+was received, `told` knows type and severity and takes the type's own signature at its calibrated alpha, `trained` is
+the bundle's oracle and policy, each image on its own. Agreement is with the clean model's answer to the clean image.
 """
 
 from __future__ import annotations
@@ -12,47 +12,162 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rws.benchmarks.pages.zoo import SEVERITIES
-from rws.benchmarks.replay.replay import BATCH, corrupted_sets
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, MODEL, SIGNATURES, Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.manifest import MODEL, SIGNATURES
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
-from rws.edge.common.provenance import provenance
-from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
-from rws.oracle.belief import CLEAN
-from rws.oracle.policy import Mix, ToldPolicy
-from rws.training.adopt.adoption import Adoption, AdoptRecipe, load_adopt_recipe
-from rws.training.adopt.model import Adopted, Preprocessing, adopt_model, load_classifier, signature_bytes
+from rws.oracle.belief import CLEAN, per_type
+from rws.oracle.policy import ReferencePolicy
+from rws.records import Mix
+from rws.training.adopt.build import AdoptionBuild
+from rws.training.adopt.graph import Preprocessing
+from rws.training.adopt.model import ImportedModel, adopt_model, load_classifier
+from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
+from rws.training.adopt.trainable import signature_bytes
 from rws.training.data.images import Images
-from rws.training.data.pictures import load_labelled, read_names
-from rws.training.evaluation.judge import corrupted
+from rws.training.data.pictures import Pictures, load_labelled, read_names
+from rws.training.evaluation.evaluator import (
+    DEFAULTS,
+    EvaluationOptions,
+    Evaluator,
+    Progress,
+    as_input,
+    ground_truth_mixes,
+    observe,
+    percent_right,
+    silent,
+)
+from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
+from rws.training.evaluation.sets import corrupted_sets
 from rws.training.models.export import export_onnx
 
-WAYS = ("std", "trained", "told")
+ARMS = ("std", "trained", "told")
+Shares = dict[str, float]
+"""Percent by arm."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A classifier of the zoo.
+class ZooOptions:
+    """What builds and measurements of the zoo have in common.
 
     Args:
-        make: gives its ONNX bytes, as its owner would have exported it.
-        preprocessing: what it wants done to RGB 0…1.
+        names: file with the folders' names in the order of the logits; None: the folders in their own order.
+        titles: file with the bundle's names of the classes, in the same order; None: the folders' names.
+        recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
+        quick: build as `rws build --quick` does.
+        limit: at most this many images in all.
+        seed: seed of build and test.
     """
 
-    make: Callable[[], bytes]
-    preprocessing: Preprocessing
+    names: Path | None = None
+    titles: Path | None = None
+    recipe: Path | None = None
+    quick: bool = False
+    limit: int | None = None
+    threads: int = 2
+    seed: int = 0
+    progress: Progress = silent
+
+
+class ZooRow(TypedDict):
+    """A corruption at a severity: accuracy and agreement by arm, and how often the oracle names it, percent."""
+
+    corruption: str
+    severity: int
+    accuracy: Shares
+    agreement: Shares
+    named: float
+
+
+class CleanScores(TypedDict):
+    """On clean images, percent: how many our oracle patches and names clean, and how many answers it changes."""
+
+    accuracy: float
+    accuracy_trained: float
+    changed: float
+    changed_interval: tuple[float, float]
+    patched: float
+    named_clean: float
+
+
+class Mean(TypedDict):
+    """Means over the rows by arm, and how much of the loss is won back, percent."""
+
+    std: float
+    trained: float
+    told: float
+    won_back: Shares
+
+
+class Summary(TypedDict):
+    """Accuracy and agreement, and how often the oracle names the corruption, percent."""
+
+    named: float
+    accuracy: Mean
+    agreement: Mean
+
+
+class Measurement(TypedDict):
+    """What was measured of a bundle."""
+
+    clean: CleanScores
+    rows: list[ZooRow]
+    summary: Summary
+
+
+class ZooResult(Measurement):
+    """A measurement, and what it took to build the bundle."""
+
+    model: str
+    quick: bool
+    build_images: int
+    test_images: int
+    layers: int
+    target: str
+    recipe: dict[str, Any]
+    build_minutes: dict[str, float]
+    this_run_minutes: float
+    threads: int
+    sizes: dict[str, float]
+    frame: dict[str, float]
+    torch: dict[str, float]
+    held_out: dict[str, Any]
+    seed: int
+    data: dict[str, str]
+
+
+class CurveRow(TypedDict):
+    """Signatures of the first n convolutions: their parameters, bytes in percent of the model's, accuracies."""
+
+    layers: int
+    parameters: int
+    signature_percent: float
+    std: float
+    told: float
+
+
+class CurveResult(TypedDict):
+    """Gain against bytes."""
+
+    model: str
+    corruptions: list[str]
+    rows: list[CurveRow]
+    test_images: int
+    seed: int
+    data: dict[str, str]
 
 
 def _efficientnet_lite(number: int, size: int) -> bytes:
@@ -69,29 +184,17 @@ def _efficientnet_lite(number: int, size: int) -> bytes:
 
 
 _LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
-ZOO: dict[str, Entry] = {
-    "efficientnet_lite0": Entry(lambda: _efficientnet_lite(0, 224), _LITE),
-    "efficientnet_lite1": Entry(lambda: _efficientnet_lite(1, 240), _LITE),
-    "vgg16": Entry(lambda: load_classifier(str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
+ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
+    "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
+    "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
+    "vgg16": (partial(load_classifier, str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
 }
+"""ONNX bytes of each classifier, as its owner would have exported it, and what it wants done to RGB 0…1."""
 
 
 def halves(images: Images) -> tuple[Images, Images]:
-    """Every second image for the build, the others for the test."""
+    """Split off every second image for the build, the others for the test."""
     return images.take(range(0, len(images), 2)), images.take(range(1, len(images), 2))
-
-
-def predictions(model: PatchableModel, x: NDArray[np.float32], mixes: Sequence[Mix]) -> NDArray[np.int64]:
-    """The class of each image, int64 (N,), under its own mix."""
-    members: dict[tuple[tuple[str, float], ...], list[int]] = {}
-    for place, mix in enumerate(mixes):
-        members.setdefault(tuple(sorted(mix.items())), []).append(place)
-    found = np.empty(len(x), np.int64)
-    for mix, places in members.items():
-        model.apply(dict(mix))
-        for part in np.array_split(np.array(places), math.ceil(len(places) / BATCH)):
-            found[part] = model.predict(x[part]).argmax(1)
-    return found
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
@@ -104,92 +207,80 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 
 def measure(
-    bundle: Bundle,
-    test: Images,
-    severities: Sequence[int] = SEVERITIES,
-    *,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Accuracy and agreement of a bundle's model in each way, by corruption and severity.
+    bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
+) -> Measurement:
+    """Measure accuracy and agreement of a bundle's model under each arm, by corruption and severity.
 
     Args:
-        bundle: the bundle.
         test: images with labels in the order of its classes; none of them may have been a part of its build.
         severities: which of 1…5.
-        seed: of the corruptions.
-        threads: of model and oracle.
-        progress: called with a line after each set.
-
-    Returns:
-        `rows`, and their means and what of the loss is won back in `summary`; numbers in percent.
+        options: seed, threads and progress.
     """
-    model, oracle = bundle.model(threads=threads), bundle.oracle(threads=threads)
-    policy, told = bundle.policy(independent=True), ToldPolicy(bundle.table, own=True)
-    rows: list[dict[str, Any]] = []
-    reference = np.empty(0, np.int64)
-    clean: dict[str, Any] = {}
-    for made in corrupted_sets(test, severities, None, seed):
-        x = made.images.pixels.numpy() / np.float32(255)
-        labels = made.images.labels.numpy()
-        joint = np.concatenate([oracle.observe_batch(part) for part in np.array_split(x, math.ceil(len(x) / BATCH))])
-        mixes = {
-            "std": [{}] * len(x),
-            "trained": policy.mixes(joint),
-            "told": [told.choose_told(made.corruption, made.severity)] * len(x),
+    model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
+    policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
+    rows: list[ZooRow] = []
+    for made in corrupted_sets(test, severities, None, options.seed):
+        frames = made.frames
+        joint = observe(oracle, frames.pixels)
+        named = per_type(joint, len(oracle.corruptions)).argmax(1)
+        evaluator, asked = Evaluator(model, frames), policy.mixes(joint)
+        answers = {
+            "std": evaluator.answers([{}] * len(frames)),
+            "trained": evaluator.answers(asked),
+            "told": evaluator.answers(ground_truth_mixes(truth, frames)),
         }
-        found = {way: predictions(model, x, mixes[way]) for way in WAYS}
-        per_type = joint[:, 1:].reshape(len(x), len(oracle.corruptions), -1).sum(2)
-        named = np.concatenate([joint[:, :1], per_type], 1).argmax(1)
+        accuracy = {arm: _percent(found == frames.labels) for arm, found in answers.items()}
         if made.corruption == CLEAN:
-            reference = found["std"]
-            changed = int((found["trained"] != reference).sum())
-            clean = {
-                "accuracy": _percent(reference == labels),
-                "accuracy_trained": _percent(found["trained"] == labels),
-                "changed": 100 * changed / len(x),
-                "changed_interval": interval(changed, len(x)),
-                "patched": 100 * sum(bool(mix) for mix in mixes["trained"]) / len(x),
-                "named_clean": _percent(named == 0),
-            }
-            progress(f"clean: {clean}")
+            reference = answers["std"]
+            changed = int((answers["trained"] != reference).sum())
+            clean = CleanScores(
+                accuracy=accuracy["std"],
+                accuracy_trained=accuracy["trained"],
+                changed=100 * changed / len(frames),
+                changed_interval=interval(changed, len(frames)),
+                patched=100 * sum(bool(mix) for mix in asked) / len(frames),
+                named_clean=_percent(named == 0),
+            )
+            options.progress(f"clean: {clean}")
             continue
-        rows.append(
-            {
-                "corruption": made.corruption,
-                "severity": made.severity,
-                "accuracy": {way: _percent(found[way] == labels) for way in WAYS},
-                "agreement": {way: _percent(found[way] == reference) for way in WAYS},
-                "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
-            }
+        row = ZooRow(
+            corruption=made.corruption,
+            severity=made.severity,
+            accuracy=accuracy,
+            agreement={arm: _percent(found == reference) for arm, found in answers.items()},
+            named=_percent(named == 1 + oracle.corruptions.index(made.corruption)),
         )
-        progress(f"{made.corruption} {made.severity}: {rows[-1]['accuracy']} named {rows[-1]['named']:.0f}")
-    model.reset()
-    return {"clean": clean, "rows": rows, "summary": summed(clean["accuracy"], rows)}
+        rows.append(row)
+        options.progress(f"{made.corruption} {made.severity}: {accuracy} named {row['named']:.0f}")
+    return Measurement(clean=clean, rows=rows, summary=summarise(clean["accuracy"], rows))
 
 
-def summed(clean: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over rows, and how much of the loss each way wins back, percent; the clean model loses nothing on clean."""
-    summary: dict[str, Any] = {"named": float(np.mean([row["named"] for row in rows]))}
-    for key, best in (("accuracy", clean), ("agreement", 100.0)):
-        means = {way: float(np.mean([row[key][way] for row in rows])) for way in WAYS}
-        lost = best - means["std"]
-        won = {way: 100 * (means[way] - means["std"]) / lost if lost > 0 else 0.0 for way in ("trained", "told")}
-        summary[key] = {**means, "won_back": won}
-    return summary
+def summarise(clean: float, rows: Sequence[ZooRow]) -> Summary:
+    """Average the rows, and compare with the clean accuracy; the clean model agrees with itself on clean images."""
+
+    def against(best: float, values: Sequence[Shares]) -> Mean:
+        mean = {arm: float(np.mean([value[arm] for value in values])) for arm in ARMS}
+        lost = best - mean["std"]
+        won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "told")}
+        return Mean(std=mean["std"], trained=mean["trained"], told=mean["told"], won_back=won)
+
+    return Summary(
+        named=float(np.mean([row["named"] for row in rows])),
+        accuracy=against(clean, [row["accuracy"] for row in rows]),
+        agreement=against(100.0, [row["agreement"] for row in rows]),
+    )
 
 
 def _percent(right: NDArray[np.bool_]) -> float:
     return 100 * float(right.mean())
 
 
-def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> dict[str, float]:
-    """How much the two engines' logits differ under a mix, and the share of equal predictions."""
-    x = test.first(count).pixels.numpy() / np.float32(255)
+def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> dict[str, float]:
+    """Return how much the logits of ONNX Runtime and Torch differ under a mix, and the share of equal predictions."""
+    x = as_input(test.first(count).pixels)
     found = []
     for backend in ("onnx", "torch"):
-        model = bundle.model(backend, provider="cpu")
+        model = bundle.model(ModelOptions(backend, provider="cpu"))
         model.apply(mix)
         found.append(model.predict(x))
     return {
@@ -201,8 +292,8 @@ def same_from_torch(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
-    model, oracle, policy = bundle.model(threads=1), bundle.oracle(threads=1), bundle.policy()
-    x = test.pixels[0].numpy() / np.float32(255)
+    model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
+    x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
     for _ in range(repeats):
         start = time.perf_counter()
@@ -215,7 +306,7 @@ def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, fl
 
 
 def sizes(bundle: Bundle) -> dict[str, float]:
-    """Bytes of the bundle, its model, and a signature; the latter also in percent of the model."""
+    """Return the bytes of the bundle, its model, and a signature; the latter also in percent of the model."""
     files = {name: entry.bytes for name, entry in bundle.manifest.files.items()}
     signature = files[SIGNATURES] / len(bundle.signatures.names)
     return {
@@ -226,89 +317,74 @@ def sizes(bundle: Bundle) -> dict[str, float]:
     }
 
 
-def run_entry(
-    model: str,
-    images: str,
-    work: Path,
-    *,
-    names: Path | None = None,
-    titles: Path | None = None,
-    out: Path | None = None,
-    quick: bool = False,
-    recipe: Path | None = None,
-    limit: int | None = None,
-    threads: int = 2,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Prepared:
+    """The model, the two halves with labels that are places in its logits, and its class names if they are known."""
+
+    model: ImportedModel
+    build: Images
+    test: Images
+    classes: list[str] | None
+    recipe: AdoptRecipe
+
+    def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
+        return AdoptionBuild(self.model, Pictures(self.build.pixels), recipe, work, **{"classes": self.classes} | named)
+
+
+def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
+    if name not in ZOO:
+        raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
+    torch.set_num_threads(options.threads)
+    make, preprocessing = ZOO[name]
+    model = adopt_model(make(), preprocessing)
+    classes = None if options.names is None else read_names(options.names)
+    wanted = model.classes if classes is None else classes
+    build, test = halves(load_labelled(images, model.size, wanted, limit=options.limit, seed=options.seed))
+    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
+    return _Prepared(model, build, test, classes, replace(recipe, seed=options.seed))
+
+
+def run_entry(model: str, images: str, work: Path, out: Path | None, options: ZooOptions) -> ZooResult:
     """Build a bundle for a classifier of the zoo from half of the images, and measure it on the other half.
 
     Args:
         model: one of `ZOO`.
         images: a folder `<class>/<image>`; the build sees no labels.
-        work: folder of the build; one that was stopped goes on.
-        names: file with the folders' names in the order of the logits; None: the folders in their own order.
-        titles: file with what the bundle calls the classes, in the same order; None: the folders' names.
+        work: folder of the build; one that was stopped continues.
         out: the bundle; None: in `work`.
-        quick: as `rws build --quick`.
-        recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
-        limit: at most so many images in all.
-        threads: CPU threads.
-        seed: of build and test.
-        progress: called with lines.
 
     Raises:
         InputError: if the model is unknown or the images do not fit it.
     """
-    torch.set_num_threads(threads)
-    adopted, build, test, classes = _prepared(model, images, names, limit, seed)
-    settings = replace(AdoptRecipe() if recipe is None else load_adopt_recipe(recipe), seed=seed)
-    started = time.monotonic()
-    workshop = Adoption(
-        adopted,
-        build.pixels,
-        settings.quick() if quick else settings,
-        work,
-        classes=classes if titles is None else read_names(titles),
-        name=model,
-        progress=lambda record: progress(json.dumps(record)),
+    prepared, started = _prepare(model, images, options), time.monotonic()
+    named: dict[str, Any] = {} if options.titles is None else {"classes": read_names(options.titles)}
+    recipe = prepared.recipe.quick() if options.quick else prepared.recipe
+    adoption = prepared.adoption(
+        work, recipe, name=model, progress=lambda record: options.progress(json.dumps(record)), **named
     )
     folder = out or work / "bundle"
-    workshop.bundle(folder)
-    bundle = Bundle.load(folder)
-    spent = parts_of_build(work)
-    result = measure(bundle, test, seed=seed, threads=threads, progress=progress)
-    result |= {
-        "model": model,
-        "quick": quick,
-        "build_images": len(build),
-        "test_images": len(test),
-        "layers": workshop.layers,
-        "target": workshop.target,
-        "recipe": asdict(workshop.recipe),
-        "build_minutes": spent,
-        "this_run_minutes": round((time.monotonic() - started) / 60, 2),
-        "threads": threads,
-        "sizes": sizes(bundle),
-        "frame": frame_times(bundle, test),
-        "torch": same_from_torch(bundle, test, {"fog": 1.0}),
-        "held_out": dict(bundle.manifest.measured),
-    }
-    return {**provenance(seed=seed, data={"source": Path(images).name, "test": test.digest()}), **result}
-
-
-def _prepared(
-    name: str, images: str, names: Path | None, limit: int | None, seed: int
-) -> tuple[Adopted, Images, Images, list[str] | None]:
-    """The model, the two halves with labels that are places in its logits, and its class names where they are known."""
-    if name not in ZOO:
-        raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
-    entry = ZOO[name]
-    adopted = adopt_model(entry.make(), entry.preprocessing)
-    classes = None if names is None else read_names(names)
-    wanted = adopted.classes if classes is None else classes
-    build, test = halves(load_labelled(images, adopted.size, wanted, limit=limit, seed=seed))
-    return adopted, build, test, classes
+    adoption.bundle(folder)
+    bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
+    evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
+    return ZooResult(
+        **measure(bundle, test, options=evaluation),
+        model=model,
+        quick=options.quick,
+        build_images=len(prepared.build),
+        test_images=len(test),
+        layers=adoption.layers,
+        target=adoption.target,
+        recipe=asdict(adoption.recipe),
+        build_minutes=spent,
+        this_run_minutes=round((time.monotonic() - started) / 60, 2),
+        threads=options.threads,
+        sizes=sizes(bundle),
+        frame=frame_times(bundle, test),
+        torch=compare_backends(bundle, test, {"fog": 1.0}),
+        held_out=dict(bundle.manifest.measured),
+        seed=options.seed,
+        data={"source": Path(images).name, "test": test.digest()},
+    )
 
 
 def parts_of_build(work: Path) -> dict[str, float]:
@@ -323,53 +399,46 @@ def parts_of_build(work: Path) -> dict[str, float]:
 
 
 def run_curve(
-    model: str,
-    images: str,
-    work: Path,
-    layers: Sequence[int],
-    corruptions: Sequence[str],
-    *,
-    names: Path | None = None,
-    recipe: Path | None = None,
-    limit: int | None = None,
-    threads: int = 2,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Gain against bytes: what signatures of more and more convolutions win back, told, at alpha 1 and 8 bit.
+    model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
+) -> CurveResult:
+    """Measure gain against bytes: what signatures of more and more convolutions win back at alpha 1 and 8 bit.
 
     Args:
-        layers: the first n convolutions, one number a point.
-        corruptions: those to average over.
-        model, images, work, names, recipe, limit, threads, seed, progress: as in `run_entry`.
+        model, images, work, options: as in `run_entry`.
     """
-    torch.set_num_threads(threads)
-    adopted, build, test, classes = _prepared(model, images, names, limit, seed)
-    settings = replace(AdoptRecipe() if recipe is None else load_adopt_recipe(recipe), seed=seed)
-    proto = read_model(adopted.onnx)
+    prepared = _prepare(model, images, options)
+    test, onnx = prepared.test, prepared.model.onnx
+    proto = read_model(onnx)
     rows = []
     for count in layers:
-        own = replace(settings, layers=count)
-        workshop = Adoption(adopted, build.pixels, own, work / str(count), classes=classes)
+        adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
         deltas = {
-            name: {tensor: delta.numpy() for tensor, delta in workshop.signature(name).items()} for name in corruptions
+            name: {tensor: delta.numpy() for tensor, delta in adoption.signature(name).items()} for name in corruptions
         }
-        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(workshop.clean))
-        patched = OnnxModel(adopted.onnx, signatures, shallow_tensors(proto, count), "cpu", threads)
+        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
+        patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}
         for name in corruptions:
-            for severity in SEVERITIES:
-                x = corrupted(test.pixels, ((name, severity),), seed).numpy() / np.float32(255)
-                for way, mix in (("std", {}), ("told", {name: 1.0})):
-                    found = predictions(patched, x, [mix] * len(x))
-                    scores[way].append(_percent(found == test.labels.numpy()))
-        row = {
-            "layers": count,
-            "parameters": sum(array.size for array in workshop.clean.values()),
-            "signature_percent": 100 * signature_bytes(proto, count) / len(adopted.onnx),
-            **{way: float(np.mean(values)) for way, values in scores.items()},
-        }
-        progress(json.dumps(row))
-        rows.append(row)
-    result = {"model": model, "corruptions": list(corruptions), "rows": rows, "test_images": len(test)}
-    return {**provenance(seed=seed, data={"source": Path(images).name, "test": test.digest()}), **result}
+            for severity in TWO_SEVERITIES:
+                pixels = corrupted(test.pixels, ((name, severity),), options.seed)
+                for arm, mix in (("std", {}), ("told", {name: 1.0})):
+                    patched.apply(mix)
+                    scores[arm].append(percent_right(patched, pixels, test.labels))
+        rows.append(
+            CurveRow(
+                layers=count,
+                parameters=sum(array.size for array in adoption.clean.values()),
+                signature_percent=100 * signature_bytes(proto, count) / len(onnx),
+                std=float(np.mean(scores["std"])),
+                told=float(np.mean(scores["told"])),
+            )
+        )
+        options.progress(json.dumps(rows[-1]))
+    return CurveResult(
+        model=model,
+        corruptions=list(corruptions),
+        rows=rows,
+        test_images=len(test),
+        seed=options.seed,
+        data={"source": Path(images).name, "test": test.digest()},
+    )

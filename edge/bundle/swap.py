@@ -1,4 +1,4 @@
-"""Putting a new bundle in the place of the one that runs, in one step and only if all of it works."""
+"""Replacing the bundle that runs, in one step and only if all of the new one works."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, self_test
-from rws.edge.common.files import atomic_path
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import check_bundle_folder, publish
+from rws.edge.bundle.manifest import FILES
+from rws.edge.bundle.self_test import self_test
 from rws.errors import BundleError, InputError, RwsError
 
 
 def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
-    """Check a bundle wholly, copy it beside the current one, and let it take its place in one step.
+    """Validate a bundle, copy it, and replace the current one with the copy, atomically.
 
-    Whoever opens a file of the current bundle finds the old one or the new one whole. On any failure all stays as it
-    was.
+    A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
+    is as it was.
 
-    A folder is replaced. A symbolic link is pointed to a copy of the new bundle, which gets the name of the new one
-    beside the folder that the link pointed to before; if the new bundle is in that place already, it is not copied.
-    The folder that the link pointed to is left, to go back to.
+    A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's name, next to
+    the folder that the link pointed to before; if the new bundle is in that place already, it is not copied. The
+    folder that the link pointed to is kept for a rollback.
 
     Args:
-        current: the bundle's folder, or a symbolic link to it; what is not there yet is made.
-        new: the folder of the bundle that comes; it is left as it is.
-        other_classes: let the new bundle have other classes, or the same in another order.
+        current: the bundle's folder, or a symbolic link to it; it is created if it does not exist.
+        new: the folder of the new bundle; it is not changed.
+        other_classes: accept other classes, or the same in another order.
 
     Returns:
         The new bundle, in its place.
@@ -41,8 +43,8 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     bundle = Bundle.load(new)
     if place == new:
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
-    if place.exists() and not current.is_symlink():
-        _check_replaceable(place)
+    if not current.is_symlink():
+        check_bundle_folder(place)
     if place.exists() and not other_classes:
         _check_classes(current, bundle)
     self_test(bundle)
@@ -56,28 +58,16 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     return replace(bundle, path=current)
 
 
-def _check_replaceable(place: Path) -> None:
-    if not place.is_dir():
-        raise BundleError(f"{place}: is not a folder; give the folder of a bundle")
-    foreign = sorted({item.name for item in place.iterdir()} - {MANIFEST, *FILES})
-    if foreign:
-        raise BundleError(
-            f"{place}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
-        )
-
-
 def _check_classes(current: Path, new: Bundle) -> None:
     try:
         old = Bundle.load(current).manifest.classes
     except RwsError as error:
-        raise BundleError(
-            f"{error}. Its classes cannot be compared with those of {new.path}; add --other-classes to replace it "
-            "anyway"
-        ) from error
-    if old == new.manifest.classes:
+        what = f"Its classes cannot be compared with those of {new.path}"
+        raise BundleError(f"{error}. {what}; add --other-classes to replace it anyway") from error
+    if old == (now := new.manifest.classes):
         return
-    missing, added = (sorted(set(a) - set(b)) for a, b in ((old, new.manifest.classes), (new.manifest.classes, old)))
-    changes = [f"{what} {', '.join(names)}" for what, names in (("without", missing), ("with", added)) if names]
+    parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
+    changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
     raise InputError(
         f"{new.path}: has other classes than {current} ({'; '.join(changes) or 'the same in another order'}); add "
         f"--other-classes if whoever reads the results knows"
@@ -85,14 +75,8 @@ def _check_classes(current: Path, new: Bundle) -> None:
 
 
 def _copy(bundle: Bundle, place: Path) -> None:
-    with atomic_path(place) as temporary:
-        temporary.mkdir()
-        for name in FILES:
-            (temporary / name).write_bytes(bundle.read(name))
-        (temporary / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
-        # Read back from the disk: what was copied is what has been tested.
-        if Bundle.load(temporary).manifest != bundle.manifest:
-            raise BundleError(f"{bundle.path}: changed while it was copied; try again")
+    # What was read once is what was tested, and what is written, whatever has happened to the files since.
+    publish(place, bundle.manifest, {name: bundle.read(name) for name in FILES})
 
 
 def _point(link: Path, bundle: Bundle) -> None:

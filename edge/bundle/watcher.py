@@ -1,4 +1,4 @@
-"""Noticing that another bundle has taken the place of the one that runs, and making it ready beside it."""
+"""Watches the folder of the bundle that runs, and prepares a new bundle while the old one goes on running."""
 
 from __future__ import annotations
 
@@ -7,45 +7,43 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import FILES, MANIFEST
+from rws.edge.common.closing import Closing
 from rws.errors import first_line
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 T = TypeVar("T")
 
-# What tells two states of a folder apart without reading it: (inode, time of change, size) of each file.
-_State = tuple[tuple[int, int, int] | None, ...]
+_State = tuple[tuple[int, ...], ...]
 
 
-class BundleWatch(Generic[T]):
-    """Loads a bundle anew when it has changed. A context manager that stops at its exit.
+class BundleWatcher(Closing, Generic[T]):
+    """Reloads a bundle when it has changed. A context manager that stops at its exit.
 
-    Make it before the bundle that will run is loaded: a change in between is then noticed, and not missed.
+    Create it before you load the bundle that will run; it then notices a change in between.
 
-    `poll` looks at the folder, at most once every `interval` seconds. When it differs from what runs, and then stays
-    the same for one interval (somebody may be copying file by file), a thread loads it. What cannot be loaded or built
-    is counted, and not tried again until something in the folder changes; what runs goes on running.
+    `poll` looks at the folder, at most once per `interval`. If the folder differs from what runs, and then stays the
+    same for one interval (somebody may be copying file by file), a thread loads it. A bundle that cannot be loaded or
+    built is counted, and not tried again until something in the folder changes; the old one goes on running.
 
     Args:
         path: the bundle's folder, or a symbolic link to it.
-        build: makes of a bundle what the caller needs, tested and ready to run; called in the thread.
+        build: makes what the caller needs of a bundle, tested and ready to run; called in the thread.
         interval: seconds.
         clock: seconds, monotonic.
 
     Attributes:
-        failures: how often a change could not be taken up.
-        error: why the last change could not, in one line; "" if it could or was taken back.
+        failures: how many changes could not be loaded.
+        error: why the last change could not, in one line; "" after a success or a reverted change.
 
     Example:
-        >>> with BundleWatch("my_bundle", Runtime.from_bundle) as watch:  # doctest: +SKIP
+        >>> with BundleWatcher("my_bundle", Pipeline.from_bundle) as watcher:  # doctest: +SKIP
         ...     runtime = Runtime.from_bundle(Bundle.load("my_bundle"))
-        ...     for frame in source:
-        ...         runtime = watch.poll() or runtime
+        ...     for result in runtime.results(0):
+        ...         if (pipeline := watcher.poll()) is not None:
+        ...             runtime.pipeline = pipeline
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class BundleWatch(Generic[T]):
         self._next = clock() + interval
 
     def poll(self) -> T | None:
-        """What was built of a new bundle, once; else None. It reads the clock, and seldom more: call it every frame."""
+        """Return what was built of a new bundle, once; else None. Cheap, it usually only reads the clock."""
         with self._lock:
             ready = self._ready.pop() if self._ready else None
         now = self._clock()
@@ -81,24 +79,12 @@ class BundleWatch(Generic[T]):
         return ready
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop; what is being loaded is thrown away.
-
-        Args:
-            timeout: seconds to wait for it; after that the thread is left to end with the process.
-        """
+        """Stop, and discard what is being loaded, after at most `timeout` seconds."""
         with self._lock:
             self._closed = True
             self._ready.clear()
         if self._thread is not None:
             self._thread.join(timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _look(self) -> None:
         state = _state(self.path)
@@ -131,19 +117,19 @@ class BundleWatch(Generic[T]):
 
 
 def _state(path: Path) -> _State:
-    return tuple(_identity(path / name) for name in (MANIFEST, *FILES))
-
-
-def _identity(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
+    found: list[tuple[int, ...]] = []
+    for name in (MANIFEST, *FILES):
+        try:
+            status = os.stat(path / name)
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append(())
+    return tuple(found)
 
 
 def _manifest(path: Path) -> bytes | None:
-    """The bytes of a bundle's manifest; they hold the hashes of all its other files."""
+    """Return the bytes of a bundle's manifest, which hold the hashes of all its other files."""
     try:
         return (path / MANIFEST).read_bytes()
     except OSError:

@@ -46,7 +46,8 @@ def verify(path: BundleArgument = None) -> None:
         rws verify                      # the bundled default
         rws verify my_bundle && rws run 0 --bundle my_bundle
     """
-    from rws.edge.bundle.bundle import Bundle, self_test
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.self_test import self_test
 
     loaded = Bundle.load(path)
     typer.echo(f"ok  {loaded.path}: format, sizes, hashes, names, shapes and values")
@@ -89,7 +90,7 @@ def add(
         rws bundle add my_bundle all.safetensors --name fog --name snow
         rws bundle add my_bundle other_model.safetensors --transfer
     """
-    from rws.edge.bundle.bundle import add_signatures
+    from rws.edge.bundle.edit import add_signatures
     from rws.edge.signatures.signature_set import SignatureSet
 
     changed = add_signatures(path, SignatureSet.load(signatures), name or None, transfer)
@@ -106,7 +107,7 @@ def remove(
     Examples:
         rws bundle remove my_bundle fog
     """
-    from rws.edge.bundle.bundle import remove_signature
+    from rws.edge.bundle.edit import remove_signature
 
     _print_change(remove_signature(path, name))
 

@@ -11,8 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rws.errors import InputError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the path if a file can be written there; call it before long work, not after it.
+
+    Raises:
+        InputError: if its folder is missing or read-only, or the path is a folder.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; expected the name of a file")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"{target}: its folder cannot be written to; choose another path")
+    return target
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:

@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rws.edge.common.files import atomic_write_bytes
-from rws.edge.sources.open import hide_password
+from rws.edge.common.redact import hide_password
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {
@@ -29,18 +30,16 @@ _PART = re.compile(r"(?:\w[\w+.-]*://)?[^\s=:,;'\"()]+")
 _GIT_SECONDS = 5.0
 
 
-def provenance(**details: Any) -> dict[str, Any]:
-    """Command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
+def provenance(**details: object) -> dict[str, object]:
+    """Return command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
 
     `commit` is the short hash of the checkout the code runs from, with a `+` if its code differs from that commit.
     It is None outside a checkout.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "command": portable_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
@@ -53,11 +52,8 @@ def provenance(**details: Any) -> dict[str, Any]:
 def portable_command(arguments: Sequence[str]) -> str:
     """Join a command line without passwords and without paths of this machine.
 
-    Args:
-        arguments: the program's name and its arguments.
-    Returns:
-        The command. `portable_path` replaces each absolute path and each path that leaves the current folder, by the
-        variable that fits the option before it.
+    `portable_path` replaces each absolute path and each path that leaves the current folder, by the variable that
+    fits the option before it.
     """
     words: list[str] = []
     option = ""
@@ -74,10 +70,8 @@ def portable_command(arguments: Sequence[str]) -> str:
 def portable_path(text: str, variable: str = "$DATA") -> str:
     """Replace paths of this machine in a text by a variable and their last part, such as `$DATA/cifar10`.
 
-    Args:
-        text: a path, a setting such as NAME=PATH, or another text. Relative paths within the current folder stay.
-        variable: what stands for the folder. If a folder of the path has its name, what follows that folder is kept:
-            `data/cifar10/test` becomes `$DATA/cifar10/test`.
+    Relative paths within the current folder stay. If a folder of the path has the variable's name, what follows that
+    folder is kept: `/data/cifar10/test` becomes `$DATA/cifar10/test`.
     """
     name, equals, value = text.partition("=")
     if equals and "/" not in name and _is_foreign(value):
@@ -121,11 +115,8 @@ def _commit() -> str | None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def write_json(path: Path, content: Any) -> None:

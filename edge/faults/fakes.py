@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.capture.process import Answer, Captured, Ended, Opened
+from rws.edge.faults.frames import scene
+from rws.edge.live.base import PatchableModel
+from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.shared import Counters, shared_memory
+from rws.edge.sources.capture.source import CapturedSource
+from rws.records import Frame
+
+Step = tuple[str, Any]
+"""`("open", "")` or `("open", why not)`; `("frame", image)`; `("reject", reason)`; `("wait", seconds)`;
+`("end", reason)`; `("hang", None)`, until it is killed."""
 
 
 class FakeTime:
@@ -19,7 +28,7 @@ class FakeTime:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -27,67 +36,100 @@ class FakeTime:
         self.now += seconds
 
 
+Script = Iterable[Step] | Callable[[FakeTime], Iterable[Step]]
+
+
 class ScriptedCapture:
     """Stands for the capture process of `CapturedSource`.
 
     Args:
-        steps: `("open", "")` or `("open", why not)`; `("frame", image)`; `("reject", reason)`; `("wait", seconds)`;
-            `("end", reason)`; `("hang", None)`, until it is killed. After the last step it hangs.
+        script: the steps, or what gives the steps from an opening on; after the last one it hangs.
         time: passes while it is silent.
 
     Attributes:
-        kills: how often it was killed.
         opened_at: the time of each attempt to open.
     """
 
-    def __init__(self, steps: Iterable[tuple[str, NDArray[np.uint8] | float | str | None]], time: FakeTime) -> None:
+    def __init__(self, script: Script, time: FakeTime) -> None:
         descriptor = shared_memory(Counters.SIZE)
         self.counters = Counters(descriptor)
         os.close(descriptor)
         self.pid: int | None = None
         self.kills = 0
         self.opened_at: list[float] = []
-        self._steps, self._time = iter(steps), time
+        self._script, self._time = script, time
+        self._steps = iter(() if callable(script) else script)
         self._silence = 0.0
 
     def open(self) -> None:
         """Note when."""
         self.opened_at.append(self._time.now)
+        if callable(self._script):
+            self._steps = iter(self._script(self._time))
 
     def ask(self) -> None:
-        """The script answers when it likes."""
+        """Do nothing: the script answers when it likes."""
 
-    def answer(self, timeout: float) -> Answer | None:
-        """The next step that is an answer, if it comes in time."""
+    def answer(self, timeout: float) -> Opened | Frame | Ended | None:
+        """Return the next step that is an answer, if it comes in time."""
         while self._silence <= timeout:
             self._time.sleep(self._silence)
             timeout -= self._silence
             self._silence = 0.0
-            kind, what = next(self._steps, ("hang", None))
+            step: Step = next(self._steps, ("hang", None))
+            kind, what = step
             if kind == "open":
-                return Ended(str(what)) if what else Opened(fps=30.0, length=None, finite=False)
+                return Ended(what) if what else Opened(fps=30.0, length=None, finite=False)
             if kind == "end":
-                return Ended(str(what))
+                return Ended(what)
             if kind == "frame":
-                assert isinstance(what, np.ndarray)
-                return Captured(what, self._time.now, self.counters.add("received"))
+                return Frame(self.counters.add("received"), what, self._time.now, "scripted camera")
             if kind == "reject":
                 self.counters.add("received")
-                self.counters.add(str(what))
+                self.counters.add(what)
             else:
-                self._silence = float("inf") if kind == "hang" else float(what)  # type: ignore[arg-type]
+                self._silence = float("inf") if kind == "hang" else what
         self._time.sleep(timeout)
         self._silence -= timeout
         return None
 
     def kill(self) -> None:
-        """Ends a silence, as a new process does."""
+        """End a silence, as a new process does."""
         self.kills += 1
         self._silence = 0.0
 
-    def settle(self, delivered: int) -> None:
-        """Count as dropped what is on its way."""
-        self.counters.add("discarded", self.counters.whole - delivered)
-
     def close(self) -> None:
         """Nothing is held."""
+
+
+def scripted(script: Script, retries: int | None = None) -> tuple[CapturedSource, ScriptedCapture, FakeTime]:
+    """Return a live source that follows a script, its capture and its clock."""
+    time = FakeTime()
+    capture = ScriptedCapture(script, time)
+    settings = CaptureSettings("scripted", "camera", "scripted camera")
+    source = CapturedSource(settings, retries=retries, sleep=time.sleep, capture=capture, jitter=lambda: 1.0)
+    return source, capture, time
+
+
+def images(count: int, start: int = 0, bad: bool = False) -> list[Step]:
+    """Return different frames; `bad` ones have strong grey noise, so that the oracle patches the model."""
+    noise = np.random.default_rng(0).normal(0, 60, (64, 64, 3)) if bad else 0.0
+    scenes = (scene(64, 64, seed) for seed in range(start, start + count))
+    return [("frame", np.clip(image + noise, 0, 255).astype(np.uint8)) for image in scenes]
+
+
+class _FaultyModel:
+    def __init__(self, model: PatchableModel, fault: Callable[[], None]) -> None:
+        self._model, self._fault = model, fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._fault()
+        return self._model.predict(x)
+
+
+def faulty(model: PatchableModel, fault: Callable[[], None]) -> PatchableModel:
+    """Return the model with a fault that happens before each prediction."""
+    return cast(PatchableModel, _FaultyModel(model, fault))

@@ -1,4 +1,4 @@
-"""Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can be told to misbehave, and killed."""
+"""Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can misbehave, and be killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from rws.edge.common.closing import Closing
+from rws.edge.faults.frames import BITS, encode_jpeg, scene, stamped
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -27,17 +31,17 @@ def free_port() -> int:
     return port
 
 
-class MjpegServer:
-    """A camera that sends JPEG pictures over HTTP, as IP cameras do.
+class MjpegServer(Closing):
+    """A camera that sends JPEG images over HTTP, as IP cameras do.
 
     Args:
-        camera: the n-th picture's bytes, n from 0 and never again the same; None sends nothing at that time.
-        fps: pictures a second.
+        camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
+        fps: images per second.
         port: where to listen; 0 chooses one.
 
     Attributes:
         url: what to open.
-        number: of the next picture.
+        number: of the next image.
     """
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
@@ -51,7 +55,7 @@ class MjpegServer:
             def do_GET(self) -> None:
                 owner._serve(self)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 """Quiet."""
 
         class Server(ThreadingHTTPServer):
@@ -66,7 +70,7 @@ class MjpegServer:
         self.url = f"http://127.0.0.1:{self.port}/video.mjpg"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def kill(self) -> None:
+    def close(self) -> None:
         """Cut all connections at once and stop listening, as a camera without power."""
         self._running = False
         self._server.shutdown()
@@ -84,16 +88,16 @@ class MjpegServer:
         due = time.monotonic()
         while self._running:
             number, self.number = self.number, self.number + 1
-            picture = self._camera(number)
-            if picture is not None:
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
-                handler.wfile.write(head + picture + b"\r\n")
+            jpeg = self._camera(number)
+            if jpeg is not None:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+                handler.wfile.write(head + jpeg + b"\r\n")
             due += self._period
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-class RtspServer:
-    """GStreamer's RTSP server, in a process of its own: H.264, 640 x 480, 30 frames a second.
+class RtspServer(Closing):
+    """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
 
     Args:
         port: where to listen; 0 chooses one.
@@ -112,12 +116,12 @@ class RtspServer:
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != b"ready":
-            self.kill()
+            self.close()
             raise OSError(f"the RTSP server did not start on port {self.port}")
 
     @staticmethod
     def missing() -> str:
-        """What this machine lacks for it, or ""."""
+        """Return what this machine lacks for it, or ""."""
         if shutil.which(_SYSTEM_PYTHON) is None:
             return f"{_SYSTEM_PYTHON} is missing"
         check = (
@@ -133,9 +137,33 @@ class RtspServer:
             )
         return ""
 
-    def kill(self) -> None:
+    def close(self) -> None:
         """Kill it, as a camera without power."""
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def milliseconds() -> int:
+    """Return the system's monotonic clock, modulo what a stamp holds."""
+    return int(time.monotonic() * 1e3) % (1 << BITS)
+
+
+def age_ms(stamp: int) -> int:
+    """Return how long ago the frame with that stamp was made, milliseconds."""
+    return (milliseconds() - stamp) % (1 << BITS)
+
+
+def serve_stamped() -> None:
+    """Serve an MJPEG camera in a separate process: each frame, 640 x 480 pixels, carries the time when it was sent.
+
+    `sys.argv[1]` frames per second. Prints its address, serves until its standard input closes, and prints how many
+    frames it has sent.
+    """
+    scenes = [scene(480, 640, seed) for seed in range(8)]
+    server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
+    print(server.url, flush=True)
+    sys.stdin.read()
+    server.close()
+    print(server.number, flush=True)

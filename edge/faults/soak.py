@@ -1,16 +1,16 @@
-"""The soak: the real command on a real stream for a long time, watched by a real client of its page."""
+"""The soak test: the real command on a real stream for a long time, with a real client of its page."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from rws.edge.common.child import python_command
-from rws.edge.faults.camera import age_ms
-from rws.edge.faults.stamp import read_stamp
+from rws.edge.faults.frames import read_stamp
+from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
 from rws.errors import RwsError
 
@@ -28,25 +28,47 @@ SAMPLE_EVERY = 2.0
 LARGEST_GROWTH_MB = 5.0
 
 
-def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SoakReport:
+    """What a soak measured; the names are those of the JSON report.
+
+    `sent`: frames that the camera sent; `received` to `switches` and `sinks`: of the run's summary; `age_ms`: from when
+    the camera made the frame to when a client had it with its page's stream, and to when the loop had its result;
+    `memory_mb`: of loop and capture process; `held`: whether each promise was kept.
+    """
+
+    seconds: float
+    fps: float
+    sent: int
+    received: int
+    frames: int
+    dropped: int
+    rejected: int
+    reconnects: int
+    switches: int
+    sinks: dict[str, object]
+    pictures_seen_by_client: int
+    age_ms: dict[str, float]
+    memory_mb: dict[str, float]
+    held: dict[str, bool]
+
+
+def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
     """Run `rws run` on an MJPEG camera on loopback, with its page open, and measure.
 
     Args:
         seconds: how long, at least twice the warm-up of 60 s.
-        fps: frames a second of the camera.
+        fps: frames per second of the camera.
         bundle: folder of the bundle.
-        say: told how it goes.
-
-    Returns:
-        Plain types: the frames' books, the age of results (from when the camera made the picture to when a client had
-        it with its page's stream, and to when the loop had its result), memory of loop and capture process over
-        time, and what of the promises held.
+        say: called with each line of progress.
 
     Raises:
         RwsError: if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(stack, "from rws.edge.faults.camera import main; main()", str(fps), stdin=subprocess.PIPE)
+        camera = _start(
+            stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps), stdin=subprocess.PIPE
+        )
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
@@ -54,8 +76,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
-        page = _page_of(loop)
-        viewer = _Viewer(page)
+        viewer = _Viewer(_page_of(loop))
         memory: list[tuple[float, float]] = []
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < seconds:
@@ -65,53 +86,41 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
             memory.append((time.monotonic() - started, _memory_mb(loop.pid)))
             if len(memory) % 30 == 0:
                 say(f"{elapsed:.0f} s: {memory[-1][1]:.1f} MB, {viewer.pictures} pictures seen")
-        camera_ages = viewer.stop()
+        ages = viewer.stop()
         loop.terminate()
         loop.wait(30)
         camera.stdin.close()
         sent = int(camera.stdout.readline())
-        return _judge(seconds, fps, sent, json.loads(report.read_text()), memory, camera_ages, viewer.pictures)
-
-
-def _judge(
-    seconds: float,
-    fps: float,
-    sent: int,
-    summary: dict[str, Any],
-    memory: list[tuple[float, float]],
-    ages: Reservoir,
-    pictures: int,
-) -> dict[str, Any]:
+        measured = json.loads(report.read_text())
     settled = [mb for at, mb in memory if at > WARM_UP] or [memory[-1][1]]
-    growth = float(np.median(settled[-15:]) - np.median(settled[:15]))
-    frame_ms = 1e3 / fps
-    accounted = summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
-    return {
-        "seconds": seconds,
-        "fps": fps,
-        "sent": sent,
-        **{key: summary[key] for key in ("received", "frames", "dropped", "rejected", "reconnects", "switches")},
-        "sinks": summary["sinks"],
-        "pictures_seen_by_client": pictures,
-        "age_ms": {
+    first, last = float(np.median(settled[:15])), float(np.median(settled[-15:]))
+    return SoakReport(
+        seconds=seconds,
+        fps=fps,
+        sent=sent,
+        **{key: measured[key] for key in ("received", "frames", "dropped", "rejected", "reconnects", "switches")},
+        sinks=measured["sinks"],
+        pictures_seen_by_client=viewer.pictures,
+        age_ms={
             "from camera to client, p50": round(ages.percentile(50), 1),
             "from camera to client, p95": round(ages.percentile(95), 1),
-            "from arrival to result, p50": summary["age_ms"]["p50"],
-            "from arrival to result, p95": summary["age_ms"]["p95"],
+            "from arrival to result, p50": measured["age_ms"]["p50"],
+            "from arrival to result, p95": measured["age_ms"]["p95"],
         },
-        "memory_mb": {
-            "after warm-up": round(float(np.median(settled[:15])), 2),
-            "at the end": round(float(np.median(settled[-15:])), 2),
-            "growth": round(growth, 2),
+        memory_mb={
+            "after warm-up": round(first, 2),
+            "at the end": round(last, 2),
+            "growth": round(last - first, 2),
             "largest": round(max(settled), 2),
         },
-        "held": {
-            "every frame accounted for": accounted,
-            "no frame lost on the way": abs(sent - summary["received"]) <= 3,
-            f"memory growth below {LARGEST_GROWTH_MB:g} MB": growth < LARGEST_GROWTH_MB,
-            "age at the client below two frame times at p95": ages.percentile(95) < 2 * frame_ms,
+        held={
+            "every frame accounted for": measured["received"]
+            == measured["frames"] + measured["dropped"] + measured["rejected"],
+            "no frame lost on the way": abs(sent - measured["received"]) <= 3,
+            f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,
+            "age at the client below two frame times at p95": ages.percentile(95) < 2 * 1e3 / fps,
         },
-    }
+    )
 
 
 class _Viewer:
@@ -125,7 +134,7 @@ class _Viewer:
             threading.Thread(target=target, args=(page + path,), daemon=True).start()
 
     def stop(self) -> Reservoir:
-        """Look away; the ages of the pictures seen, milliseconds."""
+        """Stop, and return the ages of the frames seen, milliseconds."""
         self._stopped = True
         return self._ages
 
@@ -135,10 +144,9 @@ class _Viewer:
                 length = _part_length(stream)
                 if not length:
                     return
-                picture = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
+                image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
                 self.pictures += 1
-                stamp = None if picture is None else read_stamp(np.asarray(picture, np.uint8))
-                if stamp is not None:
+                if image is not None and (stamp := read_stamp(np.asarray(image, np.uint8))) is not None:
                     self._ages.add(age_ms(stamp))
 
     def _listen(self, url: str) -> None:
@@ -160,14 +168,9 @@ def _part_length(stream: IO[bytes]) -> int:
 
 
 def _start(stack: contextlib.ExitStack, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    process = subprocess.Popen(python_command(code, *arguments), stdout=subprocess.PIPE, text=True, **options)
-
-    def end() -> None:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-    stack.callback(end)
+    command = python_command(code, *arguments)
+    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options))
+    stack.callback(process.kill)
     return process
 
 
@@ -183,18 +186,13 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 def _memory_mb(pid: int) -> float:
     """Resident memory of a process and its children, in MB; what they share is counted in each."""
+    processes = [str(pid)]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            processes += children.read_text().split()
     total = 0.0
-    for process in [pid, *_children(pid)]:
+    for process in processes:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Rss:"):
-                    total += int(line.split()[1]) / 1024
+            rss = Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2]
+            total += int(rss.split()[0]) / 1024
     return total
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    return found

@@ -1,6 +1,6 @@
 /* out = base + values * factors, in one pass over memory: the arithmetic of a patch.
 
-   The same operations in the same order as edge.models.kernel has in NumPy, so that both give the same bits: compile
+   The same operations in the same order as rws.edge.live.kernel has in NumPy, so that both give the same bits: compile
    with -ffp-contract=off, or a fused multiply-add would round once instead of twice. */
 
 #define PY_SSIZE_T_CLEAN
@@ -95,7 +95,7 @@ static PyObject *multiply_add(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"multiply_add", multiply_add, METH_VARARGS, "See edge.models.kernel."},
+    {"multiply_add", multiply_add, METH_VARARGS, "See rws.edge.live.kernel."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.live.arena import Arena
 from rws.errors import InputError
 
 
-class PatchableModel(Protocol):
-    """A classifier whose shallow weights are W = W_std + Σ α_c·R_c for the mix that was applied last.
+class Patchable:
+    """Shallow weights W = W_std + Σ α_c·R_c for the mix that was applied last. Not safe for several threads at once."""
 
-    The backends agree to 1e-4 in the logits. Not safe for several threads at once.
-    """
+    strategy: str
+    """How changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
+
+    provider: str
+    """What runs the model: the name of ONNX Runtime's provider, or Torch's device."""
+
+    description: str
+    """The strategy in one line; if a faster one is unavailable, why, and what that costs."""
+
+    _arena: Arena
 
     @property
     def mix(self) -> dict[str, float]:
         """The mix in effect: {signature: α}, without zeros; {} is the clean model."""
-        ...
+        return self._arena.mix
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """The patched tensors, in the order of the network, named as in the ONNX model."""
-        ...
-
-    @property
-    def way(self) -> str:
-        """How the weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
-        ...
-
-    @property
-    def provider(self) -> str:
-        """What runs the model: the name of ONNX Runtime's provider, or Torch's device."""
-        ...
-
-    @property
-    def note(self) -> str:
-        """The way in one line; where a faster one was not to be had, why not, and what it costs."""
-        ...
+        return self._arena.tensor_names
 
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`; {} is the clean model. Strengths are rounded to multiples of 1/256.
@@ -52,17 +46,19 @@ class PatchableModel(Protocol):
             SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
                 finite. The weights are then as they were.
         """
-        ...
+        return self._arena.apply(mix)
 
     def reset(self) -> None:
         """Go back to the clean weights, bit for bit."""
-        ...
+        self._arena.reset()
 
+
+class PatchableModel(Patchable, ABC):
+    """A classifier whose shallow weights can be patched. The backends agree to 1e-4 in the logits."""
+
+    @abstractmethod
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Classify.
-
-        Args:
-            x: model input, float32, shape (3, H, W) or (N, 3, H, W), RGB, range 0…1, not normalised.
+        """Classify float32 images (3, H, W) or (N, 3, H, W), RGB, range 0…1, not normalised.
 
         Returns:
             Logits, float32, shape (N, K); N = 1 for a single image.
@@ -70,18 +66,14 @@ class PatchableModel(Protocol):
         Raises:
             InputError: if dtype or shape is another.
         """
-        ...
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
-    """Check a model input and give it a batch axis.
+    """Return a model input as a contiguous batch, float32, shape (N, 3, H, W).
 
     Args:
         x: float32, shape (3, H, W) or (N, 3, H, W), N at least 1.
         image_shape: the model's (3, H, W); None stands for a free length.
-
-    Returns:
-        float32, shape (N, 3, H, W), contiguous.
 
     Raises:
         InputError: if dtype or shape is another.

@@ -1,17 +1,17 @@
 """The arithmetic of a patch: out = base + values · factors, over the pieces of a block of weights.
 
-In C, compiled when the package is installed, it is one pass over memory. Where there was no compiler NumPy does it in
+In C, compiled when the package is installed, it is one pass over memory. Without a compiler NumPy does it in
 three: the same bits, about twice the time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-_RUN = 256  # elements that NumPy's innermost loop should have at least
+_INNERMOST = 256  # elements that NumPy's innermost loop should have at least
 
 
 def multiply_add_numpy(
@@ -28,21 +28,23 @@ def multiply_add_numpy(
         values: int8 or int16, (n,).
         factors: float32, those of one piece after those of another.
         out: float32, (n,), overwritten where there are pieces.
-        pieces: int64, (pieces, 5), C order: start in the block, start in the factors, and the lengths outer, run and
-            block: elements in that order, factors without the run.
+        pieces: int64, (pieces, 5), C order: start in the block, start in the factors, and the lengths outer, repeat and
+            inner: elements in that order, factors without `repeat`.
     """
-    for start, first, outer, run, block in pieces.tolist():
-        factor = factors[first : first + outer * block].reshape(outer, 1, block)
-        if run == 1:
-            outer, block = 1, outer * block
-            factor = factor.reshape(1, 1, block)
-        elif block > 1:
+    for start, first, outer, repeat, inner in pieces.tolist():
+        factor = factors[first : first + outer * inner].reshape(outer, 1, inner)
+        if repeat == 1:
+            outer, inner = 1, outer * inner
+            factor = factor.reshape(1, 1, inner)
+        elif inner > 1:
             # Several blocks at once: the innermost loop would be short.
-            repeats = next(n for n in range(1, run + 1) if run % n == 0 and (block * n >= _RUN or n == run))
-            factor = np.tile(factor, (1, 1, repeats))
-            run, block = run // repeats, block * repeats
-        part = slice(start, start + outer * run * block)
-        shape = (outer, run, block)
+            copies = next(
+                n for n in range(1, repeat + 1) if repeat % n == 0 and (inner * n >= _INNERMOST or n == repeat)
+            )
+            factor = np.tile(factor, (1, 1, copies))
+            repeat, inner = repeat // copies, inner * copies
+        part = slice(start, start + outer * repeat * inner)
+        shape = (outer, repeat, inner)
         # In place where that is possible: no further block of cold memory is written.
         change = np.empty(shape, np.float32) if base is out else out[part].reshape(shape)
         np.copyto(change, values[part].reshape(shape))
@@ -50,7 +52,7 @@ def multiply_add_numpy(
         np.add(base[part].reshape(shape), change, out=out[part].reshape(shape))
 
 
-def _compiled() -> Any:
+def _compiled() -> Callable[..., None] | None:
     try:
         from rws.edge.live import _kernel
     except ImportError:
@@ -58,5 +60,5 @@ def _compiled() -> Any:
     return _kernel.multiply_add
 
 
-multiply_add: Any = _compiled() or multiply_add_numpy
+multiply_add: Callable[..., None] = _compiled() or multiply_add_numpy
 NAME = "NumPy" if multiply_add is multiply_add_numpy else "C"

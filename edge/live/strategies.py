@@ -1,22 +1,18 @@
-"""Three ways to change the weights of an ONNX Runtime session that runs.
+"""Three strategies to change the weights of an ONNX Runtime session that runs.
 
-`live` has no cost: the fully optimised graph reads its shallow weights from our memory. ONNX Runtime lays weights out
-anew when it optimises (NCHWc blocks, padding), so the layout is learned by a probe: the weights are numbered, the
-graph is optimised once and saved, and the numbers are read back. The saved graph is then loaded with no further
-optimisation and with our memory as its initializers. Only the CPU provider reads initializers from such memory.
-
-`split` cuts the graph after the last patched convolution and builds the small session before the cut anew at each
-change. `inputs` turns the patched weights into inputs of the graph: it works with every provider, on CUDA with memory
-on the device, but keeps ONNX Runtime from laying the weights out for speed.
+README.md in this folder compares them. ONNX Runtime lays weights out anew when it optimises (NCHWc blocks, padding), so
+`live` learns the layout by a probe: the weights are numbered, the graph is optimised once and saved, and the numbers
+are read back. The saved graph is then loaded with no further optimisation and with our memory as its initializers.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -24,110 +20,88 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.live.arena import Arena, Slot, plain_slots
-from rws.edge.onnx.graph import data_input, replaced_tensors, split_after, weights_to_inputs
-from rws.edge.signatures.signature_set import SignatureSet
+from rws.edge.live.arena import Arena, Signatures
+from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
+from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
+from rws.errors import InputError, StrategyUnavailableError
 
-CPU = "CPUExecutionProvider"
-
-_COUNTABLE = 2**24  # float32 counts exactly up to here
-
-
-class WayNotOpenError(Exception):
-    """A way does not work for this model, provider or version; the message says why."""
+COUNTABLE = 2**24  # float32 counts exactly up to here
 
 
-class Way(Protocol):
-    """A session that reads its shallow weights from an arena.
+@dataclass(frozen=True, eq=False)
+class PatchTarget:
+    """What a strategy is opened for.
 
     Args:
-        model: an `onnx.ModelProto` that went through `onnx_graph.prepare`.
+        model: every named tensor of it is a float32 initializer.
         clean: its patched tensors, in the order of the network.
         signatures: what can be mixed, or None.
         maker: makes the sessions.
+    """
+
+    model: onnx.ModelProto
+    clean: Mapping[str, NDArray[np.float32]]
+    signatures: Signatures | None
+    maker: SessionMaker
+
+
+class WeightUpdateStrategy(ABC):
+    """Sessions that read their shallow weights from an arena.
 
     Raises:
-        WayNotOpenError: if it does not work for this model.
+        StrategyUnavailableError: if the strategy does not work for this model, provider or version.
     """
 
     name: ClassVar[str]
+    exact: ClassVar[bool] = False  # the outputs equal those of a session built from a file, bit for bit
     arena: Arena
-    slots: Mapping[str, Slot]
+    inputs: list[Any]  # `onnxruntime.NodeArg`s, without the weights
+    outputs: list[Any]
+    _session: Any = None  # None: there is not just one, to which memory could be bound
 
-    def __init__(
-        self,
-        model: Any,
-        clean: Mapping[str, NDArray[np.float32]],
-        signatures: SignatureSet | None,
-        maker: SessionMaker,
-    ) -> None: ...
+    @abstractmethod
+    def __init__(self, target: PatchTarget) -> None: ...
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch, float32 (N, 3, H, W)."""
+    @abstractmethod
+    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
+        """Run the model; see `onnxruntime.InferenceSession.run`."""
 
+    def io_binding(self) -> onnxruntime.IOBinding:
+        """Return a binding for `run_with_iobinding`; raises StrategyUnavailableError if there are two sessions."""
+        return self._one_session().io_binding()
 
-@dataclass(frozen=True)
-class SessionMaker:
-    """Makes sessions of one kind.
+    def run_with_iobinding(self, binding: onnxruntime.IOBinding, run_options: Any = None) -> None:
+        """Run the model on bound memory; see `onnxruntime.InferenceSession.run_with_iobinding`."""
+        self._one_session().run_with_iobinding(binding, run_options)
 
-    Args:
-        providers: ONNX Runtime's execution providers, the first one preferred.
-        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-    """
+    def _one_session(self) -> Any:
+        if self._session is None:
+            raise StrategyUnavailableError(
+                f"strategy {self.name!r} runs two sessions and cannot bind memory to them; call run(), or take the "
+                f"strategy 'live' or 'inputs'"
+            )
+        return self._session
 
-    providers: tuple[str, ...]
-    threads: int | None
-
-    def session(self, model: Any, options: onnxruntime.SessionOptions | None = None) -> Any:
-        """An `onnxruntime.InferenceSession` of an `onnx.ModelProto`, fully optimised unless the options differ.
-
-        It goes through a file where one can be written: a session that is made of bytes keeps them for ever.
-        """
-        options = options or self.options()
-        try:
-            with tempfile.TemporaryDirectory(prefix="rws-") as folder:
-                path = Path(folder) / "model.onnx"
-                path.write_bytes(model.SerializeToString())
-                return self.session_of_file(path, options)
-        except OSError:
-            return self.session_of_bytes(model.SerializeToString(), options)
-
-    def session_of_file(self, path: Path, options: onnxruntime.SessionOptions) -> Any:
-        """The same, of a file."""
-        return onnxruntime.InferenceSession(str(path), options, list(self.providers))
-
-    def session_of_bytes(self, model: bytes, options: onnxruntime.SessionOptions) -> Any:
-        """The same, of a small model's file in memory."""
-        return onnxruntime.InferenceSession(model, options, list(self.providers))
-
-    def options(self) -> onnxruntime.SessionOptions:
-        """Options for one session."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads or 0
-        # Weights that are inputs keep ONNX Runtime from folding constants, and a saved graph is for this machine only.
-        # It warns of both; here they are the point.
-        options.log_severity_level = 3
-        return options
+    def _check(self, feeds: Feeds) -> None:
+        """Raise InputError unless each input is there: a binding would silently keep an earlier one."""
+        expected = [value.name for value in self.inputs]
+        if feeds.keys() != set(expected):
+            raise InputError(f"inputs are {', '.join(feeds) or 'none'}, expected {', '.join(expected)}")
 
 
-class Live(Way):
+class Live(WeightUpdateStrategy):
     """The optimised graph, reading its weights from the arena."""
 
     name = "live"
+    exact = True
 
-    def __init__(
-        self,
-        model: Any,
-        clean: Mapping[str, NDArray[np.float32]],
-        signatures: SignatureSet | None,
-        maker: SessionMaker,
-    ) -> None:
+    def __init__(self, target: PatchTarget) -> None:
+        maker = target.maker
         if maker.providers[0] != CPU:
-            raise WayNotOpenError(f"{maker.providers[0]} does not read weights from the memory of the CPU")
+            raise StrategyUnavailableError(f"{maker.providers[0]} does not read weights from the memory of the CPU")
         with tempfile.TemporaryDirectory(prefix="rws-") as folder:
             graph = Path(folder) / "optimised.onnx"
-            self.slots = _learn_layout(model, clean, maker, graph)
-            self.arena = Arena(clean, signatures, self.slots)
+            self.arena = Arena(target.clean, target.signatures, _learn_slots(target, graph))
             options = maker.options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # The session reads this memory but does not own it.
@@ -136,140 +110,152 @@ class Live(Way):
             }
             for name, value in self._memory.items():
                 options.add_initializer(name, value)
-            self._session = maker.session_of_file(graph, options)
-        self._input = data_input(model)[0]
+            self._session = maker.session_of(str(graph), options)
+        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch, float32 (N, 3, H, W)."""
-        return np.asarray(self._session.run(None, {self._input: batch})[0], np.float32)
+    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
+        """Run the model; see `onnxruntime.InferenceSession.run`."""
+        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
+        return outputs
 
 
-class Split(Way):
-    """A session up to the last patched convolution, built anew at each change, and one for the rest."""
+class Split(WeightUpdateStrategy):
+    """A session up to the last patched convolution, rebuilt at each change, and one for the rest."""
 
     name = "split"
 
-    def __init__(
-        self,
-        model: Any,
-        clean: Mapping[str, NDArray[np.float32]],
-        signatures: SignatureSet | None,
-        maker: SessionMaker,
-    ) -> None:
+    def __init__(self, target: PatchTarget) -> None:
         try:
-            self._stem_model, trunk = split_after(model, tuple(clean))
+            self._stem_model, trunk = split_after(target.model, tuple(target.clean))
         except ValueError as error:
-            raise WayNotOpenError(f"the graph cannot be split ({error})") from error
-        self._maker = maker
-        self._input = data_input(model)[0]
-        self._trunk = maker.session(trunk)
-        self._inputs = [value.name for value in self._trunk.get_inputs()]
-        self._between = [name for name in self._inputs if name != self._input]
-        self.slots = plain_slots(clean)
-        self.arena = Arena(clean, signatures, publish=self._build_stem)
+            raise StrategyUnavailableError(f"the graph cannot be split ({error})") from error
+        self._maker = target.maker
+        self._trunk = target.maker.session(trunk)
+        self.arena = Arena(target.clean, target.signatures, publish=self._build_stem)
         self._build_stem()
+        self._stem_inputs = [value.name for value in self._stem.get_inputs()]
+        self._between = [value.name for value in self._stem.get_outputs()]
+        self._trunk_inputs = [value.name for value in self._trunk.get_inputs()]
+        both = (self._stem, self._trunk)
+        inputs = {value.name: value for session in both for value in session.get_inputs()}
+        outputs = {value.name: value for session in both for value in session.get_outputs()}
+        self.inputs = [inputs[name] for name in data_inputs(target.model) if name in inputs]
+        self.outputs = [outputs[value.name] for value in target.model.graph.output]
+        self._output_names = [value.name for value in self.outputs]
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch, float32 (N, 3, H, W)."""
-        values = dict(zip(self._between, self._stem.run(self._between, {self._input: batch}), strict=True))
-        values[self._input] = batch
-        return np.asarray(self._trunk.run(None, {name: values[name] for name in self._inputs})[0], np.float32)
+    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
+        """Run the model; see `onnxruntime.InferenceSession.run`."""
+        self._check(feeds)
+        stem = self._stem.run(self._between, {name: feeds[name] for name in self._stem_inputs}, run_options)
+        values = dict(zip(self._between, stem, strict=True))
+        wanted = output_names or self._output_names
+        late = [name for name in wanted if name not in values]
+        if late:
+            read = {name: values[name] if name in values else feeds[name] for name in self._trunk_inputs}
+            values.update(zip(late, self._trunk.run(late, read, run_options), strict=True))
+        return [values[name] for name in wanted]
 
     def _build_stem(self) -> None:
         options = self._maker.options()
         # Two pools of threads that spin would take the cores from one another.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with replaced_tensors(self._stem_model, self.arena.views):
-            self._stem = self._maker.session_of_bytes(self._stem_model.SerializeToString(), options)
+            self._stem = self._maker.session_of(self._stem_model.SerializeToString(), options)
 
 
-class Inputs(Way):
+class Inputs(WeightUpdateStrategy):
     """The patched weights as inputs of the graph, bound once: to the arena, or to a copy on the provider's device."""
 
     name = "inputs"
 
-    def __init__(
-        self,
-        model: Any,
-        clean: Mapping[str, NDArray[np.float32]],
-        signatures: SignatureSet | None,
-        maker: SessionMaker,
-    ) -> None:
-        self._session = maker.session(weights_to_inputs(model, tuple(clean)))
-        self._input = data_input(model)[0]
-        on_gpu = maker.providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-        self.slots = plain_slots(clean)
-        self.arena = Arena(clean, signatures, publish=self._copy_to_device if on_gpu else None)
+    def __init__(self, target: PatchTarget) -> None:
+        self._session = target.maker.session(weights_to_inputs(target.model, tuple(target.clean)))
+        self.inputs = [value for value in self._session.get_inputs() if value.name not in target.clean]
+        self.outputs = self._session.get_outputs()
+        on_gpu = target.maker.providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+        self.arena = Arena(target.clean, target.signatures, publish=self._copy_to_device if on_gpu else None)
         self._views = self.arena.views
         device = "cuda" if on_gpu else "cpu"
         self._memory = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(view, device, 0) for name, view in self._views.items()
         }
-        self._binding = self._session.io_binding()
-        for name, value in self._memory.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._output = self._session.get_outputs()[0].name
+        self._output_names = [value.name for value in self.outputs]
+        self._binding = self.io_binding()
+        self._bound: list[str] = []
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch, float32 (N, 3, H, W)."""
-        self._binding.bind_cpu_input(self._input, batch)
-        self._binding.bind_output(self._output)  # anew, since its shape follows the batch
-        self._session.run_with_iobinding(self._binding)
-        return np.asarray(self._binding.copy_outputs_to_cpu()[0], np.float32)
+    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
+        """Run the model; see `onnxruntime.InferenceSession.run`."""
+        self._check(feeds)
+        for name, value in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        wanted = list(output_names or self._output_names)
+        if wanted != self._bound:
+            self._binding.clear_binding_outputs()
+            self._bound = wanted
+        for name in wanted:
+            self._binding.bind_output(name)  # at each run, since its shape follows the batch
+        self._session.run_with_iobinding(self._binding, run_options)
+        outputs: list[Any] = self._binding.copy_outputs_to_cpu()
+        return outputs
+
+    def io_binding(self) -> onnxruntime.IOBinding:
+        """Return a binding in which the weights are bound already; do not clear its inputs."""
+        binding = self._session.io_binding()
+        for name, value in self._memory.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
 
     def _copy_to_device(self) -> None:
         for name, value in self._memory.items():
             value.update_inplace(self._views[name])
 
 
-WAYS: tuple[type[Way], ...] = (Live, Split, Inputs)
+STRATEGIES: tuple[type[WeightUpdateStrategy], ...] = (Live, Split, Inputs)
+ON_GPU: tuple[type[WeightUpdateStrategy], ...] = (Inputs, Split)  # what is quick to rebuild on a CPU is not on a GPU
 
 
-def ways_on(provider: str) -> tuple[type[Way], ...]:
-    """The ways for a provider, the fastest first: what is quick to build anew on the CPU is not on a GPU."""
-    return WAYS if provider == CPU else (Inputs, Split)
-
-
-def _learn_layout(
-    model: Any, clean: Mapping[str, NDArray[np.float32]], maker: SessionMaker, path: Path
-) -> dict[str, Slot]:
+def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]]:
     """Write the optimised graph to `path`; returns where in it each clean value stands."""
-    total = sum(array.size for array in clean.values())
-    if total >= _COUNTABLE:
-        raise WayNotOpenError(f"{total:,} patched weights are more than float32 can number, {_COUNTABLE - 1:,}")
+    total = sum(array.size for array in target.clean.values())
+    if total >= COUNTABLE:
+        raise StrategyUnavailableError(f"{total:,} patched weights are more than float32 can number, {COUNTABLE - 1:,}")
     numbers = np.arange(1, total + 1, dtype=np.float32)
-    ends = np.cumsum([array.size for array in clean.values()])[:-1]
+    ends = np.cumsum([array.size for array in target.clean.values()])[:-1]
     numbered = {
         name: part.reshape(array.shape)
-        for (name, array), part in zip(clean.items(), np.split(numbers, ends), strict=True)
+        for (name, array), part in zip(target.clean.items(), np.split(numbers, ends), strict=True)
     }
-    backward = _optimised(model, {name: -part for name, part in numbered.items()}, maker, path)
-    forward = _optimised(model, numbered, maker, path)
+    backward = _optimised(target, {name: -part for name, part in numbered.items()}, path)
+    forward = _optimised(target, numbered, path)
     if forward.keys() != backward.keys():
-        raise WayNotOpenError("ONNX Runtime builds another graph for other weights")
+        raise StrategyUnavailableError("ONNX Runtime builds another graph for other weights")
     slots = {}
     for name, found in forward.items():
         if np.array_equal(found, backward[name], equal_nan=True):
             continue
         if not np.array_equal(found, -backward[name]) or not np.isin(found, np.append(numbers, 0)).all():
-            raise WayNotOpenError(f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out")
-        slots[name] = Slot(found.shape, found.ravel().astype(np.int64) - 1)
+            raise StrategyUnavailableError(
+                f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out"
+            )
+        slots[name] = found.astype(np.int32) - 1
     used = np.zeros(total, bool)
     for slot in slots.values():
-        used[slot.source[slot.source >= 0]] = True
+        used[slot[slot >= 0]] = True
     if not used.all():
-        raise WayNotOpenError(f"{total - used.sum():,} of {total:,} weights are nowhere in the optimised graph")
+        raise StrategyUnavailableError(
+            f"{total - used.sum():,} of {total:,} weights are nowhere in the optimised graph"
+        )
     return slots
 
 
 def _optimised(
-    model: Any, tensors: Mapping[str, NDArray[np.float32]], maker: SessionMaker, path: Path
+    target: PatchTarget, tensors: Mapping[str, NDArray[np.float32]], path: Path
 ) -> dict[str, NDArray[np.float32]]:
-    """Write the graph that ONNX Runtime makes of a model with these tensors; returns its float32 initializers."""
-    options = maker.options()
+    """Write the graph that ONNX Runtime makes of the model with these tensors; returns its float32 initializers."""
+    options = target.maker.options()
     options.optimized_model_filepath = str(path)
-    with replaced_tensors(model, tensors):
-        maker.session(model, options)
+    with replaced_tensors(target.model, tensors):
+        target.maker.session(target.model, options)
     return {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in onnx.load(str(path)).graph.initializer

@@ -1,8 +1,7 @@
 """A patchable model on Torch: the parameters of a module, updated in place.
 
 The patched parameters are views of the arena's working copy (on a GPU: of one device tensor that it is copied to), laid
-out channels_last, so a patch never moves or allocates a weight. On a CPU that layout is the faster one: in eager mode
-1.4 to 1.6 times for VGG-16 and 1.1 times for MobileNetV2, and no slower when compiled (measured, one thread).
+out channels_last, which is the faster layout: a patch never moves or allocates a weight.
 
 `torch.compile` reads parameters as inputs unless it freezes them, so it needs no second compilation after a patch.
 Freezing and `torch.jit.optimize_for_inference` copy them instead and ignore patches; a module that went through either
@@ -16,20 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from rws.edge.common.extras import require
-from rws.edge.live.arena import Arena, ArenaModel, Slot, changed
-from rws.edge.live.base import as_batch
+from rws.edge.live.arena import Arena, Signatures, perturbed
+from rws.edge.live.base import PatchableModel, as_batch
+from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
-from rws.edge.signatures.signature_set import SignatureSet
 from rws.errors import BundleError, InputError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-WAYS = ("torch", "torch_compile", "torch_cuda_graph")
+STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
 
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
 _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds away, below what a stale tensor does
@@ -37,7 +34,7 @@ _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds aw
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
 
 
-class TorchModel(ArenaModel):
+class TorchModel(PatchableModel):
     """A classifier on Torch; see `PatchableModel`. Its parameters are written in place and never move.
 
     It is tested when it is made: changed weights must change the logits as they do in the module that was given, and
@@ -53,39 +50,43 @@ class TorchModel(ArenaModel):
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
         device: where Torch runs it: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
-        way: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load and
-            needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded once for a single image and
+        strategy: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load
+            and needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded once for a single image and
             replayed (a larger batch runs eagerly).
 
     Raises:
         BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
-        InputError: if the device or the way is unknown or not to be had here.
+        InputError: if the device or the strategy is unknown or unavailable.
         SignatureError: if the signatures are for other tensors or other weights.
-        MissingExtraError: if torch is not installed.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
-        signatures: SignatureSet | None,
+        signatures: Signatures | None,
         tensor_names: Sequence[str],
         parameters: Mapping[str, str] | None = None,
         image_shape: Sequence[int | None] = (3, None, None),
         device: str = "auto",
-        way: str = "auto",
+        strategy: str = "auto",
     ) -> None:
-        with require("torch"):
-            import torch
+        import torch
+
         self._torch = torch
         self._shape = tuple(image_shape)
-        self._way = WAYS[0] if way == "auto" else way
+        self.strategy = STRATEGIES[0] if strategy == "auto" else strategy
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._check_way(device)
+        self._check_strategy(device)
         try:
             self._module = module.eval().to(device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
         self._device = torch.device(device)
+        self.provider = str(self._device)
+        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
+        self.description = (
+            f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters{cost}"
+        )
         own = dict(module.named_parameters())
         renamed = dict(parameters or {})
         missing = [name for name in tensor_names if renamed.get(name, name) not in own]
@@ -95,13 +96,11 @@ class TorchModel(ArenaModel):
             raise BundleError("module: no tensor to patch is named; name at least one of its parameters")
         self.parameter_names = tuple(renamed.get(name, name) for name in tensor_names)
         self._parameters = [own[name] for name in self.parameter_names]
+        clean = {}
         for name, parameter in zip(tensor_names, self._parameters, strict=True):
             if parameter.dtype != torch.float32:
                 raise BundleError(f"module: parameter {name!r} is {parameter.dtype}, expected torch.float32")
-        clean = {
-            name: parameter.detach().cpu().numpy().copy()
-            for name, parameter in zip(tensor_names, self._parameters, strict=True)
-        }
+            clean[name] = parameter.detach().cpu().numpy().copy()
         images = np.random.default_rng(0).random((1, *(length or _TEST_LENGTH for length in self._shape)), np.float32)
         self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
         weights, expected = self._expect(clean, images)
@@ -111,67 +110,39 @@ class TorchModel(ArenaModel):
             self._test(weights, expected, images)
         except RuntimeError as error:
             raise BundleError(
-                f"module: Torch cannot run it the way {way!r} ({first_line(error)}); take the way 'torch'"
+                f"module: Torch cannot run it with the strategy {strategy!r} ({first_line(error)}); take 'torch'"
             ) from error
 
     @classmethod
     def from_onnx(
         cls,
         model: str | Path | bytes,
-        signatures: SignatureSet | None,
+        signatures: Signatures | None,
         tensor_names: Sequence[str],
         device: str = "auto",
         threads: int | None = None,
-        way: str = "auto",
+        strategy: str = "auto",
     ) -> TorchModel:
-        """Convert an ONNX model with onnx2torch.
+        """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
 
         Args:
-            model: path or bytes of an ONNX model that went through `onnx_graph.prepare`, with one image input.
-            signatures, tensor_names, device, way: as for the class; the names are those of the ONNX model.
+            model: path or bytes.
+            tensor_names: as in the ONNX model.
             threads: threads inside an operator, for the whole process; None leaves them as they are.
-
-        Raises:
-            BundleError: if the model cannot be read, converted or run, or a tensor is not a convolution's own.
-            InputError, SignatureError: as for the class.
-            MissingExtraError: if torch or onnx2torch is not installed.
         """
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
-        parameters = _name_convolutions(proto, tensor_names)
-        module = _convert(proto)
+        module, parameters = to_torch(proto, tensor_names)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        present = dict(module.named_parameters())
-        for tensor, name in parameters.items():
-            if name not in present:
-                # An asymmetric padding is a module of its own, in front of the convolution.
-                node, _, leaf = name.rpartition(".")
-                parameters[tensor] = f"{node}.1.{leaf}"
-        return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, way)
+        return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, strategy)
 
     @property
     def module(self) -> torch.nn.Module:
         """The module itself, whose parameters `parameter_names` are those that patches are written into."""
         return self._module
-
-    @property
-    def way(self) -> str:
-        """`torch`, `torch_compile` or `torch_cuda_graph`."""
-        return self._way
-
-    @property
-    def provider(self) -> str:
-        """Torch's device."""
-        return str(self._device)
-
-    @property
-    def note(self) -> str:
-        """The way in one line, and what it costs."""
-        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
-        return f"{self.way} on {self.provider}: a patch is written into the module's own parameters{cost}"
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
@@ -184,19 +155,19 @@ class TorchModel(ArenaModel):
             logits = self._run(self._torch.tensor(batch, device=self._device))
         return np.asarray(logits.cpu().numpy(), np.float32)
 
-    def _check_way(self, device: str) -> None:
+    def _check_strategy(self, device: str) -> None:
         kind = device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise InputError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:NUMBER'")
-        if self._way not in WAYS:
-            raise InputError(f"way is {self._way!r}, expected auto, {', '.join(WAYS)}")
-        if self._way == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
+        if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             raise InputError(
-                f"way 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA device "
-                f"and fixed lengths; take the way 'torch' or 'torch_compile'"
+                f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA "
+                f"device and fixed lengths; take 'torch' or 'torch_compile'"
             )
 
-    def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: SignatureSet | None) -> None:
+    def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         """Lay all parameters out channels_last, and make those that are patched views of one block of memory."""
         torch = self._torch
         for parameter in (*self._module.parameters(), *self._parameters):
@@ -205,10 +176,10 @@ class TorchModel(ArenaModel):
         slots = {}
         start = 0
         for name, parameter in zip(clean, self._parameters, strict=True):
-            order = torch.empty(parameter.numel(), dtype=torch.int64)
-            positions = torch.arange(start, start + parameter.numel()).view(parameter.shape)
+            order = torch.empty(parameter.numel(), dtype=torch.int32)
+            positions = torch.arange(start, start + parameter.numel(), dtype=torch.int32).view(parameter.shape)
             order.as_strided(parameter.shape, parameter.stride()).copy_(positions)
-            slots[name] = Slot((parameter.numel(),), order.numpy())
+            slots[name] = order.numpy()
             start += parameter.numel()
         on_cpu = self._device.type == "cpu"
         self._arena = Arena(clean, signatures, slots, publish=None if on_cpu else self._publish)
@@ -227,16 +198,16 @@ class TorchModel(ArenaModel):
         self._memory.copy_(self._pinned, non_blocking=True)
 
     def _runner(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._way == "torch":
+        if self.strategy == "torch":
             return self._module
-        if self._way == "torch_compile":
+        if self.strategy == "torch_compile":
             # An environment may switch freezing on for everything.
             return self._torch.compile(self._module, options={"freezing": False})
         return self._captured(images)
 
     def _captured(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Record the kernels of one image, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says."""
-        cuda = self._torch.cuda
+        cuda, eager = self._torch.cuda, self._module
         graph = cuda.CUDAGraph()
         with cuda.device(self._device), self._torch.inference_mode():
             image = self._torch.tensor(images, device=self._device)
@@ -244,26 +215,25 @@ class TorchModel(ArenaModel):
             side.wait_stream(cuda.current_stream())
             with cuda.stream(side):
                 for _ in range(3):
-                    self._module(image)
+                    eager(image)
             cuda.current_stream().wait_stream(side)
             with cuda.graph(graph):
-                logits: torch.Tensor = self._module(image)
+                logits = eager(image)
 
-        def run(batch: torch.Tensor) -> torch.Tensor:
+        def run(batch: torch.Tensor) -> Any:
             if len(batch) != 1:
                 return eager(batch)
             image.copy_(batch)
             graph.replay()
             return logits
 
-        eager: Callable[[torch.Tensor], torch.Tensor] = self._module
         return run
 
     def _expect(
         self, clean: Mapping[str, NDArray[np.float32]], images: NDArray[np.float32]
     ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
-        weights = list(changed(clean).values())
+        weights = list(perturbed(clean).values())
         try:
             logits = [self._logits(images)]
             # From the deepest on: a block that ends with weights of zero hides those before them.
@@ -297,94 +267,9 @@ class TorchModel(ArenaModel):
         change = np.abs(expected[1] - expected[0]).max()
         errors = [np.abs(clean - expected[0]).max(), np.abs(patched - expected[1]).max()]
         if not (max(errors) <= _TEST_TOLERANCE * change and again.tobytes() == clean.tobytes()):
-            raise BundleError(f"module: patches do not reach its logits as they should ({self.way}); {_REMEDY}")
+            raise BundleError(f"module: patches do not reach its logits as they should ({self.strategy}); {_REMEDY}")
 
     def _write(self, parameters: Iterable[torch.nn.Parameter], arrays: Iterable[NDArray[np.float32]]) -> None:
         with self._torch.inference_mode():
             for parameter, array in zip(parameters, arrays, strict=True):
                 parameter.copy_(self._torch.from_numpy(array))
-
-
-def _name_convolutions(proto: Any, tensor_names: Sequence[str]) -> dict[str, str]:
-    """Name the nodes after their place, and tell which parameter of the converted module each tensor becomes."""
-    parameters: dict[str, str] = {}
-    for index, node in enumerate(proto.graph.node):
-        node.name = f"node{index}"
-        for tensor, leaf in zip(node.input[1:], ("weight", "bias"), strict=False):
-            if node.op_type == "Conv" and tensor in tensor_names:
-                if tensor in parameters:
-                    raise BundleError(f"model: tensor {tensor!r} is shared by two convolutions; use the onnx backend")
-                parameters[tensor] = f"{node.name}.{leaf}"
-    for tensor in tensor_names:
-        if tensor not in parameters:
-            raise BundleError(f"model: tensor {tensor!r} is not a convolution's own; use the onnx backend")
-    return parameters
-
-
-def _convert(proto: onnx.ModelProto) -> torch.nn.Module:
-    with require("torch"):
-        from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
-
-        import onnx2torch  # isort: skip
-    _register_reduce_mean()
-    _drop_allowzero(proto)
-    try:
-        module: torch.nn.Module = onnx2torch.convert(proto)
-    except (NotImplementedError, RuntimeError, KeyError) as error:
-        raise BundleError(f"model: onnx2torch cannot convert it ({error}); use the onnx backend") from error
-    _fix_reshapes(module)
-    return module
-
-
-def _register_reduce_mean() -> None:
-    """Teach onnx2torch the ReduceMean of opset 18, torch.onnx's global average pooling, if it does not know it yet."""
-    from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
-    from onnx2torch.node_converters.registry import add_converter, get_converter
-    from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
-
-    def convert(node: Any, graph: Any) -> Any:
-        axes = node.input_values[1:] and get_const_value(node.input_values[1], graph).tolist()
-        return OperationConverterResult(
-            OnnxReduceStaticAxes(
-                operation_type="ReduceMean",
-                axes=axes or None,
-                keepdims=node.attributes.get("keepdims", 1),
-            ),
-            OnnxMapping(inputs=node.input_values[:1], outputs=node.output_values),
-        )
-
-    try:
-        get_converter("ReduceMean", version=18)
-    except NotImplementedError:
-        add_converter("ReduceMean", version=18)(convert)
-
-
-def _drop_allowzero(proto: onnx.ModelProto) -> None:
-    """Remove a Reshape's `allowzero`, which onnx2torch refuses, where no length is zero and it says nothing."""
-    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.dims}
-    for node in proto.graph.node:
-        if node.op_type == "Reshape" and node.input[1] in shapes and shapes[node.input[1]].all():
-            for attribute in [attribute for attribute in node.attribute if attribute.name == "allowzero"]:
-                node.attribute.remove(attribute)
-
-
-def _fix_reshapes(module: Any) -> None:
-    """Give each Reshape its shape in numbers: as a tensor it stops torch.compile and CUDA graphs."""
-    from onnx2torch.node_converters.reshape import OnnxReshape
-
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(module.get_submodule(node.target), OnnxReshape):
-            continue
-        data, shape = node.args
-        if shape.op == "get_attr":
-            with graph.inserting_before(node):
-                lengths = [
-                    length or graph.call_method("size", (data, axis))
-                    for axis, length in enumerate(module.get_buffer(shape.target).tolist())
-                ]
-                node.replace_all_uses_with(graph.call_method("reshape", (data, lengths)))
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()

@@ -1,4 +1,4 @@
-"""Printing that never holds up who prints: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
+"""Non-blocking console output: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -17,13 +16,13 @@ MOST_WAITING = 256  # pieces of text
 
 
 class LossyOutput(io.TextIOBase):
-    """A text stream onto another's file, written by a thread of its own. What does not fit in the queue may be lost.
+    """A text stream onto another's file, written by a separate thread. Text that does not fit in the queue may be lost.
 
-    A context manager that waits for what is left: two seconds at most where it may be lost.
+    A context manager whose exit waits for the text that is left: two seconds at most if it may be lost.
 
     Args:
-        stream: standard output or error; where it has no file descriptor, it is written to directly.
-        lossy: asked when the queue is full: whether the oldest text in it goes. Otherwise writing waits.
+        stream: standard output or error; if it has no file descriptor, it is written to directly.
+        lossy: called when the queue is full: whether the oldest text is dropped. Otherwise writing waits.
     """
 
     def __init__(self, stream: TextIO, lossy: Callable[[], bool]) -> None:
@@ -39,19 +38,19 @@ class LossyOutput(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The other stream's."""
+        """The encoding of the wrapped stream."""
         return self._stream.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether the other stream is a terminal."""
+        """Return whether the wrapped stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The other stream's."""
+        """Return the file descriptor of the wrapped stream."""
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Take a piece of text, at once."""
+        """Queue a piece of text, without waiting."""
         if self._descriptor is None:
             return self._stream.write(text)
         with self._changed:
@@ -69,9 +68,7 @@ class LossyOutput(io.TextIOBase):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -90,4 +87,4 @@ class LossyOutput(io.TextIOBase):
                 try:
                     data = data[os.write(self._descriptor, data) :]
                 except OSError:
-                    break  # Nobody reads any more.
+                    break  # The reader has gone.

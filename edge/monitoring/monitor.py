@@ -1,50 +1,28 @@
-"""What a running loop is doing now: written by the loop's thread, read by status line, page, metrics and supervisor."""
+"""Watches a running loop: written by the loop's thread, read by status line, page, metrics and health check."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from rws.edge.sources.open import hide_password
+from rws.edge.common.redact import hide_password
+from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
 
 if TYPE_CHECKING:
-    from rws.edge.runtime import Result
-    from rws.edge.sources.open import Source
+    from rws.edge.pipeline import Result
+    from rws.edge.sources.base import Source
 
-RATE_WINDOW = 3.0  # seconds that frames a second are counted over
-TIMELINE_STEP = 1.0  # seconds that one point of the timeline stands for
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One second of the timeline.
-
-    Args:
-        at: when it began, seconds since the start.
-        frames: results in it.
-        corruption: the most probable type at its last frame (`clean` included).
-        severity: that of `corruption` at its last frame, 0…5; 0 for clean.
-        alpha: the sum of the alphas in effect at its last frame.
-        label: the class predicted at its last frame.
-        lost: whether the source was lost within it.
-    """
-
-    at: float
-    frames: int = 0
-    corruption: str = ""
-    severity: float = 0.0
-    alpha: float = 0.0
-    label: str = ""
-    lost: bool = False
+RATE_WINDOW = 3.0  # seconds over which frames per second are counted
+TIMELINE_STEP = 1.0  # seconds of one point of the timeline
 
 
 @dataclass
 class _Second:
-    """The second that is not over; what its last frame shows is worked out once, not for each of its frames."""
+    """The current second; its moment is computed from its last frame when somebody asks, not for each frame."""
 
     at: float
     frames: int = 0
@@ -59,27 +37,20 @@ class _Second:
         return Moment(self.at, self.frames, belief.type, severity, round(alpha, 3), self.last.label, self.lost)
 
 
-@dataclass
-class Counts:
-    """Totals since the start; they only grow."""
-
-    results: int = 0
-    switches: int = 0
-    classes: dict[str, int] = field(default_factory=dict)
-    corruptions: dict[str, int] = field(default_factory=dict)
-
-
 class Monitor:
-    """The latest result, rates and totals of a run, in memory that does not grow with it.
+    """The latest result, rates and totals of a run, in bounded memory.
 
-    One thread calls `add` and `idle`; `snapshot` may be called from any.
+    One thread calls `add` and `idle`; `status` and `count_event` may be called from any.
 
     Args:
-        source: where the frames come from; its own counters are read at each snapshot.
+        source: where the frames come from; its own counters are read at each `status`.
         bundle: name of the bundle that runs.
-        way: how the weights are changed (`PatchableModel.way`).
+        way: how the weights are updated (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
         clock: seconds, monotonic; the one that stamps the frames.
+
+    Attributes:
+        events: counts of other events, by name.
     """
 
     def __init__(
@@ -94,86 +65,74 @@ class Monitor:
         self.source = source
         self.bundle = bundle
         self.way = way
-        self.notes: dict[str, int] = {}
+        self.events: Counter[str] = Counter()
         self._clock = clock
         self._started = clock()
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
         self._arrivals: deque[float] = deque()
-        self._counts = Counts()
+        self._mix_changes = 0
+        self._classes: Counter[str] = Counter()
+        self._corruptions: Counter[str] = Counter()
         self._window = window
         self._timeline: deque[Moment] = deque()
         self._second: _Second | None = None
 
     def add(self, result: Result) -> None:
-        """Take one result."""
+        """Take one result; called by the frame loop's thread."""
         now = self._clock()
         corruption = result.belief.type
         with self._lock:
             self._last, self._last_at = result, now
             self._arrivals.append(now)
             self._trim(now)
-            counts = self._counts
-            counts.results += 1
-            counts.switches += result.changed
-            counts.classes[result.label] = counts.classes.get(result.label, 0) + 1
-            counts.corruptions[corruption] = counts.corruptions.get(corruption, 0) + 1
+            self._mix_changes += result.changed
+            self._classes[result.label] += 1
+            self._corruptions[corruption] += 1
             second = self._current(now)
             second.frames += 1
             second.last = result
 
     def idle(self) -> None:
-        """No frame came; note whether the source is lost."""
-        if self.source.state in ("reconnecting", "lost"):
+        """Note that no frame came, and whether the source is lost; called by the frame loop's thread."""
+        if self.source.state in LOST:
             with self._lock:
                 self._current(self._clock()).lost = True
 
-    def note(self, event: str) -> None:
-        """Count an event that has no counter of its own, e.g. `bundle_switched`, `sink_dropped`."""
+    def count_event(self, event: str) -> None:
+        """Count an event that has no counter of its own, e.g. `bundle_switched`."""
         with self._lock:
-            self.notes[event] = self.notes.get(event, 0) + 1
+            self.events[event] += 1
 
-    def snapshot(self, timeline: bool = False, since: float = 0.0) -> dict[str, Any]:
-        """Everything in plain types, ready for `json.dumps`. Passwords in URLs are left out.
+    def status(self, since: float | None = None) -> RunStatus:
+        """Return the state of the run.
 
         Args:
-            timeline: with the timeline.
-            since: only its moments that began then or later, seconds since the start.
-
-        Keys: `bundle`, `way`, `uptime_s`, `fps` (results a second over the last three), `since_result_s` (None before
-        the first), `source` {name, live, state, received, delivered, dropped, rejected {reason: n}, reconnects, error},
-        `result` (None before the first, else `Result.to_json`), `counts` {results, switches, classes, corruptions},
-        `events` {name: n}, and with `timeline` a list of `Moment`s as dicts, oldest first. Seconds in which no frame
-        came and the source was not known to be lost have no moment.
+            since: with those moments of the timeline that began then or later, seconds since the start; None for none.
         """
         now = self._clock()
         with self._lock:
             self._trim(now)
-            result, counts = self._last, self._counts
-            report: dict[str, Any] = {
-                "bundle": self.bundle,
-                "way": self.way,
-                "uptime_s": round(now - self._started, 1),
-                "fps": round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
-                "since_result_s": None if self._last_at is None else round(now - self._last_at, 2),
-                "counts": {
-                    "results": counts.results,
-                    "switches": counts.switches,
-                    "classes": dict(counts.classes),
-                    "corruptions": dict(counts.corruptions),
-                },
-                "events": dict(self.notes),
-            }
-            if timeline:
-                moments = [*self._timeline, *([self._second.moment()] if self._second else [])]
-                report["timeline"] = [dict(vars(moment)) for moment in moments if moment.at >= since]
-        report["source"] = _source_report(self.source)
-        report["result"] = None
-        if result is not None:
-            found = result.to_json()
-            report["result"] = {**found, "name": hide_password(found["name"])}
-        return report
+            result = self._last
+            moments: tuple[Moment, ...] = ()
+            if since is not None:
+                second = [self._second.moment()] if self._second else []
+                moments = tuple(moment for moment in (*self._timeline, *second) if moment.at >= since)
+            return RunStatus(
+                bundle=self.bundle,
+                way=self.way,
+                uptime_s=round(now - self._started, 1),
+                fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
+                since_result_s=None if self._last_at is None else round(now - self._last_at, 2),
+                source=SourceStatus.of(self.source),
+                totals=RunTotals(
+                    self._classes.total(), self._mix_changes, dict(self._classes), dict(self._corruptions)
+                ),
+                events=dict(self.events),
+                result=None if result is None else replace(result, name=hide_password(result.name)),
+                timeline=moments,
+            )
 
     def _trim(self, now: float) -> None:
         while self._arrivals and now - self._arrivals[0] > RATE_WINDOW:
@@ -188,17 +147,3 @@ class Monitor:
             while self._timeline and self._timeline[0].at <= at - self._window:
                 self._timeline.popleft()
         return self._second
-
-
-def _source_report(source: Source) -> Mapping[str, Any]:
-    return {
-        "name": hide_password(source.name),
-        "live": source.live,
-        "state": source.state,
-        "received": source.received,
-        "delivered": source.delivered,
-        "dropped": source.dropped,
-        "rejected": dict(source.rejections),
-        "reconnects": source.reconnects,
-        "error": hide_password(source.error),
-    }

@@ -1,16 +1,18 @@
-"""The status line: what a running loop is doing, on one line of a terminal, or now and then in a log."""
+"""The status line: what a running loop is doing, on one line of a terminal, or from time to time in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.live import Live
 from rich.text import Text
 
+from rws.edge.common.closing import Closing
 from rws.edge.monitoring.monitor import Monitor
+from rws.edge.monitoring.run_status import RunStatus
+from rws.edge.pipeline import describe_mix
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,34 +21,36 @@ if TYPE_CHECKING:
 ON_TERMINAL, IN_LOG = 0.25, 10.0  # seconds between two lines
 
 
-def status_line(snapshot: Mapping[str, Any]) -> str:
-    """One line of a `Monitor.snapshot`: rate, age, stage times, mix, what was lost, and the source's state."""
-    source, result = snapshot["source"], snapshot["result"]
-    parts = [f"{snapshot['fps']:.1f} fps"]
+def status_line(status: RunStatus) -> str:
+    """Return one line: rate, age, stage times, mix, what was lost, and the source's state."""
+    source, result = status.source, status.result
+    parts = [f"{status.fps:.1f} fps"]
     if result is not None:
-        parts.append(f"age {result['age_ms']:.0f} ms")
-        parts.append(" ".join(f"{stage} {ms:.1f}" for stage, ms in result["times_ms"].items() if ms >= 0.05) + " ms")
-        parts.append(" + ".join(f"{name} {alpha:.2f}" for name, alpha in result["mix"].items()) or "clean weights")
-        parts.append(f"{result['label']} {result['confidence']:.0%}")
-    if source["dropped"]:
-        parts.append(f"dropped {source['dropped']}")
-    if source["rejected"]:
-        parts.append("rejected " + ", ".join(f"{count} {reason}" for reason, count in source["rejected"].items()))
-    if source["reconnects"]:
-        parts.append(f"reconnects {source['reconnects']}")
-    parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in snapshot["events"].items())
-    if source["state"] != "running":
-        parts.append(source["state"] + (f": {source['error']}" if source["error"] else ""))
+        parts.append(f"age {result.age_ms:.0f} ms")
+        parts.append(" ".join(f"{stage} {ms:.1f}" for stage, ms in result.times_ms.items() if ms >= 0.05) + " ms")
+        parts.append(describe_mix(result.mix))
+        parts.append(f"{result.label} {result.confidence:.0%}")
+    if source.dropped:
+        parts.append(f"dropped {source.dropped}")
+    if source.rejected:
+        parts.append("rejected " + ", ".join(f"{count} {why}" for why, count in source.rejected_by_reason.items()))
+    if source.reconnects:
+        parts.append(f"reconnects {source.reconnects}")
+    parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in status.events.items())
+    if source.state != "running":
+        parts.append(source.state + (f": {source.error}" if source.error else ""))
     return " · ".join(parts)
 
 
-class StatusLine:
-    """Shows `status_line` while a run goes on: in place on a terminal, else a line every ten seconds.
+class StatusLine(Closing):
+    """Shows `status_line` during a run: in place on a terminal, else one line every ten seconds.
+
+    A context manager that shows nothing after its exit.
 
     Args:
         monitor: what to show.
         console: where.
-        also: told each line, too.
+        also: called with every line.
         clock: seconds, monotonic.
     """
 
@@ -63,12 +67,12 @@ class StatusLine:
         self._next = clock() + self._every
 
     def update(self) -> None:
-        """Show the line anew if it is time to."""
+        """Show the current line if it is time to."""
         now = self._clock()
         if now < self._next:
             return
         self._next = now + self._every
-        line = status_line(self._monitor.snapshot())
+        line = status_line(self._monitor.status())
         self._also(line)
         if self._live is None:
             self._console.print(line, markup=False)
@@ -80,8 +84,7 @@ class StatusLine:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the line off the terminal."""
         if self._live is not None:
             self._live.stop()

@@ -1,21 +1,23 @@
-"""What a run amounted to, counted as it goes, in memory that does not grow with it."""
+"""The summary of a run, counted as it goes, in memory that does not grow with it."""
 
 from __future__ import annotations
 
 import random
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rws.edge.runtime import STAGES, Result
-from rws.edge.sources.open import Source
+from rws.edge.monitoring.run_status import RunStatus
+from rws.edge.pipeline import STAGES, Result
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 TOTAL = "total"
 
@@ -45,114 +47,110 @@ class Reservoir:
         return float(np.percentile(self._values, q)) if self._values else float("nan")
 
 
+class SummaryRecord(TypedDict):
+    """A summary in plain types.
+
+    `received` = `frames` + `dropped` + `rejected` + `buffered`: decoded ahead in a run that stopped before them.
+    `frames` are the results, `switches` the changes of mix; `times_ms` holds the sum of the stages under `total`.
+    """
+
+    received: int
+    frames: int
+    dropped: int
+    buffered: int
+    rejected: int
+    rejections: dict[str, int]
+    reconnects: int
+    switches: int
+    agreement: NotRequired[dict[str, float]]
+    fps: float | None
+    classes: dict[str, int]
+    corruptions: dict[str, int]
+    times_ms: dict[str, dict[str, float]]
+    age_ms: dict[str, float]
+
+
 class Summary:
-    """Counts and stage times of a run.
+    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`.
 
     Args:
-        clock: seconds, monotonic; read once a result, for the rate.
-
-    Example:
-        >>> summary = Summary()
-        >>> for result in runtime.stream(source):  # doctest: +SKIP
-        ...     summary.add(result)
-        >>> summary.to_json()["frames"]
-        0
+        clock: seconds, monotonic; read once per result, for the rate.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.frames = 0
-        self.switches = 0
-        self.received = 0
-        self.dropped = 0
-        self.buffered = 0
-        self.reconnects = 0
-        self.rejections: Counter[str] = Counter()
-        self.classes: Counter[str] = Counter()
-        self.corruptions: Counter[str] = Counter()
-        self.compared = self.agree = self.agree_unpatched = 0
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
         self.age = Reservoir()
+        self._compared = self._agree = self._agree_unpatched = 0
         self._clock = clock
         self._first = self._last = 0.0
 
     def add(self, result: Result) -> None:
-        """Count one result."""
+        """Take one result."""
         self._last = self._clock()
-        if self.frames == 0:
+        if self.results == 0:
             self._first = self._last
-        self.frames += 1
-        self.switches += result.changed
-        self.classes[result.label] += 1
-        self.corruptions[result.belief.type] += 1
         if result.on_original is not None and result.unpatched is not None:
-            self.compared += 1
-            self.agree += result.class_index == result.on_original.class_index
-            self.agree_unpatched += result.unpatched.class_index == result.on_original.class_index
+            self._compared += 1
+            self._agree += result.class_index == result.on_original.class_index
+            self._agree_unpatched += result.unpatched.class_index == result.on_original.class_index
         for stage in STAGES:
             self.times[stage].add(result.times_ms[stage])
         self.times[TOTAL].add(sum(result.times_ms.values()))
         self.age.add(result.age_ms)
 
-    def count_losses(self, source: Source) -> None:
-        """Copy the source's counters, which are final once it is closed."""
-        self.received, self.dropped, self.buffered = source.received, source.dropped, source.buffered
-        self.reconnects = source.reconnects
-        self.rejections = source.rejections.copy()
-
     @property
-    def rejected(self) -> int:
-        """Frames that were kept from the oracle."""
-        return self.rejections.total()
+    def results(self) -> int:
+        """How many results were added."""
+        return self.age.count
 
     @property
     def fps(self) -> float | None:
-        """Results a second, from the first to the last; None with fewer than two."""
+        """Results per second, from the first to the last; None with fewer than two."""
         seconds = self._last - self._first
-        return (self.frames - 1) / seconds if seconds > 0 else None
+        return (self.results - 1) / seconds if seconds > 0 else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Counts; milliseconds as `{stage: {p50, p95}}`, with the sum of the stages under `total`.
+    @property
+    def agreement(self) -> dict[str, float] | None:
+        """How often an answer is the one that the clean model gave before the frame was corrupted, percent of `frames`.
 
-        `received` = `frames` + `dropped` + `rejected` + `buffered`: decoded ahead in a run that stopped before them.
+        None if no frame was corrupted on purpose.
         """
-        return {
-            "received": self.received,
-            "frames": self.frames,
-            "dropped": self.dropped,
-            "buffered": self.buffered,
-            "rejected": self.rejected,
-            "rejections": dict(self.rejections),
-            "reconnects": self.reconnects,
-            "switches": self.switches,
-            **self._agreement(),
+        if not self._compared:
+            return None
+        unpatched, patched = (round(100 * count / self._compared, 2) for count in (self._agree_unpatched, self._agree))
+        return {"frames": self._compared, "unpatched": unpatched, "patched": patched}
+
+    def to_dict(self, status: RunStatus) -> SummaryRecord:
+        """Return plain types, ready for `json.dumps`; the counters are those of a run's status."""
+        source, totals = status.source, status.totals
+        found: SummaryRecord = {
+            "received": source.received,
+            "frames": totals.results,
+            "dropped": source.dropped,
+            "buffered": source.buffered,
+            "rejected": source.rejected,
+            "rejections": dict(source.rejected_by_reason),
+            "reconnects": source.reconnects,
+            "switches": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
-            "classes": dict(self.classes.most_common()),
-            "corruptions": dict(self.corruptions.most_common()),
-            "times_ms": {stage: _percentiles(times) for stage, times in self.times.items()} if self.frames else {},
-            "age_ms": _percentiles(self.age) if self.frames else {},
+            "classes": _ranked(totals.classes),
+            "corruptions": _ranked(totals.corruptions),
+            "times_ms": {stage: _percentiles(times) for stage, times in self.times.items()} if self.results else {},
+            "age_ms": _percentiles(self.age) if self.results else {},
         }
+        if agreement := self.agreement:
+            found["agreement"] = agreement
+        return found
 
-    def _agreement(self) -> dict[str, Any]:
-        """How often the answer was the one that the clean model gave before the frame was corrupted, percent."""
-        if not self.compared:
-            return {}
-        unpatched, patched = (round(100 * count / self.compared, 2) for count in (self.agree_unpatched, self.agree))
-        return {"agreement": {"frames": self.compared, "unpatched": unpatched, "patched": patched}}
-
-    def _reasons(self) -> str:
-        found = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items())
-        return f" ({found})" if found else ""
-
-    def render(self) -> RenderableType:
-        """For `rich.print`: the counts, what was seen, and a table of the stage times."""
+    def render(self, status: RunStatus) -> RenderableType:
+        """Return the counters, what was seen, and a table of the stage times, for `rich.print`."""
+        source, totals = status.source, status.totals
         rate = "" if self.fps is None else f", {self.fps:.1f} a second"
-        head = Text(
-            f"frames {self.frames}{rate} · switches {self.switches} · "
-            f"dropped {self.dropped} · rejected {self.rejected}{self._reasons()}"
-            + (f" · reconnects {self.reconnects}" if self.reconnects else ""),
-            style="bold",
-        )
-        if self.frames == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
+        head = Text(f"frames {totals.results}{rate} · switches {totals.mix_changes}", style="bold")
+        head.append(f" · dropped {source.dropped} · rejected {source.rejected}{f' ({reasons})' if reasons else ''}")
+        head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
+        if not self.results:
             return head
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("ms", style="dim")
@@ -162,12 +160,16 @@ class Summary:
         for q in (50, 95):
             values = [*(times.percentile(q) for times in self.times.values()), self.age.percentile(q)]
             table.add_row(f"p{q}", *(f"{value:.2f}" for value in values))
-        if agreement := self._agreement().get("agreement"):
+        if agreement := self.agreement:
             head.append(
                 f"\nagreement with the clean model on the clean frame: unpatched {agreement['unpatched']:.1f} %, "
                 f"patched {agreement['patched']:.1f} %"
             )
-        return Group(head, _counts("classes", self.classes), _counts("corruptions", self.corruptions), table)
+        return Group(head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions), table)
+
+
+def _ranked(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _percentiles(values: Reservoir) -> dict[str, float]:
@@ -175,7 +177,7 @@ def _percentiles(values: Reservoir) -> dict[str, float]:
 
 
 def _counts(title: str, counts: Mapping[str, int], most: int = 6) -> Text:
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} {count}" for name, count in ranked[:most])
+    ranked = _ranked(counts)
+    shown = ", ".join(f"{name} {count}" for name, count in list(ranked.items())[:most])
     rest = f" and {len(ranked) - most} more" if len(ranked) > most else ""
     return Text.assemble((f"{title}: ", "dim"), shown + rest)

@@ -1,4 +1,4 @@
-"""Telling systemd how a run is doing (sd_notify(3)), without its library. Where nobody listens, nothing happens."""
+"""Notifies systemd of the state of a run (sd_notify(3)), without its library. Without systemd, nothing happens."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from rws.edge.common.closing import Closing
 
 log = logging.getLogger(__name__)
 
 
-class Supervisor:
-    """The service manager's view of this process. A context manager that says at its exit that the process is stopping.
+class SystemdNotifier(Closing):
+    """Notifies the service manager. A context manager that announces at its exit that the process is stopping.
 
-    Call `alive` from the frame loop itself, at every frame and while none comes, never from a thread of its own: a loop
-    that hangs must fall silent, so that the service manager starts the process anew.
+    Call `alive` from the frame loop itself, at every frame and while none comes, never from a separate thread: if the
+    loop hangs, the notifications must end, so that the service manager restarts the process.
 
     Args:
-        environ: `NOTIFY_SOCKET` is where to send, a path or an abstract name (`@…`); `WATCHDOG_USEC`, microseconds, how
-            often a sign of life is due, of the process `WATCHDOG_PID`, if that is given.
+        environ: `NOTIFY_SOCKET` is where to send, a path or an abstract name (`@…`); `WATCHDOG_USEC` is the longest
+            time between two signs of life, microseconds, of the process `WATCHDOG_PID`, if that is given.
         clock: seconds, monotonic.
 
     Attributes:
-        watchdog: seconds between two signs of life, half of what is asked for; None if nobody asks.
+        watchdog: seconds between two signs of life, half of WATCHDOG_USEC; None if it is not set.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,17 +41,17 @@ class Supervisor:
         self.watchdog = _watchdog(environ)
 
     def ready(self) -> None:
-        """The first frame can be classified now."""
+        """Say that the first frame can be classified now."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """What `systemctl status` shows, one line; sent when it changes."""
+        """Set the line that `systemctl status` shows; sent if it has changed."""
         if text != self._status:
             self._status = text
             self._send("STATUS=" + " ".join(text.split()))
 
     def alive(self) -> None:
-        """A sign of life, sent no more often than needed."""
+        """Give a sign of life; sent no more often than needed."""
         if self.watchdog is None:
             return
         now = self._clock()
@@ -68,14 +65,6 @@ class Supervisor:
             self._send("STOPPING=1")
             self._socket.close()
             self._socket = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _send(self, message: str) -> None:
         if self._socket is None:

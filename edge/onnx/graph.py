@@ -23,19 +23,19 @@ from rws.errors import BundleError, first_line
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def read_model(model: str | Path | bytes, source: str = "model") -> Any:
+def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
     """Parse an ONNX model that holds all of its weights itself.
 
     Args:
-        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in.
+        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in. An
+            `onnx.ModelProto` that was read before is returned as it is.
         source: what an error calls bytes.
-
-    Returns:
-        The `onnx.ModelProto`.
 
     Raises:
         BundleError: if it cannot be read, is not ONNX, or refers to weights that are not there.
     """
+    if isinstance(model, onnx.ModelProto):
+        return model
     try:
         if isinstance(model, bytes):
             proto = onnx.load_model_from_string(model)
@@ -54,21 +54,21 @@ def read_model(model: str | Path | bytes, source: str = "model") -> Any:
     return proto
 
 
-def prepare(model: Any) -> Any:
-    """A copy of a model in which every convolution can be patched, and which computes the same.
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model in which every convolution can be patched, and which computes the same.
 
     Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
     a convolution without a bias gets one of zeros. Opset and IR version stay.
 
     Args:
-        model: an `onnx.ModelProto` in inference mode.
+        model: in inference mode.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
     for node in _convolutions(model):
         for index, name in enumerate(node.input[1:], start=1):
             if name in taken and name in _initializers(model):
-                node.input[index] = _add_initializer(model, name, _array(_initializers(model)[name]))
+                node.input[index] = _add_initializer(model, name, numpy_helper.to_array(_initializers(model)[name]))
         taken |= set(node.input[1:])
         weight = _initializers(model).get(node.input[1])
         if weight is not None and (len(node.input) < 3 or not node.input[2]):
@@ -78,15 +78,15 @@ def prepare(model: Any) -> Any:
     return model
 
 
-def fold_batchnorm(model: Any) -> Any:
-    """A copy of a model with each BatchNormalization that follows a convolution folded into it.
+def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model with each BatchNormalization that follows a convolution folded into it.
 
     W′ = W·γ/√(σ²+ε), b′ = (b−μ)·γ/√(σ²+ε) + β for each output channel, in float64. A BatchNorm whose convolution has
     another reader, or whose parameters are not initializers, stays. The weight keeps its name; a new bias is named
     after it. Opset and IR version stay.
 
     Args:
-        model: an `onnx.ModelProto` in inference mode.
+        model: in inference mode.
     """
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
@@ -96,10 +96,16 @@ def fold_batchnorm(model: Any) -> Any:
         if convolution is None:
             continue
         tensors = _initializers(folded)
-        weight = _array(tensors[convolution.input[1]])
-        gamma, beta, mean, variance = (_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5])
+        weight = numpy_helper.to_array(tensors[convolution.input[1]])
+        gamma, beta, mean, variance = (
+            numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
+        )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        bias = _array(tensors[convolution.input[2]]) if len(convolution.input) > 2 and convolution.input[2] else 0.0
+        bias = (
+            numpy_helper.to_array(tensors[convolution.input[2]])
+            if len(convolution.input) > 2 and convolution.input[2]
+            else 0.0
+        )
         scale = gamma / np.sqrt(variance + epsilon)
         new_weight = (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
         new_bias = ((bias - mean) * scale + beta).astype(weight.dtype)
@@ -120,11 +126,11 @@ def fold_batchnorm(model: Any) -> Any:
     return folded
 
 
-def shallow_tensors(model: Any, count: int) -> tuple[str, ...]:
-    """The weight and bias of the first `count` convolutions, in the order of the graph.
+def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
+    """Return the weight and bias of the first `count` convolutions, in the order of the graph.
 
     Args:
-        model: an `onnx.ModelProto` that went through `prepare`.
+        model: a model that went through `prepare`.
         count: how many convolutions, at least 1.
 
     Raises:
@@ -145,11 +151,11 @@ def shallow_tensors(model: Any, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """The named initializers as float32 arrays, in the given order.
+def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+    """Return the named initializers as float32 arrays, in the given order.
 
     Raises:
-        BundleError: if one is missing, not float32, or not finite, or none is named.
+        BundleError: if one is missing, empty, a scalar, not float32, or not finite, or none is named.
     """
     tensors = _initializers(model)
     clean = {}
@@ -158,9 +164,11 @@ def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.floa
             raise BundleError(
                 f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
             )
-        array = _array(tensors[name])
+        array = numpy_helper.to_array(tensors[name])
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
+        if not array.ndim or not array.size:
+            raise BundleError(f"model: tensor {name!r} has the shape {array.shape}, expected an axis and no zero")
         if not np.isfinite(array).all():
             raise BundleError(f"model: tensor {name!r} has NaN or infinity; train or export the model again")
         clean[name] = array
@@ -169,27 +177,37 @@ def clean_tensors(model: Any, names: Iterable[str]) -> dict[str, NDArray[np.floa
     return clean
 
 
-def data_input(model: Any, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Name and shape of the one input that is not a weight; None stands for a free length.
+def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Return each input that is not a weight, by name."""
+    weights = _initializers(model)
+    return {value.name: value for value in model.graph.input if value.name not in weights}
+
+
+def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
+    """Return name and shape of the one input that is not a weight; None stands for a free length.
 
     Raises:
         BundleError: if there is not exactly one such input.
     """
-    weights = _initializers(model)
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = list(data_inputs(model).values())
     if len(inputs) != 1:
         found = ", ".join(value.name for value in inputs) or "none"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
-    return inputs[0].name, _shape(inputs[0])
+    return inputs[0].name, value_shape(inputs[0])
 
 
-def output_shape(model: Any) -> tuple[int | None, ...]:
-    """Shape of the first output; None stands for a free length, () for an unknown shape."""
-    return _shape(model.graph.output[0])
+def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    """Return the shape of an input or output; None stands for a free length, () for an unknown shape."""
+    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in value.type.tensor_type.shape.dim)
 
 
-def weights_to_inputs(model: Any, names: Sequence[str]) -> Any:
-    """A copy of a model in which the named initializers are graph inputs of fixed shape instead."""
+def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
+    """Return the shape of the first output; see `value_shape`."""
+    return value_shape(model.graph.output[0])
+
+
+def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy of a model in which the named initializers are graph inputs of fixed shape instead."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     tensors = _initializers(opened)
@@ -203,8 +221,8 @@ def weights_to_inputs(model: Any, names: Sequence[str]) -> Any:
 
 
 @contextmanager
-def replaced_tensors(model: Any, tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
-    """Inside the context the model has other values in the named initializers."""
+def replaced_tensors(model: onnx.ModelProto, tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
+    """Give the named initializers other values inside the context."""
     kept = {}
     for tensor in model.graph.initializer:
         if tensor.name in tensors:
@@ -219,17 +237,18 @@ def replaced_tensors(model: Any, tensors: Mapping[str, NDArray[np.float32]]) -> 
                 tensor.CopyFrom(kept[tensor.name])
 
 
-def split_after(model: Any, names: Sequence[str]) -> tuple[Any, Any]:
+def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Cut a model in two, after the last node that reads one of the named initializers.
 
     The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
 
     Args:
-        model: an `onnx.ModelProto`.
+        model: its nodes are in the order of computation.
         names: initializers; the first part holds them.
 
     Returns:
-        Two models. The inputs of the second are outputs of the first, or the image.
+        Two models. The inputs of the second are outputs of the first, or inputs of the whole. Each output of the whole
+        is one of either.
 
     Raises:
         ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.
@@ -240,23 +259,29 @@ def split_after(model: Any, names: Sequence[str]) -> tuple[Any, Any]:
     crossing = {cut: _crossing(model, cut) for cut in range(last + 1, next(heavy, len(nodes) - 1) + 1)}
     if not crossing:
         raise ValueError("there is nothing after the patched convolutions")
-    between = min(reversed(crossing.values()), key=len)
-    image = data_input(model)[0]
+    cut, between = min(reversed(crossing.items()), key=lambda item: len(item[1]))
+    inputs = data_inputs(model)
     extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
-    outputs = [value.name for value in model.graph.output]
-    stem = extractor.extract_model([image], [name for name in between if name != image])
-    return stem, extractor.extract_model(between, outputs)
+    stem = extractor.extract_model(_read(nodes[:cut], inputs), [name for name in between if name not in inputs])
+    outputs = [value.name for value in model.graph.output if value.name not in between]
+    return stem, extractor.extract_model(_read(nodes[cut:], between), outputs)
 
 
-def _crossing(model: Any, cut: int) -> list[str]:
+def _read(nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> list[str]:
+    """Those of the names that a node reads."""
+    read = {name for node in nodes for name in node.input}
+    return [name for name in names if name in read]
+
+
+def _crossing(model: onnx.ModelProto, cut: int) -> list[str]:
     """The values, other than initializers, that exist before node `cut` and are read from there on."""
     nodes = list(model.graph.node)
-    before = [data_input(model)[0], *(name for node in nodes[:cut] for name in node.output)]
+    before = [*data_inputs(model), *(name for node in nodes[:cut] for name in node.output)]
     after = {name for node in nodes[cut:] for name in node.input} | {value.name for value in model.graph.output}
     return [name for name in before if name in after]
 
 
-def _constants_to_initializers(model: Any) -> Any:
+def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which Constants, and Identities of initializers, that feed a Conv or BatchNorm are initializers."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -279,30 +304,31 @@ def _constants_to_initializers(model: Any) -> Any:
     return changed
 
 
-def _foldable(model: Any, batchnorm: Any) -> Any | None:
+def _foldable(model: onnx.ModelProto, batchnorm: onnx.NodeProto) -> onnx.NodeProto | None:
     """The convolution that a BatchNorm can be folded into, if there is one."""
     tensors = _initializers(model)
     producers = [node for node in model.graph.node if batchnorm.input[0] in node.output]
     training = any(attribute.name == "training_mode" and attribute.i for attribute in batchnorm.attribute)
-    if training or not producers or producers[0].op_type != "Conv":
+    convolution: onnx.NodeProto | None = producers[0] if producers else None
+    if training or convolution is None or convolution.op_type != "Conv":
         return None
-    parameters = [*producers[0].input[1:], *batchnorm.input[1:5]]
+    parameters = [*convolution.input[1:], *batchnorm.input[1:5]]
     readers = sum(list(node.input).count(batchnorm.input[0]) for node in model.graph.node)
     is_output = any(value.name == batchnorm.input[0] for value in model.graph.output)
     if readers != 1 or is_output or any(name and name not in tensors for name in parameters):
         return None
-    return producers[0]
+    return convolution
 
 
-def _convolutions(model: Any) -> list[Any]:
+def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv"]
 
 
-def _initializers(model: Any) -> dict[str, Any]:
+def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-def _add_initializer(model: Any, name: str, array: NDArray[Any]) -> str:
+def _add_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
     """Add a tensor under `name`, or under a free name like it; returns the name."""
     taken = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
     taken |= {part for node in model.graph.node for part in (*node.input, *node.output)}
@@ -315,7 +341,7 @@ def _add_initializer(model: Any, name: str, array: NDArray[Any]) -> str:
     return free
 
 
-def _drop_unused(model: Any, names: set[str]) -> None:
+def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
     """Remove those of the named initializers that no node reads, also where they are listed as inputs."""
     used = {name for node in model.graph.node for name in node.input}
     for part in (model.graph.initializer, model.graph.input):
@@ -327,15 +353,7 @@ def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('.weight')}.bias"
 
 
-def _array(tensor: Any) -> NDArray[Any]:
-    return np.asarray(numpy_helper.to_array(tensor))
-
-
-def _shape(value: Any) -> tuple[int | None, ...]:
-    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in value.type.tensor_type.shape.dim)
-
-
-def _all_tensors(graph: Any) -> Iterable[Any]:
+def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
     """Every tensor in a graph, its nodes' attributes and their subgraphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:

@@ -1,7 +1,7 @@
-"""Symmetric integer quantisation of weight changes: `value · scale`, one scale a tensor or an output channel.
+"""Symmetric integer quantisation of weight changes: `value · scale`, one scale per tensor or output channel.
 
-Robust Weight Signatures (Cai, Zhang, Wang, ICML 2023) stores signatures at 8 bit with one scale a tensor; a scale for
-each output channel costs four bytes a channel and follows channels of different size.
+Robust Weight Signatures (Cai, Zhang, Wang, ICML 2023) stores signatures at 8 bit with one scale per tensor; one per
+output channel costs four bytes each and follows channels of different size.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -
     Args:
         delta: float32, shape (out, ...), finite.
         bits: 4, 8 or 16.
-        per: "channel" for one scale an index of the first axis (a bias then has one a value, and is kept all but
-            exactly), "tensor" for one.
+        per: "channel" for one scale per index of the first axis (a bias is then kept almost exactly), or "tensor".
 
     Returns:
         Values and scales; scale = max|delta| / (2^(bits−1) − 1), and 1 where everything is zero.
@@ -88,7 +87,5 @@ def dequantise(quantised: Quantised) -> NDArray[np.float32]:
 
 def check_code(bits: int, per: str) -> None:
     """Raise InputError unless `bits` and `per` name a code that `quantise` knows."""
-    if bits not in get_args(Bits):
-        raise InputError(f"quantise: found bits={bits}, expected one of 4, 8, 16")
-    if per not in get_args(Per):
-        raise InputError(f"quantise: found per={per!r}, expected 'channel' or 'tensor'")
+    if bits not in get_args(Bits) or per not in get_args(Per):
+        raise InputError(f"quantise: found bits={bits}, per={per!r}; expected 4, 8 or 16, and 'channel' or 'tensor'")

@@ -23,15 +23,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures.quantization import (
     Bits,
     Per,
@@ -51,18 +54,50 @@ VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SCALE = ".scale"
-_KEYS = frozenset({"format", "version", "bits", "per", "clean_sha256", "tensors", "names"})
+_CURE = "extract the signatures again"
+
+
+@schema(frozen=True, config=STRICT)
+class TensorSpec:
+    """A patched tensor of the model: its name, and its shape (out, ...)."""
+
+    name: Annotated[Text, required(f"text without {_SCALE!r} at its end", lambda name: not name.endswith(_SCALE))]
+    shape: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+TensorSpecs = Annotated[
+    tuple[TensorSpec, ...],
+    required("no name twice", lambda tensors: distinct([tensor.name for tensor in tensors])),
+    Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
+]
+SignatureNames = Annotated[
+    tuple[Annotated[str, required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)], ...],
+    required("no name twice", distinct),
+    Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
+]
+
+
+@schema(frozen=True, config=STRICT)
+class Metadata:
+    """What the file says about its tensors, but for `format` and `version`; see the module."""
+
+    bits: Annotated[Bits, Whole, Field(description="4, 8 or 16")]
+    per: Per
+    clean_sha256: Annotated[Sha256, Field(description="64 hexadecimal digits")]
+    tensors: TensorSpecs
+    names: SignatureNames
+
+    @classmethod
+    def parse(cls, document: object, source: str) -> Metadata:
+        """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
+        return validate(cls, document, source, cure=_CURE, error=SignatureError)
 
 
 def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Fingerprint of the clean tensors that signatures patch.
+    """Return the fingerprint of the clean tensors that signatures patch, 64 hexadecimal digits.
 
-    Args:
-        tensors: name → float32 array, in the order of the network.
-
-    Returns:
-        64 hexadecimal digits: the SHA-256 over, for each tensor in order, its name in UTF-8, a zero byte, its shape as
-        decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
+    It is the SHA-256 over, for each tensor in the order of the network, its name in UTF-8, a zero byte, its shape as
+    decimal numbers joined by commas, a zero byte, and its values as little-endian float32 in C order.
     """
     digest = hashlib.sha256()
     for name, array in tensors.items():
@@ -102,75 +137,57 @@ class SignatureSet:
         return tuple(self.shapes)
 
     def get(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """One signature, dequantised: tensor name → float32 change of that tensor.
-
-        Raises:
-            SignatureError: if there is no such signature.
-        """
+        """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
         return {tensor: dequantise(entry) for tensor, entry in self._entry(name).items()}
 
     def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
-        """These signatures, then those of `other` called `names`.
+        """Return a set of these signatures, then those of `other` called `names`.
 
         Raises:
             SignatureError: if a name is taken or unknown, or `other` is for another model (`fitted_to` transfers it)
                 or of another code.
         """
         if (other.bits, other.per) != (self.bits, self.per):
-            raise SignatureError(
-                f"signatures have {other.bits} bits per {other.per}, expected {self.bits} bits per {self.per} like "
-                f"those already there; extract them again that way"
-            )
+            found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
+            raise SignatureError(f"signatures have {found}, expected {expected} like the others; extract them again")
         if other.shapes != self.shapes or other.clean_hash != self.clean_hash:
             raise SignatureError("signatures are for another model than those already there; extract them for this one")
-        added = {}
-        for name in names:
-            if name in self.entries:
-                raise SignatureError(f"signature {name!r} is already there; remove it first")
-            added[name] = other._entry(name)
+        added = {name: other._entry(name) for name in names}
+        if taken := [name for name in added if name in self.entries]:
+            raise SignatureError(f"signature {taken[0]!r} is already there; remove it first")
         return replace(self, entries={**self.entries, **added})
 
     def without(self, name: str) -> SignatureSet:
-        """These signatures but one.
-
-        Raises:
-            SignatureError: if there is no such signature, or it is the only one.
-        """
+        """Return a set without one signature; raise SignatureError if there is none of the name, or no other."""
         self._entry(name)
         if len(self.entries) == 1:
             raise SignatureError(f"signature {name!r} is the only one; add another before removing it")
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
-        """These signatures, checked against the clean tensors of the model that shall be patched.
+        """Return these signatures, checked against the clean tensors of a model.
 
         Args:
-            clean: the model's own clean tensors, in the order of the network.
+            clean: the model's clean tensors, in the order of the network.
             transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
-                transfer; strengths must then be calibrated again).
-
-        Returns:
-            This set; when transferred, a copy that carries the fingerprint of `clean`.
+                transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
         Raises:
             SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
         """
-        unknown = [name for name in self.tensors if name not in clean]
-        if unknown:
+        cure = "extract signatures for this model"
+        if unknown := [name for name in self.tensors if name not in clean]:
             raise SignatureError(
                 f"signatures name the tensor {unknown[0]!r}, which the model does not patch; it patches "
-                f"{', '.join(clean)}: extract signatures for this model"
+                f"{', '.join(clean)}: {cure}"
             )
         if self.tensors != tuple(clean):
-            raise SignatureError(
-                f"signatures patch {', '.join(self.tensors)}, but the model's tensors are {', '.join(clean)}; extract "
-                f"signatures for this model"
-            )
+            found = ", ".join(self.tensors)
+            raise SignatureError(f"signatures patch {found}, but the model's tensors are {', '.join(clean)}; {cure}")
         for name, shape in self.shapes.items():
-            if clean[name].shape != shape:
+            if (found_shape := clean[name].shape) != shape:
                 raise SignatureError(
-                    f"signatures have shape {shape} for the tensor {name!r}, the model has {clean[name].shape}; "
-                    f"extract signatures for this model"
+                    f"signatures have shape {shape} for the tensor {name!r}, the model has {found_shape}; {cure}"
                 )
         found = shallow_sha256(clean)
         if found == self.clean_hash:
@@ -196,9 +213,7 @@ class SignatureSet:
         Args:
             deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
                 same tensors, in the order of the network.
-            bits: 4, 8 or 16.
-            per: "channel" or "tensor".
-            clean_hash: `shallow_sha256` of the clean tensors.
+            bits, per, clean_hash: as for the class.
 
         Raises:
             SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
@@ -207,20 +222,17 @@ class SignatureSet:
         check_code(bits, per)
         first = next(iter(deltas.values()), {})
         shapes = {tensor: delta.shape for tensor, delta in first.items()}
-        _check_description(clean_hash, shapes, tuple(deltas), "signatures")
+        Metadata.parse(_metadata(clean_hash, bits, per, shapes, deltas), "signatures")
         entries = {}
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
                 raise SignatureError(
-                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)} as in "
-                    f"{next(iter(deltas))!r}"
+                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)}"
                 )
             for tensor, delta in parts.items():
                 if delta.shape != shapes[tensor] or delta.dtype != np.float32 or not np.isfinite(delta).all():
-                    raise SignatureError(
-                        f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected finite float32 "
-                        f"{shapes[tensor]}"
-                    )
+                    expected = f"finite float32 {shapes[tensor]}"
+                    raise SignatureError(f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected {expected}")
             entries[name] = {tensor: quantise(delta, bits, per) for tensor, delta in parts.items()}
         return cls(clean_hash, bits, per, shapes, entries)
 
@@ -230,64 +242,47 @@ class SignatureSet:
 
     @classmethod
     def load(cls, path: str | Path) -> SignatureSet:
-        """Read and check a file.
-
-        Raises:
-            SignatureError: if it cannot be read or breaks the format; the message names the key, the cause and the fix.
-        """
+        """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise SignatureError(
-                f"{path}: cannot be read ({error.strerror or error}); give a signature file"
-            ) from error
+            why = error.strerror or error
+            raise SignatureError(f"{path}: cannot be read ({why}); give a signature file") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:
-        """The file as bytes; the same set gives the same bytes."""
+        """Return the bytes of the file; the same set gives the same bytes."""
         tensors: dict[str, NDArray[Any]] = {}
         for name, parts in self.entries.items():
             for tensor, entry in parts.items():
                 key = f"{name}/{tensor}"
                 tensors[key] = _pack(entry.values) if self.bits == 4 else entry.values
                 tensors[key + _SCALE] = entry.scale
-        description = {
-            "format": FORMAT,
-            "version": VERSION,
-            "bits": self.bits,
-            "per": self.per,
-            "clean_sha256": self.clean_hash,
-            "tensors": [{"name": tensor, "shape": list(shape)} for tensor, shape in self.shapes.items()],
-            "names": list(self.names),
-        }
-        return write_tensors(tensors, description)
+        metadata = _metadata(self.clean_hash, self.bits, self.per, self.shapes, self.names)
+        return write_tensors(tensors, {"format": FORMAT, "version": VERSION, **metadata})
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
-        """Read and check a file's bytes; `source` is what an error calls it.
-
-        Raises:
-            SignatureError: if they break the format.
-        """
+        """Read a file's bytes; raise SignatureError if they break the format. Errors begin with `source`."""
         try:
             tensors, description = read_tensors(data, source)
         except FormatError as error:
             raise SignatureError(str(error)) from error
-        bits, per, clean_hash, shapes, names = _parse_description(description, source)
-        expected = {f"{name}/{tensor}{end}" for name in names for tensor in shapes for end in ("", _SCALE)}
+        rest = checked_format(description, FORMAT, VERSION, source, cure=_CURE, error=SignatureError)
+        metadata = Metadata.parse(rest, source)
+        shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
+        expected = {f"{name}/{tensor}{end}" for name in metadata.names for tensor in shapes for end in ("", _SCALE)}
         for kind, keys in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
             if keys:
-                raise SignatureError(
-                    f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); extract them again"
-                )
+                raise SignatureError(f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); {_CURE}")
         entries = {
             name: {
-                tensor: _read_entry(tensors, f"{name}/{tensor}", shape, bits, per, source)
+                tensor: _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
                 for tensor, shape in shapes.items()
             }
-            for name in names
+            for name in metadata.names
         }
-        return cls(clean_hash, bits, per, shapes, entries)
+        return cls(metadata.clean_sha256, metadata.bits, metadata.per, shapes, entries)
 
     def _entry(self, name: str) -> Mapping[str, Quantised]:
         if name not in self.entries:
@@ -295,94 +290,42 @@ class SignatureSet:
         return self.entries[name]
 
 
-def _parse_description(
-    description: Mapping[str, Any], source: str
-) -> tuple[Bits, Per, str, dict[str, tuple[int, ...]], tuple[str, ...]]:
-    if description.get("format") != FORMAT:
-        raise SignatureError(
-            f"{source}: format is {description.get('format')!r}, expected {FORMAT!r}; give a signature file"
-        )
-    if description.get("version") != VERSION:
-        raise SignatureError(
-            f"{source}: format version is {description.get('version')!r}, this program reads {VERSION}; install the "
-            f"version of rws-edge that wrote it, or extract them again"
-        )
-    if description.keys() != _KEYS:
-        wrong = ", ".join(sorted(description.keys() ^ _KEYS))
-        raise SignatureError(f"{source}: metadata keys missing or unknown: {wrong}; extract them again")
-    bits, per, names, tensors = (description[key] for key in ("bits", "per", "names", "tensors"))
-    if type(bits) is not int or bits not in get_args(Bits) or per not in ("channel", "tensor"):
-        raise SignatureError(
-            f"{source}: bits={bits!r}, per={per!r}; expected 4, 8 or 16 and 'channel' or 'tensor'; extract the "
-            f"signatures again"
-        )
-    malformed = f"{source}: metadata has a malformed list of tensors or names; extract them again"
-    if not isinstance(names, list):
-        raise SignatureError(malformed)
-    try:
-        shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
-        duplicated = len(shapes) != len(tensors) or len(set(names)) != len(names)
-    except (TypeError, KeyError) as error:
-        raise SignatureError(malformed) from error
-    if duplicated:
-        raise SignatureError(f"{source}: metadata lists a tensor or a signature twice; extract them again")
-    _check_description(description["clean_sha256"], shapes, names, source)
-    return bits, per, description["clean_sha256"], shapes, tuple(names)  # type: ignore[return-value]
-
-
-def _check_description(
-    clean_hash: Any, shapes: Mapping[Any, tuple[Any, ...]], names: Sequence[Any], source: str
-) -> None:
-    if not isinstance(clean_hash, str) or not re.fullmatch("[0-9a-f]{64}", clean_hash):
-        raise SignatureError(f"{source}: clean_sha256 is {clean_hash!r}, expected 64 hexadecimal digits")
-    if not names or not shapes:
-        raise SignatureError(f"{source}: found no signature or no tensor, expected at least one of each")
-    for name in names:
-        check_signature_name(name, source)
-    for tensor, shape in shapes.items():
-        if not isinstance(tensor, str) or not tensor.isprintable() or not tensor or tensor.endswith(_SCALE):
-            raise SignatureError(
-                f"{source}: tensor name {tensor!r} is not printable, or ends in {_SCALE!r}; rename it in the model"
-            )
-        if not shape or any(type(length) is not int or length < 1 for length in shape):
-            raise SignatureError(
-                f"{source}: tensor {tensor!r} has shape {shape}, expected (out, ...) of whole numbers above 0"
-            )
-
-
-def check_signature_name(name: Any, source: str) -> None:
-    """Raise SignatureError unless `name` may name a signature."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == CLEAN:
-        raise SignatureError(
-            f"{source}: signature name {name!r} is not allowed; use letters, digits, '_', '.', '-', not {CLEAN!r}"
-        )
+def _metadata(
+    clean_hash: str, bits: Bits, per: Per, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]
+) -> dict[str, object]:
+    """`Metadata`, not checked yet, as plain data."""
+    return {
+        "bits": bits,
+        "per": per,
+        "clean_sha256": clean_hash,
+        "tensors": [{"name": tensor, "shape": list(shape)} for tensor, shape in shapes.items()],
+        "names": list(names),
+    }
 
 
 def _read_entry(
-    tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], bits: Bits, per: Per, source: str
+    tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    values, scale = tensors[key], tensors[key + _SCALE]
-    stored: tuple[Any, tuple[int, ...]] = (value_dtype(bits), shape)
+    bits, values, scale, largest = metadata.bits, tensors[key], tensors[key + _SCALE], largest_value(metadata.bits)
+    expected = {
+        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (value_dtype(bits), shape),
+        key + _SCALE: (np.float32, shape[:1] if metadata.per == "channel" else ()),
+    }
+    fault = ""
+    for part, (dtype, part_shape) in expected.items():
+        found = tensors[part]
+        if found.dtype != dtype or found.shape != part_shape:
+            wanted = f"{np.dtype(dtype)} {part_shape}"
+            raise SignatureError(f"{source}: tensor {part!r} is {_describe(found)}, expected {wanted}; {_CURE}")
     if bits == 4:
-        stored = (np.uint8, ((math.prod(shape) + 1) // 2,))
-    expected = {key: (values, *stored), key + _SCALE: (scale, np.float32, shape[:1] if per == "channel" else ())}
-    for part, (array, dtype, part_shape) in expected.items():
-        if array.dtype != dtype or array.shape != part_shape:
-            raise SignatureError(
-                f"{source}: tensor {part!r} is {_describe(array)}, expected {np.dtype(dtype)} {part_shape}; extract "
-                f"the signatures again"
-            )
-    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest_value(bits))).all():
-        raise SignatureError(
-            f"{source}: scale {key + _SCALE!r} has a value that is NaN, too large or not above 0; extract them again"
-        )
-    if bits == 4:
-        values = _unpack(values, shape, key, source)
-    if (values < -largest_value(bits)).any():
-        raise SignatureError(
-            f"{source}: tensor {key!r} has the value {-largest_value(bits) - 1}, expected "
-            f"{-largest_value(bits)}…{largest_value(bits)}; extract them again"
-        )
+        values, rest = _unpack(values, shape)
+        fault = f"tensor {key!r} does not end in a zero nibble" if rest else ""
+    if not ((scale > 0) & (scale <= np.finfo(np.float32).max / largest)).all():
+        fault = f"scale {key + _SCALE!r} has a value that is NaN, too large or not above 0"
+    elif (values < -largest).any():
+        fault = f"tensor {key!r} has the value {-largest - 1}, expected {-largest}…{largest}"
+    if fault:
+        raise SignatureError(f"{source}: {fault}; {_CURE}")
     return Quantised(values, scale)
 
 
@@ -392,12 +335,11 @@ def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(padded[::2] | (padded[1::2] << 4), np.uint8)
 
 
-def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...], key: str, source: str) -> NDArray[np.int8]:
+def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> tuple[NDArray[np.int8], bool]:
+    """Return the values, and whether what is left over is not zero."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
     count = math.prod(shape)
-    if nibbles[count:].any():
-        raise SignatureError(f"{source}: tensor {key!r} does not end in a zero nibble; extract them again")
-    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape)
+    return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape), bool(nibbles[count:].any())
 
 
 def _describe(array: NDArray[Any]) -> str:

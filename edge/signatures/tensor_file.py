@@ -1,24 +1,32 @@
-"""The safetensors files of this project, read from bytes that were already verified, with one error for each fault.
+"""The safetensors files of this project, read from verified bytes.
 
-Everything that describes a file sits as JSON under one metadata key: safetensors writes several keys in random order,
-and the same content must give the same bytes.
+The description of a file is JSON under one metadata key: safetensors writes several keys in random order, and the same
+content must give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from rws.edge.common.schema import parse_json
 from rws.errors import FormatError
 
 _DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "?"}
 _METADATA_KEY = "rws"
+
+
+class TensorFile(NamedTuple):
+    """The tensors of a file (read-only, little-endian), and the JSON object that describes them."""
+
+    tensors: dict[str, NDArray[Any]]
+    description: Mapping[str, Any]
 
 
 def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
@@ -28,19 +36,16 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
     return bytes(safetensors.numpy.save(contiguous, metadata))
 
 
-def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_tensors(data: bytes, source: str) -> TensorFile:
     """Read a safetensors file.
 
     Args:
         data: the whole file.
-        source: what to call it in an error.
-
-    Returns:
-        The tensors (read-only, little-endian) and the description that `write_tensors` was given.
+        source: what an error begins with.
 
     Raises:
-        FormatError: if the file is truncated or not safetensors, holds a type other than integers, booleans or
-            32 and 64 bit floats, or carries no description.
+        FormatError: if it is not a whole safetensors file, holds other types than integers, booleans and floats of 32
+            or 64 bit, or has no description.
     """
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
@@ -55,9 +60,11 @@ def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], dic
         tensors[name] = np.frombuffer(bytes(entry["data"]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     try:
-        description = json.loads(header["__metadata__"][_METADATA_KEY])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r}; was it written by rws?") from error
+        description = parse_json(header["__metadata__"][_METADATA_KEY].encode())
+    except (KeyError, ValueError) as error:
+        raise FormatError(
+            f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); was it written by rws?"
+        ) from error
     if not isinstance(description, dict):
         raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; was it written by rws?")
-    return tensors, description
+    return TensorFile(tensors, description)

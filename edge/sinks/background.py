@@ -1,4 +1,4 @@
-"""A sink behind a queue and a thread of its own, so that a slow disk cannot hold up the frame loop."""
+"""A sink behind a queue and a separate thread, so that a slow disk cannot hold up the frame loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rws.errors import InputError, first_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result, Sink
-    from rws.edge.sources.open import Frame
+    from rws.edge.pipeline import Result
+    from rws.edge.sinks.base import Sink
+    from rws.records import Frame
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +25,29 @@ WhenFull = Literal["drop", "wait"]
 
 
 class BackgroundSink:
-    """Writes into another sink from a thread. A context manager: at its exit, what waits is written first.
+    """Writes into another sink from a thread. A context manager: at its exit, waiting frames are written first.
 
-    What the other sink raises is raised again, the same object, by every later `write` and by `close`; nothing is
+    An error of the other sink is raised again, the same object, by every later `write` and by `close`; nothing is
     written after it. Frames are kept until they are written, so nobody may change their pixels in the meantime.
 
     Args:
-        sink: anything with `write(frame, result)`; a context manager is entered here and left in the thread, with the
-            exception that ended the run, if any.
+        sink: a sink; if it is a context manager, it is entered here and left in the thread, with the exception that
+            ended the run, if any.
         capacity: frames that may wait.
-        when_full: "drop" lets the oldest waiting frame go, so `write` never waits (live sources); "wait" makes `write`
-            wait for room, so no frame is lost (files). A function is asked at each write: whether a stream has an end
+        when_full: "drop" drops the oldest waiting frame, so `write` never waits (live sources); "wait" makes `write`
+            wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
             is known only when it is open.
-        timeout: seconds that the exit waits, see `close`; None for 5, or 60 with "wait": a file that appears only when
-            it is complete is worth some patience.
+        timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
+            complete is worth some patience. After that the waiting frames are dropped, a warning is logged, and the
+            thread is left to end with the process.
 
     Attributes:
-        accepted: frames that `write` took.
+        accepted: frames that `write` took: `written` + `dropped` + `waiting` + `in_hand`.
         written: frames that the other sink took.
         dropped: frames that it did not: too old, refused, or left over at the end.
         waiting: frames in the queue.
         in_hand: 1 while the other sink is writing, else 0.
-        abandoned: whether `close` gave up on a sink that did not come back.
-
-    Always `accepted` = `written` + `dropped` + `waiting` + `in_hand`; `counts` reads them all at one moment.
+        abandoned: whether the exit gave up on a sink that did not return.
 
     Raises:
         InputError: if `capacity` is below 1.
@@ -68,10 +68,8 @@ class BackgroundSink:
     ) -> None:
         if capacity < 1:
             raise InputError(f"background sink: capacity is {capacity}, expected at least 1")
-        self.sink = sink
-        self.capacity = capacity
-        self._when_full = when_full
-        self._timeout = timeout
+        self.sink, self.capacity = sink, capacity
+        self._when_full, self._timeout = when_full, timeout
         self.accepted = self.written = self.dropped = self.in_hand = 0
         self.abandoned = False
         self._queue: deque[tuple[Frame, Result]] = deque()
@@ -99,15 +97,9 @@ class BackgroundSink:
         return len(self._queue)
 
     def counts(self) -> dict[str, int]:
-        """The five counters at one moment, by name; any thread may ask."""
+        """Return the five counters at one moment, by name; any thread may ask."""
         with self._changed:
-            return {
-                "accepted": self.accepted,
-                "written": self.written,
-                "dropped": self.dropped,
-                "waiting": self.waiting,
-                "in_hand": self.in_hand,
-            }
+            return {name: getattr(self, name) for name in ("accepted", "written", "dropped", "waiting", "in_hand")}
 
     def write(self, frame: Frame, result: Result) -> None:
         """Put a frame into the queue.
@@ -133,8 +125,7 @@ class BackgroundSink:
         """Write what waits, then leave the other sink.
 
         Args:
-            timeout: seconds after which the sink is given up: what waits is dropped, a warning is logged, and the
-                thread is left to end with the process. None for the constructor's.
+            timeout: as the constructor's; None for that.
 
         Raises:
             BaseException: what the other sink raised.
@@ -178,7 +169,7 @@ class BackgroundSink:
                 self.abandoned = True
                 left = self._drop_waiting()
                 name = type(self.sink).__name__
-                log.warning("%s has not come back for %g s and is given up; %d frames are lost", name, timeout, left)
+                log.warning("%s has not returned for %g s and is given up; %d frames are lost", name, timeout, left)
 
     def _drop_waiting(self) -> int:
         left = len(self._queue)

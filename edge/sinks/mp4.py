@@ -1,13 +1,11 @@
-"""An MP4 file, written picture by picture: H.264 where PyAV has an encoder for it, else MPEG-4."""
+"""An MP4 file, written frame by frame: H.264 where PyAV has an encoder for it, else MPEG-4."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
-from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -16,14 +14,15 @@ import numpy as np
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
+from rws.edge.sinks.file import WholeFile
 from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Self
 
 # Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
-# libx264. Two threads: each one more holds another picture back, and the model wants the other cores.
+# libx264. Two threads: each one more holds another frame back, and the model wants the other cores.
 ENCODERS = {
     "libx264": {"preset": "veryfast", "threads": "2"},
     "mpeg4": {"qmin": "5", "qmax": "5"},
@@ -33,38 +32,15 @@ KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key fra
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
 
-class WholeFile(io.FileIO):
-    """An unbuffered file that writes all that it is given, or raises, and remembers what."""
-
-    error: OSError | None = None
-
-    def write(self, data: Buffer, /) -> int:
-        """Write every byte; how many there were.
-
-        Raises:
-            OSError: if not all could be written; some may have been.
-        """
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-            raise
-        return size
-
-
 class VideoFile:
-    """Pictures into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
+    """Frames into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
 
     Args:
         path: the file; an existing one is overwritten.
-        size: width and height of every picture, pixels, even.
-        fps: pictures a second.
-        endless: times as they come instead of a constant rate (what a player shows first may begin a moment after 0),
-            and fragments: at each key frame, every two seconds, all that came before it can be played, whatever
-            becomes of the process.
+        size: width and height of every frame, pixels, even.
+        fps: frames per second.
+        endless: capture times instead of a constant rate (what a player shows first may begin a moment after 0), and
+            fragments: after each key frame, every two seconds, all frames before it can be played even after a crash.
 
     Raises:
         OSError: if the file cannot be opened or a write fails.
@@ -91,15 +67,10 @@ class VideoFile:
             self._container.start_encoding()
             failed.pop_all()
 
-    def write(self, picture: NDArray[np.uint8], captured_at: float) -> None:
-        """Append a picture.
-
-        Args:
-            picture: uint8, shape (height, width, 3), RGB.
-            captured_at: seconds; its distance from the first picture's is the time in an endless file.
-        """
+    def write(self, image: NDArray[np.uint8], captured_at: float) -> None:
+        """Append a frame, uint8, shape (height, width, 3), RGB; in an endless file at its time since the first one."""
         # OpenCV converts three times as fast as FFmpeg, to the same values.
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
         self._at += 1
         if self._endless:
             self._first = captured_at if self._first is None else self._first
@@ -115,9 +86,7 @@ class VideoFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._file, self._true_errors():
             try:
                 self._container.mux(self._stream.encode(None))

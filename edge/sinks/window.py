@@ -6,35 +6,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import cv2
 
 from rws.edge.common.child import python_command
-from rws.edge.sinks.annotate import annotate
+from rws.edge.common.closing import Closing
+from rws.edge.tasks.annotate import annotate
 from rws.errors import RwsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result
-    from rws.edge.sources.open import Frame
+    from rws.edge.pipeline import Result
+    from rws.records import Frame
 
 ESCAPE = 27
-ELSEWHERE = "see the pictures in a browser with --serve, or write them to a file with --save"
+ELSEWHERE = "see the frames in a browser with --serve, or write them to a file with --save"
 
-# Where no window can be opened, some builds of OpenCV end the whole process: another one tries it first.
+# If no window can be opened, some builds of OpenCV end the whole process: another process tries it first.
 PROBE = "import cv2; cv2.namedWindow('rws'); cv2.waitKey(1)"
 PROBE_TIMEOUT = 60.0  # seconds
 
 
-class WindowSink:
-    """Shows annotated frames (`rws.edge.sinks.annotate.annotate`) in a window. A context manager that takes the window
-    away.
+class WindowSink(Closing):
+    """Shows annotated frames (`rws.edge.tasks.annotate.annotate`) in a window. A context manager that closes it.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
-    If the display itself goes away, the window system ends the process: this is for looking, not for a service.
+    If the display itself goes away, the window system ends the process.
 
     Args:
         title: the window's title.
@@ -54,22 +53,22 @@ class WindowSink:
         self._shown = False
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Draw the result beside the frame and show the picture.
+        """Draw the result next to the frame and show it.
 
         Raises:
             RwsError: if the window system refuses it.
         """
         if self.closed:
             return
-        picture = annotate(frame.image, result, frame.original)
+        image = annotate(frame.image, result, frame.original)
         try:
             if not self._shown:
                 cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-                cv2.resizeWindow(self.title, picture.shape[1], picture.shape[0])
+                cv2.resizeWindow(self.title, image.shape[1], image.shape[0])
                 self._shown = True
-            cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            cv2.imshow(self.title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         except cv2.error as error:
-            raise RwsError(f"the picture cannot be shown ({error.err}); {ELSEWHERE}") from error
+            raise RwsError(f"the frame cannot be shown ({error.err}); {ELSEWHERE}") from error
         self.refresh()
 
     def refresh(self) -> None:
@@ -78,7 +77,7 @@ class WindowSink:
             return
         key = cv2.waitKey(1) & 0xFF
         if key in (ESCAPE, ord("q"), ord("Q")) or not self._is_open():
-            self._take_away()
+            _close_windows()
             self.closed = True
             self._on_close()
 
@@ -86,11 +85,10 @@ class WindowSink:
         _check_display()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the window."""
         if self._shown and not self.closed:
-            self._take_away()
+            _close_windows()
 
     def _is_open(self) -> bool:
         try:
@@ -98,10 +96,11 @@ class WindowSink:
         except cv2.error:  # how Qt says that the last window is gone
             return False
 
-    def _take_away(self) -> None:
-        # By its name, a window that is gone already could not be destroyed.
-        cv2.destroyAllWindows()
-        cv2.waitKey(1)
+
+def _close_windows() -> None:
+    # By its name, a window that is gone already could not be destroyed.
+    cv2.destroyAllWindows()
+    cv2.waitKey(1)
 
 
 def _check_display() -> None:

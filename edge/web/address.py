@@ -1,4 +1,4 @@
-"""From `127.0.0.1:8080` to a listening socket, or to one line that says why not."""
+"""From `127.0.0.1:8080` to a listening socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone, which means this machine only.
+    """Return host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone, which means this machine only.
 
     Raises:
         InputError: if it is written otherwise, or the port is above 65535.
@@ -31,16 +31,16 @@ def parse(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     port = int(match["port"]) if match else -1
     if match is None or port > 65535:
-        raise InputError(f"{address!r} is no address to serve at; expected HOST:PORT, for example {LOOPBACK}:8080")
+        raise InputError(f"{address!r} is not an address to serve at; expected HOST:PORT, for example {LOOPBACK}:8080")
     return match["v6"] or match["host"] or LOOPBACK, port
 
 
 def listen(address: str) -> socket.socket:
-    """A socket that listens at `address`; port 0 takes any that is free.
+    """Return a socket that listens at `address`; port 0 takes any that is free.
 
     Raises:
         InputError: if the address is malformed, or its host unknown.
-        RwsError: if it is taken or not to be had.
+        RwsError: if it is taken or unavailable.
     """
     host, port = parse(address)
     try:
@@ -63,7 +63,7 @@ def listen(address: str) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an IP address, with or without brackets, is reached from this machine alone."""
+    """Return whether an IP address, with or without brackets, is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def url(address: str, listener: socket.socket) -> str:
-    """What to open in a browser: the address as it was given, or an address of this machine for `0.0.0.0` and `::`."""
+    """Return the URL to open: of the address as it was given, or of this machine for `0.0.0.0` and `::`."""
     host, _ = parse(address)
     if host in ("0.0.0.0", "::"):
         host = _own_address()

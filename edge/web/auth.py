@@ -1,4 +1,4 @@
-"""Who may look: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
+"""Access control: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other 
 
 
 def check_token(token: str) -> str:
-    """The token, if it is one.
+    """Return the token if it is a valid one.
 
     Raises:
         InputError: if it is shorter than 8 characters, or holds a space or a control character.
@@ -35,27 +35,27 @@ def check_token(token: str) -> str:
     return token
 
 
-class Guard:
-    """Answers requests that may not be answered otherwise.
+class TokenAuth:
+    """Rejects unauthorised requests.
 
     Args:
         token: what a request must bring: as `Authorization: Bearer`, as `?token=`, or as the cookie that the page
             sets when it is opened with `?token=`. None: the Host header is checked instead, because a web page
             elsewhere can have its own name resolved to 127.0.0.1 and then read what is served there.
         port: distinguishes the cookies of two servers of one machine, which browsers would send to both.
-        hosts: names that the Host header may bear beside `localhost` and loopback addresses.
+        hosts: further names that the Host header may have, next to `localhost` and loopback addresses.
     """
 
     def __init__(self, token: str | None, *, port: int, hosts: Collection[str] = ()) -> None:
         self._token = token
         self._hosts = {"localhost", *hosts}
         self._cookie_name = f"rws_{port}"
-        # The cookie proves that its bearer had the token, and does not tell it.
+        # The cookie proves that its bearer had the token, without revealing it.
         self._cookie = hashlib.sha256((token or "").encode()).hexdigest()
 
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """A middleware of aiohttp."""
+        """Answer a request, or reject it; a middleware of aiohttp."""
         if self._token is None:
             if self._is_local(request.host):
                 return await handler(request)
@@ -80,7 +80,7 @@ class Guard:
         )
 
     def _signed_in(self, request: web.Request) -> web.StreamResponse:
-        """To the page again, without the token in its address."""
+        """Redirect to the page, without the token in its address."""
         response = web.Response(status=303, headers={"Location": "./"})
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # A browser that follows a link from another site keeps a strict cookie back through a redirect, too.

@@ -1,30 +1,41 @@
-"""Whether a run does its work, for a supervisor that asks every few seconds."""
+"""The health of a run, for a supervisor that asks every few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+
+from rws.edge.monitoring.run_status import LOST, RunStatus
 
 
-def health(report: Mapping[str, Any], stale_after: float) -> tuple[bool, dict[str, Any]]:
-    """Judge a snapshot of a `Monitor`.
+@dataclass(frozen=True)
+class Health:
+    """The health of a run.
 
     Args:
-        report: what `Monitor.snapshot` gave.
-        stale_after: seconds that a run may go without a result, at its start as well.
-
-    Returns:
-        Whether all is well, and an answer in plain types: `status` (`ok`, `lost`, `ended` or `stale`), `reason` in
-        words ("" where all is well), `since_result_s` (None before the first), and the source's `state`.
+        status: `ok`, `lost`, `ended` or `stale`.
+        reason: in words; "" if all is well.
+        since_result_s: seconds since the newest result; None before the first.
+        source: the source's state.
     """
-    source, since = report["source"], report["since_result_s"]
-    silent = report["uptime_s"] if since is None else since
-    well = silent < stale_after
-    status, reason = "ok", ""
-    if not well and source["state"] in ("reconnecting", "lost"):
-        status = "lost"
-        reason = f"{source['name']} is lost" + (f": {source['error']}" if source["error"] else "")
-    elif not well:
-        status = "ended" if source["state"] == "ended" else "stale"
-        reason = f"no result for {silent:.0f} s"
-    return well, {"status": status, "reason": reason, "since_result_s": since, "source": source["state"]}
+
+    status: str
+    reason: str
+    since_result_s: float | None
+    source: str
+
+
+def health(status: RunStatus, stale_after: float) -> Health:
+    """Judge the status of a run.
+
+    Args:
+        status: of a `Monitor`.
+        stale_after: seconds that a run may go without a result, at its start as well.
+    """
+    source, since = status.source, status.since_result_s
+    silent = status.uptime_s if since is None else since
+    word, reason = "ok", ""
+    if silent >= stale_after and source.state in LOST:
+        word, reason = "lost", f"{source.name} is lost" + (f": {source.error}" if source.error else "")
+    elif silent >= stale_after:
+        word, reason = "ended" if source.state == "ended" else "stale", f"no result for {silent:.0f} s"
+    return Health(word, reason, since, source.state)

@@ -1,4 +1,4 @@
-"""The newest frame as a JPEG, made only when somebody asks for it."""
+"""The newest frame as a JPEG, encoded only on demand."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sinks.annotate import fit
-from rws.edge.sources.open import Frame
+from rws.edge.tasks.annotate import fit
+from rws.records import Frame
 
 MAX_WIDTH = 960
 QUALITY = 80
 
 
-class Pictures:
-    """Holds one frame; any thread may replace it, one event loop asks for its picture.
+class JpegEncoder:
+    """Encodes the newest frame; any thread may replace it, one event loop asks for its JPEG.
 
     Args:
-        max_fps: pictures that are made a second, at most, however many look.
+        max_fps: frames encoded per second, at most, for any number of viewers.
 
     Attributes:
         frame: the newest frame; None before the first.
-        next_at: when the next picture may be made, seconds of `time.monotonic`.
+        next_at: when the next frame may be encoded, seconds of `time.monotonic`.
     """
 
     def __init__(self, max_fps: float) -> None:
         self.frame: Frame | None = None
         self._period = 1 / max_fps
         self._lock = asyncio.Lock()
-        self._drawn: Frame | None = None
+        self._encoded: Frame | None = None
         self._jpeg: bytes | None = None
         self.next_at = 0.0
 
     async def newest(self) -> bytes | None:
-        """JPEG of the newest frame, or of one that is at most a period older; the same object until there is another.
+        """Return the JPEG of the newest frame, or of one that is at most a period older; None before the first.
 
-        None before the first frame.
+        It is the same object until there is another JPEG.
         """
         async with self._lock:
             frame, now = self.frame, time.monotonic()
-            if frame is not None and frame is not self._drawn and now >= self.next_at:
+            if frame is not None and frame is not self._encoded and now >= self.next_at:
                 # Late by less than a period is made up for, so that the mean rate is the one asked for.
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
                 self._jpeg = await asyncio.to_thread(encode, frame.image)
-                self._drawn = frame
+                self._encoded = frame
             return self._jpeg
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """A JPEG of a frame, at most 960 pixels wide; small frames grow by whole factors.
+    """Return a JPEG of a frame, at most 960 pixels wide; small frames grow by whole factors.
 
     Args:
         image: uint8, shape (H, W, 3), RGB.

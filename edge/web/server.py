@@ -1,4 +1,4 @@
-"""The web server beside a running frame loop, in a thread of its own."""
+"""The web server next to a running frame loop, in a separate thread."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
+from dataclasses import asdict
 from importlib.resources import files
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,25 +20,28 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from prometheus_client.exposition import choose_encoder
 
+from rws.edge.common.closing import Closing
 from rws.edge.monitoring.metrics import registry
 from rws.edge.monitoring.monitor import Monitor
+from rws.edge.pipeline import STAGES
 from rws.edge.web import address as addresses
-from rws.edge.web.auth import Guard, Handler, check_token
+from rws.edge.web.auth import Handler, TokenAuth, check_token
 from rws.edge.web.health import health
-from rws.edge.web.jpeg import Pictures
+from rws.edge.web.jpeg import JpegEncoder
+from rws.oracle.belief import FAMILIES
 
 if TYPE_CHECKING:
     import socket
 
     from typing_extensions import Self
 
-    from rws.edge.runtime import Result
-    from rws.edge.sources.open import Frame
+    from rws.edge.pipeline import Result
+    from rws.records import Frame
 
-EVENT_PERIOD = 0.2  # seconds from one server-sent event to the next
-LOOK_PERIOD = 1 / 60  # seconds from one look for a newer picture to the next
-REPEAT_AFTER = 0.2  # seconds until a picture is sent again: browsers show one only when the next begins
-SLOW_AFTER = 10.0  # seconds that a client may take for one picture or event; then it is let go
+EVENT_PERIOD = 0.2  # seconds between two server-sent events
+LOOK_PERIOD = 1 / 60  # seconds between two looks for a newer image
+REPEAT_AFTER = 0.2  # seconds until an image is sent again: browsers show one only when the next begins
+SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-picture"
 SECURITY = {
     "Cache-Control": "no-store",
@@ -49,53 +52,38 @@ SECURITY = {
     "Server": "rws",
     "X-Content-Type-Options": "nosniff",
 }
-PAGE = {
-    "page.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "timeline.js": "text/javascript",
-}
+PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
+VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}
+"""What the page needs to know of the project: the stages of a frame, and the corruptions of each family."""
+
 log = logging.getLogger(__name__)
 
 
-class PageServer:
-    """Shows a run to whoever may look: a page, a picture stream, events, metrics, a health check.
+class PageServer(Closing):
+    """Serves a page, an image stream, events, metrics and a health check of a run.
 
-    A context manager that serves from entry to exit, and a sink: `write` may be called from any thread, keeps the
-    frame and does no more, so that it costs nothing while nobody looks and waits for nobody who does.
+    A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
+    the frame. It costs nothing without viewers and never blocks on slow ones.
 
-    At a loopback address, whoever is on this machine may look. At any other, a request must bring the token.
+    At a loopback address, anyone on this machine may look. At any other address, requests require the token.
 
     Args:
         address: `HOST:PORT`; port 0 takes any that is free.
-        monitor: what is known of the run.
-        token: what a request must bring; None: at an address that other machines reach, one is made up.
+        monitor: of the run.
+        token: what a request must bring; None: generated if the address is not loopback.
         stale_after: seconds without a result after which `/health` answers 503.
-        max_fps: pictures a second, at most.
+        max_fps: images per second, at most.
 
     Attributes:
-        port: the port that it listens at; known after entry.
-        url: what to open in a browser, without the token; known after entry.
-        token: the token, if one is needed; known after entry.
+        port, url, token: where it listens, the page's URL without the token, and the token, if any; set on entry.
 
     Raises:
         InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
-        RwsError: on entry, if the address is taken or not to be had.
-
-    Example:
-        >>> with PageServer("127.0.0.1:8080", monitor) as page:  # doctest: +SKIP
-        ...     for result in runtime.stream(source, sinks=[page]):
-        ...         monitor.add(result)
+        RwsError: on entry, if the address is taken or unavailable.
     """
 
     def __init__(
-        self,
-        address: str,
-        monitor: Monitor,
-        *,
-        token: str | None = None,
-        stale_after: float = 10.0,
-        max_fps: float = 15.0,
+        self, address: str, monitor: Monitor, *, token: str | None = None, stale_after: float = 10, max_fps: float = 15
     ) -> None:
         self.address = address
         self.monitor = monitor
@@ -103,23 +91,23 @@ class PageServer:
         self.stale_after = stale_after
         self.port = 0
         self.url = ""
-        self._pictures = Pictures(max_fps)
+        self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
         self._streams: set[asyncio.Task[Any]] = set()
 
     @property
     def url_with_token(self) -> str:
-        """What to open in a browser that was not here before."""
+        """The URL of the page, with the token if one is needed."""
         return self.url if self.token is None else f"{self.url}?token={quote(self.token, safe='')}"
 
     @property
     def viewers(self) -> int:
-        """Open picture and event streams; a page that is being looked at holds one of each."""
+        """The number of open image and event streams; an open page holds one of each."""
         return len(self._streams)
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Show this frame from now on."""
-        self._pictures.frame = frame
+        """Show this frame from now on; its image must not change afterwards."""
+        self._encoder.frame = frame
 
     def __enter__(self) -> Self:
         listener = addresses.listen(self.address)
@@ -134,9 +122,8 @@ class PageServer:
         started.result()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
@@ -151,7 +138,7 @@ class PageServer:
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         log.addFilter(_worth_telling)
-        # A token in an address must not end up in a log. Handlers end when their client is gone, or `viewers` lies.
+        # A token in an address must not end up in a log. Handlers end with their client, or `viewers` would be wrong.
         runner = web.AppRunner(
             self._application(), access_log=None, logger=log, handler_cancellation=True, shutdown_timeout=0.5
         )
@@ -167,8 +154,8 @@ class PageServer:
 
     def _application(self) -> web.Application:
         host, _ = addresses.parse(self.address)
-        guard = Guard(self.token, port=self.port, hosts=[host.lower()])
-        application = web.Application(middlewares=[guard.admit])
+        auth = TokenAuth(self.token, port=self.port, hosts=[host.lower()])
+        application = web.Application(middlewares=[auth.admit])
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():
             text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
@@ -177,35 +164,35 @@ class PageServer:
         application.router.add_get("/api/status", self._status)
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
-        application.router.add_get("/stream.mjpg", self._watch, allow_head=False)
-        application.router.add_get("/events", self._follow, allow_head=False)
+        application.router.add_get("/stream.mjpg", self._stream_mjpeg, allow_head=False)
+        application.router.add_get("/events", self._stream_events, allow_head=False)
         return application
 
     async def _frame(self, request: web.Request) -> web.Response:
-        picture = await self._pictures.newest()
+        picture = await self._encoder.newest()
         if picture is None:
             return web.Response(status=503, text="no picture has come yet\n")
         return web.Response(body=picture, content_type="image/jpeg")
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _json_response(self.monitor.snapshot(timeline=True))
+        return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         encode, kind = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._metrics), headers={"Content-Type": kind})
 
     async def _health(self, request: web.Request) -> web.Response:
-        well, answer = health(self.monitor.snapshot(), self.stale_after)
-        return _json_response(answer, status=200 if well else 503)
+        found = health(self.monitor.status(), self.stale_after)
+        return _json_response(asdict(found), status=200 if found.status == "ok" else 503)
 
-    async def _watch(self, request: web.Request) -> web.StreamResponse:
+    async def _stream_mjpeg(self, request: web.Request) -> web.StreamResponse:
         return await self._stream(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}", self._parts())
 
-    async def _follow(self, request: web.Request) -> web.StreamResponse:
+    async def _stream_events(self, request: web.Request) -> web.StreamResponse:
         return await self._stream(request, "text/event-stream", self._reports())
 
     async def _stream(self, request: web.Request, kind: str, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
-        """An answer without end; its client counts as a viewer until it leaves, or is too slow to be one."""
+        """Send a streaming response; its client counts as a viewer until it leaves or is too slow."""
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         task = asyncio.current_task()
         assert task is not None
@@ -224,26 +211,28 @@ class PageServer:
         return response
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        """Each picture as a part of a multipart stream."""
+        """Each image as a part of a multipart stream."""
         shown, repeat_at = None, math.inf
         while not self._stop.is_set():
-            picture = await self._pictures.newest()
+            picture = await self._encoder.newest()
             if picture is not None and (picture is not shown or time.monotonic() >= repeat_at):
                 repeat_at = math.inf if picture is shown else time.monotonic() + REPEAT_AFTER
                 head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
                 yield head.encode() + picture + b"\r\n"
                 shown = picture
-            await asyncio.sleep(max(LOOK_PERIOD, self._pictures.next_at - time.monotonic()))
+            await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
 
     async def _reports(self) -> AsyncIterator[bytes]:
-        """What the monitor knows, as server-sent events; the whole timeline with the first, then only what is new."""
+        """The status as server-sent events; the whole timeline with the first, then only what is new."""
         since = 0.0
+        fixed: Mapping[str, object] = VOCABULARY
         while not self._stop.is_set():
-            report = self.monitor.snapshot(timeline=True, since=since)
+            status = self.monitor.status(since=since)
             # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
-            report["counts"].pop("classes")
-            since = report["timeline"][-1]["at"] if report["timeline"] else since
-            yield f"data: {_json(report)}\n\n".encode()
+            report = status.to_dict(classes=False)
+            since = status.timeline[-1].at if status.timeline else since
+            yield f"data: {_json({**report, **fixed})}\n\n".encode()
+            fixed = {}
             await asyncio.sleep(EVENT_PERIOD)
 
 
@@ -254,7 +243,7 @@ def _worth_telling(record: logging.LogRecord) -> bool:
 
 def _page(text: str, kind: str) -> Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(text=text, content_type=kind)
+        return web.Response(text=text, content_type=f"text/{kind}")
 
     return answer
 

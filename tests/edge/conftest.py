@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rws.edge.bundle.bundle import Bundle, write_bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import write_bundle
 from support.tiny import bundle_parts
 
 
@@ -17,7 +18,7 @@ def parts() -> dict:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> Bundle:
     """A bundle that no test may change."""
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", **bundle_parts())
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", bundle_parts())
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.preprocess import preprocess
+from rws.edge.preprocess import preprocess, to_rgb
 from rws.errors import InputError
 
 
@@ -36,14 +39,26 @@ def test_shrinking_averages_areas():
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "advice"),
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
+        ("cat.jpg", r"the name 'cat\.jpg'.*read the image first"),
+        (Path("cat.jpg"), r"the name 'cat\.jpg'.*read the image first"),
+        (None, "found None.*cannot read"),
+        ([np.zeros((4, 4, 3), np.uint8)], "found list.*one image"),
+        (b"jpeg", "found bytes.*NumPy array"),
+        (np.zeros((4, 4), np.uint8), "it is grey.*COLOR_GRAY2RGB"),
+        (np.zeros((4, 4, 1), np.uint8), "it is grey"),
+        (np.zeros((4, 4, 4), np.uint8), "fourth channel"),
+        (np.zeros((3, 4, 4, 3), np.uint8), "one image with the channels last"),
+        (np.zeros((3, 5, 5), np.uint8), "channels last"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 4, 3), np.float32), "0…255.*uint8"),
+        (np.zeros((4, 4, 3), np.int64), "uint8"),
     ],
 )
-def test_anything_but_uint8_rgb_with_pixels_is_refused(image):
-    with pytest.raises(InputError, match=r"expected uint8 of shape \(H, W, 3\), RGB"):
-        preprocess(image, 4, 4)
+def test_anything_but_an_image_is_refused_with_what_to_do(image, advice):
+    for refuse in (lambda: preprocess(image, 4, 4), lambda: to_rgb(image, "bgr")):
+        with pytest.raises(InputError, match=r"expected uint8 of shape \(H, W, 3\); ") as caught:
+            refuse()
+        assert re.search(advice, str(caught.value))
+        assert "\n" not in str(caught.value)

@@ -1,21 +1,24 @@
 import gc
 import json
 import tracemalloc
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 
 from rws.edge.monitoring.summary import Summary
-from rws.edge.runtime import STAGES
-from rws.edge.sources.open import ArraySource, Frame
+from rws.edge.pipeline import STAGES
+from rws.edge.sources.arrays import ArraySource
+from rws.edge.tasks.annotate import annotate
 from rws.errors import InputError, SourceError
+from rws.records import Frame
 from support.fakes import (
     FakeModel,
     FakeOracle,
     FakePolicy,
     HoldFilter,
     TickingClock,
+    make_pipeline,
     make_runtime,
     write_images,
 )
@@ -47,7 +50,7 @@ def test_a_stream_follows_the_picture():
     assert [(result.index, result.name) for result in results] == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
     assert [result.belief.type for result in results] == ["clean", "fog", "fog", "clean"]
     assert sink.taken == [(0, "cat"), (1, "dog"), (2, "dog"), (3, "cat")]
-    assert model.log == [{"fog": 0.8}, {}, "reset"]
+    assert model.log == ["reset", {"fog": 0.8}, {}, "reset"]
 
 
 def test_times_and_age_come_from_the_injected_clock():
@@ -82,7 +85,7 @@ def test_without_a_filter_every_frame_starts_from_nothing():
     alone, chained = FakePolicy(), FakePolicy()
     list(make_runtime(policy=alone).stream(array_source(DARK, BRIGHT, DARK)))
     list(make_runtime(policy=chained, filter=HoldFilter()).stream(array_source(DARK, BRIGHT, DARK)))
-    assert (alone.resets, chained.resets) == (4, 1)
+    assert (alone.resets, chained.resets) == (5, 2)
 
 
 def test_leaving_a_stream_early_leaves_the_weights_clean():
@@ -124,11 +127,11 @@ def test_an_exception_surfaces_and_leaves_the_weights_clean(source, model, sink,
 def test_classify_is_on_its_own_and_leaves_the_weights_clean():
     model = FakeModel()
     runtime = make_runtime(model, filter=HoldFilter())
-    assert runtime.classify(DARK).label == "dog"
+    assert runtime.classify(DARK, "rgb").label == "dog"
     assert model.mix == {}
-    assert runtime.classify(BRIGHT).label == "cat"
+    assert runtime.classify(BRIGHT, "rgb").label == "cat"
     with pytest.raises(InputError):
-        runtime.classify(DARK.astype(np.float32))
+        runtime.classify(DARK.astype(np.float32), "rgb")
     assert model.log[-1] == "reset"
 
 
@@ -137,7 +140,7 @@ def test_the_context_manager_leaves_the_weights_clean():
     with make_runtime(model) as runtime:
         model.apply({"fog": 1.0})
     assert model.mix == {}
-    assert runtime.model is model
+    assert runtime.pipeline.model is model
 
 
 def test_a_stream_opens_and_closes_what_it_is_told_by_name(tmp_path):
@@ -154,7 +157,7 @@ def test_a_model_with_another_number_of_classes_is_refused_before_the_first_fram
 
 def test_results_are_plain_json():
     (result,) = make_runtime().stream(array_source(DARK, names=["dark.png"]))
-    line = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    line = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert line["name"] == "dark.png"
     assert line["label"] == "dog"
     assert line["mix"] == {"fog": 0.8}
@@ -191,65 +194,68 @@ def test_the_oracle_can_look_at_every_nth_frame_only():
             looked.append(float(x.mean()))
             return super().observe(x)
 
-    runtime = make_runtime(oracle=CountingOracle())
-    results = list(runtime.stream(array_source(DARK, BRIGHT, BRIGHT, BRIGHT, DARK), oracle_every=3))
+    runtime = make_runtime(oracle=CountingOracle(), oracle_every=3)
+    results = list(runtime.stream(array_source(DARK, BRIGHT, BRIGHT, BRIGHT, DARK)))
     assert len(looked) == 1 + 2  # one is the warm-up
     assert [result.observed for result in results] == [True, False, False, True, False]
     assert [dict(result.mix) for result in results] == [{"fog": 0.8}] * 3 + [{}] * 2
     assert [result.belief.type for result in results] == ["fog"] * 3 + ["clean"] * 2
     with pytest.raises(InputError, match="at least 1"):
-        next(runtime.stream(array_source(DARK), oracle_every=0))
+        make_runtime(oracle_every=0)
 
 
 def test_the_clean_model_is_asked_about_the_same_frame_only_while_somebody_wants_to_know():
-    model, wanted = FakeModel(), iter([False, True, True])
-    results = list(make_runtime(model).stream(array_source(DARK, DARK, BRIGHT), compare=lambda: next(wanted)))
+    model, results = FakeModel(), []
+    runtime = make_runtime(model)
+    for result in runtime.stream(array_source(DARK, DARK, BRIGHT)):
+        results.append(result)
+        runtime.compare = True
     assert [result.label for result in results] == ["dog", "dog", "cat"]
     assert [result.unpatched and result.unpatched.label for result in results] == [None, "cat", "cat"]
     assert [result.changed for result in results] == [True, False, True]
-    assert results[1].to_json()["unpatched"] == {"label": "cat", "confidence": pytest.approx(0.6652)}
-    assert results[0].to_json()["unpatched"] is None
+    assert results[1].to_dict()["unpatched"] == {"label": "cat", "confidence": pytest.approx(0.6652)}
+    assert results[0].to_dict()["unpatched"] is None
     assert model.mix == {}
 
 
-def test_another_runtime_takes_over_between_two_frames_and_the_old_one_is_left_clean():
+def test_another_pipeline_takes_over_between_two_frames_and_the_old_one_is_left_clean():
     old, new = FakeModel(), FakeModel()
-    other = make_runtime(new, classes=("Katze", "Hund", "Schiff"))
-    ready = iter([None, None, other, None])
     runtime = make_runtime(old)
-    results = runtime.stream(array_source(DARK, DARK, DARK, DARK), renew=lambda: next(ready))
+    results = runtime.stream(array_source(DARK, DARK, DARK, DARK))
     assert [next(results).label for _ in range(2)] == ["dog", "dog"]
-    assert next(results).label == "Hund"
+    runtime.pipeline = make_pipeline(new, classes=("Katze", "Hund", "Schiff"))
     assert old.mix == {}
+    assert next(results).label == "Hund"
     assert new.mix == {"fog": 0.8}
     assert next(results).label == "Hund"
     assert list(results) == []
     assert new.mix == {}
-    assert runtime.model is new
+
+
+def test_a_pipeline_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        make_pipeline().model = FakeModel()
 
 
 class LosingSource(ArraySource):
     """Loses its camera after the first frame, for a while."""
 
-    def __iter__(self):
-        frames = super().__iter__()
+    def frames(self):
+        frames = super().frames()
         yield next(frames)
-        for state, seconds in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
-            self.state = state
-            self.on_idle(seconds)
-            self.seen.append(dict(self.model.mix))
-        self.state = "running"
+        for self.state, self.idle_for in [("running", 5.0), ("reconnecting", 1.0), ("reconnecting", 2.0)]:
+            yield None
+        self.state, self.idle_for = "running", 0.0
         yield from frames
 
 
 def test_a_source_that_stays_lost_takes_the_patch_off_and_the_filter_starts_anew():
-    model, told = FakeModel(), []
+    model, seen = FakeModel(), []
     source = LosingSource(np.stack([DARK, BRIGHT]))
-    source.model, source.seen = model, []
-    results = list(make_runtime(model, filter=HoldFilter()).stream(source, on_idle=told.append))
-    assert source.seen == [{"fog": 0.8}, {"fog": 0.8}, {}]
-    assert told == [5.0, 1.0, 2.0]
-    assert [result.belief.type for result in results] == ["fog", "clean"]
+    for result in make_runtime(model, filter=HoldFilter()).results(source):
+        seen.append((source.idle_for, dict(model.mix), result and result.belief.type))
+    patch = {"fog": 0.8}
+    assert seen == [(0, patch, "fog"), (5, patch, None), (1, patch, None), (2, {}, None), (0, {}, "clean")]
 
 
 def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
@@ -260,21 +266,77 @@ def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
         def write(self, frame, result):
             seen.append((frame.image is DARK, frame.original is not None))
 
-    clock = TickingClock()
-
-    def darken(frame):
-        clock()  # takes time that is not the camera's
-        return replace(frame, image=DARK, original=frame.image)
-
-    plain = list(make_runtime(FakeModel()).stream(array_source(BRIGHT)))
-    results = list(make_runtime(model, clock=clock).stream(array_source(BRIGHT, BRIGHT), [Keep()], change=darken))
+    frames = [replace(frame, image=DARK, original=frame.image) for frame in array_source(BRIGHT, BRIGHT)]
+    results = list(make_runtime(model).stream(frames, [Keep()]))
     assert [result.label for result in results] == ["dog", "dog"]
     assert [(result.unpatched.label, result.on_original.label) for result in results] == [("cat", "cat")] * 2
     assert seen == [(True, True)] * 2
     assert [result.changed for result in results] == [True, False]
-    assert results[0].times_ms["read"] == plain[0].times_ms["read"]
-    assert results[0].to_json()["on_original"]["label"] == "cat"
+    assert results[0].to_dict()["on_original"]["label"] == "cat"
     summary = Summary()
     for result in results:
         summary.add(result)
-    assert summary.to_json()["agreement"] == {"frames": 2, "unpatched": 100.0, "patched": 0.0}
+    assert summary.agreement == {"frames": 2, "unpatched": 100.0, "patched": 0.0}
+
+
+def test_images_can_be_pushed_and_belief_and_weights_are_kept_from_one_to_the_next():
+    model = FakeModel()
+    with make_runtime(model, filter=HoldFilter()) as runtime:
+        first = runtime.step(DARK, "rgb")
+        assert model.mix == {"fog": 0.8}
+        second = runtime.step(BRIGHT, "rgb", name="camera", captured_at=7.0)
+        assert [(r.index, r.name, r.belief.type, r.changed) for r in (first, second)] == [
+            (0, "image", "fog", True),
+            (1, "camera", "fog", False),
+        ]
+        assert second.captured_at == 7.0
+        runtime.reset()
+        assert model.mix == {}
+        assert runtime.step(BRIGHT, "rgb").belief.type == "clean"
+    assert model.mix == {}
+
+
+def test_a_pushed_image_says_its_colour_order():
+    seen = []
+
+    class Looks(FakeOracle):
+        def observe(self, x):
+            seen.append(x[:, 0, 0].round(2).tolist())
+            return super().observe(x)
+
+    red = np.full((8, 8, 3), (255, 0, 0), np.uint8)
+    runtime = make_runtime(oracle=Looks())
+    runtime.step(red, "rgb")
+    runtime.step(red[:, :, ::-1], "bgr")
+    runtime.step(np.full((20, 12, 3), (0, 0, 255), np.uint8), colour="bgr")
+    assert seen[1:] == [[1, 0, 0]] * 3
+    with pytest.raises(TypeError, match="colour"):
+        runtime.step(red)
+    with pytest.raises(InputError, match=r"colour is 'BGR', expected \"rgb\" or \"bgr\""):
+        runtime.step(red, "BGR")
+
+
+def test_a_pushed_image_that_the_model_cannot_read_is_refused_before_the_first_result():
+    with pytest.raises(InputError, match=r"shape \(1, 3\), expected \(1, 2\)"):
+        make_runtime(classes=("cat", "dog")).step(BRIGHT, "rgb")
+
+
+def test_a_result_names_its_top_classes_and_fits_on_a_line():
+    result = make_runtime().step(DARK, "rgb", name="dark.png")
+    assert [(guess.label, guess.class_index) for guess in result.top] == [("dog", 1), ("cat", 0), ("ship", 2)]
+    assert sum(guess.confidence for guess in result.top) == pytest.approx(1)
+    assert (result.label, result.confidence) == ("dog", result.top[0].confidence)
+    assert repr(result) == "Result(#0 dark.png: dog 71%, fog 100%, fog 0.80, 5.0 ms)"
+
+
+def test_a_result_is_drawn_while_its_frame_is_the_newest():
+    runtime = make_runtime()
+    first = runtime.step(DARK, "bgr")
+    picture = first.plot()
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, annotate(DARK, first))
+    runtime.step(BRIGHT, "rgb")
+    with pytest.raises(InputError, match="no longer in memory"):
+        first.plot()
+    for result in runtime.stream(array_source(BRIGHT, DARK)):
+        assert result.plot().shape == picture.shape

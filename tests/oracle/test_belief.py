@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import Belief, InputError, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 3.0, 5.0)

@@ -3,17 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.oracle import (
-    Belief,
-    ExpectedGainPolicy,
-    FormatError,
-    GainTable,
-    InputError,
-    ToldPolicy,
-    WeightedPolicy,
-    certain,
-)
-from rws.oracle.policy import STEP, make_policy
+from rws.errors import FormatError, InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy, make_policy
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)
@@ -72,15 +64,17 @@ def test_the_weight_on_clean_makes_patching_rarer():
     assert ExpectedGainPolicy(table(), clean_weight=64).choose_batch(certain_snow)[0] == 0
 
 
-def test_told_uses_the_own_signature_or_the_best_one():
-    assert ToldPolicy(table(), own=True).choose_told("snow", 5) == {"snow": 1.0}
-    assert ToldPolicy(table(), own=True).choose_told("clean", 0) == {}
+def test_a_reference_uses_the_own_signature_or_the_best_one():
+    assert ReferencePolicy(table(), "perfect").mix("snow", 5) == {"snow": 1.0}
+    assert ReferencePolicy(table(), "perfect").mix("clean", 0) == {}
     helped = table().accuracy.copy()
     helped[4] = [45, 80, 40, 70]
-    assert ToldPolicy(table(accuracy=helped), own=False).choose_told("snow", 5) == {"fog": 0.5}
-    assert ToldPolicy(table(accuracy=helped), own=True).choose_told("snow", 5) == {"snow": 1.0}
+    assert ReferencePolicy(table(accuracy=helped), "best").mix("snow", 5) == {"fog": 0.5}
+    assert ReferencePolicy(table(accuracy=helped), "perfect").mix("snow", 5) == {"snow": 1.0}
     with pytest.raises(InputError, match="rain"):
-        ToldPolicy(table(), own=True).choose_told("rain", 5)
+        ReferencePolicy(table(), "perfect").mix("rain", 5)
+    with pytest.raises(InputError, match="'told', expected perfect or best"):
+        ReferencePolicy(table(), "told")
 
 
 def test_the_arrays_round_trip():
@@ -120,7 +114,7 @@ def test_a_table_without_some_signatures_no_longer_chooses_them():
     limited = table().limited_to(("snow",))
     assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "fog", 5)) == {}
     assert ExpectedGainPolicy(limited).choose(certain(NAMES, LEVELS, "snow", 5)) == {"snow": 1.0}
-    assert ToldPolicy(limited, own=True).choose_told("fog", 5) == {}
+    assert ReferencePolicy(limited, "perfect").mix("fog", 5) == {}
 
 
 def torn(share: float = 0.5, clean: float = 0.0) -> Belief:
@@ -136,7 +130,7 @@ def torn(share: float = 0.5, clean: float = 0.0) -> Belief:
 def test_a_certain_belief_gets_the_types_own_signature(name, severity, mix):
     policy = WeightedPolicy(table())
     assert policy.choose(certain(NAMES, LEVELS, name, severity)) == mix
-    assert policy.choose(certain(NAMES, LEVELS, name, severity)) == ToldPolicy(table(), own=True).choose_told(
+    assert policy.choose(certain(NAMES, LEVELS, name, severity)) == ReferencePolicy(table(), "perfect").mix(
         name, severity
     )
 
@@ -221,7 +215,7 @@ def test_a_bundles_settings_name_the_policy():
     [
         lambda: table().own("rain"),
         lambda: table().estimate({"fog": 0.5, "rain": 0.5}),
-        lambda: ToldPolicy(table(), own=True).action("rain", 3),
+        lambda: ReferencePolicy(table(), "perfect").action("rain", 3),
     ],
 )
 def test_an_unknown_corruption_is_refused_by_name(ask):

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from rws.oracle import Belief, BeliefFilter, InputError, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.temporal_filter import BeliefFilter
 
 NAMES = ("fog", "snow", "frost")
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -1,11 +1,15 @@
 """Stand-ins with the shapes of the contracts, for tests of the loop and everything after it."""
 
+import weakref
+
 import cv2
 import numpy as np
 
-from rws.edge.runtime import Result, Runtime
-from rws.edge.sources.open import Frame
+from rws.edge.pipeline import Pipeline, Result
+from rws.edge.runtime import Runtime
+from rws.edge.tasks.classify import Classification, Classify
 from rws.oracle.belief import Belief, certain
+from rws.records import Frame, Prediction
 
 CORRUPTIONS = ("fog", "snow")
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -94,30 +98,35 @@ class HoldFilter:
 
 def make_runtime(model=None, filter=None, clock=None, **parts):
     return Runtime(
+        make_pipeline(model, filter, **parts), clock=clock or TickingClock(), oracle_every=parts.get("oracle_every", 1)
+    )
+
+
+def make_pipeline(model=None, filter=None, **parts):
+    return Pipeline(
         model or FakeModel(),
         parts.get("oracle", FakeOracle()),
         parts.get("policy", FakePolicy()),
         filter,
-        input_size=SIZE,
-        classes=parts.get("classes", CLASSES),
-        clock=clock or TickingClock(),
+        Classify(parts.get("classes", CLASSES)),
+        SIZE,
     )
 
 
-def make_result(index=0, *, mix=None, label="cat", changed=False, belief=None, predict_ms=2.0):
+def make_result(index=0, *, mix=None, label="cat", changed=False, belief=None, predict_ms=2.0, confidence=0.75):
+    best = Prediction(label, CLASSES.index(label) if label in CLASSES else 0, confidence)
     return Result(
         index=index,
         name=f"frame {index}",
         captured_at=1.0,
         age_ms=5.0,
-        label=label,
-        class_index=CLASSES.index(label) if label in CLASSES else 0,
-        confidence=0.75,
-        logits=np.zeros(3, np.float32),
+        output=Classification((best,), np.zeros(3, np.float32)),
         belief=belief or certain(CORRUPTIONS, LEVELS, "fog", 3.0),
         mix=mix or {},
         changed=changed,
         times_ms={"read": 0.5, "preprocess": 0.25, "oracle": 1.0, "policy": 0.25, "patch": 0.5, "predict": predict_ms},
+        task=Classify(CLASSES),
+        frame_ref=weakref.ref(make_frame(index)),
     )
 
 

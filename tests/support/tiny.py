@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from rws.edge.bundle.edit import BundleParts
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.oracle.policy import GainTable
 
 CLASSES = ("circle", "square", "star", "wave")
 CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
@@ -53,26 +57,28 @@ def make_signatures(clean: dict[str, np.ndarray], names=CORRUPTIONS, seed: int =
     return SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(clean), **code)
 
 
-def bundle_parts() -> dict:
-    """What `write_bundle` takes, but for the path."""
+def bundle_parts(**changes) -> BundleParts:
+    """What `write_bundle` takes, with changes of its fields."""
     model = network(3, len(CLASSES), seed=1)
     states, actions = 1 + len(CORRUPTIONS) * len(LEVELS), 1 + 2 * len(CORRUPTIONS)
     rng = np.random.default_rng(2)
-    return {
-        "name": "tiny",
-        "classes": CLASSES,
-        "input_size": (SIZE, SIZE),
-        "model": model.SerializeToString(),
-        "signatures": make_signatures(clean_tensors(model, shallow_tensors(model, 2))),
-        "oracle": network(1, states, seed=3, softmax=True).SerializeToString(),
-        "severity_levels": LEVELS,
-        "policy_arrays": {
-            "gain.signature": np.array([-1, 0, 0, 1, 1, 2, 2], np.int64),
-            "gain.alpha": np.array([0, 0.5, 1, 0.5, 1, 0.5, 1], np.float32),
-            "gain.accuracy": rng.uniform(20, 90, (states, actions)).astype(np.float32),
-        },
-        "policy": {"margin": 0.5},
-        "filter": {"jump": 0.05},
-        "provenance": {"seed": 1},
-        "measured": {"ta": 25.0},
-    }
+    parts = BundleParts(
+        name="tiny",
+        classes=CLASSES,
+        input_size=(SIZE, SIZE),
+        model=model.SerializeToString(),
+        signatures=make_signatures(clean_tensors(model, shallow_tensors(model, 2))),
+        oracle=network(1, states, seed=3, softmax=True).SerializeToString(),
+        table=GainTable(
+            CORRUPTIONS,
+            LEVELS,
+            signature=np.array([-1, 0, 0, 1, 1, 2, 2], np.int64),
+            alpha=np.array([0, 0.5, 1, 0.5, 1, 0.5, 1], np.float32),
+            accuracy=rng.uniform(20, 90, (states, actions)).astype(np.float32),
+        ),
+        policy={"margin": 0.5},
+        filter={"jump": 0.05},
+        provenance={"seed": 1},
+        measured={"ta": 25.0},
+    )
+    return replace(parts, **changes)

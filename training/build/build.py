@@ -19,7 +19,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from rws.edge.bundle.bundle import MODEL, Bundle, write_bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import BundleParts, write_bundle
+from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
+from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.policy import GainTable
-from rws.training.build.recipe import Recipe
-from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
+from rws.training.build.recipe import Recipe, check_recipe
+from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.evaluation.gain import check_signed, measure_gain
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
 from rws.training.models.export import export_onnx
-from rws.training.models.fit import Corrupted, FitRecipe, accuracy, fit
-from rws.training.oracle.fit import (
-    LEVELS,
-    OracleNetwork,
-    draw_severities,
-    draw_types,
-    export_oracle,
-    fit_clean_weight,
-    fit_temperature,
-    joint_target,
-    oracle_logits,
-    stored_oracle,
-    training_prior,
-    weigh_clean,
-)
-from rws.training.signatures.methods import DELTAS, Deltas, residual_signature, tuned_signature
+from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit
+from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
+from rws.training.oracle.fit import stored_oracle
+from rws.training.oracle.sampling import LEVELS, training_prior
+from rws.training.signatures.deltas import DELTAS, Deltas
+from rws.training.signatures.residual import residual_signature
+from rws.training.signatures.tuned import TuneRecipe, tuned_signature
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 
@@ -101,8 +95,8 @@ class Build:
         if onto is not None:
             check_signed(onto.signatures.names)
             recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
-        self.recipe, self.source, self.work, self.size, self.onto = recipe, source, work, size, onto
-        self._ancestor = ancestor
+        self.recipe, self.source, self.work, self.size = recipe, source, work, size
+        self.onto, self.ancestor = onto, ancestor
         self.device = torch.device(device)
         self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -150,8 +144,8 @@ class Build:
 
     def identity(self) -> Any:
         """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
-        ancestor = None if self._ancestor is None else self._ancestor.identity()
-        return json.loads(json.dumps([BUILD_VERSION, self._data_digest, self.recipe.to_dict(), ancestor]))
+        ancestor = None if self.ancestor is None else self.ancestor.identity()
+        return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
     def _report(self, job: str) -> Progress:
         return job_log(self.work, job, self._progress)
@@ -160,14 +154,15 @@ class Build:
         """A file of the work folder, made from the images, the seed and what else it depends on."""
         return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
 
-    def _new_model(self) -> nn.Module:
+    def new_model(self) -> nn.Module:
+        """Return the untrained init: a new classifier, or the ancestor's body under a new head."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, len(self.train.classes))
-        if self._ancestor is not None:
+        if self.ancestor is not None:
             head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
-            found = self._ancestor.init().state_dict()
+            found = self.ancestor.init().state_dict()
             body = {name: tensor for name, tensor in found.items() if not name.startswith(f"{head}.")}
-            take_fitting(model, body, f"the ancestor {self._ancestor.recipe.name}")
+            take_fitting(model, body, f"the ancestor {self.ancestor.recipe.name}")
         return model
 
     def _fit(
@@ -180,22 +175,20 @@ class Build:
                 model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report
             ).state_dict()
         )
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.load_state_dict(state)
+        channels_last(model, self.device).load_state_dict(state)
         return model.eval()
 
     def init(self) -> nn.Module:
         """The standard model that is trained first."""
-        model = self._new_model()
-        shallow_tensors(
-            fold_batchnorm(model), self.recipe.signatures.layers
-        )  # refuse before hours of training, not after
+        model = self.new_model()
+        # Too few layers are refused before hours of training, not after.
+        shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)
         return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
 
     def _ancestors(self) -> list[Any]:
-        if self._ancestor is None:
+        if self.ancestor is None:
             return []
-        return [self._ancestor.recipe.init, self._ancestor._data_digest, *self._ancestor._ancestors()]
+        return [self.ancestor.recipe.init, self.ancestor._data_digest, *self.ancestor._ancestors()]
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
         """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
@@ -231,44 +224,38 @@ class Build:
         """The tensors that signatures patch."""
         return shallow_tensors(self.folded, self.recipe.signatures.layers)
 
-    def way_name(self, way: str) -> str:
-        """The name that a way's files carry: `tuned-<target>` is `tuned` where that is the recipe's own target."""
-        return "tuned" if way == f"tuned-{self.recipe.tuned.target}" else way
+    def method_name(self, method: str) -> str:
+        """Return what a method's files are called: `tuned-<target>` is `tuned` if that is the recipe's own target."""
+        return "tuned" if method == f"tuned-{self.recipe.tuned.target}" else method
 
-    def signature(self, way: str, corruption: str) -> Deltas:
-        """The float32 signature of one corruption.
+    def signature(self, method: str, corruption: str) -> Deltas:
+        """Return the float32 signature of one corruption.
 
         Args:
-            way: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
+            method: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
             corruption: its name.
         """
-        settings, way = self.recipe.signatures, self.way_name(way)
-        kind, _, target = way.partition("-")
-        tune = replace(self.recipe.tuned, target=target or self.recipe.tuned.target)
+        settings, method = self.recipe.signatures, self.method_name(method)
+        kind, _, target = method.partition("-")
+        tune = self.recipe.tuned
+        if target:
+            tune = check_recipe(TuneRecipe, {"target": target}, f"signature method {method}", tune)
         made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
         corrupted = Corrupted(corruption, settings.severity)
-        job = f"signature-{way}-{corruption}"
+        job = f"signature-{method}-{corruption}"
         clean_hash = shallow_sha256(self.clean_tensors())
         entry = self._entry(f"{job}.safetensors", DELTAS, clean_hash, corrupted, made_by)
 
         def make() -> Deltas:
             report = self._report(job)
             if kind == "tuned":
-                deltas = tuned_signature(
-                    self.folded,
-                    self.train,
-                    corrupted,
-                    self.tensors,
-                    tune,
-                    seed=derive_seed(self.recipe.seed, "signature training"),
-                    checkpoint=entry.checkpoint,
-                    report=report,
-                )
+                seed = derive_seed(self.recipe.seed, "signature training")
+                how = (self.folded, self.train, corrupted, self.tensors, tune)
+                deltas = tuned_signature(*how, seed=seed, checkpoint=entry.checkpoint, report=report)
             else:
-                robust = fold_batchnorm(self.robust(corruption))
-                init = fold_batchnorm(self.init())
-                weights = [dict(model.named_parameters()) for model in (init, self.folded, robust)]
-                deltas = residual_signature(*weights, self.tensors, settings.projection)
+                models = (fold_batchnorm(self.init()), self.folded, fold_batchnorm(self.robust(corruption)))
+                init, std, robust = (dict(model.named_parameters()) for model in models)
+                deltas = residual_signature(init, std, robust, self.tensors, settings.projection)
             report({"done": True})
             return deltas
 
@@ -279,46 +266,28 @@ class Build:
         parameters = dict(self.folded.named_parameters())
         return {name: parameters[name].detach().cpu().numpy() for name in self.tensors}
 
-    def signatures(self, way: str | None = None, bits: int | None = None, per: str | None = None) -> SignatureSet:
-        """All signatures, quantised as the recipe says unless told otherwise; those of the bundle built onto."""
+    def signatures(self, method: str | None = None, bits: Bits | None = None, per: Per | None = None) -> SignatureSet:
+        """Return all signatures, quantised; default: as the recipe says. Those of the bundle built onto, if any."""
         if self.onto is not None:
             return self.onto.signatures
         settings = self.recipe.signatures
-        deltas = {}
-        for corruption in CORRUPTIONS:
-            exact = self.signature(way or settings.way, corruption)
-            deltas[corruption] = {name: exact[name].numpy() for name in self.tensors}
+        made = {name: self.signature(method or settings.way, name) for name in CORRUPTIONS}
+        deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
         clean_hash = shallow_sha256(self.clean_tensors())
-        return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)  # type: ignore[arg-type]
+        return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)
 
-    def oracle(self) -> tuple[bytes, dict[str, float]]:
-        """The oracle as ONNX bytes, and its scores on validation images."""
+    def oracle(self) -> tuple[bytes, OracleScores]:
+        """Return the oracle as ONNX bytes, and its scores on validation images."""
         recall = self.recipe.calibration.clean_recall
         return self._entry("oracle.npz", SCORED, self.recipe.oracle, recall).get(self._make_oracle)
 
-    def _make_oracle(self) -> tuple[bytes, dict[str, float]]:
-        report = self._report("oracle")
-        network = stored_oracle(
-            self._store, "oracle.pt", self.train, self.recipe.oracle, seed=self.recipe.seed, report=report
-        )
-        logits, types, severities = self._oracle_validation(network)
-        temperature = fit_temperature(logits, joint_target(types, severities))
-        clean = (oracle_logits(network, self.validation.pixels.cpu()) / temperature).softmax(1)
-        weight = fit_clean_weight(clean, self.recipe.calibration.clean_recall)
-        joint = weigh_clean((logits / temperature).softmax(1), weight)
-        scores = {"temperature": temperature, "clean_weight": weight} | _oracle_scores(joint, types)
-        report(scores)
-        return export_oracle(network, temperature, self.train.size, weight), scores
-
-    def _oracle_validation(self, network: OracleNetwork) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits, true types (−1 = clean) and severities of validation images, each drawn three times."""
-        drawn = derive_seed(self.recipe.seed, "oracle calibration")
-        generator = torch.Generator().manual_seed(drawn)
-        pixels = self.validation.pixels.cpu().repeat(3, 1, 1, 1)
-        types = draw_types(len(pixels), self.recipe.oracle, len(CORRUPTIONS), generator)
-        severities = draw_severities(types, self.recipe.oracle, generator)
-        corrupted = corrupt_mixed(pixels, types, severities, seeds_for(drawn, len(pixels)))
-        return oracle_logits(network, corrupted), types, severities
+    def _make_oracle(self) -> tuple[bytes, OracleScores]:
+        report, recipe, seed = self._report("oracle"), self.recipe.oracle, self.recipe.seed
+        network = stored_oracle(self._store, "oracle.pt", self.train, recipe, seed=seed, report=report)
+        recall = self.recipe.calibration.clean_recall
+        calibration, scores = calibrate_on_images(network, self.validation.pixels.cpu(), recipe, recall, seed)
+        report(dict(scores))
+        return export_oracle(network, calibration, self.train.size), scores
 
     @cached_property
     def _network(self) -> bytes:
@@ -353,7 +322,7 @@ class Build:
     def _provenance(self) -> dict[str, Any]:
         """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""
         found = {
-            "recipe": self.recipe.to_dict(),
+            "recipe": asdict(self.recipe),
             "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"processor": platform.machine(), "device": self.device.type},
@@ -374,17 +343,14 @@ class Build:
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
         own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
         perfect = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
-        write_bundle(
-            out,
+        parts = BundleParts(
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,
             classes=self.train.classes,
             input_size=(self.train.size, self.train.size),
             model=self._network,
             signatures=self.signatures(),
             oracle=oracle,
-            corruptions=CORRUPTIONS,
-            severity_levels=LEVELS,
-            policy_arrays=table.to_arrays(),
+            table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings([round(share, 7) for share in prior.tolist()]),
             provenance=self._provenance(),
@@ -396,6 +362,7 @@ class Build:
                 "oracle": oracle_scores,
             },
         )
+        write_bundle(out, parts)
 
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
@@ -420,12 +387,3 @@ def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
     told = bundle.manifest.provenance.get("recipe", {})
     part = {name: told["data"][name] for name in ("validation", "images", "classes") if name in told.get("data", {})}
     return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, **part))
-
-
-def _oracle_scores(joint: torch.Tensor, types: torch.Tensor) -> dict[str, float]:
-    per_type = torch.cat([joint[:, :1], joint[:, 1:].reshape(len(joint), len(CORRUPTIONS), -1).sum(2)], dim=1)
-    right = per_type.argmax(1) == types + 1
-    scores = {"type_accuracy": round(100 * right.float().mean().item(), 2)}
-    if (types < 0).any():  # of a few validation images perhaps none is drawn clean
-        scores["clean_recall"] = round(100 * right[types < 0].float().mean().item(), 2)
-    return scores

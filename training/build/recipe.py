@@ -1,19 +1,26 @@
-"""One validated schema for a build: every key is known, every value has its type."""
+"""The recipe of a build: one validated schema, in which every key is known and every value has its type and range."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rws.edge.common.schema import STRICT, validate
+from rws.edge.signatures.quantization import Bits, Per
 from rws.errors import FormatError, InputError
 from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.models.architectures import ModelSpec
 from rws.training.models.fit import FitRecipe
-from rws.training.oracle.fit import OracleRecipe
-from rws.training.signatures.methods import RESIDUALS, TuneRecipe
+from rws.training.models.loop import Count, Share
+from rws.training.oracle.sampling import OracleRecipe
+from rws.training.signatures.residual import Projection
+from rws.training.signatures.tuned import TuneRecipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +32,7 @@ T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DataRecipe:
     """Which images.
 
@@ -37,12 +44,12 @@ class DataRecipe:
     """
 
     source: str = "cifar10"
-    validation: int = 5000
-    images: int = 0
-    classes: int = 0
+    validation: Count = 5000
+    images: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0)] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SignatureRecipe:
     """Which signatures to ship.
 
@@ -56,20 +63,16 @@ class SignatureRecipe:
             layers' statistics cannot take over what the shallow weights should learn.
     """
 
-    way: str = "tuned"
-    layers: int = 5
-    severity: float = 5.0
-    bits: int = 8
-    per: str = "channel"
-    projection: str = "per_tensor"
+    way: Literal["tuned", "residual"] = "tuned"
+    layers: Count = 5
+    severity: Annotated[float, Field(gt=0, le=5)] = 5.0
+    bits: Bits = 8
+    per: Per = "channel"
+    projection: Projection = "per_tensor"
     fold_first: bool = False
 
-    def __post_init__(self) -> None:
-        if self.way not in ("tuned", "residual") or self.projection not in RESIDUALS:
-            raise InputError(f"signatures: way {self.way!r} with projection {self.projection!r} is not known")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StreamRecipe:
     """How the device treats the frames of a stream.
 
@@ -84,29 +87,19 @@ class StreamRecipe:
     jump: tuple[float, ...] = (0.02, 1.0)
     drift: float = 0.1
     evidence: float = 1.0
-    share: float = 0.02
+    share: Share = 0.02
 
-    def policy_settings(self) -> dict[str, Any]:
-        """As `bundle.json` has them; see `rws.oracle.policy.make_policy`."""
-        return {
-            "kind": "weighted",
-            "threshold": self.threshold,
-            "clean_weight": self.clean_weight,
-            "hold": self.hold,
-        }
+    def policy_settings(self) -> Mapping[str, str | float]:
+        """Return the policy as `bundle.json` has it; see `rws.oracle.policy.make_policy`."""
+        return {"kind": "weighted", "threshold": self.threshold, "clean_weight": self.clean_weight, "hold": self.hold}
 
-    def filter_settings(self, prior: Sequence[float]) -> dict[str, Any]:
-        """As `bundle.json` has them; `prior` is the oracle's, see `BeliefFilter`."""
-        return {
-            "jump": self.jump,
-            "drift": self.drift,
-            "evidence": self.evidence,
-            "share": self.share,
-            "prior": prior,
-        }
+    def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
+        """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
+        pace = {"drift": self.drift, "evidence": self.evidence, "share": self.share}
+        return {"jump": self.jump, **pace, "prior": prior}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """Everything that decides a bundle, besides the images.
 
@@ -137,31 +130,36 @@ class Recipe:
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     stream: StreamRecipe = field(default_factory=StreamRecipe)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data."""
-        return asdict(self)
-
 
 def load_recipe(name: str | Path) -> Recipe:
     """Read a recipe: a TOML file, or the name of one that ships with the package (`cifar10_vgg16`).
 
     Raises:
         InputError: if there is no such recipe.
-        FormatError: if it is not TOML, or has an unknown key or a value of the wrong type.
+        FormatError: as `read_recipe`.
     """
     path = Path(name) if Path(name).suffix == ".toml" else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
         raise InputError(f"no recipe {path}; give a .toml file or one of {known}")
+    return read_recipe(Recipe, path)
+
+
+def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
+    """Read a TOML file as a recipe; see `check_recipe`.
+
+    Raises:
+        FormatError: if it is not TOML, or has an unknown key, or a value of the wrong type or out of range.
+    """
     try:
         content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: {error}") from error
-    return parse(Recipe, content, str(path))
+    return check_recipe(schema, content, str(path), default)
 
 
-def parse(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
-    """Plain data as a recipe or a part of one.
+def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
+    """Return plain data as a recipe or a part of one.
 
     Args:
         schema: its dataclass.
@@ -170,36 +168,17 @@ def parse(schema: type[T], content: Mapping[str, Any], where: str, default: T | 
         default: gives what `content` leaves out, parts of parts as well; None: the defaults of each part's own class.
 
     Raises:
-        FormatError: if a key is unknown or a value has the wrong type; it begins with `where`.
+        FormatError: if a key is unknown, or a value has the wrong type or is out of range; it begins with `where`.
     """
-    hints = get_type_hints(schema)
-    known = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        raise FormatError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise FormatError(f"{where}: {key} must be a table")
-            part = None if default is None else getattr(default, key)
-            values[key] = parse(hints[key], value, f"{where} [{key}]", part)  # type: ignore[arg-type]
-        elif get_origin(hints[key]) is tuple:
-            kind = get_args(hints[key])[0]
-            if not isinstance(value, list):
-                raise FormatError(f"{where}: {key} is {value!r}, expected a list")
-            values[key] = tuple(_require(kind, item, f"{where}: {key}") for item in value)
-        else:
-            values[key] = _require(hints[key], value, f"{where}: {key}")
-    try:
-        return schema(**values) if default is None else replace(default, **values)  # type: ignore[type-var]
-    except TypeError as error:
-        raise FormatError(f"{where}: {error}") from error
+    if is_dataclass(default) and not isinstance(default, type):
+        content = _merged(asdict(default), content)
+    return validate(schema, content, where, cure="correct the recipe")
 
 
-def _require(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise FormatError(f"{where} is {value!r}, expected {kind.__name__}")
-    return value
+def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` over `default`; mappings in both are merged."""
+    both = {key: (default.get(key), value) for key, value in content.items()}
+    return dict(default) | {
+        key: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+        for key, (old, new) in both.items()
+    }

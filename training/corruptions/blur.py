@@ -28,9 +28,6 @@ def truncate(x: Tensor) -> Tensor:
     return (x + ROUNDING).floor_().clamp_(0, 255)
 
 
-# --- Separable linear maps -------------------------------------------------------------------------------------------
-
-
 def separable(x: Tensor, matrix: Tensor) -> Tensor:
     """Apply each sample's matrix (N, K, H) to the columns and rows of its channels (N, C, H, H) → (N, C, K, K)."""
     n, channels, size, _ = x.shape
@@ -72,9 +69,6 @@ def _gaussian_matrices(
     return (weights / weights.sum(2, keepdim=True) @ fold).float()
 
 
-# --- Disk, Gaussian --------------------------------------------------------------------------------------------------
-
-
 def defocus_table(rows: list[list[Any]]) -> list[list[float]]:
     """Severity 0…5 → the flattened blur kernel, all of the size of the largest; 0 is the identity."""
     kernels = [np.ones((1, 1), np.float32)] + [_disk(radius, alias) for radius, alias in rows]
@@ -109,9 +103,6 @@ def defocus_blur(x: Tensor, c: Tensor) -> Tensor:
 def gaussian_blur(x: Tensor, c: Tensor) -> Tensor:
     """Gaussian of σ = c[0] pixels, edges replicated."""
     return gaussian_filter(x, c[:, 0])
-
-
-# --- Glass -----------------------------------------------------------------------------------------------------------
 
 
 def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
@@ -151,9 +142,6 @@ def draw_glass(stream: Stream, c: Tensor, size: int) -> tuple[Tensor, ...]:
     return (torch.minimum((unit * 2 * reach).floor_() - reach, reach - 1).long(),)
 
 
-# --- Motion ----------------------------------------------------------------------------------------------------------
-
-
 def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
     """ImageMagick's motion blur of radius c[0] and σ = c[1] pixels along `angle`, degrees, (N,); whole grey levels.
 
@@ -180,9 +168,6 @@ def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
         total.addcmul_(flat.gather(2, source), weights[:, i, None, None])
     sixteen = (total * 257 + (0.5 + ROUNDING)).floor_()
     return (sixteen / 257).floor_().view_as(x)
-
-
-# --- Zoom ------------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8)

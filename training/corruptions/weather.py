@@ -23,9 +23,6 @@ from rws.training.corruptions.constants import scale_for
 _LUMA = (0.299, 0.587, 0.114)
 
 
-# --- Snow ------------------------------------------------------------------------------------------------------------
-
-
 def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
     """Blown flakes over a whitened image.
 
@@ -44,15 +41,8 @@ def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
     return white + (flakes + flakes.flip(2, 3))
 
 
-# --- Frost -----------------------------------------------------------------------------------------------------------
-
-_FROST_FILES = (
-    "frost1.png",
-    "frost2.png",
-    "frost3.png",
-    "frost4.jpg",
-    "frost5.jpg",
-)  # the reference never uses the 6th
+# The reference never uses the 6th.
+_FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 
 
@@ -98,9 +88,6 @@ def frost(x: Tensor, c: Tensor, which: Tensor, row: Tensor, column: Tensor) -> T
     return image * x + ice * crop
 
 
-# --- Fog -------------------------------------------------------------------------------------------------------------
-
-
 def fog(x: Tensor, c: Tensor, u: Tensor) -> Tensor:
     """Add c[0] times a plasma whose roughness decays by c[1]; `u` uniform in [−1, 1), (N, M, M), M = `fog_map(H)`."""
     size = x.shape[-1]
@@ -138,8 +125,6 @@ def plasma(u: Tensor, decay: Tensor) -> Tensor:
     field -= field.amin((1, 2), keepdim=True)
     return field / field.amax((1, 2), keepdim=True)
 
-
-# --- Spatter ---------------------------------------------------------------------------------------------------------
 
 _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)

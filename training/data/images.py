@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources.open import IMAGE_SUFFIXES
+from rws.edge.sources.images import IMAGE_SUFFIXES
 from rws.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}

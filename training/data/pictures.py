@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,29 @@ from torch import Tensor
 
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources.open import Frame, ImageSource, Source, open_source
+from rws.edge.sources.base import Source
+from rws.edge.sources.images import ImageSource
+from rws.edge.sources.open import open_source
 from rws.errors import FormatError, InputError
+from rws.records import Frame
 from rws.training.data.images import Images, load_images
 
 
-class Pictures(NamedTuple):
-    """Clean pictures, uint8 (N, 3, H, W), RGB, and whether they follow one another in time."""
+@dataclass(frozen=True)
+class Pictures:
+    """Clean images of one size.
+
+    Args:
+        pixels: uint8, (N, 3, H, W), RGB.
+        sequential: they follow one another in time, so that neighbours are alike: the last ones are held out.
+        labels: int64 (N,); None: unknown.
+        more: other clean images for the oracle, uint8 (M, 3, H, W); None: none.
+    """
 
     pixels: Tensor
-    sequential: bool
+    sequential: bool = False
+    labels: Tensor | None = None
+    more: Tensor | None = None
 
 
 def load_pictures(

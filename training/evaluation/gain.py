@@ -9,23 +9,26 @@ gain, and any loss that the coarse pass or the clean images show.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from rws.edge.common.schema import STRICT
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import percent_right
 from rws.training.jobs.seeds import derive_seed
+from rws.training.models.loop import Count
 
-_BATCH = 50
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CalibrationRecipe:
     """What to measure.
 
@@ -39,19 +42,17 @@ class CalibrationRecipe:
         clean_recall: percent of the clean validation images that the oracle must name so.
     """
 
-    images: int = 2000
-    coarse_images: int = 400
-    severities: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
+    images: Count = 2000
+    coarse_images: Count = 400
+    severities: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0, 2.0, 3.0, 4.0, 5.0)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
-    neighbours: int = 4
+    neighbours: Annotated[int, Field(ge=0)] = 4
     neighbour_alphas: tuple[float, ...] = (0.5, 1.0)
-    clean_recall: float = 97.5
+    clean_recall: Annotated[float, Field(ge=0, lt=100)] = 97.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_recall < 100:
-            raise InputError(f"calibration: clean_recall is {self.clean_recall}, expected 0 up to below 100, percent")
         if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
-            raise InputError("calibration: alphas must hold 1.0 and every one of neighbour_alphas")
+            raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
 
 
 def check_signed(names: Sequence[str]) -> None:
@@ -68,21 +69,8 @@ def check_signed(names: Sequence[str]) -> None:
         )
 
 
-def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Accuracy of a model as it is patched now, percent.
-
-    Args:
-        model: the model.
-        pixels: uint8 (N, 3, H, W), RGB.
-        labels: int64 (N,).
-        soft: mean probability of the right class instead.
-    """
-    logits = np.concatenate([model.predict(part.cpu().numpy() / np.float32(255)) for part in pixels.split(_BATCH)])
-    right = labels.cpu().numpy()
-    if not soft:
-        return 100 * float((logits.argmax(1) == right).mean())
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    return 100 * float((odds[np.arange(len(right)), right] / odds.sum(1)).mean())
+Action = tuple[int, float]
+"""Index of the signature's corruption, and alpha; (−1, 0) is no patch."""
 
 
 def measure_gain(
@@ -114,47 +102,26 @@ def measure_gain(
     """
     check_signed(names)
     signed = sorted(CORRUPTIONS.index(name) for name in names)
-    actions = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
-    column = {action: position for position, action in enumerate(actions)}
+    actions: list[Action] = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
     sample = data.first(recipe.images)
 
-    def accuracy(pixels: Tensor, labels: Tensor, action: tuple[int, float]) -> float:
+    def accuracy(images: Images, action: Action) -> float:
         model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
-        return percent_right(model, pixels, labels, soft=soft)
+        return percent_right(model, images.pixels, images.labels, soft=soft)
 
-    clean_row = np.array([accuracy(sample.pixels, sample.labels, action) for action in actions])
-    clean_loss = np.minimum(0, clean_row - clean_row[0])
-    measured = np.full((len(CORRUPTIONS), 1 + len(recipe.severities), len(actions)), np.nan)
-    measured[:, 0] = clean_row
-    coarse = data.first(recipe.coarse_images)
+    clean = np.array([accuracy(sample, action) for action in actions])
+    rows = []
     for row, name in enumerate(CORRUPTIONS):
-        seeds = seeds_for(derive_seed(seed, "calibration", name), len(sample)).to(sample.pixels.device)
-        strongest = corrupt(coarse.pixels, name, recipe.severities[-1], seeds[: len(coarse)])
-        scores = {other: accuracy(strongest, coarse.labels, (other, 1.0)) for other in signed}
-        before = accuracy(strongest, coarse.labels, (-1, 0.0))
-        nearest = sorted((other for other in signed if other != row), key=lambda other: -scores[other])
-        nearest = nearest[: recipe.neighbours]
-        chosen = [(-1, 0.0)] + [(row, alpha) for alpha in recipe.alphas if row in signed]
-        chosen += [(other, alpha) for other in nearest for alpha in recipe.neighbour_alphas]
-        for place, severity in enumerate(recipe.severities, start=1):
-            pixels = corrupt(sample.pixels, name, severity, seeds)
-            for action in chosen:
-                measured[row, place, column[action]] = accuracy(pixels, sample.labels, action)
-            unpatched = measured[row, place, 0]
-            for position, (other, alpha) in enumerate(actions):
-                if np.isnan(measured[row, place, position]):
-                    loss = min(clean_loss[position], alpha * min(0, scores[other] - before))
-                    measured[row, place, position] = unpatched + loss
+        drawn = derive_seed(seed, "calibration", name)
+        measured, nearest = _measure_corruption(row, data, recipe, drawn, (actions, clean), accuracy)
+        rows.append(np.stack([clean, *measured]))
         if report is not None:
-            best = float(measured[row, -1].max())
-            neighbours = [CORRUPTIONS[other] for other in nearest]
-            report({"corruption": name, "std": round(unpatched, 2), "best": round(best, 2), "nearest": neighbours})
+            unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
+            report({"corruption": name, "std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]})
     model.reset()
     grid = np.array([0.0, *recipe.severities])
-    states = [clean_row] + [
-        np.array([np.interp(level, grid, measured[row, :, position]) for position in range(len(actions))])
-        for row in range(len(CORRUPTIONS))
-        for level in levels
+    states = [clean] + [
+        np.array([np.interp(level, grid, column) for column in measured.T]) for measured in rows for level in levels
     ]
     return GainTable(
         CORRUPTIONS,
@@ -163,3 +130,38 @@ def measure_gain(
         np.array([action[1] for action in actions], np.float32),
         np.stack(states).astype(np.float32),
     )
+
+
+def _measure_corruption(
+    row: int,
+    data: Images,
+    recipe: CalibrationRecipe,
+    drawn: int,
+    clean: tuple[Sequence[Action], NDArray[np.float64]],
+    accuracy: Callable[[Images, Action], float],
+) -> tuple[list[NDArray[np.float64]], list[int]]:
+    """Accuracy of each action at each measured severity of one corruption, and its nearest neighbours."""
+    actions, on_clean = clean
+    signed = sorted({other for other, _ in actions} - {-1})
+    sample = data.first(recipe.images)
+    seeds = seeds_for(drawn, len(sample)).to(sample.pixels.device)
+
+    def corrupted(images: Images, severity: float) -> Images:
+        return replace(images, pixels=corrupt(images.pixels, CORRUPTIONS[row], severity, seeds[: len(images)]))
+
+    strongest = corrupted(data.first(recipe.coarse_images), recipe.severities[-1])
+    scores = {other: accuracy(strongest, (other, 1.0)) for other in signed}
+    before = accuracy(strongest, (-1, 0.0))
+    nearest = sorted((other for other in signed if other != row), key=lambda other: -scores[other])[: recipe.neighbours]
+    chosen = [(-1, 0.0)] + [(row, alpha) for alpha in recipe.alphas if row in signed]
+    chosen += [(other, alpha) for other in nearest for alpha in recipe.neighbour_alphas]
+    measured = []
+    for severity in recipe.severities:
+        images = corrupted(sample, severity)
+        found = {action: accuracy(images, action) for action in chosen}
+        for action, reached in zip(actions, np.minimum(0, on_clean - on_clean[0]), strict=True):
+            if action not in found:
+                other, alpha = action
+                found[action] = found[-1, 0.0] + min(reached, alpha * min(0, scores[other] - before))
+        measured.append(np.array([found[action] for action in actions]))
+    return measured, nearest

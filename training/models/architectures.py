@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from rws.edge.common.schema import STRICT
 from rws.errors import FormatError, InputError
 
 VGG16_STAGES = (2, 2, 3, 3, 3)
@@ -26,7 +27,7 @@ VGG16_WIDTHS = (64, 128, 256, 512, 512)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ModelSpec:
     """Which classifier to build.
 
@@ -57,6 +58,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -243,7 +246,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     Signatures live in this weight space: ONNX and Torch then patch the same tensors, and the shift of the BatchNorm
     statistics rides in the bias.
     """
-    return cast(nn.Module, fuse(model.eval().float()))
+    return fuse(model.eval().float())
 
 
 def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:

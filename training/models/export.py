@@ -31,7 +31,7 @@ def export_onnx(
         InputError: if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
-    module = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format)
+    module = copy.deepcopy(module).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch has no such stub
     example = torch.zeros(2, 3, size, size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def export_onnx(
     if lost:
         raise InputError(f"the ONNX export renamed or dropped {', '.join(lost)}; they could not be patched")
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def stored_as_half(network: bytes) -> bytes:
@@ -84,4 +84,4 @@ def stored_as_half(network: bytes) -> bytes:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

@@ -9,47 +9,50 @@ corruptions, and its pooled statistics fit any size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from pydantic import Field
+from pydantic.dataclasses import dataclass as schema
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rws.edge.bundle.bundle import ORACLE, Bundle
-from rws.errors import InputError
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
+from rws.edge.common.schema import STRICT
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
-from rws.training.models.export import export_onnx, stored_as_half
-from rws.training.models.fit import DivergedError, learning_rate_at
-from rws.training.oracle.fit import (
-    _SHARPNESS,
-    OracleNetwork,
-    OracleRecipe,
-    draw_severities,
-    draw_types,
-    fit_clean_weight,
-    fit_temperature,
-    joint_target,
-    training_prior,
+from rws.training.models.fit import channels_last
+from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Warmup, identity_of, train
+from rws.training.oracle.calibration import (
+    Calibration,
+    OracleScores,
+    calibrate_oracle,
+    export_oracle,
+    named_types,
+    percent,
     weigh_clean,
 )
+from rws.training.oracle.network import SHARPNESS, OracleNetwork, oracle_logits
+from rws.training.oracle.sampling import OracleRecipe, draw_severities, draw_types, joint_target, training_prior
 
 _CHUNK = 200
 
 
-@dataclass(frozen=True)
+@schema(frozen=True, config=STRICT)
 class ViewRecipe:
     """How to train the oracle of an adopted model; AdamW under a warm-up and a cosine to zero.
 
     Args:
         tile: side of each of the four tiles, pixels.
-        frames: corrupted frames that are made; each picture is used again and again, each time corrupted anew.
+        frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
         epochs: passes over all views.
         batch_size, learning_rate, warmup: as in `FitRecipe`.
@@ -57,36 +60,28 @@ class ViewRecipe:
         draws: of the states and severities; its schedule is not used.
     """
 
-    tile: int = 48
-    frames: int = 10_000
-    looks: int = 2
-    epochs: int = 4
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    warmup: float = 0.2
-    clean_recall: float = 98.0
+    tile: Annotated[int, Field(ge=16)] = 48
+    frames: Count = 10_000
+    looks: Count = 2
+    epochs: Count = 4
+    batch_size: BatchSize = 64
+    learning_rate: Rate = 2e-3
+    warmup: Warmup = 0.2
+    clean_recall: Annotated[float, Field(ge=0, lt=100)] = 98.0
     draws: OracleRecipe = field(default_factory=OracleRecipe)
 
-    precision = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.tile < 16 or self.frames < self.batch_size or self.epochs < 1 or self.looks < 1:
-            raise InputError("oracle: need tile >= 16, frames >= batch_size, epochs >= 1 and looks >= 1")
-        if not 0 <= self.clean_recall < 100:
-            raise InputError(f"oracle: clean_recall is {self.clean_recall}, expected 0 up to below 100, percent")
-
     def quick(self) -> ViewRecipe:
-        """For a first look."""
+        """Return the recipe of a first look."""
         return replace(self, frames=max(self.batch_size, self.frames // 4), epochs=2)
 
 
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
-    """Four tiles of each picture, one of each quarter, set together: (N, 3, H, H) to (N, 3, 2·tile, 2·tile).
+    """Return four tiles of each image, one of each quarter, set together: (N, 3, H, H) to (N, 3, 2·tile, 2·tile).
 
     Args:
-        pixels: any dtype; where H is at most 2·tile they are given back whole.
+        pixels: any dtype; if H is at most 2·tile they are returned whole.
         tile: pixels.
-        generator: draws where the tiles lie, anew for each picture; None: in the middle of the quarters.
+        generator: draws where the tiles of each image lie; None: in the middle of the quarters.
     """
     side = pixels.shape[-1]
     if side <= 2 * tile:
@@ -111,7 +106,7 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
 
 
 def bundled_network() -> OracleNetwork:
-    """The default bundle's oracle as a network that can be trained on.
+    """Return the default bundle's oracle as a network that can be trained further.
 
     Its file has BatchNorm folded into the convolutions: the layers come back with statistics that change nothing.
     """
@@ -121,27 +116,18 @@ def bundled_network() -> OracleNetwork:
         for tensor in model.graph.initializer
         if tensor.data_type != onnx.TensorProto.INT64
     }
-    widths = tuple(len(arrays[f"network.stages.{place}.0.weight"]) for place in range(_stages(arrays)))
+    stages = range(sum(name.startswith("network.stages.") and name.endswith(".0.weight") for name in arrays))
+    widths = tuple(len(arrays[f"network.stages.{place}.0.weight"]) for place in stages)
     filters = len(arrays["network.front.bias"])
     network = OracleNetwork(filters, widths).eval()
+    state = {name: arrays.get(f"network.{name}", tensor) for name, tensor in network.state_dict().items()}
     front = next(array for array in arrays.values() if tuple(array.shape) == (filters, 3, 3, 3))
-    with torch.no_grad():
-        network.front.weight.copy_(front / _SHARPNESS)
-        network.front.bias.copy_(arrays["network.front.bias"])
-        for place, stage in enumerate(network.stages):
-            convolution, batchnorm, _ = stage.children()
-            convolution.weight.copy_(arrays[f"network.stages.{place}.0.weight"])
-            batchnorm.bias.copy_(arrays[f"network.stages.{place}.0.weight_bias"])
-            batchnorm.running_var.fill_(1 - batchnorm.eps)
-        for name in ("scale.weight", "scale.bias", "scale.running_mean", "scale.running_var"):
-            network.state_dict()[name].copy_(arrays[f"network.{name}"])
-        network.head.weight.copy_(arrays["network.head.weight"])
-        network.head.bias.copy_(arrays["network.head.bias"])
+    state["front.weight"] = front / SHARPNESS
+    for place in stages:
+        state[f"stages.{place}.1.bias"] = arrays[f"network.stages.{place}.0.weight_bias"]
+        state[f"stages.{place}.1.running_var"] = torch.full((widths[place],), 1 - network.scale.eps)
+    network.load_state_dict(state)
     return network
-
-
-def _stages(arrays: dict[str, Tensor]) -> int:
-    return sum(name.startswith("network.stages.") and name.endswith(".0.weight") for name in arrays)
 
 
 @torch.no_grad()
@@ -154,10 +140,16 @@ def _measure_batchnorm(network: OracleNetwork, x: Tensor) -> None:
         network(x)
         hook.remove()
         mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
-        batchnorm.bias += mean
-        batchnorm.weight.copy_((variance + batchnorm.eps).sqrt())
-        batchnorm.running_mean.copy_(mean)
-        batchnorm.running_var.copy_(variance)
+        assert isinstance(batchnorm, nn.BatchNorm2d)
+        batchnorm.load_state_dict(
+            {
+                **batchnorm.state_dict(),
+                "weight": (variance + batchnorm.eps).sqrt(),
+                "bias": batchnorm.bias + mean,
+                "running_mean": mean,
+                "running_var": variance,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +186,7 @@ def corrupted_views(
     which = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(-(-count // len(pictures)))])
     mirrored = torch.rand(count, generator=generator) < 0.5
     made, places = [], []
-    for part in torch.arange(count).split(_CHUNK):
+    for part in torch.split(torch.arange(count), _CHUNK):
         pixels = pictures[which[part]]
         pixels = torch.where(mirrored[part][:, None, None, None], pixels.flip(3), pixels)
         pixels = corrupt_mixed(pixels, types[part], severities[part], seeds_for(seed, part))
@@ -206,38 +198,27 @@ def corrupted_views(
     return Views(torch.cat(made), joint_target(types, severities)[place], types[place])
 
 
-def _batches(data: Views, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(data.x), generator=generator)
-    for start in range(0, len(order) - batch + 1, batch):
-        index = order[start : start + batch]
-        yield data.x[index].float().div_(255).contiguous(memory_format=torch.channels_last), data.target[index]
-
-
-@torch.no_grad()
-def _logits(network: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([network(part.float().div(255)) for part in x.split(_CHUNK)])
-
-
 def fit_view_oracle(
     pictures: Tensor,
     held_out: Tensor,
     recipe: ViewRecipe,
     *,
     seed: int = 0,
-    report: Callable[[dict[str, Any]], None],
-) -> tuple[bytes, dict[str, Any]]:
-    """Train the bundled oracle on for pictures of another size, and calibrate it with held-out ones.
+    checkpoint: Path | None = None,
+    report: Report,
+) -> tuple[bytes, OracleScores]:
+    """Fine-tune the bundled oracle for images of another size, and calibrate it with held-out ones.
 
     Args:
         pictures: uint8 (N, 3, H, H), RGB, clean; trained on.
         held_out: uint8 (M, 3, H, H): its temperature and the weight of clean come from them.
         recipe: how.
         seed: of everything.
-        report: called with {epoch, …} and while frames are made.
+        checkpoint: as in `train`.
+        report: called with {epoch, loss}, and while frames are made.
 
     Returns:
-        ONNX bytes (`image`, float32 (N, 3, H, H), to `joint`), and what was measured: `type_accuracy` and
-        `clean_recall`, percent, on held-out pictures; `prior`, the training's, for the temporal filter.
+        ONNX bytes (`image`, float32 (N, 3, H, H), to `joint`), and what was measured on held-out images.
     """
     torch.manual_seed(seed)
     size = pictures.shape[-1]
@@ -245,63 +226,46 @@ def fit_view_oracle(
     data = corrupted_views(
         pictures, recipe.frames, recipe, derive_seed(seed, "oracle training"), looks=looks, report=report
     )
-    network = bundled_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = channels_last(bundled_network())
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
-    network.train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(data.x), generator=generator) for _ in range(recipe.epochs)]
     batch = min(recipe.batch_size, len(data.x))
-    steps, step = recipe.epochs * (len(data.x) // batch), 0
-    for epoch in range(recipe.epochs):
-        losses = []
-        for x, target in _batches(data, batch, generator):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(recipe, step, steps)
-            loss = F.cross_entropy(network(x), target)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-            step += 1
-        if not math.isfinite(sum(losses)):
-            raise DivergedError(f"oracle, epoch {epoch + 1}: loss is not finite; lower its learning rate")
-        report({"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 4)})
-    network.eval()
+    train(
+        network,
+        torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2),
+        lambda epoch: _batches(data, orders[epoch], batch),
+        lambda part: F.cross_entropy(network(part[0]), part[1]),
+        Plan.over(len(data.x), recipe.epochs, batch, recipe.warmup, identity_of(recipe, seed, data.x.shape)),
+        checkpoint=checkpoint,
+        report=report,
+    )
+    calibration, scores = _calibrated(network, held_out, recipe, seed, generator)
+    report(dict(scores))
+    prior = weigh_clean(training_prior(recipe.draws), calibration.clean_weight)
+    scores["prior"] = [round(share, 7) for share in prior.tolist()]
+    return export_oracle(network, calibration, size, partial(views, tile=recipe.tile)), scores
+
+
+def _batches(data: Views, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in order[: len(order) // batch * batch].reshape(-1, batch):
+        yield data.x[index].float().div_(255).contiguous(memory_format=torch.channels_last), data.target[index]
+
+
+def _calibrated(
+    network: OracleNetwork, held_out: Tensor, recipe: ViewRecipe, seed: int, generator: torch.Generator
+) -> tuple[Calibration, OracleScores]:
+    """Calibrate on held-out images; the clean ones are seen at five places each."""
     count = max(400, min(2000, 12 * len(held_out)))
     judged = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
-    logits = _logits(network, judged.x)
-    temperature = fit_temperature(logits, judged.target)
-    fixed, moved = views(held_out, recipe.tile), [views(held_out, recipe.tile, generator) for _ in range(4)]
-    clean = (_logits(network, torch.cat([fixed, *moved])) / temperature).softmax(1)
-    weight = fit_clean_weight(clean, recipe.clean_recall)
-    joint = weigh_clean((logits / temperature).softmax(1), weight)
-    per_type = torch.cat([joint[:, :1], joint[:, 1:].reshape(len(joint), len(CORRUPTIONS), -1).sum(2)], dim=1)
-    right = per_type.argmax(1) == judged.types + 1
-    scores = {
-        "temperature": round(temperature, 4),
-        "clean_weight": round(weight, 3),
-        "type_accuracy": round(100 * right.float().mean().item(), 2),
-        "corrupted_called_clean": round(100 * (per_type.argmax(1) == 0)[judged.types >= 0].float().mean().item(), 2),
-    }
-    report(dict(scores))
-    prior = weigh_clean(training_prior(recipe.draws), weight)
-    scores["prior"] = [round(share, 7) for share in prior.tolist()]
-    return _export(network, temperature, weight, size, recipe.tile), scores
-
-
-def _export(network: OracleNetwork, temperature: float, clean_weight: float, size: int, tile: int) -> bytes:
-    """ONNX bytes; what is constant goes into the last layer, so that a frame costs nothing more."""
-
-    class Calibrated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            with torch.no_grad():
-                network.head.weight /= temperature
-                network.head.bias /= temperature
-                network.head.bias[0] += math.log(clean_weight)
-
-        def forward(self, image: Tensor) -> Tensor:
-            return self.network(views(image, tile)).softmax(1)
-
-    return stored_as_half(export_onnx(Calibrated().eval(), size, input_name="image", output_name="joint"))
+    logits = oracle_logits(network, judged.x, _CHUNK)
+    clean = [views(held_out, recipe.tile), *(views(held_out, recipe.tile, generator) for _ in range(4))]
+    clean_logits = oracle_logits(network, torch.cat(clean), _CHUNK)
+    found = calibrate_oracle(logits, judged.target, clean_logits, recipe.clean_recall)
+    named = named_types(found.joint(logits))
+    return found, OracleScores(
+        temperature=round(found.temperature, 4),
+        clean_weight=round(found.clean_weight, 3),
+        type_accuracy=percent(named == judged.types),
+        corrupted_called_clean=percent(named[judged.types >= 0] < 0),
+    )

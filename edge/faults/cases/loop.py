@@ -10,28 +10,32 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
-from rws.edge.faults.cases.scripted import pictures, reached, scripted
-from rws.edge.faults.harness import Drill, NotHereError, Seen, case
-from rws.edge.faults.stamp import scene
-from rws.edge.runtime import Result, Runtime
+from rws.edge.faults.fakes import Step, faulty, images, scripted
+from rws.edge.faults.frames import scene
+from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, reached
+from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sinks.background import BackgroundSink
-from rws.edge.sinks.files import JsonlSink
-from rws.edge.sources.open import Frame, PatternSource
+from rws.edge.sinks.base import Sink
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import RwsError, SourceError
+from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
 
 
-@case("a sink that blocks", slow=True)
-def sink_blocks(drill: Drill) -> None:
-    """The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most."""
+def _sink_blocks(drill: Drill) -> None:
     release = threading.Event()
 
     class Stuck:
@@ -45,25 +49,21 @@ def sink_blocks(drill: Drill) -> None:
         ending = time.monotonic()
     ending = time.monotonic() - ending
     release.set()
-    lags = [one.result.age_ms for one in seen]
-    drill.say(
-        f"{len(seen)} results, age p50 {np.median(lags):.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s"
-    )
+    age = float(np.median([one.result.age_ms for one in seen]))
+    drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s")
     drill.check(sink.accepted == len(seen), "the sink was offered each frame")
     drill.check(sink.written + sink.dropped + sink.waiting + sink.in_hand == sink.accepted, "the sink's books close")
-    drill.check(float(np.median(lags)) < 50, "the loop does not wait for it")
+    drill.check(age < 50, "the loop does not wait for it")
     drill.check(ending < 2.0, "the end waits 1 s at most")
 
 
-@case("the disk is full")
-def disk_full(drill: Drill) -> None:
-    """The run ends with an error that names the file and its cause; the weights are clean."""
+def _disk_full(drill: Drill) -> None:
     if not FULL.exists():
         raise NotHereError(f"{FULL} is missing")
-    source, _, fake = scripted([("open", ""), *pictures(50, bad=True)])
+    source, _, fake = scripted([("open", ""), *images(50, bad=True)])
     try:
         with BackgroundSink(JsonlSink(FULL, endless=True), when_full="wait") as sink:
-            drill.play(source, reached(50), runtime=drill.with_clock(fake), sinks=[sink])
+            drill.play(source, reached(50), clock=fake, sinks=[sink])
     except RwsError as error:
         drill.say(str(error))
         drill.check(str(FULL) in str(error), "the error names the file")
@@ -72,79 +72,51 @@ def disk_full(drill: Drill) -> None:
         drill.check(False, "it raises an error")
 
 
-class Breaks:
-    """A sink that breaks at its third frame."""
+def _exceptions(drill: Drill) -> None:
+    calls = iter(range(99))
 
-    def write(self, frame: Frame, result: Result) -> None:
-        """Break."""
-        if result.index == 2:
-            raise KeyError("the sink broke")
-
-
-@case("an exception in source, model or sink")
-def exceptions(drill: Drill) -> None:
-    """It surfaces with its type; the weights are clean."""
-    found: list[str] = []
-
-    def attempt(expected: type[Exception], runtime: Runtime | None = None, **parts: object) -> None:
-        steps = [("open", ""), *pictures(4, bad=True), *parts.pop("then", [])]  # type: ignore[misc]
-        source, _, fake = scripted(steps, retries=0)
-        own = drill.with_clock(fake) if runtime is None else runtime
-        try:
-            drill.play(source, reached(5), runtime=own, limit=5.0, **parts)  # type: ignore[arg-type]
-        except expected as error:
-            found.append(f"{type(error).__name__}: {error}")
-        else:
-            drill.check(False, f"{expected.__name__} surfaces")
-
-    attempt(SourceError, then=[("end", "unplugged")])
-    attempt(KeyError, sinks=[Breaks()])
-    model = drill.runtime.model
-    predict, calls = model.predict, iter(range(99))
-
-    def broken(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def break_model() -> None:
         if next(calls) == 3:
             raise ZeroDivisionError("the model broke")
-        return predict(x)
 
-    model.predict = broken  # type: ignore[method-assign]
-    try:
-        attempt(ZeroDivisionError)
-    finally:
-        del model.predict  # the class's own comes back
-    drill.check_clean()
-    drill.say("; ".join(found))
+    class Breaks:
+        def write(self, frame: Frame, result: Result) -> None:
+            if result.index == 2:
+                raise KeyError("the sink broke")
+
+    def attempt(
+        expected: type[Exception], then: Sequence[Step] = (), sink: Sink | None = None, pipeline: Pipeline | None = None
+    ) -> str:
+        source, _, fake = scripted([("open", ""), *images(4, bad=True), *then], retries=0)
+        sinks = [] if sink is None else [sink]
+        try:
+            drill.play(source, reached(5), sinks=sinks, limit=5.0, clock=fake, pipeline=pipeline)
+        except expected as error:
+            return f"{type(error).__name__}: {error}"
+        drill.check(False, f"{expected.__name__} surfaces")
+        return ""
+
+    broken = replace(drill.pipeline, model=faulty(drill.pipeline.model, break_model))
+    drill.say(attempt(SourceError, then=[("end", "unplugged")]))
+    drill.say(attempt(KeyError, sink=Breaks()))
+    drill.say(attempt(ZeroDivisionError, pipeline=broken))
 
 
-@case("a model that is too slow", slow=True)
-def too_slow(drill: Drill) -> None:
-    """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
-    model = drill.runtime.model
-    predict = model.predict
-
-    def slow(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        time.sleep(0.2)
-        return predict(x)
-
-    model.predict = slow  # type: ignore[method-assign]
-    try:
-        source = PatternSource(160, 120, 30.0)
-        seen = drill.play(source, reached(15))
-    finally:
-        del model.predict
-    ages = [one.result.age_ms for one in seen]
-    drill.say(f"{source.received} came, {len(seen)} results, {source.dropped} dropped, oldest {max(ages):.0f} ms")
+def _too_slow(drill: Drill) -> None:
+    slow = faulty(drill.pipeline.model, lambda: time.sleep(0.2))
+    source = PatternSource(160, 120, 30.0)
+    seen = drill.play(source, reached(15), pipeline=replace(drill.pipeline, model=slow))
+    oldest = max(one.result.age_ms for one in seen)
+    drill.say(f"{source.received} came, {len(seen)} results, {source.dropped} dropped, oldest {oldest:.0f} ms")
     drill.check(source.dropped >= 40, "frames are dropped")
-    drill.check(max(ages) < 400, "no result is older than two of its frames")
+    drill.check(oldest < 400, "no result is older than two of its frames")
 
 
-@case("10,000 mix changes")
-def mix_changes(drill: Drill) -> None:
-    """Each change is exact, the weights are clean afterwards, and memory stays flat."""
-    model = drill.runtime.model
+def _mix_changes(drill: Drill) -> None:
+    model = drill.pipeline.model
     names = sorted(drill.bundle.signatures.names)
     rng = np.random.default_rng(0)
-    x = np.ascontiguousarray(scene(*drill.runtime.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
+    x = np.ascontiguousarray(scene(*drill.pipeline.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
     reference: dict[str, NDArray[np.float32]] = {}
     wrong = 0
     gc.collect()
@@ -169,23 +141,21 @@ def mix_changes(drill: Drill) -> None:
     drill.check(grown < 5, "memory grows by less than 5 MB")
 
 
-@case("a broken bundle is put in place")
-def broken_bundle(drill: Drill) -> None:
-    """It is refused with a reason and the old one stays; a good one takes over."""
+def _broken_bundle(drill: Drill) -> None:
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
-    built: list[str] = []
-
-    def build(bundle: object) -> Runtime:
-        built.append("built")
-        return drill.runtime
-
+    built: list[Bundle] = []
     model, manifest = current / "model.onnx", current / "bundle.json"
     whole = model.read_bytes()
     other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
     source = PatternSource(64, 64, 100.0)
     switched: list[int] = []
-    with BundleWatch(current, build, interval=0.1) as watch:
+
+    def build(bundle: Bundle) -> Pipeline:
+        built.append(bundle)
+        return drill.pipeline
+
+    with BundleWatcher(current, build, interval=0.1) as watch:
         stage = "before"
 
         def steer(seen: list[Seen]) -> bool:
@@ -206,19 +176,7 @@ def broken_bundle(drill: Drill) -> None:
         seen = drill.play(source, steer, limit=20.0)
     drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
     drill.check(watch.failures == 1, "it is refused once")
-    drill.check(switched != [] and built == ["built"], "the good one takes over")
-
-
-@case("SIGTERM")
-def sigterm(drill: Drill) -> None:
-    """The frame in hand is finished, files are complete, the exit code is 0."""
-    _terminate(drill, signal.SIGTERM)
-
-
-@case("SIGINT")
-def sigint(drill: Drill) -> None:
-    """The frame in hand is finished, files are complete, the exit code is 0."""
-    _terminate(drill, signal.SIGINT)
+    drill.check(switched != [] and len(built) == 1, "the good one takes over")
 
 
 def _terminate(drill: Drill, number: signal.Signals) -> None:
@@ -244,3 +202,38 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
     drill.check(summary["stopped"] is True, "the summary says that it was stopped")
     drill.check(len(lines) + summary["sinks"]["jsonl"]["dropped"] == summary["frames"], "the file holds each result")
     drill.check(outcome.accounted, "frames in = out + dropped + rejected")
+
+
+_FINISHED = "The frame in hand is finished, files are complete, the exit code is 0."
+CASES = [
+    Case(
+        "a sink that blocks",
+        "The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most.",
+        _sink_blocks,
+        slow=True,
+    ),
+    Case(
+        "the disk is full",
+        "The run ends with an error that names the file and its cause; the weights are clean.",
+        _disk_full,
+    ),
+    Case("an exception in source, model or sink", "It surfaces with its type; the weights are clean.", _exceptions),
+    Case(
+        "a model that is too slow",
+        "Frames are skipped before it lags: the age stays that of one frame, drops are counted.",
+        _too_slow,
+        slow=True,
+    ),
+    Case(
+        "10,000 mix changes",
+        "Each change is exact, the weights are clean afterwards, and memory stays flat.",
+        _mix_changes,
+    ),
+    Case(
+        "a broken bundle is put in place",
+        "It is refused with a reason and the old one stays; a good one takes over.",
+        _broken_bundle,
+    ),
+    Case("SIGTERM", _FINISHED, partial(_terminate, number=signal.SIGTERM)),
+    Case("SIGINT", _FINISHED, partial(_terminate, number=signal.SIGINT)),
+]

@@ -1,4 +1,4 @@
-"""Pictures that say nothing of the world: black, frozen or half-decoded ones. They are not for the oracle.
+"""Detects images that say nothing of the world: black, frozen or half-decoded ones. They are not for the oracle.
 
 Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
 """
@@ -18,8 +18,8 @@ FILLS = np.array([(128, 128, 128), (0, 135, 0), (0, 154, 0), (0, 77, 0)], np.int
 STRIDE = 8
 
 
-def picture_flaw(image: NDArray[np.uint8]) -> str:
-    """Why a single picture says nothing of the world, or "" if nothing is wrong with it.
+def image_flaw(image: NDArray[np.uint8]) -> str:
+    """Return what is wrong with a single image, or "".
 
     Args:
         image: uint8, shape (H, W, 3), RGB.
@@ -42,14 +42,14 @@ def picture_flaw(image: NDArray[np.uint8]) -> str:
 
 
 class FreezeDetector:
-    """Tells when a live source repeats one picture: a driver or camera that hangs, not a quiet scene.
+    """Detects a live source that repeats one image: a driver or camera that hangs, not a quiet scene.
 
-    A sensor is never without noise, so no two of its pictures are equal. Where pictures are coded one from another
-    (H.264), an encoder drops that noise until it makes its next key frame; so only what stays equal across a key frame
-    counts, and equal pictures are taken as they come until they have lasted for `patience` seconds.
+    A sensor is never without noise, so no two of its images are equal. If images are coded one from another (H.264), an
+    encoder drops that noise until it makes its next key frame; so only what stays equal across a key frame counts, and
+    equal images are accepted until they have lasted for `patience` seconds.
 
     Args:
-        patience: seconds that equal pictures may go on.
+        patience: seconds that equal images may go on.
     """
 
     def __init__(self, patience: float) -> None:
@@ -59,7 +59,7 @@ class FreezeDetector:
         self._coded_anew = False
 
     def frozen(self, image: NDArray[np.uint8], at: float, key: bool = True) -> bool:
-        """Whether the picture has been the same for longer than `patience`.
+        """Return whether the image has been the same for longer than `patience`.
 
         Args:
             image: uint8, shape (H, W, 3); every eighth pixel of every eighth row is compared.

@@ -1,4 +1,4 @@
-"""Memory that the capture process and the loop share: one picture on its way, and counters that outlive a kill.
+"""Memory that the capture process and the loop share: one frame on its way, and counters that outlive a kill.
 
 Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
 """
@@ -54,11 +54,6 @@ class Counters:
             self._values[COUNTERS.index(name)] = before + count
         return before
 
-    @property
-    def rejections(self) -> dict[str, int]:
-        """Rejected pictures by reason, those that occurred."""
-        return {reason: self[reason] for reason in REASONS if self[reason]}
-
     def snapshot(self) -> dict[str, int]:
         """All of them, read once; `received` last, so that what is being counted now is not missing there."""
         values = {name: self[name] for name in COUNTERS if name != "received"}
@@ -66,6 +61,10 @@ class Counters:
 
     @property
     def whole(self) -> int:
-        """Pictures received that were neither dropped nor rejected: delivered, or on their way."""
+        """Frames received that were neither dropped nor rejected: delivered, or on their way."""
         values = self.snapshot()
         return 2 * values["received"] - sum(values.values())
+
+    def drop_leftovers(self, delivered: int) -> None:
+        """Count as dropped what was received but not delivered, dropped or rejected; only while no process captures."""
+        self.add("discarded", self.whole - delivered)

@@ -1,11 +1,10 @@
 // The page of a running loop: server-sent events in, text and bars out. Labels are foreign text: textContent only.
 
-import { Timeline, familyOf, name, swatch } from "./timeline.js";
+import { Timeline, name, swatch } from "./timeline.js";
 
 const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
 const PATIENCE = 5; // seconds until a picture stream that shows nothing is asked for anew
 const RETRY = 1500; // milliseconds
-const STAGES = ["preprocess", "oracle", "policy", "patch", "predict"];
 const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
 
 const $ = (id) => document.getElementById(id);
@@ -18,6 +17,7 @@ const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
 const recent = []; // the newest results, for means of their times
 let events = null;
 let report = null;
+let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
 let refused = false;
@@ -94,6 +94,10 @@ function showPicture() {
 // ---- what is shown
 
 function show(next) {
+  if (next.stages) {
+    stages = next.stages.filter((stage) => stage !== "read");
+    timeline.setFamilies(next.families);
+  }
   const result = next.result;
   if (result && result.index !== report?.result?.index) recent.push(result);
   if (recent.length > 10) recent.shift();
@@ -150,12 +154,12 @@ function showMix(mix) {
 
 function showTimes() {
   const mean = (stage) => recent.reduce((sum, result) => sum + result.times_ms[stage], 0) / recent.length;
-  const sum = (stages) => stages.reduce((total, stage) => total + mean(stage), 0);
-  const total = sum(STAGES);
+  const sum = (names) => names.reduce((total, stage) => total + mean(stage), 0);
+  const total = sum(stages);
   $("total").textContent = `${total.toFixed(2)} ms, of which ${sum(ADDED).toFixed(2)} for oracle and patch`;
-  keep($("stages"), "i", STAGES.length);
-  keep($("stage-legend"), "li", STAGES.length + 1);
-  [...STAGES, "read"].forEach((stage, index) => {
+  keep($("stages"), "i", stages.length);
+  keep($("stage-legend"), "li", stages.length + 1);
+  [...stages, "read"].forEach((stage, index) => {
     const colour = stage === "patch" ? "patching" : stage;
     const bar = $("stages").children[index];
     if (bar) Object.assign(bar.style, { flexGrow: mean(stage) / total, background: `var(--${colour})` });
@@ -166,18 +170,18 @@ function showTimes() {
 }
 
 function showSource({ source, fps, counts, events: noted, since_result_s: since, uptime_s: uptime, result }) {
-  const rejected = Object.entries(source.rejected);
+  const rejected = Object.entries(source.rejected_by_reason);
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
     results: `${fixed(fps, 1)} /s`,
     "last result": since == null ? "none yet" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
     latency: result ? `${fixed(result.age_ms, 1)} ms` : "–",
     "running for": duration(uptime),
-    "patch changes": plain.format(counts.switches),
+    "mix changes": plain.format(counts.switches),
     received: plain.format(source.received),
     classified: plain.format(counts.results),
     dropped: plain.format(source.dropped),
-    rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
+    rejected: plain.format(source.rejected),
     reconnects: plain.format(source.reconnects),
   };
   keep($("facts"), "div", Object.keys(facts).length);
@@ -190,7 +194,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
   const notes = [];
   if (rejected.length) notes.push(`rejected: ${list(rejected)}`);
   if (Object.keys(noted).length) notes.push(`events: ${list(Object.entries(noted))}`);
-  if (source.error) notes.push(`last trouble: ${source.error}`);
+  if (source.error) notes.push(`last error: ${source.error}`);
   keep($("notes"), "li", notes.length);
   notes.forEach((note, index) => { $("notes").children[index].textContent = note; });
 }
@@ -209,7 +213,7 @@ function showState() {
   const late = report?.since_result_s;
   if (stale && late != null) $("stamp").dataset.at ??= clock(new Date(Date.now() - late * 1e3));
   else delete $("stamp").dataset.at;
-  $("stamp").textContent = $("stamp").dataset.at ? `old picture, ${$("stamp").dataset.at}` : "waiting for the first picture";
+  $("stamp").textContent = $("stamp").dataset.at ? `stale frame, ${$("stamp").dataset.at}` : "waiting for the first picture";
   $("stamp").hidden = !stale && !$("picture").hidden;
   const label = report?.result?.label;
   document.title = stale ? `old: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
@@ -250,7 +254,7 @@ function rows(list, items) {
   items.forEach(([key, share, value], index) => {
     const row = list.children[index];
     const [text, bar, number] = keep(row, ["span", "div", "b"], 3);
-    row.className = familyOf(key) === "none" ? "clean" : "";
+    row.className = key === "clean" ? "clean" : "";
     text.textContent = name(key);
     bar.className = "bar";
     bar.ariaHidden = "true";

@@ -1,11 +1,5 @@
 // The last minutes as a picture: a band for the corruption, lines for severity and α, and where nothing came.
 
-const FAMILIES = {
-  noise: ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
-  blur: ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"],
-  weather: ["snow", "frost", "fog", "brightness", "spatter"],
-  digital: ["contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"],
-};
 const HATCH = "M0 8 6 2M5 12 15 2M12 12 16 8";
 const LINES = { severity: ["dirty", "M0 6H16", ""], alpha: ["patch", "M0 6H16", "5 3"], gap: ["gap", HATCH, ""], lost: ["bad", HATCH, ""] };
 const LONGEST = 300; // seconds that are shown, at most
@@ -15,16 +9,12 @@ const [LEFT, RIGHT, TOP, BAND, SPACE, FOOT] = [18, 42, 4, 18, 8, 20];
 
 export const name = (key) => key.replaceAll("_", " ");
 
-/** The family of a corruption; `none` for clean, `extra` for one that is not known here. */
-export function familyOf(corruption) {
-  if (corruption === "clean") return "none";
-  return Object.keys(FAMILIES).find((family) => FAMILIES[family].includes(corruption)) ?? "extra";
-}
-
 export class Timeline {
   constructor(canvas, readout, legend) {
     this.canvas = canvas;
     this.readout = readout;
+    this.legend = legend;
+    this.families = {}; // name → corruptions
     this.moments = new Map(); // start in seconds → moment
     this.now = 0;
     this.cursor = null; // seconds before now
@@ -35,13 +25,23 @@ export class Timeline {
     canvas.addEventListener("keydown", (event) => this.press(event));
     new ResizeObserver(() => this.draw()).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
-    const kinds = [["none", "clean"], ...Object.keys(FAMILIES).map((family) => [family, family]), ["extra", "other"],
+  }
+
+  setFamilies(families) {
+    this.families = families;
+    const kinds = [["none", "clean"], ...Object.keys(families).map((family) => [family, family]), ["extra", "other"],
       ["severity", "severity"], ["alpha", "α, all signatures"], ["gap", "no frames"], ["lost", "source lost"]];
-    for (const [kind, text] of kinds) {
+    this.legend.replaceChildren(...kinds.map(([kind, text]) => {
       const item = document.createElement("li");
       item.append(swatch(kind), text);
-      legend.append(item);
-    }
+      return item;
+    }));
+  }
+
+  /** The family of a corruption; `none` for clean, `extra` for one that is not known. */
+  familyOf(corruption) {
+    if (corruption === "clean") return "none";
+    return Object.keys(this.families).find((family) => this.families[family].includes(corruption)) ?? "extra";
   }
 
   clear() {
@@ -98,7 +98,7 @@ export class Timeline {
       if (kind === "gap" || kind === "lost") {
         hatch(pen, x0, TOP, x1 - x0, plot.bottom - TOP, colour(kind === "lost" ? "bad" : "gap"), kind === "lost");
       } else {
-        pen.fillStyle = colour(familyOf(kind));
+        pen.fillStyle = colour(this.familyOf(kind));
         pen.fillRect(x0, TOP, x1 - x0 + 0.5, BAND);
       }
     }

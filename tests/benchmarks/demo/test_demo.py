@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.benchmarks.demo.demo import load_stream
 from rws.benchmarks.demo.render import scenario
+from rws.benchmarks.demo.stream import load_stream
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import rws
 

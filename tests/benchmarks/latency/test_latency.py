@@ -1,8 +1,7 @@
 import csv
-import json
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,35 +12,29 @@ import torch
 
 from rws.benchmarks.common import sensors
 from rws.benchmarks.common.models import load_model
-from rws.benchmarks.latency import engines as latency_ways
+from rws.benchmarks.latency import engines as latency_engines
 from rws.benchmarks.latency import run as latency
 from rws.benchmarks.latency.engines import (
-    Contender,
+    Engine,
     Setting,
     check_outputs,
-    default_ways,
+    default_engines,
     expected_outputs,
-    make_contender,
+    make_engine,
 )
-from rws.benchmarks.latency.run import (
-    CSV_COLUMNS,
-    PATCH_EVERY,
-    RIVALS,
-    LatencyOptions,
-    csv_name,
-    measure_latency,
-    print_latency,
-)
+from rws.benchmarks.latency.options import LatencyOptions
+from rws.benchmarks.latency.report import CSV_COLUMNS, csv_name, print_latency, write_rows
+from rws.benchmarks.latency.run import PATCH_EVERY, SLOWER, EngineCase, measure_latency
 from rws.benchmarks.latency.stages import FRAME_SIZE, ScheduledPolicy, write_video
 from rws.edge.common.provenance import provenance
-from rws.edge.runtime import STAGES
+from rws.edge.pipeline import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
 from support.command_line import invoke
 from support.tiny import SIZE, network
 
 # Compiling takes longer than everything else together; its way is the same code as `torch`.
-WAYS = tuple(way for way in default_ways("cpu") if way != "torch_compile")
+ENGINES = tuple(way for way in default_engines("cpu") if way != "torch_compile")
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +59,16 @@ def result(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "SUSTAINED_ROW_SECONDS", 0.02)
         lines = []
-        options = LatencyOptions(ways=WAYS, rounds=2, repeats=2, duration=0.05)
+        options = LatencyOptions(engines=ENGINES, rounds=2, repeats=2, duration=0.05)
         found = provenance(seed=0) | measure_latency([tiny], options, lines.append)
     assert any("repeat 2 of 2" in line for line in lines)
     return found
 
 
-def test_every_way_is_measured_at_every_rate_it_has(result):
+def test_every_engine_is_measured_at_every_rate_it_has(result):
     assert result["left_out"] == []
     found = {(row["way"], row["patch_every"]) for row in result["rows"]}
-    changing = {way for way in WAYS if way != "untouched_again"}
+    changing = {way for way in ENGINES if way != "untouched_again"}
     expected = {(way, every) for way in changing for every in PATCH_EVERY}
     expected -= {(way, 0) for way in ("reload", "reload_optimised", "sessions")}  # an untouched session each
     assert found == expected | {("untouched", 0), ("untouched_again", 0)}
@@ -97,13 +90,13 @@ def test_rows_are_complete_and_their_ratios_lie_in_their_intervals(result):
 
 def test_the_change_of_mix_is_reported_alone(result):
     changes = {row["way"]: row for row in result["changes"]}
-    assert changes.keys() == set(WAYS) - {"untouched_again"}
+    assert changes.keys() == set(ENGINES) - {"untouched_again"}
     frames = {row["way"]: row for row in result["rows"] if row["patch_every"] == 1}
     for way, row in changes.items():
         assert 0 < row["p50_ms"] < frames[way]["p50_ms"]
         assert 0 < row["alone_p50_ms"] <= row["alone_p95_ms"]
-        for rival in (*RIVALS, *(f"alone_{rival}" for rival in RIVALS)):
-            assert row[f"{rival}_ratio_low"] <= row[f"{rival}_ratio"] <= row[f"{rival}_ratio_high"]
+        for slower in (*SLOWER, *(f"alone_{slower}" for slower in SLOWER)):
+            assert row[f"{slower}_ratio_low"] <= row[f"{slower}_ratio"] <= row[f"{slower}_ratio_high"]
     assert changes["reload"]["reload_ratio"] == changes["load_state_dict"]["load_state_dict_ratio"] == 1
 
 
@@ -130,9 +123,8 @@ def test_sustained_load_and_platform(result):
 def test_results_are_written_and_printed(result, tmp_path, capsys):
     from rich.console import Console
 
-    latency.write_results(result, tmp_path / "out/latency.json", tmp_path / "out")
-    assert json.loads((tmp_path / "out/latency.json").read_text())["rows"] == result["rows"]
     name = csv_name(result)
+    write_rows(tmp_path / "out" / name, result)
     assert re.fullmatch(r"latency-[\w.]+-cpu-ort[\d.]+-torch[\w.]+\.csv", name)
     with (tmp_path / "out" / name).open() as file:
         rows = list(csv.DictReader(file))
@@ -143,10 +135,10 @@ def test_results_are_written_and_printed(result, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["stale", "wrong"])
-def test_a_way_that_computes_something_else_is_refused(kind, setting, x):
+def test_an_engine_that_computes_something_else_is_refused(kind, setting, x):
     clean, patched = expected_outputs(setting, x)
     assert np.abs(patched - clean).max() > 0
-    honest = make_contender("live", setting)
+    honest = make_engine("live", setting)
     check_outputs(honest, x, clean, patched)
     broken = replace(
         honest,
@@ -157,9 +149,9 @@ def test_a_way_that_computes_something_else_is_refused(kind, setting, x):
 
 
 @pytest.mark.slow
-def test_a_way_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
+def test_an_engine_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=10))
-    options = LatencyOptions(ways=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
+    options = LatencyOptions(engines=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
     found = measure_latency([tiny], options)
     assert [row["way"] for row in found["rows"]] == ["untouched"]
     reasons = {row["way"]: row["reason"] for row in found["left_out"]}
@@ -169,9 +161,9 @@ def test_a_way_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
 
 def test_no_two_changes_in_a_row_are_to_the_same_mix(setting, x):
     numbers = []
-    contender = Contender("fake", lambda x: x, numbers.append, "cpu")
-    counter = latency.count()
-    cases = [latency._Case(contender, every, setting, x, counter) for every in (10, 1, 0)]
+    engine = Engine("fake", lambda x: x, numbers.append, "cpu")
+    counter = count()
+    cases = [EngineCase(engine, every, setting, x, counter) for every in (10, 1, 0)]
     for case in (*cases, *cases):
         case()
     assert None in numbers
@@ -202,15 +194,15 @@ def test_the_video_is_of_real_size_and_moves(tmp_path):
 def test_a_source_that_is_too_short_is_refused(tiny, tmp_path):
     source = str(write_video(tmp_path / "short.mp4", frames=4))
     with pytest.raises(InputError, match="fewer than 7 frames"):
-        measure_latency([tiny], LatencyOptions(ways=("untouched",), rounds=1, repeats=1, source=source))
+        measure_latency([tiny], LatencyOptions(engines=("untouched",), rounds=1, repeats=1, source=source))
 
 
 def test_options_are_checked():
     with pytest.raises(InputError, match="way 'fast' is unknown"):
-        LatencyOptions(ways=("fast",))
+        LatencyOptions(engines=("fast",))
     with pytest.raises(InputError, match="expected cpu or cuda"):
         LatencyOptions(device="tpu")
-    assert LatencyOptions(ways=("untouched", "live", "live")).compared == ("live",)
+    assert LatencyOptions(engines=("untouched", "live", "live")).compared == ("live",)
     assert "torch_cuda_graph" not in LatencyOptions().compared
 
 
@@ -230,8 +222,8 @@ def test_a_jetson_is_read_through_jtop():
         temperature={"cpu": {"temp": 51.5, "online": True}, "cv0": {"temp": -256, "online": False}},
         power={"tot": {"power": 7430}},
     )
-    assert sensors._read_jetson(jetson, "cpu") == (1510, 51.5, 7.43)
-    assert sensors._read_jetson(jetson, "cuda") == (1020, 51.5, 7.43)
+    assert sensors.read_jetson(jetson, "cpu") == (1510, 51.5, 7.43)
+    assert sensors.read_jetson(jetson, "cuda") == (1020, 51.5, 7.43)
 
 
 def test_a_gpu_is_read_through_nvml_as_far_as_it_answers(monkeypatch):
@@ -252,25 +244,25 @@ def test_a_gpu_is_read_through_nvml_as_far_as_it_answers(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
-    assert sensors._read_nvml(nvml) == (1980, 43, None)
+    assert sensors.read_nvml(nvml) == (1980, 43, None)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_cuda_provider_that_does_not_start_is_no_baseline(setting, monkeypatch):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(latency_ways.onnxruntime, "get_available_providers", lambda: providers)
-    latency_ways._cuda_starts.cache_clear()
+    monkeypatch.setattr(latency_engines.onnxruntime, "get_available_providers", lambda: providers)
+    latency_engines.cuda_starts.cache_clear()
     cuda = replace(setting, device="cuda")
     assert not cuda.onnx_runs  # ONNX Runtime takes the CPU, with a warning
     assert "does not start" in cuda.baseline
-    latency_ways._cuda_starts.cache_clear()
+    latency_engines.cuda_starts.cache_clear()
 
 
 def test_the_gpu_baseline_without_onnx_runtimes_provider(setting):
     cuda = replace(setting, device="cuda")
-    assert cuda.onnx_runs == ("CUDAExecutionProvider" in latency_ways.onnxruntime.get_available_providers())
+    assert cuda.onnx_runs == ("CUDAExecutionProvider" in latency_engines.onnxruntime.get_available_providers())
     if not cuda.onnx_runs:
         assert "Torch module, eager" in cuda.baseline
         with pytest.raises(RwsError, match="no CUDA provider"):
-            make_contender("live", cuda)
+            make_engine("live", cuda)

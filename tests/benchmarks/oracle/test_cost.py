@@ -2,7 +2,8 @@ import pytest
 
 from rws.benchmarks.common.models import load_model
 from rws.benchmarks.oracle.cost import CASES, measure_oracle
-from rws.edge.bundle.bundle import ORACLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 
 
 @pytest.mark.slow

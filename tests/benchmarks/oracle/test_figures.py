@@ -1,4 +1,3 @@
-import io
 import json
 
 import matplotlib.pyplot as plt
@@ -6,18 +5,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rws.benchmarks.common.plots import LARGEST
 from rws.benchmarks.oracle.figures import (
     FIGURES,
-    LARGEST,
     draw_all,
     draw_confusion,
     draw_gain_table,
     draw_regret_split,
     draw_stream,
-    small_png,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import CLEAN, InputError
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 
 NAMES = [CLEAN, *CORRUPTIONS]
@@ -148,11 +147,3 @@ def test_the_streams_runs_cover_its_frames(timeline):
     lines = {line.get_label(): line for line in bottom.get_lines() if not line.get_label().startswith("_")}
     assert len(lines) == 4
     assert lines["never patched"].get_xdata().tolist() == list(range(20, 401, 20))
-
-
-def test_a_picture_that_cannot_be_small_is_refused():
-    figure = plt.figure(figsize=(12, 12), dpi=100)
-    figure.add_axes((0, 0, 1, 1)).imshow(np.random.default_rng(0).random((1200, 1200)), interpolation="nearest")
-    with pytest.raises(InputError, match="expected below 45000"):
-        small_png(figure)
-    assert Image.open(io.BytesIO(small_png(plt.figure(figsize=(2, 2))))).size == (200, 200)

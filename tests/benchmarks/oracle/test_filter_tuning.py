@@ -5,24 +5,31 @@ from rws.benchmarks.oracle.filter_tuning import (
     LARGEST_CLEAN_LOSS,
     LARGEST_LOSS_ON_MIXED,
     SPACE,
-    _beats,
-    _fitting,
+    beats,
+    fitting_space,
     tune_filter,
 )
 from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
+from rws.training.evaluation.evaluator import EvaluationOptions, silent
 
 
-def run(image_folder, **settings):
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("rws.benchmarks.oracle.filter_tuning.ROUNDS", 1)
+    monkeypatch.setattr("rws.benchmarks.oracle.filter_tuning.SEVERITIES", (5.0,))
+
+
+def run(image_folder, space, progress=silent):
     # A tenth of the images is the validation part, each shown once a type: the tests have few.
-    return tune_filter(Bundle.load(), str(image_folder), frames=5, rounds=1, **settings)
+    return tune_filter(Bundle.load(), str(image_folder), 5, EvaluationOptions(progress=progress), space)
 
 
 def test_the_search_takes_the_best_that_costs_nothing_on_mixed(image_folder):
     lines = []
     space = {"filter.jump": (0.001, 0.9, 1.0), "policy.hold": (0.0, 0.9)}
-    found = run(image_folder, severities=[5.0], space=space, progress=lines.append)
+    found = run(image_folder, space=space, progress=lines.append)
     best = next(
         row
         for row in found["tried"]
@@ -46,12 +53,12 @@ def test_the_search_takes_the_best_that_costs_nothing_on_mixed(image_folder):
     assert all(row["mixed_loss"] > 0.5 for row in stubborn)
     assert found["tried"][0] in allowed
     assert np.isfinite([row["score"] for row in found["tried"]]).all()
-    assert run(image_folder, severities=[5.0], space=space) == found
+    assert run(image_folder, space=space) == found
 
 
 def test_the_frame_by_frame_policy_on_mixed_does_not_move_with_the_candidate(image_folder):
     # A policy that never patches is as bad frame by frame as with the filter: against itself it would lose nothing.
-    found = run(image_folder, severities=[5.0], space={"policy.threshold": (0.99,)})
+    found = run(image_folder, space={"policy.threshold": (0.99,)})
     (row,) = (row for row in found["tried"] if row["policy"]["threshold"] == 0.99)
     assert row["mixed_loss"] > 1
     assert found["best"]["policy"]["threshold"] != 0.99
@@ -60,14 +67,14 @@ def test_the_frame_by_frame_policy_on_mixed_does_not_move_with_the_candidate(ima
 def test_a_loss_on_clean_frames_rules_out():
     good = {"score": 80.0, "mixed_loss": 0.0, "clean_loss": 0.1}
     better = {"score": 81.0, "mixed_loss": 0.0, "clean_loss": 0.3}
-    assert not _beats(better, good)
-    assert _beats(good, better)
-    assert _beats(better | {"clean_loss": 0.2}, good)
+    assert not beats(better, good)
+    assert beats(good, better)
+    assert beats(better | {"clean_loss": 0.2}, good)
 
 
 def test_only_settings_of_the_bundles_policy_are_tried(image_folder):
     bundle = Bundle.load()
-    own = _fitting(bundle, None)
+    own = fitting_space(bundle, None)
     assert "policy.hold" in own
     assert set(SPACE) - set(own) == {"policy.margin"}
     assert "policy.clean_weight" not in SPACE
@@ -77,4 +84,4 @@ def test_only_settings_of_the_bundles_policy_are_tried(image_folder):
 
 def test_a_setting_that_the_filter_does_not_take_is_named(image_folder):
     with pytest.raises(InputError, match="jump"):
-        run(image_folder, severities=[5.0], space={"filter.jump": (-1.0,)})
+        run(image_folder, space={"filter.jump": (-1.0,)})

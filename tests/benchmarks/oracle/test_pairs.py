@@ -6,16 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rws.benchmarks.oracle.pairs import ComposingPolicy, both_own, compare_pairs, draw_pairs, print_pairs
-from rws.benchmarks.oracle.policies import ExpectedPolicy, HardPolicy
+from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, HardPolicy
+from rws.benchmarks.oracle.pairs import compare_pairs, draw_pairs, own_pair_mix, print_pairs
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import Belief, InputError, ToldPolicy, certain
+from rws.errors import InputError
+from rws.oracle.belief import Belief, certain
+from rws.oracle.policy import ReferencePolicy
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.evaluation.judge import load_splits
+from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
-TOLD = ToldPolicy(TABLE, own=True)
+TOLD = ReferencePolicy(TABLE, "perfect")
 
 pairs = st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True)
 
@@ -30,7 +33,7 @@ def between(first: str, second: str, share: float, severity: float = 5) -> Belie
 def test_two_probable_corruptions_get_both_signatures(pair, severity, scale, share):
     policy = ComposingPolicy(TABLE, HardPolicy(TABLE), 0.3, scale)
     layers = tuple((name, severity) for name in pair)
-    assert policy.choose(between(*pair, share, severity)) == pytest.approx(both_own(TOLD, layers, scale))
+    assert policy.choose(between(*pair, share, severity)) == pytest.approx(own_pair_mix(TOLD, layers, scale))
 
 
 @given(pairs, st.floats(0.71, 1))
@@ -52,8 +55,8 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_both_signatures_have_their_own_strength():
-    fog, snow = (TOLD.choose_told(name, 3) for name in ("fog", "snow"))
-    mix = both_own(TOLD, (("fog", 3.0), ("snow", 3.0)), 0.5)
+    fog, snow = (TOLD.mix(name, 3) for name in ("fog", "snow"))
+    mix = own_pair_mix(TOLD, (("fog", 3.0), ("snow", 3.0)), 0.5)
     assert mix == {"fog": fog["fog"] / 2, "snow": snow["snow"] / 2}
 
 
@@ -69,9 +72,10 @@ def test_pairs_are_drawn_by_the_seed():
 def result(image_folder):
     bundle = Bundle.load()
     splits = load_splits(bundle, str(image_folder))
-    return compare_pairs(
-        bundle, splits, pairs=3, limit=20, validation_limit=4, thresholds=(0.2, 0.4), scales=(0.5, 1.0), seed=1
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rws.benchmarks.oracle.pairs.THRESHOLDS", (0.2, 0.4))
+        patch.setattr("rws.benchmarks.oracle.pairs.SCALES", (0.5, 1.0))
+        return compare_pairs(bundle, splits, 3, EvaluationOptions(limit=20, validation_limit=4, seed=1))
 
 
 def test_told_composition_wins_accuracy_on_real_images(result):

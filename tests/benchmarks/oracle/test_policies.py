@@ -7,22 +7,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rws.benchmarks.oracle.frame_policies import FAMILIES, ExpectedPolicy, HardPolicy, own_alphas
 from rws.benchmarks.oracle.policies import (
-    FAMILIES,
+    CLEAN_WEIGHTS,
     RULES,
-    ExpectedPolicy,
-    HardPolicy,
+    THRESHOLDS,
     Setting,
-    WeightedPolicy,
     choose_setting,
     compare_policies,
-    own_alphas,
     print_policies,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import CLEAN, Belief, ExpectedGainPolicy, GainTable, InputError, ToldPolicy, certain
-from rws.oracle.policy import STEP
-from rws.training.evaluation.judge import load_splits
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN, Belief, certain
+from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy
+from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
@@ -42,7 +42,7 @@ def beliefs(draw) -> Belief:
 @given(corruptions, st.floats(1, 5))
 def test_who_is_certain_does_as_who_is_told(name, severity):
     assume(abs(severity % 1 - 0.5) > 1e-3)
-    told = ToldPolicy(TABLE, own=True).choose_told(name, severity)
+    told = ReferencePolicy(TABLE, "perfect").mix(name, severity)
     belief = certain(NAMES, LEVELS, name, severity)
     assert HardPolicy(TABLE, threshold=0.9).choose(belief) == told
     assert WeightedPolicy(TABLE, threshold=0.9).choose(belief) == pytest.approx(told, rel=1e-5)
@@ -128,9 +128,11 @@ def result(image_folder):
     shipped = {"kind": "weighted", "threshold": 0.0, "clean_weight": 1.0, "hold": 0.3}
     bundle = Bundle.load()
     bundle = replace(bundle, manifest=replace(bundle.manifest, policy=shipped))
-    grid = {"clean_weights": (1.0, 4.0), "thresholds": dict.fromkeys(FAMILIES, (0.0, 0.5))}
     splits = load_splits(bundle, str(image_folder))
-    return compare_policies(bundle, splits, limit=4, validation_limit=2, seed=1, **grid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rws.benchmarks.oracle.policies.CLEAN_WEIGHTS", (1.0, 4.0))
+        patch.setattr("rws.benchmarks.oracle.policies.THRESHOLDS", dict.fromkeys(FAMILIES, (0.0, 0.5)))
+        return compare_policies(bundle, splits, EvaluationOptions(limit=4, validation_limit=2, seed=1))
 
 
 def test_every_policy_has_a_row_and_the_sums_hold(result):
@@ -166,9 +168,10 @@ def test_the_result_is_plain_json_and_prints(result):
     assert result["winner"] is None or result["winner"]["policy"] in text
 
 
-def test_a_grid_without_the_plain_policy_is_refused():
-    with pytest.raises(InputError, match="must hold 1"):
-        compare_policies(Bundle.load(), None, clean_weights=(2.0,))
+def test_the_grid_holds_the_plain_policies():
+    assert 1 in CLEAN_WEIGHTS
+    assert set(THRESHOLDS) == set(FAMILIES)
+    assert all(0 in values for values in THRESHOLDS.values())
 
 
 def test_alphas_are_zero_where_there_is_no_signature():

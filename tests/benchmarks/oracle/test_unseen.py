@@ -10,7 +10,7 @@ from rich.console import Console
 
 import rws.benchmarks.oracle.unseen as unseen
 from rws.benchmarks.oracle.unseen import (
-    WAYS,
+    ARMS,
     UnseenRecipe,
     bundle_recall,
     bundle_recipe,
@@ -20,12 +20,12 @@ from rws.benchmarks.oracle.unseen import (
     table_without,
 )
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import FormatError
-from rws.oracle import ExpectedGainPolicy, InputError
+from rws.errors import FormatError, InputError
+from rws.oracle.policy import ExpectedGainPolicy
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.evaluation.judge import load_splits
+from rws.training.evaluation.frames import load_splits
 from rws.training.jobs.store import claim
-from rws.training.oracle.fit import OracleRecipe
+from rws.training.oracle.sampling import OracleRecipe
 
 BUNDLE = Bundle.load()
 TABLE = BUNDLE.table
@@ -101,7 +101,7 @@ def test_a_job_measures_what_remains(result):
     assert [row["corruption"] for row in result["rows"]] == ["shot_noise", "contrast"]
     assert result["missing"] == []
     for row in result["rows"]:
-        assert all(len(row[way]) == 5 for way in WAYS)
+        assert all(len(row[arm]) == 5 for arm in ARMS)
         assert row["corruption"] not in [name for name, _ in row["chosen"]]
         assert row["neighbour"] in {*TABLE.corruptions, None} - {row["corruption"]}
         gains = np.subtract(row["ours"], row["std"])
@@ -170,7 +170,7 @@ def test_a_bundle_that_no_oracle_can_be_trained_for_is_refused(tmp_path):
 
 
 def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
-    monkeypatch.setattr(unseen, "raise_stranger", None)
+    monkeypatch.setattr(unseen, "train_without", None)
     lines = []
     with claim(work, "fog", wait=True):
         found = leave_one_out(BUNDLE, splits, RECIPE, work, only=["fog"], progress=lines.append)
@@ -181,8 +181,8 @@ def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
 
 def test_the_summary_names_the_worst():
     def row(name, std, ours, worst, loss):
-        ways = {way: [value] * 5 for way, value in zip(WAYS, (std, ours, 80.0, 90.0), strict=True)}
-        return {"corruption": name, **ways, "gain": ours - std, "worst": worst, "ta_loss": loss}
+        arms = {arm: [value] * 5 for arm, value in zip(ARMS, (std, ours, 80.0, 90.0), strict=True)}
+        return {"corruption": name, **arms, "gain": ours - std, "worst": worst, "ta_loss": loss}
 
     found = summary([row("fog", 70.0, 76.0, -1.0, 0.1), row("snow", 50.0, 54.0, 2.0, 0.3)])
     assert found["mean"] == {"std": 60.0, "ours": 65.0, "borrowed": 80.0, "own": 90.0}

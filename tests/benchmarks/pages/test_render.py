@@ -2,13 +2,20 @@ import json
 
 import pytest
 
-from rws.benchmarks.common.markdown import made_by
 from rws.benchmarks.pages.render import PAGES, RESULTS, ROOT, render
+from rws.benchmarks.pages.results import made_by
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_number_on_a_page_is_that_of_the_committed_results(page):
     assert render(page, PAGES[page]) == (ROOT / page).read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_of_text_begins_with_a_value(page):
+    """A line that begins with a comment would be HTML to its end."""
+    lines = (ROOT / page).read_text().splitlines()
+    assert not [line for line in lines if line.startswith("<!--") and not line.endswith("-->")]
 
 
 def test_every_result_says_how_and_at_which_commit_it_was_made():
@@ -22,7 +29,7 @@ def test_results_of_one_commit_are_cited_together():
     made = {"machine": {"processor": "a CPU"}, "seed": 3}
     files = [("a.json", "1234567"), ("deep/b.json", "89abcde"), ("c.json", "1234567"), ("d.json", None)]
     assert made_by(*({**made, "file": file, "commit": commit} for file, commit in files)) == (
-        "From [a.json](benchmarks/results/a.json), [c.json](benchmarks/results/c.json), made at 1234567; "
+        "[a.json](benchmarks/results/a.json), [c.json](benchmarks/results/c.json), made at 1234567; "
         "[b.json](benchmarks/results/deep/b.json), made at 89abcde; "
-        "[d.json](benchmarks/results/d.json), made at an unknown commit (a CPU, seed 3)."
+        "[d.json](benchmarks/results/d.json), made at an unknown commit (a CPU, seed 3)"
     )

@@ -2,7 +2,7 @@ import pytest
 
 from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place, parse_data
 from rws.benchmarks.paper.entries import ENTRIES
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
 
 

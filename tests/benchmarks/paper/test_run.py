@@ -1,6 +1,7 @@
 """From the command line to tables, pictures and the page, on the clear frames of the demo."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from rws.benchmarks.cli.reproduce import NAMES
 from rws.benchmarks.pages import paper as page
 from rws.benchmarks.paper.entries import ENTRIES
 from rws.benchmarks.paper.run import status, tasks
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import TINY, invoke, rws
 
@@ -120,13 +121,10 @@ def test_the_page_shows_what_is_done_and_says_what_is_missing(reproduced, monkey
     for name in ("table4", "table5", "init", "tuned", "smaller"):
         assert texts[name].count("\n| ") >= 3
         assert "full scale" not in texts[name]
-        assert (
-            f"[{name}-cifar10-vgg16.json](benchmarks/results/reproduce/small/{name}-cifar10-vgg16.json)" in texts[name]
-        )
     assert texts["table2"] == "Not run yet."
     assert "fig7-cifar10-vgg16.png" in texts["pictures"]
     assert "table3" in texts["status"]
-    assert "rws reproduce NAME --scale SCALE" in texts["status"]
+    assert re.fullmatch(r"\d+ and \d+", page.VALUES["images table4"]())
 
 
 def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_path):

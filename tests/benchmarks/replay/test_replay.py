@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.replay.replay import WAYS, Pictures, Replayer, TestSet, replay, test_sets
+from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs, replay
 from rws.edge.bundle.bundle import Bundle
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.evaluation.sets import evaluation_sets
 from support.command_line import CLASSES, invoke
-
-test_sets.__test__ = TestSet.__test__ = False  # the project's own names, not tests
 
 
 @pytest.fixture(scope="module")
 def result(image_folder):
-    return replay(Bundle.load(), str(image_folder), seed=3, threads=1)
+    return replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3))
 
 
 def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
@@ -32,9 +31,9 @@ def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
 
 def test_the_averages_are_those_of_the_parts(result):
     assert set(result["per_corruption"]) == set(CORRUPTIONS)
-    for way in WAYS:
-        mean = np.mean([scores[way] for scores in result["per_corruption"].values()])
-        assert result["ra"][way] == pytest.approx(mean, abs=0.02)
+    for arm in ARMS:
+        mean = np.mean([scores[arm] for scores in result["per_corruption"].values()])
+        assert result["ra"][arm] == pytest.approx(mean, abs=0.02)
     assert result["regret"] == pytest.approx(result["ra"]["perfect"] - result["ra"]["trained"], abs=0.02)
     counts = np.array(result["oracle"]["confusion"]["counts"])
     assert (counts.sum(1) == result["images"]).all()
@@ -44,7 +43,7 @@ def test_the_averages_are_those_of_the_parts(result):
 
 
 def test_the_same_seed_gives_the_same_result(result, image_folder):
-    assert replay(Bundle.load(), str(image_folder), seed=3, threads=1) == result
+    assert replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3)) == result
 
 
 def test_the_shares_of_the_regret_sum_to_it(result):
@@ -56,15 +55,15 @@ def test_the_shares_of_the_regret_sum_to_it(result):
     assert result["regret_split"]["clean_frames_patched"] == pytest.approx(lost, abs=0.01)
 
 
-def test_an_oracle_that_is_told_keeps_only_what_is_true():
+def test_a_partial_oracle_keeps_only_what_is_true():
     replayer = Replayer(Bundle.load(), threads=1)
     joint = np.random.default_rng(0).random((4, 96)).astype(np.float32)
     joint /= joint.sum(1, keepdims=True)
-    told = replayer._tell(joint, "shot_noise", "type")
-    assert np.flatnonzero(told.any(axis=0)).tolist() == [6, 7, 8, 9, 10]
-    np.testing.assert_allclose(told[:, 6] / told[:, 7], joint[:, 6] / joint[:, 7], rtol=1e-5)
-    assert not replayer._tell(joint, "fog", "corrupted")[:, 0].any()
-    np.testing.assert_array_equal(replayer._tell(joint, "clean", "corrupted")[:, 0], 1)
+    known = replayer.partial(joint, "shot_noise", "type")
+    assert np.flatnonzero(known.any(axis=0)).tolist() == [6, 7, 8, 9, 10]
+    np.testing.assert_allclose(known[:, 6] / known[:, 7], joint[:, 6] / joint[:, 7], rtol=1e-5)
+    assert not replayer.partial(joint, "fog", "corrupted")[:, 0].any()
+    np.testing.assert_array_equal(replayer.partial(joint, "clean", "corrupted")[:, 0], 1)
 
 
 def test_eight_frames_tell_more_than_one(result):
@@ -73,31 +72,18 @@ def test_eight_frames_tell_more_than_one(result):
     assert set(after["per_severity"]) == set(result["oracle"]["per_severity"]) == {"5"}
 
 
-def test_a_frame_is_classified_under_the_mix_that_each_way_chose(clear):
-    replayer = Replayer(Bundle.load(), threads=1)
-    x = (clear[0][:24].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-    table = Bundle.load().table
-    pair = {"fog": 0.5, "snow": 0.25}
-    mixes = {"one": [table.mix(frame % 5) for frame in range(24)], "other": [pair] * 24}
-    correct = replayer._correct(x, clear[1][:24], mixes)
-    for way, chosen in mixes.items():
-        for frame in range(24):
-            replayer.model.apply(chosen[frame])
-            assert correct[way][frame] == (replayer.model.predict(x[frame]).argmax() == clear[1][frame])
-
-
 def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_folder):
     assert ["defocus_blur", "gaussian_blur", 1] in replay(
-        Bundle.load(), str(image_folder), severities=(1,), limit=40, threads=1
+        Bundle.load(), str(image_folder), (1,), EvaluationOptions(limit=40)
     )["oracle"]["merged"]
     assert result["oracle"]["type_accuracy_merged"] >= result["oracle"]["type_accuracy"]
     pixels = torch.from_numpy(clear[0][:4]).permute(0, 3, 1, 2).contiguous()
-    pictures = Pictures(("fog", "snow", "frost"))
+    samples = {}
     for name, change in (("fog", 0), ("snow", 1), ("frost", 2)):
         pixels = pixels.clone()
         pixels[:, :, ::2] = (pixels[:, :, ::2].int() + change).clamp(max=255).to(torch.uint8)
-        pictures.add(TestSet(name, 2, Images(pixels, torch.zeros(4, dtype=torch.int64), ("a",))))
-    assert pictures.same() == [("fog", "snow", 2)]
+        samples[name, 2] = pixels.numpy()
+    assert indistinguishable_pairs(samples, ("fog", "snow", "frost")) == [("fog", "snow", 2)]
 
 
 @pytest.fixture
@@ -112,11 +98,11 @@ def test_a_set_in_cifar10_cs_files_is_read_by_severity(corrupted, tmp_path):
     blank = np.zeros((80, 32, 32, 3), np.uint8)
     np.save(tmp_path / "fog.npy", np.concatenate([blank, images]))
     np.save(tmp_path / "labels.npy", np.tile(labels, 5))
-    sets = list(test_sets(str(tmp_path), CLASSES, 32, (1, 5), None, 0))
+    sets = list(evaluation_sets(str(tmp_path), CLASSES, 32, (1, 5), None, 0))
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("fog", 1, 20), ("fog", 5, 20)]
     np.testing.assert_array_equal(sets[1].images.pixels.permute(0, 2, 3, 1).numpy(), images)
     assert not sets[0].images.pixels.any()
-    result = replay(Bundle.load(), str(tmp_path), threads=1)
+    result = replay(Bundle.load(), str(tmp_path))
     assert list(result["per_corruption"]) == ["fog"]
     assert result["oracle"]["clean_recall"] is None
 
@@ -131,13 +117,13 @@ def test_a_set_in_imagenet_cs_folders_is_read(corrupted, clear, tmp_path):
         for name in CLASSES:  # the 20 frames need not show every class
             (root / name).mkdir(exist_ok=True)
             cv2.imwrite(str(root / name / "extra.png"), pictures[0][:, :, ::-1])
-    sets = list(test_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
+    sets = list(evaluation_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("clean", 0, 30), ("fog", 5, 30)]
 
 
 def test_bad_data_is_named(image_folder, tmp_path):
-    def run(root, **settings):
-        return replay(Bundle.load(), str(root), threads=1, **settings)
+    def run(root):
+        return replay(Bundle.load(), str(root))
 
     missing = tmp_path / "missing"
     shutil.copytree(image_folder / "test", missing)
@@ -171,20 +157,20 @@ def test_bad_data_is_named(image_folder, tmp_path):
 
 
 def test_labels_follow_the_bundles_class_order_not_the_folders(image_folder):
-    forward = next(test_sets(str(image_folder), CLASSES, 32, (5,), None, 0))
-    backward = next(test_sets(str(image_folder), CLASSES[::-1], 32, (5,), None, 0))
+    forward = next(evaluation_sets(str(image_folder), CLASSES, 32, (5,), None, 0))
+    backward = next(evaluation_sets(str(image_folder), CLASSES[::-1], 32, (5,), None, 0))
     assert torch.equal(backward.images.labels, 9 - forward.images.labels)
 
 
 def test_clean_images_are_fitted_to_the_model_like_frames(image_folder):
-    assert next(test_sets(str(image_folder), CLASSES, 24, (5,), 5, 0)).images.size == 24
+    assert next(evaluation_sets(str(image_folder), CLASSES, 24, (5,), 5, 0)).images.size == 24
 
 
 def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
     report = tmp_path / "result.json"
     done = invoke("replay", "--data", image_folder, "--limit", 10, "--severity", "1,5", "--seed", 2, "--json", report)
     result = json.loads(report.read_text())
-    assert set(result["ta"]) == set(result["ra"]) == set(WAYS)
+    assert set(result["ta"]) == set(result["ra"]) == set(ARMS)
     assert result["images"] == 10
     assert result["seed"] == 2
     assert result["versions"]["onnxruntime"]

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from rws.benchmarks.replay.replay import replay
-from rws.benchmarks.storage.precision import codes_of, compare_codes, float_code, float_file
+from rws.benchmarks.storage.precision import compare_encodings, encodings_of, float_encoding, float_file
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import shallow_sha256
 from rws.errors import FormatError, InputError
-from rws.training.signatures.methods import DELTAS
+from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.signatures.deltas import DELTAS
 from support.command_line import invoke
 from support.tiny import network
 
@@ -53,8 +54,9 @@ def test_sizes_fall_with_the_bits_and_scales_per_channel_cost_little(report, bui
 
 def test_a_bundle_alone_gives_what_the_replay_gives_of_its_own_bits(image_folder):
     bundle = Bundle.load()
-    result = compare_codes(bundle, str(image_folder), limit=60, seed=3, threads=1)
-    replayed = replay(bundle, str(image_folder), limit=60, seed=3, threads=1)
+    options = EvaluationOptions(limit=60, seed=3)
+    result = compare_encodings(bundle, str(image_folder), options=options)
+    replayed = replay(bundle, str(image_folder), options=options)
     row = {"bits": 8, "per": "channel", "bytes": bundle.manifest.files["signatures.safetensors"].bytes}
     assert result["rows"] == [row | {"ra": replayed["ra"]["perfect"], "ta_after_reset": replayed["ta"]["std"]}]
     assert result["ta"] == replayed["ta"]["std"]
@@ -72,7 +74,7 @@ def test_float_signatures_patch_as_float_weights_do():
             for name, array in clean.items()
         }
     }
-    code = float_code(deltas, shallow_sha256(clean))
+    code = float_encoding(deltas, shallow_sha256(clean))
     parts = [code.signatures.get(name) for name in ("fog", "fog.rest")]
     for tensor, delta in deltas["fog"].items():
         error = np.abs(parts[0][tensor].astype(np.float64) + parts[1][tensor] - delta)
@@ -95,23 +97,23 @@ def test_float_signatures_patch_as_float_weights_do():
 def test_a_work_folder_of_another_build_is_refused(built, tmp_path):
     bundle, work = Bundle.load(built[0]), tmp_path / "work"
     with pytest.raises(InputError, match="no file"):
-        codes_of(bundle, work)
+        encodings_of(bundle, work)
     shutil.copytree(built[1], work, ignore=shutil.ignore_patterns("*.pt", "images"))
     fog = work / "signature-tuned-fog.safetensors"
     deltas = DELTAS.decode(fog.read_bytes())
     fog.write_bytes(DELTAS.encode({name: delta * 1.5 for name, delta in deltas.items()}))
     with pytest.raises(InputError, match="are not those of"):
-        codes_of(bundle, work)
+        encodings_of(bundle, work)
     fog.write_bytes(DELTAS.encode(dict(list(deltas.items())[1:])))
     with pytest.raises(InputError, match="give the work folder of the build"):
-        codes_of(bundle, work)
+        encodings_of(bundle, work)
     fog.write_bytes(b"damaged")
     with pytest.raises(FormatError, match="holds no weights"):
-        codes_of(bundle, work)
+        encodings_of(bundle, work)
 
 
 def test_data_without_clean_images_is_refused(tmp_path):
     np.save(tmp_path / "labels.npy", np.zeros(5, np.int64))
     np.save(tmp_path / "fog.npy", np.zeros((5, 32, 32, 3), np.uint8))
     with pytest.raises(InputError, match="lacks clean images"):
-        compare_codes(Bundle.load(), str(tmp_path), threads=1)
+        compare_encodings(Bundle.load(), str(tmp_path))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws.benchmarks.streams.protocols import PROTOCOLS, TYPES, Stream, frames_of, make_stream
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt
 
 LABELS = np.random.default_rng(0).integers(0, 10, 60)

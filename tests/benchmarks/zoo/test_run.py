@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.pages import zoo as zoo_page
+from rws.benchmarks.pages.zoo import zoo_table
 from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -20,7 +20,7 @@ def test_images(clear) -> Images:
 @pytest.fixture(scope="module")
 def result(test_images) -> dict:
     bundle = Bundle.load()
-    found = zoo.measure(bundle, test_images, (3, 5), threads=1)
+    found = zoo.measure(bundle, test_images)
     return {
         "file": "zoo_vgg16.json",
         "commit": "1234567",
@@ -49,18 +49,18 @@ def test_signatures_win_back_a_part_of_what_is_lost(result):
     assert 0 < won["told"] <= 100
     assert won["trained"] > 0
     for row in result["rows"]:
-        assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.WAYS)
+        assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.ARMS)
 
 
 def test_what_is_won_back_is_a_share_of_what_was_lost():
     rows = [
         {
             "accuracy": {"std": 40.0, "trained": 50.0, "told": 60.0},
-            "agreement": dict.fromkeys(zoo.WAYS, 100.0),
+            "agreement": dict.fromkeys(zoo.ARMS, 100.0),
             "named": 1.0,
         }
     ]
-    summary = zoo.summed(80.0, rows)
+    summary = zoo.summarise(80.0, rows)
     assert summary["accuracy"]["won_back"] == {"trained": 25.0, "told": 50.0}
     assert summary["agreement"]["won_back"] == {"trained": 0.0, "told": 0.0}
 
@@ -72,18 +72,8 @@ def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
     assert high - low < 5
 
 
-def test_each_image_is_classified_under_its_own_mix(test_images):
-    model = Bundle.load().model(threads=1)
-    x = test_images.pixels[:6].numpy() / np.float32(255)
-    mixes = [{}, {"fog": 1.0}, {}, {"contrast": 0.5}, {"fog": 1.0}, {"fog": 1.0, "snow": 0.5}]
-    found = zoo.predictions(model, x, mixes)
-    for place, mix in enumerate(mixes):
-        model.apply(mix)
-        assert found[place] == model.predict(x[place]).argmax()
-
-
 def test_both_engines_say_the_same(test_images):
-    same = zoo.same_from_torch(Bundle.load(), test_images, {"fog": 1.0}, count=8)
+    same = zoo.compare_backends(Bundle.load(), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
     assert same["difference"] <= 1e-4 * max(1, same["largest"])
 
@@ -95,23 +85,15 @@ def test_minutes_of_a_build_count_each_part_once(tmp_path):
     assert zoo.parts_of_build(tmp_path) == {"signature": 0.5, "gain": 1.0, "all": 1.5}
 
 
-def test_pages_hold_the_numbers(result):
-    text = zoo_page.zoo_table([result])
-    assert f"{result['summary']['accuracy']['won_back']['told']:.1f}" in text
-    assert "From [zoo_vgg16.json](benchmarks/results/zoo_vgg16.json), made at 1234567 (any, seed 0)." in text
-    assert len(zoo_page.corruption_table(result).splitlines()) == 2 + 19 + 2
-    row = {"layers": 3, "parameters": 1744, "signature_percent": 0.05, "std": 40.0, "told": 44.4}
-    curve = {**result, "corruptions": ["fog"], "rows": [row]}
-    assert "| 3 | 1,744 | 0.05 | 40.0 | 44.4 |" in zoo_page.curve_table(curve)
-    won = result["summary"]["accuracy"]["won_back"]
-    assert f"**{won['trained']:.1f}** / {won['told']:.1f}" in zoo_page.zoo_summary([result, {**result, "quick": True}])
-    clip = {"source": "/a/cars.mp4", "corrupt": "gaussian_noise:3"}
-    clip["agreement"] = {"frames": 250, "unpatched": 11.04, "patched": 13.5}
-    assert "| cars.mp4 | gaussian noise:3 | 250 | 11.0 | 13.5 |" in zoo_page.clip_table([{**result, **clip}])
-    without = {key: value for key, value in {**result, **clip}.items() if key != "seed"}
-    assert zoo_page.clip_table([without]).endswith("(any).")
+def test_the_page_holds_the_numbers(result):
+    quick = {**result, "quick": True}
+    text = zoo_table([result, quick])
+    assert "|  | vgg16 | vgg16, quick |" in text
+    won = f"{result['summary']['accuracy']['won_back']['told']:.1f}"
+    assert f"| **accuracy won back, told, %** | {won} | {won} |" in text
+    assert f"| test images | {result['test_images']} |" in text
 
 
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="efficientnet_lite0"):
-        zoo.run_entry("alexnet", "nowhere", tmp_path)
+        zoo.run_entry("alexnet", "nowhere", tmp_path, None, zoo.ZooOptions())

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle, self_test
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.bundle.self_test import self_test
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.training.corruptions import CORRUPTIONS
 
 
@@ -28,7 +30,7 @@ def test_it_is_whole_and_small(bundle):
 
 
 def test_both_backends_agree_under_every_signature(bundle, x):
-    onnx, torch = bundle.model("onnx", threads=1), bundle.model("torch", threads=1)
+    onnx, torch = bundle.model(ModelOptions(threads=1)), bundle.model(ModelOptions("torch", threads=1))
     clean = onnx.predict(x)
     mixes = [{}, {"fog": 0.5, "snow": 0.5}, *({name: 1.0} for name in bundle.signatures.names)]
     for mix in mixes:
@@ -40,9 +42,9 @@ def test_both_backends_agree_under_every_signature(bundle, x):
 
 
 def test_the_frame_loop_recognises_the_streams_corruptions(bundle, demo_stream):
-    with Runtime.from_bundle(bundle, threads=1) as runtime:
+    with Runtime.from_bundle(bundle, ModelOptions(threads=1)) as runtime:
         results = list(runtime.stream(ArraySource(demo_stream.images, sequential=True)))
     held = [i for i, layers in enumerate(demo_stream.corruptions) if list(layers.values()) == [5.0]]
     named = np.mean([results[i].belief.type in demo_stream.corruptions[i] for i in held])
     assert named > 0.9
-    assert not runtime.model.mix
+    assert not runtime.pipeline.model.mix

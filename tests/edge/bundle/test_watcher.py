@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
-from rws.edge.bundle.bundle import FILES, MANIFEST, Bundle, write_bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import write_bundle
+from rws.edge.bundle.manifest import FILES, MANIFEST
 from rws.edge.bundle.swap import switch_bundle
-from rws.edge.bundle.watcher import BundleWatch
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.errors import RwsError
 from support.tiny import bundle_parts
 
@@ -29,7 +31,7 @@ class Watched:
     def __init__(self, path, build=lambda bundle: bundle.manifest.name):
         self.clock, self.built = Clock(), []
         self.build = build
-        self.watch = BundleWatch(path, self._build, interval=1.0, clock=self.clock)
+        self.watch = BundleWatcher(path, self._build, interval=1.0, clock=self.clock)
 
     def _build(self, bundle):
         self.built.append(bundle.manifest.name)
@@ -51,7 +53,7 @@ class Watched:
 def others(tmp_path_factory):
     """Bundles that no test may change, by name."""
     folder = tmp_path_factory.mktemp("others")
-    return {name: write_bundle(folder / name, **{**bundle_parts(), "name": name}).path for name in ("second", "third")}
+    return {name: write_bundle(folder / name, bundle_parts(name=name)).path for name in ("second", "third")}
 
 
 def test_nothing_happens_while_nothing_changes(bundle_path):

@@ -2,12 +2,12 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,29 +15,19 @@ import pytest
 from typer.testing import CliRunner
 
 from rws.cli import app
-from rws.edge.bundle.bundle import write_bundle
+from rws.edge.bundle.edit import write_bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.pipeline import Pipeline
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
-from rws.edge.sources.open import ArraySource, open_source
+from rws.edge.sources.arrays import ArraySource
+from rws.edge.sources.open import open_source
 from rws.errors import SourceError
-from support.fakes import write_images, write_video
+from support.fakes import write_images
 from support.tiny import bundle_parts
 
 runner = CliRunner()
-
-
-@pytest.fixture
-def rws(tiny_bundle):
-    def call(command, *arguments, bundle=tiny_bundle.path):
-        return runner.invoke(app, [command, *map(str, arguments), "--bundle", str(bundle)])
-
-    return call
-
-
-@pytest.fixture
-def video(tmp_path):
-    return write_video(tmp_path / "clip.mp4", range(20, 240, 11))
 
 
 def noisy(count, height=10, width=12):
@@ -67,10 +57,10 @@ def test_a_video_from_end_to_end(rws, video, tmp_path):
 
 def test_the_mix_in_a_result_is_the_one_that_was_in_effect(tiny_bundle):
     images = noisy(6, 8, 8)
-    with Runtime.from_bundle(tiny_bundle, threads=1, independent=True) as runtime:
+    with Runtime.from_bundle(tiny_bundle, ModelOptions(threads=1), independent=True) as runtime:
         results = list(runtime.stream(ArraySource(images)))
-        clean = runtime.model.predict(preprocess(images[0], 8, 8))
-    reference = tiny_bundle.model(threads=1)
+        clean = runtime.pipeline.model.predict(preprocess(images[0], 8, 8))
+    reference = tiny_bundle.model(ModelOptions(threads=1))
     np.testing.assert_array_equal(clean, reference.predict(preprocess(images[0], 8, 8)))
     assert any(result.mix for result in results)
     for image, result in zip(images, results, strict=True):
@@ -80,10 +70,10 @@ def test_the_mix_in_a_result_is_the_one_that_was_in_effect(tiny_bundle):
 
 def test_independent_images_do_not_depend_on_their_order(tiny_bundle):
     images = noisy(8, 8, 8)
-    with Runtime.from_bundle(tiny_bundle, threads=1, independent=True) as runtime:
+    with Runtime.from_bundle(tiny_bundle, ModelOptions(threads=1), independent=True) as runtime:
         forward = [result.logits for result in runtime.stream(ArraySource(images))]
         backward = [result.logits for result in runtime.stream(ArraySource(images[::-1]))]
-        single = [runtime.classify(image).logits for image in images]
+        single = [runtime.classify(image, "rgb").logits for image in images]
     np.testing.assert_array_equal(forward, backward[::-1])
     np.testing.assert_array_equal(forward, single)
 
@@ -106,14 +96,14 @@ def test_images_get_a_line_each_and_a_broken_one_is_counted(rws, tmp_path, caplo
 def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     np.save(tmp_path / "images.npy", noisy(3))
     seen = []
-    original = Runtime.from_bundle.__func__
+    original = Pipeline.from_bundle.__func__
 
-    def spy(cls, bundle, **options):
-        runtime = original(cls, bundle, **options)
-        seen.append(runtime.filter is not None)
-        return runtime
+    def spy(cls, *arguments):
+        pipeline = original(cls, *arguments)
+        seen.append(pipeline.filter is not None)
+        return pipeline
 
-    monkeypatch.setattr(Runtime, "from_bundle", classmethod(spy))
+    monkeypatch.setattr(Pipeline, "from_bundle", classmethod(spy))
     assert rws("run", tmp_path / "images.npy", *([option] if option else [])).exit_code == 0
     assert seen == [bool(filtered)]
 
@@ -134,7 +124,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
 def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
     parts, rws, tmp_path, caplog, shape, data, warns, options
 ):
-    bundle = write_bundle(tmp_path / "bundle", **(parts | {"provenance": {"data": data}})).path
+    bundle = write_bundle(tmp_path / "bundle", replace(parts, provenance={"data": data})).path
     for number, image in enumerate(noisy(3, *shape)):
         cv2.imwrite(str(tmp_path / f"{number}.png"), image)
     command, *rest = options
@@ -223,8 +213,8 @@ class EventSource(ArraySource):
         super().__init__(noisy(8), name="event", sequential=True)
         self.event, self.at = event, at
 
-    def __iter__(self):
-        for frame in super().__iter__():
+    def frames(self):
+        for frame in super().frames():
             if frame.index == self.at:
                 self.event()
             yield frame
@@ -233,7 +223,7 @@ class EventSource(ArraySource):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeypatch, number):
     source = EventSource(lambda: os.kill(os.getpid(), number))
-    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: source)
+    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: source)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s")
     assert result.exit_code == 0, result.output
@@ -250,7 +240,7 @@ def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: EventSource(twice))
+    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(twice))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl")
     assert result.exit_code not in (0, 2)
     assert os.listdir(tmp_path) == []
@@ -261,7 +251,7 @@ def lose_camera():
 
 
 def test_what_came_before_a_lost_camera_is_kept(rws, tmp_path, monkeypatch):
-    monkeypatch.setattr("rws.edge.sources.open.open_source", lambda spec, **options: EventSource(lose_camera))
+    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4")
     assert result.exit_code == 2
     assert "error: camera 0: lost after 3 frames" in result.stderr
@@ -289,23 +279,6 @@ def test_a_broken_model_surfaces_and_leaves_no_file(rws, video, tmp_path, monkey
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_oracle_lists_each_image(rws, tiny_bundle, tmp_path):
-    folder = write_images(tmp_path / "images", 3)
-    shutil.copy(folder / "0.png", tmp_path / "single.png")
-    result = rws("oracle", tmp_path / "single.png", folder, f"{folder}/[01].png", "--json", tmp_path / "b.json")
-    assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / "b.json").read_text())
-    expected = [tmp_path / "single.png", *(folder / f"{n}.png" for n in (0, 1, 2, 0, 1))]
-    assert [row["file"] for row in rows] == [str(path) for path in expected]
-    assert all(row.keys() == {"file", "corruption", "probability", "severity"} for row in rows)
-    (frame,) = open_source(tmp_path / "single.png")
-    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
-    assert rows[0]["corruption"] == belief.type
-    assert rows[0]["probability"] == pytest.approx(belief.probability.max(), abs=1e-4)
-    assert 0 <= rows[0]["severity"] <= 5
-    assert "6 images, 0 rejected" in result.output
-
-
 def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bundle, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
     files = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv"]
@@ -321,16 +294,6 @@ def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bu
     (told_row,) = json.loads((tmp_path / "b.json").read_text())
     assert float(row["severity"]) == found["severity"] == told_row["severity"] == round(severity, 3)
     assert found["expected_severity"] == round(belief.expected_severity, 3)
-
-
-def test_oracle_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_path):
-    folder = write_images(tmp_path / "images", 2)
-    (folder / "1.png").write_bytes(b"broken")
-    assert "1 images, 1 rejected" in rws("oracle", folder).output
-    for bad in (video, tmp_path / "nowhere.png", folder / "1.png"):
-        result = rws("oracle", bad, "--json", tmp_path / "b.json")
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert not (tmp_path / "b.json").exists()
 
 
 def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
@@ -398,7 +361,7 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
     (bundle_path / "bundle.json").write_bytes(b"{}")
     wait_for(lambda: status_of(page)["events"].get("bundle_refused"))
     assert status_of(page)["bundle"] == "tiny"
-    other = write_bundle(tmp_path / "other", **(bundle_parts() | {"name": "other"}))
+    other = write_bundle(tmp_path / "other", bundle_parts(name="other"))
     switched = runner.invoke(app, ["bundle", "switch", str(bundle_path), str(other.path), "--other-classes"])
     assert switched.exit_code == 0, switched.output
     wait_for(lambda: status_of(page)["bundle"] == "other")

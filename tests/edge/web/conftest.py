@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from support.fakes import StillClock
 
 

@@ -15,9 +15,9 @@ from typing import Annotated
 import cv2
 import typer
 
-from rws.benchmarks.demo.demo import load_stream
+from rws.benchmarks.demo.stream import load_stream
+from rws.edge.faults.frames import encode_jpeg
 from rws.edge.faults.servers import MjpegServer
-from rws.edge.faults.stamp import encode_jpeg
 from support import browser
 
 # Each frame is another photograph, so picture and answer get the time to come together.
@@ -63,7 +63,7 @@ def main(
     finally:
         loop.kill()
         loop.wait()
-        server.kill()
+        server.close()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_what_a_run_shows(server, monitor, source, clock):
     source.received, source.delivered, source.dropped, source.reconnects = 9, 2, 3, 1
     source.rejections.update(damaged=3, frozen=1)
     source.state = "reconnecting"
-    monitor.note("bundle_switched")
+    monitor.count_event("bundle_switched")
     clock.now += 4
     _, families, samples = read(server)
     assert samples["rws_frames_received_total",] == 9

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.runtime import Guess
-from rws.edge.sources.open import ArraySource
+from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.oracle.belief import certain
+from rws.records import Prediction
 from support import browser
 from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from support.http import wait_until
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FOGGY = replace(
-    make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Guess("dog & ship", 1, 0.4)
+    make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Prediction("dog & ship", 1, 0.4)
 )
 SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#picture').hidden"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
@@ -136,7 +136,7 @@ def test_what_is_old_looks_old(run, source, tmp_path):
         source.state, source.error = "reconnecting", "no <frame> for 5 s"
         await tab.wait_for("!document.querySelector('#banner').hidden")
         assert "source is lost and being opened again (no <frame> for 5 s)" in await tab.text("#banner")
-        assert "old picture" in await tab.text("#stamp")
+        assert "stale frame" in await tab.text("#stamp")
         assert await tab.evaluate(opacity.format("#picture")) < 0.5
         assert await tab.evaluate(opacity.format(".pair")) < 0.5
         assert await tab.evaluate(opacity.format("#facts")) == 1

@@ -13,9 +13,11 @@ import pytest
 
 import rws.edge.web.jpeg
 import rws.edge.web.server
-from rws.edge.sources.open import Frame
+from rws.edge.pipeline import STAGES
 from rws.edge.web import PageServer
 from rws.errors import InputError, RwsError
+from rws.oracle.belief import FAMILIES
+from rws.records import Frame
 from support.fakes import make_frame, make_result
 from support.http import PartReader, get, read_until, stream, wait_until
 
@@ -123,11 +125,15 @@ def test_status_is_the_snapshot(server, monitor):
     status, headers, body = get(server, "/api/status")
     assert status == 200
     assert headers["Content-Type"].startswith("application/json")
-    assert json.loads(body) == monitor.snapshot(timeline=True)
+    found = json.loads(body)
+    assert found["families"] == {name: list(members) for name, members in FAMILIES.items()}
+    assert found["stages"] == list(STAGES)
+    expected = json.loads(json.dumps(monitor.status(since=0).to_dict()))
+    assert {key: value for key, value in found.items() if key not in ("families", "stages")} == expected
 
 
 def test_a_number_that_is_none_does_not_break_the_page(server, monitor):
-    monitor.add(replace(make_result(), confidence=float("nan"), age_ms=float("inf")))
+    monitor.add(replace(make_result(confidence=float("nan")), age_ms=float("inf")))
     result = json.loads(get(server, "/api/status")[2], parse_constant=pytest.fail)["result"]
     assert result["confidence"] is None
     assert result["age_ms"] is None
@@ -155,9 +161,12 @@ def test_events_bring_the_whole_timeline_once(server, monitor, clock):
         first = events.next()
         assert [moment["at"] for moment in first["timeline"]] == [0, 1, 2, 3, 4]
         assert first["result"]["index"] == 4
+        assert first["stages"] == list(STAGES)
         assert first["counts"] == {"results": 5, "switches": 0, "corruptions": {"fog": 5}}
         started = time.monotonic()
-        assert [moment["at"] for moment in events.next()["timeline"]] == [4]
+        second = events.next()
+        assert [moment["at"] for moment in second["timeline"]] == [4]
+        assert "stages" not in second
         monitor.add(make_result(9, label="dog"))
         wait_until(lambda: (event := events.next())["result"]["label"] == "dog" and len(event["timeline"]) == 2)
         for _ in range(4):

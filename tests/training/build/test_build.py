@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle.bundle import Bundle, remove_signature
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.edit import remove_signature
+from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.oracle.fit import LEVELS
-from rws.training.signatures.methods import DELTAS
+from rws.training.oracle.sampling import LEVELS
+from rws.training.signatures.deltas import DELTAS
 from support.command_line import TINY, invoke, rws
 
 
@@ -28,7 +30,7 @@ def test_the_command_builds_a_bundle_that_runs(built, clear):
     assert bundle.signatures.names == CORRUPTIONS
     assert bundle.manifest.provenance["recipe"]["seed"] == 1
     x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
-    model = bundle.model(threads=1)
+    model = bundle.model(ModelOptions(threads=1))
     clean = model.predict(x)
     assert model.apply({"fog": 1.0})
     assert not np.array_equal(model.predict(x), clean)
@@ -87,7 +89,7 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
 def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
     images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
     with pytest.raises(InputError, match="'rain' is for no corruption"):
-        measure_gain(Bundle.load().model(threads=1), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
+        measure_gain(Bundle.load().model(ModelOptions(threads=1)), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
 
 
 def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):
@@ -238,13 +240,13 @@ def build(tiny_recipe, image_folder, tmp_path):
 
 
 def test_an_init_begins_from_its_ancestor_but_for_the_head(build):
-    model, ancestor = build._new_model(), build._ancestor.init()
-    same_classes = build._ancestor._new_model()
-    assert build.identity() != build._ancestor.identity()
+    model, ancestor = build.new_model(), build.ancestor.init()
+    same_classes = build.ancestor.new_model()
+    assert build.identity() != build.ancestor.identity()
     torch.manual_seed(build.recipe.seed)
-    twin = Build(build._ancestor.recipe, build.source, build.work / "twin", ancestor=build._ancestor)
+    twin = Build(build.ancestor.recipe, build.source, build.work / "twin", ancestor=build.ancestor)
     assert torch.equal(
-        twin._new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
+        twin.new_model().get_parameter("classifier.weight"), same_classes.get_parameter("classifier.weight")
     )
     own, other = model.state_dict(), ancestor.state_dict()
     assert torch.equal(own["features.0.weight"], other["features.0.weight"])
@@ -266,7 +268,7 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
 
 
 def test_targets_of_tuning_have_signatures_of_their_own(build):
-    assert build.way_name("tuned-output") == "tuned"
+    assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
     name = build.tensors[0]
     assert not torch.equal(labels[name], output[name])

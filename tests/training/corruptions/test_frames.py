@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.faults.stamp import scene
+from rws.edge.faults.frames import scene
 from rws.errors import InputError
 from rws.training.corruptions import corrupt, seeds_for
 from rws.training.corruptions.frames import corrupter

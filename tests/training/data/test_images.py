@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images, load_images, split_train_validation
 from support.command_line import CLASSES
 

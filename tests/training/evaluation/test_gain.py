@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
 from rws.training.data.images import Images
-from rws.training.evaluation.gain import CalibrationRecipe, measure_gain, percent_right
-from rws.training.oracle.fit import LEVELS
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
+from rws.training.oracle.sampling import LEVELS
 
 
 class Fixed:
@@ -37,7 +39,9 @@ def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(
     names = ("contrast", "gaussian_noise")
 
     def won(few: bool, soft: bool) -> np.ndarray:
-        table = measure_gain(bundle.model(threads=1), names, data, small if few else recipe, LEVELS, soft=soft)
+        table = measure_gain(
+            bundle.model(ModelOptions(threads=1)), names, data, small if few else recipe, LEVELS, soft=soft
+        )
         worst = [1 + table.corruptions.index(name) * len(LEVELS) + len(LEVELS) - 1 for name in names]
         return np.stack(
             [

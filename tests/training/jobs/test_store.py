@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.jobs.store import ARRAYS, JSON, SCORED, STATE, Store, claim, run_jobs
 
 NAMES = [f"job{number}" for number in range(6)]

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rws.oracle import FormatError, InputError
+from rws.errors import FormatError, InputError
 from rws.training.models.architectures import ModelSpec, build_model, fold_batchnorm, group_layers, shallow_tensors
 from rws.training.models.export import export_onnx
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
-from rws.oracle import InputError
+from rws.errors import InputError
 from rws.training.data.images import Images
 from rws.training.models.architectures import ModelSpec, build_model
-from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit, learning_rate_at
-from rws.training.oracle.fit import OracleRecipe
-from rws.training.signatures.methods import TuneRecipe
+from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit
+from rws.training.oracle.sampling import OracleRecipe
+from rws.training.signatures.tuned import TuneRecipe
 
 RECIPE = FitRecipe(epochs=4, batch_size=16, learning_rate=0.02, precision="fp32")
 
@@ -75,7 +76,7 @@ def test_a_diverging_rate_is_refused(images):
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"precision": "fp8"}])
 def test_a_recipe_that_cannot_be_followed_is_refused(wrong):
     for recipe in (FitRecipe, TuneRecipe, OracleRecipe):
-        with pytest.raises(InputError):
+        with pytest.raises(ValidationError):
             recipe(**wrong)
 
 
@@ -99,11 +100,3 @@ def test_cropping_keeps_real_pixels(images):
         tuple(image.flatten().tolist()) in untouched or tuple(image.flip(2).flatten().tolist()) in untouched
         for image in still
     )
-
-
-def test_the_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [learning_rate_at(FitRecipe(learning_rate=0.4, warmup=0.25), step, 100) for step in range(100)]
-    assert max(rates) == pytest.approx(0.4)
-    assert rates.index(max(rates)) == 24
-    assert rates[-1] == pytest.approx(0, abs=1e-9)
-    assert rates[0] < 0.02

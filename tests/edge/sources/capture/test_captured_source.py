@@ -1,6 +1,5 @@
 import gc
 import itertools
-import json
 import os
 import signal
 import socket
@@ -17,31 +16,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
-from rws.edge.faults.stamp import scene
-from rws.edge.faults.videos import encode_h264, flip_bytes
-from rws.edge.sources.capture import CapturedSource, CaptureProcess, CaptureSettings
+from rws.edge.faults.frames import encode_h264, flip_bytes, scene
 from rws.edge.sources.capture.checks import REASONS
-from rws.edge.sources.capture.process import Captured, Ended, Opened
+from rws.edge.sources.capture.process import CaptureProcess
+from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Opened, encode
+from rws.edge.sources.capture.shared import shared_memory
+from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
+from rws.records import Frame
 from support.fakes import write_video
 
 IMAGE = scene(16, 24)
 
 
+def play(source, stop):
+    """The frames of a source that is stopped once `stop()` holds while no frame comes."""
+    for frame in source.frames():
+        if frame is not None:
+            yield frame
+        elif stop():
+            source.stop()
+
+
 def scripted(*steps, **options):
     time = FakeTime()
     capture = ScriptedCapture(steps, time)
-    source = CapturedSource(
-        CaptureSettings("fake", "camera"),
-        "fake",
-        live=True,
-        sleep=time.sleep,
-        capture=capture,
-        jitter=lambda: 1.0,
-        **options,
-    )
-    return source, capture, time
+    return live_source(capture, time, **options), capture, time
+
+
+def live_source(capture, time, **options):
+    settings = CaptureSettings("fake", "camera", "fake")
+    return CapturedSource(settings, sleep=time.sleep, capture=capture, jitter=lambda: 1.0, **options)
 
 
 STEP = st.one_of(
@@ -67,10 +73,9 @@ def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(
 
     time = FakeTime()
     capture = Camera([], time)
-    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 600 else None
+    source = live_source(capture, time)
     count = 0
-    for frame in source:
+    for frame in play(source, lambda: time.now > 1000 + 600):
         assert frame.image is IMAGE
         count += 1
         assert source.received == source.delivered + source.dropped + source.rejected + source.buffered
@@ -91,13 +96,15 @@ def test_frames_come_with_their_numbers_and_times():
     assert (source.state, source.fps, source.rejections) == ("running", 30.0, {"black": 1})
 
 
-def test_somebody_is_told_while_no_frame_comes():
+def test_none_comes_four_times_a_second_while_no_frame_comes():
     source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
+    frames = source.frames()
+    assert next(frames) is not None
     told = []
-    source.on_idle = told.append
-    frames = iter(source)
-    next(frames), next(frames)
+    while next(frames) is None:
+        told.append(source.idle_for)
     assert told == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert source.idle_for == 0
 
 
 def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes_on():
@@ -115,26 +122,39 @@ def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes
     assert (source.reconnects, len(capture.opened_at)) == (1, 2)
 
 
-def test_an_answer_to_an_old_question_is_not_taken_for_one_to_the_new():
-    process = CaptureProcess(CaptureSettings("nothing", "file"))
+@pytest.fixture
+def process_and_worker():
+    """A capture process that does nothing, and the worker's end of its connection."""
     ours, worker = socket.socketpair()
-    process._connection = ours
-    process._memory = np.zeros(IMAGE.size, np.uint8)
-    try:
-        process.ask()
-        process.ask()
-        late = {"id": 1, "picture": {"shape": IMAGE.shape, "captured_at": 1.0, "index": 0}}
-        right = {"id": 2, "picture": {"shape": IMAGE.shape, "captured_at": 2.0, "index": 1}}
-        process.counters.add("received", 2)
-        worker.sendall("".join(json.dumps(line) + "\n" for line in (late, right)).encode())
-        assert process.answer(1.0) is None
-        answer = process.answer(1.0)
-        assert isinstance(answer, Captured)
-        assert answer.index == 1
-        assert process.counters.whole == 1
-    finally:
-        process.close()
-        worker.close()
+    idle = subprocess.Popen(["sleep", "60"])
+    process = CaptureProcess(CaptureSettings("nothing", "file", "nothing"), lambda counters: (idle, ours))
+    yield process, worker
+    process.close()
+    worker.close()
+
+
+def test_an_answer_to_an_old_question_is_not_taken_for_one_to_the_new(process_and_worker):
+    process, worker = process_and_worker
+    process.open()
+    process.ask()
+    process.ask()
+    process.counters.add("received", 2)
+    late, right = (encode(2 + index, FrameReady(16, 24, 1.0 + index, index)) for index in range(2))
+    descriptor = shared_memory(IMAGE.nbytes)
+    socket.send_fds(worker, [late + right], [descriptor])
+    os.close(descriptor)
+    assert process.answer(1.0) is None
+    answer = process.answer(1.0)
+    assert (answer.index, answer.captured_at, answer.image.shape, answer.name) == (1, 2.0, (16, 24, 3), "nothing")
+    assert process.counters.whole == 1
+
+
+def test_a_process_that_closes_the_connection_is_killed(process_and_worker):
+    process, worker = process_and_worker
+    process.open()
+    worker.close()
+    assert process.answer(1.0) == Ended("the capture process exited while sending an answer")
+    assert process.pid is None
 
 
 def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
@@ -146,13 +166,26 @@ def test_frozen_pictures_are_sought_again_at_the_same_pace_for_ever():
 
     time = FakeTime()
     capture = Frozen([], time)
-    source = CapturedSource(
-        CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture, jitter=lambda: 1.0
-    )
-    source.on_idle = lambda seconds: source.stop() if time.now > 1300 else None
-    assert list(source) == []
+    source = live_source(capture, time)
+    assert list(play(source, lambda: time.now > 1300)) == []
     assert max(np.diff(capture.opened_at)) < 7
     assert source.rejections["frozen"] > 400
+
+
+def test_a_frame_that_is_being_checked_is_no_sign_of_life():
+    class Slow(ScriptedCapture):
+        """Counts a frame as received in one tick, and as frozen in the next."""
+
+        def answer(self, timeout):
+            answer = super().answer(timeout)
+            if answer is None:
+                self.counters.add("frozen" if self.counters["received"] > self.counters["frozen"] else "received")
+            return answer
+
+    time = FakeTime()
+    source = live_source(Slow([("open", "")], time), time)
+    assert list(play(source, lambda: source.error or time.now > 1000 + 60)) == []
+    assert source.error == "gives only frozen frames for 5 s"
 
 
 def test_bursts_are_learned_from_their_longest_gap():
@@ -173,17 +206,15 @@ def test_bursts_are_learned_from_their_longest_gap():
 
     time = FakeTime()
     capture = Bursts([], time)
-    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if time.now > 1000 + 3600 else None
-    count = sum(1 for _ in source)
+    source = live_source(capture, time)
+    count = sum(1 for _ in play(source, lambda: time.now > 1000 + 3600))
     assert count > 7000
     assert len(capture.opened_at) < 5
 
 
 def test_stopping_while_it_opens_is_no_failure():
     source, _, _ = scripted(("hang", None), retries=0)
-    source.on_idle = lambda seconds: source.stop() if seconds > 2 else None
-    assert list(source) == []
+    assert list(play(source, lambda: source.idle_for > 2)) == []
     assert (source.state, source.error) == ("ended", "")
 
 
@@ -197,7 +228,7 @@ def test_a_silent_process_is_given_two_seconds_more_than_its_own_limit_to_open()
 @pytest.fixture
 def process(tmp_path):
     path = write_video(tmp_path / "clip.mp4", range(20, 240, 11))
-    process = CaptureProcess(CaptureSettings(str(path), "file"))
+    process = CaptureProcess(CaptureSettings(str(path), "file", "clip"))
     yield process
     process.close()
 
@@ -216,7 +247,7 @@ def test_the_process_answers_one_question_at_a_time(process):
         assert process.answer(0.0) is None
         process.ask()
         picture = wait(process)
-        assert isinstance(picture, Captured)
+        assert isinstance(picture, Frame)
         assert (picture.index, picture.image.shape) == (index, (48, 64, 3))
         assert abs(picture.image.mean() - (20 + 11 * index)) < 5
     process.ask()
@@ -232,11 +263,11 @@ def test_a_killed_process_is_an_end_and_the_counters_stay(process):
     os.kill(process.pid, signal.SIGKILL)
     process.ask()
     answers = [wait(process)]
-    if isinstance(answers[-1], Captured):
+    if isinstance(answers[-1], Frame):
         answers.append(wait(process))
     assert answers[-1] == Ended("the capture process died (signal 9)")
     delivered = 1 + (len(answers) == 2)
-    process.settle(delivered)
+    process.counters.drop_leftovers(delivered)
     values = process.counters.snapshot()
     assert values["received"] == delivered + values["dropped"] + values["discarded"]
     assert process.counters.whole == delivered
@@ -339,22 +370,6 @@ def test_images_keep_their_values(tmp_path):
     assert len({id(frame.image) for frame in frames}) == len(frames)
 
 
-def test_years_of_silence_do_not_end_it(monkeypatch):
-    monkeypatch.setattr("rws.edge.sources.capture.source.TICK", 100.0)
-
-    class Silent(ScriptedCapture):
-        def open(self):
-            super().open()
-            self._steps = iter([("open", ""), ("hang", None)])
-
-    time = FakeTime()
-    capture = Silent([], time)
-    source = CapturedSource(CaptureSettings("fake", "camera"), "fake", live=True, sleep=time.sleep, capture=capture)
-    source.on_idle = lambda seconds: source.stop() if len(capture.opened_at) > 1500 else None
-    assert list(source) == []
-    assert source._patience() == 300
-
-
 @pytest.mark.parametrize(("latest", "lost"), [(None, "buffered"), (False, "buffered"), (True, "dropped")])
 def test_frames_decoded_ahead_of_a_reader_who_stops_are_dropped_only_where_the_freshest_is_wanted(latest, lost):
     class File(ScriptedCapture):
@@ -364,9 +379,8 @@ def test_frames_decoded_ahead_of_a_reader_who_stops_are_dropped_only_where_the_f
 
     time = FakeTime()
     capture = File([("open", ""), ("frame", IMAGE)], time)
-    source = CapturedSource(
-        CaptureSettings("fake", "file", latest), "fake", live=False, sleep=time.sleep, capture=capture
-    )
+    settings = CaptureSettings("fake", "file", "fake", latest)
+    source = CapturedSource(settings, sleep=time.sleep, capture=capture)
     next(iter(source))
     capture.counters.add("received", 3)  # decoded ahead
     source.close()

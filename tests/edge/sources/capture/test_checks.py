@@ -3,27 +3,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.faults.stamp import scene
-from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, picture_flaw
+from rws.edge.faults.frames import scene
+from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
 
 
 def test_a_real_picture_has_no_flaw():
-    assert picture_flaw(scene(48, 64)) == ""
+    assert image_flaw(scene(48, 64)) == ""
 
 
 def test_a_picture_without_pixels_is_empty():
-    assert picture_flaw(np.empty((0, 4, 3), np.uint8)) == EMPTY
+    assert image_flaw(np.empty((0, 4, 3), np.uint8)) == EMPTY
 
 
 @pytest.mark.parametrize("level", [0, 10])
 def test_a_picture_without_light_is_black(level):
-    assert picture_flaw(np.full((48, 64, 3), level, np.uint8)) == BLACK
+    assert image_flaw(np.full((48, 64, 3), level, np.uint8)) == BLACK
 
 
 def test_one_light_in_the_dark_is_no_black_picture():
     night = np.zeros((48, 64, 3), np.uint8)
     night[3, 5] = 200
-    assert picture_flaw(night) == ""
+    assert image_flaw(night) == ""
 
 
 @pytest.mark.parametrize("fill", [(128, 128, 128), (0, 135, 0), (0, 77, 0)])
@@ -31,17 +31,17 @@ def test_one_light_in_the_dark_is_no_black_picture():
 def test_a_picture_whose_rest_was_filled_in_is_half_decoded(fill, share):
     picture = scene(48, 64)
     picture[round(48 * (1 - share)) :] = fill
-    assert picture_flaw(picture) == HALF
+    assert image_flaw(picture) == HALF
 
 
 def test_flat_pictures_and_bars_of_other_colours_are_none_of_that():
     letterbox = scene(48, 64)
     letterbox[:8] = letterbox[-8:] = 0
-    assert picture_flaw(letterbox) == ""
-    assert picture_flaw(np.full((48, 64, 3), 128, np.uint8)) == ""
+    assert image_flaw(letterbox) == ""
+    assert image_flaw(np.full((48, 64, 3), 128, np.uint8)) == ""
     floor = scene(48, 64)
     floor[-12:] = (90, 60, 30)
-    assert picture_flaw(floor) == ""
+    assert image_flaw(floor) == ""
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 1.0)), max_size=60))

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from rws.edge.faults.frames import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.faults.servers import MjpegServer
-from rws.edge.faults.stamp import encode_jpeg, read_stamp, scene, stamped
-from rws.edge.sources.capture.decoders import DROPPED, MOST_BYTES, PacketReader, StreamDecoder
+from rws.edge.sources.capture.decoders import DROPPED, StreamDecoder
+from rws.edge.sources.capture.packets import MOST_BYTES, PacketReader
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
+from support.fakes import StillClock
 
 BASE = scene(48, 400)
 SIZE = MOST_BYTES // 64
@@ -43,7 +45,7 @@ def test_cameras_whose_jpeg_ends_in_their_own_way_are_trusted(spoil):
         assert None not in stamps
         assert source.rejected == 0
     finally:
-        server.kill()
+        server.close()
 
 
 def test_a_cut_picture_among_whole_ones_is_damaged():
@@ -54,7 +56,7 @@ def test_a_cut_picture_among_whole_ones_is_damaged():
         assert all(stamp % 5 != 4 for stamp in stamps)
         assert source.rejections["damaged"] >= 4
     finally:
-        server.kill()
+        server.close()
 
 
 def packets(*keys):
@@ -68,12 +70,6 @@ def ready(reader, count):
         time.sleep(0.01)
 
 
-def fresh(reader, *, jpeg, skips=True, now=0.0):
-    decoder = StreamDecoder.__new__(StreamDecoder)
-    decoder._skips, decoder._jpeg, decoder._clock = skips, jpeg, lambda: now
-    return decoder._fresh(reader)
-
-
 def numbers(found):
     return [None if packet is None else packet.number for packet, _ in found]
 
@@ -81,21 +77,23 @@ def numbers(found):
 def test_of_pictures_that_wait_the_newest_is_decoded_and_the_others_are_counted():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
-    assert numbers(fresh(reader, jpeg=True)) == [None] * 4 + [4]
+    assert numbers(reader.fresh(independent=True)) == [None] * 4 + [4]
 
 
 def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_frame():
     stream = packets(True, False, False, True, False, True, False)
-    for now, expected in [(0.1, list(range(7))), (0.6, [None] * 5 + [5, 6])]:
-        reader = PacketReader(iter(stream), lambda: 0.0)
+    for lag, expected in [(0.1, list(range(7))), (0.6, [None] * 5 + [5, 6])]:
+        clock = StillClock()
+        reader = PacketReader(iter(stream), clock)
         ready(reader, 7)
-        assert numbers(fresh(reader, jpeg=False, now=now)) == expected
+        clock.now += lag
+        assert numbers(reader.fresh(independent=False)) == expected
 
 
 def test_who_wants_every_frame_gets_every_frame():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
-    assert numbers(fresh(reader, jpeg=True, skips=False, now=9.0)) == list(range(5))
+    assert numbers(reader) == list(range(5))
 
 
 def test_what_ends_the_reading_is_raised_after_the_last_packet():
@@ -124,16 +122,16 @@ def test_a_decoder_that_is_too_slow_does_not_lag():
     decoder = StreamDecoder(server.url, network=True, timeout=5.0)
     lags, skipped = [], 0
     try:
-        for picture in decoder:
-            if picture.flaw == DROPPED:
+        for frame in decoder:
+            if frame.loss == DROPPED:
                 skipped += 1
                 continue
-            lags.append(time.monotonic() - picture.captured_at)
+            lags.append(time.monotonic() - frame.captured_at)
             time.sleep(0.1)
             if len(lags) == 12:
                 break
     finally:
         decoder.close()
-        server.kill()
+        server.close()
     assert skipped > 50
     assert max(lags) < 0.15

@@ -1,0 +1,44 @@
+"""20 whole models, of which the ground-truth type chooses one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from rws.benchmarks.baselines.base import Fixed
+from rws.errors import InputError
+from rws.training.corruptions import CORRUPTIONS
+
+
+class AllModels:
+    """A whole model for each type, chosen by the ground-truth type; no upper bound: each was fine-tuned briefly.
+
+    Args:
+        clean: the model for clean frames.
+        robust: one for each of `CORRUPTIONS`, in that order.
+    """
+
+    def __init__(self, clean: nn.Module, robust: Sequence[nn.Module]) -> None:
+        if len(robust) != len(CORRUPTIONS):
+            raise InputError(f"expected a model for each of the {len(CORRUPTIONS)} corruptions, got {len(robust)}")
+        self.name = "all_models"
+        self._models = [Fixed(self.name, module) for module in (clean, *robust)]
+        self.carried_bytes = sum(model.carried_bytes for model in self._models)
+        self.identity = hashlib.sha256("".join(model.identity for model in self._models).encode()).hexdigest()
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def classify(
+        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """See `Method`; each frame goes through the model of its type."""
+        classes = np.empty(len(x), np.int64)
+        for kind in np.unique(types):
+            own = np.flatnonzero(types == kind)
+            classes[own] = self._models[kind + 1].classify(x[own], types[own], severities[own])
+        return classes

@@ -1,0 +1,260 @@
+"""Time and memory of every method per frame, one thread, next to the untouched model on the same engine."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rws.benchmarks.baselines.base import to_torch
+from rws.benchmarks.baselines.models import BaselineModels
+from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline
+from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
+from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
+from rws.benchmarks.streams.ours import Ours
+from rws.benchmarks.streams.protocols import Method
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.common.child import python_command
+from rws.errors import InputError, RwsError
+from rws.training.corruptions import CORRUPTIONS
+
+DEVICE = ("frame", "trained")
+"""Those of our methods that run on a device: they need the oracle."""
+
+ENGINES = {"torch": (*COMPARED, *BASELINES, *DEVICE), "onnx": ("std", *DEVICE)}
+"""What is measured on which engine."""
+
+_STATUS = Path("/proc/self/status")
+
+
+class Sample(NamedTuple):
+    """Frames as a method takes them: inputs (N, 3, H, W), types (N,), severities (N,)."""
+
+    x: NDArray[np.float32]
+    types: NDArray[np.int64]
+    severities: NDArray[np.float32]
+
+    def part(self, start: int, stop: int) -> Sample:
+        """Return frames `start` to `stop`."""
+        return Sample(self.x[start:stop], self.types[start:stop], self.severities[start:stop])
+
+
+class Timing(NamedTuple):
+    """Milliseconds per frame (median over the rounds), and the ratio to `std` with its 95 % interval."""
+
+    ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+class CostRow(TypedDict, total=False):
+    """What a method costs on an engine at a batch size; `ms`, `ratio`, `low`, `high` as in `Timing`.
+
+    `carried`: bytes of weights and states that the device needs; `held`, `peak` on Linux only, see `MethodMemory`.
+    """
+
+    engine: str
+    method: str
+    batch: int
+    ms: float
+    ratio: float
+    low: float
+    high: float
+    carried: int
+    held: int
+    peak: int
+
+
+class Cost(TypedDict):
+    """The rows of all methods, and the threads that they ran on."""
+
+    threads: int
+    rows: list[CostRow]
+
+
+def time_methods(
+    make: Mapping[str, Callable[[], Method]], sample: Sample, batch: int, *, repeats: int = 3, rounds: int = 7
+) -> dict[str, Timing]:
+    """Time each method per frame, interleaved with `std`, on the threads that the process has.
+
+    Args:
+        make: makes each method, `std` among them, once per repeat.
+        sample: frames that batches are taken from in turn.
+        batch: frames per batch, no more than the sample has.
+        repeats, rounds: see `rws.benchmarks.common.interleave.interleave`.
+
+    Raises:
+        InputError: if the sample is smaller than the batch.
+    """
+    if not 0 < batch <= len(sample.x):
+        raise InputError(f"a batch of {batch} of {len(sample.x)} frames: give at least as many frames")
+    rng = random.Random(0)
+    measured: dict[str, Measured] = {}
+    base: list[Block] = []
+    for _ in range(repeats):
+        runs = {name: _blocks(method(), sample, batch) for name, method in make.items()}
+        cases = {name: run for name, run in runs.items() if name != "std"}
+        base += interleave(runs["std"], cases, rounds, rng, measured)
+    found = {"std": Timing(float(np.median([block.typical() for block in base])), 1.0, 1.0, 1.0)}
+    found |= {name: Timing(float(np.median(case.typical())), *case.ratio()) for name, case in measured.items()}
+    return {name: Timing(*(round(value, 4) for value in found[name])) for name in make}
+
+
+def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
+    """Return what runs one block of a method on batches of the sample in turn."""
+    starts = cycle(range(0, len(sample.x) - batch + 1, batch))
+    parts = (sample.part(start, start + batch) for start in starts)
+    method.reset()
+    return timed_blocks(lambda: method.classify(*next(parts)), frames=batch)
+
+
+@dataclass(frozen=True)
+class MethodMemory:
+    """Bytes of memory of a method in a separate process, one thread.
+
+    Args:
+        held: private memory that it holds between frames, beyond Python, its packages and the bundle's description.
+        peak: the most that it takes on top while it classifies a batch.
+    """
+
+    held: int
+    peak: int
+
+
+def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> MethodMemory:
+    """Measure the memory of a method in a fresh process; Linux only (see `rws.benchmarks.common.memory.can_measure`).
+
+    Raises:
+        RwsError: if the process fails.
+    """
+    given = (engine, name, str(bundle.path), str(work), str(batch))
+    command = python_command("from rws.benchmarks.baselines.cost import main; main()", *given)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise RwsError(f"the process that measures the memory of {name!r} failed: {reason}")
+    return MethodMemory(**json.loads(done.stdout))
+
+
+def measure_cost(
+    bundle: Bundle, work: Path, sample: Sample, batches: Sequence[int] = (1, 64), repeats: int = 3, rounds: int = 7
+) -> Cost:
+    """Measure time and memory of every method per frame, one thread; ratios are to `std` on the same engine.
+
+    Baselines and our methods run on Torch; ours also on ONNX Runtime, which is what `auto` takes on a CPU. Ours go
+    frame by frame at any batch, so they have batch 1 only.
+
+    Args:
+        sample: at least as many frames as the largest batch.
+        repeats, rounds: see `time_methods`.
+
+    Raises:
+        InputError: if a model is not trained yet, or the sample is too small.
+    """
+    models = BaselineModels(bundle, None, work)
+    rows: list[CostRow] = []
+    with _one_thread():
+        for batch in batches:
+            for engine, names in ENGINES.items():
+                here = [name for name in names if batch == 1 or name not in DEVICE]
+                make = {name: partial(make_method, engine, name, models) for name in here}
+                times = time_methods(make, sample, batch, repeats=repeats, rounds=rounds) if here[1:] else {}
+                for name, timing in times.items():
+                    row = CostRow(
+                        engine=engine,
+                        method=name,
+                        batch=batch,
+                        ms=timing.ms,
+                        ratio=timing.ratio,
+                        low=timing.low,
+                        high=timing.high,
+                        carried=_carried(name, make[name](), bundle),
+                    )
+                    if can_measure():
+                        memory = measure_memory(engine, name, bundle, work, batch)
+                        row["held"], row["peak"] = memory.held, memory.peak
+                    rows.append(row)
+    return Cost(threads=1, rows=rows)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def make_method(engine: str, name: str, models: BaselineModels) -> Method:
+    """Make a method to measure its time and memory, one thread.
+
+    Args:
+        engine: a key of `ENGINES`.
+        name: one of that engine's methods.
+        models: the trained models, and their bundle.
+    """
+    if engine == "torch" and name not in DEVICE:
+        return make_baseline(name, models)
+    bundle = models.bundle
+    return Ours(name, bundle, bundle.model(ModelOptions(engine, threads=1, provider="cpu")), bundle.oracle(threads=1))
+
+
+def _carried(name: str, method: Method, bundle: Bundle) -> int:
+    files = {file: entry.bytes for file, entry in bundle.manifest.files.items()}
+    found: int = sum(files.values()) if name in DEVICE else getattr(method, "carried_bytes", files[MODEL])
+    return found
+
+
+def _warm_up_imports(x: Tensor) -> None:
+    """Import and run what only some methods use, so that no method is charged for Python packages."""
+    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
+
+    import onnx2torch  # noqa: F401  # isort: skip
+
+    layer = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in `prepared`
+    F.batch_norm(layer(x), None, None, training=True).sum().backward()  # type: ignore[no-untyped-call]  # as in `Tent`
+    torch.optim.Adam(layer.parameters()).step()
+
+
+def main() -> None:
+    """Measure this process: `sys.argv` holds the arguments of `measure_memory`; prints a `MethodMemory` as JSON."""
+    engine, name, path, work, batch = sys.argv[1:]
+    torch.set_num_threads(1)
+    bundle = Bundle.load(path)
+    size, count = bundle.manifest.input.height, int(batch)
+    x = np.random.default_rng(0).random((count, 3, size, size), np.float32)
+    types = np.arange(count) % (1 + len(CORRUPTIONS)) - 1
+    severities = np.where(types < 0, 0, 5).astype(np.float32)
+    _warm_up_imports(to_torch(x))
+    give_back_unused()
+    before = private_bytes()
+    method = make_method(engine, name, BaselineModels(bundle, None, Path(work)))
+    for _ in range(3):
+        method.classify(x, types, severities)
+    give_back_unused()
+    held = private_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
+    resident = status_bytes("VmRSS:", _STATUS)
+    for _ in range(3):
+        method.classify(x, types, severities)
+    peak = status_bytes("VmHWM:", _STATUS)
+    print(json.dumps(asdict(MethodMemory(held - before, peak - resident))))

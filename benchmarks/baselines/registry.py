@@ -1,0 +1,88 @@
+"""The baselines by name, each small, after its paper, on the bundle's own model in Torch.
+
+`augmented`: one model, trained with all corruptions as augmentation. `all_models`: 20 whole models, the right one
+chosen by the ground-truth type; each was trained as the bundle's recipe says, the default one for two epochs at
+severity 5 alone, so that it bounds nothing from above. `bn_batch`, `bn_prior`: see `batchnorm`; the prior counts as 16
+images, Schneider's number for small batches. `tent`, `tent_scaled`: see `tent`.
+
+For time and memory on the same engine there are also `std`, no patch, and `always`, all signatures averaged; both with
+BatchNorm folded, as `augmented` and `all_models` are. `std_unfolded` is `std` with BatchNorm as separate layers, which
+the methods that adapt it need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rws.benchmarks.baselines.all_models import AllModels
+from rws.benchmarks.baselines.base import Baseline, Fixed
+from rws.benchmarks.baselines.batchnorm import adapt_norms
+from rws.benchmarks.baselines.models import BaselineModels
+from rws.benchmarks.baselines.tent import Tent
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.live.arena import ALPHA_STEP
+from rws.errors import InputError
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.models.architectures import fold_batchnorm
+
+BASELINES_VERSION = 1
+"""Raise it if the same weights give other answers or costs."""
+
+PRIOR_IMAGES = 16
+
+
+@torch.no_grad()
+def _averaged(bundle: Bundle, folded: nn.Module) -> nn.Module:
+    """Add all signatures averaged to the folded model; strengths are rounded as in `PatchableModel.apply`."""
+    alpha = round(1 / len(bundle.signatures.names) / ALPHA_STEP) * ALPHA_STEP
+    own = dict(folded.named_parameters())
+    for name in bundle.signatures.names:
+        for tensor, delta in bundle.signatures.get(name).items():
+            own[tensor].add_(alpha * torch.from_numpy(delta))
+    return folded
+
+
+BASELINES: Mapping[str, Callable[[BaselineModels], Baseline]] = {
+    "augmented": lambda models: Fixed("augmented", fold_batchnorm(models.augmented())),
+    "all_models": lambda models: AllModels(
+        fold_batchnorm(models.unfolded()), [fold_batchnorm(models.robust(name)) for name in CORRUPTIONS]
+    ),
+    "bn_batch": lambda models: Fixed("bn_batch", adapt_norms(models.unfolded(), prior=0)),
+    "bn_prior": lambda models: Fixed("bn_prior", adapt_norms(models.unfolded(), PRIOR_IMAGES)),
+    "tent": lambda models: Tent("tent", models.unfolded()),
+    "tent_scaled": lambda models: Tent("tent_scaled", models.unfolded(), scaled=True),
+}
+COMPARED: Mapping[str, Callable[[BaselineModels], Baseline]] = {
+    "std": lambda models: Fixed("std", fold_batchnorm(models.unfolded())),
+    "std_unfolded": lambda models: Fixed("std_unfolded", models.unfolded()),
+    "always": lambda models: Fixed("always", _averaged(models.bundle, fold_batchnorm(models.unfolded()))),
+}
+
+
+def make_baseline(name: str, models: BaselineModels) -> Baseline:
+    """Make one method.
+
+    Args:
+        name: one of `BASELINES` or `COMPARED`.
+
+    Raises:
+        InputError: if the name is unknown, or a model is not trained yet.
+    """
+    known = {**BASELINES, **COMPARED}
+    if name not in known:
+        raise InputError(f"unknown baseline {name!r}; known: {', '.join(known)}")
+    return known[name](models)
+
+
+def make_baselines(bundle: Bundle, work: Path) -> list[Baseline]:
+    """Make the baselines from the models that `BaselineModels.train_all` left in `work`.
+
+    Raises:
+        InputError: if a model is not trained yet.
+    """
+    models = BaselineModels(bundle, None, work)
+    return [make_baseline(name, models) for name in BASELINES]

@@ -1,0 +1,37 @@
+"""`rws demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rws.benchmarks.cli.options import BundleFolder
+from rws.edge.common.extras import require
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for timeline.png, frames.mp4, results.jsonl, summary.json.")] = Path(
+        "demo"
+    ),
+    bundle: BundleFolder = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = 1,
+) -> None:
+    """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.
+
+    \b
+    Examples:
+        rws demo
+        rws demo --out my_demo --threads 2
+    """
+    with require("demo"):
+        from rich.console import Console
+
+        from rws.benchmarks.demo.demo import play, print_summary
+    from rws.edge.bundle.bundle import Bundle
+
+    console = Console(highlight=False, soft_wrap=True)
+    summary = play(Bundle.load(bundle), out, threads, console)
+    print_summary(summary, console)
+    console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")

@@ -1,0 +1,48 @@
+"""Options that several commands have, and the file that a result goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
+Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; several times; left out: a bundle."),
+]
+Layers = Annotated[int, typer.Option(min=1, help="Shallowest layers that are patched; a bundle has its own.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")]
+Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loaded anew.")]
+
+
+def check_targets(*paths: Path | None) -> None:
+    """Refuse files that cannot be written, before anything is measured.
+
+    Raises:
+        InputError: if one cannot.
+    """
+    from rws.edge.common.files import check_target
+
+    for path in paths:
+        if path is not None:
+            check_target(path)
+
+
+def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:
+    """Write a result as JSON with its provenance, if a file is asked for.
+
+    Args:
+        report: the file.
+        result: of the measurement.
+        data: folder or name of the images.
+        made: what else the provenance says, such as seed and threads.
+    """
+    from rws.edge.common.provenance import provenance, write_json
+
+    if report is not None:
+        images = {} if data is None else {"data": Path(data).name}
+        write_json(report, provenance(**images, **made) | dict(result))

@@ -1,0 +1,61 @@
+"""What all pictures share: colours, and a small PNG."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rws.errors import InputError
+from rws.oracle.belief import CLEAN, FAMILIES
+
+LARGEST = 45_000
+PALETTES = (96, 64, 48, 32, 24, 16)
+
+# One hue per family, shades within it.
+COLOUR_MAPS = {"noise": "Reds", "blur": "Blues", "weather": "Greens", "digital": "Purples"}
+CLEAN_COLOUR = "#e9ebef"
+INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
+ARM_STYLES = {
+    "std": ("never patched", "#9aa3b2", 1.6),
+    "perfect": ("told the truth", "#1d2433", 1.4),
+    "trained": ("trained oracle", "#e4572e", 2.4),
+}
+"""Label, colour and line width of what running accuracies show."""
+
+
+def corruption_colours() -> dict[str, str]:
+    """Return one colour for each corruption, and a pale grey for clean."""
+    colours = {CLEAN: CLEAN_COLOUR}
+    for family, members in FAMILIES.items():
+        shades = np.linspace(0.45, 0.9, len(members))
+        colours |= {
+            name: to_hex(plt.get_cmap(COLOUR_MAPS[family])(shade)) for name, shade in zip(members, shades, strict=True)
+        }
+    return colours
+
+
+def small_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG with a palette of as many colours as it may have to stay below `LARGEST` bytes.
+
+    Raises:
+        InputError: if it is larger with the fewest colours.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    image = Image.open(buffer).convert("RGB")
+    for count in PALETTES:
+        small = io.BytesIO()
+        palette = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette.save(small, "PNG", optimize=True)
+        if small.tell() < LARGEST:
+            return small.getvalue()
+    raise InputError(f"a picture takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")

@@ -1,0 +1,104 @@
+"""One specification of a table's columns, from which Markdown, CSV and the terminal's table are made."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rws.edge.common.files import atomic_write_bytes
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        title: its heading.
+        cell: how a cell is read from a row: a key, keys of nested rows with dots between, a position, or a function of
+            the row; a missing key leaves the cell empty.
+        format: format specification of the value, such as `.2f` or `,`; None as a value leaves the cell empty.
+        words: whether it holds words, aligned to the left, instead of numbers.
+    """
+
+    title: str
+    cell: str | int | Callable[[Any], object]
+    format: str = ""
+    words: bool = False
+
+    def value(self, row: Any) -> object:
+        """Return the unformatted value of the cell in a row."""
+        if callable(self.cell):
+            return self.cell(row)
+        if isinstance(self.cell, int):
+            return row[self.cell]
+        for key in self.cell.split("."):
+            row = row.get(key, {})
+        return None if row == {} else row
+
+    def text(self, row: Any) -> str:
+        """Return the formatted cell of a row."""
+        value = self.value(row)
+        return "" if value is None else format(value, self.format)
+
+
+def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:
+    """Return a column of words."""
+    return Column(title, cell, words=True)
+
+
+def columns(cells: Mapping[str, str | Callable[[Any], object]], format: str = "") -> list[Column]:
+    """Return columns of numbers in one format, from their titles and keys or functions."""
+    return [Column(title, cell, format) for title, cell in cells.items()]
+
+
+def plain(*titles: str, words: int = 1) -> list[Column]:
+    """Return columns for rows that are sequences of finished cells, of which the first `words` hold words."""
+    return [Column(title, index, words=index < words) for index, title in enumerate(titles)]
+
+
+def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) -> tuple[list[Column], list[list[str]]]:
+    """Turn a table: each of `lines` becomes a line, with a cell for each row.
+
+    Args:
+        lines: what each line shows; its title stands first.
+        rows: each becomes a column.
+        titles: the heading of the first column, then one for each row.
+
+    Returns:
+        Columns and rows, as `markdown`, `terminal` and `write_csv` take them.
+    """
+    return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
+
+
+def markdown(columns: Iterable[Column], rows: Iterable[Any]) -> str:
+    """Return a Markdown table."""
+    columns = list(columns)
+    lines = [[column.title for column in columns], ["---" if column.words else "---:" for column in columns]]
+    lines += [[column.text(row) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None = None) -> Table:
+    """Return a table for a rich console."""
+    table = Table(title=title, box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, justify="left" if column.words else "right", no_wrap=column.words)
+    for row in rows:
+        table.add_row(*(column.text(row) for column in columns))
+    return table
+
+
+def write_csv(path: Path, columns: Sequence[Column], rows: Iterable[Any]) -> None:
+    """Write titles and unformatted values as CSV; missing folders are made."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.title for column in columns)
+    writer.writerows([column.value(row) for column in columns] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, text.getvalue().encode())

@@ -1,0 +1,54 @@
+"""The demo's stream: frames and what is true of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.oracle.belief import CLEAN
+
+DEMO_DATA = Path(__file__).parent / "data"
+COLUMNS = 20
+"""Frames in a row of the sheet."""
+
+
+@dataclass(frozen=True)
+class DemoStream:
+    """The demo's frames and what is true of them.
+
+    Args:
+        images: uint8, (N, H, W, 3), RGB.
+        labels: int64 (N,), indices into the classes of the bundle.
+        corruptions: {name: severity} in each frame; empty means clear.
+        classes: the class names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    corruptions: tuple[dict[str, float], ...]
+    classes: tuple[str, ...]
+
+    def dominant(self, index: int) -> tuple[str, float]:
+        """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
+        layers = self.corruptions[index]
+        return max(layers.items(), key=lambda item: item[1]) if layers else (CLEAN, 0.0)
+
+
+def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
+    """Read what `rws.benchmarks.demo.render` wrote."""
+    record = json.loads((folder / "frames.json").read_text())
+    sheet = np.asarray(cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR))[:, :, ::-1]
+    size, count = record["size"], len(record["frames"])
+    rows = sheet.shape[0] // size
+    tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
+    return DemoStream(
+        np.ascontiguousarray(tiles[:count]),
+        np.array([frame["label"] for frame in record["frames"]]),
+        tuple(frame["corruptions"] for frame in record["frames"]),
+        tuple(record["classes"]),
+    )

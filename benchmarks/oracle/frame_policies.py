@@ -1,0 +1,130 @@
+"""Policies that choose a mix for each frame on its own: the most probable type, expected accuracy, composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.errors import InputError
+from rws.oracle.belief import Belief
+from rws.oracle.policy import ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy
+from rws.records import Mix
+
+
+class FramePolicy(Protocol):
+    """Chooses a mix for a frame on its own."""
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix, {signature: alpha}; {} is no patch."""
+
+
+def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.float32]:
+    """P(type), float32 (1 + C,), in the order of `belief.names`, after the odds of clean were multiplied."""
+    probability = belief.probability.copy()
+    probability[0] *= clean_weight
+    scaled: NDArray[np.float32] = probability / probability.sum()
+    return scaled
+
+
+def own_alphas(table: GainTable) -> NDArray[np.float32]:
+    """Return the calibrated alpha of each own signature at each level, float32 (C, S); 0 if there is none."""
+    truth = ReferencePolicy(table, "perfect")
+    return np.array(
+        [[table.alpha[truth.action(name, level)] for level in table.levels] for name in table.corruptions], np.float32
+    )
+
+
+class HardPolicy:
+    """The most probable type's own signature, at its calibrated alpha for the type's expected severity.
+
+    Args:
+        table: the gain table.
+        threshold: no patch where the most probable type is less probable than this, 0…1.
+        clean_weight: the odds of clean are multiplied by this first.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
+        if not 0 <= threshold <= 1 or clean_weight <= 0:
+            raise InputError(
+                f"policy: need 0 <= threshold <= 1 and clean_weight > 0, got {threshold} and {clean_weight}"
+            )
+        self.threshold, self.clean_weight = threshold, clean_weight
+        self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix for one frame."""
+        probability = weighted_probability(belief, self.clean_weight)
+        index = int(probability.argmax())
+        if index == 0 or probability[index] < self.threshold:
+            return {}
+        level = int(np.abs(self._levels - belief.severity[index]).argmin())
+        alpha = float(self._alphas[index - 1, level])
+        return {belief.names[index]: alpha} if alpha else {}
+
+
+class ExpectedPolicy:
+    """The gain table's action with the best expected accuracy, each frame on its own.
+
+    Args:
+        table: the gain table.
+        threshold: points of expected accuracy by which a patch must beat no patch.
+        clean_weight: the odds of clean are multiplied by this first.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
+        self._policy = ExpectedGainPolicy(table, threshold, clean_weight)
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix for one frame."""
+        self._policy.reset()
+        return self._policy.choose(belief)
+
+
+class ComposingPolicy:
+    """Both signatures of the two most probable corruptions where both are probable enough; else another policy.
+
+    Args:
+        table: the gain table.
+        base: decides where at most one corruption is probable enough.
+        threshold: least probability of either, above 0, at most 0.5.
+        scale: what both calibrated alphas are multiplied by.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, table: GainTable, base: FramePolicy, threshold: float, scale: float = 1.0) -> None:
+        if not 0 < threshold <= 0.5 or scale <= 0:
+            raise InputError(f"policy: need 0 < threshold <= 0.5 and scale > 0, got {threshold} and {scale}")
+        self.base, self.threshold, self.scale = base, threshold, scale
+        self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
+
+    def choose(self, belief: Belief) -> Mix:
+        """The mix for one frame."""
+        probability = belief.probability[1:]
+        first, second = np.argsort(-probability, kind="stable")[:2]
+        if probability[second] < self.threshold:
+            return self.base.choose(belief)
+        severity = belief.severity[1:]
+        mix: Mix = {}
+        for index in (first, second):
+            level = int(np.abs(self._levels - severity[index]).argmin())
+            if alpha := float(self._alphas[index, level]):
+                mix[belief.corruptions[index]] = self.scale * alpha
+        return mix
+
+
+FAMILIES: dict[str, Callable[[GainTable, float, float], FramePolicy]] = {
+    "hard": HardPolicy,
+    "weighted": WeightedPolicy,
+    "expected": ExpectedPolicy,
+}

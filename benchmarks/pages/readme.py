@@ -1,0 +1,221 @@
+"""The tables of README.md and of benchmarks/results/README.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from rws.benchmarks.common.committed import RESULTS, ROOT
+from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
+from rws.benchmarks.pages.results import find, interval, link, lookup, matching, read, spoken, table
+
+ARMS = {
+    "std": "never patched",
+    "trained": "**trained oracle**",
+    "perfect": "told type and severity (perfect oracle)",
+    "best": "told, best action of the gain table",
+    "always": "all signatures averaged, always on",
+}
+SLOWER = {
+    "reload": "a new session from a patched file",
+    "reload_optimised": "the same, from a file optimised before",
+    "load_state_dict": "load_state_dict of the whole model",
+    "load_state_dict_shallow": "load_state_dict of the patched layers ²",
+}
+OTHERS = {
+    "split": "fallback: split session",
+    "inputs": "fallback: weights as graph inputs",
+    "lora": "ONNX Runtime's LoRA adapters ³",
+    "sessions": "20 sessions kept",
+    "reload": "a new session from a patched file",
+    "torch": "Torch, eager, patched in place",
+    "torch_compile": "Torch, compiled, patched in place",
+    "load_state_dict": "Torch, eager, load_state_dict",
+}
+# Title, model, size, the longer result that live weights and untouched sessions are from, that of all other engines.
+LATENCIES = (
+    ("VGG-16, 32 px", "vgg16", 32, "latency_live_small", "latency"),
+    ("VGG-16, 224 px", "vgg16", 224, "latency_live", "latency_vgg224"),
+    ("ResNet-50, 224 px", "resnet50", 224, "latency_live", "latency"),
+    ("MobileNetV2, 224 px", "mobilenet_v2", 224, "latency_live_small", "latency"),
+)
+RATES = {0: "never patched", 10: "patched on every tenth frame", 1: "patched on every frame"}
+BUNDLE = ROOT / "edge/bundle/default/bundle.json"
+BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors")
+
+
+def _replay() -> Iterator[dict[str, Any]]:
+    """Yield TA and RA of every arm, at severity 5 and over all severities."""
+    worst, every = read("replay_severity5"), read("replay_all")
+    for arm, name in ARMS.items():
+        yield {"name": name, "ta": worst["ta"][arm], "worst": worst["ra"][arm], "every": every["ra"][arm]}
+
+
+def _methods() -> list[dict[str, Any]]:
+    result = read("ways")
+    std = {key: result["std"][key] for key in ("ra", "ra_two_corruptions")}
+    return [{"name": "never patched"} | std, *({"name": name} | result[name] for name in ("tuned", "residual"))]
+
+
+def _minutes(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds / 60:.0f} min"
+
+
+def _engines(result: str, model: str, size: int) -> dict[str, Any]:
+    """Return the rows of a model in a result of latencies: engines by name and rate, the change of mix, the frame."""
+
+    def own(rows: str) -> list[dict[str, Any]]:
+        return [r for r in lookup(f"{result}.{rows}") if (r["model"], r["size"]) == (model, size)]
+
+    rows = {f"{r['way']} {r['patch_every']}": r | {"interval": interval(r, "ratio_")} for r in own("rows")}
+    change = find(own("changes"), way="live")
+    for key in [key for key in change if f"alone_{key}" in change]:
+        change[f"{key} alone"] = f"{change[key]:.0f} / {change[f'alone_{key}']:.0f}"
+    frame = find(own("stages"), stage="whole", patch_every=1)
+    loads = " / ".join(f"{rows[f'{engine} 0']['load_ms']:.0f}" for engine in ("untouched", "live"))
+    return {**rows, "change": change, "frame": interval(frame, "ratio_"), "loads": loads, "source": link(read(result))}
+
+
+def latency_table() -> str:
+    """What a frame costs with live weights and with everything else, relative to the untouched session."""
+    cases = [
+        {"live": _engines(live, model, size), "others": _engines(others, model, size)}
+        for _, model, size, live, others in LATENCIES
+    ]
+    again = "a change of mix, live weights: between frames / again and again, ms"
+    lines = [
+        Column("untouched ONNX Runtime session, ms", "live.untouched 0.p50_ms", ".2f"),
+        Column("a second one, identical: the noise", "live.untouched_again 0.interval"),
+        Column("**live weights, never patched**", "live.live 0.interval"),
+        Column("live weights, a new patch on every tenth frame", "live.live 10.interval"),
+        Column("**live weights, a new patch on every frame**", "live.live 1.interval"),
+        Column(again, lambda case: "{p50_ms:.3f} / {alone_p50_ms:.3f}".format(**case["others"]["change"])),
+        *columns({f"times faster than {title}": f"others.change.{e}_ratio alone" for e, title in SLOWER.items()}),
+        Column("whole frame, a new patch on every frame ¹", "live.frame"),
+        Column("load, untouched / live weights, ms", "live.loads"),
+        *columns({f"{title}, every tenth frame": f"others.{e} 10.ratio" for e, title in OTHERS.items()}, ".2f"),
+        Column("source: untouched, live weights, whole frame, load", "live.source"),
+        Column("source: change of mix, other ways", "others.source"),
+    ]
+    return markdown(*spread(lines, cases, ["one thread, batch 1", *(row[0] for row in LATENCIES)]))
+
+
+def _models(result: str) -> dict[str, tuple[str, int]]:
+    """Return model and size of each case of a result by its title, in order."""
+    return {f"{row['model']}, {row['size']} px": (row["model"], row["size"]) for row in lookup(f"{result}.rows")}
+
+
+def threads_table() -> str:
+    """The same with two threads, in short."""
+    models = _models("latency_2threads")
+    lines = {
+        "a second untouched session": "untouched_again 0.interval",
+        "live weights, never patched": "live 0.interval",
+        "live weights, a new patch on every frame": "live 1.interval",
+        "weights as graph inputs": "inputs 0.interval",
+    }
+    cases = [_engines("latency_2threads", *model) for model in models.values()]
+    return markdown(*spread(columns(lines), cases, ["two threads", *models]))
+
+
+def default_latency_table() -> str:
+    """The stages of a frame of the bundled default."""
+    name = json.loads(BUNDLE.read_text())["name"]
+    rows = [row for row in lookup("latency_default.stages") if row["model"] == name]
+    lines = [
+        {"name": title}
+        | {r["stage"]: f"{r['p50_ms']:.2f} / {r['p99_ms']:.2f}" for r in rows if r["patch_every"] == every}
+        for every, title in RATES.items()
+    ]
+    stages = {spoken(row["stage"]): row["stage"] for row in rows}
+    return markdown([label("ms, p50 / p99", "name"), *columns(stages)], lines)
+
+
+def storage_table() -> str:
+    """Bytes on disk and in memory."""
+    result, models = read("storage"), _models("storage")
+    cases = []
+    for of in models.values():
+        disk = [row for row in result["rows"] if (row["model"], row["size"]) == of]
+        memory = {row["what"]: row for row in result["memory"] if (row["model"], row["size"]) == of}
+        ratios = {f"{r['scope']} layers, {r['bits']} bit": r["ratio"] for r in disk if r["per"] in ("channel", "")}
+        clean, session = find(disk, what="model")["bytes"] / 1e6, memory["session"]["private_bytes"] / 1e6
+        whole = {"models": find(disk, what="20 models")["ratio"], "clean": clean, "session": session}
+        cases.append({**ratios, **whole, "memory": memory})
+    codes = [*(f"shallow layers, {bits} bit" for bits in (32, 16, 8, 4)), "full layers, 8 bit"]
+    lines = [
+        *columns({"clean model, MB": "clean", "20 models, times that": "models"}, ".2f"),
+        *columns({f"model and 19 signatures, {code}": code for code in codes}, ".2f"),
+        Column("in memory: one session, MB", "session", ".1f"),
+        Column("20 sessions, times that", "memory.20 sessions.ratio", ".2f"),
+        Column("live weights and 19 signatures, 8 bit", "memory.live, 19 signatures.ratio", ".2f"),
+    ]
+    return markdown(*spread(lines, cases, ["", *models]))
+
+
+def _precision() -> list[dict[str, Any]]:
+    result = read("signatures")
+    never = {"bits": "never patched", "ra": result["ra_never_patched"], "ta_after_reset": result["ta"]}
+    return [never, *result["rows"]]
+
+
+def _machine(result: Any) -> str:
+    device: str = result.get("device", "cpu")
+    return result["machine"]["processor"] if device == "cpu" else device
+
+
+def _bundle_megabytes(files: tuple[str, ...]) -> str:
+    sizes = json.loads(BUNDLE.read_text())["files"]
+    return f"{sum(sizes[file]['bytes'] for file in files) / 1e6:.2f}"
+
+
+RESULTS_TABLE = table(
+    lambda: sorted(matching("**/*"), key=lambda result: RESULTS / result["file"]),
+    label("result", lambda result: f"[{result['file']}](benchmarks/results/{result['file']})"),
+    label("command", lambda result: f"`{result['command']}`"),
+    label("commit", "commit"),
+    label("machine", _machine),
+    Column("seed", "seed"),
+)
+TABLES: dict[str, Callable[[], str]] = {
+    "replay": table(
+        _replay,
+        label("", "name"),
+        columns({"TA, clean": "ta", "RA, severity 5": "worst", "RA, severities 1–5": "every"}, ".2f"),
+    ),
+    "corruptions": table(
+        "replay_severity5.per_corruption",
+        label("severity 5", "name"),
+        columns({"never patched": "std", "trained oracle": "trained"}, ".1f"),
+        columns({"told type and severity": "perfect", ARMS["always"]: "always"}, ".1f"),
+    ),
+    "methods": table(
+        _methods,
+        label("", "name"),
+        columns({"RA on validation images": "ra_validation", "RA, float32": "ra"}, ".2f"),
+        columns({"8 bit, per channel": "ra_8bit_channel", "8 bit, per tensor": "ra_8bit_tensor"}, ".2f"),
+        Column("4 bit, per channel", "ra_4bit_channel", ".2f"),
+        Column("two corruptions at once, both signatures", "ra_two_corruptions", ".2f"),
+        Column("one corruption, two signatures at ½", "ra_pair_halves", ".2f"),
+        Column("training, 19 signatures", lambda row: _minutes(row.get("train_seconds"))),
+    ),
+    "latency": latency_table,
+    "two threads": threads_table,
+    "default latency": default_latency_table,
+    "storage": storage_table,
+    "precision": table(
+        _precision,
+        label("bits", "bits"),
+        label("one scale per", "per"),
+        columns({"RA": "ra", "TA after 19 patches and resets": "ta_after_reset"}, ".2f"),
+        Column("bytes of the file", "bytes", ","),
+    ),
+}
+
+
+VALUES: dict[str, Callable[[], str]] = {
+    "bundle MB": partial(_bundle_megabytes, BUNDLE_FILES),
+    **{f"{file} MB": partial(_bundle_megabytes, (file,)) for file in BUNDLE_FILES},
+}

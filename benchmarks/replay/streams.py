@@ -1,0 +1,388 @@
+"""`rws replay --protocol`: our methods and the baselines over the same streams, summed up.
+
+Our methods (`rws.benchmarks.streams.ours`) decide frame by frame at any batch, so they have one row, of batch 1.
+Baselines have a row per batch size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rws.benchmarks.baselines.base import Baseline
+from rws.benchmarks.baselines.cost import Cost, CostRow, Sample, measure_cost
+from rws.benchmarks.baselines.registry import BASELINES_VERSION, make_baselines
+from rws.benchmarks.common.tables import Column, write_csv
+from rws.benchmarks.streams.images import clean_images, known_corruptions
+from rws.benchmarks.streams.ours import Ours, Outcome, our_methods, run_method, run_ours
+from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, frames_of, make_stream
+from rws.benchmarks.streams.scores import (
+    NAMES,
+    Reaction,
+    delays,
+    mean_by_type,
+    right_mix,
+    run_lengths,
+    running_mean,
+    switch_rate,
+)
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL
+from rws.edge.common.provenance import provenance
+from rws.errors import InputError
+from rws.training.data.images import Images
+from rws.training.evaluation.evaluator import Progress, as_input, silent
+from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
+
+STREAMS_VERSION = 1
+"""Raise it if the same streams and bundle give other frames or answers."""
+
+TIMELINE_FRAMES, TIMELINE_WINDOW, TIMELINE_STEP = 100, 40, 20
+CHOOSING = ("perfect", "best", "frame", "trained")
+"""Our methods whose mix depends on the frame."""
+
+Severity = float | Literal["all"]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Which streams, which methods, and what of an earlier run is used again.
+
+    Args:
+        frames, severity, seed: see `make_stream`.
+        baselines: folder of the baselines' models; None for our methods alone.
+        batches: batch sizes of the baselines.
+        parts: folder for the answers of each finished (protocol, method, batch), and for time and memory at each batch;
+            None to keep none.
+        resume: use the files of this very run in `parts`: same frames, bundle, baselines' models and version of the
+            code; for time and memory also the same machine and versions.
+        remeasure: measure time and memory even if `parts` holds them.
+        threads: threads of our model and oracle.
+        progress: called with one line per part.
+
+    Raises:
+        InputError: if a protocol is unknown or a batch size out of range.
+    """
+
+    protocols: Sequence[str] = PROTOCOLS
+    frames: int = 500
+    severity: Severity = 5.0
+    seed: int = 0
+    baselines: Path | None = None
+    batches: Sequence[int] = (1, 64)
+    parts: Path | None = None
+    resume: bool = True
+    remeasure: bool = False
+    threads: int | None = 1
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.protocols if name not in PROTOCOLS]
+        if unknown:
+            raise InputError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
+        if not self.batches or min(self.batches) < 1:
+            raise InputError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")
+
+
+class StreamRow(TypedDict, total=False):
+    """A method at a batch size on a protocol; accuracies and rates in percent.
+
+    `ra`: over the corrupted frames (mean of the types); `ta`: over the clean ones; `regret` = RA(perfect) − RA;
+    `ta_lost` = TA(perfect) − TA; `per_type`: in the order of `types`, None if the bundle does not know a corruption.
+    Those of `CHOOSING` also have `switch_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
+    """
+
+    protocol: str
+    method: str
+    batch: int
+    ra: float | None
+    ta: float | None
+    regret: float | None
+    ta_lost: float | None
+    per_type: list[float | None]
+    switch_rate: float | None
+    right: float | None
+    delay: Reaction | None
+    delay_severity: Reaction | None
+
+
+class Timeline(TypedDict):
+    """A short stream to draw; indices stand for `types`.
+
+    `true`: runs [[index, length], …] of the true type; `believed`: {method: runs of the most probable type} of `frame`
+    and `trained` (after the filter); `mix`: {method: runs of the strongest signature in effect, 0 for no patch} of
+    `perfect`, `frame` and `trained`; `correct`: {method: percent correct of the last `window` frames after each `step`
+    frames} of `std`, `perfect`, `frame` and `trained`.
+    """
+
+    protocol: str
+    seed: int
+    severity: Severity
+    frames: int
+    types: list[str]
+    true: list[list[int]]
+    believed: dict[str, list[list[int]]]
+    mix: dict[str, list[list[int]]]
+    window: int
+    step: int
+    correct: dict[str, list[int]]
+
+
+class StreamResult(TypedDict, total=False):
+    """All rows; `timeline` if `continual` was run, `cost` with baselines."""
+
+    frames_per_type: int
+    severity: Severity
+    seed: int
+    images: dict[str, Any]
+    bundle: dict[str, Any]
+    types: list[str]
+    rows: list[StreamRow]
+    timeline: Timeline
+    cost: Cost
+
+
+def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> StreamResult:
+    """Run our methods, and the baselines if asked for, over the protocols' streams, and sum it up.
+
+    Args:
+        source: clean test images: a folder or a data set's name.
+
+    Raises:
+        InputError: if an argument is out of range, the images do not fit the bundle, the bundle knows a corruption
+            that cannot be made here, or a baseline is not trained yet or cannot take such batches.
+    """
+    images = clean_images(bundle, source)
+    labels = images.labels.numpy()
+    # In the order of `PROTOCOLS`, each once.
+    chosen = [name for name in PROTOCOLS if name in options.protocols]
+    streams = {name: _stream(bundle, labels, name, options.frames, options) for name in chosen}
+    baselines = [] if options.baselines is None else make_baselines(bundle, options.baselines)
+    runner = _Runner(bundle, images, options)
+    outcomes = runner.ours(our_methods(bundle, options.threads), streams)
+    found = [(stream, method, 1, outcome) for (stream, method), outcome in outcomes.items()]
+    for batch, baseline, (name, stream) in product(dict.fromkeys(options.batches), baselines, streams.items()):
+        found.append((name, baseline.name, batch, runner.baseline(baseline, stream, batch)))
+    result = StreamResult(
+        frames_per_type=options.frames,
+        severity=options.severity,
+        seed=options.seed,
+        images={"count": len(images), "sha256": images.digest()},
+        bundle={"name": bundle.manifest.name, "files": _file_digests(bundle)},
+        types=list(NAMES),
+        rows=[
+            StreamRow(protocol=name, method=method, batch=batch)
+            | _scores(streams[name], labels, method, outcome, outcomes[name, "perfect"], bundle)
+            for name, method, batch, outcome in sorted(found, key=lambda part: PROTOCOLS.index(part[0]))
+        ],
+    )
+    if "continual" in streams:
+        result["timeline"] = make_timeline(bundle, images, options)
+    if options.baselines is not None:
+        sample = _sample(next(iter(streams.values())), images.pixels, 8 * max(options.batches))
+        result["cost"] = runner.cost(options.baselines, baselines, sample)
+    return result
+
+
+def _stream(bundle: Bundle, labels: NDArray[np.int64], protocol: str, frames: int, options: StreamOptions) -> Stream:
+    corruptions = known_corruptions(bundle)
+    return make_stream(
+        protocol, labels, frames=frames, severity=options.severity, seed=options.seed, corruptions=corruptions
+    )
+
+
+def make_timeline(bundle: Bundle, images: Images, options: StreamOptions) -> Timeline:
+    """Make a short `continual` stream to draw: at most 100 frames of each type, all 20 under 10 kB of JSON."""
+    labels = images.labels.numpy()
+    stream = _stream(bundle, labels, "continual", min(options.frames, TIMELINE_FRAMES), options)
+    shown = ("std", "perfect", "frame", "trained")
+    methods = [method for method in our_methods(bundle, options.threads) if method.name in shown]
+    outcomes = {name: found for (_, name), found in run_ours(methods, {"": stream}, images.pixels).items()}
+    truth = labels[stream.image]
+    return Timeline(
+        protocol=stream.protocol,
+        seed=options.seed,
+        severity=options.severity,
+        frames=len(stream),
+        types=list(NAMES),
+        true=run_lengths(stream.type + 1),
+        believed={name: run_lengths(outcomes[name].believed) for name in shown[2:]},
+        mix={name: run_lengths(_strongest(outcomes[name])) for name in shown[1:]},
+        window=TIMELINE_WINDOW,
+        step=TIMELINE_STEP,
+        correct={
+            name: running_mean(found.predicted == truth, TIMELINE_WINDOW, TIMELINE_STEP)
+            for name, found in outcomes.items()
+        },
+    )
+
+
+def _strongest(outcome: Outcome) -> NDArray[np.int64]:
+    index = [NAMES.index(max(mix, key=lambda name: abs(mix[name]))) if mix else 0 for mix in outcome.mixes]
+    return np.array(index, np.int64)[outcome.mix]
+
+
+def _scores(
+    stream: Stream, labels: NDArray[np.int64], method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle
+) -> StreamRow:
+    truth = labels[stream.image]
+    by_type = 100 * mean_by_type(stream, outcome.predicted == truth)
+    reference = 100 * mean_by_type(stream, perfect.predicted == truth)
+    row = StreamRow(
+        ra=_rounded(np.nanmean(by_type[1:])),
+        ta=_rounded(by_type[0]),
+        regret=_rounded(np.nanmean(reference[1:]) - np.nanmean(by_type[1:])),
+        ta_lost=_rounded(reference[0] - by_type[0]),
+        per_type=[_rounded(value) for value in by_type],
+    )
+    if method in CHOOSING:
+        row["switch_rate"] = _rounded(switch_rate(stream, outcome.mix))
+        right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
+        unpatched = right_mix(stream, bundle.table, [{}], np.zeros(len(stream), np.int64))
+        row["right"] = _rounded(100 * right.mean())
+        row["delay"], row["delay_severity"] = delays(stream, right, unpatched)
+    return row
+
+
+def _rounded(value: float | np.floating) -> float | None:
+    return None if np.isnan(value) else round(float(value), 2)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _type_cell(place: int, row: StreamRow) -> str:
+    return _cell(row["per_type"][place])
+
+
+_ACCURACIES = (
+    Column("protocol", "protocol"),
+    Column("method", "method"),
+    Column("batch", "batch"),
+    Column("ra", lambda row: _cell(row["ra"])),
+    Column("ta", lambda row: _cell(row["ta"])),
+    *(Column(name, partial(_type_cell, place)) for place, name in enumerate(NAMES)),
+)
+
+
+def write_accuracies(path: Path, result: StreamResult) -> None:
+    """Write the accuracies of a result as CSV: a row per (protocol, method, batch), a column per type, percent."""
+    write_csv(path, _ACCURACIES, result["rows"])
+
+
+def format_streams(result: StreamResult) -> str:
+    """Return RA, TA and what the mixes did as text: a table per protocol."""
+    lines = []
+    for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
+        lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost  switches  right  delay (95 %), never"]
+        for row in result["rows"]:
+            if row["protocol"] == protocol:
+                widths = {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
+                cells = [f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items()]
+                lines.append(
+                    f"{row['method']:13s} {row['batch']:5d}{''.join(cells)}{_delay(row.get('delay'))}".rstrip()
+                )
+    return "\n".join(lines)
+
+
+def _delay(delay: Reaction | None) -> str:
+    return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
+
+
+def _file_digests(bundle: Bundle) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+
+
+def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
+    """Return some frames of all types, to measure time with."""
+    chosen = np.linspace(0, len(stream) - 1, count).astype(np.int64)
+    part = Stream("", *(getattr(stream, key)[chosen] for key in ("image", "type", "severity", "seed", "cut")))
+    return Sample(as_input(frames_of(part, pixels, 0, count)), part.type, part.severity)
+
+
+def _encode_outcome(outcome: Outcome) -> bytes:
+    arrays = {key: getattr(outcome, key).astype(np.int32) for key in ("predicted", "mix", "believed")}
+    return ARRAYS.encode(arrays | {"mixes": np.array(json.dumps(outcome.mixes))})
+
+
+def _decode_outcome(content: bytes) -> Outcome:
+    arrays = ARRAYS.decode(content)
+    predicted, mix, believed = (arrays[key].astype(np.int64) for key in ("predicted", "mix", "believed"))
+    return Outcome(predicted, tuple(json.loads(str(arrays["mixes"]))), mix, believed)
+
+
+OUTCOME = Codec(_encode_outcome, _decode_outcome)
+
+
+class _Runner:
+    """Runs methods, and keeps their answers, time and memory in `parts`."""
+
+    def __init__(self, bundle: Bundle, images: Images, options: StreamOptions) -> None:
+        self._bundle, self._images, self._options, self._say = bundle, images, options, options.progress
+        self._store = Store(options.parts, "keep", options.resume)
+        files, manifest = _file_digests(bundle), bundle.manifest
+        self._settings = {"files": files, "filter": dict(manifest.filter), "policy": dict(manifest.policy)}
+        self._version = [STREAMS_VERSION, BASELINES_VERSION]
+
+    def ours(self, methods: Sequence[Ours], streams: Mapping[str, Stream]) -> dict[tuple[str, str], Outcome]:
+        """Return outcomes by (protocol, method), in the order of the streams and methods."""
+        run = self._settings | {"images": self._images.digest(), "version": STREAMS_VERSION}
+        parts = {
+            (name, method.name): self._part(stream, method.name, 1, run)
+            for name, stream in streams.items()
+            for method in methods
+        }
+        found = {key: outcome for key, part in parts.items() if (outcome := part.load()) is not None}
+        missing = {key: streams[key] for key, _ in parts if any((key, method.name) not in found for method in methods)}
+        fresh = run_ours(methods, missing, self._images.pixels, self._say)
+        self._say(f"ours: {len(streams) - len(missing)} of {len(streams)} protocols from before")
+        return {key: part.save(fresh[key]) if key in fresh else found[key] for key, part in parts.items()}
+
+    def baseline(self, baseline: Baseline, stream: Stream, batch: int) -> Outcome:
+        """Return a baseline's outcome; it depends on the model alone: oracle and signatures may change."""
+        run = {"images": self._images.digest(), "model": self._settings["files"][MODEL], "version": self._version}
+        part = self._part(stream, baseline.name, batch, {**run, "weights": baseline.identity})
+        state = "done" if part.load() is None else "from before"
+        outcome = part.get(lambda: Outcome(run_method(baseline, stream, self._images.pixels, batch)))
+        self._say(f"{baseline.name}, batch {batch}, {stream.protocol}: {state}")
+        return outcome
+
+    def cost(self, work: Path, baselines: Sequence[Baseline], sample: Sample) -> Cost:
+        """Return time and memory at every batch size."""
+        where, options = provenance(), self._options
+        run = self._settings | {
+            "frames": len(sample.x),
+            "weights": {baseline.name: baseline.identity for baseline in baselines},
+            "version": self._version,
+            "machine": where["machine"],
+            "versions": where["versions"],
+        }
+        store = replace(self._store, resume=options.resume and not options.remeasure)
+        threads, rows = 1, list[CostRow]()
+        for batch in dict.fromkeys(options.batches):
+            entry: Entry[Cost] = store.entry(f"cost-{batch}.json", [run, batch], JSON)
+            state = "measured" if entry.load() is None else "from before"
+            cost = entry.get(partial(measure_cost, self._bundle, work, sample, (batch,)))
+            threads, rows = cost["threads"], rows + cost["rows"]
+            self._say(f"time and memory, batch {batch}: {state}")
+        return Cost(threads=threads, rows=rows)
+
+    def _part(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Entry[Outcome]:
+        """Return the entry of the answers of a method to a stream."""
+        hasher = hashlib.sha256()
+        for key in ("image", "type", "severity", "seed", "cut"):
+            hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())
+        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in method)
+        identity = [run, method, batch, hasher.hexdigest()]
+        return self._store.entry(f"{stream.protocol}-{safe}-{batch}.npz", identity, OUTCOME)

@@ -1,0 +1,166 @@
+"""Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
+from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
+from rws.edge.common.files import atomic_path
+from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.signatures.signature_set import SignatureSet
+from rws.edge.signatures.tensor_file import write_tensors
+from rws.errors import BundleError, RwsError
+from rws.oracle.policy import GainTable
+
+
+@dataclass(frozen=True, eq=False)
+class BundleParts:
+    """What a bundle is made of.
+
+    Args:
+        name: the bundle's name.
+        classes: class names in the order of the logits.
+        input_size: height and width of the input, pixels.
+        model: path or bytes of the clean ONNX model, with the patched tensors as initializers.
+        signatures: made for the model's patched tensors.
+        oracle: bytes of the oracle's ONNX network.
+        table: the gain table, of the oracle's corruptions and severity levels.
+        policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
+        provenance, measured: plain JSON values.
+    """
+
+    name: str
+    classes: Sequence[str]
+    input_size: tuple[int, int]
+    model: str | Path | bytes
+    signatures: SignatureSet
+    oracle: bytes
+    table: GainTable
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    filter: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
+    """Write a bundle folder, check it, and only then let it take the place of what was there.
+
+    Args:
+        path: the folder; an existing one must be a bundle, and is replaced.
+        parts: what goes into it.
+
+    Raises:
+        BundleError: if the parts do not fit together, or `path` holds anything but a bundle.
+        SignatureError: if the signatures are for another model.
+    """
+    height, width = parts.input_size
+    document = {
+        "name": parts.name,
+        "classes": list(parts.classes),
+        "input": {"height": height, "width": width, "colour": "RGB"},
+        "patched_tensors": [{"name": name, "shape": shape} for name, shape in parts.signatures.shapes.items()],
+        "corruptions": parts.table.corruptions,
+        "severity_levels": parts.table.levels,
+        "filter": dict(parts.filter),
+        "policy": dict(parts.policy),
+        "provenance": dict(parts.provenance),
+        "measured": dict(parts.measured),
+    }
+    contents = {
+        MODEL: read_model(parts.model).SerializeToString(),
+        SIGNATURES: parts.signatures.to_bytes(),
+        ORACLE: parts.oracle,
+        POLICY: write_tensors(parts.table.to_arrays(), POLICY_DESCRIPTION),
+    }
+    return _publish(Path(path), document, contents)
+
+
+def add_signatures(
+    path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
+) -> Bundle:
+    """Append signatures to a bundle, atomically.
+
+    The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
+    one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
+
+    Args:
+        path: the bundle's folder.
+        signatures: the set to take them from.
+        names: which of them; None for all.
+        transfer: accept signatures that were made for other weights of the same names and shapes.
+
+    Raises:
+        SignatureError: if a name is taken or unknown, or the signatures do not fit the model.
+        BundleError: if the bundle is not valid.
+    """
+    bundle = Bundle.load(path)
+    clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
+    chosen = tuple(signatures.names if names is None else names)
+    merged = bundle.signatures.with_signatures(signatures.fitted_to(clean, transfer), chosen)
+    return _with_signatures(bundle, merged, {"added": list(chosen), "made_for": signatures.clean_hash})
+
+
+def remove_signature(path: str | Path, name: str) -> Bundle:
+    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other."""
+    bundle = Bundle.load(path)
+    return _with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]})
+
+
+def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
+    old = asdict(bundle.manifest)
+    changes = [*old["provenance"].get("changes", []), {**change, "measured_before": old["measured"]}]
+    document = {**old, "provenance": {**old["provenance"], "changes": changes}, "measured": {}}
+    # What was measured of a signature that is taken out must not serve another one of its name later.
+    measured = bundle.table.limited_to([name for name in signatures.names if name in bundle.signatures.names])
+    contents = {name: bundle.read(name) for name in FILES} | {
+        SIGNATURES: signatures.to_bytes(),
+        POLICY: write_tensors(measured.to_arrays(), POLICY_DESCRIPTION),
+    }
+    return _publish(bundle.path, document, contents)
+
+
+def check_bundle_folder(target: Path) -> None:
+    """Raise BundleError if `target` is a file, or a folder with files that are not a bundle's and would be lost."""
+    if target.is_file():
+        raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
+    foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
+    if foreign:
+        found = f"{target}: holds {foreign[0]!r}, which is no part of a bundle"
+        raise BundleError(f"{found}; move it, or give another folder")
+
+
+def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a folder next to `target`, load it as any reader would, and put it in place.
+
+    Raises:
+        BundleError: if what was written is not a valid bundle.
+        OSError: if it cannot be written.
+    """
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
+            (temporary / name).write_bytes(content)
+        try:
+            return replace(Bundle.load(temporary), path=target)
+        except RwsError as error:
+            raise type(error)(str(error).replace(str(temporary), str(target))) from error
+
+
+def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle of a manifest without its `files`."""
+    check_bundle_folder(target)
+    files = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+    manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return publish(target, manifest, contents)
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

@@ -1,0 +1,133 @@
+"""The manifest of a bundle: what `bundle.json` holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, parse_json, required, validate
+from rws.edge.signatures.signature_set import SignatureNames, TensorSpecs
+from rws.errors import BundleError
+
+FORMAT = "rws-bundle"
+VERSION = 1
+MANIFEST = "bundle.json"
+MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
+FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
+
+
+@dataclass(frozen=True, config=STRICT)
+class InputSpec:
+    """The model's input: float32 (N, 3, height, width), range 0…1, not normalised."""
+
+    height: Count
+    width: Count
+    colour: Literal["RGB"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class FileSpec:
+    """Size in bytes and SHA-256, 64 hexadecimal digits, of a file."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+@dataclass(frozen=True, config=STRICT)
+class Manifest:
+    """What `bundle.json` says.
+
+    Args:
+        name: the bundle's name.
+        classes: the class names, in the order of the logits.
+        input: the model's input.
+        patched_tensors: in the order of the network.
+        corruptions: the corruption names that the oracle knows, in the order of its output.
+        severity_levels: the levels that the oracle distinguishes, ascending, above 0, at most 5.
+        filter: settings of `BeliefFilter`.
+        policy: kind and settings of the policy, see `rws.oracle.policy.make_policy`.
+        provenance: where everything came from: recipe, seed, data, versions, command.
+        measured: accuracies in percent, and on what.
+        files: file name → size and hash.
+    """
+
+    name: Annotated[Text, Field(description="printable text")]
+    classes: Annotated[tuple[Text, ...], Field(min_length=1, description="a list of class names in printable text")]
+    input: Annotated[InputSpec, Field(description="height and width in pixels, and colour 'RGB'")]
+    patched_tensors: TensorSpecs
+    corruptions: SignatureNames
+    severity_levels: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=5)], ...],
+        required("ascending numbers", lambda levels: list(levels) == sorted(set(levels))),
+        Field(min_length=1, description="ascending numbers above 0, at most 5"),
+    ]
+    filter: Annotated[Mapping[str, Any], Field(description="an object of settings")]
+    policy: Annotated[Mapping[str, Any], Field(description="an object of settings")]
+    provenance: Annotated[
+        Mapping[str, Any],
+        required("a list", lambda provenance: isinstance(provenance.get("changes", []), list)),
+        Field(description="an object, its 'changes' a list"),
+    ]
+    measured: Annotated[Mapping[str, Any], Field(description="an object")]
+    files: Annotated[
+        Mapping[str, FileSpec],
+        required("each file once", lambda files: files.keys() == set(FILES)),
+        Field(description=f"{{sha256, bytes}} for {', '.join(FILES)} and no other file"),
+    ]
+
+    @classmethod
+    def parse(cls, data: bytes, source: str) -> Manifest:
+        """Read the bytes of a `bundle.json`.
+
+        Args:
+            data: the whole file.
+            source: what an error calls it.
+
+        Raises:
+            BundleError: if it breaks the format or is of another version.
+        """
+        cure = "copy or build the bundle again"
+        try:
+            document = parse_json(data)
+        except ValueError as error:
+            raise BundleError(f"{source}: not valid JSON ({error}); {cure}") from error
+        return cls.check(checked_format(document, FORMAT, VERSION, source, cure=cure, error=BundleError), source)
+
+    @classmethod
+    def check(cls, document: object, source: str) -> Manifest:
+        """Make a manifest of plain data, all but `format` and `version`; see `parse`.
+
+        Raises:
+            BundleError: if it breaks the format.
+        """
+        return validate(cls, document, source, cure="copy or build the bundle again", error=BundleError)
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of `bundle.json`."""
+        document = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    def size_warning(self, height: int, width: int) -> str:
+        """Return what to know about frames of this size, in one line; "" if the oracle was calibrated on such frames.
+
+        A frame that is shrunk to the model's input looks different from one that was taken at that size.
+
+        Args:
+            height, width: of the frames, pixels.
+        """
+        # Only `rws build --model` sees images as the device does, shrunk from the camera's own size, and counts them
+        # in its provenance. The oracle of any other bundle knows images of the model's input size.
+        data = self.provenance.get("data")
+        adopted = isinstance(data, dict) and "pictures" in data
+        if adopted or height <= self.input.height or width <= self.input.width:
+            return ""
+        return (
+            f"frames of {width}x{height} are larger than the {self.input.width}x{self.input.height} pixels that the "
+            f"oracle of bundle {self.name} was calibrated on: on clear pictures it may see corruption that is not "
+            "there; adopt a model with your own pictures (`rws build --model`, see docs/your_own_model.md)"
+        )

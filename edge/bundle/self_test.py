@@ -1,0 +1,57 @@
+"""Running all parts of a bundle once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import MODEL, ORACLE
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.live.base import PatchableModel
+from rws.errors import BundleError, RwsError
+from rws.oracle.belief import CorruptionOracle
+
+
+def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
+    """Run a bundle: every network, and every signature alone, patched and taken back.
+
+    Args:
+        bundle: a loaded bundle.
+        model, oracle: those that will run, which are left clean; None builds one for the test alone.
+
+    Returns:
+        One line for each thing that was found to work.
+
+    Raises:
+        RwsError: at the first that does not.
+    """
+    size = bundle.manifest.input
+    x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
+    model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()
+    oracle = oracle or bundle.oracle(threads=1)
+    clean = model.predict(x)
+    if clean.shape != (1, len(bundle.manifest.classes)) or not np.isfinite(clean).all():
+        raise BundleError(
+            f"{bundle.path / MODEL}: gives {clean.shape} for one image, expected (1, {len(bundle.manifest.classes)}) "
+            f"finite logits; export it again"
+        )
+    for name in bundle.signatures.names:
+        model.apply({name: 1.0})
+        if not np.isfinite(model.predict(x)).all():
+            raise BundleError(
+                f"{bundle.path / MODEL}: with {name!r} its logits are not finite; extract that signature again"
+            )
+    model.reset()
+    if not np.array_equal(model.predict(x), clean):
+        raise RwsError("the clean weights did not come back after a patch; report this with the versions in `pip list`")
+    joint = oracle.observe(x).joint
+    if not np.isfinite(joint).all() or abs(float(joint.sum()) - 1) > 1e-3:
+        raise BundleError(f"{bundle.path / ORACLE}: its probabilities do not sum to 1; export it again")
+    model.apply(policy.choose(oracle.observe(x)))
+    model.reset()
+    return [
+        f"model runs: 3 x {size.height} x {size.width} to {clean.shape[1]} classes",
+        f"{len(bundle.signatures.names)} signatures patch it, and the clean weights come back bit for bit",
+        f"oracle runs: {len(joint)} states",
+        f"policy chooses among {len(bundle.table.alpha)} actions",
+    ]

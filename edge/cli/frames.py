@@ -1,0 +1,87 @@
+"""Frames on their way from a source to the loop: checked, and corrupted on purpose (`rws run --corrupt`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from importlib import import_module
+
+from rws.edge.bundle.manifest import Manifest
+from rws.edge.common.extras import require
+from rws.edge.preprocess import cover
+from rws.edge.runtime import FrameSource
+from rws.records import Frame
+
+CORRUPT_SEED = 0
+"""Seed for `--corrupt`; the noise of a frame depends on it and on the frame's number."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChangedSource:
+    """A source whose frames pass through a function; a `FrameSource`."""
+
+    source: FrameSource
+    change: Callable[[Frame], Frame]
+
+    @property
+    def state(self) -> str:
+        """State of the source."""
+        return self.source.state
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds without a frame."""
+        return self.source.idle_for
+
+    def frames(self) -> Iterator[Frame | None]:
+        """Give the changed frames."""
+        return (None if frame is None else self.change(frame) for frame in self.source.frames())
+
+
+class SizeWarning:
+    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on.
+
+    Args:
+        manifest: of the bundle that runs.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._warned = False
+
+    def __call__(self, frame: Frame) -> Frame:
+        """Return the frame."""
+        if not self._warned and (warning := self._manifest.size_warning(*frame.image.shape[:2])):
+            self._warned = True
+            log.warning("%s", warning)
+        return frame
+
+
+def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
+    """Return a function that crops a frame to the model's size and corrupts it; `Frame.original` keeps the crop.
+
+    Args:
+        spec: TYPE:SEVERITY.
+        size: gives the model's input (height, width), pixels; asked at each frame, because another bundle may have
+            another.
+
+    Raises:
+        MissingExtraError: if the extra `train` is not installed.
+        InputError: if the type is unknown or the severity out of range.
+    """
+    with require("train"):
+        # By its name, because this room imports nothing of the room that makes the corruptions.
+        make = lru_cache(maxsize=1)(
+            partial(import_module("rws.training.corruptions.frames").corrupter, spec, seed=CORRUPT_SEED)
+        )
+    make(size())
+
+    def corrupt(frame: Frame) -> Frame:
+        original = cover(frame.image, *size())
+        return replace(frame, image=make(size())(original, frame.index), original=original)
+
+    return corrupt

@@ -1,0 +1,83 @@
+"""`rws oracle`. What needs time to import is imported when the command runs, not for its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
+
+if TYPE_CHECKING:
+    from rws.edge.sources.images import ImageSource
+    from rws.oracle.belief import Belief
+
+
+def oracle(
+    images: Annotated[list[str], typer.Argument(help="Images, folders or quoted globs.")],
+    bundle: BundleOption = None,
+    report: Annotated[Path | None, optional("--json", help="Write the beliefs to this file.")] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Classify the corruption of each image and estimate its severity, each image on its own.
+
+    \b
+    Examples:
+        rws oracle photo.jpg
+        rws oracle photos/ --json beliefs.json        # a list of {file, corruption, probability, severity}
+        rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
+    """
+    from rich.console import Console
+
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.cli.frames import SizeWarning
+    from rws.edge.common.files import check_target
+    from rws.edge.common.provenance import write_json
+    from rws.edge.preprocess import preprocess
+    from rws.edge.sources.open import quiet_opencv
+
+    quiet_opencv()
+    if report is not None:
+        check_target(report)
+    source = _open_images(images)
+    loaded = Bundle.load(bundle)
+    network = loaded.oracle(threads=threads)
+    size = loaded.manifest.input.height, loaded.manifest.input.width
+    console = Console(highlight=False, soft_wrap=True)
+    rows: list[dict[str, object]] = []
+    for frame in map(SizeWarning(loaded.manifest), source):
+        belief = network.observe(preprocess(frame.image, *size))
+        console.print(f"{frame.name}  {_line(belief)}", markup=False)
+        rows.append(
+            {
+                "file": frame.name,
+                "corruption": belief.type,
+                "probability": round(float(belief.probability.max()), 4),
+                "severity": round(belief.type_severity, 3),
+            }
+        )
+    console.print(f"{len(rows)} images, {source.rejected} rejected")
+    if report is not None:
+        write_json(report, rows)
+
+
+def _open_images(specs: list[str]) -> ImageSource:
+    from rws.edge.sources.images import ImageSource
+    from rws.edge.sources.open import open_source
+    from rws.errors import SourceError
+
+    paths: list[Path] = []
+    for spec in specs:
+        found = open_source(spec)
+        if not isinstance(found, ImageSource):
+            found.close()
+            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
+        paths.extend(found.paths)
+    return ImageSource(paths, ", ".join(specs))
+
+
+def _line(belief: Belief) -> str:
+    ranked = belief.probability.argsort()[::-1][1:3].tolist()
+    others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
+    return f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"

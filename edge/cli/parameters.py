@@ -1,0 +1,17 @@
+"""Parameters that several commands share."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+optional = partial(typer.Option, show_default=False)
+"""An option whose default, None, is left out of the help text."""
+
+BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of model and oracle; default: the backend chooses.")
+]

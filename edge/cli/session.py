@@ -1,0 +1,256 @@
+"""One `rws run`: open what was asked for, loop over the results, report."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.watcher import BundleWatcher
+from rws.edge.cli.frames import CORRUPT_SEED, ChangedSource, SizeWarning, corrupter
+from rws.edge.cli.outputs import OutputOptions, Outputs
+from rws.edge.common.files import check_target
+from rws.edge.common.provenance import portable_path, provenance, write_json
+from rws.edge.monitoring.console import LossyOutput
+from rws.edge.monitoring.monitor import Monitor
+from rws.edge.monitoring.status_line import StatusLine
+from rws.edge.monitoring.summary import Summary
+from rws.edge.monitoring.systemd import SystemdNotifier
+from rws.edge.pipeline import Pipeline, Result, describe_mix
+from rws.edge.runtime import Runtime
+from rws.edge.sources.base import Source
+from rws.edge.sources.open import open_source
+from rws.errors import SourceError
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What `rws run` reads; see `open_source`.
+
+    Args:
+        spec, latest, retries, stall: arguments of `open_source`.
+        corrupt: TYPE:SEVERITY of a corruption on purpose.
+        independent: judge each frame alone; None: as befits the source.
+    """
+
+    spec: str
+    latest: bool | None
+    retries: int | None
+    stall: float
+    corrupt: str | None
+    independent: bool | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `rws run` was asked for; see its help text."""
+
+    source: SourceOptions
+    bundle: Path | None
+    model: ModelOptions
+    outputs: OutputOptions
+    oracle_every: int
+    watch: bool
+    limit: int | None
+
+
+class RunSession:
+    """Runs once, from the source's first frame to the report."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._summary = Summary()
+        self._live = False
+        self._watch: BundleWatcher[Pipeline] | None = None
+        self._status: StatusLine | None = None
+        self._refused = 0
+        self._lost: SourceError | None = None
+
+    def run(self) -> None:
+        """Do all of it.
+
+        Raises:
+            RwsError: if something cannot be opened or written, or the source is lost for good; if that happens after
+                the first result, sinks, summary and report are completed first.
+        """
+        if self._options.outputs.report is not None:
+            check_target(self._options.outputs.report)
+        with ExitStack() as stack:
+            printed, warned = (
+                stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
+            )
+            _send_warnings(warned, stack)
+            self._console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
+            with ExitStack() as opened:
+                self._open(opened)
+                self._loop()
+            self._print_summary()
+        self._write_report()
+        if self._lost is not None:
+            raise self._lost
+
+    def _open(self, stack: ExitStack) -> None:
+        options, wanted = self._options, self._options.source
+        self._source = stack.enter_context(
+            open_source(wanted.spec, latest=wanted.latest, retries=wanted.retries, stall=wanted.stall)
+        )
+        self._live = self._source.live
+        self._independent = not self._source.sequential if wanted.independent is None else wanted.independent
+        if options.watch:
+            # Before the bundle is loaded, so that no change goes unseen.
+            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
+        bundle = Bundle.load(options.bundle)
+        pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
+        self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
+        self._frames = ChangedSource(self._source, SizeWarning(bundle.manifest))
+        if wanted.corrupt is not None:
+            corrupt = corrupter(wanted.corrupt, lambda: self._runtime.pipeline.input_size)
+            self._frames = ChangedSource(self._frames, corrupt)
+        self._console.print(f"model: {pipeline.model.description}", markup=False)
+        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
+        self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
+        self._stop = stack.enter_context(_stop_on_signal(self._source))
+        self._systemd = stack.enter_context(SystemdNotifier())
+        if self._source.live:
+            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
+        self._systemd.ready()
+
+    def _loop(self) -> None:
+        try:
+            with (
+                closing(self._runtime.results(self._frames, self._outputs.sinks)) as results,
+                self._progress() as progress,
+            ):
+                for result in results:
+                    self._live = self._source.live
+                    self._systemd.alive()
+                    if result is None:
+                        self._monitor.idle()
+                        self._outputs.idle()
+                    else:
+                        self._take(result)
+                        progress.advance(progress.task_ids[0])
+                    if self._status is not None:
+                        self._status.update()
+                    if self._summary.results == self._options.limit:
+                        break
+                    self._swap()
+                    self._runtime.compare = self._outputs.watched
+        except SourceError as error:
+            # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
+            if self._summary.results == 0:
+                raise
+            self._lost = error
+
+    def _progress(self) -> Progress:
+        """Return a progress bar for a terminal; a live source has a status line instead."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = self._source.live or not self._console.is_terminal
+        progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
+        totals = [count for count in (self._source.length, self._options.limit) if count is not None]
+        progress.add_task(self._source.name, total=min(totals, default=None))
+        return progress
+
+    def _take(self, result: Result) -> None:
+        self._summary.add(result)
+        self._monitor.add(result)
+        if self._independent or result.changed:
+            self._console.print(_line(result, self._independent), markup=False)
+
+    def _swap(self) -> None:
+        """Go on with a new bundle if one is ready, and say so."""
+        if self._watch is None:
+            return
+        pipeline = self._watch.poll()
+        if self._watch.failures > self._refused:
+            self._refused = self._watch.failures
+            self._monitor.count_event("bundle_refused")
+            self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
+        if pipeline is None:
+            return
+        self._runtime.pipeline = pipeline
+        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
+        self._monitor.count_event("bundle_switched")
+        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
+
+    def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
+        """Build a new bundle's pipeline, after all of its parts have run."""
+        pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
+        self_test(bundle, pipeline.model, pipeline.oracle)
+        return pipeline
+
+    def _print_summary(self) -> None:
+        self._console.print(self._summary.render(self._monitor.status()))
+        if self._stop.is_set():
+            self._console.print("stopped by a signal")
+
+    def _write_report(self) -> None:
+        options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
+        if options.outputs.report is None:
+            return
+        report = {
+            "source": portable_path(self._source.name),
+            "bundle": status.bundle,
+            "backend": options.model.backend,
+            "way": model.strategy,
+            "provider": model.provider,
+            "threads": options.model.threads,
+            "independent": self._independent,
+            "stopped": self._stop.is_set(),
+            "corrupt": options.source.corrupt,
+            **self._summary.to_dict(status),
+            "sinks": self._outputs.counts(),
+            "events": status.events,
+            **provenance(**({} if options.source.corrupt is None else {"seed": CORRUPT_SEED})),
+        }
+        write_json(options.outputs.report, report)
+
+
+def _send_warnings(output: LossyOutput, stack: ExitStack) -> None:
+    """Send the package's warnings to this stream until `stack` is closed."""
+    handler, logger = logging.StreamHandler(output), logging.getLogger("rws")
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
+    logger.propagate = bool(logging.getLogger().handlers)
+
+
+@contextmanager
+def _stop_on_signal(source: Source) -> Iterator[threading.Event]:
+    """Give an event that the first SIGINT or SIGTERM sets, which also ends the source; a second one interrupts."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        source.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(result: Result, independent: bool) -> str:
+    belief = result.belief
+    where = result.name if independent else f"frame {result.index}"
+    return (
+        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
+        f"  ->  {describe_mix(result.mix)}  {result.label} {result.confidence:.0%}"
+    )

@@ -1,0 +1,133 @@
+"""Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rws.errors import FormatError, RwsError
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""For `pydantic.dataclasses.dataclass(frozen=True, config=STRICT)`: no other key, no converted type, no NaN.
+
+A field's `description` is what errors call "expected", for the field and for everything within it.
+"""
+MAX_DEPTH = 32
+
+
+def _check(expected: str, test: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(expected)
+        return value
+
+    return check
+
+
+def required(expected: str, test: Callable[[Any], bool]) -> AfterValidator:
+    """Annotate a field with a test that its value must pass; `expected` is what errors then say."""
+    return AfterValidator(_check(expected, test))
+
+
+def distinct(items: Collection[object]) -> bool:
+    """Return whether no item occurs twice."""
+    return len(set(items)) == len(items)
+
+
+Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
+"""For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
+Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
+    """Check a document against a schema.
+
+    Args:
+        schema: a pydantic dataclass, or anything else that pydantic validates.
+        document: as `json.loads` or `tomllib.loads` gives it.
+        source, cure: what an error begins with, such as the file, and ends with: what to do.
+        error: the type of the error.
+
+    Raises:
+        FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
+    """
+    try:
+        return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
+    except ValidationError as fault:
+        raise error(f"{source}: {_explain(schema, fault)}; {cure}") from None
+    except (TypeError, ValueError) as fault:
+        raise error(f"{source}: not plain JSON ({fault}); use finite numbers, text and lists") from None
+
+
+def checked_format(
+    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
+) -> dict[str, object]:
+    """Return a document without its `format` and `version`, or raise an error (see `validate`) if they are others."""
+    rest = dict(document) if isinstance(document, dict) else {}
+    found, found_version = rest.pop("format", None), rest.pop("version", None)
+    if found != name:
+        raise error(f"{source}: format is {shorten(found)}, expected {name!r}; give another file")
+    if type(found_version) is not int or found_version != version:
+        raise error(
+            f"{source}: format version is {shorten(found_version)}, this program reads {version}; install the version "
+            f"of rws-edge that wrote it, or {cure}"
+        )
+    return rest
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON in UTF-8; raise ValueError if it is none, has a key twice, or is nested more than `MAX_DEPTH` deep."""
+    try:
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        deep = _depth(document) > MAX_DEPTH
+    except RecursionError:
+        deep = True
+    if deep:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return document
+
+
+def shorten(value: object, most: int = 80) -> str:
+    """Return the `repr` of a value, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _explain(schema: Any, fault: ValidationError) -> str:
+    first = fault.errors(include_url=False)[0]
+    place, kind = first["loc"], first["type"]
+    path = ".".join(map(str, place)) or "the document"
+    known: list[str] = []
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    for key in place:
+        fields = getattr(schema, "__pydantic_fields__", {})
+        known = list(fields)
+        if key not in fields:
+            break
+        expected, schema = fields[key].description or expected, fields[key].annotation
+    if kind == "json_invalid":
+        return f"not plain JSON ({first['msg']})"
+    if kind.startswith("missing"):
+        return f"key {path!r} is missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"key {path!r} is unknown" + (f"; known: {', '.join(known)}" if known else "")
+    return f"{path} is {shorten(first['input'])}, expected {expected}"
+
+
+def _depth(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, (dict, list)) + max(map(_depth, items), default=0)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found

@@ -1,0 +1,78 @@
+"""Frames for the drill: they carry their own number, so that it knows when each was sent, and what came of it.
+
+Also a real H.264 file, and what a bad transport makes of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+BITS, CELL = 24, 16
+
+
+def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+    """The picture with `number` as a row of black and white squares at its top left; survives JPEG and H.264.
+
+    Args:
+        image: uint8, shape (H, W, 3), at least 32 high and 384 wide.
+        number: 0…2²⁴ − 1.
+    """
+    marked: NDArray[np.uint8] = image.copy()
+    bits = np.array([(number >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
+    # The second row is the first one's negative: what does not read as such was no stamp.
+    squares = np.kron(np.stack([bits, 255 - bits]), np.ones((CELL, CELL), np.uint8))
+    marked[: 2 * CELL, : BITS * CELL] = squares[..., None]
+    return marked
+
+
+def read_stamp(image: NDArray[np.uint8]) -> int | None:
+    """The number that a picture carries; None if it carries none that can be read."""
+    if image.shape[0] < 2 * CELL or image.shape[1] < BITS * CELL:
+        return None
+    cells = image[: 2 * CELL, : BITS * CELL].mean(axis=2).reshape(2, CELL, BITS, CELL).mean(axis=(1, 3))
+    if not (np.abs(cells[0] - cells[1]) > 100).all():
+        return None
+    return int(sum(1 << bit for bit in range(BITS) if cells[0, bit] > cells[1, bit]))
+
+
+def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A picture with soft shapes and the grain of a sensor, uint8 (height, width, 3), RGB."""
+    rng = np.random.default_rng(seed)
+    soft = cv2.resize(rng.integers(40, 216, (6, 8, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = rng.integers(-6, 7, (height, width, 3), np.int16)
+    grainy: NDArray[np.uint8] = np.clip(soft.astype(np.int16) + grain, 0, 255).astype(np.uint8)
+    return grainy
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
+    """An RGB picture, uint8 (H, W, 3), as JPEG."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return bytes(encoded)
+
+
+def encode_h264(path: Path, frames: int) -> None:
+    """A real H.264 file of a moving scene, 320 x 240, with a key frame every 24 frames."""
+    background = scene(240, 320 + frames)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "h264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.options = {"g": "24", "preset": "veryfast", "crf": "20"}
+        for number in range(frames):
+            picture = np.ascontiguousarray(background[:, number : number + 320])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def flip_bytes(source: Path, target: Path, flips: int, seed: int, part: float = 0.9) -> None:
+    """Copy a video with `flips` x 3 bytes changed in the first `part` of its pictures; its header is left alone."""
+    data = bytearray(source.read_bytes())
+    rng = np.random.default_rng(seed)
+    start = data.find(b"mdat") + 1000
+    for place in rng.integers(start, start + int((len(data) - start) * part), flips):
+        data[place : place + 3] = bytes(byte ^ 0x5A for byte in data[place : place + 3])
+    target.write_bytes(data)

@@ -1,0 +1,149 @@
+"""Where each weight stands in the block of memory that patches are computed in, and which output channel it is of.
+
+A slot is a part of the block as a backend reads it: a tensor, or what the backend has made of its layout. It is given
+as integers in the slot's shape: for each element, the number of its value among the clean values of all tensors (each
+in C order, one tensor after the other); −1 for padding, which is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Slots = Mapping[str, NDArray[np.signedinteger]]
+
+_ALIGNMENT = 16  # float32 values in a cache line, where each slot starts
+_PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the slots stand in one flat block, and the pieces in which the block is patched.
+
+    Args:
+        slots: slot name → slot.
+        starts: slot name → where it starts in the block, elements.
+        size: of the block, elements.
+        pieces: int64, (pieces, 5): start in the block, start in `channels`, and the lengths of the piece's `Pattern`.
+        channels: int64, (n,): the channels of one piece's pattern after the other.
+    """
+
+    slots: Slots
+    starts: Mapping[str, int]
+    size: int
+    pieces: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+    def views(self, block: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return each slot of a block (size,); the arrays share its memory."""
+        return {
+            name: block[start : start + self.slots[name].size].reshape(self.slots[name].shape)
+            for name, start in self.starts.items()
+        }
+
+    def fill(self, block: NDArray[Any], values: NDArray[Any], first: int = 0) -> None:
+        """Write consecutive clean values, flat, the first of which has the number `first`, to a block (size,)."""
+        for name, view in self.views(block).items():
+            numbers = self.slots[name]
+            chosen = (numbers >= first) & (numbers < first + values.size)
+            view[chosen] = values[numbers[chosen] - first]
+
+
+class Pattern(NamedTuple):
+    """A flat slot seen as an array (outer, repeat, inner), whose output channel does not depend on `repeat`.
+
+    Args:
+        outer, repeat, inner: the lengths of its axes.
+        channels: int64, flat, (outer · inner,): the output channels, counted through all tensors.
+    """
+
+    outer: int
+    repeat: int
+    inner: int
+    channels: NDArray[np.int64]
+
+
+def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.int32]]:
+    """Return a slot for each tensor, laid out as it is."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    return {
+        name: np.arange(end - math.prod(shape), end, dtype=np.int32).reshape(shape)
+        for (name, shape), end in zip(shapes.items(), ends, strict=True)
+    }
+
+
+def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
+    """Place slots in one block, each on a cache line, and cut them into pieces.
+
+    Args:
+        shapes: tensor name → shape (out, …), in the order in which the clean values are counted.
+        slots: slot name → slot.
+    """
+    counts = [shape[0] for shape in shapes.values()]
+    channel_of = np.repeat(
+        np.arange(sum(counts)), np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
+    )
+    starts: dict[str, int] = {}
+    pieces: list[list[int]] = []
+    channels: list[NDArray[np.int64]] = []
+    end = known = 0
+    for name, slot in slots.items():
+        starts[name] = end
+        for start, piece in _pieces(find_pattern(slot.ravel(), channel_of)):
+            pieces.append([end + start, known, piece.outer, piece.repeat, piece.inner])
+            channels.append(piece.channels)
+            known += piece.channels.size
+        end += slot.size + -slot.size % _ALIGNMENT
+    return Layout(slots, starts, end, np.array(pieces, np.int64), np.concatenate(channels))
+
+
+def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64]) -> Pattern:
+    """See a flat slot as an array (outer, repeat, inner) with as few channel numbers as its layout allows.
+
+    In a layout without such a pattern everything is `inner`: slower, and as exact.
+
+    Args:
+        slot: flat.
+        channel_of: for each clean value the number of its output channel.
+
+    Example:
+        A weight (8, 3, 1, 1) has 8 output channels of 3 values. In its own order, OIHW, the values of a channel stand
+        side by side: each of 8 channels (outer) comes 3 times (repeat).
+
+        >>> oihw = np.arange(24)
+        >>> outer, repeat, inner, channels = find_pattern(oihw, oihw // 3)
+        >>> outer, repeat, inner, channels.tolist()
+        (8, 3, 1, [0, 1, 2, 3, 4, 5, 6, 7])
+
+        ONNX Runtime stores it as NCHW8c: 8 channels side by side (inner), 3 times (repeat).
+
+        >>> outer, repeat, inner, channels = find_pattern(oihw.reshape(8, 3).T.ravel(), oihw // 3)
+        >>> outer, repeat, inner, channels.tolist()
+        (1, 3, 8, [0, 1, 2, 3, 4, 5, 6, 7])
+    """
+    numbers = channel_of[slot]  # for padding that of the last element: it multiplies zeros
+    patterns = []
+    for inner in sorted({1, 4, 8, 16, 32, 64, slot.size}):
+        if slot.size % inner == 0:
+            rows = numbers.reshape(-1, inner)
+            known = np.where((slot >= 0).reshape(rows.shape), np.arange(len(rows))[:, None], 0)
+            rows = np.take_along_axis(rows, np.maximum.accumulate(known), axis=0)
+            starts = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(axis=1)))
+            repeat = len(rows) // len(starts)
+            if np.array_equal(starts, np.arange(0, len(rows), repeat)):
+                patterns.append(Pattern(len(starts), repeat, inner, rows[starts].ravel()))
+    return min(patterns, key=lambda pattern: pattern.channels.size)
+
+
+def _pieces(pattern: Pattern) -> Iterable[tuple[int, Pattern]]:
+    """Cut a pattern along `outer`; yields where each part starts, in elements, and the part."""
+    _, repeat, inner, channels = pattern
+    step = max(1, _PIECE // (repeat * inner))
+    for first in range(0, pattern.outer, step):
+        part = channels[first * inner : (first + step) * inner]
+        yield first * repeat * inner, Pattern(part.size // inner, repeat, inner, part)

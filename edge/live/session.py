@@ -1,0 +1,167 @@
+"""A session of ONNX Runtime whose weights can be changed between two runs; see README.md in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from rws.edge.live import kernel
+from rws.edge.live.arena import Signatures
+from rws.edge.live.base import Patchable
+from rws.edge.live.self_check import SelfCheck
+from rws.edge.live.sessions import CPU, random_feeds, start
+from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
+from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
+from rws.errors import InputError, StrategyUnavailableError, first_line
+
+
+class LiveSession(Patchable):
+    """An ONNX Runtime session whose patched tensors can be written between two runs.
+
+    It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a `SelfCheck` here is taken.
+    To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
+
+    Args:
+        model: path, bytes or `onnx.ModelProto`, with all weights in it.
+        layers: number of convolutions, shallowest first, whose weights and biases can be written. BatchNorm is folded
+            into them (see `rws.edge.onnx.graph.prepare`).
+        tensors: instead of `layers`: names of float32 initializers; the model is taken as it is.
+        signatures: what `apply` can mix, {signature: {tensor: values and scale}}, or a `SignatureSet`.
+        strategy: `live`, `split` or `inputs`; `auto` is the fastest of them that passes the check.
+        provider: `cpu`, `cuda`, `tensorrt` or the full name of one of ONNX Runtime's execution providers; `auto` is
+            CUDA where it works, and else the CPU.
+        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        sample: input name → array that the check runs the model on; default: see `random_feeds`.
+
+    Raises:
+        BundleError: if the model cannot be read or run, lacks one of the tensors, or the provider is unavailable.
+        InputError: if the strategy is unknown, or not exactly one of `layers` and `tensors` is given.
+        SignatureError: if the signatures are for other tensors or other weights.
+        StrategyUnavailableError: if no strategy, or not the one asked for, passes the check.
+
+    Example:
+        >>> session = LiveSession("model.onnx", layers=5)  # doctest: +SKIP
+        >>> before = session.run(None, {"image": image})
+        >>> session.write(session.tensor_names[0], weights)
+        >>> after = session.run(None, {"image": image})
+        >>> session.reset()
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        *,
+        layers: int | None = None,
+        tensors: Sequence[str] | None = None,
+        signatures: Signatures | None = None,
+        strategy: str = "auto",
+        provider: str = "auto",
+        threads: int | None = None,
+        sample: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        known = [kind.name for kind in STRATEGIES]
+        if strategy not in ("auto", *known):
+            raise InputError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
+        proto = model if isinstance(model, onnx.ModelProto) else read_model(model)
+        if layers is not None and tensors is None:
+            proto = prepare(proto)
+            tensors = shallow_tensors(proto, layers)
+        elif layers is not None or tensors is None:
+            raise InputError("give either layers, a number of convolutions, or tensors, names of initializers")
+        clean = clean_tensors(proto, tensors)
+        feeds = random_feeds(proto) if sample is None else sample
+        maker, outputs = start(proto, feeds, provider, threads)
+        check = SelfCheck(PatchTarget(proto, clean, signatures, maker), feeds, outputs)
+        self._strategy, refused = _open(check, strategy)
+        self._arena = self._strategy.arena
+        self.strategy = self._strategy.name
+        self.provider = maker.providers[0]
+        self.description = _describe(check, self._strategy, self.provider, refused)
+
+    def get_inputs(self) -> list[Any]:
+        """Return an `onnxruntime.NodeArg` for each input."""
+        return self._strategy.inputs
+
+    def get_outputs(self) -> list[Any]:
+        """Return an `onnxruntime.NodeArg` for each output."""
+        return self._strategy.outputs
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]], run_options: Any = None
+    ) -> list[Any]:
+        """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`.
+
+        Args:
+            output_names: which outputs to return, in this order; None for all.
+            input_feed: input name → array.
+            run_options: `onnxruntime.RunOptions`.
+        """
+        self._arena.settle()
+        return self._strategy.run(output_names, input_feed, run_options)
+
+    def io_binding(self) -> onnxruntime.IOBinding:
+        """Return a binding for `run_with_iobinding`; do not clear its inputs, which may hold the weights.
+
+        Raises:
+            StrategyUnavailableError: if the strategy is `split`, which runs two sessions.
+        """
+        return self._strategy.io_binding()
+
+    def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
+        """Run the model on bound memory with the weights in effect; raises as `io_binding` does."""
+        self._arena.settle()
+        self._strategy.run_with_iobinding(iobinding, run_options)
+
+    def write(self, name: str, array: NDArray[np.float32]) -> None:
+        """Replace one patched tensor, from the next run on until `reset` or the next `apply`.
+
+        Args:
+            name: one of `tensor_names`.
+            array: float32, finite, the shape of the tensor; it is copied.
+
+        Raises:
+            InputError: if the tensor is not patched, or the array does not fit. Nothing is written then.
+        """
+        self._arena.overwrite({name: array})
+
+
+def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str]]:
+    """Return the first strategy that passes the check, and why others did not."""
+    provider = check.target.maker.providers[0]
+    refused: list[str] = []
+    for kind in ON_GPU if choice == "auto" and provider != CPU else STRATEGIES:
+        if choice not in ("auto", kind.name):
+            continue
+        try:
+            found = kind(check.target)
+            check.check(found)
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            if not _is_refusal(error):
+                raise
+            refused.append(f"{kind.name}: {first_line(error)}")
+        else:
+            return found, refused
+    raise StrategyUnavailableError(f"model: its weights cannot be changed on {provider} ({'; '.join(refused)})")
+
+
+def _describe(check: SelfCheck, strategy: WeightUpdateStrategy, provider: str, refused: Sequence[str]) -> str:
+    parts = [f"{strategy.name} weights on {provider}"]
+    if kernel.NAME != "C":
+        parts.append(f"patched by {kernel.NAME}: install with a C compiler to patch twice as fast")
+    if refused:
+        ratio, change_ms = check.cost(strategy)
+        parts.append(f"{ratio:.2f} times the untouched session")
+        parts.append(f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})")
+    return ", ".join(parts)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether ONNX Runtime, ONNX, the machine or the check refuses, and it is not a mistake of ours."""
+    refusals = (StrategyUnavailableError, OSError, RuntimeError)
+    return isinstance(error, refusals) or type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")

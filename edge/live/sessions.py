@@ -1,0 +1,138 @@
+"""Sessions of ONNX Runtime: which provider runs them, and how they are made."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from rws.edge.onnx.graph import data_inputs, value_shape
+from rws.errors import BundleError, first_line
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+FREE_SIZE = (224, 224)  # height and width, pixels, that a model is tested with if it leaves them free
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SessionMaker:
+    """Makes sessions of one kind.
+
+    Args:
+        providers: ONNX Runtime's execution providers, the first one preferred.
+        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+    """
+
+    providers: tuple[str, ...]
+    threads: int | None
+
+    def session(self, model: onnx.ModelProto, options: onnxruntime.SessionOptions | None = None) -> Any:
+        """Return a session of a model, through a file if one can be written: one made of bytes keeps them."""
+        options = options or self.options()
+        try:
+            with tempfile.TemporaryDirectory(prefix="rws-") as folder:
+                path = Path(folder) / "model.onnx"
+                path.write_bytes(model.SerializeToString())
+                return self.session_of(str(path), options)
+        except OSError:
+            return self.session_of(model.SerializeToString(), options)
+
+    def session_of(self, model: str | bytes, options: onnxruntime.SessionOptions) -> Any:
+        """Return a session of a file's path or of a small model's bytes."""
+        return onnxruntime.InferenceSession(model, options, list(self.providers))
+
+    def options(self) -> onnxruntime.SessionOptions:
+        """Return options for one session, fully optimised."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads or 0
+        # Weights that are inputs keep ONNX Runtime from folding constants, and a saved graph is for this machine only.
+        # It warns of both; here they are the point.
+        options.log_severity_level = 3
+        return options
+
+
+def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
+    """Run a model once on the provider that is asked for.
+
+    Args:
+        model: the clean model.
+        feeds: input name → array.
+        provider, threads: see `LiveSession`.
+
+    Returns:
+        What makes sessions with the providers that start here, and the model's outputs.
+
+    Raises:
+        BundleError: if the provider is unavailable, or the model does not run or gives NaN or infinity.
+    """
+    maker = SessionMaker(_providers(provider), threads)
+    try:
+        session = maker.session(model)
+        outputs = session.run(None, dict(feeds))
+    except Exception as error:  # ONNX Runtime's errors share no base but Exception
+        given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
+        raise BundleError(
+            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again"
+        ) from error
+    found = tuple(session.get_providers())
+    if provider != "auto" and found[0] != maker.providers[0]:
+        raise BundleError(
+            f"provider {provider!r} is installed but does not start here (its libraries or its device are missing); "
+            f"see ONNX Runtime's message, or take the provider cpu"
+        )
+    if not all(np.isfinite(output).all() for output in outputs if is_float(output)):
+        raise BundleError("model: gives no finite logits for a random image; train or export it again")
+    return replace(maker, providers=found), outputs
+
+
+def is_float(output: Any) -> bool:
+    """Return whether an output is an array of floating-point numbers."""
+    return isinstance(output, np.ndarray) and output.dtype.kind == "f"
+
+
+def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
+    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where height and width are free.
+
+    Raises:
+        BundleError: if an input is no tensor of numbers.
+    """
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[Any]] = {}
+    for name, value in data_inputs(model).items():
+        lengths = value_shape(value)
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"model: input {name!r} is no tensor of numbers; export it with such inputs") from error
+        channels_last = len(lengths) == 4 and lengths[3] in (1, 3, 4) and lengths[1] not in (1, 3, 4)
+        usual = (1, *image_size, 3) if channels_last else (1, 3, *image_size)
+        free = usual if len(lengths) == 4 else (1,) * len(lengths)
+        shape = [length or other for length, other in zip(lengths, free, strict=True)]
+        if dtype.kind == "f":
+            feeds[name] = rng.random(shape, np.float32).astype(dtype, copy=False)
+        else:
+            feeds[name] = rng.integers(0, 256, shape).astype(dtype) if dtype == np.uint8 else np.zeros(shape, dtype)
+    return feeds
+
+
+def _providers(choice: str) -> tuple[str, ...]:
+    available = onnxruntime.get_available_providers()
+    if choice == "auto":
+        return tuple(name for name in (PROVIDERS["cuda"], CPU) if name in available)
+    wanted = PROVIDERS.get(choice, choice)
+    if wanted not in available:
+        raise BundleError(
+            f"provider {choice!r} is unavailable: this ONNX Runtime offers {', '.join(available)}; install the build "
+            f"of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
+        )
+    preferred = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
+    return tuple(dict.fromkeys([*preferred, CPU]))

@@ -1,0 +1,143 @@
+"""The state and the totals of a run: one record that status line, page, metrics, health check and report read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from rws.edge.common.redact import hide_password
+
+if TYPE_CHECKING:
+    from rws.edge.pipeline import Result
+    from rws.edge.sources.base import Source
+
+
+LOST = ("reconnecting", "lost")
+"""States of a source that is lost, until it is reconnected or for good."""
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """Totals since the start of a run.
+
+    Args:
+        results: frames that were classified.
+        mix_changes: results for which the weights were changed.
+        classes: results per predicted class.
+        corruptions: results per most probable type, `clean` included.
+    """
+
+    results: int = 0
+    mix_changes: int = 0
+    classes: Mapping[str, int] = field(default_factory=dict)
+    corruptions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """The state and the frame counters of a source.
+
+    `received` = `delivered` + `dropped` + `rejected` + `buffered`.
+
+    Args:
+        name, error: of the source, without passwords.
+        live: whether it is a camera or a stream.
+        state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
+        received, delivered: all frames so far, and those that reached the loop.
+        dropped: frames that were skipped for newer ones.
+        buffered: frames that were decoded ahead and are not delivered yet.
+        rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
+        reconnects: how often the source was reopened.
+    """
+
+    name: str
+    live: bool
+    state: str
+    received: int
+    delivered: int
+    dropped: int
+    buffered: int
+    rejected: int
+    rejected_by_reason: Mapping[str, int]
+    reconnects: int
+    error: str
+
+    @classmethod
+    def of(cls, source: Source) -> SourceStatus:
+        """Read a source's counters; final once it is closed."""
+        rejections = dict(source.rejections)
+        copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
+        return cls(
+            name=hide_password(source.name),
+            error=hide_password(source.error),
+            rejected=sum(rejections.values()),
+            rejected_by_reason=rejections,
+            **{name: getattr(source, name) for name in copied},
+        )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One second of the timeline.
+
+    Args:
+        at: when it began, seconds since the start.
+        frames: results in it.
+        corruption, severity: the most probable type (`clean` included) and its severity, 0…5, at its last frame.
+        alpha, label: the sum of the alphas in effect, and the predicted class, at its last frame.
+        lost: whether the source was lost within it.
+    """
+
+    at: float
+    frames: int = 0
+    corruption: str = ""
+    severity: float = 0.0
+    alpha: float = 0.0
+    label: str = ""
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run is doing.
+
+    Args:
+        bundle: name of the bundle that runs.
+        way: how the weights are updated (`PatchableModel.way`).
+        uptime_s: seconds since the start.
+        fps: results per second over the last three seconds.
+        since_result_s: seconds since the newest result; None before the first.
+        source: the source.
+        totals: since the start.
+        events: other events since the start, by name.
+        result: the newest one, without passwords in its name; None before the first.
+        timeline: oldest first. Seconds without a frame in which the source was not known to be lost have no moment.
+    """
+
+    bundle: str
+    way: str
+    uptime_s: float
+    fps: float
+    since_result_s: float | None
+    source: SourceStatus
+    totals: RunTotals
+    events: Mapping[str, int]
+    result: Result | None
+    timeline: tuple[Moment, ...] = ()
+
+    def to_dict(self, classes: bool = True) -> dict[str, object]:
+        """Return plain types, ready for `json.dumps`: the totals as `counts`, in which `switches` are the mix changes.
+
+        Args:
+            classes: with the results per class.
+        """
+        counts = {"results": self.totals.results, "switches": self.totals.mix_changes}
+        per_class = {"classes": dict(self.totals.classes)} if classes else {}
+        document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
+        return document | {
+            "counts": {**counts, **per_class, "corruptions": dict(self.totals.corruptions)},
+            "source": asdict(self.source),
+            "result": None if self.result is None else self.result.to_dict(),
+            "timeline": [asdict(moment) for moment in self.timeline],
+        }

@@ -1,0 +1,320 @@
+"""The way of one frame: model input → oracle → policy → patch → predict → task."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.live.base import PatchableModel
+from rws.edge.preprocess import preprocess
+from rws.edge.tasks.annotate import annotate
+from rws.edge.tasks.base import Task
+from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
+from rws.errors import InputError
+from rws.oracle.belief import Belief, CorruptionOracle
+from rws.oracle.policy import Policy
+from rws.records import Frame, Prediction
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from rws.edge.bundle.bundle import Bundle
+
+STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
+
+
+class Filter(Protocol):
+    """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
+
+    def update(self, belief: Belief) -> Belief:
+        """Return the belief after this frame."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the past."""
+
+
+class _PredictionRecord(TypedDict):
+    label: str
+    confidence: float
+
+
+class _BeliefRecord(TypedDict):
+    """`severity` is that of `type`; `expected_severity` that of the whole belief, in which clean counts as 0."""
+
+    type: str
+    severity: float
+    expected_severity: float
+    probability: dict[str, float]
+
+
+class ResultRecord(ClassificationRecord):
+    """A result in plain types: all but the logits, rounded to what is worth reading."""
+
+    index: int
+    name: str
+    captured_at: float
+    age_ms: float
+    belief: _BeliefRecord
+    mix: dict[str, float]
+    changed: bool
+    observed: bool
+    unpatched: _PredictionRecord | None
+    on_original: _PredictionRecord | None
+    times_ms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What the pipeline found in one frame.
+
+    Args:
+        index: the frame's number in its source.
+        name: the frame's name.
+        captured_at: when it was captured, seconds of the source's clock.
+        age_ms: milliseconds from capture to this result.
+        output: what the task read from the model's outputs.
+        belief: what the oracle (and the temporal filter, if any) says of the frame.
+        mix: the signatures in effect for this frame, {name: alpha}; {} is the clean model.
+        changed: whether the weights were changed for this frame.
+        times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
+        task: draws the output and puts it into plain types.
+        frame_ref: a weak reference to the frame, so that results that are kept hold no images.
+        observed: whether the oracle looked at this frame; otherwise belief and mix are those of the frame before.
+        unpatched: what the clean model says of the same frame; None if nobody asked.
+        on_original: what the clean model says of the frame before it was corrupted on purpose; None if it was not.
+    """
+
+    index: int
+    name: str
+    captured_at: float
+    age_ms: float
+    output: Classification
+    belief: Belief
+    mix: Mapping[str, float]
+    changed: bool
+    times_ms: Mapping[str, float]
+    task: Task
+    frame_ref: weakref.ref[Frame]
+    observed: bool = True
+    unpatched: Prediction | None = None
+    on_original: Prediction | None = None
+
+    @property
+    def top(self) -> tuple[Prediction, ...]:
+        """The most probable classes with their softmax probabilities, the best first."""
+        return self.output.top
+
+    @property
+    def label(self) -> str:
+        """The name of the predicted class."""
+        return self.output.top[0].label
+
+    @property
+    def class_index(self) -> int:
+        """The index of the predicted class in the bundle's classes."""
+        return self.output.top[0].class_index
+
+    @property
+    def confidence(self) -> float:
+        """The softmax probability of the predicted class, 0…1."""
+        return self.output.top[0].confidence
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits, float32, shape (K,)."""
+        return self.output.logits
+
+    def __repr__(self) -> str:
+        return (
+            f"Result(#{self.index} {self.name}: {self.label} {self.confidence:.0%}, {self.belief.type} "
+            f"{self.belief.probability.max():.0%}, {describe_mix(self.mix)}, {sum(self.times_ms.values()):.1f} ms)"
+        )
+
+    def plot(self) -> NDArray[np.uint8]:
+        """Return the annotated frame, uint8, shape (h, w, 3), RGB; see `rws.edge.tasks.annotate.annotate`.
+
+        Raises:
+            InputError: if a newer frame has taken its place, and nobody kept it.
+        """
+        frame = self.frame_ref()
+        if frame is None:
+            raise InputError(
+                f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
+            )
+        return annotate(frame.image, self, frame.original)
+
+    def to_dict(self) -> ResultRecord:
+        """Return plain types, ready for `json.dumps`."""
+        belief = self.belief
+        pairs = zip(belief.names, belief.probability.tolist(), strict=True)
+        return {
+            "index": self.index,
+            "name": self.name,
+            "captured_at": round(self.captured_at, 6),
+            "age_ms": round(self.age_ms, 3),
+            **self.task.to_dict(self.output),
+            "belief": {
+                "type": belief.type,
+                "severity": round(belief.type_severity, 3),
+                "expected_severity": round(belief.expected_severity, 3),
+                "probability": {name: round(p, 4) for name, p in pairs},
+            },
+            "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},
+            "changed": self.changed,
+            "observed": self.observed,
+            "unpatched": _prediction_record(self.unpatched),
+            "on_original": _prediction_record(self.on_original),
+            "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A patchable model and the oracle that steers it: from a frame to a result.
+
+    Its parts never change, but have a memory: the model of its weights, filter and policy of the frames before. So a
+    pipeline serves one stream and one thread at a time.
+
+    Args:
+        model: the model whose shallow weights are patched.
+        oracle: says what corrupts a frame.
+        policy: answers a belief with a mix.
+        filter: smooths the belief over consecutive frames; None treats every frame as independent of the others.
+        task: what the model's outputs mean.
+        input_size: the model's input (height, width), pixels.
+        name: of the bundle.
+    """
+
+    model: PatchableModel
+    oracle: CorruptionOracle
+    policy: Policy
+    filter: Filter | None
+    task: Task
+    input_size: tuple[int, int]
+    name: str = ""
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> Self:
+        """Build the pipeline of a bundle.
+
+        Args:
+            bundle: a loaded bundle.
+            options: how its model runs; its threads hold for the oracle, too.
+            independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
+
+        Raises:
+            BundleError, MissingExtraError: if backend, provider or strategy are not available here.
+        """
+        options = options or ModelOptions()
+        manifest = bundle.manifest
+        pipeline = cls(
+            bundle.model(options),
+            bundle.oracle(threads=options.threads),
+            bundle.policy(independent=independent),
+            None if independent else bundle.filter(),
+            Classify(manifest.classes),
+            (manifest.input.height, manifest.input.width),
+            manifest.name,
+        )
+        bundle.release()
+        return pipeline
+
+    def step(
+        self,
+        frame: Frame,
+        held: Result | None = None,
+        *,
+        read_ms: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Result:
+        """Patch the model for a frame and let it predict.
+
+        Args:
+            frame: uint8 (H, W, 3), RGB, any size.
+            held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
+            read_ms: milliseconds that reading the frame took.
+            clock: seconds, monotonic; the one that stamps the frames.
+
+        Raises:
+            InputError: if the frame's image is no uint8 (H, W, 3).
+        """
+        marks = [clock()]
+        x = preprocess(frame.image, *self.input_size)
+        marks.append(clock())
+        belief = self._observe(x) if held is None else held.belief
+        marks.append(clock())
+        mix = self.policy.choose(belief) if held is None else held.mix
+        marks.append(clock())
+        changed = self.model.apply(mix)
+        marks.append(clock())
+        outputs = self.model.predict(x)
+        marks.append(clock())
+        durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
+        return Result(
+            index=frame.index,
+            name=frame.name,
+            captured_at=frame.captured_at,
+            age_ms=(marks[-1] - frame.captured_at) * 1e3,
+            output=self.task.read(outputs),
+            belief=belief,
+            mix=dict(mix),
+            changed=changed,
+            times_ms=dict(zip(STAGES, durations, strict=True)),
+            task=self.task,
+            frame_ref=weakref.ref(frame),
+            observed=held is None,
+        )
+
+    def compare(self, frame: Frame, result: Result) -> Result:
+        """Add to a frame's result what the clean model says of the frame, and of what it was before its corruption."""
+        self.model.apply({})
+        unpatched = self._predict(frame.image) if result.mix else result.top[0]
+        on_original = None if frame.original is None else self._predict(frame.original)
+        self.model.apply(result.mix)
+        return replace(result, unpatched=unpatched, on_original=on_original)
+
+    def warm_up(self) -> None:
+        """Run oracle and model once: the first run allocates, and a real frame should not pay (and report) that.
+
+        Raises:
+            InputError: if the task cannot read the model's output.
+        """
+        x = np.zeros((3, *self.input_size), np.float32)
+        self.oracle.observe(x)
+        self.task.check(self.model.predict(x).shape)
+
+    def reset(self) -> None:
+        """Give the model its clean weights back, and forget the frames before."""
+        self.model.reset()
+        self.policy.reset()
+        if self.filter is not None:
+            self.filter.reset()
+
+    def _observe(self, x: NDArray[np.float32]) -> Belief:
+        if self.filter is None:
+            self.policy.reset()
+            return self.oracle.observe(x)
+        return self.filter.update(self.oracle.observe(x))
+
+    def _predict(self, image: NDArray[np.uint8]) -> Prediction:
+        return self.task.read(self.model.predict(preprocess(image, *self.input_size))).top[0]
+
+
+def describe_mix(mix: Mapping[str, float]) -> str:
+    """Return a mix in one line, e.g. `fog 0.80 + snow 0.20`; `clean weights` if it is empty."""
+    return " + ".join(f"{name} {alpha:.2f}" for name, alpha in mix.items()) or "clean weights"
+
+
+def _prediction_record(prediction: Prediction | None) -> _PredictionRecord | None:
+    if prediction is None:
+        return None
+    return {"label": prediction.label, "confidence": round(prediction.confidence, 4)}

@@ -1,0 +1,87 @@
+"""Results as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rws.edge.pipeline import STAGES, Result
+from rws.edge.sinks.file import LineSink
+from rws.errors import InputError
+from rws.records import Frame
+
+_CELLS: dict[str, Callable[[Result], object]] = {
+    "index": lambda result: result.index,
+    "name": lambda result: " ".join(result.name.splitlines()),
+    "captured_at": lambda result: f"{result.captured_at:.6f}",
+    "age_ms": lambda result: f"{result.age_ms:.3f}",
+    "label": lambda result: result.label,
+    "confidence": lambda result: f"{result.confidence:.4f}",
+    "corruption": lambda result: result.belief.type,
+    "probability": lambda result: f"{result.belief.probability.max():.4f}",
+    "severity": lambda result: f"{result.belief.type_severity:.3f}",
+    "mix": lambda result: "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
+    "changed": lambda result: "true" if result.changed else "false",
+}
+COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES))
+
+
+class CsvSink(LineSink):
+    """One row per frame, under the names of `COLUMNS`.
+
+    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
+    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space.
+
+    Args:
+        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
+        endless: write each row into the file at once. A half row that a crash has left there is ended first.
+
+    Raises:
+        InputError: on entry, if the file cannot be written there or has other columns.
+        RwsError: if writing fails, for example because the disk is full.
+    """
+
+    HEADER = ",".join(COLUMNS) + "\n"
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Append the result; the frame's pixels are not kept."""
+        line = io.StringIO()
+        cells = [cell(result) for cell in _CELLS.values()] + [f"{result.times_ms[stage]:.4f}" for stage in STAGES]
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        length = self._append(line.getvalue())
+        if self._truncatable and self._file.tell() == length:
+            # The row is all there is: logrotate has emptied the file, and the header went with the rest.
+            with self._one_line_errors():
+                self._file.truncate(0)
+            self._append(self.HEADER + line.getvalue())
+
+    def _open(self) -> None:
+        header = self.HEADER.encode()
+        found = _first_bytes(self.path, len(header)) if self.endless else b""
+        if not header.startswith(found):
+            first = found.decode(errors="replace").partition("\n")[0]
+            raise InputError(
+                f"{self.path}: begins with {first!r}, expected the columns {','.join(COLUMNS)!r}; move the file away "
+                f"or choose another name"
+            )
+        if found and found != header:
+            os.truncate(self.path, 0)
+        super()._open()
+        self._truncatable = self.endless and self.path.is_file()
+        if found != header:
+            self._file.write(header)
+
+    def _end_of(self, half: bytes) -> bytes:
+        # Inside a quoted name, a newline alone would not end the row.
+        return b'"\n' if half.count(b'"') % 2 else b"\n"
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    """Return what a file begins with; b"" if there is none, or it is a pipe or device."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(count)

@@ -1,0 +1,87 @@
+"""Annotated frames as a video file."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.common.files import atomic_path
+from rws.edge.pipeline import Result
+from rws.edge.sinks.file import FileSink
+from rws.edge.sinks.mp4 import VideoFile
+from rws.edge.tasks.annotate import annotate, resize
+from rws.errors import InputError
+from rws.records import Frame
+
+
+class VideoSink(FileSink):
+    """Annotated frames (`rws.edge.tasks.annotate.annotate`) as a video. Without a frame, there is no file.
+
+    The first frame decides the size; a frame of another size is fitted into it.
+
+    Args:
+        path: the file, ending in `.mp4`; an existing one is replaced when the sink closes.
+        fps: frames per second; None takes 25.
+        endless: show each frame at its `captured_at`, and write in fragments, so that after a crash all but about the
+            last two seconds and a dozen frames can be played. An existing file is renamed to the first free one of
+            `<name>.1.mp4`, `<name>.2.mp4`, ….
+
+    Raises:
+        InputError: if the name does not end in `.mp4` or `fps` is not within 0.001…1000; on entry, if the file cannot
+            be written there.
+        RwsError: if no encoder works or writing fails, for example because the disk is full.
+    """
+
+    errors = (OSError, av.FFmpegError)
+
+    def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
+        super().__init__(path, endless=endless)
+        if self.path.suffix.lower() != ".mp4":
+            raise InputError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
+        if fps is not None and not 0.001 <= fps <= 1000:
+            raise InputError(f"{self.path}: cannot show {fps:g} frames per second; expected 0.001 to 1000")
+        self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
+        self.frames = 0
+        self._video: VideoFile | None = None
+        self._size = (0, 0)
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Draw the result next to the frame and append it."""
+        image = annotate(frame.image, result, frame.original)
+        with self._one_line_errors():
+            if self._video is None:
+                self._size = (image.shape[1], image.shape[0])
+                self._video = self._start()
+            self._video.write(_letterbox(image, *self._size), frame.captured_at)
+        self.frames += 1
+
+    def _start(self) -> VideoFile:
+        if self.endless:
+            _set_aside(self.path)
+            target = self.path
+        else:
+            target = self._stack.enter_context(atomic_path(self.path))
+        return self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file that holds something to a free name next to it."""
+    if path.is_file() and path.stat().st_size:
+        names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
+        path.rename(next(name for name in names if not name.exists()))
+
+
+def _letterbox(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return image
+    fitted = resize(image, min(width / image.shape[1], height / image.shape[0]))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - len(fitted)) // 2, (width - fitted.shape[1]) // 2
+    canvas[top : top + len(fitted), left : left + fitted.shape[1]] = fitted
+    return canvas

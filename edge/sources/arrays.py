@@ -1,0 +1,63 @@
+"""Images that are in memory already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.sources.base import Source
+from rws.errors import InputError
+from rws.records import Frame
+
+
+class ArraySource(Source):
+    """The images of an array.
+
+    Args:
+        images: uint8, shape (N, H, W, 3), RGB; a memory-mapped array is read image by image.
+        names: one name per frame (default: `name` for all).
+        name: what they are called together.
+        sequential: whether they follow one another in time.
+        fps: the rate at which they were taken, if any.
+        clock: seconds, monotonic.
+
+    Raises:
+        InputError: if `images` has another shape or dtype, or `names` another length.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        names: Sequence[str] | None = None,
+        *,
+        name: str = "array",
+        sequential: bool = False,
+        fps: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise InputError(
+                f"{name}: found {images.dtype} of shape {images.shape}, expected uint8 of shape (N, H, W, 3), RGB"
+            )
+        if names is not None and len(names) != len(images):
+            raise InputError(f"{name}: found {len(names)} names for {len(images)} images, expected one each")
+        super().__init__()
+        self.name = name
+        self.sequential = sequential
+        self.fps = fps
+        self.length = len(images)
+        self._images = images
+        self._names = names
+        self._clock = clock
+
+    def frames(self) -> Iterator[Frame | None]:
+        """Yield the images, in order."""
+        for index, image in enumerate(self._images):
+            if self.stopped:
+                return
+            self.received += 1
+            self.delivered += 1
+            yield Frame(index, np.asarray(image), self._clock(), self._names[index] if self._names else self.name)

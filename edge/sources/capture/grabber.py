@@ -1,0 +1,104 @@
+"""Decodes an open source in a separate thread, and keeps its good frames until they are taken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+
+from rws.edge.sources.capture.checks import FROZEN, FreezeDetector, image_flaw
+from rws.edge.sources.capture.decoders import DecodedFrame, Decoder
+from rws.edge.sources.capture.shared import Counters
+from rws.errors import SourceError, first_line
+
+LIVE_BUFFER = 1  # frames that wait at most; the freshest is all that a live stream is asked for
+BUFFER = 4
+
+
+class Grabber(threading.Thread):
+    """Decodes an open source, checks each frame, and keeps the good ones until they are taken.
+
+    Args:
+        decoder: the open source.
+        latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
+        freeze: detects frozen frames; None if equal ones are as good as others.
+        pace: play at the source's own rate, as if it were live.
+        counters: where all frames are counted.
+
+    Attributes:
+        reason: why the source ended, "" for a regular end; None before.
+    """
+
+    def __init__(
+        self, decoder: Decoder, *, latest: bool, freeze: FreezeDetector | None, pace: bool, counters: Counters
+    ) -> None:
+        super().__init__(daemon=True)
+        self.reason: str | None = None
+        self._decoder, self._latest, self._counters = decoder, latest, counters
+        self._freeze = freeze
+        self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
+        self._frames: deque[tuple[int, DecodedFrame]] = deque()
+        self._capacity = LIVE_BUFFER if latest else BUFFER
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def run(self) -> None:
+        """Decode until the source ends."""
+        reason = ""
+        try:
+            due = time.monotonic()
+            for frame in self._decoder:
+                if self._period:
+                    due += self._period
+                    time.sleep(max(0.0, due - time.monotonic()))
+                if not self._take(frame):
+                    return
+        except SourceError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
+        finally:
+            self._decoder.close()
+            with self._changed:
+                self.reason = reason
+                self._changed.notify_all()
+
+    def next(self, timeout: float) -> tuple[int, DecodedFrame] | None:
+        """Return the next good frame with its number among all received; None if none came in `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or self.reason is not None, timeout)
+            if not self._frames:
+                return None
+            self._changed.notify_all()
+            return self._frames.popleft()
+
+    def stop(self) -> None:
+        """Let go of the source after the current frame."""
+        with self._changed:
+            self._stopped = True
+            self._counters.add("dropped", len(self._frames))
+            self._frames.clear()
+            self._changed.notify_all()
+
+    def _take(self, frame: DecodedFrame) -> bool:
+        index = self._counters.add("received")
+        loss = frame.loss or image_flaw(frame.image)
+        # Asked of every whole image, so that one that is black for a while does not look like a change.
+        if not loss and self._freeze is not None and self._freeze.frozen(frame.image, frame.captured_at, frame.key):
+            loss = FROZEN
+        if loss:
+            self._counters.add(loss)
+            return not self._stopped
+        with self._changed:
+            if self._latest and len(self._frames) >= self._capacity:
+                self._frames.popleft()
+                self._counters.add("dropped")
+            else:
+                self._changed.wait_for(lambda: len(self._frames) < self._capacity or self._stopped)
+            if self._stopped:
+                self._counters.add("dropped")
+                return False
+            self._frames.append((index, replace(frame, captured_at=time.monotonic()) if self._period else frame))
+            self._changed.notify_all()
+        return True

@@ -1,0 +1,106 @@
+"""Packets of a live stream, read in a separate thread: stamped when they arrive, skipped when decoding lags."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+
+CATCH_UP_SECONDS = 0.5  # lag at which frames that depend on one another are skipped up to the next key frame
+MOST_BYTES = 32 * 2**20  # of packets that wait for the decoder
+
+Arrival = tuple["Packet[Any]", float]
+"""A packet, and when it arrived, seconds."""
+
+
+class PacketReader:
+    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another.
+
+    Args:
+        packets: the source.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._packets, self._clock = packets, clock
+        self._queue: deque[Arrival] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._ended = self._stopped = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Arrival]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._ended)
+                if not self._queue:
+                    break
+                item = self._take()
+            yield item
+        if self._error is not None:
+            raise self._error
+
+    def fresh(self, *, independent: bool) -> Iterator[tuple[Packet[Any] | None, float]]:
+        """Iterate over the packets; None stands for each that is skipped because decoding lags behind.
+
+        Args:
+            independent: whether each frame stands for itself, so that the newest will do; otherwise a lag of half a
+                second is tolerated, and a longer one ends at the newest key frame.
+        """
+        for packet, at in self:
+            waiting = self.waiting()
+            if waiting and (independent or self._clock() - at > CATCH_UP_SECONDS):
+                keys = [place for place, (later, _) in enumerate(waiting) if later.is_keyframe]
+                if keys:
+                    yield None, at
+                    yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
+                    continue
+            yield packet, at
+
+    def waiting(self) -> list[Arrival]:
+        """Return what has arrived and was not taken yet."""
+        with self._changed:
+            return list(self._queue)
+
+    def skip(self, count: int) -> list[Arrival]:
+        """Take the next `count` at once."""
+        with self._changed:
+            return [self._take() for _ in range(count)]
+
+    def stop(self) -> bool:
+        """Stop reading; return whether the thread has ended, so that the container can be closed."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join(timeout=1.0)
+        return not self._thread.is_alive()
+
+    def _take(self) -> Arrival:
+        packet, at = self._queue.popleft()
+        self._bytes -= packet.size
+        self._changed.notify_all()
+        return packet, at
+
+    def _read(self) -> None:
+        try:
+            for packet in self._packets:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._bytes < MOST_BYTES or self._stopped)
+                    if self._stopped:
+                        return
+                    self._queue.append((packet, self._clock()))
+                    self._bytes += packet.size
+                    self._changed.notify_all()
+        except Exception as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

@@ -1,0 +1,73 @@
+"""Messages between the frame loop and its capture process: one line of JSON each, with the number of the question.
+
+The loop asks (`CaptureSettings`: open this; `Next`: the next frame), the process answers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """What to open and how; `Opened` or `Ended` answers.
+
+    Args:
+        target: a camera's index or device, a GStreamer pipeline, a path or a URL.
+        kind: `camera` (OpenCV), `file` or `network` (PyAV).
+        name: what a person calls it, without a password.
+        latest: give the freshest frame and drop the others; False gives each; None: each of what has an end.
+    """
+
+    target: int | str
+    kind: Literal["camera", "file", "network"]
+    name: str
+    latest: bool | None = None
+
+
+@dataclass(frozen=True)
+class Next:
+    """Asks for the next frame; `FrameReady` or `Ended` answers."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The source is open: frames per second and number of frames as declared, and whether its end is no failure."""
+
+    fps: float | None
+    length: int | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class FrameReady:
+    """A frame lies in shared memory, uint8 (height, width, 3) RGB; `index` is its number among all received."""
+
+    height: int
+    width: int
+    captured_at: float
+    index: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """No more frames, or none at all because it could not be opened; `reason` is "" for a regular end."""
+
+    reason: str
+
+
+Message = CaptureSettings | Next | Opened | FrameReady | Ended
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in (CaptureSettings, Next, Opened, FrameReady, Ended)}
+
+
+def encode(question: int, message: Message) -> bytes:
+    """Return the line for a message; an answer bears the number of its question."""
+    return json.dumps({"question": question, "type": type(message).__name__, **vars(message)}).encode() + b"\n"
+
+
+def decode(line: bytes | str) -> tuple[int, Message]:
+    """Return the number of the question, and the message."""
+    fields = json.loads(line)
+    return fields.pop("question"), _TYPES[fields.pop("type")](**fields)

@@ -1,0 +1,89 @@
+"""A moving test image, for those who have no camera."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.sources.base import TICK, Source
+from rws.errors import InputError
+from rws.records import Frame
+
+
+class PatternSource(Source):
+    """A moving test image: colour bars, a grey ramp, a hand that turns once in four seconds, and the frame's number.
+
+    It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
+
+    Args:
+        width, height: pixels, at least 32.
+        fps: frames per second.
+        clock: seconds, monotonic.
+        sleep: waits for that many seconds.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    live = sequential = True
+
+    def __init__(
+        self,
+        width: int = 640,
+        height: int = 480,
+        fps: float = 30.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__()
+        if not (32 <= width <= 8192 and 32 <= height <= 8192 and 0 < fps <= 10_000):
+            raise InputError(
+                f"test pattern: {width}x{height}@{fps:g}: expected 32 to 8192 pixels, up to 10000 a second"
+            )
+        self.name = f"test pattern {width}x{height}"
+        self.fps = self._rate = fps
+        self._clock, self._sleep = clock, sleep
+        bars = np.array(
+            [(191, 191, 191), (191, 191, 0), (0, 191, 191), (0, 191, 0), (191, 0, 191), (191, 0, 0), (0, 0, 191)],
+            np.uint8,
+        )
+        self._still = np.empty((height, width, 3), np.uint8)
+        self._still[:] = bars[np.arange(width) * len(bars) // width]
+        self._still[height * 3 // 4 :] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]
+
+    def frames(self) -> Iterator[Frame | None]:
+        """Yield images at the declared rate, and None while the next one is not due."""
+        start = self._clock()
+        index = 0
+        while not self.stopped:
+            early = start + index / self._rate - self._clock()
+            if early > 0:
+                self._sleep(min(early, TICK))
+                self.idle_for += min(early, TICK)
+                if early >= TICK:
+                    yield None
+                continue
+            self.idle_for = 0.0
+            skipped = int(-early * self._rate)
+            index += skipped
+            self.received += skipped + 1
+            self.dropped += skipped
+            self.delivered += 1
+            yield Frame(index, self._draw(index), self._clock(), self.name)
+            index += 1
+
+    def _draw(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self._still.copy()
+        height, width = image.shape[:2]
+        angle = 2 * math.pi * index / (4 * self._rate)
+        centre, reach = (width // 2, height * 3 // 8), height / 3
+        tip = round(centre[0] + reach * math.sin(angle)), round(centre[1] - reach * math.cos(angle))
+        cv2.line(image, centre, tip, (255, 255, 255), max(1, height // 60), cv2.LINE_AA)
+        cv2.putText(image, str(index), (4, height - 6), cv2.FONT_HERSHEY_SIMPLEX, height / 480, (255, 255, 255), 1)
+        return image

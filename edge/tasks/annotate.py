@@ -1,0 +1,174 @@
+"""An annotated frame: the image, and next to it what the pipeline found in it.
+
+Small images grow by whole factors without interpolation, so that every pixel of a 32 px frame can be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.oracle.belief import CLEAN
+
+if TYPE_CHECKING:
+    from rws.edge.pipeline import Result
+
+Colour = tuple[int, int, int]
+
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 320, 720, 1280
+PANEL_WIDTH = 300
+BARS = 5
+MIX_LINES = 2
+
+BACKGROUND: Colour = (17, 20, 27)
+TRACK: Colour = (38, 44, 56)
+TEXT: Colour = (236, 239, 244)
+MUTED: Colour = (139, 149, 167)
+GREEN: Colour = (94, 201, 142)
+ORANGE: Colour = (255, 158, 87)
+BLUE: Colour = (103, 169, 255)
+
+
+def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Draw a result next to its frame.
+
+    The panel shows the predicted class and its confidence, the five most probable corruptions (green: clean), the
+    signatures in effect with their alpha, and the frame's number, name and time.
+
+    Args:
+        image: uint8, shape (H, W, 3), RGB.
+        result: what the pipeline found in it.
+        original: what the frame was before it was corrupted on purpose, of the same shape; drawn on its left.
+
+    Returns:
+        uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even, as video encoders want them. Frames of one size
+        give annotated frames of one size.
+    """
+    frame = fit(result.task.draw(image, result.output))
+    if original is not None:
+        frame = np.hstack([fit(original), frame])
+    height, width = max(len(frame), MIN_HEIGHT), frame.shape[1]
+    unit = min(height / MIN_HEIGHT, 1.75)
+    full_width = width + round(PANEL_WIDTH * unit)
+    canvas = np.full((height + height % 2, full_width + full_width % 2, 3), BACKGROUND, np.uint8)
+    top = (height - len(frame)) // 2
+    canvas[top : top + len(frame), :width] = frame
+    _Panel(canvas, width, unit).draw(result)
+    return canvas
+
+
+def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
+    """Resize an image for display, uint8, (H, W, 3), RGB.
+
+    Returns:
+        Enlarged by a whole factor to 320 high or as far as `max_width` allows, or reduced to at most 720 high and
+        `max_width` wide; the image itself if neither is needed.
+    """
+    height, width = image.shape[:2]
+    factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)
+    if factor > 1:
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    scale = min(MAX_HEIGHT / height, max_width / width)
+    if scale >= 1:
+        return image
+    return resize(image, scale)
+
+
+def resize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Scale an image, uint8, (H, W, 3); at least one pixel is left of each side."""
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    scaled: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return scaled
+
+
+@dataclass(frozen=True)
+class _Style:
+    size: float
+    colour: Colour
+    bold: bool = False
+
+
+_HEAD, _SMALL, _TINY = _Style(0.72, TEXT), _Style(0.38, MUTED), _Style(0.36, MUTED)
+_TOP_ROW, _ROW, _NONE, _MIX = (_Style(0.44, colour) for colour in (TEXT, MUTED, GREEN, BLUE))
+
+
+class _Panel:
+    """Draws onto the right part of a canvas, in design units of `unit` pixels: 300 wide, 320 high."""
+
+    def __init__(self, canvas: NDArray[np.uint8], left: int, unit: float) -> None:
+        self.canvas, self.left, self.unit = canvas, left, unit
+
+    def draw(self, result: Result) -> None:
+        self.text(f"{result.confidence:.0%}", 284, 36, _HEAD, right=True)
+        self.text(result.label, 16, 36, replace(_HEAD, bold=True), room=200)
+        self.bar(16, 48, 268, 4, result.confidence, TEXT)
+        if result.unpatched is not None and result.on_original is not None:
+            both = f"unpatched: {result.unpatched.label}, on the clean frame: {result.on_original.label}"
+            self.text(both, 16, 64, _TINY, room=268)
+
+        self.text("ORACLE", 16, 82, _SMALL)
+        self.text(f"severity {result.belief.type_severity:.1f}", 284, 82, _SMALL, right=True)
+        probability = result.belief.probability
+        for row, index in enumerate(probability.argsort()[::-1][:BARS]):
+            self.row(92 + 24 * row, result.belief.names[index], float(probability[index]), first=row == 0)
+
+        self.text("PATCH", 16, 238, _SMALL)
+        if not result.mix:
+            self.text("none, clean weights", 16, 259, _NONE)
+        ranked = sorted(result.mix.items(), key=lambda item: -abs(item[1]))
+        for line, (name, alpha) in enumerate(ranked[:MIX_LINES]):
+            self.text(name, 16, 259 + 20 * line, _MIX, room=160)
+            self.text(f"alpha {alpha:.2f}", 284, 259 + 20 * line, _MIX, right=True)
+        if len(ranked) > MIX_LINES:
+            self.text(f"and {len(ranked) - MIX_LINES} more", 284, 238, _SMALL, right=True)
+
+        self.text(f"{sum(result.times_ms.values()):.1f} ms", 284, 308, _SMALL, right=True)
+        self.text(f"#{result.index}", 16, 308, _SMALL)
+        self.text(result.name, 68, 308, _SMALL, room=150, keep_end=True)
+
+    def row(self, top: float, name: str, probability: float, first: bool) -> None:
+        colour = GREEN if name == CLEAN else ORANGE
+        style = _TOP_ROW if first else _ROW
+        self.text(name, 16, top + 14, style, room=122)
+        self.bar(144, top + 5, 92, 10, probability, colour if first else _blend(colour, BACKGROUND, 0.55))
+        self.text(f"{probability:.0%}", 284, top + 14, style, right=True)
+
+    def bar(self, x: float, y: float, width: float, height: float, fraction: float, colour: Colour) -> None:
+        for part, paint in ((1.0, TRACK), (min(max(fraction, 0.0), 1.0), colour)):
+            x0, x1, y0, y1 = (round(v * self.unit) for v in (x, x + width * part, y, y + height))
+            self.canvas[y0:y1, self.left + x0 : self.left + x1] = paint
+
+    def text(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        style: _Style,
+        *,
+        right: bool = False,
+        room: float = math.inf,
+        keep_end: bool = False,
+    ) -> None:
+        """Draw a line on the baseline `y`, from `x` or (with `right`) up to `x`; `..` stands where it is cut."""
+        scale, thickness = style.size * self.unit, max(1, round((2 if style.bold else 1) * min(self.unit, 1.5)))
+
+        def width(text: str) -> int:
+            return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
+
+        whole = text
+        for cut in range(1, len(whole)):
+            if width(text) <= room * self.unit:
+                break
+            text = ".." + whole[cut:] if keep_end else whole[:-cut].rstrip() + ".."
+        place = (self.left + round(x * self.unit) - (width(text) if right else 0), round(y * self.unit))
+        cv2.putText(self.canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, style.colour, thickness, cv2.LINE_AA)
+
+
+def _blend(a: Colour, b: Colour, share: float) -> Colour:
+    red, green, blue = (round(x * share + y * (1 - share)) for x, y in zip(a, b, strict=True))
+    return red, green, blue

@@ -1,0 +1,39 @@
+"""Records that travel through the whole project. A leaf: it imports nothing of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mix = dict[str, float]
+"""Signature name → strength alpha; {} is the clean model."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a source.
+
+    Args:
+        index: its number in the source, from 0; a rejected frame keeps its number, so a gap shows.
+        image: uint8, shape (H, W, 3), RGB.
+        captured_at: when it was read, in seconds of the source's clock (monotonic, no calendar time).
+        name: the file it came from, or the name of the camera, stream or array.
+        original: what `image` was before it was corrupted on purpose (`rws run --corrupt`), of its shape; else None.
+    """
+
+    index: int
+    image: NDArray[np.uint8]
+    captured_at: float
+    name: str
+    original: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted class: its name, its index in the bundle's classes, and its softmax probability, 0…1."""
+
+    label: str
+    class_index: int
+    confidence: float

@@ -1,0 +1,35 @@
+import json
+import shutil
+
+import pytest
+
+from rws.edge.preprocess import preprocess
+from rws.edge.sources.open import open_source
+from support.fakes import write_images
+
+
+def test_it_lists_each_image(rws, tiny_bundle, tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    shutil.copy(folder / "0.png", tmp_path / "single.png")
+    result = rws("oracle", tmp_path / "single.png", folder, f"{folder}/[01].png", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "b.json").read_text())
+    expected = [tmp_path / "single.png", *(folder / f"{n}.png" for n in (0, 1, 2, 0, 1))]
+    assert [row["file"] for row in rows] == [str(path) for path in expected]
+    assert all(row.keys() == {"file", "corruption", "probability", "severity"} for row in rows)
+    (frame,) = open_source(tmp_path / "single.png")
+    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
+    assert rows[0]["corruption"] == belief.type
+    assert rows[0]["probability"] == pytest.approx(belief.probability.max(), abs=1e-4)
+    assert 0 <= rows[0]["severity"] <= 5
+    assert "6 images, 0 rejected" in result.output
+
+
+def test_it_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_path):
+    folder = write_images(tmp_path / "images", 2)
+    (folder / "1.png").write_bytes(b"broken")
+    assert "1 images, 1 rejected" in rws("oracle", folder).output
+    for bad in (video, tmp_path / "nowhere.png", folder / "1.png"):
+        result = rws("oracle", bad, "--json", tmp_path / "b.json")
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert not (tmp_path / "b.json").exists()

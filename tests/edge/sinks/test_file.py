@@ -1,0 +1,455 @@
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from rws.edge.common.files import check_target
+from rws.edge.pipeline import STAGES
+from rws.edge.sinks import mp4 as video
+from rws.edge.sinks.csv import COLUMNS, CsvSink
+from rws.edge.sinks.jsonl import JsonlSink
+from rws.edge.sinks.video import VideoSink
+from rws.edge.tasks.annotate import annotate
+from rws.errors import InputError, RwsError
+from support.fakes import make_frame, make_result, spread_belief
+
+KINDS = [(JsonlSink, "out.jsonl"), (CsvSink, "out.csv"), (VideoSink, "out.mp4")]
+
+
+def read_video(path):
+    """The pictures, RGB, and their times, seconds after the first (a fragmented file begins a moment after 0)."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    return [frame.to_ndarray(format="rgb24") for frame in frames], [frame.time - frames[0].time for frame in frames]
+
+
+def write_frames(sink, count, first=0):
+    with sink:
+        for index in range(first, first + count):
+            sink.write(make_frame(index), make_result(index))
+
+
+def test_jsonl_has_one_line_a_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with JsonlSink(path) as sink:
+        for index in range(3):
+            sink.write(make_frame(index), make_result(index, mix={"fog": 0.5}, label="cät"))
+        assert not path.exists()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    assert lines[0]["label"] == "cät"
+    assert lines[0] == make_result(0, mix={"fog": 0.5}, label="cät").to_dict()
+    assert os.listdir(tmp_path) == ["results.jsonl"]
+
+
+def test_video_frames_read_back(tmp_path):
+    path = tmp_path / "out.mp4"
+    frames = [make_frame(index, value=20 * index) for index in range(12)]
+    with VideoSink(path, fps=29.97) as sink:
+        for frame in frames:
+            sink.write(frame, make_result(frame.index))
+        assert not path.exists()
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].average_rate == Fraction(2997, 100)
+    pictures, times = read_video(path)
+    assert times == pytest.approx([index / 29.97 for index in range(12)], abs=1e-4)
+    for frame, picture in zip(frames, pictures, strict=True):
+        expected = annotate(frame.image, make_result(frame.index))
+        assert picture.shape == expected.shape
+        assert np.abs(picture.astype(int) - expected).mean() < 3
+
+
+def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
+    path = tmp_path / "out.mp4"
+    with VideoSink(path) as sink:
+        for index, (height, width) in enumerate([(32, 32), (400, 300), (50, 900), (32, 32)]):
+            sink.write(make_frame(index, height, width), make_result(index))
+    pictures, times = read_video(path)
+    assert [picture.shape for picture in pictures] == [(320, 620, 3)] * 4
+    assert times == pytest.approx([0, 0.04, 0.08, 0.12])
+
+
+def write_and_raise(sink):
+    sink.write(make_frame(), make_result())
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize("before", [None, b"earlier"])
+def test_an_exception_leaves_what_was_there(tmp_path, kind, name, before):
+    path = tmp_path / name
+    if before is not None:
+        path.write_bytes(before)
+    with pytest.raises(ZeroDivisionError), kind(path) as sink:
+        write_and_raise(sink)
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert os.listdir(tmp_path) == ([] if before is None else [name])
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_missing_folder_is_refused_at_once(tmp_path, kind, name):
+    with pytest.raises(InputError, match="its folder does not exist"), kind(tmp_path / "no" / name):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_targets_that_cannot_be_files(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        check_target(tmp_path)
+    with pytest.raises(InputError, match=r"out\.gif: annotated video is written as \.mp4"):
+        VideoSink(tmp_path / "out.gif")
+    assert check_target(tmp_path / "new.json") == tmp_path / "new.json"
+    for endless in (False, True):
+        with pytest.raises(InputError, match="is a folder"), JsonlSink(tmp_path, endless=endless):
+            pass
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1e-9])
+def test_impossible_frame_rates_are_refused(tmp_path, fps):
+    with pytest.raises(InputError, match=r"expected 0\.001 to 1000"):
+        VideoSink(tmp_path / "out.mp4", fps)
+
+
+def test_no_frame_no_video(tmp_path):
+    with VideoSink(tmp_path / "out.mp4"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("codec", "found"), [("libx264", "h264"), ("mpeg4", "mpeg4")])
+@pytest.mark.parametrize("endless", [False, True])
+def test_both_encoders_write_what_can_be_played(tmp_path, monkeypatch, codec, found, endless):
+    monkeypatch.setattr(video, "ENCODERS", {"no_such_encoder": {}, codec: video.ENCODERS[codec]})
+    path = tmp_path / "out.mp4"
+    with VideoSink(path, 10, endless=endless) as sink:
+        for index in range(30):
+            sink.write(replace(make_frame(index, value=8 * index), captured_at=7 + index / 10), make_result(index))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == found
+    pictures, times = read_video(path)
+    assert times == pytest.approx([index / 10 for index in range(30)], abs=1e-4)
+    assert [int(picture[160, 160].mean()) for picture in pictures] == pytest.approx(range(0, 240, 8), abs=4)
+
+
+def test_no_working_encoder_is_said_clearly(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "ENCODERS", {"no_such_encoder": {}, "nor_this": {}})
+    with pytest.raises(RwsError, match="none of no_such_encoder, nor_this"), VideoSink(tmp_path / "out.mp4") as sink:
+        sink.write(make_frame(), make_result())
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_encoder_that_refuses_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "ENCODERS", {"libx264": {"preset": "unheard of"}})
+    with pytest.raises(RwsError, match=r"/out\.mp4: cannot be written \(Invalid argument\)") as caught:
+        write_frames(VideoSink(tmp_path / "out.mp4"), 1)
+    assert isinstance(caught.value.__cause__, av.FFmpegError)
+    assert os.listdir(tmp_path) == []
+
+
+def test_csv_has_one_row_a_result(tmp_path):
+    path = tmp_path / "out.csv"
+    result = make_result(1, mix={"fog": 0.8, "snow": 0.2}, label="c,at", changed=True, belief=spread_belief())
+    with CsvSink(path) as sink:
+        sink.write(make_frame(0), make_result(0))
+        sink.write(make_frame(1), replace(result, name='a "b"\r\nc'))
+        assert not path.exists()
+    assert len(path.read_text().splitlines()) == 3
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert (rows[0]["mix"], rows[0]["changed"], rows[0]["corruption"]) == ("", "false", "fog")
+    assert (rows[1]["index"], rows[1]["name"], rows[1]["label"]) == ("1", 'a "b" c', "c,at")
+    assert (rows[1]["mix"], rows[1]["changed"]) == ("fog:0.80+snow:0.20", "true")
+    belief = result.belief
+    assert rows[1]["corruption"] == belief.type
+    assert float(rows[1]["probability"]) == pytest.approx(belief.probability.max(), abs=1e-4)
+    assert float(rows[1]["severity"]) == pytest.approx(belief.type_severity, abs=1e-3)
+    assert {stage: float(rows[1][f"{stage}_ms"]) for stage in STAGES} == dict(result.times_ms)
+    numbers = {key: float(rows[1][key]) for key in ("captured_at", "age_ms", "confidence")}
+    assert numbers == {"captured_at": 1.0, "age_ms": 5.0, "confidence": 0.75}
+
+
+@pytest.mark.parametrize("kind", [JsonlSink, CsvSink])
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_file_name_that_is_no_utf8_is_escaped(tmp_path, kind, endless):
+    path = tmp_path / "out"
+    name = os.fsdecode(b"caf\xe9.png")
+    with kind(path, endless=endless) as sink:
+        sink.write(make_frame(), replace(make_result(), name=name))
+    line = path.read_text(encoding="utf-8").splitlines()[-1]
+    assert (json.loads(line)["name"] == name) if kind is JsonlSink else ("caf\\udce9.png" in line)
+
+
+def whole_lines(path, kind):
+    """The `index` of each frame that a file has whole."""
+    with path.open(newline="") as file:
+        if kind is CsvSink:
+            return [int(row["index"]) for row in csv.DictReader(file) if row["predict_ms"] is not None]
+        found = []
+        for line in file:
+            try:
+                found.append(json.loads(line)["index"])
+            except ValueError:
+                continue
+        return found
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
+def test_an_endless_file_has_every_line_at_once_and_is_appended_to(tmp_path, kind, name):
+    path = tmp_path / name
+    for first in (0, 3):
+        with kind(path, endless=True) as sink:
+            for index in range(first, first + 3):
+                sink.write(make_frame(index), make_result(index))
+                assert whole_lines(path, kind) == list(range(index + 1))
+    assert path.read_text().count("index,name") == (kind is CsvSink)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_an_exception_leaves_an_endless_file(tmp_path, kind, name):
+    path = tmp_path / name
+    with pytest.raises(ZeroDivisionError), kind(path, endless=True) as sink:
+        write_and_raise(sink)
+    assert len(read_video(path)[0] if kind is VideoSink else whole_lines(path, kind)) == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
+def test_wherever_a_crash_cuts_the_file_the_next_run_goes_on(tmp_path, kind, name):
+    path = tmp_path / name
+    with kind(path, endless=True) as sink:
+        sink.write(make_frame(0), make_result(0))
+        sink.write(make_frame(1), replace(make_result(1), name='a, "quoted" name'))
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        before = whole_lines(path, kind)
+        with kind(path, endless=True) as sink:
+            sink.write(make_frame(7), make_result(7))
+            sink.write(make_frame(8), make_result(8))
+        # A line that was cut just before its newline was whole.
+        assert whole_lines(path, kind) in ([*before, 7, 8], [*range(len(before) + 1), 7, 8]), cut
+        assert path.read_bytes().startswith(whole[:cut]) or cut < len(CsvSink.HEADER)
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
+def test_logrotate_may_empty_the_file_beneath_us(tmp_path, kind, name):
+    path = tmp_path / name
+    with kind(path, endless=True) as sink:
+        for index in range(4):
+            sink.write(make_frame(index), make_result(index))
+            if index == 1:
+                os.truncate(path, 0)
+    assert whole_lines(path, kind) == [2, 3]
+    with kind(path, endless=True) as sink:
+        sink.write(make_frame(4), make_result(4))
+    assert whole_lines(path, kind) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("content", [b"a,b,c\n1,2,3\n", b"index,name,age\n", b"index,name\n", b"\n", b"\xff\xfe"])
+def test_a_csv_file_with_other_columns_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "out.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"out\.csv: begins with .* expected the columns 'index,name"):
+        write_frames(CsvSink(path, endless=True), 1)
+    assert path.read_bytes() == content
+
+
+def test_an_endless_file_may_be_a_pipe(tmp_path):
+    for kind in (JsonlSink, CsvSink):
+        code = (
+            f"from {kind.__module__} import {kind.__name__}; from support.fakes import make_frame, make_result\n"
+            f"with {kind.__name__}('/dev/stdout', endless=True) as sink: sink.write(make_frame(3), make_result(3))"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        (tmp_path / "out").write_bytes(found.stdout)
+        assert whole_lines(tmp_path / "out", kind) == [3]
+
+
+def test_an_endless_video_keeps_the_time_of_each_frame(tmp_path):
+    path = tmp_path / "out.mp4"
+    times = [100.0, 100.04, 100.1, 100.1, 103.5, 103.4, 103.6, 190.0]
+    with VideoSink(path, endless=True) as sink:
+        for index, at in enumerate(times):
+            sink.write(replace(make_frame(index), captured_at=at), make_result(index))
+    expected = [0, 0.04, 0.1, 0.1, 3.5, 3.5, 3.6, 90.0]
+    assert read_video(path)[1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_endless_video_does_not_overwrite_the_last_one(tmp_path):
+    (tmp_path / "out.mp4").touch()
+    for count in (1, 2, 3):
+        write_frames(VideoSink(tmp_path / "out.mp4", endless=True), count)
+    found = {path.name: len(read_video(path)[0]) for path in tmp_path.iterdir()}
+    assert found == {"out.1.mp4": 1, "out.2.mp4": 2, "out.mp4": 3}
+
+
+KILLED = """
+import sys, time
+from dataclasses import replace
+from rws.edge.sinks.{module} import {kind}
+from support.fakes import make_frame, make_result
+
+with {kind}(sys.argv[1], endless=True) as sink:
+    for index in range(200):
+        sink.write(replace(make_frame(index), captured_at=index / 10), make_result(index))
+    print("written", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_what_was_written_before_kill_9_can_be_read(tmp_path, kind, name):
+    path = tmp_path / name
+    command = [
+        sys.executable,
+        "-c",
+        KILLED.format(kind=kind.__name__, module=kind.__module__.rpartition(".")[2]),
+        str(path),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "written\n"
+        process.send_signal(signal.SIGKILL)
+    if kind is VideoSink:
+        times = read_video(path)[1]
+        assert times == pytest.approx([index / 10 for index in range(len(times))], abs=1e-3)
+        # 20 s at 10 frames a second: a fragment every 2 s, and what the encoder holds back.
+        assert len(times) >= 160
+    else:
+        assert whole_lines(path, kind) == list(range(200))
+
+
+class FullDisk(JsonlSink):
+    def _open(self):
+        super()._open()
+        self._file = self._stack.enter_context(Path("/dev/full").open("wb"))  # noqa: SIM115
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_full_disk_is_one_line(tmp_path, count):
+    with pytest.raises(RwsError, match=r"out\.jsonl: cannot be written \(No space left"):
+        write_frames(FullDisk(tmp_path / "out.jsonl"), count)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_full_disk_at_the_first_endless_write(tmp_path, kind, name, count):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(RwsError, match=rf"{re.escape(name)}: cannot be written \(No space left") as caught:
+        write_frames(kind(tmp_path / name, endless=True), count)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        if "RWS_REQUIRE_SYSTEM" in os.environ:
+            pytest.fail("a tmpfs cannot be mounted here; run as root")
+        pytest.skip("needs a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(sink):
+    rng = np.random.default_rng(0)
+    with sink:
+        for index in range(10_000):
+            image = rng.integers(0, 256, (320, 320, 3), np.uint8)
+            frame = replace(make_frame(index), image=image, captured_at=index / 10)
+            sink.write(frame, replace(make_result(index), name="x" * 1000))
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_disk_that_fills_up(small_disk, kind, name, endless):
+    path = small_disk / name
+    if not endless:
+        path.write_bytes(b"earlier")
+    with pytest.raises(RwsError, match=rf"{re.escape(name)}: cannot be written \(No space left") as caught:
+        fill(kind(path, endless=endless))
+    assert isinstance(caught.value.__cause__, OSError)
+    if not endless:
+        assert path.read_bytes() == b"earlier"
+        assert os.listdir(small_disk) == [name]
+        return
+    if kind is VideoSink:
+        assert 0 < path.stat().st_size <= 200 * 1024
+        return
+    found = whole_lines(path, kind)
+    assert found == list(range(len(found)))
+    assert len(found) > 100
+    # There is room again: the half line gets its end, and the file goes on.
+    path.write_bytes(path.read_bytes()[50_000 if kind is JsonlSink else 0 :][:100_000])
+    write_frames(kind(path, endless=True), 1, first=9)
+    assert whole_lines(path, kind)[-1] == 9
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_video_that_failed_takes_no_more_frames_and_is_not_called_complete(small_disk, endless):
+    rng = np.random.default_rng(0)
+    (small_disk / "ballast").write_bytes(b"x" * 100_000)
+    taken, reasons = [], set()
+
+    def run():
+        with VideoSink(small_disk / "out.mp4", endless=endless) as sink:
+            for index in range(60):
+                image = rng.integers(0, 256, (100, 100, 3), np.uint8)
+                try:
+                    sink.write(replace(make_frame(index), image=image, captured_at=index), make_result(index))
+                except RwsError as error:
+                    reasons.add(str(error).partition(": ")[2])
+                    # Room again, but there is a hole in the file.
+                    (small_disk / "ballast").unlink(missing_ok=True)
+                    continue
+                taken.append(index)
+
+    with pytest.raises(RwsError, match=r"out\.mp4: cannot be written \(No space left"):
+        run()
+    assert 0 < len(taken) < 60
+    assert taken == list(range(len(taken)))
+    assert reasons == {"cannot be written (No space left on device)"}
+    assert os.listdir(small_disk) == (["out.mp4"] if endless else [])
+
+
+def test_no_size_of_disk_loses_frames_in_silence(small_disk):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 20, 20, 3), np.uint8)
+    refused = 0
+    for endless in (False, True):
+        for spare in range(0, 200_000, 8_000):
+            (small_disk / "ballast").write_bytes(b"x" * spare)
+            path = small_disk / "out.mp4"
+            try:
+                with VideoSink(path, endless=endless) as sink:
+                    for index, image in enumerate(images):
+                        sink.write(replace(make_frame(index), image=image, captured_at=index), make_result(index))
+            except RwsError:
+                refused += 1
+            else:
+                assert len(read_video(path)[0]) == 12
+            for file in small_disk.iterdir():
+                file.unlink()
+    assert 5 < refused < 45

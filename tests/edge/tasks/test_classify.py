@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from rws.edge.tasks.classify import TOP, Classify
+from rws.errors import InputError
+
+CLASSES = tuple(f"class {index}" for index in range(9))
+
+
+def test_the_best_classes_come_first_with_softmax_probabilities():
+    logits = np.float32([[0, 3, 1, 3, -2, 5, 0, 0, 0]])
+    output = Classify(CLASSES).read(logits)
+    expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert [prediction.class_index for prediction in output.top] == [5, 1, 3, 2, 0]  # of equals the first
+    assert len(output.top) == TOP
+    for prediction in output.top:
+        assert prediction.label == CLASSES[prediction.class_index]
+        assert prediction.confidence == pytest.approx(expected[prediction.class_index])
+    np.testing.assert_array_equal(output.logits, logits[0])
+
+
+def test_large_logits_do_not_overflow():
+    assert Classify(("a", "b")).read(np.float32([[500, -500]])).top[0].confidence == 1
+
+
+def test_few_classes_are_all_named():
+    assert [p.label for p in Classify(("a", "b")).read(np.float32([[0, 1]])).top] == ["b", "a"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 9), (9,), (1, 9, 1)])
+def test_another_number_of_classes_is_refused(shape):
+    with pytest.raises(InputError, match=r"expected \(1, 9\), one per class"):
+        Classify(CLASSES).check(shape)
+
+
+def test_the_record_is_plain_and_the_image_is_left_as_it_is():
+    task, image = Classify(("a", "b")), np.zeros((4, 4, 3), np.uint8)
+    output = task.read(np.float32([[0, 1]]))
+    assert task.to_dict(output) == {"label": "b", "class_index": 1, "confidence": 0.7311}
+    assert task.draw(image, output) is image

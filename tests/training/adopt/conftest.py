@@ -1,0 +1,22 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rws.training.adopt.recipe import AdoptRecipe
+from rws.training.data.pictures import Pictures
+from rws.training.oracle.tiles import ViewRecipe
+
+
+@pytest.fixture
+def recipe() -> AdoptRecipe:
+    oracle = ViewRecipe(frames=64, epochs=1, batch_size=32)
+    calibration = replace(
+        AdoptRecipe().calibration, images=8, coarse_images=4, severities=(5,), alphas=(1.0,), neighbours=1
+    )
+    return AdoptRecipe(layers=2, steps=3, common=0, batch_size=8, draws=1, oracle=oracle, calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def pictures(clear) -> Pictures:
+    return Pictures(torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())[:40])

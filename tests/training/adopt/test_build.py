@@ -1,0 +1,146 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import read_model
+from rws.errors import InputError
+from rws.training.adopt.build import BEGINS_FROM, AdoptionBuild
+from rws.training.adopt.graph import Preprocessing, run_onnx
+from rws.training.adopt.model import adopt_model
+from rws.training.adopt.trainable import OperatorError
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.pictures import Pictures
+from rws.training.models.loop import train
+from support.classifiers import SIZE, images, tiny, with_operator_behind
+from support.command_line import CLASSES
+
+
+def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(recipe, pictures, tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 6, 3, stride=2),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(6, len(CLASSES)),
+    ).eval()
+    file = tmp_path / "default.onnx"
+    torch.onnx.export(network, (torch.zeros(1, 3, SIZE, SIZE),), str(file), dynamo=True, external_data=False)
+    adopted = adopt_model(file.read_bytes(), Preprocessing())
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images())).numpy()
+    np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), expected, atol=1e-4)
+    build = AdoptionBuild(adopted, pictures, replace(recipe, layers=1), tmp_path / "work")
+    assert (build.target, build.why_shallow) == ("output", "")
+
+
+def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_part_still_can_be(
+    recipe, pictures, tmp_path
+):
+    adopted = adopt_model(with_operator_behind("Shrink").SerializeToString(), Preprocessing())
+    with pytest.raises(OperatorError, match="Shrink"):
+        AdoptionBuild(adopted, pictures, replace(recipe, target="output"), tmp_path)
+    build = AdoptionBuild(adopted, pictures, recipe, tmp_path)
+    assert build.target == "shallow"
+    assert "Shrink" in build.why_shallow
+    assert all(delta.abs().max() > 0 for delta in build.signature("fog").values())
+
+
+def test_training_brings_the_output_on_corrupted_pictures_back(recipe, pictures, tmp_path):
+    adopted = adopt_model(Bundle.load().read("model.onnx"), Preprocessing())
+    build = AdoptionBuild(adopted, pictures, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
+    deltas = build.signature("contrast")
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert record["loss"][1] < 0.8 * record["loss"][0]
+    assert set(deltas) == set(build.tensors)
+
+
+def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_made_to_the_same_bytes(
+    recipe, pictures, tmp_path
+):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert set(made) == {"signature-gaussian_noise.safetensors", "signature-shot_noise.safetensors"}
+    lines = len((tmp_path / "log.jsonl").read_text().splitlines())
+    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
+    (tmp_path / "signature-shot_noise.safetensors").unlink()
+    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == made
+    with pytest.raises(InputError, match="made from another recipe"):
+        AdoptionBuild(adopted, pictures, replace(recipe, steps=4), tmp_path).signature("shot_noise")
+
+
+def test_every_corruption_begins_from_one_that_needs_none_of_its_own():
+    for name in CORRUPTIONS:
+        chain = [name]
+        while chain[-1] in BEGINS_FROM:
+            chain.append(BEGINS_FROM[chain[-1]])
+            assert len(chain) <= len(CORRUPTIONS)
+            assert chain[-1] in CORRUPTIONS
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "message"),
+    [
+        (8, None, "found 8 pictures"),
+        (40, ["a"], "class names"),
+        (40, ["a\tb", *CLASSES[1:]], "not printable"),
+        (40, ["", *CLASSES[1:]], "not printable"),
+    ],
+)
+def test_too_few_pictures_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    with pytest.raises(InputError, match=message):
+        AdoptionBuild(adopted, Pictures(pictures.pixels[:count]), recipe, tmp_path, classes=classes)
+
+
+def test_of_a_video_the_last_pictures_are_held_out_because_neighbours_are_alike(recipe, pictures, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    build = AdoptionBuild(adopted, replace(pictures, sequential=True), recipe, tmp_path)
+    held = len(build.held_out)
+    assert held == 8
+    assert torch.equal(build.held_out.pixels.flip(0), pictures.pixels[-held:])
+    assert torch.equal(build.train.flip(0), pictures.pixels[:-held])
+
+
+def test_patches_of_a_signature_reach_the_deployed_model(recipe, pictures, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    build = AdoptionBuild(adopted, pictures, recipe, tmp_path)
+    model = OnnxModel(adopted.onnx, build.signatures, build.tensors, "cpu", 1)
+    clean = model.predict(images())
+    model.apply({"contrast": 1.0})
+    assert not np.array_equal(model.predict(images()), clean)
+    model.reset()
+    np.testing.assert_array_equal(model.predict(images()), clean)
+
+
+def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, pictures, tmp_path, monkeypatch):
+    model = adopt_model(tiny().SerializeToString(), Preprocessing())
+    recipe = replace(recipe, steps=20)
+    whole = AdoptionBuild(model, pictures, recipe, tmp_path / "whole").signature("fog")
+    seen: list[int] = []
+
+    def stopping(module, optimiser, batches, loss_of, plan, *, checkpoint, report):
+        def stop(record):
+            seen.append(record["epoch"])
+            report(record)
+            if seen == [1, 2, 3]:
+                raise KeyboardInterrupt
+
+        return train(module, optimiser, batches, loss_of, plan, checkpoint=checkpoint, report=stop)
+
+    monkeypatch.setattr("rws.training.adopt.build.train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        AdoptionBuild(model, pictures, recipe, tmp_path / "stopped").signature("fog")
+    found = AdoptionBuild(model, pictures, recipe, tmp_path / "stopped").signature("fog")
+    assert seen == list(range(1, 11))
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert not list((tmp_path / "stopped").glob("*.checkpoint"))

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from rws.cli import app
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.onnx.graph import read_model
+from rws.errors import InputError
+from rws.training.adopt.graph import run_onnx
+from rws.training.corruptions import CORRUPTIONS
+from support.classifiers import images, tiny
+from support.command_line import invoke, rws
+
+
+@pytest.fixture(scope="module")
+def command_built(picture_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("command")
+    onnx.save(tiny(), root / "mine.onnx")
+    recipe = root / "adopt.toml"
+    recipe.write_text(
+        "steps = 18\ncommon = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
+        "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
+    )
+    arguments = ("build", "--model", root / "mine.onnx", "--images", picture_folder, "--quick", "--threads", 1)
+    out, work = root / "bundle", root / "work"
+    done = rws(*arguments, "--recipe", recipe, "--work", work, "--out", out)
+    return out, work, done, root
+
+
+def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tmp_path):
+    out, _, done, root = command_built
+    assert f"wrote {out}" in done.stdout
+    assert "minutes_left" in done.stdout
+    bundle = Bundle.load(out)
+    assert bundle.signatures.names == CORRUPTIONS
+    assert bundle.manifest.measured["clean"] == 100  # agreement with itself
+    original, x = read_model(root / "mine.onnx"), images()
+    np.testing.assert_allclose(bundle.model(ModelOptions(threads=1)).predict(x), run_onnx(original, x), atol=1e-4)
+    patched = [bundle.model(ModelOptions(backend, threads=1, provider="cpu")) for backend in ("onnx", "torch")]
+    for model in patched:
+        assert model.apply({"fog": 1.0})
+    np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
+    ran = invoke("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
+    assert ran.returncode == 0
+    assert json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "target"),
+    [
+        ((), 2, "shallow"),
+        (("--layers", 0), 0, "shallow"),
+        (("--layers", 3), 3, "shallow"),
+        (("--target", "auto"), 2, "auto"),
+        (("--target", "output"), 2, "output"),
+    ],
+)
+def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
+    options, layers, target, picture_folder, tmp_path, monkeypatch
+):
+    chosen = []
+
+    def stop_before_training(adopted, pictures, recipe, *rest, **more):
+        chosen.append(recipe)
+        raise InputError("enough seen")
+
+    monkeypatch.setattr("rws.training.adopt.run.AdoptionBuild", stop_before_training)
+    onnx.save(tiny(), tmp_path / "mine.onnx")
+    (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
+    arguments = ["--model", tmp_path / "mine.onnx", "--images", picture_folder, "--recipe", tmp_path / "adopt.toml"]
+    done = CliRunner().invoke(app, ["build", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
+    assert "enough seen" in done.output
+    assert [(recipe.layers, recipe.target) for recipe in chosen] == [(layers, target)]
+
+
+def test_weights_outside_the_cut_are_untouched(command_built):
+    bundle = Bundle.load(command_built[0])
+    original = {tensor.name: numpy_helper.to_array(tensor) for tensor in tiny().graph.initializer}
+    deployed = {t.name: numpy_helper.to_array(t) for t in read_model(bundle.read("model.onnx")).graph.initializer}
+    assert tuple(bundle.signatures.tensors) == (
+        "features.0.weight",
+        "features.0.bias",
+        "features.1.weight",
+        "features.1.bias",
+    )
+    for name, array in original.items():
+        np.testing.assert_array_equal(deployed[name], array)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "mine.onnx"), "both --model and --images"),
+        (("--model", "mine.onnx", "--images", "nowhere"), "no such file or folder"),
+        (("--model", "none.onnx", "--images", "empty"), "none.onnx: cannot be read"),
+        (("--model", "mine.onnx", "--images", "empty"), "holds no image file"),
+        (("--model", "mine.onnx", "--images", "empty", "--mean", "a,b"), "--mean a,b"),
+        (("--model", "mine.onnx", "--images", "empty", "--size", 64), "takes 32x32"),
+        (("--model", "mine.onnx", "--images", "empty", "--device", "cuda"), "--device goes without --model"),
+        (("--data", "empty", "--quick"), "--quick goes with --model"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    onnx.save(tiny(), tmp_path / "mine.onnx")
+    failed = invoke("build", *arguments, check=False)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1

@@ -1,0 +1,61 @@
+import cv2
+import pytest
+import torch
+
+from rws.errors import FormatError, InputError
+from rws.training.data.pictures import load_labelled, load_pictures, read_names
+from support.command_line import CLASSES
+
+
+def test_pictures_come_from_folders_and_videos(picture_folder, tmp_path, clear):
+    found = load_pictures(str(picture_folder), 32)
+    assert found.pixels.shape == (40, 3, 32, 32)
+    assert not found.sequential
+    assert load_pictures(str(picture_folder), 16, limit=7).pixels.shape == (7, 3, 16, 16)
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+    for image in clear[0][:20]:
+        video.write(image[:, :, ::-1].copy())
+    video.release()
+    found = load_pictures(str(tmp_path / "v.avi"), 32, every=5)
+    assert found.pixels.shape == (4, 3, 32, 32)
+    assert found.sequential
+    with pytest.raises(InputError, match="--every"):
+        load_pictures(str(picture_folder), 32, every=0)
+    with pytest.raises(InputError, match="--limit"):
+        load_pictures("pattern", 32)
+
+
+def test_pictures_of_a_live_source_are_kept_for_a_build_that_goes_on(tmp_path):
+    first = load_pictures("pattern", 32, limit=3, keep=tmp_path)
+    again = load_pictures("pattern", 32, limit=3, keep=tmp_path)
+    assert first.sequential
+    assert again.sequential
+    assert torch.equal(first.pixels, again.pixels)
+    with pytest.raises(InputError, match="remove it"):
+        load_pictures("pattern", 48, limit=3, keep=tmp_path)
+
+
+def test_labels_are_places_in_the_models_classes(image_folder):
+    found = load_labelled(str(image_folder / "train"), 32, [*reversed(CLASSES)])
+    assert found.labels[0] == len(CLASSES) - 1
+    assert found.classes == tuple(reversed(CLASSES))
+    folders = load_labelled(str(image_folder / "train"), 32, len(CLASSES))
+    assert folders.classes[folders.labels[0]] == CLASSES[0]
+    with pytest.raises(InputError, match="10 class folders, but the model gives 1000 logits"):
+        load_labelled(str(image_folder / "train"), 32, 1000)
+    with pytest.raises(InputError, match="none of the class names"):
+        load_labelled(str(image_folder / "train"), 32, ["cat"])
+
+
+def test_names_are_lines_or_json(tmp_path):
+    (tmp_path / "a.txt").write_text("cat\ndog\n\n")
+    (tmp_path / "b.json").write_text('{"note": "x", "names": ["cat", "dog"]}')
+    assert read_names(tmp_path / "a.txt") == read_names(tmp_path / "b.json") == ["cat", "dog"]
+    (tmp_path / "d.txt").write_text("cat\ndog", encoding="utf-8-sig")
+    assert read_names(tmp_path / "d.txt") == ["cat", "dog"]
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(FormatError, match="UTF-8"):
+        read_names(tmp_path / "e.txt")
+    (tmp_path / "c.json").write_text("3")
+    with pytest.raises(ValueError, match="JSON list"):
+        read_names(tmp_path / "c.json")

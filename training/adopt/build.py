@@ -1,0 +1,431 @@
+"""A bundle for a classifier that is deployed already, from clean images alone.
+
+    model ─► clean outputs ─► signature-<c> ─► gain ─┬─► bundle
+    images ─► oracle ─► clean weight ────────────────┘
+
+Each signature is the change of the shallow convolutions that brings the model's output on a corrupted image back to
+its own output on the clean one; the deep layers stay frozen. Nothing here needs a label: accuracy is agreement with
+what the clean model says of the clean image, measured on images that were held out. Each part is a file in the work
+folder, so that a build that was stopped goes on where it was, within a training too.
+
+What makes it affordable on two cores, where a step through a large model takes a second: corrupted images are made a
+few times, at the model's own size, and kept; of each a crop is trained on (the corruption is that of the whole image,
+the crop only costs less); what the clean model says of these crops serves all 19 signatures; and a signature begins
+from that of a corruption that is like its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
+from rws.edge.common.provenance import provenance
+from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.errors import InputError
+from rws.oracle.policy import GainTable, ReferencePolicy
+from rws.training.adopt.model import ImportedModel
+from rws.training.adopt.recipe import AdoptRecipe
+from rws.training.adopt.trainable import OperatorError, layers_within, signature_bytes, stem, trainable
+from rws.training.adopt.tuning import Tuned, distil
+from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.data.images import Images
+from rws.training.data.pictures import Pictures
+from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.gain import measure_gain
+from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T, job_log
+from rws.training.models.allocator import keep_freed_memory
+from rws.training.models.fit import to_input
+from rws.training.models.loop import Plan, train
+from rws.training.oracle.calibration import OracleScores
+from rws.training.oracle.sampling import LEVELS
+from rws.training.oracle.tiles import fit_view_oracle
+from rws.training.signatures.deltas import DELTAS, Deltas
+from rws.training.signatures.tuned import match_shallow
+
+SMALLEST_CROP = 128
+"""Pixels: smaller inputs are trained on whole."""
+
+FEWEST = 16
+"""Images."""
+
+BEGINS_FROM = {
+    "shot_noise": "gaussian_noise",
+    "impulse_noise": "gaussian_noise",
+    "speckle_noise": "shot_noise",
+    "glass_blur": "defocus_blur",
+    "motion_blur": "defocus_blur",
+    "zoom_blur": "motion_blur",
+    "gaussian_blur": "defocus_blur",
+    "pixelate": "defocus_blur",
+    "elastic_transform": "glass_blur",
+    "frost": "snow",
+    "contrast": "fog",
+}
+"""Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`."""
+
+ALL = "all"
+"""Not a corruption: the start of all signatures, trained on images of which each has another corruption."""
+
+TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
+"""Parts of the recipe that decide a signature, beside the number of its steps."""
+
+ADOPT_VERSION = 1
+"""Raise it when the same model, pictures and recipe give other files."""
+
+
+class HeldOutScores(TypedDict):
+    """Agreement with the labels on held-out images, percent: clean, and at severity 5 without and with signatures."""
+
+    clean: float
+    never_patched_severity_5: float
+    told_severity_5: float
+
+
+class AdoptionBuild:
+    """The jobs of one build.
+
+    Args:
+        model: the classifier; see `adopt_model`.
+        pictures: clean images of the model's size, perhaps with labels: accuracy is then measured with them instead of
+            with the clean model's predictions.
+        recipe: everything else that decides the result.
+        work: folder for parts and the log; created.
+        classes: names of the classes in the order of the logits; None: `class 0`, ….
+        name: of the bundle.
+        progress: called with {job, seconds, …}.
+
+    Raises:
+        InputError: if there are too few images, or sizes or numbers do not fit the model.
+        OperatorError: if the model cannot be trained through.
+    """
+
+    def __init__(
+        self,
+        model: ImportedModel,
+        pictures: Pictures,
+        recipe: AdoptRecipe,
+        work: Path,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "adopted",
+        progress: Progress | None = None,
+    ) -> None:
+        pixels = pictures.pixels
+        if len(pixels) < FEWEST:
+            raise InputError(
+                f"--images: found {len(pixels)} pictures, expected {FEWEST} or more, better a hundred; of a video, "
+                f"take more of its frames with a smaller --every"
+            )
+        if tuple(pixels.shape[1:]) != (3, model.size, model.size):
+            raise InputError(f"pictures are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
+        self.classes = _checked(classes, model.classes)
+        self.model, self.recipe, self.work, self.name = model, recipe, work, name
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(recipe.seed))
+        if pictures.sequential:
+            order = torch.arange(len(pixels)).flip(0)
+        count = max(1, min(recipe.held_out_most, round(recipe.held_out * len(pixels))))
+        self.train, self._held_out, self._more = pixels[order[count:]], pixels[order[:count]], pictures.more
+        self._labels = None if pictures.labels is None else pictures.labels[order[:count]]
+        self._proto = onnx.load_model_from_string(model.onnx)
+        self.layers = recipe.layers or layers_within(self._proto)
+        self.tensors = shallow_tensors(self._proto, self.layers)
+        keep_freed_memory()
+        self.why_shallow = ""
+        self.target, self._network, self._parameters = self._trainable()
+        work.mkdir(parents=True, exist_ok=True)
+        self._store = Store(work, "refuse")
+        self._progress = progress
+
+    def _trainable(self) -> tuple[str, nn.Module, dict[str, Tensor]]:
+        if self.recipe.target != "shallow":
+            try:
+                return ("output", *trainable(self._proto, self.tensors, self.model.size))
+            except OperatorError as error:
+                if self.recipe.target == "output":
+                    raise
+                self.why_shallow = str(error)
+        return ("shallow", *trainable(stem(self._proto, self.tensors), self.tensors, self.model.size))
+
+    @property
+    def share(self) -> float:
+        """About what part of the model's bytes a signature takes, percent."""
+        return 100 * signature_bytes(self._proto, self.layers) / len(self.model.onnx)
+
+    @cached_property
+    def clean(self) -> dict[str, NDArray[np.float32]]:
+        """The clean shallow tensors, float32, by name, in order."""
+        return clean_tensors(self._proto, self.tensors)
+
+    @cached_property
+    def held_out(self) -> Images:
+        """The held-out images; labels are the clean model's predictions if none were given."""
+        labels = self._labels
+        if labels is None:
+            model = OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
+            parts = [model.predict(part.numpy() / np.float32(255)) for part in torch.split(self._held_out, 25)]
+            labels = torch.from_numpy(np.concatenate(parts).argmax(1))
+        return Images(self._held_out, labels, self.classes)
+
+    @cached_property
+    def _identity(self) -> list[Any]:
+        digest = hashlib.sha256(self.model.onnx)
+        digest.update(self.train.numpy().tobytes())
+        digest.update(self._held_out.numpy().tobytes())
+        return [digest.hexdigest(), self.recipe.seed]
+
+    def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
+        """A file of the work folder, made from the model, the images, the seed and what else it depends on."""
+        return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
+
+    def _report(self, job: str) -> Progress:
+        return job_log(self.work, job, self._progress)
+
+    @cached_property
+    def _crop(self) -> int:
+        """Side of what is trained on: the whole image if the network takes no smaller one."""
+        size = self.model.size
+        crop = int(size * self.recipe.crop) // 8 * 8
+        if crop >= size or size < SMALLEST_CROP:
+            return size
+        try:
+            with torch.no_grad():
+                found = self._network(torch.zeros(2, 3, crop, crop))
+        except RuntimeError:
+            return size
+        return crop if self.target == "shallow" or found.shape == (2, self.model.classes) else size
+
+    @cached_property
+    def _crops(self) -> Tensor:
+        """Where each corrupted image is cropped: top and left, int64 (draws · N, 2)."""
+        draws = max(1, min(self.recipe.draws, self.recipe.most // len(self.train)))
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        room = self.model.size - self._crop + 1
+        return torch.randint(0, room, (draws * len(self.train), 2), generator=generator)
+
+    def _cropped(self, pixels: Tensor, places: Tensor) -> Tensor:
+        crop = self._crop
+        pairs = zip(pixels, places.tolist(), strict=True)
+        return torch.stack([image[:, top : top + crop, left : left + crop] for image, (top, left) in pairs])
+
+    @cached_property
+    def _clean_crops(self) -> Tensor:
+        """The same crops of the clean images, uint8 (draws · N, 3, crop, crop)."""
+        return torch.cat([self._cropped(self.train, places) for places in torch.split(self._crops, len(self.train))])
+
+    @cached_property
+    def _aim(self) -> Callable[[Tensor], Tensor]:
+        """Gives what the clean network gives for crops, by their places among all of them; logits for `output`."""
+
+        def clean(pixels: Tensor) -> Tensor:
+            with torch.no_grad():
+                return cast(Tensor, self._network(to_input(pixels)))
+
+        if self.target == "shallow":  # it gives too much to be kept for all crops
+            return lambda index: clean(self._clean_crops[index])
+        logits = torch.cat([clean(part) for part in torch.split(self._clean_crops, 25)])
+        return lambda index: logits[index]
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.target == "shallow":
+            return match_shallow(student, teacher)
+        return distil(student, teacher, self.recipe.soft, self.recipe.temperature)
+
+    def _corrupted(self, corruption: str) -> Tensor:
+        """The corrupted crops, uint8 (draws · N, 3, crop, crop)."""
+        count = len(self.train)
+        low, high = self.recipe.severities
+        parts = []
+        for draw, places in enumerate(torch.split(self._crops, count)):
+            seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), count)
+            severity = (low + (high - low) * ((seeds >> 16) % 65536).float() / 65535).clamp(max=5)
+            if corruption == ALL:
+                types = torch.arange(draw, draw + count) % len(CORRUPTIONS)
+                pixels = corrupt_mixed(self.train, types, severity, seeds)
+            else:
+                pixels = corrupt(self.train, corruption, severity, seeds)
+            parts.append(self._cropped(pixels, places))
+        return torch.cat(parts)
+
+    def signature(self, corruption: str) -> Deltas:
+        """Return the float32 signature of one corruption, or of `ALL`."""
+        steps = self.recipe.common if corruption == ALL else self.recipe.steps
+        settings = {key: getattr(self.recipe, key) for key in TUNED_BY} | {"steps": steps}
+        made_by = [settings, self._crop, self.target, list(self.tensors), corruption]
+        entry = self._entry(f"signature-{corruption}.safetensors", DELTAS, *made_by)
+        plan = Plan(steps, max(1, steps // 10), self.recipe.warmup, repr([self._identity, *made_by]))
+        return entry.get(lambda: self._tune(corruption, plan, entry.checkpoint))
+
+    def _tune(self, corruption: str, plan: Plan, checkpoint: Path | None) -> Deltas:
+        """Train one signature, from that of a corruption like its own."""
+        recipe, report = self.recipe, self._report(f"signature-{corruption}")
+        before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
+        tuned = Tuned(self._network, self._parameters, self.signature(before) if before else {})
+        began = time.monotonic()
+        aim, pixels = self._aim, self._corrupted(corruption)
+        losses: list[float] = []
+
+        def loss_of(draw: tuple[Tensor, bool]) -> Tensor:
+            index, mirrored = draw
+            x = pixels[index].flip(3) if mirrored else pixels[index]
+            return self._loss(tuned(to_input(x)), aim(index))
+
+        train(
+            tuned,
+            torch.optim.Adam(tuned.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99)),
+            lambda epoch: islice(self._draws(len(pixels)), *plan.steps_of(epoch)),
+            loss_of,
+            plan,
+            checkpoint=checkpoint,
+            report=lambda record: losses.append(record["loss"]),
+        )
+        took = time.monotonic() - began
+        others = [name for name in CORRUPTIONS if name != corruption]
+        left = sum(not (self.work / f"signature-{name}.safetensors").exists() for name in others)
+        minutes = round(left * took / 60, 1)
+        loss = [losses[0], losses[-1]]
+        report({"took": round(took, 1), "loss": loss, "signatures_left": left, "minutes_left": minutes})
+        return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
+
+    def _draws(self, count: int) -> Iterator[tuple[Tensor, bool]]:
+        """Which crops each step takes, int64, and whether they are mirrored: without end, and the same at each call."""
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "signature training"))
+        batch, order = min(self.recipe.batch_size, count), torch.empty(0, dtype=torch.int64)
+        while True:
+            if len(order) < batch:
+                order = torch.randperm(count, generator=generator)
+            index, order = order[:batch], order[batch:]
+            # A mirrored image has nearly the same softmax; what the first deep layer sees is mirrored too.
+            yield index, self.target == "output" and bool(torch.rand((), generator=generator) < 0.5)
+
+    @cached_property
+    def signatures(self) -> SignatureSet:
+        """All signatures, quantised."""
+        made = {name: self.signature(name) for name in CORRUPTIONS}
+        deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
+        return SignatureSet.from_deltas(
+            deltas, self.recipe.bits, self.recipe.per, clean_hash=shallow_sha256(self.clean)
+        )
+
+    def gain(self) -> tuple[GainTable, HeldOutScores]:
+        """Return the gain table and its held-out scores.
+
+        A cell of the table is the mean probability of the label, of which a few images tell more than the share that is
+        right. The labels are the clean model's predictions if none were given.
+        """
+        digest = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
+        labels = None if self._labels is None else self._labels.tolist()
+        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability")
+        arrays = dict(entry.get(self._measure_gain))
+        scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
+        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
+
+    def _measure_gain(self) -> dict[str, NDArray[Any]]:
+        began, report = time.monotonic(), self._report("gain")
+        model = OnnxModel(self.model.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
+        table = measure_gain(
+            model,
+            self.signatures.names,
+            self.held_out,
+            self.recipe.calibration,
+            LEVELS,
+            seed=self.recipe.seed,
+            soft=True,
+            report=report,
+        )
+        scores = self._held_out_scores(model, table)
+        report({"took": round(time.monotonic() - began, 1)})
+        return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
+
+    def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
+        policy, data = ReferencePolicy(table, "perfect"), self.held_out
+        unpatched: list[float] = []
+        patched: list[float] = []
+        for name in CORRUPTIONS:
+            drawn = derive_seed(self.recipe.seed, "validation", name, 5)
+            pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
+            for scores, mix in ((unpatched, {}), (patched, policy.mix(name, 5))):
+                model.apply(mix)
+                scores.append(percent_right(model, pixels, data.labels))
+        model.reset()
+        return HeldOutScores(
+            clean=round(percent_right(model, data.pixels, data.labels), 2),
+            never_patched_severity_5=round(float(np.mean(unpatched)), 2),
+            told_severity_5=round(float(np.mean(patched)), 2),
+        )
+
+    def oracle(self) -> tuple[bytes, OracleScores]:
+        """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""
+        more = 0 if self._more is None else hashlib.sha256(self._more.numpy().tobytes()).hexdigest()
+        entry = self._entry("oracle.npz", SCORED, self.recipe.oracle, more)
+        return entry.get(lambda: self._make_oracle(entry.checkpoint))
+
+    def _make_oracle(self, checkpoint: Path | None) -> tuple[bytes, OracleScores]:
+        began, report = time.monotonic(), self._report("oracle")
+        images = self.train if self._more is None else torch.cat([self.train, self._more])
+        made = fit_view_oracle(
+            images, self._held_out, self.recipe.oracle, seed=self.recipe.seed, checkpoint=checkpoint, report=report
+        )
+        report({"took": round(time.monotonic() - began, 1)})
+        return made
+
+    def bundle(self, out: Path) -> None:
+        """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained."""
+        check_bundle_folder(out)
+        signatures, (table, agreement) = self.signatures, self.gain()
+        oracle, scores = self.oracle()
+        prior = scores.pop("prior")
+        parts = BundleParts(
+            name=self.name,
+            classes=self.classes,
+            input_size=(self.model.size, self.model.size),
+            model=self.model.onnx,
+            signatures=signatures,
+            oracle=oracle,
+            table=table,
+            policy=self.recipe.stream.policy_settings(),
+            filter=self.recipe.stream.filter_settings(prior),
+            provenance=provenance(
+                recipe=asdict(self.recipe),
+                target=self.target,
+                layers=self.layers,
+                model_changes=list(self.model.changes),
+                data={"pictures": len(self.train), "held_out": len(self._held_out), "identity": self._identity[0]},
+            ),
+            measured={
+                "split": "held-out pictures",
+                "what": "agreement with the clean model on the clean picture" if self._labels is None else "accuracy",
+                **agreement,
+                "signature_bytes": round(len(signatures.to_bytes()) / len(CORRUPTIONS)),
+                "estimated_signature_bytes": signature_bytes(self._proto, self.layers),
+                "oracle": scores,
+            },
+        )
+        write_bundle(out, parts)
+
+
+def _checked(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Class names that a bundle can hold, one per logit."""
+    names = tuple(f"class {place}" for place in range(count)) if classes is None else tuple(classes)
+    wrong = [name for name in names if not name or not name.isprintable()]
+    if wrong:
+        raise InputError(f"class name {wrong[0]!r} is not printable text; a bundle cannot hold it")
+    if len(names) != count:
+        raise InputError(f"{len(names)} class names, but the model gives {count} logits")
+    return names

@@ -1,0 +1,105 @@
+"""The recipe of signatures for a classifier that is deployed already."""
+
+from __future__ import annotations
+
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rws.edge.common.schema import STRICT
+from rws.edge.signatures.quantization import Bits, Per
+from rws.errors import InputError
+from rws.training.build.recipe import StreamRecipe, read_recipe
+from rws.training.evaluation.gain import CalibrationRecipe
+from rws.training.models.loop import BatchSize, Count, Rate, Warmup
+from rws.training.oracle.tiles import ViewRecipe
+
+Target = Literal["auto", "output", "shallow"]
+
+
+def _calibration() -> CalibrationRecipe:
+    return CalibrationRecipe(
+        images=100, coarse_images=25, severities=(1, 3, 5), alphas=(0.5, 0.75, 1.0), neighbour_alphas=(1.0,)
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdoptRecipe:
+    """How to make signatures without labels; Adam, in units of the weights' own size, under a warm-up and a cosine.
+
+    Args:
+        seed: of everything.
+        target: `output` matches the clean model's softmax on the clean image, as it is and softened; `shallow`
+            matches what its first deep layer sees (squared error), without running the deep layers; `auto` is `output`
+            if the whole model can be trained through, else `shallow`.
+        layers: number of leading convolutions to tune; 0: as many as take 0.6 % of the model's bytes.
+        steps: of one signature.
+        common: steps of what they all start from, trained on all corruptions at once; 0: the clean weights.
+        batch_size, learning_rate, warmup: as in `FitRecipe`.
+        soft, temperature: weight of the temperature-softened match, and its temperature; see `distil`.
+        draws: corrupted versions of each image that are made and kept.
+        most: at most this many corrupted images in all.
+        crop: part of the side of an image that is trained on; 1: whole images.
+        severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
+        held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
+        bits, per: quantisation.
+        calibration: of the gain table.
+        oracle: how the oracle is trained, and what part of a frame it sees.
+        stream: the policy and the temporal filter. A few held-out images say little about the rare clean frame that
+            looks corrupted, so clean gets more weight here than they ask for.
+    """
+
+    seed: int = 0
+    target: Target = "auto"
+    layers: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 450
+    common: Annotated[int, Field(ge=0)] = 1200
+    batch_size: BatchSize = 16
+    learning_rate: Rate = 2e-3
+    warmup: Warmup = 0.1
+    soft: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Rate = 3.0
+    draws: Count = 8
+    most: Count = 4000
+    crop: Annotated[float, Field(gt=0, le=1)] = 5 / 7
+    severities: tuple[Rate, Rate] = (2.0, 5.5)
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    held_out_most: Count = 500
+    bits: Bits = 8
+    per: Per = "channel"
+    calibration: CalibrationRecipe = field(default_factory=_calibration)
+    oracle: ViewRecipe = field(default_factory=ViewRecipe)
+    stream: StreamRecipe = field(default_factory=lambda: StreamRecipe(threshold=0.2, clean_weight=8.0))
+
+    def __post_init__(self) -> None:
+        if self.severities[0] > self.severities[1]:
+            raise ValueError("severities of which the smaller one is first")
+
+    def quick(self) -> AdoptRecipe:
+        """Return the recipe of a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
+        calibration = replace(
+            self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=(0.5, 1.0)
+        )
+        return replace(
+            self,
+            steps=max(1, self.steps // 9),
+            common=self.common // 9,
+            draws=2,
+            calibration=calibration,
+            oracle=self.oracle.quick(),
+        )
+
+
+def load_adopt_recipe(path: Path) -> AdoptRecipe:
+    """Read a TOML file with any of an `AdoptRecipe`'s settings.
+
+    Raises:
+        InputError: if there is no such file.
+        FormatError: as `read_recipe`.
+    """
+    if not path.is_file():
+        raise InputError(f"no recipe {path}; with --model, --recipe is a .toml file")
+    return read_recipe(AdoptRecipe, path, AdoptRecipe())

@@ -1,0 +1,93 @@
+"""What `rws build --model` does: a bundle for a classifier of one's own, from clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rws.errors import InputError
+from rws.training.adopt.build import AdoptionBuild
+from rws.training.adopt.graph import Preprocessing
+from rws.training.adopt.model import adopt_model, load_classifier
+from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
+from rws.training.build.recipe import check_recipe
+from rws.training.data.pictures import Pictures, load_labelled, load_pictures, read_names
+from rws.training.jobs.store import Progress
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """What to build a bundle from, as the options of `rws build --model` say; None leaves the choice to the recipe."""
+
+    model: str
+    images: str
+    preprocessing: Preprocessing
+    out: Path
+    work: Path
+    more_images: str | None
+    names: Path | None
+    labels: bool
+    size: int | None
+    every: int
+    limit: int
+    recipe: str | None
+    layers: int | None
+    target: str | None
+    quick: bool
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read one number, or several with commas.
+
+    Raises:
+        InputError: if the text of the option is something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected a number, or three with commas") from error
+
+
+def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progress) -> None:
+    """Build the bundle; `say` is called with lines, `progress` as in `AdoptionBuild`."""
+    model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
+    for change in model.changes:
+        say(f"model: {change}")
+    pictures, classes = _pictures(options, model.size, model.classes)
+    name = Path(options.model).stem.replace(":", "-")
+    build = AdoptionBuild(
+        model, pictures, _recipe(options), options.work, classes=classes, name=name, progress=progress
+    )
+    say(
+        f"model: {model.size} px, {model.classes} classes; trains the first {build.layers} convolutions "
+        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; "
+        f"{len(pictures.pixels)} pictures"
+    )
+    if build.why_shallow:
+        say(f"model: its shallow part is trained alone, which wins less back: {build.why_shallow}")
+    build.bundle(options.out)
+    say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
+
+
+def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, list[str] | None]:
+    """The images, and the class names in the order of the logits if they are known."""
+    classes = None if options.names is None else read_names(options.names)
+    if options.labels:
+        found = load_labelled(options.images, size, classes or logits, limit=options.limit)
+        pictures, classes = Pictures(found.pixels, labels=found.labels), list(found.classes)
+    else:
+        pictures = load_pictures(options.images, size, every=options.every, limit=options.limit, keep=options.work)
+    if options.more_images is not None:
+        limit, every = 10 * options.limit, options.every
+        more = load_pictures(options.more_images, size, every=every, limit=limit, keep=options.work).pixels
+        pictures = replace(pictures, more=more)
+    return pictures, classes
+
+
+def _recipe(options: AdoptOptions) -> AdoptRecipe:
+    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(Path(options.recipe))
+    given = {"layers": options.layers, "target": options.target}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = check_recipe(AdoptRecipe, changes, "options", recipe)
+    return recipe.quick() if options.quick else recipe

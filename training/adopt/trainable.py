@@ -1,0 +1,111 @@
+"""A classifier's graph as a torch module whose shallow tensors can be trained, and how many of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from rws.edge.onnx.from_onnx import to_torch, unsupported_operators
+from rws.edge.onnx.graph import shallow_tensors, split_after
+from rws.errors import BundleError, FormatError, InputError
+from rws.training.adopt.graph import compare, run_onnx
+from rws.training.models.fit import channels_last
+from rws.training.signatures.tuned import train_only
+
+BUDGET = 0.006
+"""Part of the model's bytes that one signature may take where no number of layers is given."""
+
+_BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with a scale of its own
+_BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
+
+
+class OperatorError(FormatError):
+    """A model has an operator that cannot be trained through."""
+
+
+def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A graph as a torch module whose named tensors can be trained; all others are frozen.
+
+    Args:
+        proto: an `onnx.ModelProto` that went through `prepare`; left as it is.
+        tensors: initializers, each one of a convolution's own.
+        size: side of the input, pixels.
+
+    Returns:
+        The module, in eval mode, and its parameters by tensor name.
+
+    Raises:
+        OperatorError: if an operator cannot be turned into torch; it names all of them.
+        BundleError: if the module does not give what ONNX Runtime gives.
+    """
+    unsupported = unsupported_operators(proto)
+    if unsupported:
+        raise OperatorError(
+            f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them, or train "
+            f"its shallow part alone (--target shallow) where they come later"
+        )
+    try:
+        module, names = to_torch(proto, tensors)
+    except BundleError as error:
+        raise OperatorError(f"{error}; or train its shallow part alone (--target shallow)") from error
+    found = train_only(module.eval(), [names[tensor] for tensor in tensors])
+    images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
+    with torch.no_grad():
+        result = module(torch.from_numpy(images)).numpy()
+    compare(result, run_onnx(proto, images), "as a torch module")
+    return channels_last(module), {tensor: found[names[tensor]] for tensor in tensors}
+
+
+def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """The part of a graph up to what its first deep layer sees, as a model of its own with one output.
+
+    Raises:
+        InputError: if no layer is deep, or the shallow part ends inside a block whose shortcut passes it by.
+    """
+    try:
+        part, _ = split_after(proto, tensors)
+    except ValueError as error:
+        raise InputError(f"the shallow part cannot be cut off: {error}; sign fewer layers with --layers") from error
+    if len(part.graph.output) != 1:
+        raise InputError(
+            f"after these layers {len(part.graph.output)} values go on, expected one; the shallow part ends inside a "
+            f"block: give another --layers"
+        )
+    return part
+
+
+def signature_bytes(proto: onnx.ModelProto, layers: int) -> int:
+    """About how many bytes a signature of the first `layers` convolutions takes at 8 bit, a scale a channel."""
+    sizes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    total = 0
+    for name in shallow_tensors(proto, layers)[::2]:
+        total += int(np.prod(sizes[name])) + _BYTES_A_CHANNEL * sizes[name][0] + 2 * _BYTES_A_TENSOR
+    return total
+
+
+def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
+    """The most convolutions whose signature stays within that share of the model's bytes; at least one.
+
+    Where that ends inside a residual block, the cut goes back to the block's end: a half-trained block gains less.
+    """
+    limit = share * proto.ByteSize()
+    convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)
+    fitting = 1
+    for layers in range(1, convolutions):
+        if signature_bytes(proto, layers) > limit:
+            break
+        fitting = layers
+    whole = [layers for layers in range(1, fitting + 1) if _ends_whole(proto, layers)]
+    return whole[-1] if whole and whole[-1] >= fitting / 2 else fitting
+
+
+def _ends_whole(proto: onnx.ModelProto, layers: int) -> bool:
+    try:
+        stem(proto, shallow_tensors(proto, layers))
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""What `rws extract` does: signatures for a model that is trained already, from checkpoints or from images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from rws.edge.common.files import check_target
+from rws.edge.common.provenance import write_json
+from rws.edge.signatures.quantization import Bits, Per, check_code
+from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.errors import InputError
+from rws.training.build.recipe import load_recipe
+from rws.training.corruptions import CORRUPTIONS
+from rws.training.data.images import load_images
+from rws.training.models.architectures import shallow_tensors
+from rws.training.models.checkpoints import folded_model, folded_weights
+from rws.training.models.fit import Corrupted
+from rws.training.models.loop import Report
+from rws.training.signatures.deltas import Deltas
+from rws.training.signatures.residual import residual_signature
+from rws.training.signatures.tuned import tuned_signature
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What signatures are made from, and how; see the options of `rws extract`."""
+
+    std: Path
+    out: Path
+    method: str
+    robust: tuple[str, ...]
+    init: Path | None
+    projection: str
+    data: str | None
+    corruptions: tuple[str, ...]
+    severity: float
+    layers: int
+    bits: int
+    per: str
+    recipe: str | None
+    classes: int
+    norms: Path | None
+
+
+def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
+    """Make the signatures and write them.
+
+    Args:
+        options: what to do.
+        say: called with a line after each epoch, and at the end.
+
+    Raises:
+        InputError: if options are missing or a file cannot be written.
+        FormatError: if a model or recipe cannot be read.
+    """
+    check_code(options.bits, options.per)
+    for target in (options.out, options.norms):
+        if target is not None:
+            check_target(target)
+    clean, made = _residual(options) if options.method == "residual" else _tuned(options, say)
+    tensors = tuple(next(iter(made.values())))
+    arrays = {name: {tensor: delta.numpy() for tensor, delta in parts.items()} for name, parts in made.items()}
+    clean_hash = shallow_sha256({tensor: clean[tensor].numpy() for tensor in tensors})
+    bits, per = cast(Bits, options.bits), cast(Per, options.per)
+    SignatureSet.from_deltas(arrays, bits, per, clean_hash=clean_hash).save(options.out)
+    if options.norms is not None:
+        norms = {name: {t: float(torch.linalg.norm(d)) for t, d in parts.items()} for name, parts in made.items()}
+        write_json(options.norms, {"tensors": tensors, "norm": norms})
+    say(f"wrote {options.out}: {len(made)} signatures over {len(tensors)} tensors, {bits} bits per {per}")
+
+
+def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
+    """The standard model's weights, and the signature of each robust model."""
+    if not options.robust:
+        raise InputError("--way residual needs --robust CORRUPTION=FILE, once for each robust model")
+
+    def weights_of(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        return folded_weights(path, options.layers, options.recipe, options.classes)
+
+    clean, tensors = weights_of(options.std)
+    base = clean if options.init is None else weights_of(options.init)[0]
+    made = {}
+    for item in options.robust:
+        name, _, file = item.partition("=")
+        if not file:
+            raise InputError(f"--robust {item!r} is not CORRUPTION=FILE")
+        made[name] = residual_signature(base, clean, weights_of(Path(file))[0], tensors, options.projection)
+    return clean, made
+
+
+def _tuned(options: ExtractOptions, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
+    """The standard model's weights, and a tuned signature for each corruption."""
+    if options.data is None or options.recipe is None:
+        raise InputError("--way tuned needs --data with clean images, and --recipe for the model's architecture")
+
+    def reporter(name: str) -> Report:
+        return lambda record: say(f"{name:20s} epoch {record['epoch']}  loss {record['loss']}")
+
+    settings = load_recipe(options.recipe)
+    model = folded_model(options.std, options.recipe, options.classes)
+    clean = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    images, tensors = load_images(options.data, "train"), shallow_tensors(model, options.layers)
+    made = {}
+    for name in options.corruptions or CORRUPTIONS:
+        corrupted, report = Corrupted(name, options.severity), reporter(name)
+        made[name] = tuned_signature(
+            model, images, corrupted, tensors, settings.tuned, seed=settings.seed, report=report
+        )
+    return clean, made

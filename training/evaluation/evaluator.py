@@ -1,0 +1,185 @@
+"""The one evaluator: answers of a bundle's model to frames under any mix, and what its oracle believes of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.options import ModelOptions
+from rws.edge.live.base import PatchableModel
+from rws.oracle.belief import CLEAN, Belief
+from rws.oracle.classifier import Oracle
+from rws.oracle.policy import ReferencePolicy
+from rws.records import Mix
+from rws.training.data.images import Images
+from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
+
+BATCH = 50
+"""Frames that a network takes at once: larger batches leave the CPU's cache and are slower."""
+
+MixKey = tuple[tuple[str, float], ...]
+Progress = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What the evaluations of a bundle have in common.
+
+    Args:
+        limit: test images of each cell; None: all.
+        validation_limit: validation images of each cell, by which thresholds are chosen.
+        clean_limit: clean images of either part; None: all.
+        seed: seed of images and corruptions.
+        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
+        progress: called with one line per step.
+    """
+
+    limit: int | None = None
+    validation_limit: int = 100
+    clean_limit: int | None = None
+    seed: int = 0
+    threads: int | None = 1
+    progress: Progress = silent
+
+
+DEFAULTS = EvaluationOptions()
+
+
+def as_input(pixels: Tensor) -> NDArray[np.float32]:
+    """Convert uint8 images (N, 3, H, W), RGB, to the model's input, float32, 0…1."""
+    x: NDArray[np.float32] = pixels.cpu().numpy().astype(np.float32) / np.float32(255)
+    return x
+
+
+def mix_key(mix: Mapping[str, float]) -> MixKey:
+    """Return a mix as a key of a dictionary."""
+    return tuple(sorted(mix.items()))
+
+
+def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
+    """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each image, uint8 (N, 3, H, W), on its own."""
+    return np.concatenate([oracle.observe_batch(as_input(part)) for part in batches(pixels, BATCH)])
+
+
+def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
+    """Return what the oracle believes of each frame on its own."""
+    return [Belief(oracle.corruptions, oracle.levels, joint) for joint in observe(oracle, frames.pixels)]
+
+
+def prepare(
+    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
+) -> tuple[Evaluator, list[Belief]]:
+    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+
+    Args:
+        bundle: gives model and oracle.
+        images: `validation` or `test` images.
+        cells: the layers of each cell.
+        options: limits, seed and threads.
+        purpose: `test`, or `validation` for images by which something is chosen.
+    """
+    order = shuffled(images, None, options.seed)
+    limit = options.validation_limit if purpose == "validation" else options.limit
+    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
+    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
+    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
+
+
+def ground_truth_mixes(policy: ReferencePolicy, frames: Frames) -> list[Mix]:
+    """Return the mix of each frame, chosen by the first corruption of its cell and that corruption's severity."""
+    return frames.spread([policy.mix(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells])
+
+
+def averaged_mix(names: Sequence[str]) -> Mix:
+    """Return all signatures averaged."""
+    return {name: 1 / len(names) for name in names}
+
+
+def classify(
+    model: PatchableModel, pixels: Tensor, mixes: Sequence[Mix], frames: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Classify images, each under its own mix; images under the same mix go through the model together.
+
+    Args:
+        model: the model; the mix of the last group stays in effect.
+        pixels: uint8 (N, 3, H, W), RGB.
+        mixes: K mixes.
+        frames: int64 (K,), which image each mix is for; None: each image once, K = N.
+
+    Returns:
+        Classes, int64 (K,).
+    """
+    groups: dict[MixKey, list[int]] = defaultdict(list)
+    for index, mix in enumerate(mixes):
+        groups[mix_key(mix)].append(index)
+    classes = np.empty(len(mixes), np.int64)
+    for key, members in groups.items():
+        model.apply(dict(key))
+        for start in range(0, len(members), BATCH):
+            part = np.array(members[start : start + BATCH])
+            shown = torch.from_numpy(part if frames is None else frames[part])
+            classes[part] = model.predict(as_input(pixels[shown])).argmax(1)
+    return classes
+
+
+def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
+    """Return the accuracy of a model under its mix in effect, percent.
+
+    Args:
+        model: the model.
+        pixels: uint8 (N, 3, H, W), RGB.
+        labels: int64 (N,).
+        soft: return the mean probability of the right class instead.
+    """
+    logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
+    right = labels.cpu().numpy()
+    if not soft:
+        return 100 * float((logits.argmax(1) == right).mean())
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return 100 * float((odds[np.arange(len(right)), right] / odds.sum(1)).mean())
+
+
+class Evaluator:
+    """Runs frames through a patchable model under given mixes; each frame runs once under each mix.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: PatchableModel, frames: Frames) -> None:
+        self.model, self.frames = model, frames
+        self._known: dict[MixKey, dict[int, int]] = defaultdict(dict)
+
+    def answers(self, mixes: Sequence[Mix]) -> NDArray[np.int64]:
+        """Return the class of each frame under its own mix, int64 (N,)."""
+        return self._answers([mix_key(mix) for mix in mixes], range(len(mixes)))
+
+    def right(self, mixes: Sequence[Mix]) -> NDArray[np.bool_]:
+        """Return whether each frame is classified right under its own mix, bool (N,)."""
+        return np.equal(self.answers(mixes), self.frames.labels)
+
+    def right_under(self, mix: Mix, chosen: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Return whether the chosen frames, int64 (K,), or all of them, are right under one mix, bool (K,)."""
+        frames = np.arange(len(self.frames)) if chosen is None else chosen
+        return np.equal(self._answers([mix_key(mix)] * len(frames), frames.tolist()), self.frames.labels[frames])
+
+    def _answers(self, keys: Sequence[MixKey], frames: Sequence[int]) -> NDArray[np.int64]:
+        wanted = dict.fromkeys(zip(keys, frames, strict=True))
+        missing = [(key, frame) for key, frame in wanted if frame not in self._known[key]]
+        if missing:
+            shown = np.array([frame for _, frame in missing])
+            classes = classify(self.model, self.frames.pixels, [dict(key) for key, _ in missing], shown)
+            for (key, frame), answer in zip(missing, classes.tolist(), strict=True):
+                self._known[key][frame] = answer
+        return np.array([self._known[key][frame] for key, frame in zip(keys, frames, strict=True)], np.int64)
