@@ -14,7 +14,7 @@ from rws.errors import InputError
 from rws.training.adopt.graph import run_onnx
 from rws.training.corruptions import CORRUPTIONS
 from support.classifiers import images, tiny
-from support.command_line import rws
+from support.command_line import invoke, rws
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     for model in patched:
         assert model.apply({"fog": 1.0})
     np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
-    ran = rws("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
+    ran = invoke("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())
 
@@ -109,7 +109,7 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     onnx.save(tiny(), tmp_path / "mine.onnx")
-    failed = rws("build", *arguments, check=False)
+    failed = invoke("build", *arguments, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
