@@ -78,8 +78,7 @@ def add(
         list[str] | None, typer.Option(help="Add only this one of the file; may be given several times.")
     ] = None,
     transfer: Annotated[
-        bool,
-        typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes."),
+        bool, typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes.")
     ] = False,
 ) -> None:
     """Append signatures to a bundle.

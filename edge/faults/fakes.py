@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 
 from rws.edge.faults.frames import scene
 from rws.edge.live.base import PatchableModel
+from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
-from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.source import CapturedSource
 from rws.records import Frame
 
@@ -28,7 +27,6 @@ class FakeTime:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Return the time."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -39,7 +37,7 @@ class FakeTime:
 Script = Iterable[Step] | Callable[[FakeTime], Iterable[Step]]
 
 
-class ScriptedCapture:
+class ScriptedCapture(CaptureProcess):
     """Stands for the capture process of `CapturedSource`.
 
     Args:
@@ -51,10 +49,7 @@ class ScriptedCapture:
     """
 
     def __init__(self, script: Script, time: FakeTime) -> None:
-        descriptor = shared_memory(Counters.SIZE)
-        self.counters = Counters(descriptor)
-        os.close(descriptor)
-        self.pid: int | None = None
+        super().__init__(CaptureSettings("scripted", "camera", "scripted camera"))
         self.kills = 0
         self.opened_at: list[float] = []
         self._script, self._time = script, time
@@ -76,14 +71,13 @@ class ScriptedCapture:
             self._time.sleep(self._silence)
             timeout -= self._silence
             self._silence = 0.0
-            step: Step = next(self._steps, ("hang", None))
-            kind, what = step
+            kind, what = next(self._steps, ("hang", None))
             if kind == "open":
                 return Ended(what) if what else Opened(fps=30.0, length=None, finite=False)
             if kind == "end":
                 return Ended(what)
             if kind == "frame":
-                return Frame(self.counters.add("received"), what, self._time.now, "scripted camera")
+                return Frame(self.counters.add("received"), what, self._time.now, self.settings.name)
             if kind == "reject":
                 self.counters.add("received")
                 self.counters.add(what)
@@ -98,16 +92,12 @@ class ScriptedCapture:
         self.kills += 1
         self._silence = 0.0
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 def scripted(script: Script, retries: int | None = None) -> tuple[CapturedSource, ScriptedCapture, FakeTime]:
     """Return a live source that follows a script, its capture and its clock."""
     time = FakeTime()
     capture = ScriptedCapture(script, time)
-    settings = CaptureSettings("scripted", "camera", "scripted camera")
-    source = CapturedSource(settings, retries=retries, sleep=time.sleep, capture=capture, jitter=lambda: 1.0)
+    source = CapturedSource(capture.settings, retries=retries, sleep=time.sleep, capture=capture, jitter=lambda: 1.0)
     return source, capture, time
 
 

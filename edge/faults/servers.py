@@ -110,9 +110,7 @@ class RtspServer(Closing):
         self.port = port or free_port()
         self.url = f"rtsp://127.0.0.1:{self.port}/camera"
         self._process = subprocess.Popen(
-            [_SYSTEM_PYTHON, "-I", str(_RTSP_SERVER), str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            [_SYSTEM_PYTHON, "-I", str(_RTSP_SERVER), str(self.port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != b"ready":

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 # Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
 # libx264. Two threads: each one more holds another frame back, and the model wants the other cores.
-ENCODERS = {
-    "libx264": {"preset": "veryfast", "threads": "2"},
-    "mpeg4": {"qmin": "5", "qmax": "5"},
-}
+ENCODERS = {"libx264": {"preset": "veryfast", "threads": "2"}, "mpeg4": {"qmin": "5", "qmax": "5"}}
 TICKS = 60_000  # parts of a second that times are given in; mpeg4 takes no more than 65,535
 KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key frame
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}

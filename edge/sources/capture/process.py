@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import mmap
 import os
 import select
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 _STUCK = "the capture process is stuck in a driver and cannot be killed; restart the machine"
 _LAST_WORD = 2.0  # seconds that a process which is at its end, or within an answer, may take
 _WORKER = Path(__file__).with_name("worker.py")
-
 
 Start = Callable[[int], tuple["subprocess.Popen[bytes]", socket.socket]]
 """Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it."""
@@ -73,7 +73,7 @@ class CaptureProcess:
     """
 
     def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
-        self._settings, self._start = settings, start
+        self.settings, self._start = settings, start
         self._counters_descriptor = shared_memory(Counters.SIZE)
         self.counters = Counters(self._counters_descriptor)
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,7 +95,7 @@ class CaptureProcess:
             if self._stuck is None or self._stuck.poll() is not None:
                 self._process, self._connection = self._start(self._counters_descriptor)
                 self._connection.settimeout(_LAST_WORD)
-        self._send(self._settings)
+        self._send(self.settings)
 
     def ask(self) -> None:
         """Ask for the next frame; a `Frame` or `Ended` answers."""
@@ -106,7 +106,9 @@ class CaptureProcess:
         if self._connection is None:
             stuck = self._stuck is not None and self._stuck.poll() is None
             return Ended(_STUCK if stuck else "the capture process is not running")
-        if b"\n" not in self._unread and not _readable(self._connection, timeout):
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if b"\n" not in self._unread and not poll.poll(timeout * 1e3):
             return None
         line = self._read_line(self._connection)
         if line is None:
@@ -117,8 +119,10 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
-            image = self._copy(message.height, message.width)
-            return Frame(message.index, image, message.captured_at, self._settings.name)
+            assert self._memory is not None
+            shape = (message.height, message.width, 3)
+            image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
+            return Frame(message.index, image, message.captured_at, self.settings.name)
         assert isinstance(message, Opened | Ended)
         return message
 
@@ -166,11 +170,6 @@ class CaptureProcess:
         line, self._unread = self._unread.split(b"\n", 1)
         return line
 
-    def _copy(self, height: int, width: int) -> NDArray[np.uint8]:
-        assert self._memory is not None
-        image: NDArray[np.uint8] = self._memory[: height * width * 3].reshape(height, width, 3).copy()
-        return image
-
     def _died(self) -> Ended:
         assert self._process is not None
         try:
@@ -181,9 +180,3 @@ class CaptureProcess:
         self.kill()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return Ended(f"the capture process died ({how})")
-
-
-def _readable(connection: socket.socket, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(timeout * 1e3))

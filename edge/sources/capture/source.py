@@ -7,13 +7,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
 
 from rws.edge.sources.base import TICK, Source, State
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
-from rws.edge.sources.capture.shared import Counters
 from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
 from rws.errors import SourceError
 from rws.records import Frame
@@ -22,20 +20,6 @@ log = logging.getLogger(__name__)
 
 # A source that gives nothing but these is reopened; one that is black may just look at a dark world.
 BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
-
-
-class _Capture(Protocol):
-    """What `CapturedSource` asks; `CaptureProcess` is one, and documents it."""
-
-    counters: Counters
-
-    @property
-    def pid(self) -> int | None: ...
-    def open(self) -> None: ...
-    def ask(self) -> None: ...
-    def answer(self, timeout: float) -> Opened | Frame | Ended | None: ...
-    def kill(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class CapturedSource(Source):
@@ -68,13 +52,13 @@ class CapturedSource(Source):
         retries: int | None = None,
         stall: float = 5.0,
         sleep: Callable[[float], None] = time.sleep,
-        capture: _Capture | None = None,
+        capture: CaptureProcess | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
         self.name, self.live, self.state = settings.name, settings.kind != "file", "opening"
         self._settings, self._sleep = settings, sleep
-        self._capture: _Capture = capture or CaptureProcess(settings)
+        self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
         self._openings, self._is_open = 0, False
         if not self.live and (reason := _outcome(self._open())):
@@ -88,11 +72,10 @@ class CapturedSource(Source):
 
     def close(self) -> None:
         """End the capture process. What it still held counts as dropped, if frames may be, else as `buffered`."""
-        self._capture.kill()
+        self._capture.close()
         if self.live or self._settings.latest or self.state == "lost":
             self._capture.counters.drop_leftovers(self.delivered)
         self._count()
-        self._capture.close()
 
     def frames(self) -> Iterator[Frame | None]:
         """Yield what comes, and None while nothing comes; reopen the source when it is lost."""
