@@ -1,32 +1,25 @@
 """The way of one frame: model input → oracle → policy → patch → predict → task."""
 
-from __future__ import annotations
-
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
-from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.records import Frame, Prediction
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.bundle.bundle import Bundle
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
@@ -34,12 +27,8 @@ STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 class Filter(Protocol):
     """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
 
-    def update(self, belief: Belief) -> Belief:
-        """Return the belief after this frame."""
-        ...
-
-    def reset(self) -> None:
-        """Forget the past."""
+    def update(self, belief: Belief) -> Belief: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
 
 
 class _PredictionRecord(TypedDict):
@@ -77,9 +66,7 @@ class Result:
     """What the pipeline found in one frame.
 
     Args:
-        index: the frame's number in its source.
-        name: the frame's name.
-        captured_at: when it was captured, seconds of the source's clock.
+        index, name, captured_at: of the frame.
         age_ms: milliseconds from capture to this result.
         output: what the task read from the model's outputs.
         belief: what the oracle (and the temporal filter, if any) says of the frame.
@@ -102,7 +89,7 @@ class Result:
     mix: Mapping[str, float]
     changed: bool
     times_ms: Mapping[str, float]
-    task: Task
+    task: Classify
     frame_ref: weakref.ref[Frame]
     observed: bool = True
     unpatched: Prediction | None = None
@@ -116,17 +103,17 @@ class Result:
     @property
     def label(self) -> str:
         """The name of the predicted class."""
-        return self.output.top[0].label
+        return self.top[0].label
 
     @property
     def class_index(self) -> int:
         """The index of the predicted class in the bundle's classes."""
-        return self.output.top[0].class_index
+        return self.top[0].class_index
 
     @property
     def confidence(self) -> float:
         """The softmax probability of the predicted class, 0…1."""
-        return self.output.top[0].confidence
+        return self.top[0].confidence
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -185,11 +172,7 @@ class Pipeline:
     pipeline serves one stream and one thread at a time.
 
     Args:
-        model: the model whose shallow weights are patched.
-        oracle: says what corrupts a frame.
-        policy: answers a belief with a mix.
         filter: smooths the belief over consecutive frames; None treats every frame as independent of the others.
-        task: what the model's outputs mean.
         input_size: the model's input (height, width), pixels.
         name: of the bundle.
     """
@@ -198,16 +181,16 @@ class Pipeline:
     oracle: CorruptionOracle
     policy: Policy
     filter: Filter | None
-    task: Task
+    task: Classify
     input_size: tuple[int, int]
     name: str = ""
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
         """Build the pipeline of a bundle.
 
         Args:
-            bundle: a loaded bundle.
+            bundle: a loaded bundle, which is released.
             options: how its model runs; its threads hold for the oracle, too.
             independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
 
@@ -241,7 +224,7 @@ class Pipeline:
         Args:
             frame: uint8 (H, W, 3), RGB, any size.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
-            read_ms: milliseconds that reading the frame took.
+            read_ms: what reading the frame took.
             clock: seconds, monotonic; the one that stamps the frames.
 
         Raises:

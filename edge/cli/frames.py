@@ -1,7 +1,5 @@
 """Frames on their way from a source to the loop: checked, and corrupted on purpose (`rws run --corrupt`)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

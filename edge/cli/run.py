@@ -1,7 +1,5 @@
 """`rws run`. What needs time to import is imported when the command runs, not for its help text."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated

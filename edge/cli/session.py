@@ -1,7 +1,5 @@
 """One `rws run`: open what was asked for, loop over the results, report."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

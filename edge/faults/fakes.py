@@ -1,7 +1,5 @@
 """A camera that follows a script and a clock that moves only when somebody waits: hours of trouble in milliseconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -27,6 +25,7 @@ class FakeTime:
         self.now = 1000.0
 
     def __call__(self) -> float:
+        """Return the time."""
         return self.now
 
     def sleep(self, seconds: float) -> None:

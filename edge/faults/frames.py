@@ -3,8 +3,6 @@
 Also a real H.264 file, and what a bad transport makes of it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av

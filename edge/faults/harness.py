@@ -1,28 +1,23 @@
 """One fault: what is promised, what is done, and what came of it."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.faults.frames import read_stamp, scene
+from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
+from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.errors import first_line
 from rws.records import Frame
-
-if TYPE_CHECKING:
-    from rws.edge.bundle.bundle import Bundle
-    from rws.edge.pipeline import Pipeline, Result
-    from rws.edge.sinks.base import Sink
 
 
 class NotHereError(Exception):

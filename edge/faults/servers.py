@@ -1,7 +1,5 @@
 """Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can misbehave, and be killed."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """The soak test: the real command on a real stream for a long time, with a real client of its page."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

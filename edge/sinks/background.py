@@ -1,23 +1,17 @@
 """A sink behind a queue and a separate thread, so that a slow disk cannot hold up the frame loop."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rws.edge.pipeline import Result
+from rws.edge.sinks.base import Sink
 from rws.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.edge.sinks.base import Sink
-    from rws.records import Frame
+from rws.records import Frame
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +127,7 @@ class BackgroundSink:
         self._stop(None, self.timeout if timeout is None else timeout)
         self._raise()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BackgroundSink":
         with ExitStack() as failed:
             if isinstance(self.sink, AbstractContextManager):
                 failed.enter_context(self.sink)

@@ -1,7 +1,5 @@
 """Results as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

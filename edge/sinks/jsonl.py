@@ -1,7 +1,5 @@
 """Results as JSON lines."""
 
-from __future__ import annotations
-
 import json
 
 from rws.edge.pipeline import Result

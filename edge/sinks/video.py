@@ -1,7 +1,5 @@
 """Annotated frames as a video file."""
 
-from __future__ import annotations
-
 import os
 from fractions import Fraction
 from itertools import count

@@ -1,25 +1,18 @@
 """Annotated frames in a window, for `rws run --show`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import cv2
 
 from rws.edge.common.child import python_command
 from rws.edge.common.closing import Closing
+from rws.edge.pipeline import Result
 from rws.edge.tasks.annotate import annotate
 from rws.errors import RwsError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.records import Frame
+from rws.records import Frame
 
 ESCAPE = 27
 ELSEWHERE = "see the frames in a browser with --serve, or write them to a file with --save"
@@ -81,7 +74,7 @@ class WindowSink(Closing):
             self.closed = True
             self._on_close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WindowSink":
         _check_display()
         return self
 

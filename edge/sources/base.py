@@ -1,7 +1,5 @@
 """What every source of frames is: `Source`."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Image files as a source. BGR, OpenCV's colour order, does not leave this module."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """`open_source`: the source that a user means, whether camera, file, folder, glob, URL or test pattern."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """A moving test image, for those who have no camera."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 320, 720, 1280
-PANEL_WIDTH = 300
-BARS = 5
-MIX_LINES = 2
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
+BARS, MIX_LINES = 5, 2
 
 BACKGROUND: Colour = (17, 20, 27)
 TRACK: Colour = (38, 44, 56)
@@ -74,9 +72,7 @@ def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint
     if factor > 1:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
     scale = min(MAX_HEIGHT / height, max_width / width)
-    if scale >= 1:
-        return image
-    return resize(image, scale)
+    return image if scale >= 1 else resize(image, scale)
 
 
 def resize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:

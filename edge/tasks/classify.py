@@ -1,7 +1,5 @@
 """Image classification: one logit per class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -38,11 +36,7 @@ class ClassificationRecord(TypedDict):
 
 
 class Classify:
-    """Reads logits as classes; a `Task`.
-
-    Args:
-        classes: the K class names, in the order of the logits.
-    """
+    """The task that reads logits as classes: K class names, in the order of the logits."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)

@@ -1,7 +1,5 @@
 """Faults of what comes after capture: sinks, disk, model, bundle, signals, and a machine that is too slow."""
 
-from __future__ import annotations
-
 import gc
 import json
 import resource

@@ -1,7 +1,5 @@
 """Faults with real capture processes, real files and real servers on loopback."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

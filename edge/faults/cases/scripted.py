@@ -1,7 +1,5 @@
 """Faults that take minutes or hours, with a scripted camera and a clock that moves when somebody waits."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

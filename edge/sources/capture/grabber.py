@@ -1,7 +1,5 @@
 """Decodes an open source in a separate thread, and keeps its good frames until they are taken."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

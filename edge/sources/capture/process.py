@@ -1,7 +1,5 @@
 """The loop's side of a capture process: start it, ask it, and kill it when it does not answer."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -3,8 +3,6 @@
 The loop asks (`CaptureSettings`: open this; `Next`: the next frame), the process answers.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """A source whose frames are captured in another process, watched by a clock, and reopened when it is lost."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

@@ -1,7 +1,5 @@
 """When a live source counts as lost, and how long to wait before it is reopened. Pure: no clock, no I/O."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 OPEN_TIMEOUT = 10.0  # seconds after which opening a connection is given up

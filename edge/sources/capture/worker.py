@@ -5,8 +5,6 @@ and so never stands in a list of processes. A frame lies in shared memory; if th
 larger memory comes with the answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import os
