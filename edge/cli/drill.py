@@ -116,5 +116,5 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s")
     console.print(f"    promised: {outcome.promised}", markup=False)
     console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
-    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {sum(outcome.rejected.values())}"
+    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected.total()}"
     console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)

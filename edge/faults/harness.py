@@ -37,7 +37,7 @@ class Outcome:
     frames_in: int = 0
     frames_out: int = 0
     dropped: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     skipped: str = ""
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class Outcome:
     @property
     def accounted(self) -> bool:
         """Whether in = out + dropped + rejected."""
-        return self.frames_in == self.frames_out + self.dropped + sum(self.rejected.values())
+        return self.frames_in == self.frames_out + self.dropped + self.rejected.total()
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields and whether it passed in plain types."""
@@ -108,8 +108,7 @@ class Drill:
         outcome.frames_in += source.received
         outcome.frames_out += results
         outcome.dropped += source.dropped
-        for reason, count in (source.rejections + Counter({"in hand at an exception": failed})).items():
-            outcome.rejected[reason] = outcome.rejected.get(reason, 0) + count
+        outcome.rejected += source.rejections + Counter({"in hand at an exception": failed})
         self.check(source.delivered == results + failed, f"each of {source.delivered} delivered frames has a result")
         self.check(outcome.accounted, "frames in = out + dropped + rejected")
 
@@ -128,13 +127,10 @@ class Drill:
         Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean.
 
         Args:
-            source, sinks, clock: of the loop.
+            source, sinks, clock: of the loop; what it raises is raised.
             until: given the results so far.
             limit: seconds after which it fails.
             pipeline: one with a fault, around the drill's model; None: the drill's.
-
-        Raises:
-            RwsError: what the loop raised.
         """
         seen: list[Seen] = []
         deadline = time.monotonic() + limit

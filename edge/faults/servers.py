@@ -25,21 +25,16 @@ def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+        return int(probe.getsockname()[1])
 
 
 class MjpegServer(Closing):
-    """A camera that sends JPEG images over HTTP, as IP cameras do.
+    """A camera that sends JPEG images over HTTP, as IP cameras do; `url` is what to open.
 
     Args:
         camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
         fps: images per second.
         port: where to listen; 0 chooses one.
-
-    Attributes:
-        url: what to open.
-        number: of the next image.
     """
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
@@ -96,9 +91,6 @@ class MjpegServer(Closing):
 
 class RtspServer(Closing):
     """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
-
-    Args:
-        port: where to listen; 0 chooses one.
 
     Raises:
         OSError: if it does not start.

@@ -32,8 +32,7 @@ class BackgroundSink:
             wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
             is known only when it is open.
         timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
-            complete is worth some patience. After that the waiting frames are dropped, a warning is logged, and the
-            thread is left to end with the process.
+            complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
 
     Attributes:
         accepted: frames that `write` took: `written` + `dropped` + `waiting` + `in_hand`.
@@ -45,11 +44,6 @@ class BackgroundSink:
 
     Raises:
         InputError: if `capacity` is below 1.
-
-    Example:
-        >>> with BackgroundSink(VideoSink("out.mp4", endless=True)) as sink:  # doctest: +SKIP
-        ...     for result in runtime.stream(0, sinks=[sink]):
-        ...         pass
     """
 
     def __init__(
@@ -116,10 +110,7 @@ class BackgroundSink:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, then leave the other sink.
-
-        Args:
-            timeout: as the constructor's; None for that.
+        """Write what waits, then leave the other sink; `timeout` is the constructor's by default.
 
         Raises:
             BaseException: what the other sink raised.
@@ -161,16 +152,14 @@ class BackgroundSink:
         with self._changed:
             if self._thread.is_alive():
                 self.abandoned = True
-                left = self._drop_waiting()
-                name = type(self.sink).__name__
+                name, left = type(self.sink).__name__, len(self._queue)
                 log.warning("%s has not returned for %g s and is given up; %d frames are lost", name, timeout, left)
+                self._drop_waiting()
 
-    def _drop_waiting(self) -> int:
-        left = len(self._queue)
-        self.dropped += left
+    def _drop_waiting(self) -> None:
+        self.dropped += len(self._queue)
         self._queue.clear()
         self._changed.notify_all()
-        return left
 
     def _run(self) -> None:
         try:
@@ -191,8 +180,7 @@ class BackgroundSink:
     def _next(self) -> tuple[Frame, Result] | None:
         """The next frame to write; None when all are written and no more will come."""
         with self._changed:
-            while self._open and not self._queue:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:
                 return None
             self.in_hand = 1

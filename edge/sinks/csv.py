@@ -4,7 +4,6 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.sinks.file import LineSink
@@ -58,7 +57,10 @@ class CsvSink(LineSink):
 
     def _open(self) -> None:
         header = self.HEADER.encode()
-        found = _first_bytes(self.path, len(header)) if self.endless else b""
+        found = b""
+        if self.endless and self.path.is_file():
+            with self.path.open("rb") as file:
+                found = file.read(len(header))
         if not header.startswith(found):
             first = found.decode(errors="replace").partition("\n")[0]
             raise InputError(
@@ -75,11 +77,3 @@ class CsvSink(LineSink):
     def _end_of(self, half: bytes) -> bytes:
         # Inside a quoted name, a newline alone would not end the row.
         return b'"\n' if half.count(b'"') % 2 else b"\n"
-
-
-def _first_bytes(path: Path, count: int) -> bytes:
-    """Return what a file begins with; b"" if there is none, or it is a pipe or device."""
-    if not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        return file.read(count)

@@ -1,10 +1,7 @@
 """What sinks that write one file share.
 
-The file appears under its name when the sink closes, complete and readable. If an exception passes through the sink,
-nothing appears and a file that was there before is left as it was.
-
-A run that never ends needs the opposite: with `endless=True` the file grows under its own name from the first frame
-on, and what was written is there after a crash or `kill -9`.
+The file appears complete when the sink closes; if an exception passes through, what was there before is left as it was.
+With `endless=True` it grows under its own name instead, and what was written is there after a crash or `kill -9`.
 """
 
 from __future__ import annotations
@@ -74,12 +71,11 @@ class LineSink(FileSink):
         # Without a buffer a line is in the file as soon as it is written; and appending goes on at the start of a file
         # that logrotate (copytruncate) has emptied.
         self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
-        half = _half_line(self.path)
-        if half:
+        if half := _half_line(self.path):
             self._file.write(self._end_of(half))
 
     def _end_of(self, half: bytes) -> bytes:
-        """Return the terminator for a truncated line."""
+        """The terminator for a truncated line."""
         return b"\n"
 
     def _append(self, text: str) -> int:

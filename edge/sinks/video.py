@@ -60,11 +60,11 @@ class VideoSink(FileSink):
         self.frames += 1
 
     def _start(self) -> VideoFile:
+        target = self.path
         if self.endless:
-            _set_aside(self.path)
-            target = self.path
+            _set_aside(target)
         else:
-            target = self._stack.enter_context(atomic_path(self.path))
+            target = self._stack.enter_context(atomic_path(target))
         return self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
 
 

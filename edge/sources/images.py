@@ -29,17 +29,10 @@ class ImageSource(Source):
 
     def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self.name = name
-        self.length = len(paths)
-        self.paths = tuple(paths)
-        self._clock = clock
+        self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield the images, in order.
-
-        Raises:
-            SourceError: if none of them can be decoded.
-        """
+        """Yield the images, in order; a `SourceError` if none of them can be decoded."""
         for index, path in enumerate(self.paths):
             if self.stopped:
                 return

@@ -19,8 +19,8 @@ class PatternSource(Source):
     It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
 
     Args:
-        width, height: pixels, at least 32.
-        fps: frames per second.
+        width, height: pixels, 32…8192.
+        fps: frames per second, up to 10,000.
         clock: seconds, monotonic.
         sleep: waits for that many seconds.
 

@@ -41,9 +41,8 @@ def _sink_blocks(drill: Drill) -> None:
             if result.index > 0:
                 release.wait()
 
-    source = PatternSource(64, 64, 100.0)
     with BackgroundSink(Stuck(), capacity=4, timeout=1.0) as sink:
-        seen = drill.play(source, reached(200), sinks=[sink])
+        seen = drill.play(PatternSource(64, 64, 100.0), reached(200), sinks=[sink])
         ending = time.monotonic()
     ending = time.monotonic() - ending
     release.set()
@@ -143,11 +142,10 @@ def _broken_bundle(drill: Drill) -> None:
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
     built: list[Bundle] = []
+    switched: list[int] = []
     model, manifest = current / "model.onnx", current / "bundle.json"
     whole = model.read_bytes()
     other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
-    source = PatternSource(64, 64, 100.0)
-    switched: list[int] = []
 
     def build(bundle: Bundle) -> Pipeline:
         built.append(bundle)
@@ -171,7 +169,7 @@ def _broken_bundle(drill: Drill) -> None:
                 stage = "mended"
             return bool(switched)
 
-        seen = drill.play(source, steer, limit=20.0)
+        seen = drill.play(PatternSource(64, 64, 100.0), steer, limit=20.0)
     drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
     drill.check(watch.failures == 1, "it is refused once")
     drill.check(switched != [] and len(built) == 1, "the good one takes over")

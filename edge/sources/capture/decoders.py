@@ -1,7 +1,6 @@
 """Opening and decoding, in the capture process: OpenCV for cameras, PyAV (FFmpeg) for files and network streams.
 
-PyAV reports what OpenCV hides: that a frame was damaged, that a connection timed out rather than ended, and when a
-packet arrived. What follows a damaged frame is built on it, so it counts as damaged too until the next key frame.
+PyAV reports what OpenCV hides: that a frame was damaged, that a connection timed out, and when a packet arrived.
 """
 
 from __future__ import annotations
@@ -189,11 +188,11 @@ class StreamDecoder(Decoder):
         packets = self._container.demux(self._stream)
         while True:
             try:
-                packet = next(packets, None)
+                packet = next(packets)
+            except StopIteration:
+                return
             except (self._av.error.FFmpegError, OSError) as error:
                 raise SourceError(_why(error, LONGEST_SILENCE)) from error
-            if packet is None:
-                return
             yield packet
 
     def _declared_length(self) -> int | None:
@@ -230,6 +229,7 @@ class StreamDecoder(Decoder):
         return self._jpegs_end and not complete
 
     def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
+        # What follows a damaged frame is built on it, so it counts as damaged too until the next key frame.
         if frame.is_corrupt or packet_is_corrupt:
             self._distrusted_since = now
         elif frame.key_frame or (

@@ -33,8 +33,7 @@ class Grabber(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.reason: str | None = None
-        self._decoder, self._latest, self._counters = decoder, latest, counters
-        self._freeze = freeze
+        self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
         self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
         self._capacity = LIVE_BUFFER if latest else BUFFER

@@ -19,12 +19,7 @@ Arrival = tuple["Packet[Any]", float]
 
 
 class PacketReader:
-    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another.
-
-    Args:
-        packets: the source.
-        clock: seconds, monotonic.
-    """
+    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another."""
 
     def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._packets, self._clock = packets, clock

@@ -31,11 +31,7 @@ Start = Callable[[int], tuple["subprocess.Popen[bytes]", socket.socket]]
 
 
 def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `worker.py`; see `Start`.
-
-    Raises:
-        SourceError: on Windows.
-    """
+    """Start `worker.py`; see `Start`. A `SourceError` on Windows."""
     if os.name == "nt":
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
@@ -61,10 +57,6 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 
 class CaptureProcess:
     """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits.
-
-    Args:
-        settings: what it opens.
-        start: starts the process.
 
     Attributes:
         counters: of all received frames, over all processes of this object.
@@ -172,9 +164,8 @@ class CaptureProcess:
         assert self._process is not None
         try:
             code = self._process.wait(_LAST_WORD)
+            reason = f"died (signal {-code})" if code < 0 else f"died (exit code {code})"
         except subprocess.TimeoutExpired:
-            self.kill()
-            return Ended("the capture process exited while sending an answer")
+            reason = "exited while sending an answer"
         self.kill()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ended(f"the capture process died ({how})")
+        return Ended(f"the capture process {reason}")

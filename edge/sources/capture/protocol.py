@@ -1,7 +1,4 @@
-"""Messages between the frame loop and its capture process: one line of JSON each, with the number of the question.
-
-The loop asks (`CaptureSettings`: open this; `Next`: the next frame), the process answers.
-"""
+"""Messages between the frame loop, which asks, and its capture process: a line of JSON with the question's number."""
 
 import json
 from dataclasses import dataclass

@@ -28,12 +28,9 @@ def shared_memory(size: int) -> int:
 
 
 class Counters:
-    """Totals of a source in shared memory, readable by both processes, kept when one of them is killed.
+    """Totals of a source in `shared_memory(Counters.SIZE)`, readable by both processes, kept when one is killed.
 
     Several threads of a process may count; of two processes, each counts under names of its own.
-
-    Args:
-        descriptor: of `shared_memory(Counters.SIZE)`.
     """
 
     SIZE = 8 * len(COUNTERS)

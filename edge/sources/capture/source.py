@@ -34,8 +34,7 @@ class CapturedSource(Source):
         stall: seconds without a frame after which a live source counts as lost.
         sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
             the capture process stamps the frames with `time.monotonic`.
-        capture: what captures (default: a process).
-        jitter: a number in 0…1 for each pause.
+        capture, jitter: for tests; see `Backoff`.
 
     Raises:
         SourceError: if a file cannot be opened.
