@@ -37,14 +37,11 @@ Script = Iterable[Step] | Callable[[FakeTime], Iterable[Step]]
 
 
 class ScriptedCapture(CaptureProcess):
-    """Stands for the capture process of `CapturedSource`.
+    """Stands for the capture process of `CapturedSource`; notes when it was asked to open.
 
     Args:
         script: the steps, or what gives the steps from an opening on; after the last one it hangs.
         time: passes while it is silent.
-
-    Attributes:
-        opened_at: the time of each attempt to open.
     """
 
     def __init__(self, script: Script, time: FakeTime) -> None:
@@ -70,7 +67,8 @@ class ScriptedCapture(CaptureProcess):
             self._time.sleep(self._silence)
             timeout -= self._silence
             self._silence = 0.0
-            kind, what = next(self._steps, ("hang", None))
+            step: Step = next(self._steps, ("hang", None))
+            kind, what = step
             if kind == "open":
                 return Ended(what) if what else Opened(fps=30.0, length=None, finite=False)
             if kind == "end":

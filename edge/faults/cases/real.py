@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -148,8 +149,7 @@ def _play_and_signal(
         return bool(signalled) and until(seen, signalled[0][1], source)
 
     with MjpegServer(_camera()) as server:
-        source = open_source(server.url, stall=stall)
-        assert isinstance(source, CapturedSource)
+        source = cast(CapturedSource, open_source(server.url, stall=stall))
         seen = drill.play(source, steer)
     return seen, source, *signalled[0]
 

@@ -54,13 +54,7 @@ def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
 
 
 class Decoder(ABC):
-    """An open camera, file or stream.
-
-    Attributes:
-        fps: frames per second as declared, else None.
-        length: number of frames as declared, else None.
-        finite: whether it has an end that is no failure.
-    """
+    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is no failure."""
 
     fps: float | None = None
     length: int | None = None
@@ -68,11 +62,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
-        """Yield the frames until the end.
-
-        Raises:
-            SourceError: if the source is lost, with why.
-        """
+        """Yield the frames until the end; a `SourceError` says why the source is lost."""
 
     @abstractmethod
     def close(self) -> None:
@@ -122,7 +112,7 @@ class StreamDecoder(Decoder):
         target: path or URL.
         network: whether it comes over a network, at its own pace.
         timeout: seconds after which opening is given up.
-        latest: whether frames may be skipped; None: those of a live stream.
+        latest: False if no frame of a live stream may be skipped.
 
     Raises:
         SourceError: if it cannot be opened, or holds no video that can be decoded.
@@ -148,8 +138,8 @@ class StreamDecoder(Decoder):
         self._container = container
         self._stream: Any = container.streams.best("video")
         # FFmpeg draws any text as a video.
-        if self._stream is None or self._stream.codec_context is None or self._container.format.name == "tty":
-            self._container.close()
+        if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
+            container.close()
             raise SourceError("holds no video that can be decoded; expected for example .mp4, .avi or .mkv")
         self.fps = _positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)

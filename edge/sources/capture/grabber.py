@@ -15,14 +15,12 @@ BUFFER = 4
 
 
 class Grabber(threading.Thread):
-    """Decodes an open source, checks each frame, and keeps the good ones until they are taken.
+    """Decodes an open source, counts and checks each frame, and keeps the good ones until they are taken.
 
     Args:
-        decoder: the open source.
         latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
         freeze: detects frozen frames; None if equal ones are as good as others.
         pace: play at the source's own rate, as if it were live.
-        counters: where all frames are counted.
 
     Attributes:
         reason: why the source ended, "" for a regular end; None before.

@@ -50,14 +50,12 @@ class PacketReader:
                 second is tolerated, and a longer one ends at the newest key frame.
         """
         for packet, at in self:
-            waiting = self.waiting()
-            if waiting and (independent or self._clock() - at > CATCH_UP_SECONDS):
-                keys = [place for place, (later, _) in enumerate(waiting) if later.is_keyframe]
-                if keys:
-                    yield None, at
-                    yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
-                    continue
-            yield packet, at
+            keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]
+            if keys and (independent or self._clock() - at > CATCH_UP_SECONDS):
+                yield None, at
+                yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
+            else:
+                yield packet, at
 
     def waiting(self) -> list[Arrival]:
         """Return what has arrived and was not taken yet."""
