@@ -144,11 +144,9 @@ def switch(
 
 def _print_change(changed: Bundle) -> None:
     measured = {changed.manifest.corruptions[index] for index in changed.table.signature if index >= 0}
-    typer.echo(
-        f"{changed.path} now has {len(changed.signatures.names)} signatures: {', '.join(changed.signatures.names)}"
-    )
-    unused = [name for name in changed.signatures.names if name not in measured]
-    if unused:
+    names = changed.signatures.names
+    typer.echo(f"{changed.path} now has {len(names)} signatures: {', '.join(names)}")
+    if unused := [name for name in names if name not in measured]:
         typer.echo(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
     typer.echo("Accuracies measured before no longer hold; measure again with `rws replay`.")
 
@@ -202,6 +200,5 @@ def _print(description: dict[str, Any]) -> None:
 
 
 def _lines(values: dict[str, Any]) -> str:
-    return "\n".join(
-        f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
-    )
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return "\n".join(f"{key}: {text}" for key, text in texts.items())

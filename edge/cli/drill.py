@@ -59,9 +59,9 @@ def drill(
         content, failed = _run_soak(loaded, soak, fps, console)
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
+    for promise in failed:
+        console.print(f"not kept: {promise}", style="red", markup=False)
     if failed:
-        for promise in failed:
-            console.print(f"not kept: {promise}", style="red", markup=False)
         raise typer.Exit(1)
 
 
@@ -98,9 +98,7 @@ def _run_cases(
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
         pipeline = Pipeline.from_bundle(bundle, ModelOptions(threads=1))
-        for case in chosen:
-            if quick and case.slow:
-                continue
+        for case in (case for case in chosen if not (quick and case.slow)):
             with tempfile.TemporaryDirectory() as folder:
                 outcomes.append(case.run(bundle, pipeline, Path(folder), video))
             _print_outcome(outcomes[-1], console)

@@ -41,11 +41,7 @@ class ChangedSource:
 
 
 class SizeWarning:
-    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on.
-
-    Args:
-        manifest: of the bundle that runs.
-    """
+    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -64,8 +60,7 @@ def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame
 
     Args:
         spec: TYPE:SEVERITY.
-        size: gives the model's input (height, width), pixels; asked at each frame, because another bundle may have
-            another.
+        size: gives the model's input (height, width), pixels, which may change with the bundle.
 
     Raises:
         MissingExtraError: if the extra `train` is not installed.

@@ -49,14 +49,8 @@ def oracle(
     for frame in map(SizeWarning(loaded.manifest), source):
         belief = network.observe(preprocess(frame.image, *size))
         console.print(f"{frame.name}  {_line(belief)}", markup=False)
-        rows.append(
-            {
-                "file": frame.name,
-                "corruption": belief.type,
-                "probability": round(float(belief.probability.max()), 4),
-                "severity": round(belief.type_severity, 3),
-            }
-        )
+        certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
+        rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
         write_json(report, rows)
