@@ -37,11 +37,9 @@ class _PredictionRecord(TypedDict):
 
 
 class _BeliefRecord(TypedDict):
-    """`severity` is that of `type`; `expected_severity` that of the whole belief, in which clean counts as 0."""
-
     type: str
-    severity: float
-    expected_severity: float
+    severity: float  # of `type`
+    expected_severity: float  # of the whole belief, in which clean counts as 0
     probability: dict[str, float]
 
 
@@ -63,37 +61,22 @@ class ResultRecord(ClassificationRecord):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What the pipeline found in one frame.
+    """What the pipeline found in one frame."""
 
-    Args:
-        index, name, captured_at: of the frame.
-        age_ms: milliseconds from capture to this result.
-        output: what the task read from the model's outputs.
-        belief: what the oracle (and the temporal filter, if any) says of the frame.
-        mix: the signatures in effect for this frame, {name: alpha}; {} is the clean model.
-        changed: whether the weights were changed for this frame.
-        times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
-        task: draws the output and puts it into plain types.
-        frame_ref: a weak reference to the frame, so that results that are kept hold no images.
-        observed: whether the oracle looked at this frame; otherwise belief and mix are those of the frame before.
-        unpatched: what the clean model says of the same frame; None if nobody asked.
-        on_original: what the clean model says of the frame before it was corrupted on purpose; None if it was not.
-    """
-
-    index: int
-    name: str
-    captured_at: float
-    age_ms: float
+    index: int  # of the frame in its source
+    name: str  # of the frame
+    captured_at: float  # seconds of the source's clock
+    age_ms: float  # from capture to this result
     output: Classification
-    belief: Belief
-    mix: Mapping[str, float]
-    changed: bool
-    times_ms: Mapping[str, float]
-    task: Classify
-    frame_ref: weakref.ref[Frame]
-    observed: bool = True
-    unpatched: Prediction | None = None
-    on_original: Prediction | None = None
+    belief: Belief  # of the oracle, and of the temporal filter, if any
+    mix: Mapping[str, float]  # the signatures in effect for this frame, {name: alpha}; {} is the clean model
+    changed: bool  # whether the weights were changed for this frame
+    times_ms: Mapping[str, float]  # of each stage in `STAGES`; the temporal filter counts as oracle
+    task: Classify  # draws the output and puts it into plain types
+    frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
+    observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
+    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if nobody asked
+    on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
 
     @property
     def top(self) -> tuple[Prediction, ...]:
@@ -132,12 +115,11 @@ class Result:
         Raises:
             InputError: if a newer frame has taken its place, and nobody kept it.
         """
-        frame = self.frame_ref()
-        if frame is None:
-            raise InputError(
-                f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
-            )
-        return annotate(frame.image, self, frame.original)
+        if frame := self.frame_ref():
+            return annotate(frame.image, self, frame.original)
+        raise InputError(
+            f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
+        )
 
     def to_dict(self) -> ResultRecord:
         """Return plain types, ready for `json.dumps`."""
@@ -170,27 +152,22 @@ class Pipeline:
 
     Its parts never change, but have a memory: the model of its weights, filter and policy of the frames before. So a
     pipeline serves one stream and one thread at a time.
-
-    Args:
-        filter: smooths the belief over consecutive frames; None treats every frame as independent of the others.
-        input_size: the model's input (height, width), pixels.
-        name: of the bundle.
     """
 
     model: PatchableModel
     oracle: CorruptionOracle
     policy: Policy
-    filter: Filter | None
+    filter: Filter | None  # None treats every frame as independent of the others
     task: Classify
-    input_size: tuple[int, int]
-    name: str = ""
+    input_size: tuple[int, int]  # the model's (height, width), pixels
+    name: str = ""  # of the bundle
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
         """Build the pipeline of a bundle.
 
         Args:
-            bundle: a loaded bundle, which is released.
+            bundle: a loaded one; it is released.
             options: how its model runs; its threads hold for the oracle, too.
             independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
 
@@ -199,15 +176,10 @@ class Pipeline:
         """
         options = options or ModelOptions()
         manifest = bundle.manifest
-        pipeline = cls(
-            bundle.model(options),
-            bundle.oracle(threads=options.threads),
-            bundle.policy(independent=independent),
-            None if independent else bundle.filter(),
-            Classify(manifest.classes),
-            (manifest.input.height, manifest.input.width),
-            manifest.name,
-        )
+        model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
+        policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
+        task, size = Classify(manifest.classes), (manifest.input.height, manifest.input.width)
+        pipeline = cls(model, oracle, policy, smoothing, task, size, manifest.name)
         bundle.release()
         return pipeline
 

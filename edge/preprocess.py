@@ -86,9 +86,5 @@ def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
         for wanted, found in zip((height, width), image.shape[:2], strict=True)
     )
     top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
-    covered: NDArray[np.uint8] = cv2.resize(
-        image[top : top + rows, left : left + columns],
-        (width, height),
-        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
-    )
-    return covered
+    cropped, method = image[top : top + rows, left : left + columns], cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(cropped, (width, height), interpolation=method), np.uint8)

@@ -1,8 +1,7 @@
 """The frame loop: a source's frames through a pipeline into the sinks, one at a time.
 
-The loop owns all I/O and time. It invents no frame, keeps none but the newest, and however it ends (end of the source,
-an exception in any part, a caller who stops listening) the model is left with its clean weights. While a source is
-lost, the weights are clean, too: what the oracle knew of the image is out of date.
+The loop owns all I/O and time. It invents no frame and keeps none but the newest. However it ends, and while a source
+is lost, the model has its clean weights.
 """
 
 import os
@@ -24,8 +23,7 @@ from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.records import Frame
 
-REVERT_AFTER = 2.0
-"""Seconds: a camera that is lost for less is back before its weather has changed."""
+REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 
 
 @runtime_checkable
@@ -53,11 +51,6 @@ class Runtime(Closing):
 
     Raises:
         InputError: if `oracle_every` is below 1.
-
-    Example:
-        >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
-        ...     for result in runtime.stream("video.mp4"):
-        ...         print(result.label, result.belief.type, result.mix)
     """
 
     def __init__(
@@ -88,14 +81,11 @@ class Runtime(Closing):
     def stream(
         self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
     ) -> Generator[Result, None, None]:
-        """Process the frames of a source one by one, as the caller asks for them.
+        """Process the frames of a source one by one, in order, as the caller asks for them.
 
         Args:
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
-
-        Yields:
-            One result for each frame that the source gives, in order.
 
         Raises:
             SourceError: if the source cannot be opened or is lost for good.

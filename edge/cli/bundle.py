@@ -169,10 +169,6 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _setting(key: str, value: Any) -> str:
-    return f"{key} of {len(value)} states" if isinstance(value, list) else f"{key} {value}"
-
-
 def _print(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -180,6 +176,7 @@ def _print(description: dict[str, Any]) -> None:
     signatures, size, oracle = description["signatures"], description["input"], description["oracle"]
     tensors, names = description["patched_tensors"], signatures["names"]
     levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
+    settings = {k: f"of {len(v)} states" if isinstance(v, list) else v for k, v in description["filter"].items()}
     rows = {
         "folder": description["path"],
         "input": f"{size['height']} x {size['width']} {size['colour']}",
@@ -188,7 +185,7 @@ def _print(description: dict[str, Any]) -> None:
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),
         "oracle": f"{len(oracle['corruptions'])} corruptions, severity {levels}",
         "policy": ", ".join(f"{key} {value}" for key, value in description["policy"].items()),
-        "filter": ", ".join(_setting(key, value) for key, value in description["filter"].items()) or "default",
+        "filter": ", ".join(f"{key} {value}" for key, value in settings.items()) or "default",
         "files": "\n".join(f"{name} {count:,} bytes" for name, count in description["bytes"].items()),
         "measured": _lines(description["measured"]) or "nothing since the signatures changed; see `rws replay`",
         "provenance": _lines(description["provenance"]) or "not recorded",

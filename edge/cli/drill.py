@@ -56,23 +56,18 @@ def drill(
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
-        content, failed = _run_soak(loaded, soak, fps, console)
+        from rws.edge.faults.soak import soak as run_soak
+
+        result = run_soak(soak, fps, loaded.path, console.print)
+        for key, value in vars(result).items():
+            console.print(f"{key}: {value}", markup=False)
+        content, failed = {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
         console.print(f"not kept: {promise}", style="red", markup=False)
     if failed:
         raise typer.Exit(1)
-
-
-def _run_soak(bundle: Bundle, seconds: float, fps: float, console: Console) -> tuple[dict[str, object], list[str]]:
-    """What the report says, and the promises that were not kept."""
-    from rws.edge.faults.soak import soak
-
-    result = soak(seconds, fps, bundle.path, console.print)
-    for key, value in vars(result).items():
-        console.print(f"{key}: {value}", markup=False)
-    return {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
 
 
 def _run_cases(

@@ -12,8 +12,7 @@ from rws.edge.preprocess import cover
 from rws.edge.runtime import FrameSource
 from rws.records import Frame
 
-CORRUPT_SEED = 0
-"""Seed for `--corrupt`; the noise of a frame depends on it and on the frame's number."""
+CORRUPT_SEED = 0  # for `--corrupt`; the noise of a frame depends on it and on the frame's number
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
 
 if TYPE_CHECKING:
     from rws.edge.sources.images import ImageSource
-    from rws.oracle.belief import Belief
 
 
 def oracle(
@@ -48,8 +47,11 @@ def oracle(
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         belief = network.observe(preprocess(frame.image, *size))
-        console.print(f"{frame.name}  {_line(belief)}", markup=False)
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
+        ranked = belief.probability.argsort()[::-1][1:3].tolist()
+        others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
+        line = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"
+        console.print(f"{frame.name}  {line}", markup=False)
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
@@ -69,9 +71,3 @@ def _open_images(specs: list[str]) -> ImageSource:
             raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
         paths.extend(found.paths)
     return ImageSource(paths, ", ".join(specs))
-
-
-def _line(belief: Belief) -> str:
-    ranked = belief.probability.argsort()[::-1][1:3].tolist()
-    others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
-    return f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"

@@ -82,7 +82,9 @@ class RunSession:
             with ExitStack() as opened:
                 self._open(opened)
                 self._loop()
-            self._print_summary()
+            self._console.print(self._summary.render(self._monitor.status()))
+            if self._stop.is_set():
+                self._console.print("stopped by a signal")
         self._write_report()
         if self._lost is not None:
             raise self._lost
@@ -123,7 +125,10 @@ class RunSession:
                         self._monitor.idle()
                         self._outputs.idle()
                     else:
-                        self._take(result)
+                        self._summary.add(result)
+                        self._monitor.add(result)
+                        if self._independent or result.changed:
+                            self._console.print(_line(result, self._independent), markup=False)
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
@@ -146,12 +151,6 @@ class RunSession:
         progress.add_task(self._source.name, total=min(totals, default=None))
         return progress
 
-    def _take(self, result: Result) -> None:
-        self._summary.add(result)
-        self._monitor.add(result)
-        if self._independent or result.changed:
-            self._console.print(_line(result, self._independent), markup=False)
-
     def _swap(self) -> None:
         """Go on with a new bundle if one is ready, and say so."""
         if self._watch is None:
@@ -173,11 +172,6 @@ class RunSession:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
-
-    def _print_summary(self) -> None:
-        self._console.print(self._summary.render(self._monitor.status()))
-        if self._stop.is_set():
-            self._console.print("stopped by a signal")
 
     def _write_report(self) -> None:
         options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()

@@ -26,20 +26,17 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to: what happened in words, the frames that came, and the promises that failed.
-
-    `frames_in` came from the source, `frames_out` have a result; `skipped` says why it was not run.
-    """
+    """What a case came to: what happened in words, the frames that came, and the promises that failed."""
 
     name: str
     promised: str
     happened: str = ""
-    frames_in: int = 0
-    frames_out: int = 0
+    frames_in: int = 0  # from the source
+    frames_out: int = 0  # with a result
     dropped: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    skipped: str = ""
+    skipped: str = ""  # why it was not run
     seconds: float = 0.0
 
     @property
@@ -72,12 +69,8 @@ Until = Callable[[list[Seen]], bool]
 class Drill:
     """What a case works with: a real model, checks, and frame accounting.
 
-    Args:
-        bundle: whose model, oracle and policy run.
-        pipeline: of the bundle; the cases share it, so each leaves it clean.
-        folder: an empty folder.
-        video: a file to play and to damage; None makes one.
-        outcome: where failures and counts go.
+    The cases share the bundle's pipeline, so each leaves it clean; `folder` is empty; `video` is a file to play and to
+    damage (None makes one); failures and counts go to `outcome`.
     """
 
     def __init__(self, bundle: Bundle, pipeline: Pipeline, folder: Path, video: Path | None, outcome: Outcome) -> None:
@@ -124,13 +117,8 @@ class Drill:
     ) -> list[Seen]:
         """Run the loop on a source until a condition holds, asked after each result and each idle moment.
 
-        Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean.
-
-        Args:
-            source, sinks, clock: of the loop; what it raises is raised.
-            until: given the results so far.
-            limit: seconds after which it fails.
-            pipeline: one with a fault, around the drill's model; None: the drill's.
+        Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean. What the
+        loop raises is raised; it fails after `limit` seconds. A `pipeline` with a fault has the drill's model.
         """
         seen: list[Seen] = []
         deadline = time.monotonic() + limit

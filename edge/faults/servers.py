@@ -52,9 +52,6 @@ class MjpegServer(Closing):
                 """Quiet."""
 
         class Server(ThreadingHTTPServer):
-            allow_reuse_address = True
-            daemon_threads = True
-
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that leaves is no error."""
 
@@ -144,10 +141,9 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve an MJPEG camera in a separate process: each frame, 640 x 480 pixels, carries the time when it was sent.
+    """Serve a camera in a separate process, `sys.argv[1]` frames per second that carry the time when they were sent.
 
-    `sys.argv[1]` frames per second. Prints its address, serves until its standard input closes, and prints how many
-    frames it has sent.
+    Prints its address, serves until its standard input closes, and prints how many frames it has sent.
     """
     scenes = [scene(480, 640, seed) for seed in range(8)]
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))

@@ -29,17 +29,12 @@ _FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "swi
 
 @dataclass(frozen=True)
 class SoakReport:
-    """What a soak measured; the names are those of the JSON report.
-
-    `sent`: frames that the camera sent; `received` to `sinks`: of the run's summary; `age_ms`: from the camera to a
-    client of the page, and from arrival to result; `memory_mb`: of loop and capture process; `held`: whether each
-    promise was kept.
-    """
+    """What a soak measured; the names are those of the JSON report."""
 
     seconds: float
     fps: float
-    sent: int
-    received: int
+    sent: int  # frames, by the camera
+    received: int  # from here to `sinks`: of the run's summary
     frames: int
     dropped: int
     rejected: int
@@ -47,9 +42,9 @@ class SoakReport:
     switches: int
     sinks: dict[str, object]
     pictures_seen_by_client: int
-    age_ms: dict[str, float]
-    memory_mb: dict[str, float]
-    held: dict[str, bool]
+    age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
+    memory_mb: dict[str, float]  # of loop and capture process
+    held: dict[str, bool]  # whether each promise was kept
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:

@@ -35,11 +35,8 @@ class BackgroundSink:
             complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
 
     Attributes:
-        accepted: frames that `write` took: `written` + `dropped` + `waiting` + `in_hand`.
-        written: frames that the other sink took.
-        dropped: frames that it did not: too old, refused, or left over at the end.
-        waiting: frames in the queue.
-        in_hand: 1 while the other sink is writing, else 0.
+        accepted: frames that `write` took: `written` + `dropped` (too old, refused, or left over at the end) +
+            `waiting` in the queue + `in_hand` (1 while the other sink is writing).
         abandoned: whether the exit gave up on a sink that did not return.
 
     Raises:

@@ -30,15 +30,8 @@ class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
     `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
-    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space.
-
-    Args:
-        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
-        endless: write each row into the file at once. A half row that a crash has left there is ended first.
-
-    Raises:
-        InputError: on entry, if the file cannot be written there or has other columns.
-        RwsError: if writing fails, for example because the disk is full.
+    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space. Arguments and errors are those
+    of `FileSink`; an `endless` file that has other columns is an `InputError`, too.
     """
 
     HEADER = ",".join(COLUMNS) + "\n"

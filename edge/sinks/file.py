@@ -1,8 +1,4 @@
-"""What sinks that write one file share.
-
-The file appears complete when the sink closes; if an exception passes through, what was there before is left as it was.
-With `endless=True` it grows under its own name instead, and what was written is there after a crash or `kill -9`.
-"""
+"""What sinks that write one file share."""
 
 from __future__ import annotations
 
@@ -23,10 +19,18 @@ _LONGEST_LINE = 2**20
 
 
 class FileSink:
-    """A context manager around one file that replaces its target only if all went well, or grows in its place."""
+    """A context manager around one file that replaces its target only if all went well, or grows in its place.
 
-    errors: tuple[type[Exception], ...] = (OSError,)
-    """What a failed write raises; it becomes an `RwsError` of one line."""
+    Args:
+        path: appears complete when the sink closes; if an exception passes through, what was there before stays.
+        endless: let the file grow under its own name instead; what was written is there after a crash or `kill -9`.
+
+    Raises:
+        InputError: on entry, if the file cannot be written there.
+        RwsError: if writing fails, for example because the disk is full.
+    """
+
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a failed write raises; it becomes an `RwsError`
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path = Path(path)
@@ -59,7 +63,7 @@ class FileSink:
 
 
 class LineSink(FileSink):
-    """A text file, one line per frame."""
+    """A text file, one line per frame. If `endless`, a half line that a crash has left there is ended first."""
 
     _file: BinaryIO
 

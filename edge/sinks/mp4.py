@@ -28,9 +28,8 @@ class VideoFile:
     """Frames into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
 
     Args:
-        path: the file; an existing one is overwritten.
+        path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
-        fps: frames per second.
         endless: capture times instead of a constant rate (what a player shows first may begin a moment after 0), and
             fragments: after each key frame, every two seconds, all frames before it can be played even after a crash.
 

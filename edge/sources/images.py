@@ -61,5 +61,4 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         image = None
     if image is None:
         raise SourceError(f"{path}: is not an image that can be decoded")
-    rgb: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return rgb
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

@@ -107,13 +107,12 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
 
 
 def _open_images(candidates: Iterable[Path], name: str, clock: Callable[[], float]) -> ImageSource:
-    paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    def natural(path: Path) -> list[tuple[int, int, str]]:
+        # Text and numbers never meet in one comparison: each part says first which of the two it is.
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+
+    paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=natural)
     if not paths:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise SourceError(f"{name}: holds no image file; expected names that end in {endings}")
     return ImageSource(paths, name, clock)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    # Text and numbers never meet in one comparison: each part says first which of the two it is.
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]

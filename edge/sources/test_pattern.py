@@ -18,14 +18,8 @@ class PatternSource(Source):
 
     It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
 
-    Args:
-        width, height: pixels, 32…8192.
-        fps: frames per second, up to 10,000.
-        clock: seconds, monotonic.
-        sleep: waits for that many seconds.
-
     Raises:
-        InputError: if a number is out of range.
+        InputError: if the size is not within 32…8192 pixels, or `fps` above 10,000.
     """
 
     live = sequential = True

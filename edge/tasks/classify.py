@@ -16,15 +16,10 @@ TOP = 5
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """The classes that a model sees in an image.
+    """The classes that a model sees in an image."""
 
-    Args:
-        top: the most probable classes with their softmax probabilities, the best first; at least one, at most `TOP`.
-        logits: float32, shape (K,), in the order of the bundle's classes.
-    """
-
-    top: tuple[Prediction, ...]
-    logits: NDArray[np.float32]
+    top: tuple[Prediction, ...]  # the most probable ones with their softmax probabilities, the best first; 1 to `TOP`
+    logits: NDArray[np.float32]  # shape (K,), in the order of the bundle's classes
 
 
 class ClassificationRecord(TypedDict):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,22 +80,19 @@ def _exceptions(drill: Drill) -> None:
             if result.index == 2:
                 raise KeyError("the sink broke")
 
-    def attempt(
-        expected: type[Exception], then: Sequence[Step] = (), sink: Sink | None = None, pipeline: Pipeline | None = None
-    ) -> str:
+    broken = replace(drill.pipeline, model=faulty(drill.pipeline.model, break_model))
+    attempts: list[tuple[type[Exception], list[Step], list[Sink], Pipeline]] = [
+        (SourceError, [("end", "unplugged")], [], drill.pipeline),
+        (KeyError, [], [Breaks()], drill.pipeline),
+        (ZeroDivisionError, [], [], broken),
+    ]
+    for expected, then, sinks, pipeline in attempts:
         source, _, fake = scripted([("open", ""), *images(4, bad=True), *then], retries=0)
-        sinks = [] if sink is None else [sink]
         try:
             drill.play(source, reached(5), sinks=sinks, limit=5.0, clock=fake, pipeline=pipeline)
+            drill.check(False, f"{expected.__name__} surfaces")
         except expected as error:
-            return f"{type(error).__name__}: {error}"
-        drill.check(False, f"{expected.__name__} surfaces")
-        return ""
-
-    broken = replace(drill.pipeline, model=faulty(drill.pipeline.model, break_model))
-    drill.say(attempt(SourceError, then=[("end", "unplugged")]))
-    drill.say(attempt(KeyError, sink=Breaks()))
-    drill.say(attempt(ZeroDivisionError, pipeline=broken))
+            drill.say(f"{type(error).__name__}: {error}")
 
 
 def _too_slow(drill: Drill) -> None:

@@ -33,19 +33,12 @@ _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrame:
-    """A frame as it came.
+    """A frame as it came."""
 
-    Args:
-        image: uint8, shape (H, W, 3), RGB; without pixels if there is a `loss`, unless the frame is only damaged.
-        captured_at: when it arrived, before it was decoded, seconds of the monotonic clock.
-        loss: `damaged` or `undecodable`; `dropped` if it was skipped; "" if it is whole as far as the decoder knows.
-        key: whether it was coded on its own.
-    """
-
-    image: NDArray[np.uint8]
-    captured_at: float
-    loss: str = ""
-    key: bool = True
+    image: NDArray[np.uint8]  # shape (H, W, 3), RGB; without pixels if there is a `loss`, unless it is only damaged
+    captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
+    loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": whole as far as the decoder knows
+    key: bool = True  # whether it was coded on its own
 
 
 def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
@@ -235,9 +228,7 @@ def _positive(rate: Any) -> float | None:
 
 
 def _why(error: BaseException, timeout: float) -> str:
-    name = type(error).__name__
-    if name in ("ExitError", "TimeoutError"):
+    if type(error).__name__ in ("ExitError", "TimeoutError"):
         return f"timed out: nothing came for {timeout:g} s"
     # PyAV repeats the address, with its password, in the message.
-    text = getattr(error, "strerror", None) or first_line(error)
-    return f"cannot be read ({text})"
+    return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

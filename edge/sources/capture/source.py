@@ -29,7 +29,6 @@ class CapturedSource(Source):
     found out when it is opened.
 
     Args:
-        settings: what to open and how.
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
         stall: seconds without a frame after which a live source counts as lost.
         sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
@@ -88,7 +87,12 @@ class CapturedSource(Source):
             if pause is None or not self.live:
                 self._enter("lost", reason)
                 raise SourceError(f"{self.name}: {reason}")
-            yield from self._pause(pause)
+            while pause > 0 and not self.stopped:
+                step = min(pause, TICK)
+                self._sleep(step)
+                pause -= step
+                self._idle(step)
+                yield None
         self._enter("ended", self.error)
         if not self.stopped and not self.live:
             self._check_whole()
@@ -168,14 +172,6 @@ class CapturedSource(Source):
             log.warning("%s is back", self.name)
         self.state, self.error = state, error
         self._count()
-
-    def _pause(self, seconds: float) -> Iterator[None]:
-        while seconds > 0 and not self.stopped:
-            step = min(seconds, TICK)
-            self._sleep(step)
-            seconds -= step
-            self._idle(step)
-            yield
 
     def _idle(self, seconds: float) -> None:
         self.idle_for += seconds

@@ -1,8 +1,7 @@
-"""The capture process: opens what it is told to, and hands frames over when it is asked.
+"""The capture process: opens what it is told to, and hands frames over when asked, on a socket that it inherits.
 
-It is asked and answers on a socket that it inherits; the address of a stream, which may hold a password, comes that way
-and so never stands in a list of processes. A frame lies in shared memory; if that is too small, the descriptor of
-larger memory comes with the answer.
+So the address of a stream, which may hold a password, never stands in a list of processes. A frame lies in shared
+memory; if that is too small, the descriptor of larger memory comes with the answer.
 """
 
 import contextlib
@@ -55,8 +54,13 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not let go of the source; a new process can.
             self._grabber = None
+        decoder: Decoder
         try:
-            decoder = _open_decoder(settings)
+            if settings.kind == "camera":
+                decoder = CameraDecoder(settings.target)
+            else:
+                network = settings.kind == "network"
+                decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
         except SourceError as error:
             return Ended(str(error))
         latest = settings.latest if settings.latest is not None else not decoder.finite
@@ -92,12 +96,6 @@ class Worker:
         else:
             socket.send_fds(self._connection, [line], [descriptor])
             os.close(descriptor)
-
-
-def _open_decoder(settings: CaptureSettings) -> Decoder:
-    if settings.kind == "camera":
-        return CameraDecoder(settings.target)
-    return StreamDecoder(str(settings.target), settings.kind == "network", OPEN_TIMEOUT, settings.latest)
 
 
 def _die_with_the_loop(loop: int) -> None:
