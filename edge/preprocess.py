@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from rws.errors import InputError
 
-Colour = Literal["rgb", "bgr"]
-"""The order of an image's channels; OpenCV reads and writes BGR."""
+Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads and writes BGR
 
 
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:

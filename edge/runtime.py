@@ -37,6 +37,9 @@ class FrameSource(Protocol):
     def frames(self) -> Iterator[Frame | None]: ...  # noqa: D102
 
 
+Stream = FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str]
+
+
 class Runtime(Closing):
     """The frame loop around a pipeline, for one thread. A context manager that leaves the weights clean.
 
@@ -78,9 +81,7 @@ class Runtime(Closing):
         self.reset()
         self._pipeline = pipeline
 
-    def stream(
-        self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
-    ) -> Generator[Result, None, None]:
+    def stream(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result, None, None]:
         """Process the frames of a source one by one, in order, as the caller asks for them.
 
         Args:
@@ -94,9 +95,7 @@ class Runtime(Closing):
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
 
-    def results(
-        self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
-    ) -> Generator[Result | None, None, None]:
+    def results(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result | None, None, None]:
         """As `stream`, and None about four times a second while no frame comes: then the caller can do other work."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):

@@ -39,17 +39,17 @@ class ChangedSource:
         return (None if frame is None else self.change(frame) for frame in self.source.frames())
 
 
+@dataclass
 class SizeWarning:
     """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._warned = False
+    manifest: Manifest
+    warned: bool = False
 
     def __call__(self, frame: Frame) -> Frame:
         """Return the frame."""
-        if not self._warned and (warning := self._manifest.size_warning(*frame.image.shape[:2])):
-            self._warned = True
+        if not self.warned and (warning := self.manifest.size_warning(*frame.image.shape[:2])):
+            self.warned = True
             log.warning("%s", warning)
         return frame
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-optional = partial(typer.Option, show_default=False)
-"""An option whose default, None, is left out of the help text."""
+optional = partial(typer.Option, show_default=False)  # its default, None, is left out of the help text
 
 BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
 ThreadsOption = Annotated[

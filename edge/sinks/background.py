@@ -27,7 +27,7 @@ class BackgroundSink:
     Args:
         sink: a sink; if it is a context manager, it is entered here and left in the thread, with the exception that
             ended the run, if any.
-        capacity: frames that may wait.
+        capacity: frames that may wait; an `InputError` below 1.
         when_full: "drop" drops the oldest waiting frame, so `write` never waits (live sources); "wait" makes `write`
             wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
             is known only when it is open.
@@ -38,9 +38,6 @@ class BackgroundSink:
         accepted: frames that `write` took: `written` + `dropped` (too old, refused, or left over at the end) +
             `waiting` in the queue + `in_hand` (1 while the other sink is writing).
         abandoned: whether the exit gave up on a sink that did not return.
-
-    Raises:
-        InputError: if `capacity` is below 1.
     """
 
     def __init__(

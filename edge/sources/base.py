@@ -8,8 +8,7 @@ from typing import Literal
 from rws.edge.common.closing import Closing
 from rws.records import Frame
 
-TICK = 0.25
-"""Seconds after which `Source.frames` yields None while no frame comes."""
+TICK = 0.25  # seconds after which `Source.frames` yields None while no frame comes
 
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 

@@ -77,12 +77,10 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     path = Path(text)
     if text.isdecimal():
         return CaptureSettings(int(text), "camera", f"camera {text}", latest)
-    if " ! " in text:
-        return CaptureSettings(text, "camera", "pipeline", latest)
+    if " ! " in text or path.is_char_device():
+        return CaptureSettings(text, "camera", "pipeline" if " ! " in text else text, latest)
     if "://" in text:
         return CaptureSettings(text, "network", hide_password(text), latest)
-    if path.is_char_device():
-        return CaptureSettings(text, "camera", text, latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         return CaptureSettings(os.path.abspath(text), "file", text, latest)

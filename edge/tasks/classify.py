@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 from rws.records import Prediction
 
-TOP = 5
-"""Classes that a `Classification` names."""
+TOP = 5  # classes that a `Classification` names
 
 
 @dataclass(frozen=True, eq=False)

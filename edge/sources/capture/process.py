@@ -26,8 +26,8 @@ _STUCK = "the capture process is stuck in a driver and cannot be killed; restart
 _LAST_WORD = 2.0  # seconds that a process which is at its end, or within an answer, may take
 _WORKER = Path(__file__).with_name("worker.py")
 
-Start = Callable[[int], tuple["subprocess.Popen[bytes]", socket.socket]]
-"""Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it."""
+# Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it.
+Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
 def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
