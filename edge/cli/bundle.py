@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rws.edge.cli.parameters import argument, optional
+
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleArgument = Annotated[
-    Path | None, typer.Argument(help="Bundle folder; left out: the bundled default.", show_default=False)
-]
-Folder = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
+BundleArgument = Annotated[Path | None, argument(help="Bundle folder; left out: the bundled default.")]
+Folder = Annotated[Path, argument(help="Bundle folder.")]
 
 
 def inspect(
     path: BundleArgument = None,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the same here.", show_default=False)] = None,
+    report: Annotated[Path | None, optional("--json", help="Write the same here.")] = None,
 ) -> None:
     """Show what a bundle carries, where it came from and what was measured; all of it is checked first.
 
@@ -73,9 +73,9 @@ def _bundle() -> None:
 @bundle.command()
 def add(
     path: Folder,
-    signatures: Annotated[Path, typer.Argument(help="Signature file, from `rws extract`.", show_default=False)],
+    signatures: Annotated[Path, argument(help="Signature file, from `rws extract`.")],
     name: Annotated[
-        list[str] | None, typer.Option(help="Add only this one of the file; may be given several times.")
+        list[str] | None, optional(help="Add only this one of the file; may be given several times.")
     ] = None,
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes.")
@@ -92,14 +92,11 @@ def add(
     from rws.edge.bundle.edit import add_signatures
     from rws.edge.signatures.signature_set import SignatureSet
 
-    changed = add_signatures(path, SignatureSet.load(signatures), name or None, transfer)
-    _print_change(changed)
+    _print_change(add_signatures(path, SignatureSet.load(signatures), name or None, transfer))
 
 
 @bundle.command()
-def remove(
-    path: Folder, name: Annotated[str, typer.Argument(help="The signature's name.", show_default=False)]
-) -> None:
+def remove(path: Folder, name: Annotated[str, argument(help="The signature's name.")]) -> None:
     """Take a signature out of a bundle.
 
     \b
@@ -113,10 +110,8 @@ def remove(
 
 @bundle.command()
 def switch(
-    current: Annotated[
-        Path, typer.Argument(help="Bundle folder that is in use, or a symbolic link to it.", show_default=False)
-    ],
-    new: Annotated[Path, typer.Argument(help="Bundle folder that takes its place.", show_default=False)],
+    current: Annotated[Path, argument(help="Bundle folder that is in use, or a symbolic link to it.")],
+    new: Annotated[Path, argument(help="Bundle folder that takes its place.")],
     other_classes: Annotated[
         bool, typer.Option("--other-classes", help="Accept a bundle with other classes, or in another order.")
     ] = False,

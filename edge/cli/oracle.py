@@ -1,16 +1,11 @@
 """`rws oracle`. What needs time to import is imported when the command runs, not for its help text."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
-
-if TYPE_CHECKING:
-    from rws.edge.sources.images import ImageSource
 
 
 def oracle(
@@ -34,12 +29,21 @@ def oracle(
     from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
-    from rws.edge.sources.open import quiet_opencv
+    from rws.edge.sources.images import ImageSource
+    from rws.edge.sources.open import open_source, quiet_opencv
+    from rws.errors import SourceError
 
     quiet_opencv()
     if report is not None:
         check_target(report)
-    source = _open_images(images)
+    paths: list[Path] = []
+    for spec in images:
+        found = open_source(spec)
+        if not isinstance(found, ImageSource):
+            found.close()
+            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
+        paths.extend(found.paths)
+    source = ImageSource(paths, ", ".join(images))
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
@@ -56,18 +60,3 @@ def oracle(
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
         write_json(report, rows)
-
-
-def _open_images(specs: list[str]) -> ImageSource:
-    from rws.edge.sources.images import ImageSource
-    from rws.edge.sources.open import open_source
-    from rws.errors import SourceError
-
-    paths: list[Path] = []
-    for spec in specs:
-        found = open_source(spec)
-        if not isinstance(found, ImageSource):
-            found.close()
-            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
-        paths.extend(found.paths)
-    return ImageSource(paths, ", ".join(specs))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+argument = partial(typer.Argument, show_default=False)
 optional = partial(typer.Option, show_default=False)  # its default, None, is left out of the help text
 
 BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
