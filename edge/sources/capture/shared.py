@@ -54,7 +54,12 @@ class Counters:
         values = {name: self[name] for name in COUNTERS if name != "received"}
         return {**values, "received": self["received"]}
 
+    @property
+    def whole(self) -> int:
+        """Frames received that were neither dropped nor rejected: delivered, or on their way."""
+        values = self.snapshot()
+        return 2 * values["received"] - sum(values.values())
+
     def drop_leftovers(self, delivered: int) -> None:
         """Count as dropped what was received but not delivered, dropped or rejected; only while no process captures."""
-        values = self.snapshot()
-        self.add("discarded", 2 * values["received"] - sum(values.values()) - delivered)
+        self.add("discarded", self.whole - delivered)
