@@ -1,32 +1,25 @@
 """The way of one frame: model input → oracle → policy → patch → predict → task."""
 
-from __future__ import annotations
-
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
-from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.records import Frame, Prediction
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.bundle.bundle import Bundle
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
@@ -34,12 +27,8 @@ STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 class Filter(Protocol):
     """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
 
-    def update(self, belief: Belief) -> Belief:
-        """Return the belief after this frame."""
-        ...
-
-    def reset(self) -> None:
-        """Forget the past."""
+    def update(self, belief: Belief) -> Belief: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
 
 
 class _PredictionRecord(TypedDict):
@@ -48,11 +37,9 @@ class _PredictionRecord(TypedDict):
 
 
 class _BeliefRecord(TypedDict):
-    """`severity` is that of `type`; `expected_severity` that of the whole belief, in which clean counts as 0."""
-
     type: str
-    severity: float
-    expected_severity: float
+    severity: float  # of `type`
+    expected_severity: float  # of the whole belief, in which clean counts as 0
     probability: dict[str, float]
 
 
@@ -74,39 +61,22 @@ class ResultRecord(ClassificationRecord):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What the pipeline found in one frame.
+    """What the pipeline found in one frame."""
 
-    Args:
-        index: the frame's number in its source.
-        name: the frame's name.
-        captured_at: when it was captured, seconds of the source's clock.
-        age_ms: milliseconds from capture to this result.
-        output: what the task read from the model's outputs.
-        belief: what the oracle (and the temporal filter, if any) says of the frame.
-        mix: the signatures in effect for this frame, {name: alpha}; {} is the clean model.
-        changed: whether the weights were changed for this frame.
-        times_ms: milliseconds of each stage in `STAGES`; the temporal filter counts as oracle.
-        task: draws the output and puts it into plain types.
-        frame_ref: a weak reference to the frame, so that results that are kept hold no images.
-        observed: whether the oracle looked at this frame; otherwise belief and mix are those of the frame before.
-        unpatched: what the clean model says of the same frame; None if nobody asked.
-        on_original: what the clean model says of the frame before it was corrupted on purpose; None if it was not.
-    """
-
-    index: int
-    name: str
-    captured_at: float
-    age_ms: float
+    index: int  # of the frame in its source
+    name: str  # of the frame
+    captured_at: float  # seconds of the source's clock
+    age_ms: float  # from capture to this result
     output: Classification
-    belief: Belief
-    mix: Mapping[str, float]
-    changed: bool
-    times_ms: Mapping[str, float]
-    task: Task
-    frame_ref: weakref.ref[Frame]
-    observed: bool = True
-    unpatched: Prediction | None = None
-    on_original: Prediction | None = None
+    belief: Belief  # of the oracle, and of the temporal filter, if any
+    mix: Mapping[str, float]  # the signatures in effect for this frame, {name: alpha}; {} is the clean model
+    changed: bool  # whether the weights were changed for this frame
+    times_ms: Mapping[str, float]  # of each stage in `STAGES`; the temporal filter counts as oracle
+    task: Classify  # draws the output and puts it into plain types
+    frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
+    observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
+    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if nobody asked
+    on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
 
     @property
     def top(self) -> tuple[Prediction, ...]:
@@ -116,17 +86,17 @@ class Result:
     @property
     def label(self) -> str:
         """The name of the predicted class."""
-        return self.output.top[0].label
+        return self.top[0].label
 
     @property
     def class_index(self) -> int:
         """The index of the predicted class in the bundle's classes."""
-        return self.output.top[0].class_index
+        return self.top[0].class_index
 
     @property
     def confidence(self) -> float:
         """The softmax probability of the predicted class, 0…1."""
-        return self.output.top[0].confidence
+        return self.top[0].confidence
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -145,12 +115,11 @@ class Result:
         Raises:
             InputError: if a newer frame has taken its place, and nobody kept it.
         """
-        frame = self.frame_ref()
-        if frame is None:
-            raise InputError(
-                f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
-            )
-        return annotate(frame.image, self, frame.original)
+        if frame := self.frame_ref():
+            return annotate(frame.image, self, frame.original)
+        raise InputError(
+            f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
+        )
 
     def to_dict(self) -> ResultRecord:
         """Return plain types, ready for `json.dumps`."""
@@ -183,31 +152,22 @@ class Pipeline:
 
     Its parts never change, but have a memory: the model of its weights, filter and policy of the frames before. So a
     pipeline serves one stream and one thread at a time.
-
-    Args:
-        model: the model whose shallow weights are patched.
-        oracle: says what corrupts a frame.
-        policy: answers a belief with a mix.
-        filter: smooths the belief over consecutive frames; None treats every frame as independent of the others.
-        task: what the model's outputs mean.
-        input_size: the model's input (height, width), pixels.
-        name: of the bundle.
     """
 
     model: PatchableModel
     oracle: CorruptionOracle
     policy: Policy
-    filter: Filter | None
-    task: Task
-    input_size: tuple[int, int]
-    name: str = ""
+    filter: Filter | None  # None treats every frame as independent of the others
+    task: Classify
+    input_size: tuple[int, int]  # the model's (height, width), pixels
+    name: str = ""  # of the bundle
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
         """Build the pipeline of a bundle.
 
         Args:
-            bundle: a loaded bundle.
+            bundle: a loaded one; it is released.
             options: how its model runs; its threads hold for the oracle, too.
             independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
 
@@ -216,15 +176,10 @@ class Pipeline:
         """
         options = options or ModelOptions()
         manifest = bundle.manifest
-        pipeline = cls(
-            bundle.model(options),
-            bundle.oracle(threads=options.threads),
-            bundle.policy(independent=independent),
-            None if independent else bundle.filter(),
-            Classify(manifest.classes),
-            (manifest.input.height, manifest.input.width),
-            manifest.name,
-        )
+        model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
+        policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
+        task, size = Classify(manifest.classes), (manifest.input.height, manifest.input.width)
+        pipeline = cls(model, oracle, policy, smoothing, task, size, manifest.name)
         bundle.release()
         return pipeline
 
@@ -241,7 +196,7 @@ class Pipeline:
         Args:
             frame: uint8 (H, W, 3), RGB, any size.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
-            read_ms: milliseconds that reading the frame took.
+            read_ms: what reading the frame took.
             clock: seconds, monotonic; the one that stamps the frames.
 
         Raises:

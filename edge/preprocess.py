@@ -1,7 +1,5 @@
 """From a frame of any size to the model's input."""
 
-from __future__ import annotations
-
 import os
 from typing import Literal
 
@@ -11,19 +9,11 @@ from numpy.typing import NDArray
 
 from rws.errors import InputError
 
-Colour = Literal["rgb", "bgr"]
-"""The order of an image's channels; OpenCV reads and writes BGR."""
+Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads and writes BGR
 
 
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    """Check an image that comes from outside, and give it the project's colour order.
-
-    Args:
-        image: uint8, shape (H, W, 3), any size.
-        colour: the order of its channels.
-
-    Returns:
-        uint8, shape (H, W, 3), RGB; the image itself if it is RGB already.
+    """Check an image that comes from outside, uint8 (H, W, 3), and return it in RGB: itself if it is RGB already.
 
     Raises:
         InputError: if `image` or `colour` is anything else; the message says what to do.
@@ -87,12 +77,7 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Crop the centre to the wanted shape, and resize it.
-
-    Args:
-        image: uint8, shape (H, W, 3), any colour order.
-        height, width: wanted size, pixels.
-    """
+    """Crop the centre of an image, uint8 (H, W, 3), any colour order, to the wanted shape, and resize it."""
     scale = max(height / image.shape[0], width / image.shape[1])
     # Cropped first: what is cut off is not computed, and a whole-numbered scale stays whole, which OpenCV does faster.
     rows, columns = (
@@ -100,9 +85,5 @@ def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
         for wanted, found in zip((height, width), image.shape[:2], strict=True)
     )
     top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
-    covered: NDArray[np.uint8] = cv2.resize(
-        image[top : top + rows, left : left + columns],
-        (width, height),
-        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
-    )
-    return covered
+    cropped, method = image[top : top + rows, left : left + columns], cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(cropped, (width, height), interpolation=method), np.uint8)

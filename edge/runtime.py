@@ -1,21 +1,19 @@
 """The frame loop: a source's frames through a pipeline into the sinks, one at a time.
 
-The loop owns all I/O and time. It invents no frame, keeps none but the newest, and however it ends (end of the source,
-an exception in any part, a caller who stops listening) the model is left with its clean weights. While a source is
-lost, the weights are clean, too: what the oracle knew of the image is out of date.
+The loop owns all I/O and time. It invents no frame and keeps none but the newest. However it ends, and while a source
+is lost, the model has its clean weights.
 """
-
-from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
@@ -25,13 +23,7 @@ from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.records import Frame
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.bundle.bundle import Bundle
-
-REVERT_AFTER = 2.0
-"""Seconds: a camera that is lost for less is back before its weather has changed."""
+REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 
 
 @runtime_checkable
@@ -40,21 +32,20 @@ class FrameSource(Protocol):
 
     @property
     def state(self) -> str: ...  # noqa: D102
-
     @property
     def idle_for(self) -> float: ...  # noqa: D102
-
     def frames(self) -> Iterator[Frame | None]: ...  # noqa: D102
+
+
+Stream = FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str]
 
 
 class Runtime(Closing):
     """The frame loop around a pipeline, for one thread. A context manager that leaves the weights clean.
 
-    For a source, iterate over `stream`. If the loop is yours (a ROS callback, a GStreamer appsink, a web handler), call
-    `step` for each image.
+    For a source, iterate over `stream`; if the loop is yours (as in a ROS callback), call `step` for each image.
 
     Args:
-        pipeline: from a frame to a result.
         oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
         clock: seconds, monotonic; the same clock must stamp the frames, or their age means nothing.
 
@@ -63,11 +54,6 @@ class Runtime(Closing):
 
     Raises:
         InputError: if `oracle_every` is below 1.
-
-    Example:
-        >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
-        ...     for result in runtime.stream("video.mp4"):
-        ...         print(result.label, result.belief.type, result.mix)
     """
 
     def __init__(
@@ -75,16 +61,13 @@ class Runtime(Closing):
     ) -> None:
         if oracle_every < 1:
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
-        self.compare = False
-        self.clock = clock
-        self._pipeline = pipeline
-        self._oracle_every = oracle_every
-        self._count = 0
+        self.compare, self.clock = False, clock
+        self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
         self._last: Result | None = None
         self._frame: Frame | None = None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, *, independent: bool = False) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Runtime":
         """Build the runtime of a bundle; arguments and errors are those of `Pipeline.from_bundle`."""
         return cls(Pipeline.from_bundle(bundle, options, independent))
 
@@ -98,17 +81,12 @@ class Runtime(Closing):
         self.reset()
         self._pipeline = pipeline
 
-    def stream(
-        self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
-    ) -> Generator[Result, None, None]:
-        """Process the frames of a source one by one, as the caller asks for them.
+    def stream(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result, None, None]:
+        """Process the frames of a source one by one, in order, as the caller asks for them.
 
         Args:
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
-
-        Yields:
-            One result for each frame that the source gives, in order.
 
         Raises:
             SourceError: if the source cannot be opened or is lost for good.
@@ -117,9 +95,7 @@ class Runtime(Closing):
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
 
-    def results(
-        self, source: FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str], sinks: Sequence[Sink] = ()
-    ) -> Generator[Result | None, None, None]:
+    def results(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result | None, None, None]:
         """As `stream`, and None about four times a second while no frame comes: then the caller can do other work."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
@@ -161,11 +137,7 @@ class Runtime(Closing):
         return self._process(Frame(self._count, rgb, self.clock() if captured_at is None else captured_at, name))
 
     def classify(self, image: NDArray[np.uint8], colour: Colour, name: str = "image") -> Result:
-        """Process one image on its own, as `step` does; belief and weights are those of a new stream before and after.
-
-        Raises:
-            InputError: as `step`.
-        """
+        """Process one image on its own: nothing is kept from before or for later; as `step` otherwise."""
         self.reset()
         try:
             return self.step(image, colour, name=name)
@@ -177,9 +149,7 @@ class Runtime(Closing):
         self._last = None
         self._pipeline.reset()
 
-    def close(self) -> None:
-        """Leave the weights clean."""
-        self.reset()
+    close = reset
 
     def _process(self, frame: Frame, read_ms: float = 0.0) -> Result:
         held = self._last if self._count % self._oracle_every else None

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rws.edge.cli.parameters import argument, optional
+
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleArgument = Annotated[
-    Path | None, typer.Argument(help="Bundle folder; left out: the bundled default.", show_default=False)
-]
-Folder = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
+BundleArgument = Annotated[Path | None, argument(help="Bundle folder; left out: the bundled default.")]
+Folder = Annotated[Path, argument(help="Bundle folder.")]
 
 
 def inspect(
     path: BundleArgument = None,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the same here.", show_default=False)] = None,
+    report: Annotated[Path | None, optional("--json", help="Write the same here.")] = None,
 ) -> None:
     """Show what a bundle carries, where it came from and what was measured; all of it is checked first.
 
@@ -73,13 +73,12 @@ def _bundle() -> None:
 @bundle.command()
 def add(
     path: Folder,
-    signatures: Annotated[Path, typer.Argument(help="Signature file, from `rws extract`.", show_default=False)],
+    signatures: Annotated[Path, argument(help="Signature file, from `rws extract`.")],
     name: Annotated[
-        list[str] | None, typer.Option(help="Add only this one of the file; may be given several times.")
+        list[str] | None, optional(help="Add only this one of the file; may be given several times.")
     ] = None,
     transfer: Annotated[
-        bool,
-        typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes."),
+        bool, typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes.")
     ] = False,
 ) -> None:
     """Append signatures to a bundle.
@@ -93,14 +92,11 @@ def add(
     from rws.edge.bundle.edit import add_signatures
     from rws.edge.signatures.signature_set import SignatureSet
 
-    changed = add_signatures(path, SignatureSet.load(signatures), name or None, transfer)
-    _print_change(changed)
+    _print_change(add_signatures(path, SignatureSet.load(signatures), name or None, transfer))
 
 
 @bundle.command()
-def remove(
-    path: Folder, name: Annotated[str, typer.Argument(help="The signature's name.", show_default=False)]
-) -> None:
+def remove(path: Folder, name: Annotated[str, argument(help="The signature's name.")]) -> None:
     """Take a signature out of a bundle.
 
     \b
@@ -114,10 +110,8 @@ def remove(
 
 @bundle.command()
 def switch(
-    current: Annotated[
-        Path, typer.Argument(help="Bundle folder that is in use, or a symbolic link to it.", show_default=False)
-    ],
-    new: Annotated[Path, typer.Argument(help="Bundle folder that takes its place.", show_default=False)],
+    current: Annotated[Path, argument(help="Bundle folder that is in use, or a symbolic link to it.")],
+    new: Annotated[Path, argument(help="Bundle folder that takes its place.")],
     other_classes: Annotated[
         bool, typer.Option("--other-classes", help="Accept a bundle with other classes, or in another order.")
     ] = False,
@@ -145,11 +139,9 @@ def switch(
 
 def _print_change(changed: Bundle) -> None:
     measured = {changed.manifest.corruptions[index] for index in changed.table.signature if index >= 0}
-    typer.echo(
-        f"{changed.path} now has {len(changed.signatures.names)} signatures: {', '.join(changed.signatures.names)}"
-    )
-    unused = [name for name in changed.signatures.names if name not in measured]
-    if unused:
+    names = changed.signatures.names
+    typer.echo(f"{changed.path} now has {len(names)} signatures: {', '.join(names)}")
+    if unused := [name for name in names if name not in measured]:
         typer.echo(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
     typer.echo("Accuracies measured before no longer hold; measure again with `rws replay`.")
 
@@ -172,10 +164,6 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _setting(key: str, value: Any) -> str:
-    return f"{key} of {len(value)} states" if isinstance(value, list) else f"{key} {value}"
-
-
 def _print(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -183,6 +171,7 @@ def _print(description: dict[str, Any]) -> None:
     signatures, size, oracle = description["signatures"], description["input"], description["oracle"]
     tensors, names = description["patched_tensors"], signatures["names"]
     levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
+    settings = {k: f"of {len(v)} states" if isinstance(v, list) else v for k, v in description["filter"].items()}
     rows = {
         "folder": description["path"],
         "input": f"{size['height']} x {size['width']} {size['colour']}",
@@ -191,7 +180,7 @@ def _print(description: dict[str, Any]) -> None:
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),
         "oracle": f"{len(oracle['corruptions'])} corruptions, severity {levels}",
         "policy": ", ".join(f"{key} {value}" for key, value in description["policy"].items()),
-        "filter": ", ".join(_setting(key, value) for key, value in description["filter"].items()) or "default",
+        "filter": ", ".join(f"{key} {value}" for key, value in settings.items()) or "default",
         "files": "\n".join(f"{name} {count:,} bytes" for name, count in description["bytes"].items()),
         "measured": _lines(description["measured"]) or "nothing since the signatures changed; see `rws replay`",
         "provenance": _lines(description["provenance"]) or "not recorded",
@@ -203,6 +192,5 @@ def _print(description: dict[str, Any]) -> None:
 
 
 def _lines(values: dict[str, Any]) -> str:
-    return "\n".join(
-        f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
-    )
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return "\n".join(f"{key}: {text}" for key, text in texts.items())

@@ -56,23 +56,18 @@ def drill(
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
-        content, failed = _run_soak(loaded, soak, fps, console)
+        from rws.edge.faults.soak import soak as run_soak
+
+        result = run_soak(soak, fps, loaded.path, console.print)
+        for key, value in vars(result).items():
+            console.print(f"{key}: {value}", markup=False)
+        content, failed = {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
+    for promise in failed:
+        console.print(f"not kept: {promise}", style="red", markup=False)
     if failed:
-        for promise in failed:
-            console.print(f"not kept: {promise}", style="red", markup=False)
         raise typer.Exit(1)
-
-
-def _run_soak(bundle: Bundle, seconds: float, fps: float, console: Console) -> tuple[dict[str, object], list[str]]:
-    """What the report says, and the promises that were not kept."""
-    from rws.edge.faults.soak import soak
-
-    result = soak(seconds, fps, bundle.path, console.print)
-    for key, value in vars(result).items():
-        console.print(f"{key}: {value}", markup=False)
-    return {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
 
 
 def _run_cases(
@@ -98,9 +93,7 @@ def _run_cases(
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
         pipeline = Pipeline.from_bundle(bundle, ModelOptions(threads=1))
-        for case in chosen:
-            if quick and case.slow:
-                continue
+        for case in (case for case in chosen if not (quick and case.slow)):
             with tempfile.TemporaryDirectory() as folder:
                 outcomes.append(case.run(bundle, pipeline, Path(folder), video))
             _print_outcome(outcomes[-1], console)
@@ -116,5 +109,5 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s")
     console.print(f"    promised: {outcome.promised}", markup=False)
     console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
-    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {sum(outcome.rejected.values())}"
+    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected.total()}"
     console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)

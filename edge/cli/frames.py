@@ -1,7 +1,5 @@
 """Frames on their way from a source to the loop: checked, and corrupted on purpose (`rws run --corrupt`)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +12,7 @@ from rws.edge.preprocess import cover
 from rws.edge.runtime import FrameSource
 from rws.records import Frame
 
-CORRUPT_SEED = 0
-"""Seed for `--corrupt`; the noise of a frame depends on it and on the frame's number."""
+CORRUPT_SEED = 0  # for `--corrupt`; the noise of a frame depends on it and on the frame's number
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +39,17 @@ class ChangedSource:
         return (None if frame is None else self.change(frame) for frame in self.source.frames())
 
 
+@dataclass
 class SizeWarning:
-    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on.
+    """Passes frames on, and warns at the first one that is larger than what the oracle was calibrated on."""
 
-    Args:
-        manifest: of the bundle that runs.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._warned = False
+    manifest: Manifest
+    warned: bool = False
 
     def __call__(self, frame: Frame) -> Frame:
         """Return the frame."""
-        if not self._warned and (warning := self._manifest.size_warning(*frame.image.shape[:2])):
-            self._warned = True
+        if not self.warned and (warning := self.manifest.size_warning(*frame.image.shape[:2])):
+            self.warned = True
             log.warning("%s", warning)
         return frame
 
@@ -66,8 +59,7 @@ def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame
 
     Args:
         spec: TYPE:SEVERITY.
-        size: gives the model's input (height, width), pixels; asked at each frame, because another bundle may have
-            another.
+        size: gives the model's input (height, width), pixels, which may change with the bundle.
 
     Raises:
         MissingExtraError: if the extra `train` is not installed.

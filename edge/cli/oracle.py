@@ -1,17 +1,11 @@
 """`rws oracle`. What needs time to import is imported when the command runs, not for its help text."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
-
-if TYPE_CHECKING:
-    from rws.edge.sources.images import ImageSource
-    from rws.oracle.belief import Belief
 
 
 def oracle(
@@ -35,12 +29,21 @@ def oracle(
     from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
-    from rws.edge.sources.open import quiet_opencv
+    from rws.edge.sources.images import ImageSource
+    from rws.edge.sources.open import open_source, quiet_opencv
+    from rws.errors import SourceError
 
     quiet_opencv()
     if report is not None:
         check_target(report)
-    source = _open_images(images)
+    paths: list[Path] = []
+    for spec in images:
+        found = open_source(spec)
+        if not isinstance(found, ImageSource):
+            found.close()
+            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
+        paths.extend(found.paths)
+    source = ImageSource(paths, ", ".join(images))
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
@@ -48,36 +51,12 @@ def oracle(
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         belief = network.observe(preprocess(frame.image, *size))
-        console.print(f"{frame.name}  {_line(belief)}", markup=False)
-        rows.append(
-            {
-                "file": frame.name,
-                "corruption": belief.type,
-                "probability": round(float(belief.probability.max()), 4),
-                "severity": round(belief.type_severity, 3),
-            }
-        )
+        certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
+        ranked = belief.probability.argsort()[::-1][1:3].tolist()
+        others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
+        line = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"
+        console.print(f"{frame.name}  {line}", markup=False)
+        rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
         write_json(report, rows)
-
-
-def _open_images(specs: list[str]) -> ImageSource:
-    from rws.edge.sources.images import ImageSource
-    from rws.edge.sources.open import open_source
-    from rws.errors import SourceError
-
-    paths: list[Path] = []
-    for spec in specs:
-        found = open_source(spec)
-        if not isinstance(found, ImageSource):
-            found.close()
-            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
-        paths.extend(found.paths)
-    return ImageSource(paths, ", ".join(specs))
-
-
-def _line(belief: Belief) -> str:
-    ranked = belief.probability.argsort()[::-1][1:3].tolist()
-    others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
-    return f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"

@@ -36,11 +36,7 @@ class OutputOptions:
 
 
 class Outputs:
-    """The sinks that were asked for, open until `stack` closes them; files are written by separate threads.
-
-    Attributes:
-        sinks: for the loop.
-    """
+    """The sinks that were asked for, open until `stack` closes them; files are written by separate threads."""
 
     def __init__(
         self, options: OutputOptions, stack: ExitStack, source: Source, monitor: Monitor, console: Console

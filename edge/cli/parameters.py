@@ -1,15 +1,13 @@
 """Parameters that several commands share."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-optional = partial(typer.Option, show_default=False)
-"""An option whose default, None, is left out of the help text."""
+argument = partial(typer.Argument, show_default=False)
+optional = partial(typer.Option, show_default=False)  # its default, None, is left out of the help text
 
 BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
 ThreadsOption = Annotated[

@@ -1,7 +1,5 @@
 """`rws run`. What needs time to import is imported when the command runs, not for its help text."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -110,11 +108,13 @@ def run(
     """
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
-    from rws.edge.cli.session import RunOptions, RunSession, SourceOptions
+    from rws.edge.cli.session import RunOptions, RunSession
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
     model = ModelOptions(backend.value, threads, provider, strategy=way)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report)
-    opened = SourceOptions(source, latest, retries, stall, corrupt, independent)
-    RunSession(RunOptions(opened, bundle, model, outputs, oracle_every, watch, limit)).run()
+    asked = RunOptions(
+        source, bundle, model, outputs, independent, latest, corrupt, oracle_every, retries, stall, watch, limit
+    )
+    RunSession(asked).run()

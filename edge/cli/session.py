@@ -1,7 +1,5 @@
 """One `rws run`: open what was asked for, loop over the results, report."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys
@@ -37,32 +35,19 @@ from rws.errors import SourceError
 
 
 @dataclass(frozen=True)
-class SourceOptions:
-    """What `rws run` reads; see `open_source`.
-
-    Args:
-        spec, latest, retries, stall: arguments of `open_source`.
-        corrupt: TYPE:SEVERITY of a corruption on purpose.
-        independent: judge each frame alone; None: as befits the source.
-    """
-
-    spec: str
-    latest: bool | None
-    retries: int | None
-    stall: float
-    corrupt: str | None
-    independent: bool | None
-
-
-@dataclass(frozen=True)
 class RunOptions:
     """What `rws run` was asked for; see its help text."""
 
-    source: SourceOptions
+    source: str
     bundle: Path | None
     model: ModelOptions
     outputs: OutputOptions
+    independent: bool | None
+    latest: bool | None
+    corrupt: str | None
     oracle_every: int
+    retries: int | None
+    stall: float
     watch: bool
     limit: int | None
 
@@ -83,8 +68,8 @@ class RunSession:
         """Do all of it.
 
         Raises:
-            RwsError: if something cannot be opened or written, or the source is lost for good; if that happens after
-                the first result, sinks, summary and report are completed first.
+            RwsError: if something cannot be opened or written, or the source is lost for good (after the first result:
+                once sinks, summary and report are complete).
         """
         if self._options.outputs.report is not None:
             check_target(self._options.outputs.report)
@@ -97,43 +82,42 @@ class RunSession:
             with ExitStack() as opened:
                 self._open(opened)
                 self._loop()
-            self._print_summary()
+            self._console.print(self._summary.render(self._monitor.status()))
+            if self._stop.is_set():
+                self._console.print("stopped by a signal")
         self._write_report()
         if self._lost is not None:
             raise self._lost
 
     def _open(self, stack: ExitStack) -> None:
-        options, wanted = self._options, self._options.source
-        self._source = stack.enter_context(
-            open_source(wanted.spec, latest=wanted.latest, retries=wanted.retries, stall=wanted.stall)
-        )
-        self._live = self._source.live
-        self._independent = not self._source.sequential if wanted.independent is None else wanted.independent
+        options = self._options
+        source = open_source(options.source, latest=options.latest, retries=options.retries, stall=options.stall)
+        self._source = stack.enter_context(source)
+        self._live = source.live
+        self._independent = not source.sequential if options.independent is None else options.independent
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
             self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
         bundle = Bundle.load(options.bundle)
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
-        self._frames = ChangedSource(self._source, SizeWarning(bundle.manifest))
-        if wanted.corrupt is not None:
-            corrupt = corrupter(wanted.corrupt, lambda: self._runtime.pipeline.input_size)
+        self._frames = ChangedSource(source, SizeWarning(bundle.manifest))
+        if options.corrupt is not None:
+            corrupt = corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size)
             self._frames = ChangedSource(self._frames, corrupt)
         self._console.print(f"model: {pipeline.model.description}", markup=False)
-        self._monitor = Monitor(self._source, bundle=pipeline.name, way=pipeline.model.strategy)
-        self._outputs = Outputs(options.outputs, stack, self._source, self._monitor, self._console)
-        self._stop = stack.enter_context(_stop_on_signal(self._source))
+        self._monitor = Monitor(source, bundle=pipeline.name, way=pipeline.model.strategy)
+        self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
+        self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
-        if self._source.live:
+        if source.live:
             self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
         self._systemd.ready()
 
     def _loop(self) -> None:
         try:
-            with (
-                closing(self._runtime.results(self._frames, self._outputs.sinks)) as results,
-                self._progress() as progress,
-            ):
+            found = self._runtime.results(self._frames, self._outputs.sinks)
+            with closing(found) as results, self._progress() as progress:
                 for result in results:
                     self._live = self._source.live
                     self._systemd.alive()
@@ -141,7 +125,10 @@ class RunSession:
                         self._monitor.idle()
                         self._outputs.idle()
                     else:
-                        self._take(result)
+                        self._summary.add(result)
+                        self._monitor.add(result)
+                        if self._independent or result.changed:
+                            self._console.print(_line(result, self._independent), markup=False)
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
@@ -163,12 +150,6 @@ class RunSession:
         totals = [count for count in (self._source.length, self._options.limit) if count is not None]
         progress.add_task(self._source.name, total=min(totals, default=None))
         return progress
-
-    def _take(self, result: Result) -> None:
-        self._summary.add(result)
-        self._monitor.add(result)
-        if self._independent or result.changed:
-            self._console.print(_line(result, self._independent), markup=False)
 
     def _swap(self) -> None:
         """Go on with a new bundle if one is ready, and say so."""
@@ -192,11 +173,6 @@ class RunSession:
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
 
-    def _print_summary(self) -> None:
-        self._console.print(self._summary.render(self._monitor.status()))
-        if self._stop.is_set():
-            self._console.print("stopped by a signal")
-
     def _write_report(self) -> None:
         options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
         if options.outputs.report is None:
@@ -210,11 +186,11 @@ class RunSession:
             "threads": options.model.threads,
             "independent": self._independent,
             "stopped": self._stop.is_set(),
-            "corrupt": options.source.corrupt,
+            "corrupt": options.corrupt,
             **self._summary.to_dict(status),
             "sinks": self._outputs.counts(),
             "events": status.events,
-            **provenance(**({} if options.source.corrupt is None else {"seed": CORRUPT_SEED})),
+            **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
         }
         write_json(options.outputs.report, report)
 
@@ -248,9 +224,6 @@ def _stop_on_signal(source: Source) -> Iterator[threading.Event]:
 
 
 def _line(result: Result, independent: bool) -> str:
-    belief = result.belief
-    where = result.name if independent else f"frame {result.index}"
-    return (
-        f"{where}  {belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
-        f"  ->  {describe_mix(result.mix)}  {result.label} {result.confidence:.0%}"
-    )
+    where, belief = result.name if independent else f"frame {result.index}", result.belief
+    oracle = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
+    return f"{where}  {oracle}  ->  {describe_mix(result.mix)}  {result.label} {result.confidence:.0%}"

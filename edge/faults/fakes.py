@@ -1,8 +1,5 @@
 """A camera that follows a script and a clock that moves only when somebody waits: hours of trouble in milliseconds."""
 
-from __future__ import annotations
-
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -11,8 +8,8 @@ from numpy.typing import NDArray
 
 from rws.edge.faults.frames import scene
 from rws.edge.live.base import PatchableModel
+from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
-from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.source import CapturedSource
 from rws.records import Frame
 
@@ -39,22 +36,16 @@ class FakeTime:
 Script = Iterable[Step] | Callable[[FakeTime], Iterable[Step]]
 
 
-class ScriptedCapture:
-    """Stands for the capture process of `CapturedSource`.
+class ScriptedCapture(CaptureProcess):
+    """Stands for the capture process of `CapturedSource`; notes when it was asked to open.
 
     Args:
         script: the steps, or what gives the steps from an opening on; after the last one it hangs.
         time: passes while it is silent.
-
-    Attributes:
-        opened_at: the time of each attempt to open.
     """
 
     def __init__(self, script: Script, time: FakeTime) -> None:
-        descriptor = shared_memory(Counters.SIZE)
-        self.counters = Counters(descriptor)
-        os.close(descriptor)
-        self.pid: int | None = None
+        super().__init__(CaptureSettings("scripted", "camera", "scripted camera"))
         self.kills = 0
         self.opened_at: list[float] = []
         self._script, self._time = script, time
@@ -83,7 +74,7 @@ class ScriptedCapture:
             if kind == "end":
                 return Ended(what)
             if kind == "frame":
-                return Frame(self.counters.add("received"), what, self._time.now, "scripted camera")
+                return Frame(self.counters.add("received"), what, self._time.now, self.settings.name)
             if kind == "reject":
                 self.counters.add("received")
                 self.counters.add(what)
@@ -98,16 +89,12 @@ class ScriptedCapture:
         self.kills += 1
         self._silence = 0.0
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 def scripted(script: Script, retries: int | None = None) -> tuple[CapturedSource, ScriptedCapture, FakeTime]:
     """Return a live source that follows a script, its capture and its clock."""
     time = FakeTime()
     capture = ScriptedCapture(script, time)
-    settings = CaptureSettings("scripted", "camera", "scripted camera")
-    source = CapturedSource(settings, retries=retries, sleep=time.sleep, capture=capture, jitter=lambda: 1.0)
+    source = CapturedSource(capture.settings, retries=retries, sleep=time.sleep, capture=capture, jitter=lambda: 1.0)
     return source, capture, time
 
 

@@ -3,8 +3,6 @@
 Also a real H.264 file, and what a bad transport makes of it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av
@@ -16,11 +14,9 @@ BITS, CELL = 24, 16
 
 
 def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
-    """The picture with `number` as a row of black and white squares at its top left; survives JPEG and H.264.
+    """The picture with `number`, 0…2²⁴ − 1, as a row of black and white squares at its top left.
 
-    Args:
-        image: uint8, shape (H, W, 3), at least 32 high and 384 wide.
-        number: 0…2²⁴ − 1.
+    They survive JPEG and H.264. `image`: uint8, shape (H, W, 3), at least 32 high and 384 wide.
     """
     marked: NDArray[np.uint8] = image.copy()
     bits = np.array([(number >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
@@ -45,8 +41,7 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     soft = cv2.resize(rng.integers(40, 216, (6, 8, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     grain = rng.integers(-6, 7, (height, width, 3), np.int16)
-    grainy: NDArray[np.uint8] = np.clip(soft.astype(np.int16) + grain, 0, 255).astype(np.uint8)
-    return grainy
+    return np.asarray(np.clip(soft.astype(np.int16) + grain, 0, 255), np.uint8)
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:

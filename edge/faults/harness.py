@@ -1,28 +1,23 @@
 """One fault: what is promised, what is done, and what came of it."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.faults.frames import read_stamp, scene
+from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
+from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.errors import first_line
 from rws.records import Frame
-
-if TYPE_CHECKING:
-    from rws.edge.bundle.bundle import Bundle
-    from rws.edge.pipeline import Pipeline, Result
-    from rws.edge.sinks.base import Sink
 
 
 class NotHereError(Exception):
@@ -31,20 +26,17 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to: what happened in words, the frames that came, and the promises that failed.
-
-    `frames_in` came from the source, `frames_out` have a result; `skipped` says why it was not run.
-    """
+    """What a case came to: what happened in words, the frames that came, and the promises that failed."""
 
     name: str
     promised: str
     happened: str = ""
-    frames_in: int = 0
-    frames_out: int = 0
+    frames_in: int = 0  # from the source
+    frames_out: int = 0  # with a result
     dropped: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    skipped: str = ""
+    skipped: str = ""  # why it was not run
     seconds: float = 0.0
 
     @property
@@ -55,7 +47,7 @@ class Outcome:
     @property
     def accounted(self) -> bool:
         """Whether in = out + dropped + rejected."""
-        return self.frames_in == self.frames_out + self.dropped + sum(self.rejected.values())
+        return self.frames_in == self.frames_out + self.dropped + self.rejected.total()
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields and whether it passed in plain types."""
@@ -77,12 +69,8 @@ Until = Callable[[list[Seen]], bool]
 class Drill:
     """What a case works with: a real model, checks, and frame accounting.
 
-    Args:
-        bundle: whose model, oracle and policy run.
-        pipeline: of the bundle; the cases share it, so each leaves it clean.
-        folder: an empty folder.
-        video: a file to play and to damage; None makes one.
-        outcome: where failures and counts go.
+    The cases share the bundle's pipeline, so each leaves it clean; `folder` is empty; `video` is a file to play and to
+    damage (None makes one); failures and counts go to `outcome`.
     """
 
     def __init__(self, bundle: Bundle, pipeline: Pipeline, folder: Path, video: Path | None, outcome: Outcome) -> None:
@@ -113,8 +101,7 @@ class Drill:
         outcome.frames_in += source.received
         outcome.frames_out += results
         outcome.dropped += source.dropped
-        for reason, count in (source.rejections + Counter({"in hand at an exception": failed})).items():
-            outcome.rejected[reason] = outcome.rejected.get(reason, 0) + count
+        outcome.rejected += source.rejections + Counter({"in hand at an exception": failed})
         self.check(source.delivered == results + failed, f"each of {source.delivered} delivered frames has a result")
         self.check(outcome.accounted, "frames in = out + dropped + rejected")
 
@@ -130,16 +117,8 @@ class Drill:
     ) -> list[Seen]:
         """Run the loop on a source until a condition holds, asked after each result and each idle moment.
 
-        Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean.
-
-        Args:
-            source, sinks, clock: of the loop.
-            until: given the results so far.
-            limit: seconds after which it fails.
-            pipeline: one with a fault, around the drill's model; None: the drill's.
-
-        Raises:
-            RwsError: what the loop raised.
+        Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean. What the
+        loop raises is raised; it fails after `limit` seconds. A `pipeline` with a fault has the drill's model.
         """
         seen: list[Seen] = []
         deadline = time.monotonic() + limit

@@ -4,8 +4,6 @@ Runs under the system's Python, which has GStreamer's bindings. On Debian: apt-g
 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 """
 
-from __future__ import annotations
-
 import sys
 
 import gi

@@ -1,7 +1,5 @@
 """Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can misbehave, and be killed."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import socket
@@ -27,21 +25,16 @@ def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+        return int(probe.getsockname()[1])
 
 
 class MjpegServer(Closing):
-    """A camera that sends JPEG images over HTTP, as IP cameras do.
+    """A camera that sends JPEG images over HTTP, as IP cameras do; `url` is what to open.
 
     Args:
         camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
         fps: images per second.
         port: where to listen; 0 chooses one.
-
-    Attributes:
-        url: what to open.
-        number: of the next image.
     """
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
@@ -59,9 +52,6 @@ class MjpegServer(Closing):
                 """Quiet."""
 
         class Server(ThreadingHTTPServer):
-            allow_reuse_address = True
-            daemon_threads = True
-
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that leaves is no error."""
 
@@ -99,9 +89,6 @@ class MjpegServer(Closing):
 class RtspServer(Closing):
     """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
 
-    Args:
-        port: where to listen; 0 chooses one.
-
     Raises:
         OSError: if it does not start.
     """
@@ -110,9 +97,7 @@ class RtspServer(Closing):
         self.port = port or free_port()
         self.url = f"rtsp://127.0.0.1:{self.port}/camera"
         self._process = subprocess.Popen(
-            [_SYSTEM_PYTHON, "-I", str(_RTSP_SERVER), str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            [_SYSTEM_PYTHON, "-I", str(_RTSP_SERVER), str(self.port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != b"ready":
@@ -156,10 +141,9 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve an MJPEG camera in a separate process: each frame, 640 x 480 pixels, carries the time when it was sent.
+    """Serve a camera in a separate process, `sys.argv[1]` frames per second that carry the time when they were sent.
 
-    `sys.argv[1]` frames per second. Prints its address, serves until its standard input closes, and prints how many
-    frames it has sent.
+    Prints its address, serves until its standard input closes, and prints how many frames it has sent.
     """
     scenes = [scene(480, 640, seed) for seed in range(8)]
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))

@@ -1,7 +1,5 @@
 """The soak test: the real command on a real stream for a long time, with a real client of its page."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess
@@ -12,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import cv2
 import numpy as np
@@ -26,21 +24,17 @@ from rws.errors import RwsError
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
 SAMPLE_EVERY = 2.0
 LARGEST_GROWTH_MB = 5.0
+_FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "switches", "sinks")
 
 
 @dataclass(frozen=True)
 class SoakReport:
-    """What a soak measured; the names are those of the JSON report.
-
-    `sent`: frames that the camera sent; `received` to `switches` and `sinks`: of the run's summary; `age_ms`: from when
-    the camera made the frame to when a client had it with its page's stream, and to when the loop had its result;
-    `memory_mb`: of loop and capture process; `held`: whether each promise was kept.
-    """
+    """What a soak measured; the names are those of the JSON report."""
 
     seconds: float
     fps: float
-    sent: int
-    received: int
+    sent: int  # frames, by the camera
+    received: int  # from here to `sinks`: of the run's summary
     frames: int
     dropped: int
     rejected: int
@@ -48,9 +42,9 @@ class SoakReport:
     switches: int
     sinks: dict[str, object]
     pictures_seen_by_client: int
-    age_ms: dict[str, float]
-    memory_mb: dict[str, float]
-    held: dict[str, bool]
+    age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
+    memory_mb: dict[str, float]  # of loop and capture process
+    held: dict[str, bool]  # whether each promise was kept
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
@@ -66,9 +60,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         RwsError: if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(
-            stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps), stdin=subprocess.PIPE
-        )
+        camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
@@ -77,33 +69,25 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
         viewer = _Viewer(_page_of(loop))
-        memory: list[tuple[float, float]] = []
-        started = time.monotonic()
-        while (elapsed := time.monotonic() - started) < seconds:
-            time.sleep(min(SAMPLE_EVERY, max(0.0, seconds - elapsed)))
-            if loop.poll() is not None:
-                raise RwsError(f"soak: the loop ended early with exit code {loop.returncode}")
-            memory.append((time.monotonic() - started, _memory_mb(loop.pid)))
-            if len(memory) % 30 == 0:
-                say(f"{elapsed:.0f} s: {memory[-1][1]:.1f} MB, {viewer.pictures} pictures seen")
-        ages = viewer.stop()
+        settled = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.pictures} pictures seen"))
+        viewer.stopped = True
         loop.terminate()
         loop.wait(30)
         camera.stdin.close()
         sent = int(camera.stdout.readline())
         measured = json.loads(report.read_text())
-    settled = [mb for at, mb in memory if at > WARM_UP] or [memory[-1][1]]
     first, last = float(np.median(settled[:15])), float(np.median(settled[-15:]))
+    p50, p95 = (viewer.ages.percentile(share) for share in (50, 95))
+    counted = measured["frames"] + measured["dropped"] + measured["rejected"]
     return SoakReport(
         seconds=seconds,
         fps=fps,
         sent=sent,
-        **{key: measured[key] for key in ("received", "frames", "dropped", "rejected", "reconnects", "switches")},
-        sinks=measured["sinks"],
+        **{key: measured[key] for key in _FROM_SUMMARY},
         pictures_seen_by_client=viewer.pictures,
         age_ms={
-            "from camera to client, p50": round(ages.percentile(50), 1),
-            "from camera to client, p95": round(ages.percentile(95), 1),
+            "from camera to client, p50": round(p50, 1),
+            "from camera to client, p95": round(p95, 1),
             "from arrival to result, p50": measured["age_ms"]["p50"],
             "from arrival to result, p95": measured["age_ms"]["p95"],
         },
@@ -114,13 +98,26 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
             "largest": round(max(settled), 2),
         },
         held={
-            "every frame accounted for": measured["received"]
-            == measured["frames"] + measured["dropped"] + measured["rejected"],
+            "every frame accounted for": measured["received"] == counted,
             "no frame lost on the way": abs(sent - measured["received"]) <= 3,
             f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,
-            "age at the client below two frame times at p95": ages.percentile(95) < 2 * 1e3 / fps,
+            "age at the client below two frame times at p95": p95 < 2 * 1e3 / fps,
         },
     )
+
+
+def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[str], None]) -> list[float]:
+    """Sample the memory for so long; the samples after the warm-up, MB."""
+    memory: list[tuple[float, float]] = []
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < seconds:
+        time.sleep(min(SAMPLE_EVERY, seconds - elapsed))
+        if loop.poll() is not None:
+            raise RwsError(f"soak: the loop ended early with exit code {loop.returncode}")
+        memory.append((time.monotonic() - started, _memory_mb(loop.pid)))
+        if len(memory) % 30 == 0:
+            say(f"{elapsed:.0f} s: {memory[-1][1]:.1f} MB")
+    return [mb for at, mb in memory if at > WARM_UP] or [memory[-1][1]]
 
 
 class _Viewer:
@@ -128,30 +125,22 @@ class _Viewer:
 
     def __init__(self, page: str) -> None:
         self.pictures = 0
-        self._ages = Reservoir()
-        self._stopped = False
+        self.ages = Reservoir()  # of the frames seen, milliseconds
+        self.stopped = False
         for target, path in ((self._watch, "stream.mjpg"), (self._listen, "events")):
             threading.Thread(target=target, args=(page + path,), daemon=True).start()
 
-    def stop(self) -> Reservoir:
-        """Stop, and return the ages of the frames seen, milliseconds."""
-        self._stopped = True
-        return self._ages
-
     def _watch(self, url: str) -> None:
         with urllib.request.urlopen(url, timeout=30) as stream:
-            while not self._stopped:
-                length = _part_length(stream)
-                if not length:
-                    return
+            while not self.stopped and (length := _part_length(stream)):
                 image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
                 self.pictures += 1
                 if image is not None and (stamp := read_stamp(np.asarray(image, np.uint8))) is not None:
-                    self._ages.add(age_ms(stamp))
+                    self.ages.add(age_ms(stamp))
 
     def _listen(self, url: str) -> None:
         with urllib.request.urlopen(url, timeout=30) as stream:
-            while not self._stopped and stream.readline():
+            while not self.stopped and stream.readline():
                 pass
 
 
@@ -167,9 +156,10 @@ def _part_length(stream: IO[bytes]) -> int:
     return 0
 
 
-def _start(stack: contextlib.ExitStack, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def _start(stack: contextlib.ExitStack, code: str, *arguments: str) -> subprocess.Popen[str]:
     command = python_command(code, *arguments)
-    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options))
+    pipe = subprocess.PIPE
+    process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
     stack.callback(process.kill)
     return process
 
@@ -185,7 +175,7 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Resident memory of a process and its children, in MB; what they share is counted in each."""
+    """Resident memory of a process and its children, MB; what they share is counted in each."""
     processes = [str(pid)]
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

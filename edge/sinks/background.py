@@ -1,23 +1,17 @@
 """A sink behind a queue and a separate thread, so that a slow disk cannot hold up the frame loop."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rws.edge.pipeline import Result
+from rws.edge.sinks.base import Sink
 from rws.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.edge.sinks.base import Sink
-    from rws.records import Frame
+from rws.records import Frame
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +27,17 @@ class BackgroundSink:
     Args:
         sink: a sink; if it is a context manager, it is entered here and left in the thread, with the exception that
             ended the run, if any.
-        capacity: frames that may wait.
+        capacity: frames that may wait; an `InputError` below 1.
         when_full: "drop" drops the oldest waiting frame, so `write` never waits (live sources); "wait" makes `write`
             wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
             is known only when it is open.
         timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
-            complete is worth some patience. After that the waiting frames are dropped, a warning is logged, and the
-            thread is left to end with the process.
+            complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
 
     Attributes:
-        accepted: frames that `write` took: `written` + `dropped` + `waiting` + `in_hand`.
-        written: frames that the other sink took.
-        dropped: frames that it did not: too old, refused, or left over at the end.
-        waiting: frames in the queue.
-        in_hand: 1 while the other sink is writing, else 0.
+        accepted: frames that `write` took: `written` + `dropped` (too old, refused, or left over at the end) +
+            `waiting` in the queue + `in_hand` (1 while the other sink is writing).
         abandoned: whether the exit gave up on a sink that did not return.
-
-    Raises:
-        InputError: if `capacity` is below 1.
-
-    Example:
-        >>> with BackgroundSink(VideoSink("out.mp4", endless=True)) as sink:  # doctest: +SKIP
-        ...     for result in runtime.stream(0, sinks=[sink]):
-        ...         pass
     """
 
     def __init__(
@@ -122,10 +104,7 @@ class BackgroundSink:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, then leave the other sink.
-
-        Args:
-            timeout: as the constructor's; None for that.
+        """Write what waits, then leave the other sink; `timeout` is the constructor's by default.
 
         Raises:
             BaseException: what the other sink raised.
@@ -133,7 +112,7 @@ class BackgroundSink:
         self._stop(None, self.timeout if timeout is None else timeout)
         self._raise()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BackgroundSink":
         with ExitStack() as failed:
             if isinstance(self.sink, AbstractContextManager):
                 failed.enter_context(self.sink)
@@ -167,16 +146,14 @@ class BackgroundSink:
         with self._changed:
             if self._thread.is_alive():
                 self.abandoned = True
-                left = self._drop_waiting()
-                name = type(self.sink).__name__
+                name, left = type(self.sink).__name__, len(self._queue)
                 log.warning("%s has not returned for %g s and is given up; %d frames are lost", name, timeout, left)
+                self._drop_waiting()
 
-    def _drop_waiting(self) -> int:
-        left = len(self._queue)
-        self.dropped += left
+    def _drop_waiting(self) -> None:
+        self.dropped += len(self._queue)
         self._queue.clear()
         self._changed.notify_all()
-        return left
 
     def _run(self) -> None:
         try:
@@ -197,8 +174,7 @@ class BackgroundSink:
     def _next(self) -> tuple[Frame, Result] | None:
         """The next frame to write; None when all are written and no more will come."""
         with self._changed:
-            while self._open and not self._queue:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:
                 return None
             self.in_hand = 1

@@ -1,7 +1,5 @@
 """What every sink does."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from rws.edge.pipeline import Result

@@ -1,12 +1,9 @@
 """Results as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.sinks.file import LineSink
@@ -33,15 +30,8 @@ class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
     `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
-    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space.
-
-    Args:
-        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
-        endless: write each row into the file at once. A half row that a crash has left there is ended first.
-
-    Raises:
-        InputError: on entry, if the file cannot be written there or has other columns.
-        RwsError: if writing fails, for example because the disk is full.
+    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space. Arguments and errors are those
+    of `FileSink`; an `endless` file that has other columns is an `InputError`, too.
     """
 
     HEADER = ",".join(COLUMNS) + "\n"
@@ -60,7 +50,10 @@ class CsvSink(LineSink):
 
     def _open(self) -> None:
         header = self.HEADER.encode()
-        found = _first_bytes(self.path, len(header)) if self.endless else b""
+        found = b""
+        if self.endless and self.path.is_file():
+            with self.path.open("rb") as file:
+                found = file.read(len(header))
         if not header.startswith(found):
             first = found.decode(errors="replace").partition("\n")[0]
             raise InputError(
@@ -77,11 +70,3 @@ class CsvSink(LineSink):
     def _end_of(self, half: bytes) -> bytes:
         # Inside a quoted name, a newline alone would not end the row.
         return b'"\n' if half.count(b'"') % 2 else b"\n"
-
-
-def _first_bytes(path: Path, count: int) -> bytes:
-    """Return what a file begins with; b"" if there is none, or it is a pipe or device."""
-    if not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        return file.read(count)

@@ -1,11 +1,4 @@
-"""What sinks that write one file share.
-
-The file appears under its name when the sink closes, complete and readable. If an exception passes through the sink,
-nothing appears and a file that was there before is left as it was.
-
-A run that never ends needs the opposite: with `endless=True` the file grows under its own name from the first frame
-on, and what was written is there after a crash or `kill -9`.
-"""
+"""What sinks that write one file share."""
 
 from __future__ import annotations
 
@@ -26,10 +19,18 @@ _LONGEST_LINE = 2**20
 
 
 class FileSink:
-    """A context manager around one file that replaces its target only if all went well, or grows in its place."""
+    """A context manager around one file that replaces its target only if all went well, or grows in its place.
 
-    errors: tuple[type[Exception], ...] = (OSError,)
-    """What a failed write raises; it becomes an `RwsError` of one line."""
+    Args:
+        path: appears complete when the sink closes; if an exception passes through, what was there before stays.
+        endless: let the file grow under its own name instead; what was written is there after a crash or `kill -9`.
+
+    Raises:
+        InputError: on entry, if the file cannot be written there.
+        RwsError: if writing fails, for example because the disk is full.
+    """
+
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a failed write raises; it becomes an `RwsError`
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path = Path(path)
@@ -62,7 +63,7 @@ class FileSink:
 
 
 class LineSink(FileSink):
-    """A text file, one line per frame."""
+    """A text file, one line per frame. If `endless`, a half line that a crash has left there is ended first."""
 
     _file: BinaryIO
 
@@ -74,12 +75,11 @@ class LineSink(FileSink):
         # Without a buffer a line is in the file as soon as it is written; and appending goes on at the start of a file
         # that logrotate (copytruncate) has emptied.
         self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
-        half = _half_line(self.path)
-        if half:
+        if half := _half_line(self.path):
             self._file.write(self._end_of(half))
 
     def _end_of(self, half: bytes) -> bytes:
-        """Return the terminator for a truncated line."""
+        """The terminator for a truncated line."""
         return b"\n"
 
     def _append(self, text: str) -> int:

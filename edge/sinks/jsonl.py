@@ -1,7 +1,5 @@
 """Results as JSON lines."""
 
-from __future__ import annotations
-
 import json
 
 from rws.edge.pipeline import Result
@@ -10,16 +8,7 @@ from rws.records import Frame
 
 
 class JsonlSink(LineSink):
-    """One JSON object per line and frame: `Result.to_dict`.
-
-    Args:
-        path: the file; an existing one is replaced when the sink closes, or appended to if `endless`.
-        endless: write each line into the file at once. A half line that a crash has left there is ended first.
-
-    Raises:
-        InputError: on entry, if the file cannot be written there.
-        RwsError: if writing fails, for example because the disk is full.
-    """
+    """One JSON object per line and frame: `Result.to_dict`. Arguments and errors are those of `FileSink`."""
 
     def write(self, frame: Frame, result: Result) -> None:
         """Append the result; the frame's pixels are not kept."""

@@ -1,32 +1,24 @@
 """An MP4 file, written frame by frame: H.264 where PyAV has an encoder for it, else MPEG-4."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import av
 import cv2
 import numpy as np
 from av.video.frame import PictureType
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from rws.edge.sinks.file import WholeFile
 from rws.errors import RwsError
 
-if TYPE_CHECKING:
-    from av.video.stream import VideoStream
-    from typing_extensions import Self
-
 # Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
 # libx264. Two threads: each one more holds another frame back, and the model wants the other cores.
-ENCODERS = {
-    "libx264": {"preset": "veryfast", "threads": "2"},
-    "mpeg4": {"qmin": "5", "qmax": "5"},
-}
+ENCODERS = {"libx264": {"preset": "veryfast", "threads": "2"}, "mpeg4": {"qmin": "5", "qmax": "5"}}
 TICKS = 60_000  # parts of a second that times are given in; mpeg4 takes no more than 65,535
 KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key frame
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -36,9 +28,8 @@ class VideoFile:
     """Frames into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
 
     Args:
-        path: the file; an existing one is overwritten.
+        path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
-        fps: frames per second.
         endless: capture times instead of a constant rate (what a player shows first may begin a moment after 0), and
             fragments: after each key frame, every two seconds, all frames before it can be played even after a crash.
 
@@ -58,7 +49,7 @@ class VideoFile:
         with ExitStack() as failed:
             self._file = failed.enter_context(WholeFile(path, "wb"))
             self._container = av.open(self._file, "w", format="mp4", container_options=FRAGMENTED if endless else {})
-            self._stream = cast("VideoStream", self._container.add_stream(name, rate=fps, options=ENCODERS[name]))
+            self._stream = cast(VideoStream, self._container.add_stream(name, rate=fps, options=ENCODERS[name]))
             self._stream.width, self._stream.height = size
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = self._tick
@@ -83,7 +74,7 @@ class VideoFile:
         with self._true_errors():
             self._container.mux(self._stream.encode(frame))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VideoFile":
         return self
 
     def __exit__(self, *_: object) -> None:

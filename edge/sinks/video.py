@@ -1,7 +1,5 @@
 """Annotated frames as a video file."""
 
-from __future__ import annotations
-
 import os
 from fractions import Fraction
 from itertools import count
@@ -26,16 +24,14 @@ class VideoSink(FileSink):
     The first frame decides the size; a frame of another size is fitted into it.
 
     Args:
-        path: the file, ending in `.mp4`; an existing one is replaced when the sink closes.
-        fps: frames per second; None takes 25.
+        path: see `FileSink`; ends in `.mp4`.
+        fps: frames per second, 0.001…1000; None takes 25.
         endless: show each frame at its `captured_at`, and write in fragments, so that after a crash all but about the
             last two seconds and a dozen frames can be played. An existing file is renamed to the first free one of
             `<name>.1.mp4`, `<name>.2.mp4`, ….
 
     Raises:
-        InputError: if the name does not end in `.mp4` or `fps` is not within 0.001…1000; on entry, if the file cannot
-            be written there.
-        RwsError: if no encoder works or writing fails, for example because the disk is full.
+        InputError, RwsError: if an argument is out of range or no encoder works, and as `FileSink`.
     """
 
     errors = (OSError, av.FFmpegError)
@@ -57,17 +53,12 @@ class VideoSink(FileSink):
         with self._one_line_errors():
             if self._video is None:
                 self._size = (image.shape[1], image.shape[0])
-                self._video = self._start()
+                if self.endless:
+                    _set_aside(self.path)
+                target = self.path if self.endless else self._stack.enter_context(atomic_path(self.path))
+                self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
             self._video.write(_letterbox(image, *self._size), frame.captured_at)
         self.frames += 1
-
-    def _start(self) -> VideoFile:
-        if self.endless:
-            _set_aside(self.path)
-            target = self.path
-        else:
-            target = self._stack.enter_context(atomic_path(self.path))
-        return self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
 
 
 def _set_aside(path: Path) -> None:

@@ -1,25 +1,18 @@
 """Annotated frames in a window, for `rws run --show`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import cv2
 
 from rws.edge.common.child import python_command
 from rws.edge.common.closing import Closing
+from rws.edge.pipeline import Result
 from rws.edge.tasks.annotate import annotate
 from rws.errors import RwsError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.records import Frame
+from rws.records import Frame
 
 ESCAPE = 27
 ELSEWHERE = "see the frames in a browser with --serve, or write them to a file with --save"
@@ -36,28 +29,20 @@ class WindowSink(Closing):
     If the display itself goes away, the window system ends the process.
 
     Args:
-        title: the window's title.
-        on_close: called once when somebody closes the window or presses Esc or q in it.
-
-    Attributes:
-        closed: whether that has happened; what is written after it is not shown.
+        title: of the window.
+        on_close: called once when somebody closes the window or presses Esc or q in it: then `closed` is True, and what
+            is written after it is not shown.
 
     Raises:
         RwsError: on entry, if no window can be opened here; it says why and what to do.
     """
 
     def __init__(self, title: str = "rws", on_close: Callable[[], None] = lambda: None) -> None:
-        self.title = title
-        self.closed = False
-        self._on_close = on_close
-        self._shown = False
+        self.title, self._on_close = title, on_close
+        self.closed = self._shown = False
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Draw the result next to the frame and show it.
-
-        Raises:
-            RwsError: if the window system refuses it.
-        """
+        """Draw the result next to the frame and show it; an `RwsError` if the window system refuses it."""
         if self.closed:
             return
         image = annotate(frame.image, result, frame.original)
@@ -81,7 +66,7 @@ class WindowSink(Closing):
             self.closed = True
             self._on_close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WindowSink":
         _check_display()
         return self
 

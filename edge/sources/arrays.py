@@ -1,7 +1,5 @@
 """Images that are in memory already."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,9 +17,7 @@ class ArraySource(Source):
     Args:
         images: uint8, shape (N, H, W, 3), RGB; a memory-mapped array is read image by image.
         names: one name per frame (default: `name` for all).
-        name: what they are called together.
-        sequential: whether they follow one another in time.
-        fps: the rate at which they were taken, if any.
+        name, sequential, fps: see `Source`.
         clock: seconds, monotonic.
 
     Raises:
@@ -45,13 +41,8 @@ class ArraySource(Source):
         if names is not None and len(names) != len(images):
             raise InputError(f"{name}: found {len(names)} names for {len(images)} images, expected one each")
         super().__init__()
-        self.name = name
-        self.sequential = sequential
-        self.fps = fps
-        self.length = len(images)
-        self._images = images
-        self._names = names
-        self._clock = clock
+        self.name, self.sequential, self.fps, self.length = name, sequential, fps, len(images)
+        self._images, self._names, self._clock = images, names, clock
 
     def frames(self) -> Iterator[Frame | None]:
         """Yield the images, in order."""

@@ -1,7 +1,5 @@
 """What every source of frames is: `Source`."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +8,7 @@ from typing import Literal
 from rws.edge.common.closing import Closing
 from rws.records import Frame
 
-TICK = 0.25
-"""Seconds after which `Source.frames` yields None while no frame comes."""
+TICK = 0.25  # seconds after which `Source.frames` yields None while no frame comes
 
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 
@@ -19,41 +16,25 @@ State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 class Source(Closing):
     """Frames in order, read once: `for frame in source`. A context manager that lets go of its device or file.
 
-    Attributes:
-        name: what a person calls it; a password in a URL is left out.
-        live: frames come at their own pace and are lost if nobody reads them.
-        sequential: neighbouring frames follow one another in time, so a temporal filter makes sense.
-        length: number of frames where it is known in advance (a video's header may be wrong), else None.
-        fps: frames per second as declared, else None.
-        state: `opening`, `running`, `reconnecting` (lost, and being reopened), `lost` (given up) or `ended`.
-        error: the last error, in one line; "" if there was none.
-        received: all frames so far: delivered, dropped, rejected and buffered ones.
-        delivered: frames that were yielded so far.
-        dropped: frames that were whole and skipped so far, because newer ones came.
-        buffered: whole frames that were decoded but not asked for; they stay so when the source is closed early.
-        rejections: frames kept from the oracle so far, by reason (`damaged`, `undecodable`, `frozen`, `black`, …).
-        reconnects: how often the source was reopened so far.
-        idle_for: seconds since the last frame, as of the last None of `frames`; 0 at a frame.
-
-    Always `received` = `delivered` + `dropped` + `rejected` + `buffered`.
+    Always `received` = `delivered` + `dropped` + `rejected` + `buffered`, all of them frames so far.
     """
 
-    name: str
-    live: bool = False
-    sequential: bool = False
-    length: int | None = None
-    fps: float | None = None
-    state: State = "running"
-    error: str = ""
+    name: str  # what a person calls it; a password in a URL is left out
+    live: bool = False  # frames come at their own pace and are lost if nobody reads them
+    sequential: bool = False  # neighbouring frames follow one another in time, so a temporal filter makes sense
+    length: int | None = None  # number of frames where it is known in advance; a video's header may be wrong
+    fps: float | None = None  # as declared
+    state: State = "running"  # `reconnecting`: lost, and being reopened; `lost`: given up
+    error: str = ""  # the last one, in one line
     received: int = 0
-    delivered: int = 0
-    dropped: int = 0
-    buffered: int = 0
+    delivered: int = 0  # yielded
+    dropped: int = 0  # whole and skipped, because newer ones came
+    buffered: int = 0  # whole and decoded but not asked for; they stay so when the source is closed early
     reconnects: int = 0
-    idle_for: float = 0.0
+    idle_for: float = 0.0  # seconds since the last frame, as of the last None of `frames`; 0 at a frame
 
     def __init__(self) -> None:
-        self.rejections: Counter[str] = Counter()
+        self.rejections: Counter[str] = Counter()  # frames kept from the oracle, by reason (`damaged`, `black`, …)
         self.stopped = False
 
     def stop(self) -> None:

@@ -1,7 +1,5 @@
 """Image files as a source. BGR, OpenCV's colour order, does not leave this module."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,17 +29,10 @@ class ImageSource(Source):
 
     def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self.name = name
-        self.length = len(paths)
-        self.paths = tuple(paths)
-        self._clock = clock
+        self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield the images, in order.
-
-        Raises:
-            SourceError: if none of them can be decoded.
-        """
+        """Yield the images, in order; a `SourceError` if none of them can be decoded."""
         for index, path in enumerate(self.paths):
             if self.stopped:
                 return
@@ -70,5 +61,4 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         image = None
     if image is None:
         raise SourceError(f"{path}: is not an image that can be decoded")
-    rgb: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return rgb
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

@@ -1,7 +1,5 @@
 """`open_source`: the source that a user means, whether camera, file, folder, glob, URL or test pattern."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re
@@ -42,20 +40,13 @@ def open_source(
             RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test image. A folder
             whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
         clock: seconds, monotonic; stamps the frames that are read in this process.
-        latest: give the freshest frame and drop what came before it (a file is then played at its own speed), or give
-            every frame; None: the freshest of what is live, and every frame of a file.
-        retries: consecutive attempts to reopen a lost camera or stream; None: no limit.
+        latest, retries: see `CaptureSettings` and `CapturedSource`.
         stall: seconds without a frame after which a camera or stream counts as lost.
 
     Raises:
         SourceError: if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
             stream is opened when the first frame is asked for.
         InputError: if an array has another shape or dtype.
-
-    Example:
-        >>> with open_source("video.mp4") as source:  # doctest: +SKIP
-        ...     for frame in source:
-        ...         print(frame.index, frame.image.shape)
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
     if pattern := _PATTERN.fullmatch(text):
@@ -69,7 +60,7 @@ def open_source(
     if path.is_dir():
         return _open_images((item for item in path.rglob("*") if item.is_file()), text, clock)
     if glob.has_magic(text):
-        return _open_images((Path(found) for found in glob.glob(text, recursive=True)), text, clock)
+        return _open_images(map(Path, glob.glob(text, recursive=True)), text, clock)
     raise SourceError(f"{text}: no such file or folder; expected a camera index, file, folder, glob or URL")
 
 
@@ -86,12 +77,10 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     path = Path(text)
     if text.isdecimal():
         return CaptureSettings(int(text), "camera", f"camera {text}", latest)
-    if " ! " in text:
-        return CaptureSettings(text, "camera", "pipeline", latest)
+    if " ! " in text or path.is_char_device():
+        return CaptureSettings(text, "camera", "pipeline" if " ! " in text else text, latest)
     if "://" in text:
         return CaptureSettings(text, "network", hide_password(text), latest)
-    if path.is_char_device():
-        return CaptureSettings(text, "camera", text, latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         return CaptureSettings(os.path.abspath(text), "file", text, latest)
@@ -116,14 +105,12 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
 
 
 def _open_images(candidates: Iterable[Path], name: str, clock: Callable[[], float]) -> ImageSource:
-    paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    def natural(path: Path) -> list[tuple[int, int, str]]:
+        # Text and numbers never meet in one comparison: each part says first which of the two it is.
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+
+    paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=natural)
     if not paths:
-        raise SourceError(
-            f"{name}: holds no image file; expected names that end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise SourceError(f"{name}: holds no image file; expected names that end in {endings}")
     return ImageSource(paths, name, clock)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    # Text and numbers never meet in one comparison: each part says first which of the two it is.
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]

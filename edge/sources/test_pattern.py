@@ -1,7 +1,5 @@
 """A moving test image, for those who have no camera."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +18,8 @@ class PatternSource(Source):
 
     It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
 
-    Args:
-        width, height: pixels, at least 32.
-        fps: frames per second.
-        clock: seconds, monotonic.
-        sleep: waits for that many seconds.
-
     Raises:
-        InputError: if a number is out of range.
+        InputError: if the size is not within 32…8192 pixels, or `fps` above 10,000.
     """
 
     live = sequential = True

@@ -20,18 +20,11 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 320, 720, 1280
-PANEL_WIDTH = 300
-BARS = 5
-MIX_LINES = 2
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
+BARS, MIX_LINES = 5, 2
 
-BACKGROUND: Colour = (17, 20, 27)
-TRACK: Colour = (38, 44, 56)
-TEXT: Colour = (236, 239, 244)
-MUTED: Colour = (139, 149, 167)
-GREEN: Colour = (94, 201, 142)
-ORANGE: Colour = (255, 158, 87)
-BLUE: Colour = (103, 169, 255)
+BACKGROUND, TRACK, TEXT, MUTED = (17, 20, 27), (38, 44, 56), (236, 239, 244), (139, 149, 167)
+GREEN, ORANGE, BLUE = (94, 201, 142), (255, 158, 87), (103, 169, 255)
 
 
 def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
@@ -74,16 +67,14 @@ def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint
     if factor > 1:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
     scale = min(MAX_HEIGHT / height, max_width / width)
-    if scale >= 1:
-        return image
-    return resize(image, scale)
+    return image if scale >= 1 else resize(image, scale)
 
 
 def resize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """Scale an image, uint8, (H, W, 3); at least one pixel is left of each side."""
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    scaled: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return scaled
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Image classification: one logit per class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -12,21 +10,15 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 from rws.records import Prediction
 
-TOP = 5
-"""Classes that a `Classification` names."""
+TOP = 5  # classes that a `Classification` names
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """The classes that a model sees in an image.
+    """The classes that a model sees in an image."""
 
-    Args:
-        top: the most probable classes with their softmax probabilities, the best first; at least one, at most `TOP`.
-        logits: float32, shape (K,), in the order of the bundle's classes.
-    """
-
-    top: tuple[Prediction, ...]
-    logits: NDArray[np.float32]
+    top: tuple[Prediction, ...]  # the most probable ones with their softmax probabilities, the best first; 1 to `TOP`
+    logits: NDArray[np.float32]  # shape (K,), in the order of the bundle's classes
 
 
 class ClassificationRecord(TypedDict):
@@ -38,11 +30,7 @@ class ClassificationRecord(TypedDict):
 
 
 class Classify:
-    """Reads logits as classes; a `Task`.
-
-    Args:
-        classes: the K class names, in the order of the logits.
-    """
+    """The task that reads logits as classes: K class names, in the order of the logits."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)

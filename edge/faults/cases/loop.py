@@ -1,7 +1,5 @@
 """Faults of what comes after capture: sinks, disk, model, bundle, signals, and a machine that is too slow."""
 
-from __future__ import annotations
-
 import gc
 import json
 import resource
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,11 +40,10 @@ def _sink_blocks(drill: Drill) -> None:
             if result.index > 0:
                 release.wait()
 
-    source = PatternSource(64, 64, 100.0)
     with BackgroundSink(Stuck(), capacity=4, timeout=1.0) as sink:
-        seen = drill.play(source, reached(200), sinks=[sink])
-        ending = time.monotonic()
-    ending = time.monotonic() - ending
+        seen = drill.play(PatternSource(64, 64, 100.0), reached(200), sinks=[sink])
+        started = time.monotonic()
+    ending = time.monotonic() - started
     release.set()
     age = float(np.median([one.result.age_ms for one in seen]))
     drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s")
@@ -84,22 +80,19 @@ def _exceptions(drill: Drill) -> None:
             if result.index == 2:
                 raise KeyError("the sink broke")
 
-    def attempt(
-        expected: type[Exception], then: Sequence[Step] = (), sink: Sink | None = None, pipeline: Pipeline | None = None
-    ) -> str:
+    broken = replace(drill.pipeline, model=faulty(drill.pipeline.model, break_model))
+    attempts: list[tuple[type[Exception], list[Step], list[Sink], Pipeline]] = [
+        (SourceError, [("end", "unplugged")], [], drill.pipeline),
+        (KeyError, [], [Breaks()], drill.pipeline),
+        (ZeroDivisionError, [], [], broken),
+    ]
+    for expected, then, sinks, pipeline in attempts:
         source, _, fake = scripted([("open", ""), *images(4, bad=True), *then], retries=0)
-        sinks = [] if sink is None else [sink]
         try:
             drill.play(source, reached(5), sinks=sinks, limit=5.0, clock=fake, pipeline=pipeline)
+            drill.check(False, f"{expected.__name__} surfaces")
         except expected as error:
-            return f"{type(error).__name__}: {error}"
-        drill.check(False, f"{expected.__name__} surfaces")
-        return ""
-
-    broken = replace(drill.pipeline, model=faulty(drill.pipeline.model, break_model))
-    drill.say(attempt(SourceError, then=[("end", "unplugged")]))
-    drill.say(attempt(KeyError, sink=Breaks()))
-    drill.say(attempt(ZeroDivisionError, pipeline=broken))
+            drill.say(f"{type(error).__name__}: {error}")
 
 
 def _too_slow(drill: Drill) -> None:
@@ -145,11 +138,10 @@ def _broken_bundle(drill: Drill) -> None:
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
     built: list[Bundle] = []
+    switched: list[int] = []
     model, manifest = current / "model.onnx", current / "bundle.json"
     whole = model.read_bytes()
     other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
-    source = PatternSource(64, 64, 100.0)
-    switched: list[int] = []
 
     def build(bundle: Bundle) -> Pipeline:
         built.append(bundle)
@@ -173,7 +165,7 @@ def _broken_bundle(drill: Drill) -> None:
                 stage = "mended"
             return bool(switched)
 
-        seen = drill.play(source, steer, limit=20.0)
+        seen = drill.play(PatternSource(64, 64, 100.0), steer, limit=20.0)
     drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
     drill.check(watch.failures == 1, "it is refused once")
     drill.check(switched != [] and len(built) == 1, "the good one takes over")

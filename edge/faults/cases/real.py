@@ -1,7 +1,5 @@
 """Faults with real capture processes, real files and real servers on loopback."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -9,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from rws.edge.faults.frames import encode_h264, encode_jpeg, flip_bytes, scene, 
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen
 from rws.edge.faults.servers import Camera, MjpegServer, RtspServer
 from rws.edge.pipeline import Result
+from rws.edge.sources.base import Source
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.open import open_source
 from rws.records import Frame
@@ -25,8 +25,7 @@ from rws.records import Frame
 SCENES = 8
 RETURN_SECONDS = 2.0  # from the return of a camera to its first result
 
-Fault = Callable[[int, bytes], bytes]
-"""What becomes of the n-th JPEG of a camera."""
+Fault = Callable[[int, bytes], bytes]  # what becomes of the n-th JPEG of a camera
 
 
 def _camera(fault: Fault = lambda number, jpeg: jpeg) -> Camera:
@@ -35,16 +34,10 @@ def _camera(fault: Fault = lambda number, jpeg: jpeg) -> Camera:
     return lambda number: fault(number, encode_jpeg(stamped(scenes[number % SCENES], number)))
 
 
-def _open(server: MjpegServer | RtspServer, stall: float = 5.0) -> CapturedSource:
-    source = open_source(server.url, stall=stall)
-    assert isinstance(source, CapturedSource)
-    return source
-
-
-def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) -> tuple[list[Seen], CapturedSource]:
+def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) -> tuple[list[Seen], Source]:
     """Play a camera with a fault until its frame `last` has a result."""
     with MjpegServer(_camera(fault)) as server:
-        source = _open(server, stall)
+        source = open_source(server.url, stall=stall)
         return drill.play(source, lambda seen: bool(seen) and (seen[-1].stamp or 0) >= last), source
 
 
@@ -67,19 +60,11 @@ def _black(drill: Drill) -> None:
 
 
 def _frozen(drill: Drill) -> None:
-    held: list[bytes] = []
-
-    def freeze(number: int, jpeg: bytes) -> bytes:
-        if number == 30:
-            held.append(jpeg)
-        return held[0] if 30 <= number < 210 else jpeg
-
-    seen, source = _play_mjpeg(drill, freeze, last=240, stall=2.0)
-    repeated = sum(one.stamp == 30 for one in seen)
-    drill.say(
-        f"{repeated} equal pictures passed, {source.rejections['frozen']} rejected, reconnects {source.reconnects}"
-    )
-    drill.check(source.rejections["frozen"] >= 30, "frozen pictures are rejected")
+    held = encode_jpeg(stamped(scene(480, 640, 30 % SCENES), 30))
+    seen, source = _play_mjpeg(drill, lambda n, jpeg: held if 30 <= n < 210 else jpeg, last=240, stall=2.0)
+    repeated, frozen = sum(one.stamp == 30 for one in seen), source.rejections["frozen"]
+    drill.say(f"{repeated} equal pictures passed, {frozen} rejected, reconnects {source.reconnects}")
+    drill.check(frozen >= 30, "frozen pictures are rejected")
     drill.check(repeated <= 75, "equal pictures pass for little more than 2 s")
     drill.check(source.reconnects >= 1, "it is opened anew")
 
@@ -101,15 +86,11 @@ def _resolution(drill: Drill) -> None:
 
 
 def _garbled(drill: Drill) -> None:
-    def spoil(number: int, jpeg: bytes) -> bytes:
-        if number in (30, 33, 36):
-            return b""
-        return os.urandom(5000) if 39 <= number < 45 else jpeg
-
-    seen, source = _play_mjpeg(drill, spoil)
-    wrong = [one.stamp for one in seen if one.stamp is None or 39 <= one.stamp < 45]
-    drill.say(f"rejected {dict(source.rejections)}, {len(wrong)} passed")
-    drill.check(not wrong, "none has a result")
+    garbled = {30: b"", 33: b"", 36: b""} | {number: os.urandom(5000) for number in range(39, 45)}
+    seen, source = _play_mjpeg(drill, lambda n, jpeg: garbled.get(n, jpeg))
+    wrong = sum(one.stamp is None or 39 <= one.stamp < 45 for one in seen)
+    drill.say(f"rejected {dict(source.rejections)}, {wrong} passed")
+    drill.check(wrong == 0, "none has a result")
     drill.check(source.rejected >= 6, "they are counted")
 
 
@@ -140,7 +121,7 @@ def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer
         return bool(came_back) and seen[-1].at > came_back[0] + 0.5
 
     try:
-        seen = drill.play(_open(server), steer)
+        seen = drill.play(open_source(server.url), steer)
     finally:
         server.close()
     during = [one for one in seen if killed[0] + 0.5 < one.at < came_back[0]]
@@ -167,7 +148,7 @@ def _play_and_signal(
         return bool(signalled) and until(seen, signalled[0][1], source)
 
     with MjpegServer(_camera()) as server:
-        source = _open(server, stall)
+        source = cast(CapturedSource, open_source(server.url, stall=stall))
         seen = drill.play(source, steer)
     return seen, source, *signalled[0]
 
@@ -187,7 +168,11 @@ def _capture_blocked(drill: Drill) -> None:
         drill, signal.SIGSTOP, 1.0, lambda seen, blocked, source: source.reconnects == 1 and len(seen) >= 60
     )
     gap = max(after.at - before.at for before, after in pairwise(seen))
-    gone = not _alive(blocked)
+    gone = False
+    try:
+        os.kill(blocked, 0)
+    except ProcessLookupError:
+        gone = True
     drill.say(f"back after {gap:.2f} s, the blocked process is gone: {gone}")
     drill.check(gone, "the blocked process is gone")
     drill.check(gap < 1.0 + RETURN_SECONDS, "within 2 s of the end of its patience of 1 s")
@@ -222,9 +207,8 @@ def _damaged_h264(drill: Drill) -> None:
     drill.play(source, lambda seen: False, sinks=[Keep()])
     visible = [n for n, image in shown.items() if cv2.PSNR(image, reference[n]) < 30]
     share = 1 - len(visible) / max(1, len(visible) + source.rejected)
-    drill.say(
-        f"{source.rejected} rejected; {len(visible)} visibly damaged (PSNR below 30 dB) passed: {share:.0%} caught"
-    )
+    passed = f"{len(visible)} visibly damaged (PSNR below 30 dB) passed"
+    drill.say(f"{source.rejected} rejected; {passed}: {share:.0%} caught")
     drill.check(source.rejected > 0, "damaged frames are rejected")
     drill.check(share >= 0.9, "at least 90 % of them are caught")
     last = max(shown, default=0)
@@ -237,14 +221,6 @@ def _video(drill: Drill) -> Path:
     path = drill.folder / "whole.mp4"
     encode_h264(path, 240)
     return path
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 _RETURNS = "A result within 2 s of its return; meanwhile no frame is invented."

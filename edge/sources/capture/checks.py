@@ -3,8 +3,6 @@
 Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,14 +17,10 @@ STRIDE = 8
 
 
 def image_flaw(image: NDArray[np.uint8]) -> str:
-    """Return what is wrong with a single image, or "".
+    """Return what is wrong with a single image, uint8 (H, W, 3) RGB, or "".
 
-    Args:
-        image: uint8, shape (H, W, 3), RGB.
-
-    Returns:
-        `empty` (no pixels), `black` (no value above 10), `half-decoded` (the lowest eighth is one flat colour that
-        decoders fill with, and the rest is not), or "".
+    It is `empty` (no pixels), `black` (no value above 10), or `half-decoded`: the lowest eighth is one flat colour that
+    decoders fill with, and the rest is not.
     """
     if image.size == 0:
         return EMPTY
@@ -47,9 +41,6 @@ class FreezeDetector:
     A sensor is never without noise, so no two of its images are equal. If images are coded one from another (H.264), an
     encoder drops that noise until it makes its next key frame; so only what stays equal across a key frame counts, and
     equal images are accepted until they have lasted for `patience` seconds.
-
-    Args:
-        patience: seconds that equal images may go on.
     """
 
     def __init__(self, patience: float) -> None:

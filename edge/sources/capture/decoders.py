@@ -1,7 +1,6 @@
 """Opening and decoding, in the capture process: OpenCV for cameras, PyAV (FFmpeg) for files and network streams.
 
-PyAV reports what OpenCV hides: that a frame was damaged, that a connection timed out rather than ended, and when a
-packet arrived. What follows a damaged frame is built on it, so it counts as damaged too until the next key frame.
+PyAV reports what OpenCV hides: that a frame was damaged, that a connection timed out, and when a packet arrived.
 """
 
 from __future__ import annotations
@@ -34,19 +33,12 @@ _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrame:
-    """A frame as it came.
+    """A frame as it came."""
 
-    Args:
-        image: uint8, shape (H, W, 3), RGB; without pixels if there is a `loss`, unless the frame is only damaged.
-        captured_at: when it arrived, before it was decoded, seconds of the monotonic clock.
-        loss: `damaged` or `undecodable`; `dropped` if it was skipped; "" if it is whole as far as the decoder knows.
-        key: whether it was coded on its own.
-    """
-
-    image: NDArray[np.uint8]
-    captured_at: float
-    loss: str = ""
-    key: bool = True
+    image: NDArray[np.uint8]  # shape (H, W, 3), RGB; without pixels if there is a `loss`, unless it is only damaged
+    captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
+    loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": whole as far as the decoder knows
+    key: bool = True  # whether it was coded on its own
 
 
 def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
@@ -55,13 +47,7 @@ def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
 
 
 class Decoder(ABC):
-    """An open camera, file or stream.
-
-    Attributes:
-        fps: frames per second as declared, else None.
-        length: number of frames as declared, else None.
-        finite: whether it has an end that is no failure.
-    """
+    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is no failure."""
 
     fps: float | None = None
     length: int | None = None
@@ -69,11 +55,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
-        """Yield the frames until the end.
-
-        Raises:
-            SourceError: if the source is lost, with why.
-        """
+        """Yield the frames until the end; a `SourceError` says why the source is lost."""
 
     @abstractmethod
     def close(self) -> None:
@@ -123,7 +105,7 @@ class StreamDecoder(Decoder):
         target: path or URL.
         network: whether it comes over a network, at its own pace.
         timeout: seconds after which opening is given up.
-        latest: whether frames may be skipped; None: those of a live stream.
+        latest: False if no frame of a live stream may be skipped.
 
     Raises:
         SourceError: if it cannot be opened, or holds no video that can be decoded.
@@ -149,8 +131,8 @@ class StreamDecoder(Decoder):
         self._container = container
         self._stream: Any = container.streams.best("video")
         # FFmpeg draws any text as a video.
-        if self._stream is None or self._stream.codec_context is None or self._container.format.name == "tty":
-            self._container.close()
+        if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
+            container.close()
             raise SourceError("holds no video that can be decoded; expected for example .mp4, .avi or .mkv")
         self.fps = _positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)
@@ -189,11 +171,11 @@ class StreamDecoder(Decoder):
         packets = self._container.demux(self._stream)
         while True:
             try:
-                packet = next(packets, None)
+                packet = next(packets)
+            except StopIteration:
+                return
             except (self._av.error.FFmpegError, OSError) as error:
                 raise SourceError(_why(error, LONGEST_SILENCE)) from error
-            if packet is None:
-                return
             yield packet
 
     def _declared_length(self) -> int | None:
@@ -230,6 +212,7 @@ class StreamDecoder(Decoder):
         return self._jpegs_end and not complete
 
     def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
+        # What follows a damaged frame is built on it, so it counts as damaged too until the next key frame.
         if frame.is_corrupt or packet_is_corrupt:
             self._distrusted_since = now
         elif frame.key_frame or (
@@ -245,9 +228,7 @@ def _positive(rate: Any) -> float | None:
 
 
 def _why(error: BaseException, timeout: float) -> str:
-    name = type(error).__name__
-    if name in ("ExitError", "TimeoutError"):
+    if type(error).__name__ in ("ExitError", "TimeoutError"):
         return f"timed out: nothing came for {timeout:g} s"
     # PyAV repeats the address, with its password, in the message.
-    text = getattr(error, "strerror", None) or first_line(error)
-    return f"cannot be read ({text})"
+    return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

@@ -1,7 +1,5 @@
 """Decodes an open source in a separate thread, and keeps its good frames until they are taken."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
@@ -17,14 +15,12 @@ BUFFER = 4
 
 
 class Grabber(threading.Thread):
-    """Decodes an open source, checks each frame, and keeps the good ones until they are taken.
+    """Decodes an open source, counts and checks each frame, and keeps the good ones until they are taken.
 
     Args:
-        decoder: the open source.
         latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
         freeze: detects frozen frames; None if equal ones are as good as others.
         pace: play at the source's own rate, as if it were live.
-        counters: where all frames are counted.
 
     Attributes:
         reason: why the source ended, "" for a regular end; None before.
@@ -35,8 +31,7 @@ class Grabber(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.reason: str | None = None
-        self._decoder, self._latest, self._counters = decoder, latest, counters
-        self._freeze = freeze
+        self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
         self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
         self._capacity = LIVE_BUFFER if latest else BUFFER

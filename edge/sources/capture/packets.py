@@ -14,17 +14,11 @@ if TYPE_CHECKING:
 CATCH_UP_SECONDS = 0.5  # lag at which frames that depend on one another are skipped up to the next key frame
 MOST_BYTES = 32 * 2**20  # of packets that wait for the decoder
 
-Arrival = tuple["Packet[Any]", float]
-"""A packet, and when it arrived, seconds."""
+Arrival = tuple["Packet[Any]", float]  # a packet, and when it arrived, seconds
 
 
 class PacketReader:
-    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another.
-
-    Args:
-        packets: the source.
-        clock: seconds, monotonic.
-    """
+    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another."""
 
     def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._packets, self._clock = packets, clock
@@ -55,14 +49,12 @@ class PacketReader:
                 second is tolerated, and a longer one ends at the newest key frame.
         """
         for packet, at in self:
-            waiting = self.waiting()
-            if waiting and (independent or self._clock() - at > CATCH_UP_SECONDS):
-                keys = [place for place, (later, _) in enumerate(waiting) if later.is_keyframe]
-                if keys:
-                    yield None, at
-                    yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
-                    continue
-            yield packet, at
+            keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]
+            if keys and (independent or self._clock() - at > CATCH_UP_SECONDS):
+                yield None, at
+                yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
+            else:
+                yield packet, at
 
     def waiting(self) -> list[Arrival]:
         """Return what has arrived and was not taken yet."""

@@ -1,9 +1,8 @@
 """The loop's side of a capture process: start it, ask it, and kill it when it does not answer."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
+import math
 import mmap
 import os
 import select
@@ -27,17 +26,12 @@ _STUCK = "the capture process is stuck in a driver and cannot be killed; restart
 _LAST_WORD = 2.0  # seconds that a process which is at its end, or within an answer, may take
 _WORKER = Path(__file__).with_name("worker.py")
 
-
-Start = Callable[[int], tuple["subprocess.Popen[bytes]", socket.socket]]
-"""Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it."""
+# Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it.
+Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
 def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `worker.py`; see `Start`.
-
-    Raises:
-        SourceError: on Windows.
-    """
+    """Start `worker.py`; see `Start`. A `SourceError` on Windows."""
     if os.name == "nt":
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
@@ -64,16 +58,12 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 class CaptureProcess:
     """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits.
 
-    Args:
-        settings: what it opens.
-        start: starts the process.
-
     Attributes:
         counters: of all received frames, over all processes of this object.
     """
 
     def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
-        self._settings, self._start = settings, start
+        self.settings, self._start = settings, start
         self._counters_descriptor = shared_memory(Counters.SIZE)
         self.counters = Counters(self._counters_descriptor)
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,7 +85,7 @@ class CaptureProcess:
             if self._stuck is None or self._stuck.poll() is not None:
                 self._process, self._connection = self._start(self._counters_descriptor)
                 self._connection.settimeout(_LAST_WORD)
-        self._send(self._settings)
+        self._send(self.settings)
 
     def ask(self) -> None:
         """Ask for the next frame; a `Frame` or `Ended` answers."""
@@ -106,7 +96,9 @@ class CaptureProcess:
         if self._connection is None:
             stuck = self._stuck is not None and self._stuck.poll() is None
             return Ended(_STUCK if stuck else "the capture process is not running")
-        if b"\n" not in self._unread and not _readable(self._connection, timeout):
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if b"\n" not in self._unread and not poll.poll(timeout * 1e3):
             return None
         line = self._read_line(self._connection)
         if line is None:
@@ -117,8 +109,10 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
-            image = self._copy(message.height, message.width)
-            return Frame(message.index, image, message.captured_at, self._settings.name)
+            assert self._memory is not None
+            shape = (message.height, message.width, 3)
+            image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
+            return Frame(message.index, image, message.captured_at, self.settings.name)
         assert isinstance(message, Opened | Ended)
         return message
 
@@ -166,24 +160,12 @@ class CaptureProcess:
         line, self._unread = self._unread.split(b"\n", 1)
         return line
 
-    def _copy(self, height: int, width: int) -> NDArray[np.uint8]:
-        assert self._memory is not None
-        image: NDArray[np.uint8] = self._memory[: height * width * 3].reshape(height, width, 3).copy()
-        return image
-
     def _died(self) -> Ended:
         assert self._process is not None
         try:
             code = self._process.wait(_LAST_WORD)
+            reason = f"died (signal {-code})" if code < 0 else f"died (exit code {code})"
         except subprocess.TimeoutExpired:
-            self.kill()
-            return Ended("the capture process exited while sending an answer")
+            reason = "exited while sending an answer"
         self.kill()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ended(f"the capture process died ({how})")
-
-
-def _readable(connection: socket.socket, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(timeout * 1e3))
+        return Ended(f"the capture process {reason}")

@@ -1,9 +1,4 @@
-"""Messages between the frame loop and its capture process: one line of JSON each, with the number of the question.
-
-The loop asks (`CaptureSettings`: open this; `Next`: the next frame), the process answers.
-"""
-
-from __future__ import annotations
+"""Messages between the frame loop, which asks, and its capture process: a line of JSON with the question's number."""
 
 import json
 from dataclasses import dataclass
@@ -12,19 +7,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class CaptureSettings:
-    """What to open and how; `Opened` or `Ended` answers.
+    """What to open and how; `Opened` or `Ended` answers."""
 
-    Args:
-        target: a camera's index or device, a GStreamer pipeline, a path or a URL.
-        kind: `camera` (OpenCV), `file` or `network` (PyAV).
-        name: what a person calls it, without a password.
-        latest: give the freshest frame and drop the others; False gives each; None: each of what has an end.
-    """
-
-    target: int | str
-    kind: Literal["camera", "file", "network"]
-    name: str
-    latest: bool | None = None
+    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
+    kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
+    name: str  # what a person calls it, without a password
+    latest: bool | None = None  # give the freshest frame and drop the others; False gives each; None: each of a file
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import tempfile
@@ -30,12 +28,9 @@ def shared_memory(size: int) -> int:
 
 
 class Counters:
-    """Totals of a source in shared memory, readable by both processes, kept when one of them is killed.
+    """Totals of a source in `shared_memory(Counters.SIZE)`, readable by both processes, kept when one is killed.
 
     Several threads of a process may count; of two processes, each counts under names of its own.
-
-    Args:
-        descriptor: of `shared_memory(Counters.SIZE)`.
     """
 
     SIZE = 8 * len(COUNTERS)

@@ -1,19 +1,15 @@
 """A source whose frames are captured in another process, watched by a clock, and reopened when it is lost."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
 
 from rws.edge.sources.base import TICK, Source, State
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
-from rws.edge.sources.capture.shared import Counters
 from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
 from rws.errors import SourceError
 from rws.records import Frame
@@ -22,20 +18,6 @@ log = logging.getLogger(__name__)
 
 # A source that gives nothing but these is reopened; one that is black may just look at a dark world.
 BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
-
-
-class _Capture(Protocol):
-    """What `CapturedSource` asks; `CaptureProcess` is one, and documents it."""
-
-    counters: Counters
-
-    @property
-    def pid(self) -> int | None: ...
-    def open(self) -> None: ...
-    def ask(self) -> None: ...
-    def answer(self, timeout: float) -> Opened | Frame | Ended | None: ...
-    def kill(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class CapturedSource(Source):
@@ -47,13 +29,11 @@ class CapturedSource(Source):
     found out when it is opened.
 
     Args:
-        settings: what to open and how.
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
         stall: seconds without a frame after which a live source counts as lost.
         sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
             the capture process stamps the frames with `time.monotonic`.
-        capture: what captures (default: a process).
-        jitter: a number in 0…1 for each pause.
+        capture, jitter: for tests; see `Backoff`.
 
     Raises:
         SourceError: if a file cannot be opened.
@@ -68,13 +48,13 @@ class CapturedSource(Source):
         retries: int | None = None,
         stall: float = 5.0,
         sleep: Callable[[float], None] = time.sleep,
-        capture: _Capture | None = None,
+        capture: CaptureProcess | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
         self.name, self.live, self.state = settings.name, settings.kind != "file", "opening"
         self._settings, self._sleep = settings, sleep
-        self._capture: _Capture = capture or CaptureProcess(settings)
+        self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
         self._openings, self._is_open = 0, False
         if not self.live and (reason := _outcome(self._open())):
@@ -88,11 +68,10 @@ class CapturedSource(Source):
 
     def close(self) -> None:
         """End the capture process. What it still held counts as dropped, if frames may be, else as `buffered`."""
-        self._capture.kill()
+        self._capture.close()
         if self.live or self._settings.latest or self.state == "lost":
             self._capture.counters.drop_leftovers(self.delivered)
         self._count()
-        self._capture.close()
 
     def frames(self) -> Iterator[Frame | None]:
         """Yield what comes, and None while nothing comes; reopen the source when it is lost."""
@@ -108,7 +87,12 @@ class CapturedSource(Source):
             if pause is None or not self.live:
                 self._enter("lost", reason)
                 raise SourceError(f"{self.name}: {reason}")
-            yield from self._pause(pause)
+            while pause > 0 and not self.stopped:
+                step = min(pause, TICK)
+                self._sleep(step)
+                pause -= step
+                self._idle(step)
+                yield None
         self._enter("ended", self.error)
         if not self.stopped and not self.live:
             self._check_whole()
@@ -188,14 +172,6 @@ class CapturedSource(Source):
             log.warning("%s is back", self.name)
         self.state, self.error = state, error
         self._count()
-
-    def _pause(self, seconds: float) -> Iterator[None]:
-        while seconds > 0 and not self.stopped:
-            step = min(seconds, TICK)
-            self._sleep(step)
-            seconds -= step
-            self._idle(step)
-            yield
 
     def _idle(self, seconds: float) -> None:
         self.idle_for += seconds

@@ -1,7 +1,5 @@
 """When a live source counts as lost, and how long to wait before it is reopened. Pure: no clock, no I/O."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 OPEN_TIMEOUT = 10.0  # seconds after which opening a connection is given up
@@ -18,13 +16,7 @@ class StallDetector:
 
     Its patience is `stall` seconds, or three times the longest recent gap between frames. An opening that brings
     nothing at all doubles the former, up to five minutes, so that a camera with one frame per minute is detected
-    instead of being reopened in a loop.
-
-    Args:
-        stall: seconds without a frame.
-
-    Attributes:
-        silent: seconds since the last frame or other sign of life.
+    instead of being reopened in a loop. `silent`: seconds since the last frame or other sign of life.
     """
 
     def __init__(self, stall: float) -> None:
@@ -50,11 +42,9 @@ class StallDetector:
         self._frames = 0
 
     def waited(self, seconds: float, alive: bool) -> bool:
-        """Note that no frame came for `seconds`; return whether the source is stalled.
+        """Note a wait of `seconds` without a frame; return whether the source is stalled.
 
-        Args:
-            seconds: of this wait alone.
-            alive: whether something else came that shows a working source, such as a black frame.
+        `alive`: something else came that shows a working source, such as a black frame.
         """
         self._gap += seconds
         self._waited += seconds

@@ -1,11 +1,8 @@
-"""The capture process: opens what it is told to, and hands frames over when it is asked.
+"""The capture process: opens what it is told to, and hands frames over when asked, on a socket that it inherits.
 
-It is asked and answers on a socket that it inherits; the address of a stream, which may hold a password, comes that way
-and so never stands in a list of processes. A frame lies in shared memory; if that is too small, the descriptor of
-larger memory comes with the answer.
+So the address of a stream, which may hold a password, never stands in a list of processes. A frame lies in shared
+memory; if that is too small, the descriptor of larger memory comes with the answer.
 """
-
-from __future__ import annotations
 
 import contextlib
 import mmap
@@ -30,17 +27,13 @@ from rws.errors import SourceError
 
 
 class Worker:
-    """Answers the loop's questions, one at a time.
-
-    Args:
-        connection: a stream socket to the loop.
-        counters: shared with the loop.
-    """
+    """Answers the loop's questions, one at a time, on a stream socket."""
 
     def __init__(self, connection: socket.socket, counters: Counters) -> None:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
-        self._freeze: FreezeDetector | None = None
+        # Kept when the source is reopened: what was frozen before and is the same now still is.
+        self._freeze = FreezeDetector(FREEZE_SECONDS)
         self._question = 0
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -61,21 +54,18 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not let go of the source; a new process can.
             self._grabber = None
+        decoder: Decoder
         try:
-            decoder = _open_decoder(settings)
+            if settings.kind == "camera":
+                decoder = CameraDecoder(settings.target)
+            else:
+                network = settings.kind == "network"
+                decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
         except SourceError as error:
             return Ended(str(error))
-        if self._freeze is None:
-            # Kept when the source is reopened: what was frozen before and is the same now still is.
-            self._freeze = FreezeDetector(FREEZE_SECONDS)
         latest = settings.latest if settings.latest is not None else not decoder.finite
-        self._grabber = Grabber(
-            decoder,
-            latest=latest,
-            freeze=None if decoder.finite else self._freeze,
-            pace=latest and decoder.finite,
-            counters=self._counters,
-        )
+        freeze, pace = (None, latest) if decoder.finite else (self._freeze, False)
+        self._grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=pace, counters=self._counters)
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite)
 
@@ -91,17 +81,13 @@ class Worker:
                 return  # The loop has lost patience: another question, or the end.
         index, frame = grabbed
         image = frame.image
-        descriptor = self._make_room(image.nbytes)
+        descriptor = None
+        if image.nbytes > len(self._memory):
+            descriptor = shared_memory(image.nbytes)
+            self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
         self._answer(FrameReady(height, width, frame.captured_at, index), descriptor)
-
-    def _make_room(self, size: int) -> int | None:
-        if size <= len(self._memory):
-            return None
-        descriptor = shared_memory(size)
-        self._memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
-        return descriptor
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)
@@ -110,12 +96,6 @@ class Worker:
         else:
             socket.send_fds(self._connection, [line], [descriptor])
             os.close(descriptor)
-
-
-def _open_decoder(settings: CaptureSettings) -> Decoder:
-    if settings.kind == "camera":
-        return CameraDecoder(settings.target)
-    return StreamDecoder(str(settings.target), settings.kind == "network", OPEN_TIMEOUT, settings.latest)
 
 
 def _die_with_the_loop(loop: int) -> None:
