@@ -1,7 +1,5 @@
 """The belief about one frame: a joint distribution over corruption and severity."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol

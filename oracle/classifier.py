@@ -1,7 +1,5 @@
 """The corruption classifier as an ONNX network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

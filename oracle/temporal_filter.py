@@ -11,8 +11,6 @@ the best expert", the fixed-share algorithm). With a rate of 1 among them, unrel
 belief (if `evidence` is 1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

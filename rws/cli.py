@@ -4,8 +4,6 @@ A command is a plain Typer function or a `typer.Typer`. It is loaded only when i
 loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable

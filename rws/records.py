@@ -1,7 +1,5 @@
 """Records that travel through the whole project. A leaf: it imports nothing of ours."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

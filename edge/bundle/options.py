@@ -1,7 +1,5 @@
 """How a model runs: the options that travel together from the command line to the session."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Running all parts of a bundle once."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rws.edge.bundle.bundle import Bundle

@@ -1,7 +1,5 @@
 """Replacing the bundle that runs, in one step and only if all of the new one works."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from dataclasses import replace

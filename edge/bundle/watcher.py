@@ -1,7 +1,5 @@
 """Watches the folder of the bundle that runs, and prepares a new bundle while the old one goes on running."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """Start code of ours in a separate Python process."""
 
-from __future__ import annotations
-
 import sys
 
 

@@ -1,7 +1,5 @@
 """Heavy imports happen inside commands; a missing one is answered with the extra that installs it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

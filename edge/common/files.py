@@ -1,7 +1,5 @@
 """Files and folders that are either the old ones or the complete new ones, even if the process dies half way."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import secrets

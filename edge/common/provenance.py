@@ -1,7 +1,5 @@
 """What every result carries: the command, the commit, the machine and the versions that made it."""
 
-from __future__ import annotations
-
 import json
 import platform
 import re

@@ -1,7 +1,5 @@
 """Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar

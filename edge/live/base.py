@@ -1,7 +1,5 @@
 """What every patchable model does, whatever runs it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ In C, compiled when the package is installed, it is one pass over memory. Withou
 three: the same bits, about twice the time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

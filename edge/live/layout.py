@@ -5,8 +5,6 @@ as integers in the slot's shape: for each element, the number of its value among
 in C order, one tensor after the other); −1 for padding, which is zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A patchable classifier on ONNX Runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Does a weight update strategy give what a session gives that was built from a file with the same weights?"""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """A session of ONNX Runtime whose weights can be changed between two runs; see README.md in this folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

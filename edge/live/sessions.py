@@ -1,7 +1,5 @@
 """Sessions of ONNX Runtime: which provider runs them, and how they are made."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ README.md in this folder compares them. ONNX Runtime lays weights out anew when 
 are read back. The saved graph is then loaded with no further optimisation and with our memory as its initializers.
 """
 
-from __future__ import annotations
-
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

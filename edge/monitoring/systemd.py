@@ -1,7 +1,5 @@
 """Notifies systemd of the state of a run (sd_notify(3)), without its library. Without systemd, nothing happens."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

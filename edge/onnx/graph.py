@@ -5,8 +5,6 @@ scales the weight, `torch.onnx.export(dynamo=True)` drops biases that are all ze
 nodes or let convolutions share what is equal. `prepare` undoes all of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -7,8 +7,6 @@ onnx2torch, which imports it. Import it from here: `from rws.edge.onnx.torchvisi
 Upstream: https://github.com/pytorch/pytorch/issues/122494. Delete when `import torchvision` cannot fail that way.
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -4,8 +4,6 @@ Robust Weight Signatures (Cai, Zhang, Wang, ICML 2023) stores signatures at 8 bi
 output channel costs four bytes each and follows channels of different size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

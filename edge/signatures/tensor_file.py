@@ -4,8 +4,6 @@ The description of a file is JSON under one metadata key: safetensors writes sev
 content must give the same bytes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """From `127.0.0.1:8080` to a listening socket."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import re

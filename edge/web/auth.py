@@ -1,7 +1,5 @@
 """Access control: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

@@ -1,7 +1,5 @@
 """The health of a run, for a supervisor that asks every few seconds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rws.edge.monitoring.run_status import LOST, RunStatus

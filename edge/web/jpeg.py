@@ -1,7 +1,5 @@
 """The newest frame as a JPEG, encoded only on demand."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 
