@@ -29,11 +29,6 @@ class Belief:
         levels: the S severity levels of the joint states, ascending, above 0 (usually 1…5).
         joint: float32, shape (1 + C·S,), sums to 1. Entry 0 is P(clean); entry 1 + c·S + k is
             P(corruption c at level k).
-
-    Example:
-        >>> belief = Belief(("fog", "snow"), (1.0, 5.0), np.float32([0.2, 0.1, 0.6, 0.1, 0.0]))
-        >>> belief.type, round(belief.probability[1], 3)
-        ('fog', 0.7)
     """
 
     corruptions: tuple[str, ...]
@@ -48,9 +43,9 @@ class Belief:
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
         """Raise InputError unless the belief is about these corruptions and levels."""
         if self.corruptions != corruptions or self.levels != levels:
+            found, expected = ", ".join(self.corruptions), ", ".join(corruptions)
             raise InputError(
-                f"belief: is about {', '.join(self.corruptions)} at levels {self.levels}, expected "
-                f"{', '.join(corruptions)} at levels {levels}"
+                f"belief: is about {found} at levels {self.levels}, expected {expected} at levels {levels}"
             )
 
     @property
@@ -61,8 +56,7 @@ class Belief:
     @property
     def probability(self) -> NDArray[np.float32]:
         """P(type), float32, shape (1 + C,), in the order of `names`."""
-        per_type = self.joint[1:].reshape(len(self.corruptions), len(self.levels)).sum(axis=1)
-        return np.concatenate([self.joint[:1], per_type])
+        return per_type(self.joint, len(self.corruptions))
 
     @property
     def severity(self) -> NDArray[np.float32]:
@@ -71,9 +65,7 @@ class Belief:
         mass = per_level.sum(axis=1)
         uniform = np.full_like(per_level, 1 / len(self.levels))
         weights = np.where(mass[:, None] > 0, per_level / np.maximum(mass, 1e-30)[:, None], uniform)
-        return np.concatenate(
-            [np.zeros(1, np.float32), (weights @ np.array(self.levels, np.float32)).astype(np.float32)]
-        )
+        return np.append(0, weights @ np.array(self.levels, np.float32)).astype(np.float32)
 
     @property
     def type(self) -> str:
@@ -100,16 +92,12 @@ class CorruptionOracle(Protocol):
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
-    """Return a belief with all its mass on one known type, split between the two levels around `severity`.
+    """Return a belief with all its mass on one known type, split between the two levels around `severity`, 0…5.
 
-    Args:
-        corruptions: the corruption names, without `clean`.
-        levels: ascending severity levels above 0.
-        name: `clean` or one of `corruptions`.
-        severity: true severity, 0…5; below the first level the rest of the mass is on clean.
+    Below the first level the rest of the mass is on clean.
 
     Raises:
-        InputError: if `name` is unknown.
+        InputError: if `name` is neither `clean` nor one of `corruptions`.
     """
     joint = np.zeros(1 + len(corruptions) * len(levels), np.float32)
     if name == CLEAN:

@@ -37,17 +37,7 @@ _HOMES = {
     "open_source": "rws.edge.sources.open",
 }
 
-__all__ = [
-    "Bundle",
-    "Frame",
-    "LiveSession",
-    "ModelOptions",
-    "Pipeline",
-    "Result",
-    "Runtime",
-    "errors",
-    "open_source",
-]
+__all__ = ["Bundle", "Frame", "LiveSession", "ModelOptions", "Pipeline", "Result", "Runtime", "errors", "open_source"]
 
 if find_spec("rws.edge") is None:
     raise ImportError(

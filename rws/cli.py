@@ -1,7 +1,7 @@
 """The `rws` command: a group of the commands below and of third parties' entry points of the group `rws.commands`.
 
-A command is a plain Typer function or a `typer.Typer`. It is loaded only when it is needed, and one that cannot be
-loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
+A command, a Typer function or a `typer.Typer`, is loaded when it is needed. One that cannot be loaded stays in the
+list, marked unavailable, and says why when called.
 """
 
 import errno

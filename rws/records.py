@@ -18,7 +18,7 @@ class Frame:
         image: uint8, shape (H, W, 3), RGB.
         captured_at: when it was read, in seconds of the source's clock (monotonic, no calendar time).
         name: the file it came from, or the name of the camera, stream or array.
-        original: what `image` was before it was corrupted on purpose (`rws run --corrupt`), of its shape; else None.
+        original: `image` before it was corrupted on purpose (`rws run --corrupt`); else None.
     """
 
     index: int

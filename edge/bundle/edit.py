@@ -21,13 +21,12 @@ class BundleParts:
     """What a bundle is made of.
 
     Args:
-        name: the bundle's name.
         classes: class names in the order of the logits.
         input_size: height and width of the input, pixels.
         model: path or bytes of the clean ONNX model, with the patched tensors as initializers.
         signatures: made for the model's patched tensors.
         oracle: bytes of the oracle's ONNX network.
-        table: the gain table, of the oracle's corruptions and severity levels.
+        table: of the oracle's corruptions and severity levels.
         policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
         provenance, measured: plain JSON values.
     """
@@ -47,10 +46,6 @@ class BundleParts:
 
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
     """Write a bundle folder, check it, and only then let it take the place of what was there.
-
-    Args:
-        path: the folder; an existing one must be a bundle, and is replaced.
-        parts: what goes into it.
 
     Raises:
         BundleError: if the parts do not fit together, or `path` holds anything but a bundle.
@@ -87,9 +82,7 @@ def add_signatures(
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
 
     Args:
-        path: the bundle's folder.
-        signatures: the set to take them from.
-        names: which of them; None for all.
+        names: which of the signatures; None for all.
         transfer: accept signatures that were made for other weights of the same names and shapes.
 
     Raises:
@@ -128,8 +121,8 @@ def check_bundle_folder(target: Path) -> None:
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
-        found = f"{target}: holds {foreign[0]!r}, which is no part of a bundle"
-        raise BundleError(f"{found}; move it, or give another folder")
+        cure = "move it, or give another folder"
+        raise BundleError(f"{target}: holds {foreign[0]!r}, which is no part of a bundle; {cure}")
 
 
 def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:

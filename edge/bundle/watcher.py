@@ -14,8 +14,6 @@ from rws.errors import first_line
 
 T = TypeVar("T")
 
-_State = tuple[tuple[int, ...], ...]
-
 
 class BundleWatcher(Closing, Generic[T]):
     """Reloads a bundle when it has changed. A context manager that stops at its exit.
@@ -38,10 +36,8 @@ class BundleWatcher(Closing, Generic[T]):
 
     Example:
         >>> with BundleWatcher("my_bundle", Pipeline.from_bundle) as watcher:  # doctest: +SKIP
-        ...     runtime = Runtime.from_bundle(Bundle.load("my_bundle"))
         ...     for result in runtime.results(0):
-        ...         if (pipeline := watcher.poll()) is not None:
-        ...             runtime.pipeline = pipeline
+        ...         runtime.pipeline = watcher.poll() or runtime.pipeline
     """
 
     def __init__(
@@ -52,12 +48,9 @@ class BundleWatcher(Closing, Generic[T]):
         interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path = Path(path)
-        self.interval = interval
-        self.failures = 0
-        self.error = ""
-        self._build = build
-        self._clock = clock
+        self.path, self.interval = Path(path), interval
+        self.failures, self.error = 0, ""
+        self._build, self._clock = build, clock
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -87,9 +80,8 @@ class BundleWatcher(Closing, Generic[T]):
     def _look(self) -> None:
         state = _state(self.path)
         settled, self._seen = state == self._seen, state
-        if not settled or state == self._handled or self._closed:
-            return
-        if self._thread is not None and self._thread.is_alive():
+        loading = self._thread is not None and self._thread.is_alive()
+        if not settled or state == self._handled or self._closed or loading:
             return
         self._handled = state
         manifest = _manifest(self.path)
@@ -114,7 +106,7 @@ class BundleWatcher(Closing, Generic[T]):
                     self._ready = [built]
 
 
-def _state(path: Path) -> _State:
+def _state(path: Path) -> list[tuple[int, ...]]:
     """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
     found: list[tuple[int, ...]] = []
     for name in (MANIFEST, *FILES):
@@ -123,7 +115,7 @@ def _state(path: Path) -> _State:
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         except OSError:
             found.append(())
-    return tuple(found)
+    return found
 
 
 def _manifest(path: Path) -> bytes | None:

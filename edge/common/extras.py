@@ -8,18 +8,11 @@ from rws.errors import MissingExtraError
 
 @contextmanager
 def require(extra: str) -> Iterator[None]:
-    """Wrap imports that only an extra of `rws-edge` installs.
-
-    Args:
-        extra: the extra's name, as in `pip install 'rws-edge[train]'`.
+    """Wrap imports that only an extra of `rws-edge` installs, such as `train`.
 
     Raises:
-        MissingExtraError: if a module is absent; it names the module and the extra. A module of this project
-            that is absent is a mistake of ours and keeps its ModuleNotFoundError.
-
-    Example:
-        >>> with require("train"):
-        ...     import torch
+        MissingExtraError: if a module is absent; it names the module and the extra. A module of this project that is
+            absent is a mistake of ours and keeps its ModuleNotFoundError.
     """
     try:
         yield

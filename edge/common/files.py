@@ -44,10 +44,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     An exception inside removes what was built and leaves `path` as it was. Everything is flushed to disk before it
     becomes visible. A folder replaces a folder in one step on Linux (renameat2); elsewhere the old one is moved
     aside first, and put back if the second step fails. If `path` is a symbolic link, what it points to is replaced.
-
-    Example:
-        >>> with atomic_path("results.json") as temporary:  # doctest: +SKIP
-        ...     temporary.write_text("{}")
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -61,7 +57,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
         _flush(target.parent)
     finally:
-        _remove(temporary)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _swap_folders(new: Path, target: Path) -> None:
@@ -82,9 +80,7 @@ def _exchange(a: Path, b: Path) -> bool:
     """Exchange two paths in one system call; False where the system or its file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", lambda *_: -1)
     return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
 
 
@@ -94,10 +90,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

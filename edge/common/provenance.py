@@ -48,11 +48,7 @@ def provenance(**details: object) -> dict[str, object]:
 
 
 def portable_command(arguments: Sequence[str]) -> str:
-    """Join a command line without passwords and without paths of this machine.
-
-    `portable_path` replaces each absolute path and each path that leaves the current folder, by the variable that
-    fits the option before it.
-    """
+    """Join a command line without passwords; `portable_path` replaces paths, by what fits the option before them."""
     words: list[str] = []
     option = ""
     for argument in map(hide_password, arguments):

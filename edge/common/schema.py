@@ -45,10 +45,9 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
-    """Check a document against a schema.
+    """Check a document against a pydantic dataclass, or anything else that pydantic validates.
 
     Args:
-        schema: a pydantic dataclass, or anything else that pydantic validates.
         document: as `json.loads` or `tomllib.loads` gives it.
         source, cure: what an error begins with, such as the file, and ends with: what to do.
         error: the type of the error.

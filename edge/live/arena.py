@@ -1,7 +1,6 @@
 """The memory that patches are computed in: W = W_std + Σ α_c·R_c, from the clean copy, all or nothing.
 
-Subtracting a patch does not give float32 bits back, so nothing is ever undone: every mix starts from the clean weights.
-Signatures stay as integers and are dequantised while they are added, a piece that fits the cache at a time.
+Subtracting a patch does not give float32 bits back, so nothing is ever undone. Signatures stay integers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rws.edge.live.kernel import multiply_add
 from rws.edge.live.layout import Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
-ALPHA_STEP = 1 / 256
+ALPHA_STEP = 1 / 256  # strengths are rounded to its multiples: two mixes that are then equal are the same mix
 
 _LARGEST = float(np.finfo(np.float32).max)
 _CACHE_LINE = 64  # bytes
@@ -61,12 +60,10 @@ def perturbed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.
 class Arena:
     """The patched tensors of one model: a clean copy, and the working copy that the model reads, each one flat block.
 
-    Strengths are rounded to multiples of `ALPHA_STEP`: two mixes that are then equal are the same mix.
-
     Args:
-        clean: the clean tensors, float32, in the order of the network.
-        signatures: what can be mixed, made for these tensors; None for a model that is only ever clean.
-        slots: what the model reads, if it lays its weights out otherwise (see `layout`); default: each tensor as it is.
+        clean: float32, in the order of the network.
+        signatures: made for these tensors; None for a model that is only ever clean.
+        slots: what the model reads, if it lays its weights out otherwise (see `layout`).
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
 
     Raises:
@@ -131,14 +128,10 @@ class Arena:
         self._write({})
 
     def overwrite(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Put other weights in the place of these tensors until the next change of mix or `reset`.
-
-        Args:
-            tensors: tensor name → float32, the shape of the clean tensor, finite.
+        """Put other weights, float32, in the place of these tensors until the next change of mix or `reset`.
 
         Raises:
-            InputError: if a tensor is not patched, or has another dtype, another shape, NaN or infinity. Nothing is
-                written then.
+            InputError: if a tensor is not patched, or not finite float32 of its shape. Nothing is written then.
         """
         for name, array in tensors.items():
             if name not in self._shapes:
@@ -167,20 +160,16 @@ class Arena:
     def _write(self, mix: dict[str, float]) -> None:
         # Until every tensor is in place the mix is unknown: an interrupt in between makes the next call write again.
         self._mix = None
-        if mix:
-            self._compose(mix)
-        else:
-            np.copyto(self.flat, self._clean)
-        if self._publish is not None:
-            self._publish()
-        self._mix, self._overwritten = mix, False
-
-    def _compose(self, mix: Mapping[str, float]) -> None:
         base = self._clean
         for name, alpha in mix.items():
             factors = (self._scales[name] * np.float32(alpha))[self._layout.channels]
             multiply_add(base, self._values[name], factors, self.flat, self._layout.pieces)
             base = self.flat
+        if not mix:
+            np.copyto(self.flat, self._clean)
+        if self._publish is not None:
+            self._publish()
+        self._mix, self._overwritten = mix, False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
         """The mix on the grid, without zeros, in the order of the signatures: the sum then has one order and result."""

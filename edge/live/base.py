@@ -37,8 +37,7 @@ class Patchable:
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`; {} is the clean model. Strengths are rounded to multiples of 1/256.
 
-        Returns:
-            Whether weights were changed: False if `mix` is already in effect.
+        Returns whether weights were changed: False if `mix` is already in effect.
 
         Raises:
             SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
@@ -56,10 +55,7 @@ class PatchableModel(Patchable, ABC):
 
     @abstractmethod
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Classify float32 images (3, H, W) or (N, 3, H, W), RGB, range 0…1, not normalised.
-
-        Returns:
-            Logits, float32, shape (N, K); N = 1 for a single image.
+        """Return logits, float32 (N, K), of float32 images (3, H, W) or (N, 3, H, W), RGB, 0…1, not normalised.
 
         Raises:
             InputError: if dtype or shape is another.
@@ -67,10 +63,9 @@ class PatchableModel(Patchable, ABC):
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
-    """Return a model input as a contiguous batch, float32, shape (N, 3, H, W).
+    """Return float32 (3, H, W) or (N, 3, H, W), N at least 1, as a contiguous batch (N, 3, H, W).
 
     Args:
-        x: float32, shape (3, H, W) or (N, 3, H, W), N at least 1.
         image_shape: the model's (3, H, W); None stands for a free length.
 
     Raises:
@@ -81,8 +76,6 @@ def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArr
     fits = fits and all(want in (None, found) for want, found in zip(image_shape, batch.shape[1:], strict=True))
     if x.dtype != np.float32 or not fits:
         expected = ", ".join("any" if length is None else str(length) for length in image_shape)
-        raise InputError(
-            f"model input is {x.dtype} {x.shape}, expected float32 ({expected}) or a batch of such; resize "
-            f"the image and scale it to 0…1"
-        )
+        found = f"{x.dtype} {x.shape}, expected float32 ({expected})"
+        raise InputError(f"model input is {found} or a batch of such; resize the image and scale it to 0…1")
     return np.ascontiguousarray(batch)

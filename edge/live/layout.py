@@ -55,9 +55,7 @@ class Layout:
 class Pattern(NamedTuple):
     """A flat slot seen as an array (outer, repeat, inner), whose output channel does not depend on `repeat`.
 
-    Args:
-        outer, repeat, inner: the lengths of its axes.
-        channels: int64, flat, (outer · inner,): the output channels, counted through all tensors.
+    `channels`, int64, (outer · inner,), are the output channels, counted through all tensors.
     """
 
     outer: int
@@ -110,19 +108,14 @@ def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64])
         channel_of: for each clean value the number of its output channel.
 
     Example:
-        A weight (8, 3, 1, 1) has 8 output channels of 3 values. In its own order, OIHW, the values of a channel stand
-        side by side: each of 8 channels (outer) comes 3 times (repeat).
+        A weight (8, 3, 1, 1) has 8 output channels of 3 values, which stand side by side in its own order, OIHW. ONNX
+        Runtime stores it as NCHW8c: 8 channels side by side (inner), 3 times (repeat).
 
         >>> oihw = np.arange(24)
-        >>> outer, repeat, inner, channels = find_pattern(oihw, oihw // 3)
-        >>> outer, repeat, inner, channels.tolist()
-        (8, 3, 1, [0, 1, 2, 3, 4, 5, 6, 7])
-
-        ONNX Runtime stores it as NCHW8c: 8 channels side by side (inner), 3 times (repeat).
-
-        >>> outer, repeat, inner, channels = find_pattern(oihw.reshape(8, 3).T.ravel(), oihw // 3)
-        >>> outer, repeat, inner, channels.tolist()
-        (1, 3, 8, [0, 1, 2, 3, 4, 5, 6, 7])
+        >>> find_pattern(oihw, oihw // 3)[:3]
+        (8, 3, 1)
+        >>> find_pattern(oihw.reshape(8, 3).T.ravel(), oihw // 3)[:3]
+        (1, 3, 8)
     """
     numbers = channel_of[slot]  # for padding that of the last element: it multiplies zeros
     patterns = []

@@ -16,17 +16,12 @@ from rws.errors import BundleError
 
 
 class OnnxModel(LiveSession, PatchableModel):
-    """A classifier on ONNX Runtime; see `PatchableModel`.
+    """A classifier on ONNX Runtime; see `PatchableModel`, and `LiveSession` for what is not said here and the errors.
 
     Args:
         model: path or bytes of an ONNX model that went through `prepare`, with one image input and logits first.
-        signatures: what can be mixed; None for a model that is only ever clean.
         tensor_names: the patched tensors, in the order of the network.
-        provider, threads, strategy: see `LiveSession`.
         image_size: height and width of the images, pixels, if the model leaves them free.
-
-    Raises:
-        BundleError, InputError, SignatureError: see `LiveSession`.
     """
 
     def __init__(

@@ -22,8 +22,6 @@ class SelfCheck:
     weights, and with the clean weights what they were, bit for bit where the strategy is exact.
 
     Args:
-        target: the model and its patched tensors.
-        feeds: input name → array.
         clean: outputs of the clean model for these feeds.
     """
 
@@ -64,10 +62,7 @@ class SelfCheck:
             raise StrategyUnavailableError("clean weights do not give the clean output again")
 
     def cost(self, strategy: WeightUpdateStrategy, runs: int = 11) -> tuple[float, float]:
-        """Return the time of a run in times of the untouched session's, and the milliseconds of a change of mix.
-
-        Medians of interleaved runs.
-        """
+        """Return a run's time in times of the untouched session's, and the ms of a change of mix: medians."""
         untouched = self.target.maker.session(self.target.model)
         run, plain_run = partial(strategy.run, None, self._feeds), partial(untouched.run, None, self._feeds)
         durations = []

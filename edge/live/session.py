@@ -26,7 +26,7 @@ class LiveSession(Patchable):
     To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
 
     Args:
-        model: path, bytes or `onnx.ModelProto`, with all weights in it.
+        model: with all weights in it.
         layers: number of convolutions, shallowest first, whose weights and biases can be written. BatchNorm is folded
             into them (see `rws.edge.onnx.graph.prepare`).
         tensors: instead of `layers`: names of float32 initializers; the model is taken as it is.
@@ -45,10 +45,8 @@ class LiveSession(Patchable):
 
     Example:
         >>> session = LiveSession("model.onnx", layers=5)  # doctest: +SKIP
-        >>> before = session.run(None, {"image": image})
         >>> session.write(session.tensor_names[0], weights)
         >>> after = session.run(None, {"image": image})
-        >>> session.reset()
     """
 
     def __init__(
@@ -78,8 +76,7 @@ class LiveSession(Patchable):
         check = SelfCheck(PatchTarget(proto, clean, signatures, maker), feeds, outputs)
         self._strategy, refused = _open(check, strategy)
         self._arena = self._strategy.arena
-        self.strategy = self._strategy.name
-        self.provider = maker.providers[0]
+        self.strategy, self.provider = self._strategy.name, maker.providers[0]
         self.description = _describe(check, self._strategy, self.provider, refused)
 
     def get_inputs(self) -> list[Any]:
@@ -93,13 +90,7 @@ class LiveSession(Patchable):
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]], run_options: Any = None
     ) -> list[Any]:
-        """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`.
-
-        Args:
-            output_names: which outputs to return, in this order; None for all.
-            input_feed: input name → array.
-            run_options: `onnxruntime.RunOptions`.
-        """
+        """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`."""
         self._arena.settle()
         return self._strategy.run(output_names, input_feed, run_options)
 
@@ -117,14 +108,10 @@ class LiveSession(Patchable):
         self._strategy.run_with_iobinding(iobinding, run_options)
 
     def write(self, name: str, array: NDArray[np.float32]) -> None:
-        """Replace one patched tensor, from the next run on until `reset` or the next `apply`.
-
-        Args:
-            name: one of `tensor_names`.
-            array: float32, finite, the shape of the tensor; it is copied.
+        """Replace one patched tensor, from the next run on until `reset` or the next `apply`; the array is copied.
 
         Raises:
-            InputError: if the tensor is not patched, or the array does not fit. Nothing is written then.
+            InputError: if the tensor is not patched, or not finite float32 of its shape. Nothing is written then.
         """
         self._arena.overwrite({name: array})
 

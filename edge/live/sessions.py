@@ -59,15 +59,9 @@ class SessionMaker:
 
 
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
-    """Run a model once on the provider that is asked for.
+    """Run a clean model once on the provider that is asked for; `provider` and `threads` are those of `LiveSession`.
 
-    Args:
-        model: the clean model.
-        feeds: input name → array.
-        provider, threads: see `LiveSession`.
-
-    Returns:
-        What makes sessions with the providers that start here, and the model's outputs.
+    Returns what makes sessions with the providers that start here, and the model's outputs.
 
     Raises:
         BundleError: if the provider is unavailable, or the model does not run or gives NaN or infinity.
@@ -98,7 +92,7 @@ def is_float(output: Any) -> bool:
 
 
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
-    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where height and width are free.
+    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where their size is free.
 
     Raises:
         BundleError: if an input is no tensor of numbers.

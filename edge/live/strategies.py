@@ -1,8 +1,7 @@
-"""Three strategies to change the weights of an ONNX Runtime session that runs.
+"""Three strategies to change the weights of an ONNX Runtime session that runs; README.md compares them.
 
-README.md in this folder compares them. ONNX Runtime lays weights out anew when it optimises (NCHWc blocks, padding), so
-`live` learns the layout by a probe: the weights are numbered, the graph is optimised once and saved, and the numbers
-are read back. The saved graph is then loaded with no further optimisation and with our memory as its initializers.
+ONNX Runtime lays weights out anew when it optimises. `live` learns the layout by a probe: weights are numbered, the
+graph is optimised and saved, the numbers are read back. It is then loaded with our memory as its initializers.
 """
 
 import tempfile
@@ -28,14 +27,7 @@ COUNTABLE = 2**24  # float32 counts exactly up to here
 
 @dataclass(frozen=True, eq=False)
 class PatchTarget:
-    """What a strategy is opened for.
-
-    Args:
-        model: every named tensor of it is a float32 initializer.
-        clean: its patched tensors, in the order of the network.
-        signatures: what can be mixed, or None.
-        maker: makes the sessions.
-    """
+    """A model, its patched float32 initializers in order, what can be mixed, and what makes sessions."""
 
     model: onnx.ModelProto
     clean: Mapping[str, NDArray[np.float32]]

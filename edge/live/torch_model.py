@@ -1,11 +1,7 @@
-"""A patchable model on Torch: the parameters of a module, updated in place.
+"""A patchable model on Torch: its parameters are channels_last views of the arena's working copy (on a GPU, of a copy).
 
-The patched parameters are views of the arena's working copy (on a GPU: of one device tensor that it is copied to), laid
-out channels_last, which is the faster layout: a patch never moves or allocates a weight.
-
-`torch.compile` reads parameters as inputs unless it freezes them, so it needs no second compilation after a patch.
-Freezing and `torch.jit.optimize_for_inference` copy them instead and ignore patches; a module that went through either
-is refused.
+`torch.compile` reads parameters as inputs and needs no second compilation after a patch. Freezing and
+`torch.jit.optimize_for_inference` copy them and ignore patches; a module that went through either is refused.
 """
 
 from __future__ import annotations
@@ -39,8 +35,7 @@ class TorchModel(PatchableModel):
 
     It is tested when it is made: changed weights must change the logits as they do in the module that was given, and
     the clean weights must bring the clean logits back, bit for bit. That takes as many predictions as there are patched
-    tensors, and four. On a GPU convolutions round to TF32, as Torch has it, so the logits agree with those of a CPU to
-    about 1e-3 of their range only.
+    tensors, and four. On a GPU convolutions round to TF32: the logits agree with a CPU's to about 1e-3 of their range.
 
     Args:
         module: float32 (N, 3, H, W) → logits (N, K), N free. It is taken over: switched to eval mode, moved to the
@@ -49,7 +44,7 @@ class TorchModel(PatchableModel):
         tensor_names: the patched tensors, in the order of the network.
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
-        device: where Torch runs it: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
+        device: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
         strategy: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load
             and needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded once for a single image and
             replayed (a larger batch runs eagerly).
@@ -83,10 +78,9 @@ class TorchModel(PatchableModel):
             raise InputError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
         self._device = torch.device(device)
         self.provider = str(self._device)
-        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
-        self.description = (
-            f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters{cost}"
-        )
+        self.description = f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters"
+        if self._device.type == "cpu":
+            self.description += "; ONNX Runtime is faster on a CPU"
         own = dict(module.named_parameters())
         renamed = dict(parameters or {})
         missing = [name for name in tensor_names if renamed.get(name, name) not in own]
@@ -125,10 +119,7 @@ class TorchModel(PatchableModel):
     ) -> TorchModel:
         """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
 
-        Args:
-            model: path or bytes.
-            tensor_names: as in the ONNX model.
-            threads: threads inside an operator, for the whole process; None leaves them as they are.
+        `threads`, inside an operator, holds for the whole process; None leaves them as they are.
         """
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
@@ -203,10 +194,7 @@ class TorchModel(PatchableModel):
         if self.strategy == "torch_compile":
             # An environment may switch freezing on for everything.
             return self._torch.compile(self._module, options={"freezing": False})
-        return self._captured(images)
-
-    def _captured(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Record the kernels of one image, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says."""
+        # The kernels of one image are recorded: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
         cuda, eager = self._torch.cuda, self._module
         graph = cuda.CUDAGraph()
         with cuda.device(self._device), self._torch.inference_mode():

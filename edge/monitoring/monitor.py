@@ -43,7 +43,7 @@ class Monitor:
     One thread calls `add` and `idle`; `status` and `count_event` may be called from any.
 
     Args:
-        source: where the frames come from; its own counters are read at each `status`.
+        source: its own counters are read at each `status`.
         bundle: name of the bundle that runs.
         way: how the weights are updated (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
@@ -62,12 +62,9 @@ class Monitor:
         window: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.source = source
-        self.bundle = bundle
-        self.way = way
+        self.source, self.bundle, self.way = source, bundle, way
         self.events: Counter[str] = Counter()
-        self._clock = clock
-        self._started = clock()
+        self._clock, self._started = clock, clock()
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
@@ -106,11 +103,7 @@ class Monitor:
             self.events[event] += 1
 
     def status(self, since: float | None = None) -> RunStatus:
-        """Return the state of the run.
-
-        Args:
-            since: with those moments of the timeline that began then or later, seconds since the start; None for none.
-        """
+        """Return the state of the run, with those moments of the timeline that began at `since` (of the run) or later."""
         now = self._clock()
         with self._lock:
             self._trim(now)

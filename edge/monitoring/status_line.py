@@ -43,13 +43,9 @@ def status_line(status: RunStatus) -> str:
 
 
 class StatusLine(Closing):
-    """Shows `status_line` during a run: in place on a terminal, else one line every ten seconds.
-
-    A context manager that shows nothing after its exit.
+    """Shows `status_line` in place on a terminal, else one line every ten seconds; nothing after its exit.
 
     Args:
-        monitor: what to show.
-        console: where.
         also: called with every line.
         clock: seconds, monotonic.
     """

@@ -71,11 +71,7 @@ class SummaryRecord(TypedDict):
 
 
 class Summary:
-    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`.
-
-    Args:
-        clock: seconds, monotonic; read once per result, for the rate.
-    """
+    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`. The clock is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
@@ -111,10 +107,7 @@ class Summary:
 
     @property
     def agreement(self) -> dict[str, float] | None:
-        """How often an answer is the one that the clean model gave before the frame was corrupted, percent of `frames`.
-
-        None if no frame was corrupted on purpose.
-        """
+        """Share of answers that the clean model gave before frames were corrupted, percent; None if none was."""
         if not self._compared:
             return None
         unpatched, patched = (round(100 * count / self._compared, 2) for count in (self._agree_unpatched, self._agree))

@@ -27,10 +27,9 @@ class SystemdNotifier(Closing):
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._next = clock, clock()
         self._socket: socket.socket | None = None
         self._status = ""
-        self._next = clock()
         address = environ.get("NOTIFY_SOCKET", "")
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -50,10 +49,7 @@ class SystemdNotifier(Closing):
 
     def alive(self) -> None:
         """Give a sign of life; sent no more often than needed."""
-        if self.watchdog is None:
-            return
-        now = self._clock()
-        if now >= self._next:
+        if self.watchdog is not None and (now := self._clock()) >= self._next:
             self._next = now + self.watchdog
             self._send("WATCHDOG=1")
 

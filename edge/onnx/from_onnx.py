@@ -1,6 +1,6 @@
 """Turn an ONNX graph into a torch module with onnx2torch, and mend what onnx2torch 1.5.15 cannot do.
 
-Torch is imported when a function is called, not before: a device that only runs ONNX has none.
+Torch is imported when a function is called: a device that only runs ONNX has none.
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 
 def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str]]:
-    """Convert a graph into a module in which the named tensors are parameters.
+    """Convert a graph that went through `prepare` into a module; the graph is left as it is.
 
-    Args:
-        model: a model that went through `prepare`; left as it is.
-        tensors: initializers, each one of a convolution's own.
-
-    Returns:
-        The module, and for each tensor the name of its parameter.
+    Returns the module, and for each tensor, an initializer of one convolution's own, the name of its parameter.
 
     Raises:
         BundleError: if onnx2torch cannot convert the model, or a tensor is not a convolution's own.
@@ -52,11 +47,7 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.M
 
 
 def unsupported_operators(model: onnx.ModelProto) -> list[str]:
-    """Return the operators of a graph, by name, for which onnx2torch has no converter.
-
-    Raises:
-        MissingExtraError: if torch or onnx2torch is not installed.
-    """
+    """Return the operators of a graph, by name, for which onnx2torch has no converter; raises MissingExtraError."""
     _onnx2torch()
     from onnx2torch.node_converters.registry import get_converter
 
@@ -111,14 +102,9 @@ def _register_reduce_mean() -> None:
 
     def convert(node: Any, graph: Any) -> Any:
         axes = node.input_values[1:] and get_const_value(node.input_values[1], graph).tolist()
-        return OperationConverterResult(
-            OnnxReduceStaticAxes(
-                operation_type="ReduceMean",
-                axes=axes or None,
-                keepdims=node.attributes.get("keepdims", 1),
-            ),
-            OnnxMapping(inputs=node.input_values[:1], outputs=node.output_values),
-        )
+        keepdims = node.attributes.get("keepdims", 1)
+        mean = OnnxReduceStaticAxes(operation_type="ReduceMean", axes=axes or None, keepdims=keepdims)
+        return OperationConverterResult(mean, OnnxMapping(node.input_values[:1], node.output_values))
 
     try:
         get_converter("ReduceMean", version=18)

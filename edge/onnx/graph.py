@@ -1,12 +1,12 @@
 """What has to be done to an ONNX graph so that its shallow convolutions can be patched.
 
-A convolution can be patched if its weight and its bias are initializers of their own. Exporters hide them: BatchNorm
-scales the weight, `torch.onnx.export(dynamo=True)` drops biases that are all zero, others keep weights in Constant
-nodes or let convolutions share what is equal. `prepare` undoes all of it.
+A convolution can be patched if its weight and its bias are initializers of their own. Exporters fold or drop them,
+keep them in Constant nodes, or let convolutions share what is equal. `prepare` undoes all of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     """Parse an ONNX model that holds all of its weights itself.
 
     Args:
-        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in. An
-            `onnx.ModelProto` that was read before is returned as it is.
+        model: a path (files with weights beside it are taken in) or the file's bytes; a `ModelProto` stays as it is.
         source: what an error calls bytes.
 
     Raises:
@@ -53,13 +52,10 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model in which every convolution can be patched, and which computes the same.
+    """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
     Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
     a convolution without a bias gets one of zeros. Opset and IR version stay.
-
-    Args:
-        model: in inference mode.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
@@ -77,14 +73,11 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model with each BatchNormalization that follows a convolution folded into it.
+    """Return a copy of a model in inference mode, each BatchNormalization after a convolution folded into it.
 
     W′ = W·γ/√(σ²+ε), b′ = (b−μ)·γ/√(σ²+ε) + β for each output channel, in float64. A BatchNorm whose convolution has
     another reader, or whose parameters are not initializers, stays. The weight keeps its name; a new bias is named
     after it. Opset and IR version stay.
-
-    Args:
-        model: in inference mode.
     """
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
@@ -99,17 +92,13 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
         )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        bias = (
-            numpy_helper.to_array(tensors[convolution.input[2]])
-            if len(convolution.input) > 2 and convolution.input[2]
-            else 0.0
-        )
+        names, bias = [convolution.input[1], _bias_name(convolution.input[1])], 0.0
+        if len(convolution.input) > 2 and convolution.input[2]:
+            names[1] = convolution.input[2]
+            bias = numpy_helper.to_array(tensors[names[1]])
         scale = gamma / np.sqrt(variance + epsilon)
         new_weight = (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
         new_bias = ((bias - mean) * scale + beta).astype(weight.dtype)
-        names = [convolution.input[1], _bias_name(convolution.input[1])]
-        if len(convolution.input) > 2 and convolution.input[2]:
-            names[1] = convolution.input[2]
         stale = set(batchnorm.input[1:5]) | set(convolution.input[1:3])
         output, previous_output = batchnorm.output[0], convolution.output[0]
         del convolution.input[1:]
@@ -125,20 +114,15 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return the weight and bias of the first `count` convolutions, in the order of the graph.
-
-    Args:
-        model: a model that went through `prepare`.
-        count: how many convolutions, at least 1.
+    """Return the weight and bias of the first `count` convolutions of a prepared model, in the order of the graph.
 
     Raises:
         BundleError: if there are fewer, or one of them has no weight and bias of its own.
     """
     nodes = _convolutions(model)
     if not 1 <= count <= len(nodes):
-        raise BundleError(
-            f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}"
-        )
+        expected = f"at least 1 and at most that many, not {count}"
+        raise BundleError(f"model has {len(nodes)} convolutions, expected {expected}")
     tensors = _initializers(model)
     names: list[str] = []
     for node in nodes[:count]:
@@ -159,9 +143,8 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
     clean = {}
     for name in names:
         if name not in tensors:
-            raise BundleError(
-                f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
-            )
+            cure = "export it with its shallow weights as initializers"
+            raise BundleError(f"model has no tensor {name!r} to patch; {cure}")
         array = numpy_helper.to_array(tensors[name])
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
@@ -245,8 +228,7 @@ def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mode
         names: initializers; the first part holds them.
 
     Returns:
-        Two models. The inputs of the second are outputs of the first, or inputs of the whole. Each output of the whole
-        is one of either.
+        Two models. Inputs of the second are outputs of the first or inputs of the whole. Each output is one of either.
 
     Raises:
         ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.
@@ -330,11 +312,7 @@ def _add_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> 
     """Add a tensor under `name`, or under a free name like it; returns the name."""
     taken = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
     taken |= {part for node in model.graph.node for part in (*node.input, *node.output)}
-    free = name
-    number = 1
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
+    free = next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
     return free
 

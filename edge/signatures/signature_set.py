@@ -35,16 +35,8 @@ from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
-from rws.edge.signatures.quantization import (
-    Bits,
-    Per,
-    Quantised,
-    check_code,
-    dequantise,
-    largest_value,
-    quantise,
-    value_dtype,
-)
+from rws.edge.signatures import quantization
+from rws.edge.signatures.quantization import Bits, Per, Quantised
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
 from rws.errors import FormatError, SignatureError
 from rws.oracle.belief import CLEAN
@@ -108,14 +100,10 @@ def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SignatureSet:
-    """Signatures for one model: name → {tensor: quantised change}.
-
-    Build one with `from_deltas`, `load` or `from_bytes`, which check everything.
+    """Signatures for one model. Build one with `from_deltas`, `load` or `from_bytes`, which check everything.
 
     Args:
         clean_hash: `shallow_sha256` of the clean tensors that the signatures were made for.
-        bits: 4, 8 or 16.
-        per: "channel" or "tensor".
         shapes: tensor name → shape, in the order of the network.
         entries: signature name → tensor name → values and scale, in the order of `shapes`.
     """
@@ -138,7 +126,7 @@ class SignatureSet:
 
     def get(self, name: str) -> dict[str, NDArray[np.float32]]:
         """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
-        return {tensor: dequantise(entry) for tensor, entry in self._entry(name).items()}
+        return {tensor: quantization.dequantise(entry) for tensor, entry in self._entry(name).items()}
 
     def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
         """Return a set of these signatures, then those of `other` called `names`.
@@ -165,30 +153,26 @@ class SignatureSet:
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
-        """Return these signatures, checked against the clean tensors of a model.
+        """Return these signatures, checked against the clean tensors of a model, in the order of the network.
 
         Args:
-            clean: the model's clean tensors, in the order of the network.
             transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
                 transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
         Raises:
             SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
         """
-        cure = "extract signatures for this model"
+        cure, patched = "extract signatures for this model", ", ".join(clean)
         if unknown := [name for name in self.tensors if name not in clean]:
-            raise SignatureError(
-                f"signatures name the tensor {unknown[0]!r}, which the model does not patch; it patches "
-                f"{', '.join(clean)}: {cure}"
-            )
+            found = f"signatures name the tensor {unknown[0]!r}, which the model does not patch"
+            raise SignatureError(f"{found}; it patches {patched}: {cure}")
         if self.tensors != tuple(clean):
             found = ", ".join(self.tensors)
-            raise SignatureError(f"signatures patch {found}, but the model's tensors are {', '.join(clean)}; {cure}")
+            raise SignatureError(f"signatures patch {found}, but the model's tensors are {patched}; {cure}")
         for name, shape in self.shapes.items():
-            if (found_shape := clean[name].shape) != shape:
-                raise SignatureError(
-                    f"signatures have shape {shape} for the tensor {name!r}, the model has {found_shape}; {cure}"
-                )
+            if clean[name].shape != shape:
+                found = f"shape {shape} for the tensor {name!r}, the model has {clean[name].shape}"
+                raise SignatureError(f"signatures have {found}; {cure}")
         found = shallow_sha256(clean)
         if found == self.clean_hash:
             return self
@@ -213,27 +197,25 @@ class SignatureSet:
         Args:
             deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
                 same tensors, in the order of the network.
-            bits, per, clean_hash: as for the class.
 
         Raises:
             SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
             InputError: if `bits` or `per` is unknown.
         """
-        check_code(bits, per)
+        quantization.check_code(bits, per)
         first = next(iter(deltas.values()), {})
         shapes = {tensor: delta.shape for tensor, delta in first.items()}
         Metadata.parse(_metadata(clean_hash, bits, per, shapes, deltas), "signatures")
         entries = {}
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
-                raise SignatureError(
-                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)}"
-                )
+                found = f"{', '.join(parts)}, expected {', '.join(shapes)}"
+                raise SignatureError(f"signature {name!r} has the tensors {found}")
             for tensor, delta in parts.items():
                 if delta.shape != shapes[tensor] or delta.dtype != np.float32 or not np.isfinite(delta).all():
                     expected = f"finite float32 {shapes[tensor]}"
                     raise SignatureError(f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected {expected}")
-            entries[name] = {tensor: quantise(delta, bits, per) for tensor, delta in parts.items()}
+            entries[name] = {tensor: quantization.quantise(delta, bits, per) for tensor, delta in parts.items()}
         return cls(clean_hash, bits, per, shapes, entries)
 
     def save(self, path: str | Path) -> None:
@@ -306,9 +288,10 @@ def _metadata(
 def _read_entry(
     tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    bits, values, scale, largest = metadata.bits, tensors[key], tensors[key + _SCALE], largest_value(metadata.bits)
+    bits, values, scale = metadata.bits, tensors[key], tensors[key + _SCALE]
+    largest = quantization.largest_value(bits)
     expected = {
-        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (value_dtype(bits), shape),
+        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (quantization.value_dtype(bits), shape),
         key + _SCALE: (np.float32, shape[:1] if metadata.per == "channel" else ()),
     }
     fault = ""

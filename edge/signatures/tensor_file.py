@@ -1,7 +1,6 @@
 """The safetensors files of this project, read from verified bytes.
 
-The description of a file is JSON under one metadata key: safetensors writes several keys in random order, and the same
-content must give the same bytes.
+A file's description is JSON under one key: safetensors writes several in random order, and bytes must be the same.
 """
 
 import json
@@ -35,15 +34,11 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
 
 
 def read_tensors(data: bytes, source: str) -> TensorFile:
-    """Read a safetensors file.
-
-    Args:
-        data: the whole file.
-        source: what an error begins with.
+    """Read the bytes of a safetensors file.
 
     Raises:
-        FormatError: if it is not a whole safetensors file, holds other types than integers, booleans and floats of 32
-            or 64 bit, or has no description.
+        FormatError: (begins with `source`) if it is not a whole safetensors file, holds other types than integers,
+            booleans and floats of 32 or 64 bit, or has no description.
     """
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
@@ -52,17 +47,15 @@ def read_tensors(data: bytes, source: str) -> TensorFile:
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
-            raise FormatError(
-                f"{source}: tensor {name!r} has type {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
-            )
+            found = f"{entry['dtype']}, expected one of {', '.join(_DTYPES)}"
+            raise FormatError(f"{source}: tensor {name!r} has type {found}")
         tensors[name] = np.frombuffer(bytes(entry["data"]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    cure = "was it written by rws?"
     try:
         description = parse_json(header["__metadata__"][_METADATA_KEY].encode())
     except (KeyError, ValueError) as error:
-        raise FormatError(
-            f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); was it written by rws?"
-        ) from error
+        raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); {cure}") from error
     if not isinstance(description, dict):
-        raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; was it written by rws?")
+        raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; {cure}")
     return TensorFile(tensors, description)

@@ -46,12 +46,10 @@ def listen(address: str) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise InputError(f"{address}: the host {host!r} is unknown here; give an IP address of this machine") from error
     try:
-        listener = socket.create_server(
-            place, family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
-        )
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(place, family=family, dualstack_ipv6=both)
     except OSError as error:
-        number = error.errno or 0
-        reason = _REASONS.get(number, error.strerror or str(error))
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise RwsError(f"{address}: cannot serve there: {reason}") from error
     # Both are handed down to each connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

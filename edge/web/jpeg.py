@@ -15,10 +15,7 @@ QUALITY = 80
 
 
 class JpegEncoder:
-    """Encodes the newest frame; any thread may replace it, one event loop asks for its JPEG.
-
-    Args:
-        max_fps: frames encoded per second, at most, for any number of viewers.
+    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it.
 
     Attributes:
         frame: the newest frame; None before the first.
@@ -49,11 +46,7 @@ class JpegEncoder:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of a frame, at most 960 pixels wide; small frames grow by whole factors.
-
-    Args:
-        image: uint8, shape (H, W, 3), RGB.
-    """
+    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
     picture = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()
