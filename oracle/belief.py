@@ -43,10 +43,8 @@ class Belief:
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
         """Raise InputError unless the belief is about these corruptions and levels."""
         if self.corruptions != corruptions or self.levels != levels:
-            found, expected = ", ".join(self.corruptions), ", ".join(corruptions)
-            raise InputError(
-                f"belief: is about {found} at levels {self.levels}, expected {expected} at levels {levels}"
-            )
+            found = f"{', '.join(self.corruptions)} at levels {self.levels}"
+            raise InputError(f"belief: is about {found}, expected {', '.join(corruptions)} at levels {levels}")
 
     @property
     def names(self) -> tuple[str, ...]:

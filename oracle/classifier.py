@@ -38,11 +38,10 @@ class Oracle:
         # Threads that spin while they wait take the cores from the model (2.6 times slower).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = threads or 0
-        source = network if isinstance(network, bytes) else str(network)
+        source, where = (network, "oracle network") if isinstance(network, bytes) else (str(network), str(network))
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types of its own that share no base but Exception
-            where = "oracle network" if isinstance(network, bytes) else source
             raise FormatError(f"{where}: ONNX Runtime cannot load it ({first_line(error)})") from error
         self.corruptions = tuple(corruptions)
         self.levels = tuple(float(level) for level in levels)

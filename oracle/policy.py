@@ -4,8 +4,6 @@ The gain table holds, measured on validation images, the accuracy of each action
 patch) in each state (clean, or a corruption at a severity level).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -109,7 +107,7 @@ class GainTable:
         estimate: NDArray[np.float32] = np.minimum(none + gain, self.accuracy.max(axis=1))
         return estimate
 
-    def limited_to(self, signatures: Sequence[str]) -> GainTable:
+    def limited_to(self, signatures: Sequence[str]) -> "GainTable":
         """Return the table without the actions of other signatures."""
         kept = np.array([index < 0 or self.corruptions[index] in signatures for index in self.signature])
         return replace(self, signature=self.signature[kept], alpha=self.alpha[kept], accuracy=self.accuracy[:, kept])
@@ -121,7 +119,7 @@ class GainTable:
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[np.generic]], corruptions: Sequence[str], levels: Sequence[float]
-    ) -> GainTable:
+    ) -> "GainTable":
         """Read the arrays back; raise FormatError if one is missing or they do not fit together."""
         for key in ("gain.signature", "gain.alpha", "gain.accuracy"):
             if key not in arrays:

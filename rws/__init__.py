@@ -9,8 +9,6 @@ Example:
     ...         print(result)
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any

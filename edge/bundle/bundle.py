@@ -1,21 +1,4 @@
-"""The bundle: a folder with everything a device needs, checked before anything of it is used.
-
-Format version 1:
-
-- The folder MUST hold `bundle.json`, `model.onnx`, `signatures.safetensors`, `oracle.onnx` and `policy.safetensors`, as
-  regular files, not links.
-- `bundle.json` MUST be a JSON object with exactly the keys of `Manifest`, `format` ("rws-bundle") and `version` (1);
-  its `files` MUST give size and SHA-256 of the other four files, and name no others.
-- `model.onnx` MUST take one float32 image (N, 3, height, width), RGB, 0…1, give one logit a class, and hold every
-  patched tensor as a finite float32 initializer. ONNX files MUST NOT refer to other files.
-- `signatures.safetensors` (see `rws.edge.signatures.signature_set`) MUST be made for the patched tensors of
-  `model.onnx`.
-- `oracle.onnx` MUST take the same image and give 1 + corruptions x levels probabilities.
-- `policy.safetensors` MUST hold the finite arrays of a gain table (see `rws.oracle.policy`) and no others.
-- A reader MUST check sizes and hashes first and refuse a bundle that breaks any of this.
-"""
-
-from __future__ import annotations
+"""The bundle: a folder with everything a device needs, checked before it is used; its format is in README.md."""
 
 import hashlib
 import stat
@@ -73,7 +56,7 @@ class Bundle:
         return f"Bundle({about.name}, {size.width}x{size.height} px, {holds}, {self.path})"
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> Bundle:
+    def load(cls, path: str | Path | None = None) -> "Bundle":
         """Read a bundle, by default the bundled one, and check all of it.
 
         Raises:

@@ -1,7 +1,5 @@
 """The manifest of a bundle: what `bundle.json` holds."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -80,7 +78,7 @@ class Manifest:
     ]
 
     @classmethod
-    def parse(cls, data: bytes, source: str) -> Manifest:
+    def parse(cls, data: bytes, source: str) -> "Manifest":
         """Read a `bundle.json`; raise BundleError, which begins with `source`, if it breaks the format."""
         try:
             document = parse_json(data)
@@ -89,7 +87,7 @@ class Manifest:
         return cls.check(checked_format(document, FORMAT, VERSION, source, cure=CURE, error=BundleError), source)
 
     @classmethod
-    def check(cls, document: object, source: str) -> Manifest:
+    def check(cls, document: object, source: str) -> "Manifest":
         """Make a manifest of plain data, all but `format` and `version`; raises as `parse` does."""
         return validate(cls, document, source, cure=CURE, error=BundleError)
 

@@ -3,8 +3,6 @@
 Subtracting a patch does not give float32 bits back, so nothing is ever undone. Signatures stay integers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -41,7 +39,7 @@ class FittedSignatures(Protocol):
     def entries(self) -> Mapping[str, Mapping[str, QuantisedTensor]]:
         """Signature name → tensor name → change."""
 
-    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]]) -> FittedSignatures:
+    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]]) -> "FittedSignatures":
         """Return them, checked against the clean tensors; raises SignatureError if they do not fit."""
 
 

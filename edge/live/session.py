@@ -105,7 +105,7 @@ class LiveSession(Patchable):
     def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
         """Run the model on bound memory with the weights in effect; raises as `io_binding` does."""
         self._arena.settle()
-        self._strategy.run_with_iobinding(iobinding, run_options)
+        self._strategy.session.run_with_iobinding(iobinding, run_options)
 
     def write(self, name: str, array: NDArray[np.float32]) -> None:
         """Replace one patched tensor, from the next run on until `reset` or the next `apply`; the array is copied.

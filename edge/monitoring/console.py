@@ -1,16 +1,11 @@
 """Non-blocking console output: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
 
-from __future__ import annotations
-
 import io
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import TextIO
 
 MOST_WAITING = 256  # pieces of text
 
@@ -63,7 +58,7 @@ class LossyOutput(io.TextIOBase):
             self._changed.notify_all()
         return len(text)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LossyOutput":
         self._stream.flush()
         self._thread.start()
         return self

@@ -1,10 +1,7 @@
 """The Prometheus metrics of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily as Counter
@@ -13,9 +10,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rws.edge.monitoring.monitor import Monitor
-
-if TYPE_CHECKING:
-    from rws.edge.pipeline import Result
+from rws.edge.pipeline import Result
 
 
 def registry(monitor: Monitor) -> CollectorRegistry:

@@ -103,7 +103,7 @@ class Monitor:
             self.events[event] += 1
 
     def status(self, since: float | None = None) -> RunStatus:
-        """Return the state of the run, with those moments of the timeline that began at `since` (of the run) or later."""
+        """Return the state of the run, with those moments of the timeline that began `since` (seconds of the run)."""
         now = self._clock()
         with self._lock:
             self._trim(now)

@@ -1,11 +1,9 @@
 """The status line: what a running loop is doing, on one line of a terminal, or from time to time in a log."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -13,10 +11,6 @@ from rws.edge.common.closing import Closing
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 from rws.edge.pipeline import describe_mix
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from typing_extensions import Self
 
 ON_TERMINAL, IN_LOG = 0.25, 10.0  # seconds between two lines
 
@@ -75,7 +69,7 @@ class StatusLine(Closing):
         else:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StatusLine":
         if self._live is not None:
             self._live.start()
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -27,8 +28,7 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.M
         BundleError: if onnx2torch cannot convert the model, or a tensor is not a convolution's own.
         MissingExtraError: if torch or onnx2torch is not installed.
     """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = deepcopy(model)
     parameters = _name_convolutions(copied, tensors)
     onnx2torch = _onnx2torch()
     _drop_allowzero(copied)

@@ -6,6 +6,7 @@ keep them in Constant nodes, or let convolutions share what is equal. `prepare` 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     another reader, or whose parameters are not initializers, stays. The weight keeps its name; a new bias is named
     after it. Opset and IR version stay.
     """
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
+    folded = deepcopy(model)
     graph = folded.graph
     for batchnorm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         convolution = _foldable(folded, batchnorm)
@@ -92,7 +92,8 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
         )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        names, bias = [convolution.input[1], _bias_name(convolution.input[1])], 0.0
+        names = [convolution.input[1], _bias_name(convolution.input[1])]
+        bias: NDArray[Any] | float = 0.0
         if len(convolution.input) > 2 and convolution.input[2]:
             names[1] = convolution.input[2]
             bias = numpy_helper.to_array(tensors[names[1]])
@@ -189,8 +190,7 @@ def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
 
 def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of a model in which the named initializers are graph inputs of fixed shape instead."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
+    opened = deepcopy(model)
     tensors = _initializers(opened)
     already = {value.name for value in opened.graph.input}
     for name in names:
@@ -204,18 +204,15 @@ def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.Mode
 @contextmanager
 def replaced_tensors(model: onnx.ModelProto, tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
     """Give the named initializers other values inside the context."""
-    kept = {}
-    for tensor in model.graph.initializer:
-        if tensor.name in tensors:
-            kept[tensor.name] = onnx.TensorProto()
-            kept[tensor.name].CopyFrom(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
+    replaced = [tensor for tensor in model.graph.initializer if tensor.name in tensors]
+    kept = deepcopy(replaced)
+    for tensor in replaced:
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
     try:
         yield
     finally:
-        for tensor in model.graph.initializer:
-            if tensor.name in kept:
-                tensor.CopyFrom(kept[tensor.name])
+        for tensor, before in zip(replaced, kept, strict=True):
+            tensor.CopyFrom(before)
 
 
 def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -263,8 +260,7 @@ def _crossing(model: onnx.ModelProto, cut: int) -> list[str]:
 
 def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which Constants, and Identities of initializers, that feed a Conv or BatchNorm are initializers."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = deepcopy(model)
     graph = changed.graph
     producers = {output: node for node in graph.node for output in node.output}
     for node in [node for node in graph.node if node.op_type in ("Conv", "BatchNormalization")]:
@@ -272,14 +268,13 @@ def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
             while name in producers and producers[name].op_type == "Identity":
                 name = producers[name].input[0]
             producer = producers.get(name)
-            if producer is not None and producer.op_type == "Constant" and producer.attribute[0].name == "value":
-                if name not in _initializers(changed):
-                    tensor = graph.initializer.add()
-                    tensor.CopyFrom(producer.attribute[0].t)
-                    tensor.name = name
-                    graph.node.remove(producer)
-                node.input[index] = name
-            elif name in _initializers(changed):
+            value = producer.attribute[0] if producer is not None and producer.op_type == "Constant" else None
+            if value is not None and value.name == "value" and name not in _initializers(changed):
+                tensor = graph.initializer.add()
+                tensor.CopyFrom(value.t)
+                tensor.name = name
+                graph.node.remove(producer)
+            if name in _initializers(changed):
                 node.input[index] = name
     return changed
 

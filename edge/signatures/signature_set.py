@@ -1,24 +1,4 @@
-"""Robust weight signatures, and the file that holds them.
-
-A signature R_c is the change of the shallow weights that makes a model robust to corruption c (Cai, Zhang, Wang,
-"Robust Weight Signatures", ICML 2023). A set of them is stored as one safetensors file, format version 1:
-
-- The metadata MUST hold one key `rws`: a JSON object with exactly `format` ("rws-signatures"), `version` (1), `bits`
-  (4, 8 or 16), `per` ("channel" or "tensor"), `clean_sha256` (see `shallow_sha256`), `tensors` (a list of
-  {name, shape}, in the order of the network) and `names` (the signatures, in order).
-- For every signature and tensor there MUST be the values `<signature>/<tensor>` and the scale
-  `<signature>/<tensor>.scale`, and there MUST NOT be anything else.
-- Values MUST be int8 (8 bit) or int16 (16 bit) with the tensor's shape; at 4 bit uint8 with one axis, two values a
-  byte, the first in the low nibble, an odd last nibble zero. The most negative code (−8, −128, −32768) MUST NOT occur.
-- Scales MUST be float32 and above 0, their product with the largest code MUST be finite, their shape (out,) for
-  "channel" and () for "tensor".
-- A signature's name MUST be letters, digits, `_`, `.` or `-`, begin with a letter or digit, and not be `clean`.
-- A tensor's name MUST be printable text that does not end in `.scale`; its shape MUST have at least one axis and no
-  zero.
-- R_c = values · scale. A reader MUST refuse a file that breaks any of this.
-"""
-
-from __future__ import annotations
+"""Robust weight signatures, and the safetensors file that holds them; its format is in README.md in this folder."""
 
 import hashlib
 import math
@@ -71,7 +51,7 @@ SignatureNames = Annotated[
 
 @schema(frozen=True, config=STRICT)
 class Metadata:
-    """What the file says about its tensors, but for `format` and `version`; see the module."""
+    """What the file says about its tensors, but for `format` and `version`."""
 
     bits: Annotated[Bits, Whole, Field(description="4, 8 or 16")]
     per: Per
@@ -80,7 +60,7 @@ class Metadata:
     names: SignatureNames
 
     @classmethod
-    def parse(cls, document: object, source: str) -> Metadata:
+    def parse(cls, document: object, source: str) -> "Metadata":
         """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
         return validate(cls, document, source, cure=_CURE, error=SignatureError)
 
@@ -128,7 +108,7 @@ class SignatureSet:
         """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
         return {tensor: quantization.dequantise(entry) for tensor, entry in self._entry(name).items()}
 
-    def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
+    def with_signatures(self, other: "SignatureSet", names: Iterable[str]) -> "SignatureSet":
         """Return a set of these signatures, then those of `other` called `names`.
 
         Raises:
@@ -145,14 +125,14 @@ class SignatureSet:
             raise SignatureError(f"signature {taken[0]!r} is already there; remove it first")
         return replace(self, entries={**self.entries, **added})
 
-    def without(self, name: str) -> SignatureSet:
+    def without(self, name: str) -> "SignatureSet":
         """Return a set without one signature; raise SignatureError if there is none of the name, or no other."""
         self._entry(name)
         if len(self.entries) == 1:
             raise SignatureError(f"signature {name!r} is the only one; add another before removing it")
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
-    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
+    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> "SignatureSet":
         """Return these signatures, checked against the clean tensors of a model, in the order of the network.
 
         Args:
@@ -191,7 +171,7 @@ class SignatureSet:
         per: Per = "channel",
         *,
         clean_hash: str,
-    ) -> SignatureSet:
+    ) -> "SignatureSet":
         """Quantise weight changes into a set.
 
         Args:
@@ -223,7 +203,7 @@ class SignatureSet:
         atomic_write_bytes(path, self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> SignatureSet:
+    def load(cls, path: str | Path) -> "SignatureSet":
         """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
             data = Path(path).read_bytes()
@@ -244,7 +224,7 @@ class SignatureSet:
         return write_tensors(tensors, {"format": FORMAT, "version": VERSION, **metadata})
 
     @classmethod
-    def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
+    def from_bytes(cls, data: bytes, source: str = "signatures") -> "SignatureSet":
         """Read a file's bytes; raise SignatureError if they break the format. Errors begin with `source`."""
         try:
             tensors, description = read_tensors(data, source)

@@ -1,12 +1,11 @@
 """The web server next to a running frame loop, in a separate thread."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import math
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -24,20 +23,13 @@ from prometheus_client.exposition import choose_encoder
 from rws.edge.common.closing import Closing
 from rws.edge.monitoring.metrics import registry
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.pipeline import STAGES
+from rws.edge.pipeline import STAGES, Result
 from rws.edge.web import address as addresses
 from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
 from rws.oracle.belief import FAMILIES
-
-if TYPE_CHECKING:
-    import socket
-
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.records import Frame
+from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two looks for a newer image
@@ -106,7 +98,7 @@ class PageServer(Closing):
         """Show this frame from now on; its image must not change afterwards."""
         self._encoder.frame = frame
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PageServer":
         listener = addresses.listen(self.address)
         place = listener.getsockname()
         self.port = place[1]
