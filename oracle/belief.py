@@ -26,9 +26,8 @@ class Belief:
 
     Args:
         corruptions: the C corruption names, without `clean`.
-        levels: the S severity levels of the joint states, ascending, above 0 (usually 1…5).
-        joint: float32, shape (1 + C·S,), sums to 1. Entry 0 is P(clean); entry 1 + c·S + k is
-            P(corruption c at level k).
+        levels: the S severity levels, ascending, above 0 (usually 1…5).
+        joint: float32, (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k).
     """
 
     corruptions: tuple[str, ...]
@@ -92,10 +91,7 @@ class CorruptionOracle(Protocol):
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
     """Return a belief with all its mass on one known type, split between the two levels around `severity`, 0…5.
 
-    Below the first level the rest of the mass is on clean.
-
-    Raises:
-        InputError: if `name` is neither `clean` nor one of `corruptions`.
+    Below the first level the rest of the mass is on clean. Raises InputError if `name` is unknown.
     """
     joint = np.zeros(1 + len(corruptions) * len(levels), np.float32)
     if name == CLEAN:

@@ -14,13 +14,8 @@ from rws.oracle.belief import Belief
 class Oracle:
     """Names the corruption of a frame, from the model's own input.
 
-    The network takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`, float32
-    (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each severity level (see `Belief`).
-
-    Args:
-        network: path or bytes of the ONNX file.
-        corruptions, levels: the C names and the S severity levels in the order of the network's output.
-        threads: intra-operator threads; None leaves the choice to ONNX Runtime.
+    The network, a path or bytes, takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`,
+    float32 (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each level (see `Belief`).
 
     Raises:
         FormatError: if the network cannot be loaded or its output does not fit the names and levels.
@@ -54,11 +49,7 @@ class Oracle:
         self.input_shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape[1:])
 
     def observe_batch(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return joint probabilities, float32 (N, 1 + C·S), of a batch, float32 (N, 3, H, W), RGB, 0…1.
-
-        Raises:
-            InputError: if shape or dtype is not what the oracle was trained for.
-        """
+        """Return joint probabilities (N, 1 + C·S) of a batch (N, 3, H, W); raise InputError if it does not fit."""
         pairs = zip(x.shape[1:], self.input_shape, strict=False)
         fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
         if not fits or x.dtype != np.float32:

@@ -39,8 +39,6 @@ class GainTable:
     """Accuracy of each action in each state, in percent.
 
     Args:
-        corruptions: the C corruption names; signatures have the same names.
-        levels: the S severity levels.
         signature: int64 (A,), the signature of each action, an index into `corruptions`; −1 is no patch (action 0).
         alpha: float32 (A,), the strength of each action; 0 for no patch.
         accuracy: float32 (1 + C·S, A), percent, states in the order of `Belief.joint`.
@@ -134,19 +132,15 @@ class GainTable:
 
 
 class WeightedPolicy:
-    """Every probable corruption's own signature, at its probability times its calibrated alpha.
+    """Every probable corruption's own signature, at its probability times its calibrated alpha, the best of its row.
 
     A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
 
     Args:
-        table: the calibrated alpha of a corruption at a severity is the best of its row.
         threshold: corruptions less probable than this are left out, 0…1.
         clean_weight: factor on the odds of clean: how much likelier a clean frame is in use than the oracle assumes.
         hold: the current mix is kept while no alpha differs from it by more than this, except that removing the patch
             takes effect immediately; 0 for independent images.
-
-    Raises:
-        InputError: if a number is out of range.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
@@ -241,12 +235,8 @@ class ExpectedGainPolicy:
 class ReferencePolicy:
     """Answers the true type and severity of a frame, as a perfect oracle would report them.
 
-    Args:
-        kind: "perfect" takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
-            patched, a corruption always); "best" takes the best action of the whole table.
-
-    Raises:
-        InputError: if the kind is unknown.
+    Of kind "perfect" it takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
+    patched, a corruption always); of kind "best" the best action of the whole table.
     """
 
     def __init__(self, table: GainTable, kind: str) -> None:
@@ -280,12 +270,7 @@ POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:
     """Return the policy of a bundle's settings: `kind`, one of `POLICIES`, by default `expected`, and its arguments.
 
-    Args:
-        independent: for unrelated images: no hysteresis.
-
-    Raises:
-        InputError: if the kind is unknown or a number is out of range.
-        TypeError: if an argument is unknown.
+    It has no hysteresis for `independent` images. Raises InputError, or TypeError for an unknown argument.
     """
     arguments = dict(settings)
     kind = arguments.pop("kind", "expected")

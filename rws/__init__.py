@@ -1,12 +1,6 @@
 """Robust weight signatures: keep a deployed vision model seeing when the picture goes bad.
 
 The names below are imported when they are first used, so `import rws` is cheap and needs no extra.
-
-Example:
-    >>> from rws import Bundle, Runtime
-    >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
-    ...     for result in runtime.stream("video.mp4"):
-    ...         print(result)
 """
 
 from importlib import import_module

@@ -31,12 +31,8 @@ _LARGEST_MANIFEST = 16 * 2**20
 class Bundle:
     """A verified bundle; get one with `Bundle.load` or `write_bundle`.
 
-    It keeps what was read of its files until `release`, so that each is read and hashed once.
-
-    Args:
-        manifest: what `bundle.json` says.
-        signatures: checked against the model.
-        table: the gain table of the signatures that are there.
+    It keeps what was read of its files until `release`, so that each is read and hashed once. Its `table` is the gain
+    table of the signatures that are there.
 
     Example:
         >>> model = Bundle.load("my_bundle").model()  # doctest: +SKIP
@@ -57,12 +53,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Bundle":
-        """Read a bundle, by default the bundled one, and check all of it.
-
-        Raises:
-            BundleError: if a file is missing, altered or breaks the format.
-            SignatureError: if the signatures do, or are for another model.
-        """
+        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid."""
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
@@ -111,16 +102,12 @@ class Bundle:
         return Oracle(self.read(ORACLE), self.manifest.corruptions, self.manifest.severity_levels, threads=threads)
 
     def policy(self, independent: bool = False) -> Policy:
-        """Make the policy, limited to the signatures that are there; without hysteresis for `independent` images.
-
-        Raises:
-            BundleError: if the manifest has settings that the policy does not take.
-        """
+        """Make the policy, without hysteresis if `independent`; raise BundleError for settings it does not take."""
         with self._settings_of("policy"):
             return make_policy(self.table, self.manifest.policy, independent)
 
     def filter(self) -> BeliefFilter:
-        """Make a temporal filter; raise BundleError if the manifest has settings that it does not take."""
+        """Make a temporal filter; raise BundleError for settings that it does not take."""
         with self._settings_of("filter"):
             return BeliefFilter(self.manifest.corruptions, self.manifest.severity_levels, **self.manifest.filter)
 

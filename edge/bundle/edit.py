@@ -24,9 +24,7 @@ class BundleParts:
         classes: class names in the order of the logits.
         input_size: height and width of the input, pixels.
         model: path or bytes of the clean ONNX model, with the patched tensors as initializers.
-        signatures: made for the model's patched tensors.
         oracle: bytes of the oracle's ONNX network.
-        table: of the oracle's corruptions and severity levels.
         policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
         provenance, measured: plain JSON values.
     """
@@ -126,12 +124,7 @@ def check_bundle_folder(target: Path) -> None:
 
 
 def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder next to `target`, load it as any reader would, and put it in place.
-
-    Raises:
-        BundleError: if what was written is not a valid bundle.
-        OSError: if it cannot be written.
-    """
+    """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():

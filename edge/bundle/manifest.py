@@ -44,13 +44,11 @@ class Manifest:
     Args:
         classes: in the order of the logits.
         patched_tensors: in the order of the network.
-        corruptions: those that the oracle knows, in the order of its output.
-        severity_levels: those that the oracle distinguishes, ascending, above 0, at most 5.
+        corruptions, severity_levels: those that the oracle distinguishes, in the order of its output.
         filter: settings of `BeliefFilter`.
         policy: kind and settings of the policy, see `rws.oracle.policy.make_policy`.
         provenance: where everything came from: recipe, seed, data, versions, command.
         measured: accuracies in percent, and on what.
-        files: file name → size and hash.
     """
 
     name: Annotated[Text, Field(description="printable text")]

@@ -33,11 +33,6 @@ class BundleWatcher(Closing, Generic[T]):
     Attributes:
         failures: how many changes could not be loaded.
         error: why the last change could not, in one line; "" after a success or a reverted change.
-
-    Example:
-        >>> with BundleWatcher("my_bundle", Pipeline.from_bundle) as watcher:  # doctest: +SKIP
-        ...     for result in runtime.results(0):
-        ...         runtime.pipeline = watcher.poll() or runtime.pipeline
     """
 
     def __init__(

@@ -16,11 +16,7 @@ _RENAME_EXCHANGE = 2
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path if a file can be written there; call it before long work, not after it.
-
-    Raises:
-        InputError: if its folder is missing or read-only, or the path is a folder.
-    """
+    """Return the path, before long work, if a file can be written there; raise InputError if not."""
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")

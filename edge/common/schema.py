@@ -45,12 +45,10 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
-    """Check a document against a pydantic dataclass, or anything else that pydantic validates.
+    """Check a document, plain JSON data, against a pydantic dataclass, or anything else that pydantic validates.
 
     Args:
-        document: as `json.loads` or `tomllib.loads` gives it.
         source, cure: what an error begins with, such as the file, and ends with: what to do.
-        error: the type of the error.
 
     Raises:
         FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.

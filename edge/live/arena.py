@@ -60,12 +60,9 @@ class Arena:
 
     Args:
         clean: float32, in the order of the network.
-        signatures: made for these tensors; None for a model that is only ever clean.
+        signatures: None for a model that is only ever clean; raises SignatureError if they are for other tensors.
         slots: what the model reads, if it lays its weights out otherwise (see `layout`).
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
-
-    Raises:
-        SignatureError: if the signatures are for other tensors.
     """
 
     def __init__(
@@ -126,10 +123,9 @@ class Arena:
         self._write({})
 
     def overwrite(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Put other weights, float32, in the place of these tensors until the next change of mix or `reset`.
+        """Put other weights in the place of these tensors until the next change of mix or `reset`.
 
-        Raises:
-            InputError: if a tensor is not patched, or not finite float32 of its shape. Nothing is written then.
+        Raises InputError, and writes nothing, if a tensor is not patched, or not finite float32 of its shape.
         """
         for name, array in tensors.items():
             if name not in self._shapes:

@@ -35,9 +35,7 @@ class Patchable:
         return self._arena.tensor_names
 
     def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; {} is the clean model. Strengths are rounded to multiples of 1/256.
-
-        Returns whether weights were changed: False if `mix` is already in effect.
+        """Patch with `mix`, strengths rounded to multiples of 1/256; returns whether weights were changed.
 
         Raises:
             SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
@@ -57,19 +55,14 @@ class PatchableModel(Patchable, ABC):
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits, float32 (N, K), of float32 images (3, H, W) or (N, 3, H, W), RGB, 0…1, not normalised.
 
-        Raises:
-            InputError: if dtype or shape is another.
+        Raises InputError if dtype or shape is another.
         """
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
     """Return float32 (3, H, W) or (N, 3, H, W), N at least 1, as a contiguous batch (N, 3, H, W).
 
-    Args:
-        image_shape: the model's (3, H, W); None stands for a free length.
-
-    Raises:
-        InputError: if dtype or shape is another.
+    Raises InputError unless it fits the model's `image_shape` (3, H, W), in which None stands for a free length.
     """
     batch = x[None] if x.ndim == 3 else x
     fits = batch.ndim == 4 and len(batch) > 0 and len(image_shape) == 3

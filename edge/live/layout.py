@@ -24,7 +24,6 @@ class Layout:
     """Where the slots stand in one flat block, and the pieces in which the block is patched.
 
     Args:
-        slots: slot name → slot.
         starts: slot name → where it starts in the block, elements.
         size: of the block, elements.
         pieces: int64, (pieces, 5): start in the block, start in `channels`, and the lengths of the piece's `Pattern`.
@@ -74,12 +73,7 @@ def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.i
 
 
 def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
-    """Place slots in one block, each on a cache line, and cut them into pieces.
-
-    Args:
-        shapes: tensor name → shape (out, …), in the order in which the clean values are counted.
-        slots: slot name → slot.
-    """
+    """Place slots in one block, each on a cache line, in pieces; `shapes` (out, …) as the clean values are counted."""
     counts = [shape[0] for shape in shapes.values()]
     channel_of = np.repeat(
         np.arange(sum(counts)), np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
@@ -101,11 +95,8 @@ def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
 def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64]) -> Pattern:
     """See a flat slot as an array (outer, repeat, inner) with as few channel numbers as its layout allows.
 
-    In a layout without such a pattern everything is `inner`: slower, and as exact.
-
-    Args:
-        slot: flat.
-        channel_of: for each clean value the number of its output channel.
+    In a layout without such a pattern everything is `inner`: slower, and as exact. `channel_of` gives the number of the
+    output channel for each clean value.
 
     Example:
         A weight (8, 3, 1, 1) has 8 output channels of 3 values, which stand side by side in its own order, OIHW. ONNX

@@ -19,10 +19,7 @@ class SelfCheck:
     """Compares strategies with sessions that were built from files.
 
     Each patched tensor is overwritten: the outputs must be those of a session that was built from a file with the same
-    weights, and with the clean weights what they were, bit for bit where the strategy is exact.
-
-    Args:
-        clean: outputs of the clean model for these feeds.
+    weights, and with the clean weights what they were (`clean`), bit for bit where the strategy is exact.
     """
 
     def __init__(self, target: PatchTarget, feeds: Feeds, clean: Sequence[Any]) -> None:

@@ -42,11 +42,6 @@ class LiveSession(Patchable):
         InputError: if the strategy is unknown, or not exactly one of `layers` and `tensors` is given.
         SignatureError: if the signatures are for other tensors or other weights.
         StrategyUnavailableError: if no strategy, or not the one asked for, passes the check.
-
-    Example:
-        >>> session = LiveSession("model.onnx", layers=5)  # doctest: +SKIP
-        >>> session.write(session.tensor_names[0], weights)
-        >>> after = session.run(None, {"image": image})
     """
 
     def __init__(
@@ -97,8 +92,7 @@ class LiveSession(Patchable):
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding for `run_with_iobinding`; do not clear its inputs, which may hold the weights.
 
-        Raises:
-            StrategyUnavailableError: if the strategy is `split`, which runs two sessions.
+        Raises StrategyUnavailableError if the strategy is `split`, which runs two sessions.
         """
         return self._strategy.io_binding()
 
@@ -108,11 +102,7 @@ class LiveSession(Patchable):
         self._strategy.session.run_with_iobinding(iobinding, run_options)
 
     def write(self, name: str, array: NDArray[np.float32]) -> None:
-        """Replace one patched tensor, from the next run on until `reset` or the next `apply`; the array is copied.
-
-        Raises:
-            InputError: if the tensor is not patched, or not finite float32 of its shape. Nothing is written then.
-        """
+        """Replace one patched tensor until `reset` or the next `apply`; raises as `Arena.overwrite` does."""
         self._arena.overwrite({name: array})
 
 

@@ -23,12 +23,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class SessionMaker:
-    """Makes sessions of one kind.
-
-    Args:
-        providers: ONNX Runtime's execution providers, the first one preferred.
-        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-    """
+    """Makes sessions with execution providers, the first one preferred, and threads inside an operator."""
 
     providers: tuple[str, ...]
     threads: int | None
@@ -61,10 +56,8 @@ class SessionMaker:
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
     """Run a clean model once on the provider that is asked for; `provider` and `threads` are those of `LiveSession`.
 
-    Returns what makes sessions with the providers that start here, and the model's outputs.
-
-    Raises:
-        BundleError: if the provider is unavailable, or the model does not run or gives NaN or infinity.
+    Returns what makes sessions with the providers that start here, and the model's outputs. Raises BundleError if the
+    provider is unavailable, or the model does not run or gives NaN or infinity.
     """
     maker = SessionMaker(_providers(provider), threads)
     try:
@@ -94,8 +87,7 @@ def is_float(output: Any) -> bool:
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
     """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where their size is free.
 
-    Raises:
-        BundleError: if an input is no tensor of numbers.
+    Raises BundleError if an input is no tensor of numbers.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}

@@ -8,7 +8,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,11 +37,7 @@ class PatchTarget:
 
 
 class WeightUpdateStrategy(ABC):
-    """Sessions that read their shallow weights from an arena.
-
-    Raises:
-        StrategyUnavailableError: if the strategy does not work for this model, provider or version.
-    """
+    """Sessions that read their weights from an arena; raises StrategyUnavailableError if that does not work here."""
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False  # the outputs equal those of a session built from a file, bit for bit
@@ -161,8 +156,8 @@ class Inputs(WeightUpdateStrategy):
         on_gpu = target.maker.providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
         self.arena = Arena(target.clean, target.signatures, publish=self._copy_to_device if on_gpu else None)
         self._views = self.arena.views
-        value_of = partial(onnxruntime.OrtValue.ortvalue_from_numpy, device_type="cuda" if on_gpu else "cpu")
-        self._memory = {name: value_of(view) for name, view in self._views.items()}
+        value_of, device = onnxruntime.OrtValue.ortvalue_from_numpy, "cuda" if on_gpu else "cpu"
+        self._memory = {name: value_of(view, device, 0) for name, view in self._views.items()}
         self._output_names = [value.name for value in self.outputs]
         self._binding = self.io_binding()
         self._bound: list[str] = []

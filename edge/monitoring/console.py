@@ -11,13 +11,10 @@ MOST_WAITING = 256  # pieces of text
 
 
 class LossyOutput(io.TextIOBase):
-    """A text stream onto another's file, written by a separate thread. Text that does not fit in the queue may be lost.
+    """A text stream onto another's file, written by a separate thread: directly, if that has no file descriptor.
 
-    A context manager whose exit waits for the text that is left: two seconds at most if it may be lost.
-
-    Args:
-        stream: standard output or error; if it has no file descriptor, it is written to directly.
-        lossy: called when the queue is full: whether the oldest text is dropped. Otherwise writing waits.
+    When the queue is full, `lossy` tells whether the oldest text is dropped; otherwise writing waits. A context manager
+    whose exit waits for the text that is left: two seconds at most if it may be lost.
     """
 
     def __init__(self, stream: TextIO, lossy: Callable[[], bool]) -> None:

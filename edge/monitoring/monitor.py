@@ -43,14 +43,9 @@ class Monitor:
     One thread calls `add` and `idle`; `status` and `count_event` may be called from any.
 
     Args:
-        source: its own counters are read at each `status`.
-        bundle: name of the bundle that runs.
         way: how the weights are updated (`PatchableModel.strategy`).
         window: seconds that the timeline goes back.
         clock: seconds, monotonic; the one that stamps the frames.
-
-    Attributes:
-        events: counts of other events, by name.
     """
 
     def __init__(

@@ -29,17 +29,14 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """The state and the frame counters of a source: `received` = `delivered` + `dropped` + `rejected` + `buffered`.
+    """The state and the frame counters of a source, `received` = `delivered` + `dropped` + `rejected` + `buffered`.
 
     Args:
         name, error: without passwords.
-        live: whether it is a camera or a stream.
         state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
-        delivered: frames that reached the loop.
         dropped: frames that were skipped for newer ones.
         buffered: frames that were decoded ahead and are not delivered yet.
         rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
-        reconnects: how often the source was reopened.
     """
 
     name: str
@@ -70,11 +67,9 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class Moment:
-    """One second of the timeline.
+    """One second of the timeline, which began `at`, seconds since the start.
 
     Args:
-        at: when it began, seconds since the start.
-        frames: results in it.
         corruption, severity: the most probable type (`clean` included) and its severity, 0…5, at its last frame.
         alpha, label: the sum of the alphas in effect, and the predicted class, at its last frame.
         lost: whether the source was lost within it.
@@ -94,13 +89,9 @@ class RunStatus:
     """What a run is doing.
 
     Args:
-        bundle: name of the bundle that runs.
         way: how the weights are updated (`PatchableModel.strategy`).
-        uptime_s: seconds since the start.
         fps: results per second over the last three seconds.
-        since_result_s: seconds since the newest result; None before the first.
-        events: other events since the start, by name.
-        result: the newest one, without passwords in its name; None before the first.
+        since_result_s, result: age and newest result, without passwords in its name; None before the first.
         timeline: oldest first. Seconds without a frame in which the source was not known to be lost have no moment.
     """
 

@@ -37,12 +37,7 @@ def status_line(status: RunStatus) -> str:
 
 
 class StatusLine(Closing):
-    """Shows `status_line` in place on a terminal, else one line every ten seconds; nothing after its exit.
-
-    Args:
-        also: called with every line.
-        clock: seconds, monotonic.
-    """
+    """Shows `status_line` in place on a terminal, else every ten seconds; `also` is called with every line."""
 
     def __init__(
         self,

@@ -23,14 +23,11 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Parse an ONNX model that holds all of its weights itself.
+    """Return an ONNX model that holds all of its weights itself; raise BundleError if it cannot be read or is not one.
 
     Args:
         model: a path (files with weights beside it are taken in) or the file's bytes; a `ModelProto` stays as it is.
         source: what an error calls bytes.
-
-    Raises:
-        BundleError: if it cannot be read, is not ONNX, or refers to weights that are not there.
     """
     if isinstance(model, onnx.ModelProto):
         return model
@@ -115,10 +112,9 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return the weight and bias of the first `count` convolutions of a prepared model, in the order of the graph.
+    """Return weight and bias, in the order of the graph, of the first `count` convolutions of a prepared model.
 
-    Raises:
-        BundleError: if there are fewer, or one of them has no weight and bias of its own.
+    Raises BundleError if there are fewer, or one of them has no weight and bias of its own.
     """
     nodes = _convolutions(model)
     if not 1 <= count <= len(nodes):
@@ -135,11 +131,7 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
 
 
 def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """Return the named initializers as float32 arrays, in the given order.
-
-    Raises:
-        BundleError: if one is missing, empty, a scalar, not float32, or not finite, or none is named.
-    """
+    """Return initializers, float32, in the given order; raise BundleError if one is missing, not finite, …."""
     tensors = _initializers(model)
     clean = {}
     for name in names:
@@ -168,8 +160,7 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
     """Return name and shape of the one input that is not a weight; None stands for a free length.
 
-    Raises:
-        BundleError: if there is not exactly one such input.
+    Raises BundleError if there is not exactly one such input.
     """
     inputs = list(data_inputs(model).values())
     if len(inputs) != 1:
@@ -216,16 +207,10 @@ def replaced_tensors(model: onnx.ModelProto, tensors: Mapping[str, NDArray[np.fl
 
 
 def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Cut a model in two, after the last node that reads one of the named initializers.
+    """Cut a model, its nodes in order of computation, after the last node that reads one of the named initializers.
 
     The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
-
-    Args:
-        model: its nodes are in the order of computation.
-        names: initializers; the first part holds them.
-
-    Returns:
-        Two models. Inputs of the second are outputs of the first or inputs of the whole. Each output is one of either.
+    Inputs of the second part are outputs of the first or inputs of the whole. Each output is one of either.
 
     Raises:
         ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.

@@ -46,17 +46,10 @@ def value_dtype(bits: Bits) -> type[np.int8] | type[np.int16]:
 
 
 def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -> Quantised:
-    """Quantise a weight change; the error of each value is at most half its scale.
+    """Quantise a weight change, float32 (out, ...), finite; the error of each value is at most half its scale.
 
-    Args:
-        delta: float32, shape (out, ...), finite.
-        per: "channel" for one scale per index of the first axis (a bias is then kept almost exactly), or "tensor".
-
-    Returns:
-        Values and scales; scale = max|delta| / (2^(bits−1) − 1), and 1 where everything is zero.
-
-    Raises:
-        InputError: if `delta` is not float32, has no axis, or is not finite; if `bits` or `per` is unknown.
+    The scale is max|delta| / (2^(bits−1) − 1), and 1 where everything is zero, for the tensor or for each index of the
+    first axis (a bias is then kept almost exactly). Raises InputError for any other `delta`, `bits` or `per`.
     """
     check_code(bits, per)
     if delta.dtype != np.float32 or delta.ndim == 0:

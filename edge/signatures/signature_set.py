@@ -111,9 +111,7 @@ class SignatureSet:
     def with_signatures(self, other: "SignatureSet", names: Iterable[str]) -> "SignatureSet":
         """Return a set of these signatures, then those of `other` called `names`.
 
-        Raises:
-            SignatureError: if a name is taken or unknown, or `other` is for another model (`fitted_to` transfers it)
-                or of another code.
+        Raises SignatureError if a name is taken or unknown, or `other` is for another model (see `fitted_to`) or code.
         """
         if (other.bits, other.per) != (self.bits, self.per):
             found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
@@ -133,11 +131,10 @@ class SignatureSet:
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
     def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> "SignatureSet":
-        """Return these signatures, checked against the clean tensors of a model, in the order of the network.
+        """Return these signatures, checked against a model's clean tensors in the order of the network.
 
-        Args:
-            transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
-                transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
+        With `transfer` they may have been made for other weights of the same names and shapes (the paper's transfer;
+        strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
         Raises:
             SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
@@ -175,12 +172,8 @@ class SignatureSet:
         """Quantise weight changes into a set.
 
         Args:
-            deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
-                same tensors, in the order of the network.
-
-        Raises:
-            SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
-            InputError: if `bits` or `per` is unknown.
+            deltas: signature name → tensor name → change, float32, finite; every signature with the same tensors, in
+                the order of the network. Raises SignatureError for others, InputError for an unknown `bits` or `per`.
         """
         quantization.check_code(bits, per)
         first = next(iter(deltas.values()), {})

@@ -36,9 +36,8 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
 def read_tensors(data: bytes, source: str) -> TensorFile:
     """Read the bytes of a safetensors file.
 
-    Raises:
-        FormatError: (begins with `source`) if it is not a whole safetensors file, holds other types than integers,
-            booleans and floats of 32 or 64 bit, or has no description.
+    Raises FormatError if it is not a whole one, has no description, or holds other types than integers, booleans and
+    floats of 32 or 64 bit.
     """
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]

@@ -21,11 +21,7 @@ _DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone, which means this machine only.
-
-    Raises:
-        InputError: if it is written otherwise, or the port is above 65535.
-    """
+    """Return host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone (on this machine); else raise InputError."""
     match = _ADDRESS.fullmatch(address)
     port = int(match["port"]) if match else -1
     if match is None or port > 65535:
@@ -36,9 +32,7 @@ def parse(address: str) -> tuple[str, int]:
 def listen(address: str) -> socket.socket:
     """Return a socket that listens at `address`; port 0 takes any that is free.
 
-    Raises:
-        InputError: if the address is malformed, or its host unknown.
-        RwsError: if it is taken or unavailable.
+    Raises InputError if the address is malformed or its host unknown, RwsError if it is taken or unavailable.
     """
     host, port = parse(address)
     try:

@@ -17,9 +17,7 @@ QUALITY = 80
 class JpegEncoder:
     """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it.
 
-    Attributes:
-        frame: the newest frame; None before the first.
-        next_at: when the next frame may be encoded, seconds of `time.monotonic`.
+    Its `next_at`, seconds of `time.monotonic`, is when the next frame may be encoded.
     """
 
     def __init__(self, max_fps: float) -> None:
@@ -31,10 +29,7 @@ class JpegEncoder:
         self.next_at = 0.0
 
     async def newest(self) -> bytes | None:
-        """Return the JPEG of the newest frame, or of one that is at most a period older; None before the first.
-
-        It is the same object until there is another JPEG.
-        """
+        """Return the JPEG of a frame at most a period old, the same object until there is another; None before."""
         async with self._lock:
             frame, now = self.frame, time.monotonic()
             if frame is not None and frame is not self._encoded and now >= self.next_at:

@@ -61,13 +61,9 @@ class PageServer(Closing):
 
     Args:
         address: `HOST:PORT`; port 0 takes any that is free.
-        monitor: of the run.
         token: what a request must bring; None: generated if the address is not loopback.
         stale_after: seconds without a result after which `/health` answers 503.
         max_fps: images per second, at most.
-
-    Attributes:
-        port, url, token: where it listens, the page's URL without the token, and the token, if any; set on entry.
 
     Raises:
         InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
