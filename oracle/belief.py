@@ -85,7 +85,6 @@ class CorruptionOracle(Protocol):
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
         """Return the belief about one frame, float32 (3, H, W), RGB, 0…1, not normalised."""
-        ...
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:

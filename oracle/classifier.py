@@ -17,8 +17,7 @@ class Oracle:
     The network, a path or bytes, takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`,
     float32 (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each level (see `Belief`).
 
-    Raises:
-        FormatError: if the network cannot be loaded or its output does not fit the names and levels.
+    Raises FormatError if the network cannot be loaded or its output does not fit the names and levels.
     """
 
     def __init__(

@@ -15,8 +15,7 @@ from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.records import Mix
 
-STEP = 1 / 16
-"""Grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch."""
+STEP = 1 / 16  # grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch
 
 
 class Policy(Protocol):
@@ -24,11 +23,9 @@ class Policy(Protocol):
 
     def choose(self, belief: Belief) -> Mix:
         """Return the mix for the next frame; raise InputError if the belief is about another table's states."""
-        ...
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
         """Return the mix of each of N independent frames, for beliefs float32 (N, 1 + C·S); raises as `choose` does."""
-        ...
 
     def reset(self) -> None:
         """Forget the past (a cut in the stream)."""
@@ -43,8 +40,7 @@ class GainTable:
         alpha: float32 (A,), the strength of each action; 0 for no patch.
         accuracy: float32 (1 + C·S, A), percent, states in the order of `Belief.joint`.
 
-    Raises:
-        FormatError: if the arrays do not fit together or hold values out of range.
+    Raises FormatError if the arrays do not fit together or hold values out of range.
     """
 
     corruptions: tuple[str, ...]
@@ -119,9 +115,8 @@ class GainTable:
         cls, arrays: Mapping[str, NDArray[np.generic]], corruptions: Sequence[str], levels: Sequence[float]
     ) -> "GainTable":
         """Read the arrays back; raise FormatError if one is missing or they do not fit together."""
-        for key in ("gain.signature", "gain.alpha", "gain.accuracy"):
-            if key not in arrays:
-                raise FormatError(f"policy: tensor {key!r} is missing; rebuild the bundle")
+        if missing := [key for key in ("gain.signature", "gain.alpha", "gain.accuracy") if key not in arrays]:
+            raise FormatError(f"policy: tensor {missing[0]!r} is missing; rebuild the bundle")
         return cls(
             tuple(corruptions),
             tuple(float(level) for level in levels),
@@ -139,8 +134,8 @@ class WeightedPolicy:
     Args:
         threshold: corruptions less probable than this are left out, 0…1.
         clean_weight: factor on the odds of clean: how much likelier a clean frame is in use than the oracle assumes.
-        hold: the current mix is kept while no alpha differs from it by more than this, except that removing the patch
-            takes effect immediately; 0 for independent images.
+        hold: the mix is kept while no alpha differs by more than this, except that removing the patch takes effect
+            immediately; 0 for independent images.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
@@ -162,8 +157,7 @@ class WeightedPolicy:
     def choose(self, belief: Belief) -> Mix:
         """Return the mix for the next frame; see `Policy.choose`."""
         belief.check(self.table.corruptions, self.table.levels)
-        mix = self._mix(belief.joint)
-        current = self._current
+        mix, current = self._mix(belief.joint), self._current
         if not mix or any(abs(mix.get(name, 0) - current.get(name, 0)) > self.hold for name in {*mix, *current}):
             self._current = mix
         return self._current
@@ -260,11 +254,11 @@ class ReferencePolicy:
         return self.table.mix(self.action(name, severity))
 
 
+# The kinds of policy that a bundle can name.
 POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
     "weighted": WeightedPolicy,
     "expected": ExpectedGainPolicy,
 }
-"""The kinds of policy that a bundle can name."""
 
 
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:

@@ -18,10 +18,9 @@ _LEAST = 1e-6
 class BeliefFilter:
     """Combines the beliefs of consecutive frames; call `reset` at a cut.
 
-    How often a stream jumps is not known beforehand. So several filters run side by side, one per rate, weighted by how
-    well each has predicted the frames so far; at each frame a share of the weights is spread evenly, so that none
-    vanishes (Herbster & Warmuth 1998, the fixed-share algorithm). With a rate of 1 among them, unrelated frames soon
-    keep the oracle's own belief.
+    Several filters run side by side, one per rate of jumps, weighted by how well each has predicted the frames so far;
+    at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, the
+    fixed-share algorithm). With a rate of 1 among them, unrelated frames soon keep the oracle's own belief.
 
     Args:
         jump: probability of a jump from one frame to the next; one or several rates.
@@ -32,8 +31,7 @@ class BeliefFilter:
             jump draws from it. None: clean and each type are equally probable, and so are the levels of a type.
         share: part of the rates' weights that is spread evenly at each frame.
 
-    Raises:
-        InputError: if a parameter lies outside its range.
+    Raises InputError if a parameter lies outside its range.
     """
 
     def __init__(
@@ -103,8 +101,7 @@ class BeliefFilter:
         moved[:, :, :-1] += moving[:, :, 1:]
         moved[:, :, 0] += moving[:, :, 0]
         moved[:, :, -1] += moving[:, :, -1]
-        stayed = np.concatenate(
-            [moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)], 1
-        )
+        clean, corrupted = moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)
+        stayed = np.concatenate([clean, corrupted], 1)
         predicted: NDArray[np.float64] = (1 - self._rates) * stayed + self._rates * self._prior
         return predicted

@@ -32,8 +32,7 @@ COMMANDS = {
 }
 """Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""What a write fails with that no file name is told of."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a write fails with without a file name
 
 
 class CommandGroup(TyperGroup):

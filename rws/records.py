@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Mix = dict[str, float]
-"""Signature name → strength alpha; {} is the clean model."""
+Mix = dict[str, float]  # signature name → strength alpha; {} is the clean model
 
 
 @dataclass(frozen=True)

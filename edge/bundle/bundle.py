@@ -81,10 +81,7 @@ class Bundle:
     def model(self, options: ModelOptions | None = None) -> PatchableModel:
         """Build the clean model, ready to be patched.
 
-        Raises:
-            BundleError: if the backend cannot run it, or the provider is not there.
-            InputError: if the backend or the strategy is unknown.
-            MissingExtraError: if the backend is not installed.
+        Raises BundleError, InputError or MissingExtraError if the backend, its provider or the strategy is not there.
         """
         options = options or ModelOptions()
         if options.backend not in ("onnx", "torch"):

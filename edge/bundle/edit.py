@@ -45,9 +45,7 @@ class BundleParts:
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
     """Write a bundle folder, check it, and only then let it take the place of what was there.
 
-    Raises:
-        BundleError: if the parts do not fit together, or `path` holds anything but a bundle.
-        SignatureError: if the signatures are for another model.
+    Raises BundleError or SignatureError if the parts do not fit together, or `path` holds anything but a bundle.
     """
     height, width = parts.input_size
     document = {
@@ -74,13 +72,12 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
 def add_signatures(
     path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
 ) -> Bundle:
-    """Append signatures to a bundle, atomically.
+    """Append signatures, all or those of these names, to a bundle, atomically.
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
 
     Args:
-        names: which of the signatures; None for all.
         transfer: accept signatures that were made for other weights of the same names and shapes.
 
     Raises:

@@ -18,12 +18,7 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
     name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
-    place already, it is not copied.
-
-    Args:
-        current: the bundle's folder, or a symbolic link to it; it is created if it does not exist.
-        new: the folder of the new bundle; it is not changed.
-        other_classes: accept other classes, or the same in another order.
+    place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
     Raises:
         BundleError: if the new bundle is not valid, the current one cannot be read (unless `other_classes`) or holds

@@ -20,15 +20,10 @@ class BundleWatcher(Closing, Generic[T]):
 
     Create it before you load the bundle that will run; it then notices a change in between.
 
-    `poll` looks at the folder, at most once per `interval`. If the folder differs from what runs, and then stays the
-    same for one interval (somebody may be copying file by file), a thread loads it. A bundle that cannot be loaded or
-    built is counted, and not tried again until something in the folder changes; the old one goes on running.
-
-    Args:
-        path: the bundle's folder, or a symbolic link to it.
-        build: makes what the caller needs of a bundle, tested and ready to run; called in the thread.
-        interval: seconds.
-        clock: seconds, monotonic.
+    `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
+    stays the same for one interval (somebody may be copying file by file), a thread calls `build`, which makes what the
+    caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
+    until something in the folder changes; the old one goes on running.
 
     Attributes:
         failures: how many changes could not be loaded.

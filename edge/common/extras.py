@@ -10,16 +10,13 @@ from rws.errors import MissingExtraError
 def require(extra: str) -> Iterator[None]:
     """Wrap imports that only an extra of `rws-edge` installs, such as `train`.
 
-    Raises:
-        MissingExtraError: if a module is absent; it names the module and the extra. A module of this project that is
-            absent is a mistake of ours and keeps its ModuleNotFoundError.
+    Raises MissingExtraError if a module is absent; it names the module and the extra. A module of this project that is
+    absent is a mistake of ours and keeps its ModuleNotFoundError.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "rws":
             raise
-        raise MissingExtraError(
-            f"this needs the Python package {error.name!r}, which is not installed here; "
-            f"install it with: pip install 'rws-edge[{extra}]'"
-        ) from error
+        fault = f"this needs the Python package {error.name!r}, which is not installed here"
+        raise MissingExtraError(f"{fault}; install it with: pip install 'rws-edge[{extra}]'") from error

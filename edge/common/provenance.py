@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,12 @@ def provenance(**details: object) -> dict[str, object]:
 def portable_command(arguments: Sequence[str]) -> str:
     """Join a command line without passwords; `portable_path` replaces paths, by what fits the option before them."""
     words: list[str] = []
-    option = ""
-    for argument in map(hide_password, arguments):
+    for option, argument in pairwise(["", *map(hide_password, arguments)]):
         name, equals, value = argument.partition("=")
         if argument.startswith("-") and equals:
             words.append(f"{name}={portable_path(value, _VARIABLES.get(name, '$DATA'))}")
         else:
             words.append(portable_path(argument, _VARIABLES.get(option, "$DATA")))
-        option = argument
     return " ".join(words)
 
 

@@ -37,8 +37,8 @@ def distinct(items: Collection[object]) -> bool:
     return len(set(items)) == len(items)
 
 
+# For a `Literal` of integers, to which pydantic would also count 8.0 and True.
 Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
-"""For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
 Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -50,8 +50,7 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
     Args:
         source, cure: what an error begins with, such as the file, and ends with: what to do.
 
-    Raises:
-        FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
+    Raises FormatError (or `error`), one line about the first fault: where it is, what was found, what was expected.
     """
     try:
         return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
@@ -70,10 +69,8 @@ def checked_format(
     if found != name:
         raise error(f"{source}: format is {shorten(found)}, expected {name!r}; give another file")
     if type(found_version) is not int or found_version != version:
-        raise error(
-            f"{source}: format version is {shorten(found_version)}, this program reads {version}; install the version "
-            f"of rws-edge that wrote it, or {cure}"
-        )
+        fault = f"{source}: format version is {shorten(found_version)}, this program reads {version}"
+        raise error(f"{fault}; install the version of rws-edge that wrote it, or {cure}")
     return rest
 
 

@@ -132,9 +132,8 @@ class Arena:
                 raise InputError(f"tensor {name!r} is not one of those that can be written: {', '.join(self._shapes)}")
             found = np.asarray(array)
             if found.dtype != np.float32 or found.shape != self._shapes[name] or not np.isfinite(found).all():
-                raise InputError(
-                    f"tensor {name!r}: found {found.dtype} {found.shape}, expected finite float32 {self._shapes[name]}"
-                )
+                expected = f"finite float32 {self._shapes[name]}"
+                raise InputError(f"tensor {name!r}: found {found.dtype} {found.shape}, expected {expected}")
         self.settle()
         mix, self._mix = self._mix, None
         first = 0

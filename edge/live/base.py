@@ -13,15 +13,9 @@ from rws.errors import InputError
 class Patchable:
     """Shallow weights W = W_std + Σ α_c·R_c for the mix that was applied last. Not safe for several threads at once."""
 
-    strategy: str
-    """How changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
-
-    provider: str
-    """What runs the model: the name of ONNX Runtime's provider, or Torch's device."""
-
-    description: str
-    """The strategy in one line; if a faster one is unavailable, why, and what that costs."""
-
+    strategy: str  # how changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …
+    provider: str  # what runs the model: the name of ONNX Runtime's provider, or Torch's device
+    description: str  # the strategy in one line; if a faster one is unavailable, why, and what that costs
     _arena: Arena
 
     @property
@@ -37,9 +31,8 @@ class Patchable:
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`, strengths rounded to multiples of 1/256; returns whether weights were changed.
 
-        Raises:
-            SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
-                finite. The weights are then as they were.
+        Raises SignatureError if a signature is unknown, an α is not a finite number, or the patched weights would not
+        be finite. The weights are then as they were.
         """
         return self._arena.apply(mix)
 

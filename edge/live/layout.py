@@ -1,8 +1,7 @@
 """Where each weight stands in the block of memory that patches are computed in, and which output channel it is of.
 
-A slot is a part of the block as a backend reads it: a tensor, or what the backend has made of its layout. It is given
-as integers in the slot's shape: for each element, the number of its value among the clean values of all tensors (each
-in C order, one tensor after the other); −1 for padding, which is zero.
+A slot is a part of the block as a backend reads it, given as integers: for each element, the number of its value among
+the clean values of all tensors (each in C order, one after the other); −1 for padding, which is zero.
 """
 
 import math

@@ -37,9 +37,8 @@ class OnnxModel(LiveSession, PatchableModel):
         proto = read_model(model)
         self._input, self._shape = data_input(proto)
         if len(self._shape) != 4:
-            raise BundleError(
-                f"model: input {self._input!r} has the shape {self._shape}, expected (N, 3, height, width)"
-            )
+            expected = "(N, 3, height, width)"
+            raise BundleError(f"model: input {self._input!r} has the shape {self._shape}, expected {expected}")
         super().__init__(
             proto,
             tensors=tensor_names,

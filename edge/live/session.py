@@ -38,7 +38,7 @@ class LiveSession(Patchable):
         sample: input name → array that the check runs the model on; default: see `random_feeds`.
 
     Raises:
-        BundleError: if the model cannot be read or run, lacks one of the tensors, or the provider is unavailable.
+        BundleError: if the model cannot be run or lacks one of the tensors, or the provider is unavailable.
         InputError: if the strategy is unknown, or not exactly one of `layers` and `tensors` is given.
         SignatureError: if the signatures are for other tensors or other weights.
         StrategyUnavailableError: if no strategy, or not the one asked for, passes the check.
@@ -117,7 +117,9 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
             found = kind(check.target)
             check.check(found)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            if not _is_refusal(error):
+            # A mistake of ours is none of ONNX Runtime, ONNX, the machine or the check.
+            library = type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")
+            if not library and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
                 raise
             refused.append(f"{kind.name}: {first_line(error)}")
         else:
@@ -134,9 +136,3 @@ def _describe(check: SelfCheck, strategy: WeightUpdateStrategy, provider: str, r
         parts.append(f"{ratio:.2f} times the untouched session")
         parts.append(f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})")
     return ", ".join(parts)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether ONNX Runtime, ONNX, the machine or the check refuses, and it is not a mistake of ours."""
-    refusals = (StrategyUnavailableError, OSError, RuntimeError)
-    return isinstance(error, refusals) or type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")

@@ -65,15 +65,12 @@ def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | No
         outputs = session.run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
-        raise BundleError(
-            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again"
-        ) from error
+        fault = f"cannot run it on {given} ({first_line(error)})"
+        raise BundleError(f"model: ONNX Runtime {fault}; export it again") from error
     found = tuple(session.get_providers())
     if provider != "auto" and found[0] != maker.providers[0]:
-        raise BundleError(
-            f"provider {provider!r} is installed but does not start here (its libraries or its device are missing); "
-            f"see ONNX Runtime's message, or take the provider cpu"
-        )
+        fault = "is installed but does not start here (its libraries or its device are missing)"
+        raise BundleError(f"provider {provider!r} {fault}; see ONNX Runtime's message, or take the provider cpu")
     if not all(np.isfinite(output).all() for output in outputs if is_float(output)):
         raise BundleError("model: gives no finite logits for a random image; train or export it again")
     return replace(maker, providers=found), outputs

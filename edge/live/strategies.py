@@ -49,9 +49,10 @@ class WeightUpdateStrategy(ABC):
     @abstractmethod
     def __init__(self, target: PatchTarget) -> None: ...
 
-    @abstractmethod
     def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
         """Run the model; see `onnxruntime.InferenceSession.run`."""
+        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
+        return outputs
 
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding for `run_with_iobinding`; raises StrategyUnavailableError if there are two sessions."""
@@ -93,11 +94,6 @@ class Live(WeightUpdateStrategy):
                 options.add_initializer(name, value)  # which the session reads but does not own
             self._session = maker.session_of(str(graph), options)
         self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
-
-    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
-        """Run the model; see `onnxruntime.InferenceSession.run`."""
-        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
-        return outputs
 
 
 class Split(WeightUpdateStrategy):

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from rws.edge.pipeline import Result
     from rws.edge.sources.base import Source
 
-
-LOST = ("reconnecting", "lost")
-"""States of a source that is lost, until it is reconnected or for good."""
+LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
-    for node in _convolutions(model):
+    for node in [node for node in model.graph.node if node.op_type == "Conv"]:
         for index, name in enumerate(node.input[1:], start=1):
             if name in taken and name in _initializers(model):
                 node.input[index] = _add_initializer(model, name, numpy_helper.to_array(_initializers(model)[name]))
@@ -66,7 +66,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         if weight is not None and (len(node.input) < 3 or not node.input[2]):
             bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
             del node.input[2:]
-            node.input.append(_add_initializer(model, _bias_name(weight.name), bias))
+            name = f"{weight.name.removesuffix('.weight')}.bias"
+            node.input.append(_add_initializer(model, name, bias))
     return model
 
 
@@ -89,7 +90,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
         )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        names = [convolution.input[1], _bias_name(convolution.input[1])]
+        names = [convolution.input[1], f"{convolution.input[1].removesuffix('.weight')}.bias"]
         bias: NDArray[Any] | float = 0.0
         if len(convolution.input) > 2 and convolution.input[2]:
             names[1] = convolution.input[2]
@@ -116,7 +117,7 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
 
     Raises BundleError if there are fewer, or one of them has no weight and bias of its own.
     """
-    nodes = _convolutions(model)
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
         expected = f"at least 1 and at most that many, not {count}"
         raise BundleError(f"model has {len(nodes)} convolutions, expected {expected}")
@@ -162,11 +163,11 @@ def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tupl
 
     Raises BundleError if there is not exactly one such input.
     """
-    inputs = list(data_inputs(model).values())
+    inputs = data_inputs(model)
     if len(inputs) != 1:
-        found = ", ".join(value.name for value in inputs) or "none"
+        found = ", ".join(inputs) or "none"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
-    return inputs[0].name, value_shape(inputs[0])
+    return next((name, value_shape(value)) for name, value in inputs.items())
 
 
 def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
@@ -182,10 +183,9 @@ def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
 def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of a model in which the named initializers are graph inputs of fixed shape instead."""
     opened = deepcopy(model)
-    tensors = _initializers(opened)
     already = {value.name for value in opened.graph.input}
     for name in names:
-        tensor = tensors[name]
+        tensor = _initializers(opened)[name]
         if name not in already:
             opened.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         opened.graph.initializer.remove(tensor)
@@ -212,8 +212,7 @@ def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mode
     The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
     Inputs of the second part are outputs of the first or inputs of the whole. Each output is one of either.
 
-    Raises:
-        ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.
+    Raises ValueError if everything lies before the cut, or the type of a value at the cut is unknown.
     """
     nodes = list(model.graph.node)
     last = max(index for index, node in enumerate(nodes) if set(node.input) & set(names))
@@ -280,10 +279,6 @@ def _foldable(model: onnx.ModelProto, batchnorm: onnx.NodeProto) -> onnx.NodePro
     return convolution
 
 
-def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "Conv"]
-
-
 def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -303,10 +298,6 @@ def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
     for part in (model.graph.initializer, model.graph.input):
         for item in [item for item in part if item.name in names - used]:
             part.remove(item)
-
-
-def _bias_name(weight: str) -> str:
-    return f"{weight.removesuffix('.weight')}.bias"
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:

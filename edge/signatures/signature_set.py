@@ -136,8 +136,7 @@ class SignatureSet:
         With `transfer` they may have been made for other weights of the same names and shapes (the paper's transfer;
         strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
-        Raises:
-            SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
+        Raises SignatureError if names, order or shapes differ, or the weights do and `transfer` is off.
         """
         cure, patched = "extract signatures for this model", ", ".join(clean)
         if unknown := [name for name in self.tensors if name not in clean]:
@@ -154,10 +153,9 @@ class SignatureSet:
         if found == self.clean_hash:
             return self
         if not transfer:
-            raise SignatureError(
-                f"signatures were made for clean weights {self.clean_hash[:12]}…, the model has {found[:12]}…; extract "
-                f"them for this model, or allow the transfer (--transfer) and calibrate α again"
-            )
+            fault = f"signatures were made for clean weights {self.clean_hash[:12]}…, the model has {found[:12]}…"
+            cure = "extract them for this model, or allow the transfer (--transfer) and calibrate α again"
+            raise SignatureError(f"{fault}; {cure}")
         return replace(self, clean_hash=found)
 
     @classmethod

@@ -5,7 +5,7 @@ A file's description is JSON under one key: safetensors writes several in random
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -19,13 +19,6 @@ _DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I3
 _METADATA_KEY = "rws"
 
 
-class TensorFile(NamedTuple):
-    """The tensors of a file (read-only, little-endian), and the JSON object that describes them."""
-
-    tensors: dict[str, NDArray[Any]]
-    description: Mapping[str, Any]
-
-
 def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
     """The bytes of a safetensors file with `tensors`, and `description` as JSON metadata."""
     metadata = {_METADATA_KEY: json.dumps(description, sort_keys=True)}
@@ -33,8 +26,8 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
     return bytes(safetensors.numpy.save(contiguous, metadata))
 
 
-def read_tensors(data: bytes, source: str) -> TensorFile:
-    """Read the bytes of a safetensors file.
+def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
+    """Return the tensors of a file (read-only, little-endian), and the JSON object that describes them.
 
     Raises FormatError if it is not a whole one, has no description, or holds other types than integers, booleans and
     floats of 32 or 64 bit.
@@ -57,4 +50,4 @@ def read_tensors(data: bytes, source: str) -> TensorFile:
         raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); {cure}") from error
     if not isinstance(description, dict):
         raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; {cure}")
-    return TensorFile(tensors, description)
+    return tensors, description

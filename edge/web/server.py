@@ -56,12 +56,11 @@ class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
     A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
-    the frame. It costs nothing without viewers and never blocks on slow ones. At a loopback address, anyone on this
-    machine may look. At any other, requests require the token.
+    the frame. It costs nothing without viewers and never blocks on slow ones.
 
     Args:
         address: `HOST:PORT`; port 0 takes any that is free.
-        token: what a request must bring; None: generated if the address is not loopback.
+        token: what a request must bring; None: generated, but at a loopback address, where anyone may look.
         stale_after: seconds without a result after which `/health` answers 503.
         max_fps: images per second, at most.
 
