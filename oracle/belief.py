@@ -22,12 +22,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Belief:
-    """A distribution over the states `clean` and (corruption, severity level), for one frame.
+    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0.
 
-    Args:
-        corruptions: the C corruption names, without `clean`.
-        levels: the S severity levels, ascending, above 0 (usually 1…5).
-        joint: float32, (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k).
+    `joint`, float32 (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k).
     """
 
     corruptions: tuple[str, ...]

@@ -18,15 +18,12 @@ from rws.oracle.policy import GainTable
 
 @dataclass(frozen=True, eq=False)
 class BundleParts:
-    """What a bundle is made of.
+    """What a bundle is made of; the fields of plain JSON values are those of `Manifest`.
 
     Args:
         classes: class names in the order of the logits.
         input_size: height and width of the input, pixels.
-        model: path or bytes of the clean ONNX model, with the patched tensors as initializers.
-        oracle: bytes of the oracle's ONNX network.
-        policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
-        provenance, measured: plain JSON values.
+        model, oracle: ONNX: path or bytes of the clean model, with the patched tensors as initializers, and bytes.
     """
 
     name: str
@@ -72,17 +69,11 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
 def add_signatures(
     path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
 ) -> Bundle:
-    """Append signatures, all or those of these names, to a bundle, atomically.
+    """Append signatures, all or those of these names, to a bundle, atomically; with `transfer` made for other weights.
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
-
-    Args:
-        transfer: accept signatures that were made for other weights of the same names and shapes.
-
-    Raises:
-        SignatureError: if a name is taken or unknown, or the signatures do not fit the model.
-        BundleError: if the bundle is not valid.
+    Raises SignatureError if a name is taken or unknown, or the signatures do not fit, BundleError for a bad bundle.
     """
     bundle = Bundle.load(path)
     clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)

@@ -45,8 +45,7 @@ class Manifest:
         classes: in the order of the logits.
         patched_tensors: in the order of the network.
         corruptions, severity_levels: those that the oracle distinguishes, in the order of its output.
-        filter: settings of `BeliefFilter`.
-        policy: kind and settings of the policy, see `rws.oracle.policy.make_policy`.
+        filter, policy: settings of `BeliefFilter`, and those of `rws.oracle.policy.make_policy`.
         provenance: where everything came from: recipe, seed, data, versions, command.
         measured: accuracies in percent, and on what.
     """

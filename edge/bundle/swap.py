@@ -21,8 +21,7 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
     Raises:
-        BundleError: if the new bundle is not valid, the current one cannot be read (unless `other_classes`) or holds
-            other files, or the folder cannot be written.
+        BundleError: if either bundle is not valid or holds other files, or the folder cannot be written.
         InputError: if both are the same folder, the classes differ, or a link's new place is taken.
         RwsError: if the new bundle does not work, see `self_test`.
     """
@@ -56,10 +55,8 @@ def _check_classes(current: Path, new: Bundle) -> None:
         return
     parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
     changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
-    raise InputError(
-        f"{new.path}: has other classes than {current} ({'; '.join(changes) or 'the same in another order'}); add "
-        f"--other-classes if whoever reads the results knows"
-    )
+    found = f"other classes than {current} ({'; '.join(changes) or 'the same in another order'})"
+    raise InputError(f"{new.path}: has {found}; add --other-classes if whoever reads the results knows")
 
 
 def _copy(bundle: Bundle, place: Path) -> None:
@@ -72,9 +69,8 @@ def _point(link: Path, bundle: Bundle) -> None:
     place = Path(os.path.realpath(link)).with_name(bundle.path.name)
     if place != bundle.path:
         if place.exists():
-            raise InputError(
-                f"{place}: is there already, and {link} would point there; rename {bundle.path}, or remove the other"
-            )
+            cure = f"rename {bundle.path}, or remove the other"
+            raise InputError(f"{place}: is there already, and {link} would point there; {cure}")
         _copy(bundle, place)
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))

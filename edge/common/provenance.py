@@ -32,8 +32,7 @@ _GIT_SECONDS = 5.0
 def provenance(**details: object) -> dict[str, object]:
     """Return command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
 
-    `commit` is the short hash of the checkout the code runs from, with a `+` if its code differs from that commit.
-    It is None outside a checkout.
+    `commit` is the checkout's short hash, with a `+` if its code differs from that commit; None outside a checkout.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

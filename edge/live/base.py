@@ -46,10 +46,7 @@ class PatchableModel(Patchable, ABC):
 
     @abstractmethod
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return logits, float32 (N, K), of float32 images (3, H, W) or (N, 3, H, W), RGB, 0…1, not normalised.
-
-        Raises InputError if dtype or shape is another.
-        """
+        """Return logits, float32 (N, K), of float32 (3, H, W) or (N, 3, H, W), RGB, 0…1; else raise InputError."""
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:

@@ -98,8 +98,7 @@ def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64])
     output channel for each clean value.
 
     Example:
-        A weight (8, 3, 1, 1) has 8 output channels of 3 values, which stand side by side in its own order, OIHW. ONNX
-        Runtime stores it as NCHW8c: 8 channels side by side (inner), 3 times (repeat).
+        A weight (8, 3, 1, 1) in its own order, OIHW, and as ONNX Runtime stores it, NCHW8c: 8 channels side by side.
 
         >>> oihw = np.arange(24)
         >>> find_pattern(oihw, oihw // 3)[:3]

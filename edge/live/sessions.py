@@ -54,10 +54,9 @@ class SessionMaker:
 
 
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
-    """Run a clean model once on the provider that is asked for; `provider` and `threads` are those of `LiveSession`.
+    """Run a clean model once on the provider that is asked for; returns what makes sessions there, and its outputs.
 
-    Returns what makes sessions with the providers that start here, and the model's outputs. Raises BundleError if the
-    provider is unavailable, or the model does not run or gives NaN or infinity.
+    Raises BundleError if the provider is unavailable, or the model does not run or gives NaN or infinity.
     """
     maker = SessionMaker(_providers(provider), threads)
     try:
@@ -111,9 +110,8 @@ def _providers(choice: str) -> tuple[str, ...]:
         return tuple(name for name in (PROVIDERS["cuda"], CPU) if name in available)
     wanted = PROVIDERS.get(choice, choice)
     if wanted not in available:
-        raise BundleError(
-            f"provider {choice!r} is unavailable: this ONNX Runtime offers {', '.join(available)}; install the build "
-            f"of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
-        )
+        fault = f"provider {choice!r} is unavailable: this ONNX Runtime offers {', '.join(available)}"
+        cure = "install the build of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
+        raise BundleError(f"{fault}; {cure}")
     preferred = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
     return tuple(dict.fromkeys([*preferred, CPU]))

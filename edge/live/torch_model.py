@@ -39,8 +39,7 @@ class TorchModel(PatchableModel):
     agree with a CPU's to about 1e-3 of their range.
 
     Args:
-        module: float32 (N, 3, H, W) → logits (N, K), N free. It is taken over: switched to eval mode, moved to the
-            device, laid out channels_last.
+        module: float32 (N, 3, H, W) → logits (N, K), N free; taken over, in eval mode, on the device, channels_last.
         tensor_names: the patched tensors, in the order of the network.
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
@@ -51,7 +50,6 @@ class TorchModel(PatchableModel):
     Raises:
         BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
         InputError: if the device or the strategy is unknown or unavailable.
-        SignatureError: if the signatures are for other tensors or other weights.
     """
 
     def __init__(
@@ -150,10 +148,9 @@ class TorchModel(PatchableModel):
         if self.strategy not in STRATEGIES:
             raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
         if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
-            raise InputError(
-                f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA "
-                f"device and fixed lengths; take 'torch' or 'torch_compile'"
-            )
+            found = f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}"
+            cure = "take 'torch' or 'torch_compile'"
+            raise InputError(f"{found}, expected a CUDA device and fixed lengths; {cure}")
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         """Lay all parameters out channels_last, and make those that are patched views of one block of memory."""

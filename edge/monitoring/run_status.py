@@ -32,8 +32,7 @@ class SourceStatus:
     Args:
         name, error: without passwords.
         state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
-        dropped: frames that were skipped for newer ones.
-        buffered: frames that were decoded ahead and are not delivered yet.
+        dropped, buffered: frames that were skipped for newer ones, and those decoded ahead and not delivered yet.
         rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
     """
 

@@ -15,11 +15,8 @@ class SystemdNotifier(Closing):
     """Notifies the service manager. A context manager that announces at its exit that the process is stopping.
 
     Call `alive` from the frame loop itself, at every frame and while none comes, never from a separate thread: if the
-    loop hangs, the notifications must end, so that the service manager restarts the process. `NOTIFY_SOCKET`, in
-    `environ`, is where to send, a path or an abstract name (`@…`).
-
-    Attributes:
-        watchdog: seconds between two signs of life, half of WATCHDOG_USEC; None if it is not set for this process.
+    loop hangs, the notifications must end, so that the service manager restarts the process. `watchdog` is the seconds
+    between two signs of life, half of WATCHDOG_USEC; None if it is not set for this process.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:

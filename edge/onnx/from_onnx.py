@@ -110,10 +110,9 @@ def _register_reduce_mean() -> None:
 
 
 def _drop_allowzero(model: onnx.ModelProto) -> None:
-    """Remove a Reshape's `allowzero` if no length is zero, so that it says nothing.
+    """Remove a Reshape's `allowzero` if no length is zero: onnx2torch refuses it, and torch's exporter sets it.
 
-    Upstream: `node_converters/reshape.py` refuses `allowzero=1`, which torch's exporter sets
-    (https://github.com/microsoft/onnxscript/pull/2346); no issue is open.
+    Upstream: https://github.com/microsoft/onnxscript/pull/2346; no issue is open.
     Delete when onnx2torch converts a Reshape with `allowzero=1`.
     """
     shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.dims}

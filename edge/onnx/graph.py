@@ -32,11 +32,8 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     if isinstance(model, onnx.ModelProto):
         return model
     try:
-        if isinstance(model, bytes):
-            proto = onnx.load_model_from_string(model)
-        else:
-            source = str(model)
-            proto = onnx.load(str(model))
+        source = source if isinstance(model, bytes) else str(model)
+        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(source)
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
@@ -159,10 +156,7 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape of the one input that is not a weight; None stands for a free length.
-
-    Raises BundleError if there is not exactly one such input.
-    """
+    """Return name and shape (None: a free length) of the one image input; raise BundleError if there is not one."""
     inputs = data_inputs(model)
     if len(inputs) != 1:
         found = ", ".join(inputs) or "none"

@@ -84,8 +84,7 @@ class SignatureSet:
 
     Args:
         clean_hash: `shallow_sha256` of the clean tensors that the signatures were made for.
-        shapes: tensor name → shape, in the order of the network.
-        entries: signature name → tensor name → values and scale, in the order of `shapes`.
+        shapes: tensor name → shape, in the order of the network, which is that of the tensors in `entries`, too.
     """
 
     clean_hash: str

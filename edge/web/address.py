@@ -30,10 +30,7 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens at `address`; port 0 takes any that is free.
-
-    Raises InputError if the address is malformed or its host unknown, RwsError if it is taken or unavailable.
-    """
+    """Return a socket that listens at `address`, port 0 at any; raise InputError if unknown, RwsError if taken."""
     host, port = parse(address)
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

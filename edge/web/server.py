@@ -46,8 +46,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
-VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}
-"""What the page needs to know of the project: the stages of a frame, and the corruptions of each family."""
+VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # what the page knows of the project
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +58,10 @@ class PageServer(Closing):
     the frame. It costs nothing without viewers and never blocks on slow ones.
 
     Args:
-        address: `HOST:PORT`; port 0 takes any that is free.
+        address: `HOST:PORT`; port 0 takes any that is free. Raises RwsError on entry if it cannot serve there.
         token: what a request must bring; None: generated, but at a loopback address, where anyone may look.
         stale_after: seconds without a result after which `/health` answers 503.
         max_fps: images per second, at most.
-
-    Raises:
-        InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
-        RwsError: on entry, if the address is taken or unavailable.
     """
 
     def __init__(
