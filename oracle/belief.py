@@ -1,7 +1,5 @@
 """The belief about one frame: a joint distribution over corruption and severity."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,18 +22,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Belief:
-    """A distribution over the states `clean` and (corruption, severity level), for one frame.
+    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0.
 
-    Args:
-        corruptions: the C corruption names, without `clean`.
-        levels: the S severity levels of the joint states, ascending, above 0 (usually 1…5).
-        joint: float32, shape (1 + C·S,), sums to 1. Entry 0 is P(clean); entry 1 + c·S + k is
-            P(corruption c at level k).
-
-    Example:
-        >>> belief = Belief(("fog", "snow"), (1.0, 5.0), np.float32([0.2, 0.1, 0.6, 0.1, 0.0]))
-        >>> belief.type, round(belief.probability[1], 3)
-        ('fog', 0.7)
+    `joint`, float32 (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k).
     """
 
     corruptions: tuple[str, ...]
@@ -50,10 +39,8 @@ class Belief:
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
         """Raise InputError unless the belief is about these corruptions and levels."""
         if self.corruptions != corruptions or self.levels != levels:
-            raise InputError(
-                f"belief: is about {', '.join(self.corruptions)} at levels {self.levels}, expected "
-                f"{', '.join(corruptions)} at levels {levels}"
-            )
+            found = f"{', '.join(self.corruptions)} at levels {self.levels}"
+            raise InputError(f"belief: is about {found}, expected {', '.join(corruptions)} at levels {levels}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,8 +50,7 @@ class Belief:
     @property
     def probability(self) -> NDArray[np.float32]:
         """P(type), float32, shape (1 + C,), in the order of `names`."""
-        per_type = self.joint[1:].reshape(len(self.corruptions), len(self.levels)).sum(axis=1)
-        return np.concatenate([self.joint[:1], per_type])
+        return per_type(self.joint, len(self.corruptions))
 
     @property
     def severity(self) -> NDArray[np.float32]:
@@ -73,9 +59,7 @@ class Belief:
         mass = per_level.sum(axis=1)
         uniform = np.full_like(per_level, 1 / len(self.levels))
         weights = np.where(mass[:, None] > 0, per_level / np.maximum(mass, 1e-30)[:, None], uniform)
-        return np.concatenate(
-            [np.zeros(1, np.float32), (weights @ np.array(self.levels, np.float32)).astype(np.float32)]
-        )
+        return np.append(0, weights @ np.array(self.levels, np.float32)).astype(np.float32)
 
     @property
     def type(self) -> str:
@@ -98,20 +82,12 @@ class CorruptionOracle(Protocol):
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
         """Return the belief about one frame, float32 (3, H, W), RGB, 0…1, not normalised."""
-        ...
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
-    """Return a belief with all its mass on one known type, split between the two levels around `severity`.
+    """Return a belief with all its mass on one known type, split between the two levels around `severity`, 0…5.
 
-    Args:
-        corruptions: the corruption names, without `clean`.
-        levels: ascending severity levels above 0.
-        name: `clean` or one of `corruptions`.
-        severity: true severity, 0…5; below the first level the rest of the mass is on clean.
-
-    Raises:
-        InputError: if `name` is unknown.
+    Below the first level the rest of the mass is on clean. Raises InputError if `name` is unknown.
     """
     joint = np.zeros(1 + len(corruptions) * len(levels), np.float32)
     if name == CLEAN:

@@ -1,7 +1,5 @@
 """The corruption classifier as an ONNX network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,24 +7,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from rws.errors import FormatError, InputError
+from rws.errors import FormatError, InputError, first_line
 from rws.oracle.belief import Belief
 
 
 class Oracle:
     """Names the corruption of a frame, from the model's own input.
 
-    The network takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`, float32
-    (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each severity level (see `Belief`).
+    The network, a path or bytes, takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`,
+    float32 (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each level (see `Belief`).
 
-    Args:
-        network: path or bytes of the ONNX file.
-        corruptions: the C names in the order of the network's output.
-        levels: the S severity levels of the network's output.
-        threads: intra-operator threads; None leaves the choice to ONNX Runtime.
-
-    Raises:
-        FormatError: if the network cannot be loaded or its output does not fit the names and levels.
+    Raises FormatError if the network cannot be loaded or its output does not fit the names and levels.
     """
 
     def __init__(
@@ -40,45 +31,32 @@ class Oracle:
         options.log_severity_level = 3
         # Threads that spin while they wait take the cores from the model (2.6 times slower).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        source = network if isinstance(network, bytes) else str(network)
+        options.intra_op_num_threads = threads or 0
+        source, where = (network, "oracle network") if isinstance(network, bytes) else (str(network), str(network))
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types of its own that share no base but Exception
-            where = "oracle network" if isinstance(network, bytes) else str(network)
-            raise FormatError(f"{where}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+            raise FormatError(f"{where}: ONNX Runtime cannot load it ({first_line(error)})") from error
         self.corruptions = tuple(corruptions)
         self.levels = tuple(float(level) for level in levels)
         states = 1 + len(self.corruptions) * len(self.levels)
         found = self._session.get_outputs()[0].shape[-1]
         if found != states:
-            raise FormatError(
-                f"oracle gives {found} states, expected {states} for {len(self.corruptions)} corruptions "
-                f"at {len(self.levels)} levels; rebuild the bundle"
-            )
+            expected = f"{states} for {len(self.corruptions)} corruptions at {len(self.levels)} levels"
+            raise FormatError(f"oracle gives {found} states, expected {expected}; rebuild the bundle")
         self._input = self._session.get_inputs()[0].name
         self.input_shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape[1:])
 
     def observe_batch(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return joint probabilities, float32 (N, 1 + C·S), of a batch, float32 (N, 3, H, W), RGB, 0…1.
-
-        Raises:
-            InputError: if shape or dtype is not what the oracle was trained for.
-        """
+        """Return joint probabilities (N, 1 + C·S) of a batch (N, 3, H, W); raise InputError if it does not fit."""
         pairs = zip(x.shape[1:], self.input_shape, strict=False)
         fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
         if not fits or x.dtype != np.float32:
-            raise InputError(
-                f"oracle: got {x.dtype} {x.shape[1:] if x.ndim == 4 else x.shape}, expected float32 {self.input_shape}"
-            )
+            shape = x.shape[1:] if x.ndim == 4 else x.shape
+            raise InputError(f"oracle: got {x.dtype} {shape}, expected float32 {self.input_shape}")
         joint: NDArray[np.float32] = self._session.run(None, {self._input: x})[0]
         return joint
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Estimate the corruption of one frame, float32 (3, H, W), RGB, 0…1, not normalised.
-
-        Raises:
-            InputError: if the shape is not the one that the oracle was trained for.
-        """
+        """Return the belief about one frame, float32 (3, H, W); see `observe_batch`."""
         return Belief(self.corruptions, self.levels, self.observe_batch(x[None])[0])

@@ -1,12 +1,8 @@
 """From a belief to a mix: which signatures, how strong.
 
 The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
-patch) in each state (clean, or a corruption at a severity level). The default policy composes the signatures of all
-probable corruptions, each at its probability times its calibrated alpha. Another takes the one action with the best
-expected accuracy under the belief: max_a Σ_s P(s)·accuracy[s, a].
+patch) in each state (clean, or a corruption at a severity level).
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,28 +15,17 @@ from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.records import Mix
 
-STEP = 1 / 16
-"""Grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch."""
+STEP = 1 / 16  # grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch
 
 
 class Policy(Protocol):
     """Chooses a mix {signature: alpha}; {} means no patch. It may depend on the beliefs before; no clock, no I/O."""
 
     def choose(self, belief: Belief) -> Mix:
-        """Return the mix for the next frame.
-
-        Raises:
-            InputError: if the belief is about other corruptions or levels than the policy's table.
-        """
-        ...
+        """Return the mix for the next frame; raise InputError if the belief is about another table's states."""
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """Return the mix of each of N independent frames, for beliefs float32 (N, 1 + C·S).
-
-        Raises:
-            InputError: if the beliefs have another number of states than the policy's table.
-        """
-        ...
+        """Return the mix of each of N independent frames, for beliefs float32 (N, 1 + C·S); raises as `choose` does."""
 
     def reset(self) -> None:
         """Forget the past (a cut in the stream)."""
@@ -51,14 +36,11 @@ class GainTable:
     """Accuracy of each action in each state, in percent.
 
     Args:
-        corruptions: the C corruption names; signatures have the same names.
-        levels: the S severity levels.
         signature: int64 (A,), the signature of each action, an index into `corruptions`; −1 is no patch (action 0).
         alpha: float32 (A,), the strength of each action; 0 for no patch.
         accuracy: float32 (1 + C·S, A), percent, states in the order of `Belief.joint`.
 
-    Raises:
-        FormatError: if the arrays do not fit together or hold values out of range.
+    Raises FormatError if the arrays do not fit together or hold values out of range.
     """
 
     corruptions: tuple[str, ...]
@@ -70,10 +52,9 @@ class GainTable:
     def __post_init__(self) -> None:
         states, actions = 1 + len(self.corruptions) * len(self.levels), len(self.signature)
         if self.accuracy.shape != (states, actions) or self.alpha.shape != (actions,) or self.signature.ndim != 1:
-            raise FormatError(
-                f"gain table: accuracy {self.accuracy.shape}, alpha {self.alpha.shape}, expected ({states}, {actions}) "
-                f"and ({actions},); rebuild the bundle"
-            )
+            found = f"accuracy {self.accuracy.shape}, alpha {self.alpha.shape}"
+            expected = f"({states}, {actions}) and ({actions},)"
+            raise FormatError(f"gain table: {found}, expected {expected}; rebuild the bundle")
         if not (np.isfinite(self.accuracy).all() and np.isfinite(self.alpha).all()):
             raise FormatError("gain table: holds values that are not finite; rebuild the bundle")
         if actions == 0 or self.signature[0] != -1 or self.signature[1:].min(initial=0) < 0:
@@ -103,12 +84,9 @@ class GainTable:
         return np.flatnonzero((self.signature == self.index(name)) | (self.signature < 0))
 
     def estimate(self, mix: Mix) -> NDArray[np.float32]:
-        """Estimate the accuracy of any mix in each state, percent, float32 (1 + C·S,).
+        """Estimate the accuracy of a mix in each state, percent, float32 (1 + C·S,); raise InputError for unknown ones.
 
         Each signature's gain is interpolated between its alphas, and the gains add up, at most to the best action's.
-
-        Raises:
-            InputError: if a name is unknown.
         """
         none = self.accuracy[:, 0]
         gain = np.zeros_like(none)
@@ -123,7 +101,7 @@ class GainTable:
         estimate: NDArray[np.float32] = np.minimum(none + gain, self.accuracy.max(axis=1))
         return estimate
 
-    def limited_to(self, signatures: Sequence[str]) -> GainTable:
+    def limited_to(self, signatures: Sequence[str]) -> "GainTable":
         """Return the table without the actions of other signatures."""
         kept = np.array([index < 0 or self.corruptions[index] in signatures for index in self.signature])
         return replace(self, signature=self.signature[kept], alpha=self.alpha[kept], accuracy=self.accuracy[:, kept])
@@ -135,15 +113,10 @@ class GainTable:
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[np.generic]], corruptions: Sequence[str], levels: Sequence[float]
-    ) -> GainTable:
-        """Read the arrays back.
-
-        Raises:
-            FormatError: if one is missing or they do not fit together.
-        """
-        for key in ("gain.signature", "gain.alpha", "gain.accuracy"):
-            if key not in arrays:
-                raise FormatError(f"policy: tensor {key!r} is missing; rebuild the bundle")
+    ) -> "GainTable":
+        """Read the arrays back; raise FormatError if one is missing or they do not fit together."""
+        if missing := [key for key in ("gain.signature", "gain.alpha", "gain.accuracy") if key not in arrays]:
+            raise FormatError(f"policy: tensor {missing[0]!r} is missing; rebuild the bundle")
         return cls(
             tuple(corruptions),
             tuple(float(level) for level in levels),
@@ -154,27 +127,21 @@ class GainTable:
 
 
 class WeightedPolicy:
-    """Every probable corruption's own signature, at its probability times its calibrated alpha.
+    """Every probable corruption's own signature, at its probability times its calibrated alpha, the best of its row.
 
     A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
 
     Args:
-        table: the gain table; the calibrated alpha of a corruption at a severity is the best of its row.
         threshold: corruptions less probable than this are left out, 0…1.
         clean_weight: factor on the odds of clean: how much likelier a clean frame is in use than the oracle assumes.
-        hold: the current mix is kept while no alpha differs from it by more than this, except that removing the patch
-            takes effect immediately; 0 for independent images.
-
-    Raises:
-        InputError: if a number is out of range.
+        hold: the mix is kept while no alpha differs by more than this, except that removing the patch takes effect
+            immediately; 0 for independent images.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
         if not 0 <= threshold < 1 or clean_weight <= 0 or hold < 0:
-            raise InputError(
-                "policy: need 0 <= threshold < 1, clean_weight > 0 and hold >= 0, got "
-                f"{threshold}, {clean_weight} and {hold}"
-            )
+            needed = "0 <= threshold < 1, clean_weight > 0 and hold >= 0"
+            raise InputError(f"policy: need {needed}, got {threshold}, {clean_weight} and {hold}")
         self.table, self.threshold, self.clean_weight, self.hold = table, threshold, clean_weight, hold
         self._answers = []
         for name in table.corruptions:
@@ -190,8 +157,7 @@ class WeightedPolicy:
     def choose(self, belief: Belief) -> Mix:
         """Return the mix for the next frame; see `Policy.choose`."""
         belief.check(self.table.corruptions, self.table.levels)
-        mix = self._mix(belief.joint)
-        current = self._current
+        mix, current = self._mix(belief.joint), self._current
         if not mix or any(abs(mix.get(name, 0) - current.get(name, 0)) > self.hold for name in {*mix, *current}):
             self._current = mix
         return self._current
@@ -215,10 +181,9 @@ class WeightedPolicy:
 
 
 class ExpectedGainPolicy:
-    """The action with the best expected accuracy under the belief, with hysteresis.
+    """The action with the best expected accuracy under the belief, max_a Σ_s P(s)·accuracy[s, a], with hysteresis.
 
     Args:
-        table: the gain table.
         margin: percentage points of expected accuracy by which another action must beat the current one (and any
             patch must beat no patch) before it is taken; 0 for independent images.
         clean_weight: as for `WeightedPolicy`.
@@ -247,9 +212,8 @@ class ExpectedGainPolicy:
         """Return the mix with the best expected accuracy, or the current one unless it is beaten by the margin."""
         belief.check(self.table.corruptions, self.table.levels)
         expected = self.expected(belief.joint)
-        best = int(expected.argmax())
-        if expected[best] > expected[self._current] + self.margin:
-            self._current = best
+        if expected.max() > expected[self._current] + self.margin:
+            self._current = int(expected.argmax())
         return self.table.mix(self._current)
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -265,13 +229,8 @@ class ExpectedGainPolicy:
 class ReferencePolicy:
     """Answers the true type and severity of a frame, as a perfect oracle would report them.
 
-    Args:
-        table: the gain table.
-        kind: "perfect" takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
-            patched, a corruption always); "best" takes the best action of the whole table.
-
-    Raises:
-        InputError: if the kind is unknown.
+    Of kind "perfect" it takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
+    patched, a corruption always); of kind "best" the best action of the whole table.
     """
 
     def __init__(self, table: GainTable, kind: str) -> None:
@@ -280,19 +239,14 @@ class ReferencePolicy:
         self.table, self.kind = table, kind
 
     def action(self, name: str, severity: float) -> int:
-        """Return the action for a true type at a true severity, 0…5.
-
-        Raises:
-            InputError: if the type is unknown.
-        """
+        """Return the action for a true type at a true severity, 0…5; raise InputError if the type is unknown."""
         if name == CLEAN or severity <= 0:
             return 0
         level = int(np.abs(np.array(self.table.levels) - severity).argmin())
         row = self.table.accuracy[1 + self.table.index(name) * len(self.table.levels) + level]
         if self.kind == "best":
             return int(row.argmax())
-        actions = self.table.own(name)
-        actions = actions[actions > 0]
+        actions = self.table.own(name)[1:]
         return int(actions[row[actions].argmax()]) if len(actions) else 0
 
     def mix(self, name: str, severity: float) -> Mix:
@@ -300,24 +254,17 @@ class ReferencePolicy:
         return self.table.mix(self.action(name, severity))
 
 
+# The kinds of policy that a bundle can name.
 POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
     "weighted": WeightedPolicy,
     "expected": ExpectedGainPolicy,
 }
-"""The kinds of policy that a bundle can name."""
 
 
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:
-    """Return the policy of a bundle's settings.
+    """Return the policy of a bundle's settings: `kind`, one of `POLICIES`, by default `expected`, and its arguments.
 
-    Args:
-        table: the gain table.
-        settings: `kind`, one of `POLICIES` (default: `expected`, as in bundles of version 0.1), and its arguments.
-        independent: for unrelated images: no hysteresis.
-
-    Raises:
-        InputError: if the kind is unknown or a number is out of range.
-        TypeError: if an argument is unknown.
+    It has no hysteresis for `independent` images. Raises InputError, or TypeError for an unknown argument.
     """
     arguments = dict(settings)
     kind = arguments.pop("kind", "expected")

@@ -1,17 +1,8 @@
-"""Smoothing the belief over the frames of one stream: the forward pass of a hidden Markov model.
+"""Smoothing the belief over the frames of one stream: the forward pass of a hidden Markov model (Rabiner 1989, III.A).
 
-The hidden states are those of `Belief.joint`. From one frame to the next the state stays, drifts to a
-neighbouring level of the same corruption (clean counts as level 0 of each), or jumps to a newly drawn one. The
-oracle's posterior divided by its training prior is the likelihood of the frame (Rabiner 1989, Sec. III.A).
-
-How often a stream jumps is not known beforehand: a camera in the rain jumps once per hour, a shuffled test set at
-every frame. So several filters run side by side, one per rate, weighted by how well each has predicted the frames so
-far; at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, "Tracking
-the best expert", the fixed-share algorithm). With a rate of 1 among them, unrelated frames soon keep the oracle's own
-belief (if `evidence` is 1).
+The hidden states are those of `Belief.joint`. From one frame to the next the state stays, drifts to a neighbouring
+level of the same corruption (clean counts as level 0 of each), or jumps to a newly drawn one.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -27,9 +18,11 @@ _LEAST = 1e-6
 class BeliefFilter:
     """Combines the beliefs of consecutive frames; call `reset` at a cut.
 
+    Several filters run side by side, one per rate of jumps, weighted by how well each has predicted the frames so far;
+    at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, the
+    fixed-share algorithm). With a rate of 1 among them, unrelated frames soon keep the oracle's own belief.
+
     Args:
-        corruptions: corruption names, without `clean`.
-        levels: severity levels of the joint states.
         jump: probability of a jump from one frame to the next; one or several rates.
         drift: probability, without a jump, that the severity moves one level up or down.
         evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
@@ -38,8 +31,7 @@ class BeliefFilter:
             jump draws from it. None: clean and each type are equally probable, and so are the levels of a type.
         share: part of the rates' weights that is spread evenly at each frame.
 
-    Raises:
-        InputError: if a parameter lies outside its range.
+    Raises InputError if a parameter lies outside its range.
     """
 
     def __init__(
@@ -55,10 +47,8 @@ class BeliefFilter:
         rates = np.atleast_1d(np.array(jump, np.float64))
         within = rates.ndim == 1 and len(rates) > 0 and bool(((rates > 0) & (rates <= 1)).all())
         if not (within and 0 <= drift < 1 and 0 < evidence <= 1 and 0 < share < 1):
-            raise InputError(
-                "filter: need 0 < jump <= 1, 0 <= drift < 1, 0 < evidence <= 1, 0 < share < 1; "
-                f"got {jump}, {drift}, {evidence}, {share}"
-            )
+            needed = "0 < jump <= 1, 0 <= drift < 1, 0 < evidence <= 1, 0 < share < 1"
+            raise InputError(f"filter: need {needed}; got {jump}, {drift}, {evidence}, {share}")
         self.corruptions, self.levels = tuple(corruptions), tuple(float(level) for level in levels)
         self.jump, self.drift, self.evidence, self.share = tuple(rates.tolist()), drift, evidence, share
         count, steps = len(self.corruptions), len(self.levels)
@@ -71,20 +61,15 @@ class BeliefFilter:
         if not fits or abs(self._prior.sum() - 1) > 1e-3:
             raise InputError(f"filter: prior must be {1 + count * steps} positive numbers that sum to 1")
         self._rates = rates[:, None]
-        self._states: NDArray[np.float64] | None = None
-        self._weights = np.full((len(rates), 1), 1 / len(rates))
+        self.reset()
 
     def reset(self) -> None:
         """Forget the past."""
-        self._states = None
-        self._weights = np.full_like(self._weights, 1 / len(self._weights))
+        self._states: NDArray[np.float64] | None = None
+        self._weights = np.full_like(self._rates, 1 / len(self._rates))
 
     def update(self, belief: Belief) -> Belief:
-        """Return the belief after this frame, given all frames since the last reset.
-
-        Raises:
-            InputError: if the belief is about other corruptions or levels than the filter.
-        """
+        """Return the belief after this frame, given all frames since the last reset; raises as `Belief.check` does."""
         belief.check(self.corruptions, self.levels)
         joint = np.maximum(belief.joint.astype(np.float64), _LEAST)
         if self._states is None:
@@ -116,8 +101,7 @@ class BeliefFilter:
         moved[:, :, :-1] += moving[:, :, 1:]
         moved[:, :, 0] += moving[:, :, 0]
         moved[:, :, -1] += moving[:, :, -1]
-        stayed = np.concatenate(
-            [moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)], 1
-        )
+        clean, corrupted = moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)
+        stayed = np.concatenate([clean, corrupted], 1)
         predicted: NDArray[np.float64] = (1 - self._rates) * stayed + self._rates * self._prior
         return predicted

@@ -1,15 +1,7 @@
 """Robust weight signatures: keep a deployed vision model seeing when the picture goes bad.
 
 The names below are imported when they are first used, so `import rws` is cheap and needs no extra.
-
-Example:
-    >>> from rws import Bundle, Runtime
-    >>> with Runtime.from_bundle(Bundle.load()) as runtime:  # doctest: +SKIP
-    ...     for result in runtime.stream("video.mp4"):
-    ...         print(result)
 """
-
-from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,17 +29,7 @@ _HOMES = {
     "open_source": "rws.edge.sources.open",
 }
 
-__all__ = [
-    "Bundle",
-    "Frame",
-    "LiveSession",
-    "ModelOptions",
-    "Pipeline",
-    "Result",
-    "Runtime",
-    "errors",
-    "open_source",
-]
+__all__ = ["Bundle", "Frame", "LiveSession", "ModelOptions", "Pipeline", "Result", "Runtime", "errors", "open_source"]
 
 if find_spec("rws.edge") is None:
     raise ImportError(

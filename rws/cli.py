@@ -1,10 +1,8 @@
 """The `rws` command: a group of the commands below and of third parties' entry points of the group `rws.commands`.
 
-A command is a plain Typer function or a `typer.Typer`. It is loaded only when it is needed, and one that cannot be
-loaded takes nothing else down: it stays in the list, marked unavailable, and says why when called.
+A command, a Typer function or a `typer.Typer`, is loaded when it is needed. One that cannot be loaded stays in the
+list, marked unavailable, and says why when called.
 """
-
-from __future__ import annotations
 
 import errno
 import os
@@ -34,8 +32,7 @@ COMMANDS = {
 }
 """Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""What a write fails with that no file name is told of."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a write fails with without a file name
 
 
 class CommandGroup(TyperGroup):

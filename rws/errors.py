@@ -1,7 +1,5 @@
 """Errors a user can cause; every message says what was found, what was expected and what to do."""
 
-from __future__ import annotations
-
 
 class RwsError(Exception):
     """Base of every error that this project raises on bad input; the CLI prints it as one line and exits with 2."""

@@ -1,14 +1,11 @@
 """Records that travel through the whole project. A leaf: it imports nothing of ours."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Mix = dict[str, float]
-"""Signature name → strength alpha; {} is the clean model."""
+Mix = dict[str, float]  # signature name → strength alpha; {} is the clean model
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class Frame:
         image: uint8, shape (H, W, 3), RGB.
         captured_at: when it was read, in seconds of the source's clock (monotonic, no calendar time).
         name: the file it came from, or the name of the camera, stream or array.
-        original: what `image` was before it was corrupted on purpose (`rws run --corrupt`), of its shape; else None.
+        original: `image` before it was corrupted on purpose (`rws run --corrupt`); else None.
     """
 
     index: int

@@ -1,21 +1,4 @@
-"""The bundle: a folder with everything a device needs, checked before anything of it is used.
-
-Format version 1:
-
-- The folder MUST hold `bundle.json`, `model.onnx`, `signatures.safetensors`, `oracle.onnx` and `policy.safetensors`, as
-  regular files, not links.
-- `bundle.json` MUST be a JSON object with exactly the keys of `Manifest`, `format` ("rws-bundle") and `version` (1);
-  its `files` MUST give size and SHA-256 of the other four files, and name no others.
-- `model.onnx` MUST take one float32 image (N, 3, height, width), RGB, 0…1, give one logit a class, and hold every
-  patched tensor as a finite float32 initializer. ONNX files MUST NOT refer to other files.
-- `signatures.safetensors` (see `rws.edge.signatures.signature_set`) MUST be made for the patched tensors of
-  `model.onnx`.
-- `oracle.onnx` MUST take the same image and give 1 + corruptions x levels probabilities.
-- `policy.safetensors` MUST hold the finite arrays of a gain table (see `rws.oracle.policy`) and no others.
-- A reader MUST check sizes and hashes first and refuse a bundle that breaks any of this.
-"""
-
-from __future__ import annotations
+"""The bundle: a folder with everything a device needs, checked before it is used; its format is in README.md."""
 
 import hashlib
 import stat
@@ -25,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, FileSpec, Manifest
+from rws.edge.bundle.manifest import CURE, FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, FileSpec, Manifest
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
@@ -42,24 +25,17 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
 
 _LARGEST_MANIFEST = 16 * 2**20
-_CURE = "copy or build the bundle again"
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """A verified bundle; get one with `Bundle.load` or `write_bundle`.
 
-    It keeps what was read of its files until `release`, so that each is read and hashed once.
-
-    Args:
-        path: the folder.
-        manifest: what `bundle.json` says.
-        signatures: the signatures, checked against the model.
-        table: the gain table of the signatures that are there.
+    It keeps what was read of its files until `release`, so that each is read and hashed once. Its `table` is the gain
+    table of the signatures that are there.
 
     Example:
-        >>> bundle = Bundle.load("my_bundle")  # doctest: +SKIP
-        >>> model = bundle.model()
+        >>> model = Bundle.load("my_bundle").model()  # doctest: +SKIP
         >>> model.apply({"fog": 0.8})
     """
 
@@ -71,23 +47,13 @@ class Bundle:
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        size = self.manifest.input
-        return (
-            f"Bundle({self.manifest.name}, {size.width}x{size.height} px, {len(self.manifest.classes)} classes, "
-            f"{len(self.signatures.names)} signatures, {self.path})"
-        )
+        about, size = self.manifest, self.manifest.input
+        holds = f"{len(about.classes)} classes, {len(self.signatures.names)} signatures"
+        return f"Bundle({about.name}, {size.width}x{size.height} px, {holds}, {self.path})"
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> Bundle:
-        """Read a bundle and check all of it.
-
-        Args:
-            path: the folder; None for the bundled default.
-
-        Raises:
-            BundleError: if a file is missing, altered or breaks the format.
-            SignatureError: if the signatures do, or are for another model.
-        """
+    def load(cls, path: str | Path | None = None) -> "Bundle":
+        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid."""
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
@@ -115,57 +81,30 @@ class Bundle:
     def model(self, options: ModelOptions | None = None) -> PatchableModel:
         """Build the clean model, ready to be patched.
 
-        Raises:
-            BundleError: if the backend cannot run it, or the provider is not there.
-            InputError: if the backend or the strategy is unknown.
-            MissingExtraError: if the backend is not installed.
+        Raises BundleError, InputError or MissingExtraError if the backend, its provider or the strategy is not there.
         """
         options = options or ModelOptions()
         if options.backend not in ("onnx", "torch"):
             raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
+        arguments = (self.signatures, self.signatures.tensors, options.provider, options.threads, options.strategy)
         if options.backend == "onnx":
-            return OnnxModel(
-                self._networks.get(MODEL) or self.read(MODEL),
-                self.signatures,
-                self.signatures.tensors,
-                provider=options.provider,
-                threads=options.threads,
-                strategy=options.strategy,
-                image_size=(self.manifest.input.height, self.manifest.input.width),
-            )
+            size = (self.manifest.input.height, self.manifest.input.width)
+            return OnnxModel(self._networks.get(MODEL) or self.read(MODEL), *arguments, image_size=size)
         from rws.edge.live.torch_model import TorchModel
 
-        return TorchModel.from_onnx(
-            self.read(MODEL),
-            self.signatures,
-            self.signatures.tensors,
-            device=options.provider,
-            threads=options.threads,
-            strategy=options.strategy,
-        )
+        return TorchModel.from_onnx(self.read(MODEL), *arguments)
 
     def oracle(self, threads: int | None = None) -> Oracle:
         """Build the corruption classifier; raise FormatError if ONNX Runtime cannot run it."""
         return Oracle(self.read(ORACLE), self.manifest.corruptions, self.manifest.severity_levels, threads=threads)
 
     def policy(self, independent: bool = False) -> Policy:
-        """Make the policy, limited to the signatures that are there.
-
-        Args:
-            independent: for unrelated images: no hysteresis.
-
-        Raises:
-            BundleError: if the manifest has settings that the policy does not take.
-        """
+        """Make the policy, without hysteresis if `independent`; raise BundleError for settings it does not take."""
         with self._settings_of("policy"):
             return make_policy(self.table, self.manifest.policy, independent)
 
     def filter(self) -> BeliefFilter:
-        """Make a temporal filter.
-
-        Raises:
-            BundleError: if the manifest has settings that the filter does not take.
-        """
+        """Make a temporal filter; raise BundleError for settings that it does not take."""
         with self._settings_of("filter"):
             return BeliefFilter(self.manifest.corruptions, self.manifest.severity_levels, **self.manifest.filter)
 
@@ -185,7 +124,7 @@ def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: S
     clean = clean_tensors(network, shapes)
     for name, shape in shapes.items():
         if (found := clean[name].shape) != shape:
-            raise BundleError(f"{source}: tensor {name!r} has shape {found}, {MANIFEST} says {shape}; {_CURE}")
+            raise BundleError(f"{source}: tensor {name!r} has shape {found}, {MANIFEST} says {shape}; {CURE}")
     signatures.fitted_to(clean)
     return network
 
@@ -222,7 +161,7 @@ def _read_file(path: Path, expected: FileSpec) -> bytes:
     content = _read_regular(path, expected.bytes)
     found, wanted = hashlib.sha256(content).hexdigest(), expected.sha256
     if found != wanted:
-        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {_CURE}")
+        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
     return content
 
 
@@ -235,9 +174,9 @@ def _read_regular(path: Path, size: int | None = None) -> bytes:
             raise BundleError(f"{path}: not a regular file (links are not followed); copy the file into the bundle")
         if size is not None and found != size:
             what = "truncated" if found < size else "too long"
-            raise BundleError(f"{path}: {what}: has {found} bytes, {MANIFEST} says {size}; {_CURE}")
+            raise BundleError(f"{path}: {what}: has {found} bytes, {MANIFEST} says {size}; {CURE}")
         if size is None and found > _LARGEST_MANIFEST:
             raise BundleError(f"{path}: has {found} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {_CURE}") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error

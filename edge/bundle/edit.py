@@ -1,7 +1,5 @@
 """Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,18 +18,12 @@ from rws.oracle.policy import GainTable
 
 @dataclass(frozen=True, eq=False)
 class BundleParts:
-    """What a bundle is made of.
+    """What a bundle is made of; the fields of plain JSON values are those of `Manifest`.
 
     Args:
-        name: the bundle's name.
         classes: class names in the order of the logits.
         input_size: height and width of the input, pixels.
-        model: path or bytes of the clean ONNX model, with the patched tensors as initializers.
-        signatures: made for the model's patched tensors.
-        oracle: bytes of the oracle's ONNX network.
-        table: the gain table, of the oracle's corruptions and severity levels.
-        policy, filter: see `rws.oracle.policy.make_policy`, and settings of `BeliefFilter`.
-        provenance, measured: plain JSON values.
+        model, oracle: ONNX: path or bytes of the clean model, with the patched tensors as initializers, and bytes.
     """
 
     name: str
@@ -50,13 +42,7 @@ class BundleParts:
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
     """Write a bundle folder, check it, and only then let it take the place of what was there.
 
-    Args:
-        path: the folder; an existing one must be a bundle, and is replaced.
-        parts: what goes into it.
-
-    Raises:
-        BundleError: if the parts do not fit together, or `path` holds anything but a bundle.
-        SignatureError: if the signatures are for another model.
+    Raises BundleError or SignatureError if the parts do not fit together, or `path` holds anything but a bundle.
     """
     height, width = parts.input_size
     document = {
@@ -83,20 +69,11 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
 def add_signatures(
     path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
 ) -> Bundle:
-    """Append signatures to a bundle, atomically.
+    """Append signatures, all or those of these names, to a bundle, atomically; with `transfer` made for other weights.
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
-
-    Args:
-        path: the bundle's folder.
-        signatures: the set to take them from.
-        names: which of them; None for all.
-        transfer: accept signatures that were made for other weights of the same names and shapes.
-
-    Raises:
-        SignatureError: if a name is taken or unknown, or the signatures do not fit the model.
-        BundleError: if the bundle is not valid.
+    Raises SignatureError if a name is taken or unknown, or the signatures do not fit, BundleError for a bad bundle.
     """
     bundle = Bundle.load(path)
     clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
@@ -130,17 +107,12 @@ def check_bundle_folder(target: Path) -> None:
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
-        found = f"{target}: holds {foreign[0]!r}, which is no part of a bundle"
-        raise BundleError(f"{found}; move it, or give another folder")
+        cure = "move it, or give another folder"
+        raise BundleError(f"{target}: holds {foreign[0]!r}, which is no part of a bundle; {cure}")
 
 
 def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder next to `target`, load it as any reader would, and put it in place.
-
-    Raises:
-        BundleError: if what was written is not a valid bundle.
-        OSError: if it cannot be written.
-    """
+    """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():

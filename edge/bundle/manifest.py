@@ -1,7 +1,5 @@
 """The manifest of a bundle: what `bundle.json` holds."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +17,7 @@ VERSION = 1
 MANIFEST = "bundle.json"
 MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
 FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
+CURE = "copy or build the bundle again"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,17 +42,12 @@ class Manifest:
     """What `bundle.json` says.
 
     Args:
-        name: the bundle's name.
-        classes: the class names, in the order of the logits.
-        input: the model's input.
+        classes: in the order of the logits.
         patched_tensors: in the order of the network.
-        corruptions: the corruption names that the oracle knows, in the order of its output.
-        severity_levels: the levels that the oracle distinguishes, ascending, above 0, at most 5.
-        filter: settings of `BeliefFilter`.
-        policy: kind and settings of the policy, see `rws.oracle.policy.make_policy`.
+        corruptions, severity_levels: those that the oracle distinguishes, in the order of its output.
+        filter, policy: settings of `BeliefFilter`, and those of `rws.oracle.policy.make_policy`.
         provenance: where everything came from: recipe, seed, data, versions, command.
         measured: accuracies in percent, and on what.
-        files: file name → size and hash.
     """
 
     name: Annotated[Text, Field(description="printable text")]
@@ -81,31 +75,18 @@ class Manifest:
     ]
 
     @classmethod
-    def parse(cls, data: bytes, source: str) -> Manifest:
-        """Read the bytes of a `bundle.json`.
-
-        Args:
-            data: the whole file.
-            source: what an error calls it.
-
-        Raises:
-            BundleError: if it breaks the format or is of another version.
-        """
-        cure = "copy or build the bundle again"
+    def parse(cls, data: bytes, source: str) -> "Manifest":
+        """Read a `bundle.json`; raise BundleError, which begins with `source`, if it breaks the format."""
         try:
             document = parse_json(data)
         except ValueError as error:
-            raise BundleError(f"{source}: not valid JSON ({error}); {cure}") from error
-        return cls.check(checked_format(document, FORMAT, VERSION, source, cure=cure, error=BundleError), source)
+            raise BundleError(f"{source}: not valid JSON ({error}); {CURE}") from error
+        return cls.check(checked_format(document, FORMAT, VERSION, source, cure=CURE, error=BundleError), source)
 
     @classmethod
-    def check(cls, document: object, source: str) -> Manifest:
-        """Make a manifest of plain data, all but `format` and `version`; see `parse`.
-
-        Raises:
-            BundleError: if it breaks the format.
-        """
-        return validate(cls, document, source, cure="copy or build the bundle again", error=BundleError)
+    def check(cls, document: object, source: str) -> "Manifest":
+        """Make a manifest of plain data, all but `format` and `version`; raises as `parse` does."""
+        return validate(cls, document, source, cure=CURE, error=BundleError)
 
     def to_bytes(self) -> bytes:
         """Return the bytes of `bundle.json`."""
@@ -113,15 +94,9 @@ class Manifest:
         return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def size_warning(self, height: int, width: int) -> str:
-        """Return what to know about frames of this size, in one line; "" if the oracle was calibrated on such frames.
-
-        A frame that is shrunk to the model's input looks different from one that was taken at that size.
-
-        Args:
-            height, width: of the frames, pixels.
-        """
-        # Only `rws build --model` sees images as the device does, shrunk from the camera's own size, and counts them
-        # in its provenance. The oracle of any other bundle knows images of the model's input size.
+        """Return what to know about frames of this size, pixels, in one line, or "" if there is nothing."""
+        # A frame that is shrunk to the model's input looks different from one that was taken at that size. Only
+        # `rws build --model` sees images as the device does, and counts them in its provenance.
         data = self.provenance.get("data")
         adopted = isinstance(data, dict) and "pictures" in data
         if adopted or height <= self.input.height or width <= self.input.width:

@@ -1,7 +1,5 @@
 """How a model runs: the options that travel together from the command line to the session."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
@@ -11,8 +9,7 @@ class ModelOptions:
 
     Args:
         backend: "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`).
-        threads: threads inside an operator; None leaves the choice to the backend. For Torch this holds for the whole
-            process.
+        threads: inside an operator; None leaves the choice to the backend. For Torch it holds for the whole process.
         provider: "cpu", "cuda", with ONNX Runtime also "tensorrt" or a provider's full name; "auto" is CUDA if it
             works, and else the CPU.
         strategy: how the weights are updated; see `OnnxModel` and `TorchModel`.

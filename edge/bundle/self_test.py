@@ -1,7 +1,5 @@
 """Running all parts of a bundle once."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rws.edge.bundle.bundle import Bundle
@@ -13,17 +11,10 @@ from rws.oracle.belief import CorruptionOracle
 
 
 def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
-    """Run a bundle: every network, and every signature alone, patched and taken back.
+    """Run every network of a bundle, and patch and take back every signature; returns a line for each that works.
 
-    Args:
-        bundle: a loaded bundle.
-        model, oracle: those that will run, which are left clean; None builds one for the test alone.
-
-    Returns:
-        One line for each thing that was found to work.
-
-    Raises:
-        RwsError: at the first that does not.
+    `model` and `oracle` are those that will run, which are left clean; by default they are built for the test alone.
+    Raises RwsError at the first that does not work.
     """
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
@@ -31,16 +22,13 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     oracle = oracle or bundle.oracle(threads=1)
     clean = model.predict(x)
     if clean.shape != (1, len(bundle.manifest.classes)) or not np.isfinite(clean).all():
-        raise BundleError(
-            f"{bundle.path / MODEL}: gives {clean.shape} for one image, expected (1, {len(bundle.manifest.classes)}) "
-            f"finite logits; export it again"
-        )
+        expected = f"(1, {len(bundle.manifest.classes)}) finite logits; export it again"
+        raise BundleError(f"{bundle.path / MODEL}: gives {clean.shape} for one image, expected {expected}")
     for name in bundle.signatures.names:
         model.apply({name: 1.0})
         if not np.isfinite(model.predict(x)).all():
-            raise BundleError(
-                f"{bundle.path / MODEL}: with {name!r} its logits are not finite; extract that signature again"
-            )
+            fault = f"with {name!r} its logits are not finite; extract that signature again"
+            raise BundleError(f"{bundle.path / MODEL}: {fault}")
     model.reset()
     if not np.array_equal(model.predict(x), clean):
         raise RwsError("the clean weights did not come back after a patch; report this with the versions in `pip list`")

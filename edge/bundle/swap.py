@@ -1,7 +1,5 @@
 """Replacing the bundle that runs, in one step and only if all of the new one works."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from dataclasses import replace
@@ -15,26 +13,15 @@ from rws.errors import BundleError, InputError, RwsError
 
 
 def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
-    """Validate a bundle, copy it, and replace the current one with the copy, atomically.
+    """Validate a bundle, copy it, and replace the current one with the copy, atomically; returns it in its place.
 
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
-    is as it was.
-
-    A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's name, next to
-    the folder that the link pointed to before; if the new bundle is in that place already, it is not copied. The
-    folder that the link pointed to is kept for a rollback.
-
-    Args:
-        current: the bundle's folder, or a symbolic link to it; it is created if it does not exist.
-        new: the folder of the new bundle; it is not changed.
-        other_classes: accept other classes, or the same in another order.
-
-    Returns:
-        The new bundle, in its place.
+    is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
+    name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
+    place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
     Raises:
-        BundleError: if the new bundle is not valid, the current one cannot be read (unless `other_classes`) or holds
-            other files, or the folder cannot be written.
+        BundleError: if either bundle is not valid or holds other files, or the folder cannot be written.
         InputError: if both are the same folder, the classes differ, or a link's new place is taken.
         RwsError: if the new bundle does not work, see `self_test`.
     """
@@ -68,10 +55,8 @@ def _check_classes(current: Path, new: Bundle) -> None:
         return
     parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
     changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
-    raise InputError(
-        f"{new.path}: has other classes than {current} ({'; '.join(changes) or 'the same in another order'}); add "
-        f"--other-classes if whoever reads the results knows"
-    )
+    found = f"other classes than {current} ({'; '.join(changes) or 'the same in another order'})"
+    raise InputError(f"{new.path}: has {found}; add --other-classes if whoever reads the results knows")
 
 
 def _copy(bundle: Bundle, place: Path) -> None:
@@ -84,9 +69,8 @@ def _point(link: Path, bundle: Bundle) -> None:
     place = Path(os.path.realpath(link)).with_name(bundle.path.name)
     if place != bundle.path:
         if place.exists():
-            raise InputError(
-                f"{place}: is there already, and {link} would point there; rename {bundle.path}, or remove the other"
-            )
+            cure = f"rename {bundle.path}, or remove the other"
+            raise InputError(f"{place}: is there already, and {link} would point there; {cure}")
         _copy(bundle, place)
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))

@@ -1,7 +1,5 @@
 """Watches the folder of the bundle that runs, and prepares a new bundle while the old one goes on running."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time
@@ -16,34 +14,20 @@ from rws.errors import first_line
 
 T = TypeVar("T")
 
-_State = tuple[tuple[int, ...], ...]
-
 
 class BundleWatcher(Closing, Generic[T]):
     """Reloads a bundle when it has changed. A context manager that stops at its exit.
 
     Create it before you load the bundle that will run; it then notices a change in between.
 
-    `poll` looks at the folder, at most once per `interval`. If the folder differs from what runs, and then stays the
-    same for one interval (somebody may be copying file by file), a thread loads it. A bundle that cannot be loaded or
-    built is counted, and not tried again until something in the folder changes; the old one goes on running.
-
-    Args:
-        path: the bundle's folder, or a symbolic link to it.
-        build: makes what the caller needs of a bundle, tested and ready to run; called in the thread.
-        interval: seconds.
-        clock: seconds, monotonic.
+    `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
+    stays the same for one interval (somebody may be copying file by file), a thread calls `build`, which makes what the
+    caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
+    until something in the folder changes; the old one goes on running.
 
     Attributes:
         failures: how many changes could not be loaded.
         error: why the last change could not, in one line; "" after a success or a reverted change.
-
-    Example:
-        >>> with BundleWatcher("my_bundle", Pipeline.from_bundle) as watcher:  # doctest: +SKIP
-        ...     runtime = Runtime.from_bundle(Bundle.load("my_bundle"))
-        ...     for result in runtime.results(0):
-        ...         if (pipeline := watcher.poll()) is not None:
-        ...             runtime.pipeline = pipeline
     """
 
     def __init__(
@@ -54,12 +38,9 @@ class BundleWatcher(Closing, Generic[T]):
         interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path = Path(path)
-        self.interval = interval
-        self.failures = 0
-        self.error = ""
-        self._build = build
-        self._clock = clock
+        self.path, self.interval = Path(path), interval
+        self.failures, self.error = 0, ""
+        self._build, self._clock = build, clock
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -89,9 +70,8 @@ class BundleWatcher(Closing, Generic[T]):
     def _look(self) -> None:
         state = _state(self.path)
         settled, self._seen = state == self._seen, state
-        if not settled or state == self._handled or self._closed:
-            return
-        if self._thread is not None and self._thread.is_alive():
+        loading = self._thread is not None and self._thread.is_alive()
+        if not settled or state == self._handled or self._closed or loading:
             return
         self._handled = state
         manifest = _manifest(self.path)
@@ -116,7 +96,7 @@ class BundleWatcher(Closing, Generic[T]):
                     self._ready = [built]
 
 
-def _state(path: Path) -> _State:
+def _state(path: Path) -> list[tuple[int, ...]]:
     """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
     found: list[tuple[int, ...]] = []
     for name in (MANIFEST, *FILES):
@@ -125,7 +105,7 @@ def _state(path: Path) -> _State:
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         except OSError:
             found.append(())
-    return tuple(found)
+    return found
 
 
 def _manifest(path: Path) -> bytes | None:

@@ -1,19 +1,12 @@
 """Start code of ours in a separate Python process."""
 
-from __future__ import annotations
-
 import sys
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
     """The command that runs code in a new Python process, which imports what this process imports.
 
-    Unlike `python -m` and `python -c`, it never imports what lies in the working directory: a user's own folder
-    `edge/` or `benchmarks/` there does not hide ours.
-
-    Args:
-        code: Python, such as `from rws.cli import main; main()`.
-        arguments: `sys.argv[1:]` of the new process.
+    Unlike with `-m` and `-c`, a user's own `edge/` or `benchmarks/` in the working directory does not hide ours.
     """
     search = [path for path in sys.path if path]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {search!r}\n{code}", *arguments]

@@ -1,12 +1,9 @@
 """The context manager protocol for everything that has a `close`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+T = TypeVar("T", bound="Closing")
 
 
 class Closing(ABC):
@@ -16,7 +13,7 @@ class Closing(ABC):
     def close(self) -> None:
         """Release everything; a second call does nothing."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: T) -> T:
         return self
 
     def __exit__(self, *_: object) -> None:

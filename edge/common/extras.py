@@ -1,7 +1,5 @@
 """Heavy imports happen inside commands; a missing one is answered with the extra that installs it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,25 +8,15 @@ from rws.errors import MissingExtraError
 
 @contextmanager
 def require(extra: str) -> Iterator[None]:
-    """Wrap imports that only an extra of `rws-edge` installs.
+    """Wrap imports that only an extra of `rws-edge` installs, such as `train`.
 
-    Args:
-        extra: the extra's name, as in `pip install 'rws-edge[train]'`.
-
-    Raises:
-        MissingExtraError: if a module is absent; it names the module and the extra. A module of this project
-            that is absent is a mistake of ours and keeps its ModuleNotFoundError.
-
-    Example:
-        >>> with require("train"):
-        ...     import torch
+    Raises MissingExtraError if a module is absent; it names the module and the extra. A module of this project that is
+    absent is a mistake of ours and keeps its ModuleNotFoundError.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "rws":
             raise
-        raise MissingExtraError(
-            f"this needs the Python package {error.name!r}, which is not installed here; "
-            f"install it with: pip install 'rws-edge[{extra}]'"
-        ) from error
+        fault = f"this needs the Python package {error.name!r}, which is not installed here"
+        raise MissingExtraError(f"{fault}; install it with: pip install 'rws-edge[{extra}]'") from error

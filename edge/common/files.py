@@ -1,7 +1,5 @@
 """Files and folders that are either the old ones or the complete new ones, even if the process dies half way."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import secrets
@@ -18,11 +16,7 @@ _RENAME_EXCHANGE = 2
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path if a file can be written there; call it before long work, not after it.
-
-    Raises:
-        InputError: if its folder is missing or read-only, or the path is a folder.
-    """
+    """Return the path, before long work, if a file can be written there; raise InputError if not."""
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
@@ -46,10 +40,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     An exception inside removes what was built and leaves `path` as it was. Everything is flushed to disk before it
     becomes visible. A folder replaces a folder in one step on Linux (renameat2); elsewhere the old one is moved
     aside first, and put back if the second step fails. If `path` is a symbolic link, what it points to is replaced.
-
-    Example:
-        >>> with atomic_path("results.json") as temporary:  # doctest: +SKIP
-        ...     temporary.write_text("{}")
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -63,7 +53,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
         _flush(target.parent)
     finally:
-        _remove(temporary)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _swap_folders(new: Path, target: Path) -> None:
@@ -84,9 +76,7 @@ def _exchange(a: Path, b: Path) -> bool:
     """Exchange two paths in one system call; False where the system or its file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", lambda *_: -1)
     return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
 
 
@@ -96,10 +86,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

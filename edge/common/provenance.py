@@ -1,7 +1,5 @@
 """What every result carries: the command, the commit, the machine and the versions that made it."""
 
-from __future__ import annotations
-
 import json
 import platform
 import re
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ _GIT_SECONDS = 5.0
 def provenance(**details: object) -> dict[str, object]:
     """Return command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
 
-    `commit` is the short hash of the checkout the code runs from, with a `+` if its code differs from that commit.
-    It is None outside a checkout.
+    `commit` is the checkout's short hash, with a `+` if its code differs from that commit; None outside a checkout.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -50,20 +48,14 @@ def provenance(**details: object) -> dict[str, object]:
 
 
 def portable_command(arguments: Sequence[str]) -> str:
-    """Join a command line without passwords and without paths of this machine.
-
-    `portable_path` replaces each absolute path and each path that leaves the current folder, by the variable that
-    fits the option before it.
-    """
+    """Join a command line without passwords; `portable_path` replaces paths, by what fits the option before them."""
     words: list[str] = []
-    option = ""
-    for argument in map(hide_password, arguments):
+    for option, argument in pairwise(["", *map(hide_password, arguments)]):
         name, equals, value = argument.partition("=")
         if argument.startswith("-") and equals:
             words.append(f"{name}={portable_path(value, _VARIABLES.get(name, '$DATA'))}")
         else:
             words.append(portable_path(argument, _VARIABLES.get(option, "$DATA")))
-        option = argument
     return " ".join(words)
 
 

@@ -1,7 +1,5 @@
 """Removes passwords from what is shown or stored."""
 
-from __future__ import annotations
-
 import re
 
 _SECRETS = "password|passwd|pwd|pass|p|loginpas|auth|key|apikey|token|secret"

@@ -1,7 +1,5 @@
 """Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar
@@ -39,24 +37,20 @@ def distinct(items: Collection[object]) -> bool:
     return len(set(items)) == len(items)
 
 
+# For a `Literal` of integers, to which pydantic would also count 8.0 and True.
 Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
-"""For a `Literal` of integers, to which pydantic would also count 8.0 and True."""
 Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
-    """Check a document against a schema.
+    """Check a document, plain JSON data, against a pydantic dataclass, or anything else that pydantic validates.
 
     Args:
-        schema: a pydantic dataclass, or anything else that pydantic validates.
-        document: as `json.loads` or `tomllib.loads` gives it.
         source, cure: what an error begins with, such as the file, and ends with: what to do.
-        error: the type of the error.
 
-    Raises:
-        FormatError: (or `error`) one line about the first fault: where it is, what was found, what was expected.
+    Raises FormatError (or `error`), one line about the first fault: where it is, what was found, what was expected.
     """
     try:
         return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
@@ -75,10 +69,8 @@ def checked_format(
     if found != name:
         raise error(f"{source}: format is {shorten(found)}, expected {name!r}; give another file")
     if type(found_version) is not int or found_version != version:
-        raise error(
-            f"{source}: format version is {shorten(found_version)}, this program reads {version}; install the version "
-            f"of rws-edge that wrote it, or {cure}"
-        )
+        fault = f"{source}: format version is {shorten(found_version)}, this program reads {version}"
+        raise error(f"{fault}; install the version of rws-edge that wrote it, or {cure}")
     return rest
 
 

@@ -1,10 +1,7 @@
 """The memory that patches are computed in: W = W_std + Σ α_c·R_c, from the clean copy, all or nothing.
 
-Subtracting a patch does not give float32 bits back, so nothing is ever undone: every mix starts from the clean weights.
-Signatures stay as integers and are dequantised while they are added, a piece that fits the cache at a time.
+Subtracting a patch does not give float32 bits back, so nothing is ever undone. Signatures stay integers.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +14,7 @@ from rws.edge.live.kernel import multiply_add
 from rws.edge.live.layout import Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
-ALPHA_STEP = 1 / 256
+ALPHA_STEP = 1 / 256  # strengths are rounded to its multiples: two mixes that are then equal are the same mix
 
 _LARGEST = float(np.finfo(np.float32).max)
 _CACHE_LINE = 64  # bytes
@@ -42,7 +39,7 @@ class FittedSignatures(Protocol):
     def entries(self) -> Mapping[str, Mapping[str, QuantisedTensor]]:
         """Signature name → tensor name → change."""
 
-    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]]) -> FittedSignatures:
+    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]]) -> "FittedSignatures":
         """Return them, checked against the clean tensors; raises SignatureError if they do not fit."""
 
 
@@ -61,16 +58,11 @@ def perturbed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.
 class Arena:
     """The patched tensors of one model: a clean copy, and the working copy that the model reads, each one flat block.
 
-    Strengths are rounded to multiples of `ALPHA_STEP`: two mixes that are then equal are the same mix.
-
     Args:
-        clean: the clean tensors, float32, in the order of the network.
-        signatures: what can be mixed, made for these tensors; None for a model that is only ever clean.
-        slots: what the model reads, if it lays its weights out otherwise (see `layout`); default: each tensor as it is.
+        clean: float32, in the order of the network.
+        signatures: None for a model that is only ever clean; raises SignatureError if they are for other tensors.
+        slots: what the model reads, if it lays its weights out otherwise (see `layout`).
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
-
-    Raises:
-        SignatureError: if the signatures are for other tensors.
     """
 
     def __init__(
@@ -133,21 +125,15 @@ class Arena:
     def overwrite(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Put other weights in the place of these tensors until the next change of mix or `reset`.
 
-        Args:
-            tensors: tensor name → float32, the shape of the clean tensor, finite.
-
-        Raises:
-            InputError: if a tensor is not patched, or has another dtype, another shape, NaN or infinity. Nothing is
-                written then.
+        Raises InputError, and writes nothing, if a tensor is not patched, or not finite float32 of its shape.
         """
         for name, array in tensors.items():
             if name not in self._shapes:
                 raise InputError(f"tensor {name!r} is not one of those that can be written: {', '.join(self._shapes)}")
             found = np.asarray(array)
             if found.dtype != np.float32 or found.shape != self._shapes[name] or not np.isfinite(found).all():
-                raise InputError(
-                    f"tensor {name!r}: found {found.dtype} {found.shape}, expected finite float32 {self._shapes[name]}"
-                )
+                expected = f"finite float32 {self._shapes[name]}"
+                raise InputError(f"tensor {name!r}: found {found.dtype} {found.shape}, expected {expected}")
         self.settle()
         mix, self._mix = self._mix, None
         first = 0
@@ -167,20 +153,16 @@ class Arena:
     def _write(self, mix: dict[str, float]) -> None:
         # Until every tensor is in place the mix is unknown: an interrupt in between makes the next call write again.
         self._mix = None
-        if mix:
-            self._compose(mix)
-        else:
-            np.copyto(self.flat, self._clean)
-        if self._publish is not None:
-            self._publish()
-        self._mix, self._overwritten = mix, False
-
-    def _compose(self, mix: Mapping[str, float]) -> None:
         base = self._clean
         for name, alpha in mix.items():
             factors = (self._scales[name] * np.float32(alpha))[self._layout.channels]
             multiply_add(base, self._values[name], factors, self.flat, self._layout.pieces)
             base = self.flat
+        if not mix:
+            np.copyto(self.flat, self._clean)
+        if self._publish is not None:
+            self._publish()
+        self._mix, self._overwritten = mix, False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
         """The mix on the grid, without zeros, in the order of the signatures: the sum then has one order and result."""

@@ -1,7 +1,5 @@
 """What every patchable model does, whatever runs it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +13,9 @@ from rws.errors import InputError
 class Patchable:
     """Shallow weights W = W_std + Σ α_c·R_c for the mix that was applied last. Not safe for several threads at once."""
 
-    strategy: str
-    """How changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …"""
-
-    provider: str
-    """What runs the model: the name of ONNX Runtime's provider, or Torch's device."""
-
-    description: str
-    """The strategy in one line; if a faster one is unavailable, why, and what that costs."""
-
+    strategy: str  # how changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …
+    provider: str  # what runs the model: the name of ONNX Runtime's provider, or Torch's device
+    description: str  # the strategy in one line; if a faster one is unavailable, why, and what that costs
     _arena: Arena
 
     @property
@@ -37,14 +29,10 @@ class Patchable:
         return self._arena.tensor_names
 
     def apply(self, mix: Mapping[str, float]) -> bool:
-        """Patch with `mix`; {} is the clean model. Strengths are rounded to multiples of 1/256.
+        """Patch with `mix`, strengths rounded to multiples of 1/256; returns whether weights were changed.
 
-        Returns:
-            Whether weights were changed: False if `mix` is already in effect.
-
-        Raises:
-            SignatureError: if a signature is unknown, an α is not a finite number, or the patched weights would not be
-                finite. The weights are then as they were.
+        Raises SignatureError if a signature is unknown, an α is not a finite number, or the patched weights would not
+        be finite. The weights are then as they were.
         """
         return self._arena.apply(mix)
 
@@ -58,33 +46,19 @@ class PatchableModel(Patchable, ABC):
 
     @abstractmethod
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Classify float32 images (3, H, W) or (N, 3, H, W), RGB, range 0…1, not normalised.
-
-        Returns:
-            Logits, float32, shape (N, K); N = 1 for a single image.
-
-        Raises:
-            InputError: if dtype or shape is another.
-        """
+        """Return logits, float32 (N, K), of float32 (3, H, W) or (N, 3, H, W), RGB, 0…1; else raise InputError."""
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
-    """Return a model input as a contiguous batch, float32, shape (N, 3, H, W).
+    """Return float32 (3, H, W) or (N, 3, H, W), N at least 1, as a contiguous batch (N, 3, H, W).
 
-    Args:
-        x: float32, shape (3, H, W) or (N, 3, H, W), N at least 1.
-        image_shape: the model's (3, H, W); None stands for a free length.
-
-    Raises:
-        InputError: if dtype or shape is another.
+    Raises InputError unless it fits the model's `image_shape` (3, H, W), in which None stands for a free length.
     """
     batch = x[None] if x.ndim == 3 else x
     fits = batch.ndim == 4 and len(batch) > 0 and len(image_shape) == 3
     fits = fits and all(want in (None, found) for want, found in zip(image_shape, batch.shape[1:], strict=True))
     if x.dtype != np.float32 or not fits:
         expected = ", ".join("any" if length is None else str(length) for length in image_shape)
-        raise InputError(
-            f"model input is {x.dtype} {x.shape}, expected float32 ({expected}) or a batch of such; resize "
-            f"the image and scale it to 0…1"
-        )
+        found = f"{x.dtype} {x.shape}, expected float32 ({expected})"
+        raise InputError(f"model input is {found} or a batch of such; resize the image and scale it to 0…1")
     return np.ascontiguousarray(batch)

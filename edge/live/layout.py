@@ -1,11 +1,8 @@
 """Where each weight stands in the block of memory that patches are computed in, and which output channel it is of.
 
-A slot is a part of the block as a backend reads it: a tensor, or what the backend has made of its layout. It is given
-as integers in the slot's shape: for each element, the number of its value among the clean values of all tensors (each
-in C order, one tensor after the other); −1 for padding, which is zero.
+A slot is a part of the block as a backend reads it, given as integers: for each element, the number of its value among
+the clean values of all tensors (each in C order, one after the other); −1 for padding, which is zero.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
@@ -26,7 +23,6 @@ class Layout:
     """Where the slots stand in one flat block, and the pieces in which the block is patched.
 
     Args:
-        slots: slot name → slot.
         starts: slot name → where it starts in the block, elements.
         size: of the block, elements.
         pieces: int64, (pieces, 5): start in the block, start in `channels`, and the lengths of the piece's `Pattern`.
@@ -57,9 +53,7 @@ class Layout:
 class Pattern(NamedTuple):
     """A flat slot seen as an array (outer, repeat, inner), whose output channel does not depend on `repeat`.
 
-    Args:
-        outer, repeat, inner: the lengths of its axes.
-        channels: int64, flat, (outer · inner,): the output channels, counted through all tensors.
+    `channels`, int64, (outer · inner,), are the output channels, counted through all tensors.
     """
 
     outer: int
@@ -78,12 +72,7 @@ def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.i
 
 
 def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
-    """Place slots in one block, each on a cache line, and cut them into pieces.
-
-    Args:
-        shapes: tensor name → shape (out, …), in the order in which the clean values are counted.
-        slots: slot name → slot.
-    """
+    """Place slots in one block, each on a cache line, in pieces; `shapes` (out, …) as the clean values are counted."""
     counts = [shape[0] for shape in shapes.values()]
     channel_of = np.repeat(
         np.arange(sum(counts)), np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
@@ -105,26 +94,17 @@ def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
 def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64]) -> Pattern:
     """See a flat slot as an array (outer, repeat, inner) with as few channel numbers as its layout allows.
 
-    In a layout without such a pattern everything is `inner`: slower, and as exact.
-
-    Args:
-        slot: flat.
-        channel_of: for each clean value the number of its output channel.
+    In a layout without such a pattern everything is `inner`: slower, and as exact. `channel_of` gives the number of the
+    output channel for each clean value.
 
     Example:
-        A weight (8, 3, 1, 1) has 8 output channels of 3 values. In its own order, OIHW, the values of a channel stand
-        side by side: each of 8 channels (outer) comes 3 times (repeat).
+        A weight (8, 3, 1, 1) in its own order, OIHW, and as ONNX Runtime stores it, NCHW8c: 8 channels side by side.
 
         >>> oihw = np.arange(24)
-        >>> outer, repeat, inner, channels = find_pattern(oihw, oihw // 3)
-        >>> outer, repeat, inner, channels.tolist()
-        (8, 3, 1, [0, 1, 2, 3, 4, 5, 6, 7])
-
-        ONNX Runtime stores it as NCHW8c: 8 channels side by side (inner), 3 times (repeat).
-
-        >>> outer, repeat, inner, channels = find_pattern(oihw.reshape(8, 3).T.ravel(), oihw // 3)
-        >>> outer, repeat, inner, channels.tolist()
-        (1, 3, 8, [0, 1, 2, 3, 4, 5, 6, 7])
+        >>> find_pattern(oihw, oihw // 3)[:3]
+        (8, 3, 1)
+        >>> find_pattern(oihw.reshape(8, 3).T.ravel(), oihw // 3)[:3]
+        (1, 3, 8)
     """
     numbers = channel_of[slot]  # for padding that of the last element: it multiplies zeros
     patterns = []

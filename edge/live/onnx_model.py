@@ -1,7 +1,5 @@
 """A patchable classifier on ONNX Runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,17 +16,12 @@ from rws.errors import BundleError
 
 
 class OnnxModel(LiveSession, PatchableModel):
-    """A classifier on ONNX Runtime; see `PatchableModel`.
+    """A classifier on ONNX Runtime; see `PatchableModel`, and `LiveSession` for what is not said here and the errors.
 
     Args:
         model: path or bytes of an ONNX model that went through `prepare`, with one image input and logits first.
-        signatures: what can be mixed; None for a model that is only ever clean.
         tensor_names: the patched tensors, in the order of the network.
-        provider, threads, strategy: see `LiveSession`.
         image_size: height and width of the images, pixels, if the model leaves them free.
-
-    Raises:
-        BundleError, InputError, SignatureError: see `LiveSession`.
     """
 
     def __init__(
@@ -44,9 +37,8 @@ class OnnxModel(LiveSession, PatchableModel):
         proto = read_model(model)
         self._input, self._shape = data_input(proto)
         if len(self._shape) != 4:
-            raise BundleError(
-                f"model: input {self._input!r} has the shape {self._shape}, expected (N, 3, height, width)"
-            )
+            expected = "(N, 3, height, width)"
+            raise BundleError(f"model: input {self._input!r} has the shape {self._shape}, expected {expected}")
         super().__init__(
             proto,
             tensors=tensor_names,

@@ -1,7 +1,5 @@
 """Does a weight update strategy give what a session gives that was built from a file with the same weights?"""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -21,19 +19,12 @@ class SelfCheck:
     """Compares strategies with sessions that were built from files.
 
     Each patched tensor is overwritten: the outputs must be those of a session that was built from a file with the same
-    weights, and with the clean weights what they were, bit for bit where the strategy is exact.
-
-    Args:
-        target: the model and its patched tensors.
-        feeds: input name → array.
-        clean: outputs of the clean model for these feeds.
+    weights, and with the clean weights what they were (`clean`), bit for bit where the strategy is exact.
     """
 
     def __init__(self, target: PatchTarget, feeds: Feeds, clean: Sequence[Any]) -> None:
-        self.target = target
-        self._feeds = dict(feeds)
+        self.target, self._feeds, self._clean = target, dict(feeds), clean
         self._perturbed = perturbed(target.clean)
-        self._clean = clean
         with replaced_tensors(target.model, self._perturbed):
             self._expected = target.maker.session(target.model).run(None, self._feeds)
 
@@ -58,18 +49,14 @@ class SelfCheck:
         errors = np.maximum(_differences(found, self._expected), _differences(before, self._clean))
         for error, limit in zip(errors, limits, strict=True):
             if not error <= limit:
-                raise StrategyUnavailableError(
-                    f"changed weights give outputs that are {error:.1e} off, allowed {limit:.1e}"
-                )
+                fault = f"{error:.1e} off, allowed {limit:.1e}"
+                raise StrategyUnavailableError(f"changed weights give outputs that are {fault}")
         on_cpu = self.target.maker.providers[0] == CPU
         if not (_differences(before, after) <= (0 if on_cpu else limits)).all():
             raise StrategyUnavailableError("clean weights do not give the clean output again")
 
     def cost(self, strategy: WeightUpdateStrategy, runs: int = 11) -> tuple[float, float]:
-        """Return the time of a run in times of the untouched session's, and the milliseconds of a change of mix.
-
-        Medians of interleaved runs.
-        """
+        """Return a run's time in times of the untouched session's, and the ms of a change of mix: medians."""
         untouched = self.target.maker.session(self.target.model)
         run, plain_run = partial(strategy.run, None, self._feeds), partial(untouched.run, None, self._feeds)
         durations = []

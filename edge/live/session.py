@@ -1,7 +1,5 @@
 """A session of ONNX Runtime whose weights can be changed between two runs; see README.md in this folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ class LiveSession(Patchable):
     To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
 
     Args:
-        model: path, bytes or `onnx.ModelProto`, with all weights in it.
+        model: with all weights in it.
         layers: number of convolutions, shallowest first, whose weights and biases can be written. BatchNorm is folded
             into them (see `rws.edge.onnx.graph.prepare`).
         tensors: instead of `layers`: names of float32 initializers; the model is taken as it is.
@@ -40,17 +38,10 @@ class LiveSession(Patchable):
         sample: input name → array that the check runs the model on; default: see `random_feeds`.
 
     Raises:
-        BundleError: if the model cannot be read or run, lacks one of the tensors, or the provider is unavailable.
+        BundleError: if the model cannot be run or lacks one of the tensors, or the provider is unavailable.
         InputError: if the strategy is unknown, or not exactly one of `layers` and `tensors` is given.
         SignatureError: if the signatures are for other tensors or other weights.
         StrategyUnavailableError: if no strategy, or not the one asked for, passes the check.
-
-    Example:
-        >>> session = LiveSession("model.onnx", layers=5)  # doctest: +SKIP
-        >>> before = session.run(None, {"image": image})
-        >>> session.write(session.tensor_names[0], weights)
-        >>> after = session.run(None, {"image": image})
-        >>> session.reset()
     """
 
     def __init__(
@@ -80,8 +71,7 @@ class LiveSession(Patchable):
         check = SelfCheck(PatchTarget(proto, clean, signatures, maker), feeds, outputs)
         self._strategy, refused = _open(check, strategy)
         self._arena = self._strategy.arena
-        self.strategy = self._strategy.name
-        self.provider = maker.providers[0]
+        self.strategy, self.provider = self._strategy.name, maker.providers[0]
         self.description = _describe(check, self._strategy, self.provider, refused)
 
     def get_inputs(self) -> list[Any]:
@@ -95,39 +85,24 @@ class LiveSession(Patchable):
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]], run_options: Any = None
     ) -> list[Any]:
-        """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`.
-
-        Args:
-            output_names: which outputs to return, in this order; None for all.
-            input_feed: input name → array.
-            run_options: `onnxruntime.RunOptions`.
-        """
+        """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`."""
         self._arena.settle()
         return self._strategy.run(output_names, input_feed, run_options)
 
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding for `run_with_iobinding`; do not clear its inputs, which may hold the weights.
 
-        Raises:
-            StrategyUnavailableError: if the strategy is `split`, which runs two sessions.
+        Raises StrategyUnavailableError if the strategy is `split`, which runs two sessions.
         """
         return self._strategy.io_binding()
 
     def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
         """Run the model on bound memory with the weights in effect; raises as `io_binding` does."""
         self._arena.settle()
-        self._strategy.run_with_iobinding(iobinding, run_options)
+        self._strategy.session.run_with_iobinding(iobinding, run_options)
 
     def write(self, name: str, array: NDArray[np.float32]) -> None:
-        """Replace one patched tensor, from the next run on until `reset` or the next `apply`.
-
-        Args:
-            name: one of `tensor_names`.
-            array: float32, finite, the shape of the tensor; it is copied.
-
-        Raises:
-            InputError: if the tensor is not patched, or the array does not fit. Nothing is written then.
-        """
+        """Replace one patched tensor until `reset` or the next `apply`; raises as `Arena.overwrite` does."""
         self._arena.overwrite({name: array})
 
 
@@ -142,7 +117,9 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
             found = kind(check.target)
             check.check(found)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            if not _is_refusal(error):
+            # A mistake of ours is none of ONNX Runtime, ONNX, the machine or the check.
+            library = type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")
+            if not library and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
                 raise
             refused.append(f"{kind.name}: {first_line(error)}")
         else:
@@ -159,9 +136,3 @@ def _describe(check: SelfCheck, strategy: WeightUpdateStrategy, provider: str, r
         parts.append(f"{ratio:.2f} times the untouched session")
         parts.append(f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})")
     return ", ".join(parts)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether ONNX Runtime, ONNX, the machine or the check refuses, and it is not a mistake of ours."""
-    refusals = (StrategyUnavailableError, OSError, RuntimeError)
-    return isinstance(error, refusals) or type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")

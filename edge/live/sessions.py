@@ -1,7 +1,5 @@
 """Sessions of ONNX Runtime: which provider runs them, and how they are made."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,12 +23,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class SessionMaker:
-    """Makes sessions of one kind.
-
-    Args:
-        providers: ONNX Runtime's execution providers, the first one preferred.
-        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-    """
+    """Makes sessions with execution providers, the first one preferred, and threads inside an operator."""
 
     providers: tuple[str, ...]
     threads: int | None
@@ -61,18 +54,9 @@ class SessionMaker:
 
 
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
-    """Run a model once on the provider that is asked for.
+    """Run a clean model once on the provider that is asked for; returns what makes sessions there, and its outputs.
 
-    Args:
-        model: the clean model.
-        feeds: input name → array.
-        provider, threads: see `LiveSession`.
-
-    Returns:
-        What makes sessions with the providers that start here, and the model's outputs.
-
-    Raises:
-        BundleError: if the provider is unavailable, or the model does not run or gives NaN or infinity.
+    Raises BundleError if the provider is unavailable, or the model does not run or gives NaN or infinity.
     """
     maker = SessionMaker(_providers(provider), threads)
     try:
@@ -80,15 +64,12 @@ def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | No
         outputs = session.run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
-        raise BundleError(
-            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again"
-        ) from error
+        fault = f"cannot run it on {given} ({first_line(error)})"
+        raise BundleError(f"model: ONNX Runtime {fault}; export it again") from error
     found = tuple(session.get_providers())
     if provider != "auto" and found[0] != maker.providers[0]:
-        raise BundleError(
-            f"provider {provider!r} is installed but does not start here (its libraries or its device are missing); "
-            f"see ONNX Runtime's message, or take the provider cpu"
-        )
+        fault = "is installed but does not start here (its libraries or its device are missing)"
+        raise BundleError(f"provider {provider!r} {fault}; see ONNX Runtime's message, or take the provider cpu")
     if not all(np.isfinite(output).all() for output in outputs if is_float(output)):
         raise BundleError("model: gives no finite logits for a random image; train or export it again")
     return replace(maker, providers=found), outputs
@@ -100,10 +81,9 @@ def is_float(output: Any) -> bool:
 
 
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
-    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where height and width are free.
+    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where their size is free.
 
-    Raises:
-        BundleError: if an input is no tensor of numbers.
+    Raises BundleError if an input is no tensor of numbers.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
@@ -130,9 +110,8 @@ def _providers(choice: str) -> tuple[str, ...]:
         return tuple(name for name in (PROVIDERS["cuda"], CPU) if name in available)
     wanted = PROVIDERS.get(choice, choice)
     if wanted not in available:
-        raise BundleError(
-            f"provider {choice!r} is unavailable: this ONNX Runtime offers {', '.join(available)}; install the build "
-            f"of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
-        )
+        fault = f"provider {choice!r} is unavailable: this ONNX Runtime offers {', '.join(available)}"
+        cure = "install the build of it that has yours (onnxruntime-gpu for CUDA and TensorRT), or take another"
+        raise BundleError(f"{fault}; {cure}")
     preferred = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
     return tuple(dict.fromkeys([*preferred, CPU]))

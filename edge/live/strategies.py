@@ -1,11 +1,8 @@
-"""Three strategies to change the weights of an ONNX Runtime session that runs.
+"""Three strategies to change the weights of an ONNX Runtime session that runs; README.md compares them.
 
-README.md in this folder compares them. ONNX Runtime lays weights out anew when it optimises (NCHWc blocks, padding), so
-`live` learns the layout by a probe: the weights are numbered, the graph is optimised once and saved, and the numbers
-are read back. The saved graph is then loaded with no further optimisation and with our memory as its initializers.
+ONNX Runtime lays weights out anew when it optimises. `live` learns the layout by a probe: weights are numbered, the
+graph is optimised and saved, the numbers are read back. It is then loaded with our memory as its initializers.
 """
-
-from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from rws.edge.live.arena import Arena, Signatures
+from rws.edge.live.layout import plain_slots
 from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
 from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
 from rws.errors import InputError, StrategyUnavailableError
@@ -30,14 +28,7 @@ COUNTABLE = 2**24  # float32 counts exactly up to here
 
 @dataclass(frozen=True, eq=False)
 class PatchTarget:
-    """What a strategy is opened for.
-
-    Args:
-        model: every named tensor of it is a float32 initializer.
-        clean: its patched tensors, in the order of the network.
-        signatures: what can be mixed, or None.
-        maker: makes the sessions.
-    """
+    """A model, its patched float32 initializers in order, what can be mixed, and what makes sessions."""
 
     model: onnx.ModelProto
     clean: Mapping[str, NDArray[np.float32]]
@@ -46,40 +37,33 @@ class PatchTarget:
 
 
 class WeightUpdateStrategy(ABC):
-    """Sessions that read their shallow weights from an arena.
-
-    Raises:
-        StrategyUnavailableError: if the strategy does not work for this model, provider or version.
-    """
+    """Sessions that read their weights from an arena; raises StrategyUnavailableError if that does not work here."""
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False  # the outputs equal those of a session built from a file, bit for bit
     arena: Arena
     inputs: list[Any]  # `onnxruntime.NodeArg`s, without the weights
     outputs: list[Any]
-    _session: Any = None  # None: there is not just one, to which memory could be bound
+    _session: Any = None
 
     @abstractmethod
     def __init__(self, target: PatchTarget) -> None: ...
 
-    @abstractmethod
     def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
         """Run the model; see `onnxruntime.InferenceSession.run`."""
+        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
+        return outputs
 
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding for `run_with_iobinding`; raises StrategyUnavailableError if there are two sessions."""
-        return self._one_session().io_binding()
+        return self.session.io_binding()
 
-    def run_with_iobinding(self, binding: onnxruntime.IOBinding, run_options: Any = None) -> None:
-        """Run the model on bound memory; see `onnxruntime.InferenceSession.run_with_iobinding`."""
-        self._one_session().run_with_iobinding(binding, run_options)
-
-    def _one_session(self) -> Any:
+    @property
+    def session(self) -> Any:
+        """The session to which memory can be bound; raises StrategyUnavailableError if there is not just one."""
         if self._session is None:
-            raise StrategyUnavailableError(
-                f"strategy {self.name!r} runs two sessions and cannot bind memory to them; call run(), or take the "
-                f"strategy 'live' or 'inputs'"
-            )
+            what = f"strategy {self.name!r} runs two sessions and cannot bind memory to them"
+            raise StrategyUnavailableError(f"{what}; call run(), or take the strategy 'live' or 'inputs'")
         return self._session
 
     def _check(self, feeds: Feeds) -> None:
@@ -104,19 +88,12 @@ class Live(WeightUpdateStrategy):
             self.arena = Arena(target.clean, target.signatures, _learn_slots(target, graph))
             options = maker.options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # The session reads this memory but does not own it.
-            self._memory = {
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(view) for name, view in self.arena.views.items()
-            }
+            value_of = onnxruntime.OrtValue.ortvalue_from_numpy
+            self._memory = {name: value_of(view) for name, view in self.arena.views.items()}
             for name, value in self._memory.items():
-                options.add_initializer(name, value)
+                options.add_initializer(name, value)  # which the session reads but does not own
             self._session = maker.session_of(str(graph), options)
         self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
-
-    def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
-        """Run the model; see `onnxruntime.InferenceSession.run`."""
-        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
-        return outputs
 
 
 class Split(WeightUpdateStrategy):
@@ -175,10 +152,8 @@ class Inputs(WeightUpdateStrategy):
         on_gpu = target.maker.providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
         self.arena = Arena(target.clean, target.signatures, publish=self._copy_to_device if on_gpu else None)
         self._views = self.arena.views
-        device = "cuda" if on_gpu else "cpu"
-        self._memory = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(view, device, 0) for name, view in self._views.items()
-        }
+        value_of, device = onnxruntime.OrtValue.ortvalue_from_numpy, "cuda" if on_gpu else "cpu"
+        self._memory = {name: value_of(view, device, 0) for name, view in self._views.items()}
         self._output_names = [value.name for value in self.outputs]
         self._binding = self.io_binding()
         self._bound: list[str] = []
@@ -220,11 +195,8 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]
     if total >= COUNTABLE:
         raise StrategyUnavailableError(f"{total:,} patched weights are more than float32 can number, {COUNTABLE - 1:,}")
     numbers = np.arange(1, total + 1, dtype=np.float32)
-    ends = np.cumsum([array.size for array in target.clean.values()])[:-1]
-    numbered = {
-        name: part.reshape(array.shape)
-        for (name, array), part in zip(target.clean.items(), np.split(numbers, ends), strict=True)
-    }
+    slots_of_clean = plain_slots({name: array.shape for name, array in target.clean.items()})
+    numbered = {name: numbers[slot] for name, slot in slots_of_clean.items()}
     backward = _optimised(target, {name: -part for name, part in numbered.items()}, path)
     forward = _optimised(target, numbered, path)
     if forward.keys() != backward.keys():
@@ -234,17 +206,14 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]
         if np.array_equal(found, backward[name], equal_nan=True):
             continue
         if not np.array_equal(found, -backward[name]) or not np.isin(found, np.append(numbers, 0)).all():
-            raise StrategyUnavailableError(
-                f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out"
-            )
+            fault = f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out"
+            raise StrategyUnavailableError(fault)
         slots[name] = found.astype(np.int32) - 1
-    used = np.zeros(total, bool)
+    used = np.zeros(total + 1, bool)
     for slot in slots.values():
-        used[slot[slot >= 0]] = True
-    if not used.all():
-        raise StrategyUnavailableError(
-            f"{total - used.sum():,} of {total:,} weights are nowhere in the optimised graph"
-        )
+        used[slot + 1] = True
+    if unused := total - used[1:].sum():
+        raise StrategyUnavailableError(f"{unused:,} of {total:,} weights are nowhere in the optimised graph")
     return slots
 
 

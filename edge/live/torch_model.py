@@ -1,11 +1,7 @@
-"""A patchable model on Torch: the parameters of a module, updated in place.
+"""A patchable model on Torch: its parameters are channels_last views of the arena's working copy (on a GPU, of a copy).
 
-The patched parameters are views of the arena's working copy (on a GPU: of one device tensor that it is copied to), laid
-out channels_last, which is the faster layout: a patch never moves or allocates a weight.
-
-`torch.compile` reads parameters as inputs unless it freezes them, so it needs no second compilation after a patch.
-Freezing and `torch.jit.optimize_for_inference` copy them instead and ignore patches; a module that went through either
-is refused.
+`torch.compile` reads parameters as inputs and needs no second compilation after a patch. Freezing and
+`torch.jit.optimize_for_inference` copy them and ignore patches; a module that went through either is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +15,7 @@ from numpy.typing import NDArray
 
 from rws.edge.live.arena import Arena, Signatures, perturbed
 from rws.edge.live.base import PatchableModel, as_batch
+from rws.edge.live.layout import plain_slots
 from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
 from rws.errors import BundleError, InputError, first_line
@@ -38,26 +35,21 @@ class TorchModel(PatchableModel):
     """A classifier on Torch; see `PatchableModel`. Its parameters are written in place and never move.
 
     It is tested when it is made: changed weights must change the logits as they do in the module that was given, and
-    the clean weights must bring the clean logits back, bit for bit. That takes as many predictions as there are patched
-    tensors, and four. On a GPU convolutions round to TF32, as Torch has it, so the logits agree with those of a CPU to
-    about 1e-3 of their range only.
+    the clean weights must bring the clean logits back, bit for bit. On a GPU convolutions round to TF32: the logits
+    agree with a CPU's to about 1e-3 of their range.
 
     Args:
-        module: float32 (N, 3, H, W) → logits (N, K), N free. It is taken over: switched to eval mode, moved to the
-            device, laid out channels_last.
-        signatures: what can be mixed; None for a model that is only ever clean.
+        module: float32 (N, 3, H, W) → logits (N, K), N free; taken over, in eval mode, on the device, channels_last.
         tensor_names: the patched tensors, in the order of the network.
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
-        device: where Torch runs it: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
+        device: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
         strategy: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load
-            and needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded once for a single image and
-            replayed (a larger batch runs eagerly).
+            and needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
 
     Raises:
         BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
         InputError: if the device or the strategy is unknown or unavailable.
-        SignatureError: if the signatures are for other tensors or other weights.
     """
 
     def __init__(
@@ -83,18 +75,16 @@ class TorchModel(PatchableModel):
             raise InputError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
         self._device = torch.device(device)
         self.provider = str(self._device)
-        cost = "; ONNX Runtime is faster on a CPU" if self._device.type == "cpu" else ""
-        self.description = (
-            f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters{cost}"
-        )
-        own = dict(module.named_parameters())
-        renamed = dict(parameters or {})
-        missing = [name for name in tensor_names if renamed.get(name, name) not in own]
-        if missing:
-            raise BundleError(f"module has no parameter {missing[0]!r} to patch; it has {', '.join(own)}")
+        self.description = f"{self.strategy} on {self.provider}: a patch is written into the module's own parameters"
+        if self._device.type == "cpu":
+            self.description += "; ONNX Runtime is faster on a CPU"
+        own, renamed = dict(module.named_parameters()), parameters or {}
+        self.parameter_names = tuple(renamed.get(name, name) for name in tensor_names)
+        for name, parameter_name in zip(tensor_names, self.parameter_names, strict=True):
+            if parameter_name not in own:
+                raise BundleError(f"module has no parameter {name!r} to patch; it has {', '.join(own)}")
         if not tensor_names:
             raise BundleError("module: no tensor to patch is named; name at least one of its parameters")
-        self.parameter_names = tuple(renamed.get(name, name) for name in tensor_names)
         self._parameters = [own[name] for name in self.parameter_names]
         clean = {}
         for name, parameter in zip(tensor_names, self._parameters, strict=True):
@@ -109,9 +99,8 @@ class TorchModel(PatchableModel):
             self._run = self._runner(images)
             self._test(weights, expected, images)
         except RuntimeError as error:
-            raise BundleError(
-                f"module: Torch cannot run it with the strategy {strategy!r} ({first_line(error)}); take 'torch'"
-            ) from error
+            fault = f"cannot run it with the strategy {strategy!r} ({first_line(error)})"
+            raise BundleError(f"module: Torch {fault}; take 'torch'") from error
 
     @classmethod
     def from_onnx(
@@ -125,10 +114,7 @@ class TorchModel(PatchableModel):
     ) -> TorchModel:
         """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
 
-        Args:
-            model: path or bytes.
-            tensor_names: as in the ONNX model.
-            threads: threads inside an operator, for the whole process; None leaves them as they are.
+        `threads`, inside an operator, holds for the whole process; None leaves them as they are.
         """
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
@@ -162,10 +148,9 @@ class TorchModel(PatchableModel):
         if self.strategy not in STRATEGIES:
             raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
         if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
-            raise InputError(
-                f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}, expected a CUDA "
-                f"device and fixed lengths; take 'torch' or 'torch_compile'"
-            )
+            found = f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}"
+            cure = "take 'torch' or 'torch_compile'"
+            raise InputError(f"{found}, expected a CUDA device and fixed lengths; {cure}")
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         """Lay all parameters out channels_last, and make those that are patched views of one block of memory."""
@@ -173,14 +158,11 @@ class TorchModel(PatchableModel):
         for parameter in (*self._module.parameters(), *self._parameters):
             layout = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
             parameter.data = parameter.data.contiguous(memory_format=layout)
-        slots = {}
-        start = 0
+        slots = plain_slots({name: array.shape for name, array in clean.items()})
         for name, parameter in zip(clean, self._parameters, strict=True):
             order = torch.empty(parameter.numel(), dtype=torch.int32)
-            positions = torch.arange(start, start + parameter.numel(), dtype=torch.int32).view(parameter.shape)
-            order.as_strided(parameter.shape, parameter.stride()).copy_(positions)
+            order.as_strided(parameter.shape, parameter.stride()).copy_(torch.from_numpy(slots[name]))
             slots[name] = order.numpy()
-            start += parameter.numel()
         on_cpu = self._device.type == "cpu"
         self._arena = Arena(clean, signatures, slots, publish=None if on_cpu else self._publish)
         host = self._arena.flat
@@ -203,10 +185,7 @@ class TorchModel(PatchableModel):
         if self.strategy == "torch_compile":
             # An environment may switch freezing on for everything.
             return self._torch.compile(self._module, options={"freezing": False})
-        return self._captured(images)
-
-    def _captured(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Record the kernels of one image, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says."""
+        # The kernels of one image are recorded: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
         cuda, eager = self._torch.cuda, self._module
         graph = cuda.CUDAGraph()
         with cuda.device(self._device), self._torch.inference_mode():
@@ -243,9 +222,8 @@ class TorchModel(PatchableModel):
                 if np.array_equal(logits[-1], logits[-2]):
                     raise BundleError(f"module: parameter {name!r} does not reach its logits; {_REMEDY}")
         except (RuntimeError, AttributeError) as error:
-            raise BundleError(
-                f"module: cannot turn float32 {images.shape} into logits ({first_line(error)}); give its image_shape"
-            ) from error
+            fault = f"cannot turn float32 {images.shape} into logits ({first_line(error)})"
+            raise BundleError(f"module: {fault}; give its image_shape") from error
         finally:
             self._write(self._parameters, clean.values())
         if logits[0].ndim != 2 or len(logits[0]) != 1:

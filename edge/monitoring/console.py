@@ -1,28 +1,20 @@
 """Non-blocking console output: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
 
-from __future__ import annotations
-
 import io
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import TextIO
 
 MOST_WAITING = 256  # pieces of text
 
 
 class LossyOutput(io.TextIOBase):
-    """A text stream onto another's file, written by a separate thread. Text that does not fit in the queue may be lost.
+    """A text stream onto another's file, written by a separate thread: directly, if that has no file descriptor.
 
-    A context manager whose exit waits for the text that is left: two seconds at most if it may be lost.
-
-    Args:
-        stream: standard output or error; if it has no file descriptor, it is written to directly.
-        lossy: called when the queue is full: whether the oldest text is dropped. Otherwise writing waits.
+    When the queue is full, `lossy` tells whether the oldest text is dropped; otherwise writing waits. A context manager
+    whose exit waits for the text that is left: two seconds at most if it may be lost.
     """
 
     def __init__(self, stream: TextIO, lossy: Callable[[], bool]) -> None:
@@ -63,7 +55,7 @@ class LossyOutput(io.TextIOBase):
             self._changed.notify_all()
         return len(text)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LossyOutput":
         self._stream.flush()
         self._thread.start()
         return self

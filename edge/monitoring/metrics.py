@@ -1,32 +1,27 @@
 """The Prometheus metrics of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rws.edge.monitoring.monitor import Monitor
-
-if TYPE_CHECKING:
-    from rws.edge.pipeline import Result
+from rws.edge.pipeline import Result
 
 
 def registry(monitor: Monitor) -> CollectorRegistry:
     """Return what `/metrics` shows: the run, and the memory and processor time of its process."""
     found = CollectorRegistry()
-    found.register(RunCollector(monitor))
+    found.register(_RunCollector(monitor))
     ProcessCollector(registry=found)
     return found
 
 
-class RunCollector(Collector):
-    """Reads a monitor at each scrape."""
-
+class _RunCollector(Collector):
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         try:
@@ -35,20 +30,19 @@ class RunCollector(Collector):
             self.version = ""
 
     def collect(self) -> Iterator[Metric]:
-        """Return the current metrics; those of a result only after the first one."""
         status = self.monitor.status()
         source, totals = status.source, status.totals
         info = {"bundle": status.bundle, "way": status.way, "version": self.version}
         yield InfoMetricFamily("rws", "Bundle, weight update and version in use", value=info)
-        yield _gauge("rws_uptime_seconds", "Time since the start", status.uptime_s)
-        yield _counter("rws_frames_received", "Frames received", source.received)
-        yield _counter("rws_frames_delivered", "Frames delivered to the oracle", source.delivered)
-        yield _counter("rws_frames_dropped", "Frames skipped because newer ones were available", source.dropped)
+        yield Gauge("rws_uptime_seconds", "Time since the start", status.uptime_s)
+        yield Counter("rws_frames_received", "Frames received", source.received)
+        yield Counter("rws_frames_delivered", "Frames delivered to the oracle", source.delivered)
+        yield Counter("rws_frames_dropped", "Frames skipped because newer ones were available", source.dropped)
         yield _counters("rws_frames_rejected", "Unusable frames by reason", "reason", source.rejected_by_reason)
-        yield _counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
-        yield _gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
-        yield _counter("rws_results", "Frames classified", totals.results)
-        yield _counter("rws_mix_changes", "Times the weights were changed", totals.mix_changes)
+        yield Counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
+        yield Gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
+        yield Counter("rws_results", "Frames classified", totals.results)
+        yield Counter("rws_mix_changes", "Times the weights were changed", totals.mix_changes)
         yield _counters("rws_predictions", "Results by predicted class", "label", totals.classes)
         yield _counters("rws_corruptions", "Results by most probable corruption", "corruption", totals.corruptions)
         yield _counters("rws_events", "Other events, such as a refused bundle", "event", status.events)
@@ -62,31 +56,23 @@ def _of_result(result: Result, age: float) -> Iterator[Metric]:
     # A signature that is not in effect has the value 0: a series that vanishes cannot be drawn or alerted on.
     alphas = dict.fromkeys(belief.corruptions, 0.0) | dict(result.mix)
     seconds = {stage: ms / 1e3 for stage, ms in result.times_ms.items()}
-    yield _gauge("rws_result_age_seconds", "Time since the newest result", age)
-    yield _gauge("rws_severity", "Severity of the most probable corruption, 0 to 5", belief.type_severity)
-    yield _gauge("rws_expected_severity", "Expected severity of the newest frame, 0 to 5", belief.expected_severity)
+    yield Gauge("rws_result_age_seconds", "Time since the newest result", age)
+    yield Gauge("rws_severity", "Severity of the most probable corruption, 0 to 5", belief.type_severity)
+    yield Gauge("rws_expected_severity", "Expected severity of the newest frame, 0 to 5", belief.expected_severity)
     yield _gauges("rws_belief_probability", "Probability of each corruption", "corruption", probability)
     yield _gauges("rws_alpha", "Strength of each signature in the weights", "signature", alphas)
     yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
 def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(CounterMetricFamily(name, text, labels=[label]), values)
+    return _labelled(Counter(name, text, labels=[label]), values)
 
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(GaugeMetricFamily(name, text, labels=[label]), values)
+    return _labelled(Gauge(name, text, labels=[label]), values)
 
 
-def _labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+def _labelled(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:
     for key, value in values.items():
         family.add_metric([key], value)
     return family

@@ -38,19 +38,9 @@ class _Second:
 
 
 class Monitor:
-    """The latest result, rates and totals of a run, in bounded memory.
+    """The latest result, rates and totals of a run, in bounded memory, the timeline for `window` seconds.
 
-    One thread calls `add` and `idle`; `status` and `count_event` may be called from any.
-
-    Args:
-        source: where the frames come from; its own counters are read at each `status`.
-        bundle: name of the bundle that runs.
-        way: how the weights are updated (`PatchableModel.strategy`).
-        window: seconds that the timeline goes back.
-        clock: seconds, monotonic; the one that stamps the frames.
-
-    Attributes:
-        events: counts of other events, by name.
+    One thread calls `add` and `idle`; `status` and `count_event` may be called from any. The clock stamps the frames.
     """
 
     def __init__(
@@ -62,12 +52,9 @@ class Monitor:
         window: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.source = source
-        self.bundle = bundle
-        self.way = way
+        self.source, self.bundle, self.way = source, bundle, way
         self.events: Counter[str] = Counter()
-        self._clock = clock
-        self._started = clock()
+        self._clock, self._started = clock, clock()
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
@@ -81,8 +68,7 @@ class Monitor:
 
     def add(self, result: Result) -> None:
         """Take one result; called by the frame loop's thread."""
-        now = self._clock()
-        corruption = result.belief.type
+        now, corruption = self._clock(), result.belief.type
         with self._lock:
             self._last, self._last_at = result, now
             self._arrivals.append(now)
@@ -106,15 +92,11 @@ class Monitor:
             self.events[event] += 1
 
     def status(self, since: float | None = None) -> RunStatus:
-        """Return the state of the run.
-
-        Args:
-            since: with those moments of the timeline that began then or later, seconds since the start; None for none.
-        """
+        """Return the state of the run, with those moments of the timeline that began `since` (seconds of the run)."""
         now = self._clock()
         with self._lock:
             self._trim(now)
-            result = self._last
+            result, classes = self._last, self._classes
             moments: tuple[Moment, ...] = ()
             if since is not None:
                 second = [self._second.moment()] if self._second else []
@@ -126,9 +108,7 @@ class Monitor:
                 fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
                 since_result_s=None if self._last_at is None else round(now - self._last_at, 2),
                 source=SourceStatus.of(self.source),
-                totals=RunTotals(
-                    self._classes.total(), self._mix_changes, dict(self._classes), dict(self._corruptions)
-                ),
+                totals=RunTotals(classes.total(), self._mix_changes, dict(classes), dict(self._corruptions)),
                 events=dict(self.events),
                 result=None if result is None else replace(result, name=hide_password(result.name)),
                 timeline=moments,

@@ -12,21 +12,12 @@ if TYPE_CHECKING:
     from rws.edge.pipeline import Result
     from rws.edge.sources.base import Source
 
-
-LOST = ("reconnecting", "lost")
-"""States of a source that is lost, until it is reconnected or for good."""
+LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Totals since the start of a run.
-
-    Args:
-        results: frames that were classified.
-        mix_changes: results for which the weights were changed.
-        classes: results per predicted class.
-        corruptions: results per most probable type, `clean` included.
-    """
+    """Totals since the start: results, changes of the weights, results per class and per most probable type."""
 
     results: int = 0
     mix_changes: int = 0
@@ -36,19 +27,13 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """The state and the frame counters of a source.
-
-    `received` = `delivered` + `dropped` + `rejected` + `buffered`.
+    """The state and the frame counters of a source, `received` = `delivered` + `dropped` + `rejected` + `buffered`.
 
     Args:
-        name, error: of the source, without passwords.
-        live: whether it is a camera or a stream.
+        name, error: without passwords.
         state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
-        received, delivered: all frames so far, and those that reached the loop.
-        dropped: frames that were skipped for newer ones.
-        buffered: frames that were decoded ahead and are not delivered yet.
+        dropped, buffered: frames that were skipped for newer ones, and those decoded ahead and not delivered yet.
         rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
-        reconnects: how often the source was reopened.
     """
 
     name: str
@@ -79,11 +64,9 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class Moment:
-    """One second of the timeline.
+    """One second of the timeline, which began `at`, seconds since the start.
 
     Args:
-        at: when it began, seconds since the start.
-        frames: results in it.
         corruption, severity: the most probable type (`clean` included) and its severity, 0…5, at its last frame.
         alpha, label: the sum of the alphas in effect, and the predicted class, at its last frame.
         lost: whether the source was lost within it.
@@ -103,15 +86,9 @@ class RunStatus:
     """What a run is doing.
 
     Args:
-        bundle: name of the bundle that runs.
-        way: how the weights are updated (`PatchableModel.way`).
-        uptime_s: seconds since the start.
+        way: how the weights are updated (`PatchableModel.strategy`).
         fps: results per second over the last three seconds.
-        since_result_s: seconds since the newest result; None before the first.
-        source: the source.
-        totals: since the start.
-        events: other events since the start, by name.
-        result: the newest one, without passwords in its name; None before the first.
+        since_result_s, result: age and newest result, without passwords in its name; None before the first.
         timeline: oldest first. Seconds without a frame in which the source was not known to be lost have no moment.
     """
 
@@ -127,11 +104,7 @@ class RunStatus:
     timeline: tuple[Moment, ...] = ()
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:
-        """Return plain types, ready for `json.dumps`: the totals as `counts`, in which `switches` are the mix changes.
-
-        Args:
-            classes: with the results per class.
-        """
+        """Return plain types, ready for `json.dumps`; `counts` are the totals, `classes` only if asked for."""
         counts = {"results": self.totals.results, "switches": self.totals.mix_changes}
         per_class = {"classes": dict(self.totals.classes)} if classes else {}
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}

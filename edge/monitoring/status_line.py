@@ -1,11 +1,9 @@
 """The status line: what a running loop is doing, on one line of a terminal, or from time to time in a log."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -13,10 +11,6 @@ from rws.edge.common.closing import Closing
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 from rws.edge.pipeline import describe_mix
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from typing_extensions import Self
 
 ON_TERMINAL, IN_LOG = 0.25, 10.0  # seconds between two lines
 
@@ -43,16 +37,7 @@ def status_line(status: RunStatus) -> str:
 
 
 class StatusLine(Closing):
-    """Shows `status_line` during a run: in place on a terminal, else one line every ten seconds.
-
-    A context manager that shows nothing after its exit.
-
-    Args:
-        monitor: what to show.
-        console: where.
-        also: called with every line.
-        clock: seconds, monotonic.
-    """
+    """Shows `status_line` in place on a terminal, else every ten seconds; `also` is called with every line."""
 
     def __init__(
         self,
@@ -79,7 +64,7 @@ class StatusLine(Closing):
         else:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StatusLine":
         if self._live is not None:
             self._live.start()
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
@@ -71,11 +72,7 @@ class SummaryRecord(TypedDict):
 
 
 class Summary:
-    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`.
-
-    Args:
-        clock: seconds, monotonic; read once per result, for the rate.
-    """
+    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`. The clock is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
@@ -87,8 +84,7 @@ class Summary:
     def add(self, result: Result) -> None:
         """Take one result."""
         self._last = self._clock()
-        if self.results == 0:
-            self._first = self._last
+        self._first = self._first if self.results else self._last
         if result.on_original is not None and result.unpatched is not None:
             self._compared += 1
             self._agree += result.class_index == result.on_original.class_index
@@ -111,10 +107,7 @@ class Summary:
 
     @property
     def agreement(self) -> dict[str, float] | None:
-        """How often an answer is the one that the clean model gave before the frame was corrupted, percent of `frames`.
-
-        None if no frame was corrupted on purpose.
-        """
+        """Share of answers that the clean model gave before frames were corrupted, percent; None if none was."""
         if not self._compared:
             return None
         unpatched, patched = (round(100 * count / self._compared, 2) for count in (self._agree_unpatched, self._agree))
@@ -133,8 +126,8 @@ class Summary:
             "reconnects": source.reconnects,
             "switches": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
-            "classes": _ranked(totals.classes),
-            "corruptions": _ranked(totals.corruptions),
+            "classes": dict(Counter(totals.classes).most_common()),
+            "corruptions": dict(Counter(totals.corruptions).most_common()),
             "times_ms": {stage: _percentiles(times) for stage, times in self.times.items()} if self.results else {},
             "age_ms": _percentiles(self.age) if self.results else {},
         }
@@ -154,22 +147,15 @@ class Summary:
             return head
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("ms", style="dim")
-        for stage in self.times:
-            table.add_column(stage, justify="right")
-        table.add_column("age", justify="right")
+        columns = {**self.times, "age": self.age}
+        for title in columns:
+            table.add_column(title, justify="right")
         for q in (50, 95):
-            values = [*(times.percentile(q) for times in self.times.values()), self.age.percentile(q)]
-            table.add_row(f"p{q}", *(f"{value:.2f}" for value in values))
+            table.add_row(f"p{q}", *(f"{values.percentile(q):.2f}" for values in columns.values()))
         if agreement := self.agreement:
-            head.append(
-                f"\nagreement with the clean model on the clean frame: unpatched {agreement['unpatched']:.1f} %, "
-                f"patched {agreement['patched']:.1f} %"
-            )
+            rates = "unpatched {unpatched:.1f} %, patched {patched:.1f} %".format(**agreement)
+            head.append(f"\nagreement with the clean model on the clean frame: {rates}")
         return Group(head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions), table)
-
-
-def _ranked(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _percentiles(values: Reservoir) -> dict[str, float]:
@@ -177,7 +163,6 @@ def _percentiles(values: Reservoir) -> dict[str, float]:
 
 
 def _counts(title: str, counts: Mapping[str, int], most: int = 6) -> Text:
-    ranked = _ranked(counts)
-    shown = ", ".join(f"{name} {count}" for name, count in list(ranked.items())[:most])
-    rest = f" and {len(ranked) - most} more" if len(ranked) > most else ""
+    shown = ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common(most))
+    rest = f" and {len(counts) - most} more" if len(counts) > most else ""
     return Text.assemble((f"{title}: ", "dim"), shown + rest)

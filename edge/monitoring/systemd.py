@@ -1,7 +1,5 @@
 """Notifies systemd of the state of a run (sd_notify(3)), without its library. Without systemd, nothing happens."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -17,22 +15,14 @@ class SystemdNotifier(Closing):
     """Notifies the service manager. A context manager that announces at its exit that the process is stopping.
 
     Call `alive` from the frame loop itself, at every frame and while none comes, never from a separate thread: if the
-    loop hangs, the notifications must end, so that the service manager restarts the process.
-
-    Args:
-        environ: `NOTIFY_SOCKET` is where to send, a path or an abstract name (`@…`); `WATCHDOG_USEC` is the longest
-            time between two signs of life, microseconds, of the process `WATCHDOG_PID`, if that is given.
-        clock: seconds, monotonic.
-
-    Attributes:
-        watchdog: seconds between two signs of life, half of WATCHDOG_USEC; None if it is not set.
+    loop hangs, the notifications must end, so that the service manager restarts the process. `watchdog` is the seconds
+    between two signs of life, half of WATCHDOG_USEC; None if it is not set for this process.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._next = clock, clock()
         self._socket: socket.socket | None = None
         self._status = ""
-        self._next = clock()
         address = environ.get("NOTIFY_SOCKET", "")
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -52,10 +42,7 @@ class SystemdNotifier(Closing):
 
     def alive(self) -> None:
         """Give a sign of life; sent no more often than needed."""
-        if self.watchdog is None:
-            return
-        now = self._clock()
-        if now >= self._next:
+        if self.watchdog is not None and (now := self._clock()) >= self._next:
             self._next = now + self.watchdog
             self._send("WATCHDOG=1")
 

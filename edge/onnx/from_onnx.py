@@ -1,12 +1,13 @@
 """Turn an ONNX graph into a torch module with onnx2torch, and mend what onnx2torch 1.5.15 cannot do.
 
-Torch is imported when a function is called, not before: a device that only runs ONNX has none.
+Torch is imported when a function is called: a device that only runs ONNX has none.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -19,21 +20,12 @@ if TYPE_CHECKING:
 
 
 def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str]]:
-    """Convert a graph into a module in which the named tensors are parameters.
+    """Convert a graph that went through `prepare` into a module; the graph is left as it is.
 
-    Args:
-        model: a model that went through `prepare`; left as it is.
-        tensors: initializers, each one of a convolution's own.
-
-    Returns:
-        The module, and for each tensor the name of its parameter.
-
-    Raises:
-        BundleError: if onnx2torch cannot convert the model, or a tensor is not a convolution's own.
-        MissingExtraError: if torch or onnx2torch is not installed.
+    Returns the module, and for each tensor, an initializer of one convolution's own, the name of its parameter. Raises
+    BundleError if onnx2torch cannot convert the model, and MissingExtraError if it is not installed.
     """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = deepcopy(model)
     parameters = _name_convolutions(copied, tensors)
     onnx2torch = _onnx2torch()
     _drop_allowzero(copied)
@@ -52,11 +44,7 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.M
 
 
 def unsupported_operators(model: onnx.ModelProto) -> list[str]:
-    """Return the operators of a graph, by name, for which onnx2torch has no converter.
-
-    Raises:
-        MissingExtraError: if torch or onnx2torch is not installed.
-    """
+    """Return the operators of a graph, by name, for which onnx2torch has no converter; raises MissingExtraError."""
     _onnx2torch()
     from onnx2torch.node_converters.registry import get_converter
 
@@ -111,14 +99,9 @@ def _register_reduce_mean() -> None:
 
     def convert(node: Any, graph: Any) -> Any:
         axes = node.input_values[1:] and get_const_value(node.input_values[1], graph).tolist()
-        return OperationConverterResult(
-            OnnxReduceStaticAxes(
-                operation_type="ReduceMean",
-                axes=axes or None,
-                keepdims=node.attributes.get("keepdims", 1),
-            ),
-            OnnxMapping(inputs=node.input_values[:1], outputs=node.output_values),
-        )
+        keepdims = node.attributes.get("keepdims", 1)
+        mean = OnnxReduceStaticAxes(operation_type="ReduceMean", axes=axes or None, keepdims=keepdims)
+        return OperationConverterResult(mean, OnnxMapping(node.input_values[:1], node.output_values))
 
     try:
         get_converter("ReduceMean", version=18)
@@ -127,10 +110,9 @@ def _register_reduce_mean() -> None:
 
 
 def _drop_allowzero(model: onnx.ModelProto) -> None:
-    """Remove a Reshape's `allowzero` if no length is zero, so that it says nothing.
+    """Remove a Reshape's `allowzero` if no length is zero: onnx2torch refuses it, and torch's exporter sets it.
 
-    Upstream: `node_converters/reshape.py` refuses `allowzero=1`, which torch's exporter sets
-    (https://github.com/microsoft/onnxscript/pull/2346); no issue is open.
+    Upstream: https://github.com/microsoft/onnxscript/pull/2346; no issue is open.
     Delete when onnx2torch converts a Reshape with `allowzero=1`.
     """
     shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.dims}

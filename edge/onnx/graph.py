@@ -1,14 +1,13 @@
 """What has to be done to an ONNX graph so that its shallow convolutions can be patched.
 
-A convolution can be patched if its weight and its bias are initializers of their own. Exporters hide them: BatchNorm
-scales the weight, `torch.onnx.export(dynamo=True)` drops biases that are all zero, others keep weights in Constant
-nodes or let convolutions share what is equal. `prepare` undoes all of it.
+A convolution can be patched if its weight and its bias are initializers of their own. Exporters fold or drop them,
+keep them in Constant nodes, or let convolutions share what is equal. `prepare` undoes all of it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,17 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Parse an ONNX model that holds all of its weights itself.
+    """Return an ONNX model that holds all of its weights itself; raise BundleError if it cannot be read or is not one.
 
     Args:
-        model: a path or the file's bytes. A file may keep its weights in files beside it; they are taken in. An
-            `onnx.ModelProto` that was read before is returned as it is.
+        model: a path (files with weights beside it are taken in) or the file's bytes; a `ModelProto` stays as it is.
         source: what an error calls bytes.
-
-    Raises:
-        BundleError: if it cannot be read, is not ONNX, or refers to weights that are not there.
     """
     if isinstance(model, onnx.ModelProto):
         return model
     try:
-        if isinstance(model, bytes):
-            proto = onnx.load_model_from_string(model)
-        else:
-            source = str(model)
-            proto = onnx.load(str(model))
+        source = source if isinstance(model, bytes) else str(model)
+        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(source)
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
@@ -55,17 +47,14 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model in which every convolution can be patched, and which computes the same.
+    """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
     Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
     a convolution without a bias gets one of zeros. Opset and IR version stay.
-
-    Args:
-        model: in inference mode.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
-    for node in _convolutions(model):
+    for node in [node for node in model.graph.node if node.op_type == "Conv"]:
         for index, name in enumerate(node.input[1:], start=1):
             if name in taken and name in _initializers(model):
                 node.input[index] = _add_initializer(model, name, numpy_helper.to_array(_initializers(model)[name]))
@@ -74,22 +63,19 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         if weight is not None and (len(node.input) < 3 or not node.input[2]):
             bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
             del node.input[2:]
-            node.input.append(_add_initializer(model, _bias_name(weight.name), bias))
+            name = f"{weight.name.removesuffix('.weight')}.bias"
+            node.input.append(_add_initializer(model, name, bias))
     return model
 
 
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model with each BatchNormalization that follows a convolution folded into it.
+    """Return a copy of a model in inference mode, each BatchNormalization after a convolution folded into it.
 
     W′ = W·γ/√(σ²+ε), b′ = (b−μ)·γ/√(σ²+ε) + β for each output channel, in float64. A BatchNorm whose convolution has
     another reader, or whose parameters are not initializers, stays. The weight keeps its name; a new bias is named
     after it. Opset and IR version stay.
-
-    Args:
-        model: in inference mode.
     """
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
+    folded = deepcopy(model)
     graph = folded.graph
     for batchnorm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         convolution = _foldable(folded, batchnorm)
@@ -101,17 +87,14 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
         )
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
-        bias = (
-            numpy_helper.to_array(tensors[convolution.input[2]])
-            if len(convolution.input) > 2 and convolution.input[2]
-            else 0.0
-        )
+        names = [convolution.input[1], f"{convolution.input[1].removesuffix('.weight')}.bias"]
+        bias: NDArray[Any] | float = 0.0
+        if len(convolution.input) > 2 and convolution.input[2]:
+            names[1] = convolution.input[2]
+            bias = numpy_helper.to_array(tensors[names[1]])
         scale = gamma / np.sqrt(variance + epsilon)
         new_weight = (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
         new_bias = ((bias - mean) * scale + beta).astype(weight.dtype)
-        names = [convolution.input[1], _bias_name(convolution.input[1])]
-        if len(convolution.input) > 2 and convolution.input[2]:
-            names[1] = convolution.input[2]
         stale = set(batchnorm.input[1:5]) | set(convolution.input[1:3])
         output, previous_output = batchnorm.output[0], convolution.output[0]
         del convolution.input[1:]
@@ -127,20 +110,14 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return the weight and bias of the first `count` convolutions, in the order of the graph.
+    """Return weight and bias, in the order of the graph, of the first `count` convolutions of a prepared model.
 
-    Args:
-        model: a model that went through `prepare`.
-        count: how many convolutions, at least 1.
-
-    Raises:
-        BundleError: if there are fewer, or one of them has no weight and bias of its own.
+    Raises BundleError if there are fewer, or one of them has no weight and bias of its own.
     """
-    nodes = _convolutions(model)
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
-        raise BundleError(
-            f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}"
-        )
+        expected = f"at least 1 and at most that many, not {count}"
+        raise BundleError(f"model has {len(nodes)} convolutions, expected {expected}")
     tensors = _initializers(model)
     names: list[str] = []
     for node in nodes[:count]:
@@ -152,18 +129,13 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
 
 
 def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """Return the named initializers as float32 arrays, in the given order.
-
-    Raises:
-        BundleError: if one is missing, empty, a scalar, not float32, or not finite, or none is named.
-    """
+    """Return initializers, float32, in the given order; raise BundleError if one is missing, not finite, …."""
     tensors = _initializers(model)
     clean = {}
     for name in names:
         if name not in tensors:
-            raise BundleError(
-                f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
-            )
+            cure = "export it with its shallow weights as initializers"
+            raise BundleError(f"model has no tensor {name!r} to patch; {cure}")
         array = numpy_helper.to_array(tensors[name])
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
@@ -184,16 +156,12 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape of the one input that is not a weight; None stands for a free length.
-
-    Raises:
-        BundleError: if there is not exactly one such input.
-    """
-    inputs = list(data_inputs(model).values())
+    """Return name and shape (None: a free length) of the one image input; raise BundleError if there is not one."""
+    inputs = data_inputs(model)
     if len(inputs) != 1:
-        found = ", ".join(value.name for value in inputs) or "none"
+        found = ", ".join(inputs) or "none"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
-    return inputs[0].name, value_shape(inputs[0])
+    return next((name, value_shape(value)) for name, value in inputs.items())
 
 
 def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
@@ -208,12 +176,10 @@ def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
 
 def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of a model in which the named initializers are graph inputs of fixed shape instead."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    tensors = _initializers(opened)
+    opened = deepcopy(model)
     already = {value.name for value in opened.graph.input}
     for name in names:
-        tensor = tensors[name]
+        tensor = _initializers(opened)[name]
         if name not in already:
             opened.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         opened.graph.initializer.remove(tensor)
@@ -223,35 +189,24 @@ def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.Mode
 @contextmanager
 def replaced_tensors(model: onnx.ModelProto, tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
     """Give the named initializers other values inside the context."""
-    kept = {}
-    for tensor in model.graph.initializer:
-        if tensor.name in tensors:
-            kept[tensor.name] = onnx.TensorProto()
-            kept[tensor.name].CopyFrom(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
+    replaced = [tensor for tensor in model.graph.initializer if tensor.name in tensors]
+    kept = deepcopy(replaced)
+    for tensor in replaced:
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensors[tensor.name]), tensor.name))
     try:
         yield
     finally:
-        for tensor in model.graph.initializer:
-            if tensor.name in kept:
-                tensor.CopyFrom(kept[tensor.name])
+        for tensor, before in zip(replaced, kept, strict=True):
+            tensor.CopyFrom(before)
 
 
 def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Cut a model in two, after the last node that reads one of the named initializers.
+    """Cut a model, its nodes in order of computation, after the last node that reads one of the named initializers.
 
     The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
+    Inputs of the second part are outputs of the first or inputs of the whole. Each output is one of either.
 
-    Args:
-        model: its nodes are in the order of computation.
-        names: initializers; the first part holds them.
-
-    Returns:
-        Two models. The inputs of the second are outputs of the first, or inputs of the whole. Each output of the whole
-        is one of either.
-
-    Raises:
-        ValueError: if everything lies before the cut, or the type of a value at the cut is unknown.
+    Raises ValueError if everything lies before the cut, or the type of a value at the cut is unknown.
     """
     nodes = list(model.graph.node)
     last = max(index for index, node in enumerate(nodes) if set(node.input) & set(names))
@@ -283,8 +238,7 @@ def _crossing(model: onnx.ModelProto, cut: int) -> list[str]:
 
 def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which Constants, and Identities of initializers, that feed a Conv or BatchNorm are initializers."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = deepcopy(model)
     graph = changed.graph
     producers = {output: node for node in graph.node for output in node.output}
     for node in [node for node in graph.node if node.op_type in ("Conv", "BatchNormalization")]:
@@ -292,14 +246,13 @@ def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
             while name in producers and producers[name].op_type == "Identity":
                 name = producers[name].input[0]
             producer = producers.get(name)
-            if producer is not None and producer.op_type == "Constant" and producer.attribute[0].name == "value":
-                if name not in _initializers(changed):
-                    tensor = graph.initializer.add()
-                    tensor.CopyFrom(producer.attribute[0].t)
-                    tensor.name = name
-                    graph.node.remove(producer)
-                node.input[index] = name
-            elif name in _initializers(changed):
+            value = producer.attribute[0] if producer is not None and producer.op_type == "Constant" else None
+            if value is not None and value.name == "value" and name not in _initializers(changed):
+                tensor = graph.initializer.add()
+                tensor.CopyFrom(value.t)
+                tensor.name = name
+                graph.node.remove(producer)
+            if name in _initializers(changed):
                 node.input[index] = name
     return changed
 
@@ -320,10 +273,6 @@ def _foldable(model: onnx.ModelProto, batchnorm: onnx.NodeProto) -> onnx.NodePro
     return convolution
 
 
-def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "Conv"]
-
-
 def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -332,11 +281,7 @@ def _add_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> 
     """Add a tensor under `name`, or under a free name like it; returns the name."""
     taken = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
     taken |= {part for node in model.graph.node for part in (*node.input, *node.output)}
-    free = name
-    number = 1
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
+    free = next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
     return free
 
@@ -347,10 +292,6 @@ def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
     for part in (model.graph.initializer, model.graph.input):
         for item in [item for item in part if item.name in names - used]:
             part.remove(item)
-
-
-def _bias_name(weight: str) -> str:
-    return f"{weight.removesuffix('.weight')}.bias"
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:

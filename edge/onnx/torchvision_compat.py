@@ -1,13 +1,8 @@
-"""Import torchvision beside a torch that it was not compiled for.
+"""Import torchvision beside a torch that it was not compiled for, as on most Jetsons, where its operators fail to load.
 
-Where the two builds differ (a CPU torch beside the registry's torchvision; most Jetson installs), torchvision's
-compiled operators fail to load and `import torchvision` ends with `operator torchvision::nms does not exist`.
-Declaring the two operators that it registers Python code for is enough for models, datasets and transforms, and for
-onnx2torch, which imports it. Import it from here: `from rws.edge.onnx.torchvision_compat import torchvision`.
+Declaring the two that it registers Python code for is enough for models, datasets, transforms and onnx2torch.
 Upstream: https://github.com/pytorch/pytorch/issues/122494. Delete when `import torchvision` cannot fail that way.
 """
-
-from __future__ import annotations
 
 import sys
 

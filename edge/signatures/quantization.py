@@ -1,10 +1,7 @@
 """Symmetric integer quantisation of weight changes: `value · scale`, one scale per tensor or output channel.
 
-Robust Weight Signatures (Cai, Zhang, Wang, ICML 2023) stores signatures at 8 bit with one scale per tensor; one per
-output channel costs four bytes each and follows channels of different size.
+The paper (Cai, Zhang, Wang, ICML 2023) has 8 bit and one scale per tensor; one per channel costs four bytes each.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -17,8 +14,7 @@ from rws.errors import InputError
 Bits = Literal[4, 8, 16]
 Per = Literal["channel", "tensor"]
 
-# Below this a scale would lose precision as a subnormal float; the error bound of half a scale still holds.
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_SMALLEST_SCALE = np.finfo(np.float32).tiny  # a smaller one would lose precision as a subnormal float
 
 
 @dataclass(frozen=True)
@@ -50,18 +46,10 @@ def value_dtype(bits: Bits) -> type[np.int8] | type[np.int16]:
 
 
 def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -> Quantised:
-    """Quantise a weight change; the error of each value is at most half its scale.
+    """Quantise a weight change, float32 (out, ...), finite; the error of each value is at most half its scale.
 
-    Args:
-        delta: float32, shape (out, ...), finite.
-        bits: 4, 8 or 16.
-        per: "channel" for one scale per index of the first axis (a bias is then kept almost exactly), or "tensor".
-
-    Returns:
-        Values and scales; scale = max|delta| / (2^(bits−1) − 1), and 1 where everything is zero.
-
-    Raises:
-        InputError: if `delta` is not float32, has no axis, or is not finite; if `bits` or `per` is unknown.
+    The scale is max|delta| / (2^(bits−1) − 1), and 1 where everything is zero, for the tensor or for each index of the
+    first axis (a bias is then kept almost exactly). Raises InputError for any other `delta`, `bits` or `per`.
     """
     check_code(bits, per)
     if delta.dtype != np.float32 or delta.ndim == 0:
@@ -73,7 +61,7 @@ def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -
     scale = (largest / largest_value(bits)).astype(np.float32)
     # Rounded towards zero: the largest code times the scale can then never overflow float32.
     scale = np.where(scale * np.float64(largest_value(bits)) > largest, np.nextafter(scale, np.float32(0)), scale)
-    scale = np.where(largest > 0, np.maximum(scale, np.float32(_SMALLEST_SCALE)), np.float32(1))
+    scale = np.where(largest > 0, np.maximum(scale, _SMALLEST_SCALE), np.float32(1))
     quantised = Quantised(np.empty(delta.shape, value_dtype(bits)), np.asarray(scale, np.float32))
     codes = np.rint(delta.astype(np.float64) / quantised.columns)
     quantised.values[...] = np.clip(codes, -largest_value(bits), largest_value(bits))

@@ -1,24 +1,4 @@
-"""Robust weight signatures, and the file that holds them.
-
-A signature R_c is the change of the shallow weights that makes a model robust to corruption c (Cai, Zhang, Wang,
-"Robust Weight Signatures", ICML 2023). A set of them is stored as one safetensors file, format version 1:
-
-- The metadata MUST hold one key `rws`: a JSON object with exactly `format` ("rws-signatures"), `version` (1), `bits`
-  (4, 8 or 16), `per` ("channel" or "tensor"), `clean_sha256` (see `shallow_sha256`), `tensors` (a list of
-  {name, shape}, in the order of the network) and `names` (the signatures, in order).
-- For every signature and tensor there MUST be the values `<signature>/<tensor>` and the scale
-  `<signature>/<tensor>.scale`, and there MUST NOT be anything else.
-- Values MUST be int8 (8 bit) or int16 (16 bit) with the tensor's shape; at 4 bit uint8 with one axis, two values a
-  byte, the first in the low nibble, an odd last nibble zero. The most negative code (−8, −128, −32768) MUST NOT occur.
-- Scales MUST be float32 and above 0, their product with the largest code MUST be finite, their shape (out,) for
-  "channel" and () for "tensor".
-- A signature's name MUST be letters, digits, `_`, `.` or `-`, begin with a letter or digit, and not be `clean`.
-- A tensor's name MUST be printable text that does not end in `.scale`; its shape MUST have at least one axis and no
-  zero.
-- R_c = values · scale. A reader MUST refuse a file that breaks any of this.
-"""
-
-from __future__ import annotations
+"""Robust weight signatures, and the safetensors file that holds them; its format is in README.md in this folder."""
 
 import hashlib
 import math
@@ -35,16 +15,8 @@ from pydantic.dataclasses import dataclass as schema
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
-from rws.edge.signatures.quantization import (
-    Bits,
-    Per,
-    Quantised,
-    check_code,
-    dequantise,
-    largest_value,
-    quantise,
-    value_dtype,
-)
+from rws.edge.signatures import quantization
+from rws.edge.signatures.quantization import Bits, Per, Quantised
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
 from rws.errors import FormatError, SignatureError
 from rws.oracle.belief import CLEAN
@@ -79,7 +51,7 @@ SignatureNames = Annotated[
 
 @schema(frozen=True, config=STRICT)
 class Metadata:
-    """What the file says about its tensors, but for `format` and `version`; see the module."""
+    """What the file says about its tensors, but for `format` and `version`."""
 
     bits: Annotated[Bits, Whole, Field(description="4, 8 or 16")]
     per: Per
@@ -88,7 +60,7 @@ class Metadata:
     names: SignatureNames
 
     @classmethod
-    def parse(cls, document: object, source: str) -> Metadata:
+    def parse(cls, document: object, source: str) -> "Metadata":
         """Check a document; raise SignatureError, which begins with `source`, if it breaks the format."""
         return validate(cls, document, source, cure=_CURE, error=SignatureError)
 
@@ -108,16 +80,11 @@ def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SignatureSet:
-    """Signatures for one model: name → {tensor: quantised change}.
-
-    Build one with `from_deltas`, `load` or `from_bytes`, which check everything.
+    """Signatures for one model. Build one with `from_deltas`, `load` or `from_bytes`, which check everything.
 
     Args:
         clean_hash: `shallow_sha256` of the clean tensors that the signatures were made for.
-        bits: 4, 8 or 16.
-        per: "channel" or "tensor".
-        shapes: tensor name → shape, in the order of the network.
-        entries: signature name → tensor name → values and scale, in the order of `shapes`.
+        shapes: tensor name → shape, in the order of the network, which is that of the tensors in `entries`, too.
     """
 
     clean_hash: str
@@ -138,14 +105,12 @@ class SignatureSet:
 
     def get(self, name: str) -> dict[str, NDArray[np.float32]]:
         """Return a signature, dequantised: tensor name → float32 change; raise SignatureError if there is none."""
-        return {tensor: dequantise(entry) for tensor, entry in self._entry(name).items()}
+        return {tensor: quantization.dequantise(entry) for tensor, entry in self._entry(name).items()}
 
-    def with_signatures(self, other: SignatureSet, names: Iterable[str]) -> SignatureSet:
+    def with_signatures(self, other: "SignatureSet", names: Iterable[str]) -> "SignatureSet":
         """Return a set of these signatures, then those of `other` called `names`.
 
-        Raises:
-            SignatureError: if a name is taken or unknown, or `other` is for another model (`fitted_to` transfers it)
-                or of another code.
+        Raises SignatureError if a name is taken or unknown, or `other` is for another model (see `fitted_to`) or code.
         """
         if (other.bits, other.per) != (self.bits, self.per):
             found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
@@ -157,46 +122,39 @@ class SignatureSet:
             raise SignatureError(f"signature {taken[0]!r} is already there; remove it first")
         return replace(self, entries={**self.entries, **added})
 
-    def without(self, name: str) -> SignatureSet:
+    def without(self, name: str) -> "SignatureSet":
         """Return a set without one signature; raise SignatureError if there is none of the name, or no other."""
         self._entry(name)
         if len(self.entries) == 1:
             raise SignatureError(f"signature {name!r} is the only one; add another before removing it")
         return replace(self, entries={key: entry for key, entry in self.entries.items() if key != name})
 
-    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> SignatureSet:
-        """Return these signatures, checked against the clean tensors of a model.
+    def fitted_to(self, clean: Mapping[str, NDArray[np.float32]], transfer: bool = False) -> "SignatureSet":
+        """Return these signatures, checked against a model's clean tensors in the order of the network.
 
-        Args:
-            clean: the model's clean tensors, in the order of the network.
-            transfer: accept signatures that were made for other weights of the same names and shapes (the paper's
-                transfer; strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
+        With `transfer` they may have been made for other weights of the same names and shapes (the paper's transfer;
+        strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
 
-        Raises:
-            SignatureError: if names, order or shapes differ, or the weights do and `transfer` is off.
+        Raises SignatureError if names, order or shapes differ, or the weights do and `transfer` is off.
         """
-        cure = "extract signatures for this model"
+        cure, patched = "extract signatures for this model", ", ".join(clean)
         if unknown := [name for name in self.tensors if name not in clean]:
-            raise SignatureError(
-                f"signatures name the tensor {unknown[0]!r}, which the model does not patch; it patches "
-                f"{', '.join(clean)}: {cure}"
-            )
+            found = f"signatures name the tensor {unknown[0]!r}, which the model does not patch"
+            raise SignatureError(f"{found}; it patches {patched}: {cure}")
         if self.tensors != tuple(clean):
             found = ", ".join(self.tensors)
-            raise SignatureError(f"signatures patch {found}, but the model's tensors are {', '.join(clean)}; {cure}")
+            raise SignatureError(f"signatures patch {found}, but the model's tensors are {patched}; {cure}")
         for name, shape in self.shapes.items():
-            if (found_shape := clean[name].shape) != shape:
-                raise SignatureError(
-                    f"signatures have shape {shape} for the tensor {name!r}, the model has {found_shape}; {cure}"
-                )
+            if clean[name].shape != shape:
+                found = f"shape {shape} for the tensor {name!r}, the model has {clean[name].shape}"
+                raise SignatureError(f"signatures have {found}; {cure}")
         found = shallow_sha256(clean)
         if found == self.clean_hash:
             return self
         if not transfer:
-            raise SignatureError(
-                f"signatures were made for clean weights {self.clean_hash[:12]}…, the model has {found[:12]}…; extract "
-                f"them for this model, or allow the transfer (--transfer) and calibrate α again"
-            )
+            fault = f"signatures were made for clean weights {self.clean_hash[:12]}…, the model has {found[:12]}…"
+            cure = "extract them for this model, or allow the transfer (--transfer) and calibrate α again"
+            raise SignatureError(f"{fault}; {cure}")
         return replace(self, clean_hash=found)
 
     @classmethod
@@ -207,33 +165,27 @@ class SignatureSet:
         per: Per = "channel",
         *,
         clean_hash: str,
-    ) -> SignatureSet:
+    ) -> "SignatureSet":
         """Quantise weight changes into a set.
 
         Args:
-            deltas: signature name → tensor name → change of that tensor, float32, finite; every signature with the
-                same tensors, in the order of the network.
-            bits, per, clean_hash: as for the class.
-
-        Raises:
-            SignatureError: if a name, shape, dtype or value is not allowed, or two signatures differ in their tensors.
-            InputError: if `bits` or `per` is unknown.
+            deltas: signature name → tensor name → change, float32, finite; every signature with the same tensors, in
+                the order of the network. Raises SignatureError for others, InputError for an unknown `bits` or `per`.
         """
-        check_code(bits, per)
+        quantization.check_code(bits, per)
         first = next(iter(deltas.values()), {})
         shapes = {tensor: delta.shape for tensor, delta in first.items()}
         Metadata.parse(_metadata(clean_hash, bits, per, shapes, deltas), "signatures")
         entries = {}
         for name, parts in deltas.items():
             if tuple(parts) != tuple(shapes):
-                raise SignatureError(
-                    f"signature {name!r} has the tensors {', '.join(parts)}, expected {', '.join(shapes)}"
-                )
+                found = f"{', '.join(parts)}, expected {', '.join(shapes)}"
+                raise SignatureError(f"signature {name!r} has the tensors {found}")
             for tensor, delta in parts.items():
                 if delta.shape != shapes[tensor] or delta.dtype != np.float32 or not np.isfinite(delta).all():
                     expected = f"finite float32 {shapes[tensor]}"
                     raise SignatureError(f"signature {name!r}: {tensor!r} is {_describe(delta)}, expected {expected}")
-            entries[name] = {tensor: quantise(delta, bits, per) for tensor, delta in parts.items()}
+            entries[name] = {tensor: quantization.quantise(delta, bits, per) for tensor, delta in parts.items()}
         return cls(clean_hash, bits, per, shapes, entries)
 
     def save(self, path: str | Path) -> None:
@@ -241,7 +193,7 @@ class SignatureSet:
         atomic_write_bytes(path, self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> SignatureSet:
+    def load(cls, path: str | Path) -> "SignatureSet":
         """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
             data = Path(path).read_bytes()
@@ -262,7 +214,7 @@ class SignatureSet:
         return write_tensors(tensors, {"format": FORMAT, "version": VERSION, **metadata})
 
     @classmethod
-    def from_bytes(cls, data: bytes, source: str = "signatures") -> SignatureSet:
+    def from_bytes(cls, data: bytes, source: str = "signatures") -> "SignatureSet":
         """Read a file's bytes; raise SignatureError if they break the format. Errors begin with `source`."""
         try:
             tensors, description = read_tensors(data, source)
@@ -306,9 +258,10 @@ def _metadata(
 def _read_entry(
     tensors: Mapping[str, NDArray[Any]], key: str, shape: tuple[int, ...], metadata: Metadata, source: str
 ) -> Quantised:
-    bits, values, scale, largest = metadata.bits, tensors[key], tensors[key + _SCALE], largest_value(metadata.bits)
+    bits, values, scale = metadata.bits, tensors[key], tensors[key + _SCALE]
+    largest = quantization.largest_value(bits)
     expected = {
-        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (value_dtype(bits), shape),
+        key: (np.uint8, ((math.prod(shape) + 1) // 2,)) if bits == 4 else (quantization.value_dtype(bits), shape),
         key + _SCALE: (np.float32, shape[:1] if metadata.per == "channel" else ()),
     }
     fault = ""

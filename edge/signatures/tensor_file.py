@@ -1,14 +1,11 @@
 """The safetensors files of this project, read from verified bytes.
 
-The description of a file is JSON under one metadata key: safetensors writes several keys in random order, and the same
-content must give the same bytes.
+A file's description is JSON under one key: safetensors writes several in random order, and bytes must be the same.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,13 +19,6 @@ _DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I3
 _METADATA_KEY = "rws"
 
 
-class TensorFile(NamedTuple):
-    """The tensors of a file (read-only, little-endian), and the JSON object that describes them."""
-
-    tensors: dict[str, NDArray[Any]]
-    description: Mapping[str, Any]
-
-
 def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
     """The bytes of a safetensors file with `tensors`, and `description` as JSON metadata."""
     metadata = {_METADATA_KEY: json.dumps(description, sort_keys=True)}
@@ -36,16 +26,11 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
     return bytes(safetensors.numpy.save(contiguous, metadata))
 
 
-def read_tensors(data: bytes, source: str) -> TensorFile:
-    """Read a safetensors file.
+def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
+    """Return the tensors of a file (read-only, little-endian), and the JSON object that describes them.
 
-    Args:
-        data: the whole file.
-        source: what an error begins with.
-
-    Raises:
-        FormatError: if it is not a whole safetensors file, holds other types than integers, booleans and floats of 32
-            or 64 bit, or has no description.
+    Raises FormatError if it is not a whole one, has no description, or holds other types than integers, booleans and
+    floats of 32 or 64 bit.
     """
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
@@ -54,17 +39,15 @@ def read_tensors(data: bytes, source: str) -> TensorFile:
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
-            raise FormatError(
-                f"{source}: tensor {name!r} has type {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
-            )
+            found = f"{entry['dtype']}, expected one of {', '.join(_DTYPES)}"
+            raise FormatError(f"{source}: tensor {name!r} has type {found}")
         tensors[name] = np.frombuffer(bytes(entry["data"]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    cure = "was it written by rws?"
     try:
         description = parse_json(header["__metadata__"][_METADATA_KEY].encode())
     except (KeyError, ValueError) as error:
-        raise FormatError(
-            f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); was it written by rws?"
-        ) from error
+        raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); {cure}") from error
     if not isinstance(description, dict):
-        raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; was it written by rws?")
-    return TensorFile(tensors, description)
+        raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; {cure}")
+    return tensors, description

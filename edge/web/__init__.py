@@ -1,7 +1,5 @@
 """A web page, a picture stream, metrics and a health check of a running frame loop; needs the extra `serve`."""
 
-from __future__ import annotations
-
 from rws.edge.common.extras import require
 
 with require("serve"):

@@ -1,7 +1,5 @@
 """From `127.0.0.1:8080` to a listening socket."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import re
@@ -23,11 +21,7 @@ _DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone, which means this machine only.
-
-    Raises:
-        InputError: if it is written otherwise, or the port is above 65535.
-    """
+    """Return host and port of `HOST:PORT`, `[IPv6]:PORT` or a port alone (on this machine); else raise InputError."""
     match = _ADDRESS.fullmatch(address)
     port = int(match["port"]) if match else -1
     if match is None or port > 65535:
@@ -36,24 +30,17 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens at `address`; port 0 takes any that is free.
-
-    Raises:
-        InputError: if the address is malformed, or its host unknown.
-        RwsError: if it is taken or unavailable.
-    """
+    """Return a socket that listens at `address`, port 0 at any; raise InputError if unknown, RwsError if taken."""
     host, port = parse(address)
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise InputError(f"{address}: the host {host!r} is unknown here; give an IP address of this machine") from error
     try:
-        listener = socket.create_server(
-            place, family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
-        )
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(place, family=family, dualstack_ipv6=both)
     except OSError as error:
-        number = error.errno or 0
-        reason = _REASONS.get(number, error.strerror or str(error))
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise RwsError(f"{address}: cannot serve there: {reason}") from error
     # Both are handed down to each connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

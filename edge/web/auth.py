@@ -1,7 +1,5 @@
 """Access control: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re
@@ -22,16 +20,10 @@ WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other 
 
 
 def check_token(token: str) -> str:
-    """Return the token if it is a valid one.
-
-    Raises:
-        InputError: if it is shorter than 8 characters, or holds a space or a control character.
-    """
+    """Return the token; raise InputError if it has under 8 characters, or holds a space or a control character."""
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
-        raise InputError(
-            f"the token has {len(token)} characters; expected at least {MIN_TOKEN}, without spaces: "
-            "whoever has it sees the camera"
-        )
+        expected = f"at least {MIN_TOKEN}, without spaces: whoever has it sees the camera"
+        raise InputError(f"the token has {len(token)} characters; expected {expected}")
     return token
 
 
@@ -57,25 +49,20 @@ class TokenAuth:
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request, or reject it; a middleware of aiohttp."""
         if self._token is None:
-            if self._is_local(request.host):
-                return await handler(request)
-            return web.Response(status=403, text=WRONG_HOST)
-        if not self._is_known(request):
+            name = re.sub(r":[0-9]+$", "", request.host).lower()
+            local = name in self._hosts or is_loopback(name)
+            return await handler(request) if local else web.Response(status=403, text=WRONG_HOST)
+        if not self._is_known(request, self._token):
             return web.Response(status=401, text=REFUSED, headers={"WWW-Authenticate": "Bearer"})
         if request.path == "/" and "token" in request.query:
             return self._signed_in(request)
         return await handler(request)
 
-    def _is_local(self, host: str) -> bool:
-        name = re.sub(r":[0-9]+$", "", host).lower()
-        return name in self._hosts or is_loopback(name)
-
-    def _is_known(self, request: web.Request) -> bool:
-        assert self._token is not None
+    def _is_known(self, request: web.Request, token: str) -> bool:
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         return (
-            (scheme.lower() == "bearer" and _same(sent.strip(), self._token))
-            or _same(request.query.get("token", ""), self._token)
+            (scheme.lower() == "bearer" and _same(sent.strip(), token))
+            or _same(request.query.get("token", ""), token)
             or _same(request.cookies.get(self._cookie_name, ""), self._cookie)
         )
 

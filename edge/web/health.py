@@ -1,7 +1,5 @@
 """The health of a run, for a supervisor that asks every few seconds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rws.edge.monitoring.run_status import LOST, RunStatus
@@ -9,14 +7,7 @@ from rws.edge.monitoring.run_status import LOST, RunStatus
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run.
-
-    Args:
-        status: `ok`, `lost`, `ended` or `stale`.
-        reason: in words; "" if all is well.
-        since_result_s: seconds since the newest result; None before the first.
-        source: the source's state.
-    """
+    """The health of a run: `ok`, `lost`, `ended` or `stale`, why, the newest result's age, and the source's state."""
 
     status: str
     reason: str
@@ -25,12 +16,7 @@ class Health:
 
 
 def health(status: RunStatus, stale_after: float) -> Health:
-    """Judge the status of a run.
-
-    Args:
-        status: of a `Monitor`.
-        stale_after: seconds that a run may go without a result, at its start as well.
-    """
+    """Judge the status of a run, which may go `stale_after` seconds without a result, at its start as well."""
     source, since = status.source, status.since_result_s
     silent = status.uptime_s if since is None else since
     word, reason = "ok", ""

@@ -1,7 +1,5 @@
 """The newest frame as a JPEG, encoded only on demand."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 
@@ -17,14 +15,9 @@ QUALITY = 80
 
 
 class JpegEncoder:
-    """Encodes the newest frame; any thread may replace it, one event loop asks for its JPEG.
+    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it.
 
-    Args:
-        max_fps: frames encoded per second, at most, for any number of viewers.
-
-    Attributes:
-        frame: the newest frame; None before the first.
-        next_at: when the next frame may be encoded, seconds of `time.monotonic`.
+    Its `next_at`, seconds of `time.monotonic`, is when the next frame may be encoded.
     """
 
     def __init__(self, max_fps: float) -> None:
@@ -36,10 +29,7 @@ class JpegEncoder:
         self.next_at = 0.0
 
     async def newest(self) -> bytes | None:
-        """Return the JPEG of the newest frame, or of one that is at most a period older; None before the first.
-
-        It is the same object until there is another JPEG.
-        """
+        """Return the JPEG of a frame at most a period old, the same object until there is another; None before."""
         async with self._lock:
             frame, now = self.frame, time.monotonic()
             if frame is not None and frame is not self._encoded and now >= self.next_at:
@@ -51,11 +41,7 @@ class JpegEncoder:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of a frame, at most 960 pixels wide; small frames grow by whole factors.
-
-    Args:
-        image: uint8, shape (H, W, 3), RGB.
-    """
+    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
     picture = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

@@ -1,19 +1,19 @@
 """The web server next to a running frame loop, in a separate thread."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import math
 import secrets
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -23,20 +23,13 @@ from prometheus_client.exposition import choose_encoder
 from rws.edge.common.closing import Closing
 from rws.edge.monitoring.metrics import registry
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.pipeline import STAGES
+from rws.edge.pipeline import STAGES, Result
 from rws.edge.web import address as addresses
-from rws.edge.web.auth import Handler, TokenAuth, check_token
+from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
 from rws.oracle.belief import FAMILIES
-
-if TYPE_CHECKING:
-    import socket
-
-    from typing_extensions import Self
-
-    from rws.edge.pipeline import Result
-    from rws.records import Frame
+from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two looks for a newer image
@@ -53,8 +46,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
-VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}
-"""What the page needs to know of the project: the stages of a frame, and the corruptions of each family."""
+VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # what the page knows of the project
 
 log = logging.getLogger(__name__)
 
@@ -65,32 +57,19 @@ class PageServer(Closing):
     A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
     the frame. It costs nothing without viewers and never blocks on slow ones.
 
-    At a loopback address, anyone on this machine may look. At any other address, requests require the token.
-
     Args:
-        address: `HOST:PORT`; port 0 takes any that is free.
-        monitor: of the run.
-        token: what a request must bring; None: generated if the address is not loopback.
+        address: `HOST:PORT`; port 0 takes any that is free. Raises RwsError on entry if it cannot serve there.
+        token: what a request must bring; None: generated, but at a loopback address, where anyone may look.
         stale_after: seconds without a result after which `/health` answers 503.
         max_fps: images per second, at most.
-
-    Attributes:
-        port, url, token: where it listens, the page's URL without the token, and the token, if any; set on entry.
-
-    Raises:
-        InputError: if the token is too short; on entry, if the address is malformed or its host unknown.
-        RwsError: on entry, if the address is taken or unavailable.
     """
 
     def __init__(
         self, address: str, monitor: Monitor, *, token: str | None = None, stale_after: float = 10, max_fps: float = 15
     ) -> None:
-        self.address = address
-        self.monitor = monitor
+        self.address, self.monitor, self.stale_after = address, monitor, stale_after
         self.token = None if token is None else check_token(token)
-        self.stale_after = stale_after
-        self.port = 0
-        self.url = ""
+        self.port, self.url = 0, ""
         self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -109,7 +88,7 @@ class PageServer(Closing):
         """Show this frame from now on; its image must not change afterwards."""
         self._encoder.frame = frame
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PageServer":
         listener = addresses.listen(self.address)
         place = listener.getsockname()
         self.port = place[1]
@@ -159,13 +138,14 @@ class PageServer(Closing):
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():
             text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
-            application.router.add_get("/" if name == "page.html" else f"/{name}", _page(text, kind))
+            application.router.add_get("/" if name == "page.html" else f"/{name}", partial(_page, text, kind))
         application.router.add_get("/frame.jpg", self._frame)
         application.router.add_get("/api/status", self._status)
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
-        application.router.add_get("/stream.mjpg", self._stream_mjpeg, allow_head=False)
-        application.router.add_get("/events", self._stream_events, allow_head=False)
+        parts, reports = f"multipart/x-mixed-replace; boundary={BOUNDARY}", "text/event-stream"
+        application.router.add_get("/stream.mjpg", partial(self._stream, parts, self._parts), allow_head=False)
+        application.router.add_get("/events", partial(self._stream, reports, self._reports), allow_head=False)
         return application
 
     async def _frame(self, request: web.Request) -> web.Response:
@@ -185,13 +165,9 @@ class PageServer(Closing):
         found = health(self.monitor.status(), self.stale_after)
         return _json_response(asdict(found), status=200 if found.status == "ok" else 503)
 
-    async def _stream_mjpeg(self, request: web.Request) -> web.StreamResponse:
-        return await self._stream(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}", self._parts())
-
-    async def _stream_events(self, request: web.Request) -> web.StreamResponse:
-        return await self._stream(request, "text/event-stream", self._reports())
-
-    async def _stream(self, request: web.Request, kind: str, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
+    async def _stream(
+        self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request
+    ) -> web.StreamResponse:
         """Send a streaming response; its client counts as a viewer until it leaves or is too slow."""
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         task = asyncio.current_task()
@@ -199,7 +175,7 @@ class PageServer(Closing):
         self._streams.add(task)
         try:
             await response.prepare(request)
-            async for chunk in chunks:
+            async for chunk in chunks():
                 await asyncio.wait_for(response.write(chunk), SLOW_AFTER)
         except asyncio.TimeoutError:
             if request.transport is not None:
@@ -241,11 +217,8 @@ def _worth_telling(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-def _page(text: str, kind: str) -> Handler:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(text=text, content_type=f"text/{kind}")
-
-    return answer
+async def _page(text: str, kind: str, request: web.Request) -> web.StreamResponse:
+    return web.Response(text=text, content_type=f"text/{kind}")
 
 
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:

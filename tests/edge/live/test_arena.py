@@ -260,5 +260,5 @@ class TestLayouts:
 
 def test_the_worked_example_of_a_layout():
     found = doctest.testmod(layout)
-    assert found.attempted >= 5
+    assert found.attempted >= 3
     assert not found.failed
