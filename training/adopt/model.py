@@ -1,17 +1,11 @@
-"""Convert a third-party classifier so that signatures can be trained for it.
-
-The graph is brought to the bundle's contract (float32 NCHW, RGB, 0…1 in, logits out, any batch) by nodes in front of
-it and by what is cut off behind it; ONNX Runtime folds its constants; BatchNorm is folded into the convolutions. The
-outputs are compared with those of the original model.
-"""
-
-from __future__ import annotations
+"""Convert a third-party classifier so that signatures can be trained for it; its outputs stay the same."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -63,8 +57,7 @@ def load_classifier(model: str, size: int | None) -> bytes:
         size: side of the module's input, pixels; not needed for a file.
 
     Raises:
-        InputError: if there is no such module or factory, it fails or gives no module that can be exported, or `size`
-            is missing.
+        InputError: if the factory cannot be used, or `size` is missing.
         BundleError: if the file cannot be read.
     """
     name, colon, factory = model.partition(":")
@@ -134,21 +127,21 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     prepend(proto, preprocessing, side, channels_last)
     if channels_last:
         changes.append("a transpose from NCHW to its NHWC was put in front")
-    if not preprocessing.is_none:
+    if preprocessing != Preprocessing():
         changes.append(f"its preprocessing was put in front: {preprocessing}")
     version = opset(proto)
     proto = lowered(proto)
     if opset(proto) != version:
         changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
     proto = prepare(simplified(proto))
-    result = output_shape(proto)
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)
     except Exception as error:  # ONNX Runtime raises types of its own that share no base but Exception
         raise BundleError(f"model: ONNX Runtime cannot run two images of {side} px ({first_line(error)})") from error
     if found.ndim != 2 or len(found) != 2:
-        raise BundleError(f"model: gives {_written(result)}, expected logits (N, classes); export the classifier")
+        shape = output_shape(proto)
+        raise BundleError(f"model: gives {_written(shape)}, expected logits (N, classes); export the classifier")
     expected = np.concatenate([_run_original(original, preprocessing, channels_last, image) for image in images])
     if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < TOLERANCE:
         raise BundleError("model: gives probabilities, expected logits; export it without what turns them into those")
@@ -178,15 +171,12 @@ def _side(found: Sequence[int | None], size: int | None) -> int:
         raise InputError("model: leaves its height and width free; say with --size how many pixels to build for")
     if height is not None and size not in (None, height):
         raise InputError(f"--size {size}, but the model takes {height}x{height} pixels; leave --size out")
-    side = height if height is not None else size
-    assert side is not None
-    return side
+    return cast(int, size if height is None else height)
 
 
 def _run_original(
     original: onnx.ModelProto, preprocessing: Preprocessing, channels_last: bool, image: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """What the model as it came gives for one image (3, H, W), RGB, 0…1, preprocessed here in NumPy."""
     x = image[::-1] if preprocessing.bgr else image
     mean, std = (np.array(values).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     x = ((x * preprocessing.scale - mean) / std).astype(np.float32)

@@ -1,7 +1,5 @@
 """The recipe of a build: one validated schema, in which every key is known and every value has its type and range."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass
@@ -54,10 +52,8 @@ class SignatureRecipe:
     """Which signatures to ship.
 
     Args:
-        way: `tuned` or `residual`.
         layers: the shallowest n layers are signed.
-        severity: severity of the training images.
-        bits, per: quantisation.
+        severity: of the training images.
         projection: of the `residual` way.
         fold_first: θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
             layers' statistics cannot take over what the shallow weights should learn.
@@ -104,9 +100,6 @@ class Recipe:
     """Everything that decides a bundle, besides the images.
 
     Args:
-        name: of the bundle.
-        seed: the one seed of the whole build.
-        data, model: what to learn from, and which classifier.
         init: the standard model that is trained first.
         continued: how θ_std continues from it on clean images.
         robust: how each θ_r continues from it on corrupted ones.
@@ -146,11 +139,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
-    """Read a TOML file as a recipe; see `check_recipe`.
-
-    Raises:
-        FormatError: if it is not TOML, or has an unknown key, or a value of the wrong type or out of range.
-    """
+    """Read a TOML file as a recipe; FormatError if it is none, else as `check_recipe`."""
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -177,8 +166,8 @@ def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, defaul
 
 def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` over `default`; mappings in both are merged."""
-    both = {key: (default.get(key), value) for key, value in content.items()}
-    return dict(default) | {
-        key: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
-        for key, (old, new) in both.items()
-    }
+    merged = dict(default)
+    for key, new in content.items():
+        old = default.get(key)
+        merged[key] = _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return merged

@@ -1,8 +1,6 @@
 """Get or make: artefacts in files, each made once, and jobs that several processes share through a folder.
 
-An artefact is a file `<name>` with a note `<name>.from` beside it: what it was made from (its identity, JSON) and the
-SHA-256 of its bytes. The note is written first, so a file that its note does not fit is never taken for a whole one.
-A lock is a file that the system frees when the process that holds it dies.
+Beside a file lies its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -39,15 +37,9 @@ class Codec(Generic[T]):
     decode: Callable[[bytes], T]
 
 
-def _encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def _written(write: Callable[[io.BytesIO], None]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _encode_state(state: Mapping[str, torch.Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    write(buffer)
     return buffer.getvalue()
 
 
@@ -55,12 +47,14 @@ JSON: Codec[Any] = Codec(lambda value: json.dumps(value).encode(), json.loads)
 """Plain data."""
 
 ARRAYS: Codec[Mapping[str, NDArray[Any]]] = Codec(
-    _encode_arrays, lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False))
+    lambda arrays: _written(lambda file: np.savez_compressed(file, **arrays)),  # type: ignore[arg-type]
+    lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False)),
 )
 """Arrays by name, `.npz`."""
 
 STATE: Codec[Mapping[str, torch.Tensor]] = Codec(
-    _encode_state, lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    lambda state: _written(lambda file: torch.save(dict(state), file)),
+    lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"),
 )
 """A state dict, `.pt`; it comes back on the CPU."""
 
@@ -83,7 +77,7 @@ class Entry(Generic[T]):
     """One artefact of a store.
 
     Args:
-        store: the store.
+        store: where it lies.
         name: of its file, with its suffix.
         identity: what it is made from: JSON data, in which dataclasses may stand.
         codec: how it is written and read.
@@ -99,11 +93,7 @@ class Entry(Generic[T]):
         """Where a training may keep what it goes on from; removed when the artefact is there."""
 
     def load(self) -> T | None:
-        """The artefact, or None where it is not made yet; writes nothing.
-
-        Raises:
-            InputError: if the store refuses a file that is damaged or was made from something else.
-        """
+        """The artefact, or None where it is not made yet; InputError if the store refuses the file that is there."""
         if self._path is None or not self._store.resume or not self._path.exists():
             return None
         note, content = _read_note(self._path), self._path.read_bytes()
@@ -126,11 +116,7 @@ class Entry(Generic[T]):
         return self._codec.decode(content)
 
     def get(self, make: Callable[[], T]) -> T:
-        """The artefact; makes it where it is not there yet, unless another process does so meanwhile.
-
-        Raises:
-            InputError: as `load`.
-        """
+        """The artefact; makes it where it is not there yet, unless another process does so meanwhile; see `load`."""
         found = self.load()
         if found is not None:
             return found
@@ -177,25 +163,22 @@ def _note(path: Path) -> Path:
 
 def _read_note(path: Path) -> Mapping[str, Any]:
     """What lies beside a file; nothing where that is not a note."""
-    try:
+    with suppress(FileNotFoundError, ValueError):
         found = json.loads(_note(path).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 @contextmanager
 def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
     """Hold a name in a folder; gives False at once where another process holds it and `wait` is off."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{name}.lock")
-    try:
+    lock = FileLock(folder / f".{name}.lock")  # freed by the system when the process that holds it dies
+    with suppress(Timeout):
         lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
