@@ -230,8 +230,7 @@ class AdoptionBuild:
 
     def _corrupted(self, corruption: str) -> Tensor:
         """The corrupted crops, uint8 (draws · N, 3, crop, crop)."""
-        count = len(self.train)
-        low, high = self.recipe.severities
+        count, (low, high) = len(self.train), self.recipe.severities
         parts = []
         for draw, places in enumerate(torch.split(self._crops, count)):
             seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), count)

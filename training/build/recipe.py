@@ -91,8 +91,7 @@ class StreamRecipe:
 
     def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
         """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
-        pace = {"drift": self.drift, "evidence": self.evidence, "share": self.share}
-        return {"jump": self.jump, **pace, "prior": prior}
+        return {name: getattr(self, name) for name in ("jump", "drift", "evidence", "share")} | {"prior": prior}
 
 
 @dataclass(frozen=True, config=STRICT)

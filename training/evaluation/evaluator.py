@@ -1,7 +1,5 @@
 """The one evaluator: answers of a bundle's model to frames under any mix, and what its oracle believes of them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +55,8 @@ DEFAULTS = EvaluationOptions()
 
 def as_input(pixels: Tensor) -> NDArray[np.float32]:
     """Convert uint8 images (N, 3, H, W), RGB, to the model's input, float32, 0…1."""
-    return np.asarray(pixels.cpu().numpy(), np.float32) / np.float32(255)
+    x: NDArray[np.float32] = pixels.cpu().numpy().astype(np.float32) / np.float32(255)
+    return x
 
 
 def mix_key(mix: Mapping[str, float]) -> MixKey:
@@ -73,20 +72,6 @@ def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
 def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
     """Return what the oracle believes of each frame on its own."""
     return [Belief(oracle.corruptions, oracle.levels, joint) for joint in observe(oracle, frames.pixels)]
-
-
-def prepare(
-    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
-) -> tuple[Evaluator, list[Belief]]:
-    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
-
-    The purpose is `test`, or `validation` for images by which something is chosen.
-    """
-    order = shuffled(images, None, options.seed)
-    limit = options.validation_limit if purpose == "validation" else options.limit
-    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
-    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
-    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
 
 
 def ground_truth_mixes(policy: ReferencePolicy, frames: Frames) -> list[Mix]:
@@ -164,3 +149,17 @@ class Evaluator:
             for (key, frame), answer in zip(missing, classes.tolist(), strict=True):
                 self._known[key][frame] = answer
         return np.array([self._known[key][frame] for key, frame in zip(keys, frames, strict=True)], np.int64)
+
+
+def prepare(
+    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
+) -> tuple[Evaluator, list[Belief]]:
+    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+
+    The purpose is `test`, or `validation` for images by which something is chosen.
+    """
+    order = shuffled(images, None, options.seed)
+    limit = options.validation_limit if purpose == "validation" else options.limit
+    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
+    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
+    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)

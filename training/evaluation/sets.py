@@ -59,7 +59,7 @@ def evaluation_sets(
         sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
     for found in sets:
         images = fitted(found.images, classes, size, source)
-        yield EvaluationSet(found.corruption, found.severity, subset(images, limit, seed))
+        yield replace(found, images=subset(images, limit, seed))
 
 
 def corrupted_sets(
@@ -75,12 +75,10 @@ def corrupted_sets(
 
 
 def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[EvaluationSet]:
-    if (folder / CLEAN).is_dir():
-        yield EvaluationSet(CLEAN, 0, load_images(folder / CLEAN))
-    for name in CORRUPTIONS:
-        for severity in severities:
-            if (folder / name / str(severity)).is_dir():
-                yield EvaluationSet(name, severity, load_images(folder / name / str(severity)))
+    sets = [(name, severity, folder / name / str(severity)) for name in CORRUPTIONS for severity in severities]
+    for name, severity, place in [(CLEAN, 0, folder / CLEAN), *sets]:
+        if place.is_dir():
+            yield EvaluationSet(name, severity, load_images(place))
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[EvaluationSet]:

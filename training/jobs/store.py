@@ -44,19 +44,16 @@ def _written(write: Callable[[io.BytesIO], None]) -> bytes:
 
 
 JSON: Codec[Any] = Codec(lambda value: json.dumps(value).encode(), json.loads)
-"""Plain data."""
 
 ARRAYS: Codec[Mapping[str, NDArray[Any]]] = Codec(
     lambda arrays: _written(lambda file: np.savez_compressed(file, **arrays)),  # type: ignore[arg-type]
     lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False)),
-)
-"""Arrays by name, `.npz`."""
+)  # arrays by name, `.npz`
 
 STATE: Codec[Mapping[str, torch.Tensor]] = Codec(
     lambda state: _written(lambda file: torch.save(dict(state), file)),
     lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"),
-)
-"""A state dict, `.pt`; it comes back on the CPU."""
+)  # a state dict, `.pt`; it comes back on the CPU
 
 
 def _encode_scored(value: tuple[bytes, Any]) -> bytes:
@@ -69,8 +66,8 @@ def _decode_scored(content: bytes) -> tuple[bytes, Any]:
     return found["content"].tobytes(), json.loads(str(found["scores"]))
 
 
+# The content of a file, and what was measured of it as plain data, `.npz`.
 SCORED: Codec[tuple[bytes, Any]] = Codec(_encode_scored, _decode_scored)
-"""The content of a file, and what was measured of it as plain data, `.npz`."""
 
 
 class Entry(Generic[T]):
@@ -138,9 +135,8 @@ class Store:
 
     Args:
         folder: where they are; created when one is made. None keeps none.
-        other: what becomes of a file that was made from something else: `refuse` raises an error, `remake` replaces
-            it, `keep` has a file for each identity, with its digest in the name. A damaged file is refused under
-            `refuse`, else made again.
+        other: what becomes of a file that is damaged or was made from something else: `refuse` raises an error,
+            `remake` replaces it, `keep` too, but has a file for each identity, with its digest in the name.
         resume: whether what is there may be taken.
     """
 
