@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -87,10 +87,8 @@ class AdoptionBuild:
     Args:
         model: the classifier; see `adopt_model`.
         pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
-        recipe: everything else that decides the result.
         work: folder for parts and the log; created.
         classes: names in the order of the logits; None: `class 0`, ….
-        name: of the bundle.
         progress: called with {job, seconds, …}.
 
     Raises:
@@ -133,7 +131,7 @@ class AdoptionBuild:
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._store = Store(work, "refuse")
-        self._progress = progress
+        self._report = partial(job_log, work, progress=progress)
 
     def _trainable(self) -> tuple[str, nn.Module, dict[str, Tensor]]:
         proto, tensors, size = self._proto, self.tensors, self.model.size
@@ -175,9 +173,6 @@ class AdoptionBuild:
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
         return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
-
-    def _report(self, job: str) -> Progress:
-        return job_log(self.work, job, self._progress)
 
     @cached_property
     def _crop(self) -> int:
@@ -314,10 +309,8 @@ class AdoptionBuild:
     def _measure_gain(self) -> dict[str, NDArray[Any]]:
         began, report = time.monotonic(), self._report("gain")
         model = OnnxModel(self.model.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
-        names, recipe = self.signatures.names, self.recipe
-        table = measure_gain(
-            model, names, self.held_out, recipe.calibration, LEVELS, seed=recipe.seed, soft=True, report=report
-        )
+        how = (model, self.signatures.names, self.held_out, self.recipe.calibration, LEVELS)
+        table = measure_gain(*how, seed=self.recipe.seed, soft=True, report=report)
         scores = self._held_out_scores(model, table)
         report({"took": round(time.monotonic() - began, 1)})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}

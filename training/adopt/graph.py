@@ -56,32 +56,30 @@ def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.
 
 def compare(found: NDArray[np.float32], expected: NDArray[np.float32], when: str) -> None:
     """Raise a BundleError if outputs differ from the expected ones by more than `TOLERANCE`."""
-    scale = max(1.0, float(np.abs(expected).max()))
     error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-    if not error <= TOLERANCE * scale:
-        raise BundleError(
-            f"model: {when} its outputs differ by {error:.2g}, expected at most {TOLERANCE * scale:.2g}; report this "
-            f"with the model's operators"
-        )
+    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not error <= limit:
+        differ = f"model: {when} its outputs differ by {error:.2g}, expected at most {limit:.2g}"
+        raise BundleError(f"{differ}; report this with the model's operators")
 
 
 _ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Cast")
 
 
-def without_softmax(proto: onnx.ModelProto) -> str:
-    """Take a last Softmax off, also from before nodes that only reshape; returns its kind, or "" if there is none."""
+def without_softmax(proto: onnx.ModelProto) -> bool:
+    """Take a last Softmax off, also from before nodes that only reshape; return whether there was one."""
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(proto.graph.output[0].name)
     while last is not None and last.op_type in _ONLY_RESHAPE:
         last = producers.get(last.input[0])
     if last is None or last.op_type != "Softmax":
-        return ""
+        return False
     before, name = last.input[0], last.output[0]
     proto.graph.node.remove(last)
     for node in proto.graph.node:
         for names in (node.input, node.output):
             _rename(names, before, name)
-    return str(last.op_type)
+    return True
 
 
 def _rename(names: MutableSequence[str], old: str, new: str) -> None:

@@ -33,13 +33,9 @@ from rws.training.models.export import OPSET, export_onnx
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A classifier that meets the bundle's contract.
+    """A classifier that meets the bundle's contract: float32 (N, 3, size, size), RGB, 0…1, to logits (N, classes).
 
-    Args:
-        onnx: the graph: float32 (N, 3, size, size), RGB, 0…1, to logits (N, classes); went through `prepare`.
-        size: side of the input, pixels.
-        classes: number of logits.
-        changes: what was done to the model as it came, in words.
+    Its graph went through `prepare`; `changes` says in words what was done to the model as it came.
     """
 
     onnx: bytes
@@ -49,12 +45,9 @@ class ImportedModel:
 
 
 def load_classifier(model: str, size: int | None) -> bytes:
-    """The ONNX bytes of a file, or of what a Python factory makes.
+    """The ONNX bytes of an `.onnx` file, or of the module that a `package.module:factory` without arguments gives.
 
-    Args:
-        model: path of an `.onnx` file, or `package.module:factory`, a function without arguments that gives a
-            `torch.nn.Module` for float32 (N, 3, size, size). The working folder is searched, too.
-        size: side of the module's input, pixels; not needed for a file.
+    The working folder is searched for it, too. The module takes float32 (N, 3, size, size); a file needs no size.
 
     Raises:
         InputError: if the factory cannot be used, or `size` is missing.
@@ -93,7 +86,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
 
     Args:
         model: ONNX bytes of a classifier with one image input.
-        preprocessing: what it wants done to RGB 0…1; it becomes a part of the graph.
+        preprocessing: becomes a part of the graph.
         size: side of the input, pixels, where the graph leaves it free.
 
     Raises:
@@ -108,14 +101,13 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     shape = data_input(proto)[1]
     channels_last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     if len(shape) != 4 or shape[3 if channels_last else 1] not in (3, None):
-        raise BundleError(
-            f"model: takes {_written(shape)}, expected (N, 3, H, W) or (N, H, W, 3); export it for images"
-        )
+        takes = _written(shape)
+        raise BundleError(f"model: takes {takes}, expected (N, 3, H, W) or (N, H, W, 3); export it for images")
     if proto.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise BundleError("model: its input is not float32; export it in float32")
     side = _side(shape[1:3] if channels_last else shape[2:], size)
     if cut := without_softmax(proto):
-        changes.append(f"the last node, {cut}, was taken off: the bundle's model gives logits")
+        changes.append("the last node, Softmax, was taken off: the bundle's model gives logits")
     if others := [value.name for value in proto.graph.output[1:]]:
         changes.append(f"of its outputs only the first was kept, not {', '.join(others)}")
         del proto.graph.output[1:]
@@ -145,8 +137,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     expected = np.concatenate([_run_original(original, preprocessing, channels_last, image) for image in images])
     if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < TOLERANCE:
         raise BundleError("model: gives probabilities, expected logits; export it without what turns them into those")
-    found_there = torch.from_numpy(found).softmax(1).numpy() if cut else found
-    compare(found_there, expected, "after it was prepared")
+    compare(torch.from_numpy(found).softmax(1).numpy() if cut else found, expected, "after it was prepared")
     return ImportedModel(proto.SerializeToString(), side, found.shape[1], tuple(changes))
 
 

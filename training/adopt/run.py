@@ -49,12 +49,11 @@ def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progr
     for change in model.changes:
         say(f"model: {change}")
     pictures, classes = _pictures(options, model.size, model.classes)
-    name, recipe = Path(options.model).stem.replace(":", "-"), _recipe(options)
+    name, recipe, pixels = Path(options.model).stem.replace(":", "-"), _recipe(options), pictures.pixels
     build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
     say(
         f"model: {model.size} px, {model.classes} classes; trains the first {build.layers} convolutions "
-        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; "
-        f"{len(pictures.pixels)} pictures"
+        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; {len(pixels)} pictures"
     )
     if build.why_shallow:
         say(f"model: its shallow part is trained alone, which wins less back: {build.why_shallow}")

@@ -25,12 +25,7 @@ class OperatorError(FormatError):
 
 
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A graph as a torch module in eval mode, and its trainable parameters by tensor name; all others are frozen.
-
-    Args:
-        proto: went through `prepare`; left as it is.
-        tensors: initializers, each one of a convolution's own.
-        size: side of the input, pixels.
+    """A prepared graph as a torch module in eval mode, and its trainable parameters by tensor name; others are frozen.
 
     Raises:
         OperatorError: if an operator cannot be turned into torch; it names all of them.
@@ -55,11 +50,7 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The part of a graph up to what its first deep layer sees, as a model of its own with one output.
-
-    Raises:
-        InputError: if no layer is deep, or the shallow part ends inside a block whose shortcut passes it by.
-    """
+    """The part of a graph up to what its first deep layer sees, as a model; InputError if it has not one output."""
     try:
         part, _ = split_after(proto, tensors)
     except ValueError as error:

@@ -37,12 +37,9 @@ def unit_of(clean: Tensor) -> Tensor:
 
 
 class Tuned(nn.Module):
-    """A frozen network under a signature that is trained; its state is the signature alone, in units of the weights.
+    """A frozen network under a signature that is trained from `start` (empty: none).
 
-    Args:
-        network: the clean network; left as it is.
-        tensors: its parameters that the signature changes, by tensor name.
-        start: the signature to start from; empty: none.
+    Its state is the signature alone, in units of the weights; `tensors` are the parameters that it changes.
     """
 
     def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor], start: Deltas) -> None:

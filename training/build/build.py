@@ -55,7 +55,6 @@ class Build:
     """The jobs of one build.
 
     Args:
-        recipe: everything that decides the result.
         source: image folder or data set name; its `train` split is used, never its test split.
         work: folder for checkpoints and results; created.
         size: side that images are resized to, in pixels; None takes them as they are.
@@ -87,11 +86,10 @@ class Build:
         self.recipe, self.source, self.work, self.size = recipe, source, work, size
         self.onto, self.ancestor = onto, ancestor
         self.device = torch.device(device)
-        self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
         work.mkdir(parents=True, exist_ok=True)
-        self._store = Store(work, "refuse")
+        self._store, self._report = Store(work, "refuse"), partial(job_log, work, progress=progress)
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
@@ -130,9 +128,6 @@ class Build:
         """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
         ancestor = None if self.ancestor is None else self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
-
-    def _report(self, job: str) -> Progress:
-        return job_log(self.work, job, self._progress)
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
         return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)

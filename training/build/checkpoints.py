@@ -42,13 +42,7 @@ def folded_weights(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights of an `.onnx` file or a state dict by name after folding BatchNorm, and the names of the shallow ones.
 
-    Args:
-        path: `.onnx`, or a state dict as in `folded_model`.
-        layers: the shallowest n layers (see `rws.training.models.architectures.shallow_tensors`).
-        recipe, classes: as in `folded_model`; not needed for `.onnx`.
-
-    Raises:
-        InputError, FormatError, BundleError: as `folded_model` and `read_model`.
+    An `.onnx` file needs neither recipe nor classes. Errors are those of `folded_model` and `read_model`.
     """
     if path.suffix != ".onnx":
         folded = folded_model(path, recipe, classes)

@@ -72,7 +72,6 @@ def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
 def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
     if not options.robust:
         raise InputError("--way residual needs --robust CORRUPTION=FILE, once for each robust model")
-
     weights_of = partial(folded_weights, layers=options.layers, recipe=options.recipe, classes=options.classes)
     clean, tensors = weights_of(options.std)
     base = clean if options.init is None else weights_of(options.init)[0]

@@ -37,8 +37,7 @@ class DataRecipe:
     Args:
         source: as in `load_images`; a command's `--data` comes before it.
         validation: images kept for validation, but never more than a tenth of them.
-        images: at most this many images, drawn at random, those for validation among them; 0: all.
-        classes: only the first this many classes, in the order of their names; 0: all.
+        images, classes: as in `load_images`, those for validation among them; 0: all.
     """
 
     source: str = "cifar10"
@@ -70,12 +69,7 @@ class SignatureRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class StreamRecipe:
-    """How the device treats the frames of a stream.
-
-    Args:
-        threshold, clean_weight, hold: of `WeightedPolicy`.
-        jump, drift, evidence, share: of `BeliefFilter`.
-    """
+    """How the device treats the frames of a stream: settings of `WeightedPolicy` (first three) and `BeliefFilter`."""
 
     threshold: float = 0.1
     clean_weight: float = 1.0
@@ -100,12 +94,8 @@ class Recipe:
 
     Args:
         init: the standard model that is trained first.
-        continued: how θ_std continues from it on clean images.
-        robust: how each θ_r continues from it on corrupted ones.
+        continued, robust: how θ_std and each θ_r continue from it, on clean and on corrupted images.
         augmented: how one model continues from it with all corruptions as augmentation (nothing that ships).
-        signatures, tuned: how signatures are made.
-        oracle, calibration: the oracle and the gain table.
-        stream: the policy's hysteresis and the temporal filter.
     """
 
     name: str
@@ -124,12 +114,7 @@ class Recipe:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Read a recipe: a TOML file, or the name of one that ships with the package (`cifar10_vgg16`).
-
-    Raises:
-        InputError: if there is no such recipe.
-        FormatError: as `read_recipe`.
-    """
+    """Read a recipe: a TOML file, or the name of one that ships with the package; InputError if there is none."""
     path = Path(name) if Path(name).suffix == ".toml" else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
@@ -147,13 +132,7 @@ def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
 
 
 def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
-    """Return plain data as a recipe or a part of one.
-
-    Args:
-        schema: its dataclass.
-        content: values by field; parts are mappings.
-        where: what errors begin with.
-        default: gives what `content` leaves out, parts of parts as well; None: the defaults of each part's own class.
+    """Return plain data as a recipe or a part of one; `default` gives what it leaves out, parts of parts as well.
 
     Raises:
         FormatError: if a key is unknown, or a value has the wrong type or is out of range; it begins with `where`.

@@ -95,7 +95,7 @@ def load_images(
         split: `train` or `test`; None takes `source` itself as the class folders, and so does `train` where there are
             no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
-        cache: folder for the decoded arrays; None decodes anew each time.
+        cache: folder for the decoded arrays.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
 
@@ -111,7 +111,7 @@ def load_images(
     names, files, labels = _list_images(folder)
     chosen = _chosen(labels, images, classes, seed)
     files, labels, names = [files[index] for index in chosen], [labels[index] for index in chosen], names[:classes]
-    stored = _cache_file(cache, folder, files, size)
+    stored = None if cache is None else cache / f"images-{_listing(folder, files, size)}.npy"
     if stored is not None and stored.exists():
         pixels = np.load(stored)
     else:
@@ -214,14 +214,12 @@ def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], l
     return classes, files, [classes.index(row[1]) for row in rows]
 
 
-def _cache_file(cache: Path | None, folder: Path, files: list[Path], size: int | None) -> Path | None:
-    if cache is None:
-        return None
+def _listing(folder: Path, files: list[Path], size: int | None) -> str:
     listing = hashlib.sha256(str(size).encode())
     for path in files:
         status = path.stat()
         listing.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return cache / f"images-{listing.hexdigest()[:20]}.npy"
+    return listing.hexdigest()[:20]
 
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
@@ -236,16 +234,11 @@ def _decode(files: list[Path], size: int | None) -> np.ndarray:
 
     first = read(files[0])
     pixels = np.empty((len(files), *first.shape), np.uint8)
-
-    def place(index: int) -> None:
-        image = read(files[index])
-        if image.shape != first.shape:
-            found, expected = (f"{array.shape[2]}x{array.shape[1]}" for array in (image, first))
-            raise InputError(
-                f"{files[index]} is {found} pixels, {files[0].name} is {expected}; give --size to resize them all"
-            )
-        pixels[index] = image
-
     with ThreadPoolExecutor() as pool:
-        list(pool.map(place, range(len(files))))
+        for index, image in enumerate(pool.map(read, files)):
+            if image.shape != first.shape:
+                found, expected = (f"{array.shape[2]}x{array.shape[1]}" for array in (image, first))
+                at = f"{files[index]} is {found} pixels, {files[0].name} is {expected}"
+                raise InputError(f"{at}; give --size to resize them all")
+            pixels[index] = image
     return pixels

@@ -80,14 +80,13 @@ def load_pictures(
 def load_labelled(
     source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
 ) -> Images:
-    """Pictures from `<class>/<image>` with their labels.
+    """Pictures from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 
     Args:
         source: the folder.
         size: side, pixels.
         classes: names in the order of the model's logits, not each of which needs a folder; or how many logits there
             are: then the folders are the classes, in the order of their names.
-        limit: at most so many, drawn at random with `seed`.
 
     Raises:
         InputError: if a folder is no class, there are not as many as logits, or there is no picture.
@@ -95,10 +94,8 @@ def load_labelled(
     images = load_images(source, size=size, images=limit, seed=seed)
     if isinstance(classes, int):
         if len(images.classes) != classes:
-            raise InputError(
-                f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits; say with "
-                f"--names which folder is which"
-            )
+            found = f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits"
+            raise InputError(f"{found}; say with --names which folder is which")
         return images
     unknown = [name for name in images.classes if name not in classes]
     if unknown:

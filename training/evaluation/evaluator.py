@@ -37,7 +37,6 @@ class EvaluationOptions:
         limit: test images of each cell; None: all.
         validation_limit: validation images of each cell, by which thresholds are chosen.
         clean_limit: clean images of either part; None: all.
-        seed: of images and corruptions.
         threads: of model and oracle; None leaves the choice to ONNX Runtime.
         progress: called with one line per step.
     """

@@ -19,8 +19,7 @@ from rws.training.jobs.seeds import derive_seed
 SEVERITIES = (1, 2, 3, 4, 5)
 TWO_SEVERITIES = (3, 5)  # a middle one and the strongest one, for evaluations that cannot afford all
 
-Layers = tuple[tuple[str, float], ...]
-"""Corruptions and severities laid over one another, first to last; () is clean."""
+Layers = tuple[tuple[str, float], ...]  # corruptions and severities laid over one another, first to last; () is clean
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ class CalibrationRecipe:
             raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
 
 
+Action = tuple[int, float]  # index of the signature's corruption, and alpha; (−1, 0) is no patch
+
+
 def check_signed(names: Sequence[str]) -> None:
     """Raise an InputError if one of these signatures is for none of the corruptions, so cannot be calibrated."""
     strange = [name for name in names if name not in CORRUPTIONS]
@@ -58,10 +61,6 @@ def check_signed(names: Sequence[str]) -> None:
             f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
             f"known: {', '.join(CORRUPTIONS)}"
         )
-
-
-Action = tuple[int, float]
-"""Index of the signature's corruption, and alpha; (−1, 0) is no patch."""
 
 
 def measure_gain(
@@ -81,9 +80,7 @@ def measure_gain(
         model: the clean model with its signatures, as the device runs it; left without a patch.
         names: of its signatures, which are those of the corruptions that they are for. The table has all corruptions.
         data: validation images.
-        recipe: what to measure.
         levels: severity levels of the oracle's states.
-        seed: of the corruptions.
         soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
         report: called after each corruption with {corruption, …}.
 
@@ -104,17 +101,16 @@ def measure_gain(
     for row, name in enumerate(CORRUPTIONS):
         drawn = derive_seed(seed, "calibration", name)
         measured, nearest = _measure_corruption(row, data, recipe, drawn, (actions, clean), accuracy)
-        columns = np.stack([clean, *measured]).T
-        states += [np.array([np.interp(level, grid, column) for column in columns]) for level in levels]
+        curves = np.stack([clean, *measured]).T
+        states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
             report({"corruption": name, "std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]})
     model.reset()
     signature, alpha = zip(*actions, strict=True)
     accuracies = np.stack(states).astype(np.float32)
-    return GainTable(
-        CORRUPTIONS, tuple(map(float, levels)), np.array(signature, np.int64), np.array(alpha, np.float32), accuracies
-    )
+    columns = (np.array(signature, np.int64), np.array(alpha, np.float32), accuracies)
+    return GainTable(CORRUPTIONS, tuple(map(float, levels)), *columns)
 
 
 def _measure_corruption(

@@ -71,14 +71,7 @@ SCORED: Codec[tuple[bytes, Any]] = Codec(_encode_scored, _decode_scored)
 
 
 class Entry(Generic[T]):
-    """One artefact of a store.
-
-    Args:
-        store: where it lies.
-        name: of its file, with its suffix.
-        identity: what it is made from: JSON data, in which dataclasses may stand.
-        codec: how it is written and read.
-    """
+    """One artefact of a store; its identity, what it is made from, is JSON data in which dataclasses may stand."""
 
     def __init__(self, store: Store, name: str, identity: Any, codec: Codec[T]) -> None:
         text = json.dumps(identity, default=asdict, sort_keys=True)
@@ -158,11 +151,9 @@ def _note(path: Path) -> Path:
 
 
 def _read_note(path: Path) -> Mapping[str, Any]:
-    """What lies beside a file; nothing where that is not a note."""
     with suppress(FileNotFoundError, ValueError):
         found = json.loads(_note(path).read_bytes())
-        if isinstance(found, dict):
-            return found
+        return found if isinstance(found, dict) else {}
     return {}
 
 
@@ -182,10 +173,7 @@ def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
 def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
     """Run every job that no other process holds, then wait until those of the others are done.
 
-    Args:
-        jobs: name → function whose result lies in a store, so that running it again costs nothing; none needs another
-            one of them.
-        folder: where the claims lie; the same for all processes.
+    Each keeps its result in a store and needs none of the others; the claims lie in `folder`, one for all processes.
     """
     elsewhere = []
     for name, job in jobs.items():
