@@ -1,27 +1,15 @@
-"""A bundle for a classifier that is deployed already, from clean images alone.
+"""A bundle for a classifier that is deployed already, from clean images without labels.
 
-    model ─► clean outputs ─► signature-<c> ─► gain ─┬─► bundle
-    images ─► oracle ─► clean weight ────────────────┘
-
-Each signature is the change of the shallow convolutions that brings the model's output on a corrupted image back to
-its own output on the clean one; the deep layers stay frozen. Nothing here needs a label: accuracy is agreement with
-what the clean model says of the clean image, measured on images that were held out. Each part is a file in the work
-folder, so that a build that was stopped goes on where it was, within a training too.
-
-What makes it affordable on two cores, where a step through a large model takes a second: corrupted images are made a
-few times, at the model's own size, and kept; of each a crop is trained on (the corruption is that of the whole image,
-the crop only costs less); what the clean model says of these crops serves all 19 signatures; and a signature begins
-from that of a corruption that is like its own.
+A signature brings the model's output on corrupted images back to its own on the clean ones. It is trained on kept
+crops of corrupted images, from the signature of a similar corruption. Each part is a file in the work folder.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -39,6 +27,7 @@ from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.policy import GainTable, ReferencePolicy
+from rws.records import Mix
 from rws.training.adopt.model import ImportedModel
 from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.trainable import OperatorError, layers_within, signature_bytes, stem, trainable
@@ -59,12 +48,10 @@ from rws.training.oracle.tiles import fit_view_oracle
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
 
-SMALLEST_CROP = 128
-"""Pixels: smaller inputs are trained on whole."""
+SMALLEST_CROP = 128  # pixels; smaller inputs are trained on whole
+FEWEST = 16  # images
 
-FEWEST = 16
-"""Images."""
-
+# Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`.
 BEGINS_FROM = {
     "shot_noise": "gaussian_noise",
     "impulse_noise": "gaussian_noise",
@@ -78,16 +65,12 @@ BEGINS_FROM = {
     "frost": "snow",
     "contrast": "fog",
 }
-"""Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`."""
+ALL = "all"  # not a corruption: the start of all signatures, trained on images of which each has another corruption
 
-ALL = "all"
-"""Not a corruption: the start of all signatures, trained on images of which each has another corruption."""
-
+# Parts of the recipe that decide a signature, beside the number of its steps.
 TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
-"""Parts of the recipe that decide a signature, beside the number of its steps."""
 
-ADOPT_VERSION = 1
-"""Raise it when the same model, pictures and recipe give other files."""
+ADOPT_VERSION = 1  # raise it when the same model, pictures and recipe give other files
 
 
 class HeldOutScores(TypedDict):
@@ -103,12 +86,9 @@ class AdoptionBuild:
 
     Args:
         model: the classifier; see `adopt_model`.
-        pictures: clean images of the model's size, perhaps with labels: accuracy is then measured with them instead of
-            with the clean model's predictions.
-        recipe: everything else that decides the result.
+        pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
         work: folder for parts and the log; created.
-        classes: names of the classes in the order of the logits; None: `class 0`, ….
-        name: of the bundle.
+        classes: names in the order of the logits; None: `class 0`, ….
         progress: called with {job, seconds, …}.
 
     Raises:
@@ -151,17 +131,18 @@ class AdoptionBuild:
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._store = Store(work, "refuse")
-        self._progress = progress
+        self._report = partial(job_log, work, progress=progress)
 
     def _trainable(self) -> tuple[str, nn.Module, dict[str, Tensor]]:
-        if self.recipe.target != "shallow":
-            try:
-                return ("output", *trainable(self._proto, self.tensors, self.model.size))
-            except OperatorError as error:
-                if self.recipe.target == "output":
-                    raise
-                self.why_shallow = str(error)
-        return ("shallow", *trainable(stem(self._proto, self.tensors), self.tensors, self.model.size))
+        proto, tensors, size = self._proto, self.tensors, self.model.size
+        try:
+            if self.recipe.target != "shallow":
+                return ("output", *trainable(proto, tensors, size))
+        except OperatorError as error:
+            if self.recipe.target == "output":
+                raise
+            self.why_shallow = str(error)
+        return ("shallow", *trainable(stem(proto, tensors), tensors, size))
 
     @property
     def share(self) -> float:
@@ -191,11 +172,7 @@ class AdoptionBuild:
         return [digest.hexdigest(), self.recipe.seed]
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
-        """A file of the work folder, made from the model, the images, the seed and what else it depends on."""
         return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
-
-    def _report(self, job: str) -> Progress:
-        return job_log(self.work, job, self._progress)
 
     @cached_property
     def _crop(self) -> int:
@@ -214,10 +191,9 @@ class AdoptionBuild:
     @cached_property
     def _crops(self) -> Tensor:
         """Where each corrupted image is cropped: top and left, int64 (draws · N, 2)."""
-        draws = max(1, min(self.recipe.draws, self.recipe.most // len(self.train)))
+        draws, count = max(1, min(self.recipe.draws, self.recipe.most // len(self.train))), len(self.train)
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        room = self.model.size - self._crop + 1
-        return torch.randint(0, room, (draws * len(self.train), 2), generator=generator)
+        return torch.randint(0, self.model.size - self._crop + 1, (draws * count, 2), generator=generator)
 
     def _cropped(self, pixels: Tensor, places: Tensor) -> Tensor:
         crop = self._crop
@@ -249,8 +225,7 @@ class AdoptionBuild:
 
     def _corrupted(self, corruption: str) -> Tensor:
         """The corrupted crops, uint8 (draws · N, 3, crop, crop)."""
-        count = len(self.train)
-        low, high = self.recipe.severities
+        count, (low, high) = len(self.train), self.recipe.severities
         parts = []
         for draw, places in enumerate(torch.split(self._crops, count)):
             seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), count)
@@ -299,8 +274,8 @@ class AdoptionBuild:
         others = [name for name in CORRUPTIONS if name != corruption]
         left = sum(not (self.work / f"signature-{name}.safetensors").exists() for name in others)
         minutes = round(left * took / 60, 1)
-        loss = [losses[0], losses[-1]]
-        report({"took": round(took, 1), "loss": loss, "signatures_left": left, "minutes_left": minutes})
+        ends = [losses[0], losses[-1]]
+        report({"took": round(took, 1), "loss": ends, "signatures_left": left, "minutes_left": minutes})
         return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
 
     def _draws(self, count: int) -> Iterator[tuple[Tensor, bool]]:
@@ -319,16 +294,11 @@ class AdoptionBuild:
         """All signatures, quantised."""
         made = {name: self.signature(name) for name in CORRUPTIONS}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
-        return SignatureSet.from_deltas(
-            deltas, self.recipe.bits, self.recipe.per, clean_hash=shallow_sha256(self.clean)
-        )
+        clean_hash = shallow_sha256(self.clean)
+        return SignatureSet.from_deltas(deltas, self.recipe.bits, self.recipe.per, clean_hash=clean_hash)
 
     def gain(self) -> tuple[GainTable, HeldOutScores]:
-        """Return the gain table and its held-out scores.
-
-        A cell of the table is the mean probability of the label, of which a few images tell more than the share that is
-        right. The labels are the clean model's predictions if none were given.
-        """
+        """Return the gain table, whose cells are mean probabilities of the label, and its held-out scores."""
         digest = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
         entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability")
@@ -339,36 +309,27 @@ class AdoptionBuild:
     def _measure_gain(self) -> dict[str, NDArray[Any]]:
         began, report = time.monotonic(), self._report("gain")
         model = OnnxModel(self.model.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
-        table = measure_gain(
-            model,
-            self.signatures.names,
-            self.held_out,
-            self.recipe.calibration,
-            LEVELS,
-            seed=self.recipe.seed,
-            soft=True,
-            report=report,
-        )
+        how = (model, self.signatures.names, self.held_out, self.recipe.calibration, LEVELS)
+        table = measure_gain(*how, seed=self.recipe.seed, soft=True, report=report)
         scores = self._held_out_scores(model, table)
         report({"took": round(time.monotonic() - began, 1)})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
         policy, data = ReferencePolicy(table, "perfect"), self.held_out
-        unpatched: list[float] = []
-        patched: list[float] = []
+
+        def right(pixels: Tensor, mix: Mix) -> float:
+            model.apply(mix)
+            return percent_right(model, pixels, data.labels)
+
+        scores = []
         for name in CORRUPTIONS:
-            drawn = derive_seed(self.recipe.seed, "validation", name, 5)
-            pixels = corrupt(data.pixels, name, 5, seeds_for(drawn, len(data)))
-            for scores, mix in ((unpatched, {}), (patched, policy.mix(name, 5))):
-                model.apply(mix)
-                scores.append(percent_right(model, pixels, data.labels))
-        model.reset()
-        return HeldOutScores(
-            clean=round(percent_right(model, data.pixels, data.labels), 2),
-            never_patched_severity_5=round(float(np.mean(unpatched)), 2),
-            told_severity_5=round(float(np.mean(patched)), 2),
-        )
+            seeds = seeds_for(derive_seed(self.recipe.seed, "validation", name, 5), len(data))
+            pixels = corrupt(data.pixels, name, 5, seeds)
+            scores.append([right(pixels, {}), right(pixels, policy.mix(name, 5))])
+        unpatched, patched = (round(float(np.mean(reached)), 2) for reached in zip(*scores, strict=True))
+        clean = round(right(data.pixels, {}), 2)
+        return HeldOutScores(clean=clean, never_patched_severity_5=unpatched, told_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""
@@ -379,9 +340,8 @@ class AdoptionBuild:
     def _make_oracle(self, checkpoint: Path | None) -> tuple[bytes, OracleScores]:
         began, report = time.monotonic(), self._report("oracle")
         images = self.train if self._more is None else torch.cat([self.train, self._more])
-        made = fit_view_oracle(
-            images, self._held_out, self.recipe.oracle, seed=self.recipe.seed, checkpoint=checkpoint, report=report
-        )
+        recipe, seed = self.recipe.oracle, self.recipe.seed
+        made = fit_view_oracle(images, self._held_out, recipe, seed=seed, checkpoint=checkpoint, report=report)
         report({"took": round(time.monotonic() - began, 1)})
         return made
 
@@ -421,7 +381,6 @@ class AdoptionBuild:
 
 
 def _checked(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Class names that a bundle can hold, one per logit."""
     names = tuple(f"class {place}" for place in range(count)) if classes is None else tuple(classes)
     wrong = [name for name in names if not name or not name.isprintable()]
     if wrong:

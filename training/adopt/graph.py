@@ -1,11 +1,10 @@
 """Rewrite a classifier's ONNX graph to the bundle's contract, and run it to check that its outputs stay the same."""
 
-from __future__ import annotations
-
 import tempfile
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,8 +17,7 @@ from rws.edge.onnx.graph import data_input, read_model
 from rws.errors import BundleError, InputError, first_line
 from rws.training.models.export import OPSET
 
-TOLERANCE = 1e-4
-"""Of the largest output: what two engines may differ by."""
+TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ class Preprocessing:
                 f"of each, and neither a scale nor a std of 0"
             )
 
-    @property
-    def is_none(self) -> bool:
-        """Whether the model takes RGB 0…1 as it is."""
-        return self == Preprocessing()
-
 
 def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """First output of an `onnx.ModelProto` for a batch, by ONNX Runtime on the CPU."""
@@ -58,46 +51,39 @@ def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    output: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
-    return output
+    return cast(NDArray[np.float32], session.run(None, {session.get_inputs()[0].name: images})[0])
 
 
 def compare(found: NDArray[np.float32], expected: NDArray[np.float32], when: str) -> None:
-    """Refuse outputs that differ from the expected ones by more than `TOLERANCE`.
-
-    Raises:
-        BundleError: if they do.
-    """
-    scale = max(1.0, float(np.abs(expected).max()))
+    """Raise a BundleError if outputs differ from the expected ones by more than `TOLERANCE`."""
     error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-    if not error <= TOLERANCE * scale:
-        raise BundleError(
-            f"model: {when} its outputs differ by {error:.2g}, expected at most {TOLERANCE * scale:.2g}; report this "
-            f"with the model's operators"
-        )
+    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not error <= limit:
+        differ = f"model: {when} its outputs differ by {error:.2g}, expected at most {limit:.2g}"
+        raise BundleError(f"{differ}; report this with the model's operators")
 
 
 _ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Cast")
 
 
-def without_softmax(proto: onnx.ModelProto) -> str:
-    """Take a last Softmax off, also from before nodes that only reshape; returns its kind, or "" if there is none."""
+def without_softmax(proto: onnx.ModelProto) -> bool:
+    """Take a last Softmax off, also from before nodes that only reshape; return whether there was one."""
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(proto.graph.output[0].name)
     while last is not None and last.op_type in _ONLY_RESHAPE:
         last = producers.get(last.input[0])
     if last is None or last.op_type != "Softmax":
-        return ""
+        return False
     before, name = last.input[0], last.output[0]
     proto.graph.node.remove(last)
     for node in proto.graph.node:
-        for place, output in enumerate(node.output):
-            if output == before:
-                node.output[place] = name
-        for place, entry in enumerate(node.input):
-            if entry == before:
-                node.input[place] = name
-    return str(last.op_type)
+        for names in (node.input, node.output):
+            _rename(names, before, name)
+    return True
+
+
+def _rename(names: MutableSequence[str], old: str, new: str) -> None:
+    names[:] = [new if name == old else name for name in names]
 
 
 def opset(proto: onnx.ModelProto) -> int:
@@ -106,10 +92,7 @@ def opset(proto: onnx.ModelProto) -> int:
 
 
 def lowered(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in the opset of our own exports, where it has a newer one that can be brought down to it.
-
-    onnx2torch knows no Reshape of opset 19 or later; torch.onnx writes opset 20.
-    """
+    """The graph in the opset of our own exports where possible: onnx2torch knows no Reshape of opset 19 or later."""
     if opset(proto) <= OPSET:
         return proto
     try:
@@ -129,9 +112,9 @@ def free_batch(proto: onnx.ModelProto) -> None:
         if node.op_type == "Constant":
             weights[node.output[0]] = node.attribute[0]
     for node in proto.graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in weights:
+        shape = weights.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None:
             continue
-        shape = weights[node.input[1]]
         if isinstance(shape, onnx.AttributeProto):
             if shape.name == "value_ints":
                 shape.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.array(shape.ints, np.int64))))
@@ -168,11 +151,8 @@ def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, side: int, cha
         add("Add", offset.astype(np.float32).reshape(1, 3, 1, 1))
     if channels_last:
         add("Transpose", perm=[0, 2, 3, 1])
-    if nodes:
-        for node in graph.node:
-            for place, entry in enumerate(node.input):
-                if entry == name:
-                    node.input[place] = nodes[-1].output[0]
+    for node in graph.node if nodes else ():
+        _rename(node.input, name, nodes[-1].output[0])
     for node in reversed(nodes):
         graph.node.insert(0, node)
     old = next(entry for entry in graph.input if entry.name == name)

@@ -1,17 +1,11 @@
-"""Convert a third-party classifier so that signatures can be trained for it.
-
-The graph is brought to the bundle's contract (float32 NCHW, RGB, 0…1 in, logits out, any batch) by nodes in front of
-it and by what is cut off behind it; ONNX Runtime folds its constants; BatchNorm is folded into the convolutions. The
-outputs are compared with those of the original model.
-"""
-
-from __future__ import annotations
+"""Convert a third-party classifier so that signatures can be trained for it; its outputs stay the same."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -39,13 +33,9 @@ from rws.training.models.export import OPSET, export_onnx
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A classifier that meets the bundle's contract.
+    """A classifier that meets the bundle's contract: float32 (N, 3, size, size), RGB, 0…1, to logits (N, classes).
 
-    Args:
-        onnx: the graph: float32 (N, 3, size, size), RGB, 0…1, to logits (N, classes); went through `prepare`.
-        size: side of the input, pixels.
-        classes: number of logits.
-        changes: what was done to the model as it came, in words.
+    Its graph went through `prepare`; `changes` says in words what was done to the model as it came.
     """
 
     onnx: bytes
@@ -55,16 +45,12 @@ class ImportedModel:
 
 
 def load_classifier(model: str, size: int | None) -> bytes:
-    """The ONNX bytes of a file, or of what a Python factory makes.
+    """The ONNX bytes of an `.onnx` file, or of the module that a `package.module:factory` without arguments gives.
 
-    Args:
-        model: path of an `.onnx` file, or `package.module:factory`, a function without arguments that gives a
-            `torch.nn.Module` for float32 (N, 3, size, size). The working folder is searched, too.
-        size: side of the module's input, pixels; not needed for a file.
+    The working folder is searched for it, too. The module takes float32 (N, 3, size, size); a file needs no size.
 
     Raises:
-        InputError: if there is no such module or factory, it fails or gives no module that can be exported, or `size`
-            is missing.
+        InputError: if the factory cannot be used, or `size` is missing.
         BundleError: if the file cannot be read.
     """
     name, colon, factory = model.partition(":")
@@ -100,7 +86,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
 
     Args:
         model: ONNX bytes of a classifier with one image input.
-        preprocessing: what it wants done to RGB 0…1; it becomes a part of the graph.
+        preprocessing: becomes a part of the graph.
         size: side of the input, pixels, where the graph leaves it free.
 
     Raises:
@@ -115,14 +101,13 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     shape = data_input(proto)[1]
     channels_last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     if len(shape) != 4 or shape[3 if channels_last else 1] not in (3, None):
-        raise BundleError(
-            f"model: takes {_written(shape)}, expected (N, 3, H, W) or (N, H, W, 3); export it for images"
-        )
+        takes = _written(shape)
+        raise BundleError(f"model: takes {takes}, expected (N, 3, H, W) or (N, H, W, 3); export it for images")
     if proto.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise BundleError("model: its input is not float32; export it in float32")
     side = _side(shape[1:3] if channels_last else shape[2:], size)
     if cut := without_softmax(proto):
-        changes.append(f"the last node, {cut}, was taken off: the bundle's model gives logits")
+        changes.append("the last node, Softmax, was taken off: the bundle's model gives logits")
     if others := [value.name for value in proto.graph.output[1:]]:
         changes.append(f"of its outputs only the first was kept, not {', '.join(others)}")
         del proto.graph.output[1:]
@@ -134,26 +119,25 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     prepend(proto, preprocessing, side, channels_last)
     if channels_last:
         changes.append("a transpose from NCHW to its NHWC was put in front")
-    if not preprocessing.is_none:
+    if preprocessing != Preprocessing():
         changes.append(f"its preprocessing was put in front: {preprocessing}")
     version = opset(proto)
     proto = lowered(proto)
     if opset(proto) != version:
         changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
     proto = prepare(simplified(proto))
-    result = output_shape(proto)
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)
     except Exception as error:  # ONNX Runtime raises types of its own that share no base but Exception
         raise BundleError(f"model: ONNX Runtime cannot run two images of {side} px ({first_line(error)})") from error
     if found.ndim != 2 or len(found) != 2:
-        raise BundleError(f"model: gives {_written(result)}, expected logits (N, classes); export the classifier")
+        shape = output_shape(proto)
+        raise BundleError(f"model: gives {_written(shape)}, expected logits (N, classes); export the classifier")
     expected = np.concatenate([_run_original(original, preprocessing, channels_last, image) for image in images])
     if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < TOLERANCE:
         raise BundleError("model: gives probabilities, expected logits; export it without what turns them into those")
-    found_there = torch.from_numpy(found).softmax(1).numpy() if cut else found
-    compare(found_there, expected, "after it was prepared")
+    compare(torch.from_numpy(found).softmax(1).numpy() if cut else found, expected, "after it was prepared")
     return ImportedModel(proto.SerializeToString(), side, found.shape[1], tuple(changes))
 
 
@@ -178,15 +162,12 @@ def _side(found: Sequence[int | None], size: int | None) -> int:
         raise InputError("model: leaves its height and width free; say with --size how many pixels to build for")
     if height is not None and size not in (None, height):
         raise InputError(f"--size {size}, but the model takes {height}x{height} pixels; leave --size out")
-    side = height if height is not None else size
-    assert side is not None
-    return side
+    return cast(int, size if height is None else height)
 
 
 def _run_original(
     original: onnx.ModelProto, preprocessing: Preprocessing, channels_last: bool, image: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """What the model as it came gives for one image (3, H, W), RGB, 0…1, preprocessed here in NumPy."""
     x = image[::-1] if preprocessing.bgr else image
     mean, std = (np.array(values).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     x = ((x * preprocessing.scale - mean) / std).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +20,7 @@ from rws.training.oracle.tiles import ViewRecipe
 Target = Literal["auto", "output", "shallow"]
 
 
-def _calibration() -> CalibrationRecipe:
-    return CalibrationRecipe(
-        images=100, coarse_images=25, severities=(1, 3, 5), alphas=(0.5, 0.75, 1.0), neighbour_alphas=(1.0,)
-    )
+_CALIBRATION = CalibrationRecipe(100, 25, (1, 3, 5), (0.5, 0.75, 1.0), neighbour_alphas=(1.0,))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,7 +28,6 @@ class AdoptRecipe:
     """How to make signatures without labels; Adam, in units of the weights' own size, under a warm-up and a cosine.
 
     Args:
-        seed: of everything.
         target: `output` matches the clean model's softmax on the clean image, as it is and softened; `shallow`
             matches what its first deep layer sees (squared error), without running the deep layers; `auto` is `output`
             if the whole model can be trained through, else `shallow`.
@@ -45,9 +41,6 @@ class AdoptRecipe:
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
-        bits, per: quantisation.
-        calibration: of the gain table.
-        oracle: how the oracle is trained, and what part of a frame it sees.
         stream: the policy and the temporal filter. A few held-out images say little about the rare clean frame that
             looks corrupted, so clean gets more weight here than they ask for.
     """
@@ -70,9 +63,9 @@ class AdoptRecipe:
     held_out_most: Count = 500
     bits: Bits = 8
     per: Per = "channel"
-    calibration: CalibrationRecipe = field(default_factory=_calibration)
-    oracle: ViewRecipe = field(default_factory=ViewRecipe)
-    stream: StreamRecipe = field(default_factory=lambda: StreamRecipe(threshold=0.2, clean_weight=8.0))
+    calibration: CalibrationRecipe = _CALIBRATION
+    oracle: ViewRecipe = ViewRecipe()
+    stream: StreamRecipe = StreamRecipe(threshold=0.2, clean_weight=8.0)
 
     def __post_init__(self) -> None:
         if self.severities[0] > self.severities[1]:
@@ -83,23 +76,12 @@ class AdoptRecipe:
         calibration = replace(
             self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=(0.5, 1.0)
         )
-        return replace(
-            self,
-            steps=max(1, self.steps // 9),
-            common=self.common // 9,
-            draws=2,
-            calibration=calibration,
-            oracle=self.oracle.quick(),
-        )
+        steps, common, oracle = max(1, self.steps // 9), self.common // 9, self.oracle.quick()
+        return replace(self, steps=steps, common=common, draws=2, calibration=calibration, oracle=oracle)
 
 
 def load_adopt_recipe(path: Path) -> AdoptRecipe:
-    """Read a TOML file with any of an `AdoptRecipe`'s settings.
-
-    Raises:
-        InputError: if there is no such file.
-        FormatError: as `read_recipe`.
-    """
+    """Read a TOML file with any of an `AdoptRecipe`'s settings; InputError if there is none, else as `read_recipe`."""
     if not path.is_file():
         raise InputError(f"no recipe {path}; with --model, --recipe is a .toml file")
     return read_recipe(AdoptRecipe, path, AdoptRecipe())

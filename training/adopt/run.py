@@ -1,7 +1,5 @@
 """What `rws build --model` does: a bundle for a classifier of one's own, from clean images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,11 +36,7 @@ class AdoptOptions:
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Read one number, or several with commas.
-
-    Raises:
-        InputError: if the text of the option is something else.
-    """
+    """Read one number, or several with commas; InputError if the text of the option is something else."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -55,14 +49,11 @@ def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progr
     for change in model.changes:
         say(f"model: {change}")
     pictures, classes = _pictures(options, model.size, model.classes)
-    name = Path(options.model).stem.replace(":", "-")
-    build = AdoptionBuild(
-        model, pictures, _recipe(options), options.work, classes=classes, name=name, progress=progress
-    )
+    name, recipe, pixels = Path(options.model).stem.replace(":", "-"), _recipe(options), pictures.pixels
+    build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
     say(
         f"model: {model.size} px, {model.classes} classes; trains the first {build.layers} convolutions "
-        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; "
-        f"{len(pictures.pixels)} pictures"
+        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; {len(pixels)} pictures"
     )
     if build.why_shallow:
         say(f"model: its shallow part is trained alone, which wins less back: {build.why_shallow}")
@@ -71,7 +62,6 @@ def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progr
 
 
 def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, list[str] | None]:
-    """The images, and the class names in the order of the logits if they are known."""
     classes = None if options.names is None else read_names(options.names)
     if options.labels:
         found = load_labelled(options.images, size, classes or logits, limit=options.limit)
@@ -80,14 +70,13 @@ def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, 
         pictures = load_pictures(options.images, size, every=options.every, limit=options.limit, keep=options.work)
     if options.more_images is not None:
         limit, every = 10 * options.limit, options.every
-        more = load_pictures(options.more_images, size, every=every, limit=limit, keep=options.work).pixels
-        pictures = replace(pictures, more=more)
+        more = load_pictures(options.more_images, size, every=every, limit=limit, keep=options.work)
+        pictures = replace(pictures, more=more.pixels)
     return pictures, classes
 
 
 def _recipe(options: AdoptOptions) -> AdoptRecipe:
     recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(Path(options.recipe))
-    given = {"layers": options.layers, "target": options.target}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: getattr(options, name) for name in ("layers", "target") if getattr(options, name) is not None}
     recipe = check_recipe(AdoptRecipe, changes, "options", recipe)
     return recipe.quick() if options.quick else recipe

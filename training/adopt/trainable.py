@@ -1,8 +1,7 @@
 """A classifier's graph as a torch module whose shallow tensors can be trained, and how many of them to take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import onnx
@@ -16,9 +15,7 @@ from rws.training.adopt.graph import compare, run_onnx
 from rws.training.models.fit import channels_last
 from rws.training.signatures.tuned import train_only
 
-BUDGET = 0.006
-"""Part of the model's bytes that one signature may take where no number of layers is given."""
-
+BUDGET = 0.006  # part of the model's bytes that one signature may take where no number of layers is given
 _BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with a scale of its own
 _BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
 
@@ -28,15 +25,7 @@ class OperatorError(FormatError):
 
 
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A graph as a torch module whose named tensors can be trained; all others are frozen.
-
-    Args:
-        proto: an `onnx.ModelProto` that went through `prepare`; left as it is.
-        tensors: initializers, each one of a convolution's own.
-        size: side of the input, pixels.
-
-    Returns:
-        The module, in eval mode, and its parameters by tensor name.
+    """A prepared graph as a torch module in eval mode, and its trainable parameters by tensor name; others are frozen.
 
     Raises:
         OperatorError: if an operator cannot be turned into torch; it names all of them.
@@ -61,11 +50,7 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The part of a graph up to what its first deep layer sees, as a model of its own with one output.
-
-    Raises:
-        InputError: if no layer is deep, or the shallow part ends inside a block whose shortcut passes it by.
-    """
+    """The part of a graph up to what its first deep layer sees, as a model; InputError if it has not one output."""
     try:
         part, _ = split_after(proto, tensors)
     except ValueError as error:
@@ -81,10 +66,8 @@ def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 def signature_bytes(proto: onnx.ModelProto, layers: int) -> int:
     """About how many bytes a signature of the first `layers` convolutions takes at 8 bit, a scale a channel."""
     sizes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
-    total = 0
-    for name in shallow_tensors(proto, layers)[::2]:
-        total += int(np.prod(sizes[name])) + _BYTES_A_CHANNEL * sizes[name][0] + 2 * _BYTES_A_TENSOR
-    return total
+    weights = [sizes[name] for name in shallow_tensors(proto, layers)[::2]]
+    return sum(int(np.prod(dims)) + _BYTES_A_CHANNEL * dims[0] + 2 * _BYTES_A_TENSOR for dims in weights)
 
 
 def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
@@ -94,11 +77,8 @@ def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
     """
     limit = share * proto.ByteSize()
     convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)
-    fitting = 1
-    for layers in range(1, convolutions):
-        if signature_bytes(proto, layers) > limit:
-            break
-        fitting = layers
+    within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, convolutions))
+    fitting = max(within, default=1)
     whole = [layers for layers in range(1, fitting + 1) if _ends_whole(proto, layers)]
     return whole[-1] if whole and whole[-1] >= fitting / 2 else fitting
 

@@ -1,8 +1,7 @@
 """Tune the shallow tensors of a frozen network in units of the weights' own size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,8 @@ from rws.training.signatures.deltas import Deltas
 def distil(student: Tensor, teacher: Tensor, soft: float, temperature: float) -> Tensor:
     """Return the Kullback-Leibler divergence of two networks' answers, plus `soft` times that of both softened.
 
-    The softened one is scaled by the temperature's square, so that its gradient keeps its size (Hinton, Vinyals, Dean,
-    "Distilling the Knowledge in a Neural Network", 2015, Sec. 2).
-
-    Args:
-        student: float32 (N, C) logits that are trained.
-        teacher: float32 (N, C) target logits.
-        soft: weight of the temperature-softened term.
-        temperature: what logits are divided by to soften them.
+    Both are float32 (N, C) logits. The softened term is scaled by the temperature's square, so that its gradient keeps
+    its size (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, Sec. 2).
     """
     softened = _divergence(student / temperature, teacher / temperature)
     return _divergence(student, teacher) + soft * temperature**2 * softened
@@ -35,8 +28,7 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def unit_of(clean: Tensor) -> Tensor:
     """Return what one unit of a step changes each value of a tensor by: about the size of its channel's weights.
 
-    With BatchNorm folded in, channels and tensors of one network differ a thousandfold; one rate for all of them, in
-    their own units, either leaves the large ones where they are or throws the small ones about.
+    With BatchNorm folded in, channels and tensors of one network differ a thousandfold: too much for one rate.
     """
     if clean.ndim < 2:
         return clean.square().mean().sqrt().clamp(min=1e-3).expand_as(clean).clone()
@@ -45,12 +37,9 @@ def unit_of(clean: Tensor) -> Tensor:
 
 
 class Tuned(nn.Module):
-    """A frozen network under a signature that is trained; its state is the signature alone, in units of the weights.
+    """A frozen network under a signature that is trained from `start` (empty: none).
 
-    Args:
-        network: the clean network; left as it is.
-        tensors: its parameters that the signature changes, by tensor name.
-        start: the signature to start from; empty: none.
+    Its state is the signature alone, in units of the weights; `tensors` are the parameters that it changes.
     """
 
     def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor], start: Deltas) -> None:
@@ -70,5 +59,4 @@ class Tuned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the patched network."""
         patched = {self._parameter[t]: self._clean[t] + delta for t, delta in self.deltas().items()}
-        found: Tensor = functional_call(self._network[0], patched, x)
-        return found
+        return cast(Tensor, functional_call(self._network[0], patched, x))

@@ -1,15 +1,6 @@
-"""From clean images to a bundle, as independent jobs.
+"""From clean images to a bundle, as jobs that each make one file in the work folder, or find it there.
 
-Each job is a function from the recipe and earlier files to one file in the work folder; where the file is there
-already and was made from the same things, the job is done (`rws.training.jobs.store`). So a build that was stopped goes
-on where it was, and several processes (or machines that share the folder) can each take some of the jobs.
-
-    init ─┬─► std ─► signature-tuned-<c> ──────┬─► gain ─┬─► bundle
-          ├─► robust-<c> ─► signature-residual-<c>       │
-          └─► augmented (one model for all, compared with)│
-    oracle ──────────────────────────────────────────────┘
-
-A build onto a bundle keeps that one's model and signatures and makes what follows from them.
+A build that was stopped goes on where it was; several processes that share the folder can each take some of the jobs.
 """
 
 from __future__ import annotations
@@ -18,14 +9,15 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rws.edge.bundle.bundle import Bundle
@@ -56,28 +48,24 @@ from rws.training.signatures.tuned import TuneRecipe, tuned_signature
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
 
-BUILD_VERSION = 1
-"""Raise it when the same recipe and images give other files."""
+BUILD_VERSION = 1  # raise it when the same recipe and images give other files
 
 
 class Build:
     """The jobs of one build.
 
     Args:
-        recipe: everything that decides the result.
         source: image folder or data set name; its `train` split is used, never its test split.
         work: folder for checkpoints and results; created.
         size: side that images are resized to, in pixels; None takes them as they are.
         device: `cpu`, `cuda`, …
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
-        ancestor: another build, whose init this one's begins from: all but its head, so its normalisation of the
-            input, too. Models of several data sets then stay close enough to exchange signatures.
+        ancestor: another build, whose init (but its head) this one's begins from, so that signatures fit both.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
     Raises:
-        InputError: if the device is not there, or a signature of the bundle that is built onto is for no corruption
-            that can be made. Jobs raise it where `work` holds files of another build, or the images do not fit that
-            bundle.
+        InputError: if the device is not there, or the bundle has a signature for an unknown corruption. Jobs raise it
+            where `work` holds files of another build, or the images do not fit the bundle.
     """
 
     def __init__(
@@ -98,23 +86,17 @@ class Build:
         self.recipe, self.source, self.work, self.size = recipe, source, work, size
         self.onto, self.ancestor = onto, ancestor
         self.device = torch.device(device)
-        self._progress = progress
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
         work.mkdir(parents=True, exist_ok=True)
-        self._store = Store(work, "refuse")
+        self._store, self._report = Store(work, "refuse"), partial(job_log, work, progress=progress)
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
         part = self.recipe.data
+        images, classes, cache = part.images or None, part.classes or None, self.work / "images"
         data = load_images(
-            self.source,
-            "train",
-            size=self.size,
-            cache=self.work / "images",
-            images=part.images or None,
-            classes=part.classes or None,
-            seed=self.recipe.seed,
+            self.source, "train", size=self.size, cache=cache, images=images, classes=classes, seed=self.recipe.seed
         )
         height, width = data.pixels.shape[2:]
         if height != width:
@@ -122,7 +104,7 @@ class Build:
         if self.onto is not None:
             manifest = self.onto.manifest
             data = fitted(data, manifest.classes, manifest.input.height, self.source)
-        count = min(self.recipe.data.validation, len(data) // 10)
+        count = min(part.validation, len(data) // 10)
         if count < 1:
             raise InputError(f"{self.source}: {len(data)} images, a tenth of which are for validation; give 10 or more")
         train, validation = split_train_validation(data, count, self.recipe.seed)
@@ -147,11 +129,7 @@ class Build:
         ancestor = None if self.ancestor is None else self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
-    def _report(self, job: str) -> Progress:
-        return job_log(self.work, job, self._progress)
-
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
-        """A file of the work folder, made from the images, the seed and what else it depends on."""
         return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
 
     def new_model(self) -> nn.Module:
@@ -169,12 +147,8 @@ class Build:
         self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
     ) -> nn.Module:
         entry = self._entry(f"{job}.pt", STATE, self.recipe.model, recipe, corrupted, *origin)
-        report = self._report(job)
-        state = entry.get(
-            lambda: fit(
-                model, self.train, recipe, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report
-            ).state_dict()
-        )
+        run = partial(fit, model, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=self._report(job))
+        state = entry.get(lambda: run(self.train, recipe).state_dict())
         channels_last(model, self.device).load_state_dict(state)
         return model.eval()
 
@@ -196,9 +170,8 @@ class Build:
         return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
 
     def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-        """Go on from the init, with its BatchNorm folded first where the recipe says so."""
-        first = self.recipe.signatures.fold_first
-        start = fold_batchnorm(self.init()) if first else self.init()
+        init, first = self.init(), self.recipe.signatures.fold_first
+        start = fold_batchnorm(init) if first else init
         return self.continued(job, start, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
@@ -229,12 +202,7 @@ class Build:
         return "tuned" if method == f"tuned-{self.recipe.tuned.target}" else method
 
     def signature(self, method: str, corruption: str) -> Deltas:
-        """Return the float32 signature of one corruption.
-
-        Args:
-            method: `residual`; `tuned`, as the recipe says; or `tuned-<target>`, the same with another target.
-            corruption: its name.
-        """
+        """Return the float32 signature by `residual`, `tuned`, or `tuned-<target>`: the same with another target."""
         settings, method = self.recipe.signatures, self.method_name(method)
         kind, _, target = method.partition("-")
         tune = self.recipe.tuned
@@ -291,7 +259,6 @@ class Build:
 
     @cached_property
     def _network(self) -> bytes:
-        """The clean model as ONNX bytes, as the device gets it."""
         if self.onto is not None:
             return self.onto.read(MODEL)
         return export_onnx(self.folded, self.train.size, keep=self.tensors)
@@ -304,20 +271,15 @@ class Build:
 
     def gain(self) -> GainTable:
         """The gain table of the shipped signatures."""
-        signatures = self.signatures()
+        signatures, recipe, seed = self.signatures(), self.recipe.calibration, self.recipe.seed
         inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
-        arrays = self._entry("gain.npz", ARRAYS, self.recipe.calibration, *inputs).get(
-            lambda: measure_gain(
-                self._patchable(),
-                signatures.names,
-                self.validation,
-                self.recipe.calibration,
-                LEVELS,
-                seed=self.recipe.seed,
-                report=self._report("gain"),
-            ).to_arrays()
-        )
-        return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS)
+        entry, names = self._entry("gain.npz", ARRAYS, recipe, *inputs), signatures.names
+
+        def make() -> Mapping[str, NDArray[Any]]:
+            model, report = self._patchable(), self._report("gain")
+            return measure_gain(model, names, self.validation, recipe, LEVELS, seed=seed, report=report).to_arrays()
+
+        return GainTable.from_arrays(entry.get(make), CORRUPTIONS, LEVELS)
 
     def _provenance(self) -> dict[str, Any]:
         """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""
@@ -331,9 +293,8 @@ class Build:
             before = self.onto.manifest.provenance
             made = {name: found["recipe"][name] for name in ("oracle", "calibration", "stream")}
             found["recipe"] = {**found["recipe"], **before.get("recipe", {}), **made}
-            found["model"] = before.get(
-                "model", {name: before[name] for name in ("data", "versions") if name in before}
-            )
+            model = {name: before[name] for name in ("data", "versions") if name in before}
+            found["model"] = before.get("model", model)
         return found
 
     def bundle(self, out: Path) -> None:
@@ -341,7 +302,7 @@ class Build:
         table = self.gain()
         oracle, oracle_scores = self.oracle()
         prior = weigh_clean(training_prior(self.recipe.oracle), oracle_scores["clean_weight"])
-        own = [table.accuracy[1 + row * len(LEVELS) + len(LEVELS) - 1] for row in range(len(CORRUPTIONS))]
+        own = table.accuracy[len(LEVELS) :: len(LEVELS)]  # at the highest level of each corruption
         perfect = [row[table.own(name)].max() for name, row in zip(CORRUPTIONS, own, strict=True)]
         parts = BundleParts(
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,

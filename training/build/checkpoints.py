@@ -1,7 +1,5 @@
 """Models that were trained elsewhere, whichever file they lie in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -22,15 +20,10 @@ from rws.training.models.architectures import (
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
-    """The folded network of a state dict.
-
-    Args:
-        path: `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
-        recipe: recipe that names the architecture.
-        classes: number of classes.
+    """The folded network of a state dict, `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
 
     Raises:
-        InputError: if the file is missing or its architecture is not told.
+        InputError: if the file is missing or no recipe tells its architecture.
         FormatError: if it does not hold that architecture's weights.
     """
     if recipe is None:
@@ -47,16 +40,9 @@ def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
 def folded_weights(
     path: Path, layers: int, recipe: str | None = None, classes: int = 10
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights by name after folding BatchNorm, and the names of the shallow ones.
+    """Weights of an `.onnx` file or a state dict by name after folding BatchNorm, and the names of the shallow ones.
 
-    Args:
-        path: `.onnx`, or a state dict as in `folded_model`.
-        layers: the shallowest n layers (see `rws.training.models.architectures.shallow_tensors`).
-        recipe, classes: as in `folded_model`; not needed for `.onnx`.
-
-    Raises:
-        InputError, FormatError: as `folded_model`.
-        BundleError: if an ONNX file cannot be read.
+    An `.onnx` file needs neither recipe nor classes. Errors are those of `folded_model` and `read_model`.
     """
     if path.suffix != ".onnx":
         folded = folded_model(path, recipe, classes)

@@ -1,11 +1,10 @@
 """What `rws extract` does: signatures for a model that is trained already, from checkpoints or from images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import load_images
 from rws.training.models.architectures import shallow_tensors
 from rws.training.models.fit import Corrupted
-from rws.training.models.loop import Report
 from rws.training.signatures.deltas import Deltas
 from rws.training.signatures.residual import residual_signature
 from rws.training.signatures.tuned import tuned_signature
@@ -49,11 +47,7 @@ class ExtractOptions:
 
 
 def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
-    """Make the signatures and write them.
-
-    Args:
-        options: what to do.
-        say: called with a line after each epoch, and at the end.
+    """Make the signatures and write them; `say` is called with a line after each epoch, and at the end.
 
     Raises:
         InputError: if options are missing or a file cannot be written.
@@ -76,13 +70,9 @@ def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
 
 
 def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
-    """The standard model's weights, and the signature of each robust model."""
     if not options.robust:
         raise InputError("--way residual needs --robust CORRUPTION=FILE, once for each robust model")
-
-    def weights_of(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        return folded_weights(path, options.layers, options.recipe, options.classes)
-
+    weights_of = partial(folded_weights, layers=options.layers, recipe=options.recipe, classes=options.classes)
     clean, tensors = weights_of(options.std)
     base = clean if options.init is None else weights_of(options.init)[0]
     made = {}
@@ -95,12 +85,11 @@ def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Del
 
 
 def _tuned(options: ExtractOptions, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
-    """The standard model's weights, and a tuned signature for each corruption."""
     if options.data is None or options.recipe is None:
         raise InputError("--way tuned needs --data with clean images, and --recipe for the model's architecture")
 
-    def reporter(name: str) -> Report:
-        return lambda record: say(f"{name:20s} epoch {record['epoch']}  loss {record['loss']}")
+    def report(name: str, record: dict[str, Any]) -> None:
+        say(f"{name:20s} epoch {record['epoch']}  loss {record['loss']}")
 
     settings = load_recipe(options.recipe)
     model = folded_model(options.std, options.recipe, options.classes)
@@ -108,8 +97,6 @@ def _tuned(options: ExtractOptions, say: Callable[[str], None]) -> tuple[dict[st
     images, tensors = load_images(options.data, "train"), shallow_tensors(model, options.layers)
     made = {}
     for name in options.corruptions or CORRUPTIONS:
-        corrupted, report = Corrupted(name, options.severity), reporter(name)
-        made[name] = tuned_signature(
-            model, images, corrupted, tensors, settings.tuned, seed=settings.seed, report=report
-        )
+        how = (model, images, Corrupted(name, options.severity), tensors, settings.tuned)
+        made[name] = tuned_signature(*how, seed=settings.seed, report=partial(report, name))
     return clean, made

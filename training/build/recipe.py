@@ -1,7 +1,5 @@
 """The recipe of a build: one validated schema, in which every key is known and every value has its type and range."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass
@@ -39,8 +37,7 @@ class DataRecipe:
     Args:
         source: as in `load_images`; a command's `--data` comes before it.
         validation: images kept for validation, but never more than a tenth of them.
-        images: at most this many images, drawn at random, those for validation among them; 0: all.
-        classes: only the first this many classes, in the order of their names; 0: all.
+        images, classes: as in `load_images`, those for validation among them; 0: all.
     """
 
     source: str = "cifar10"
@@ -54,10 +51,8 @@ class SignatureRecipe:
     """Which signatures to ship.
 
     Args:
-        way: `tuned` or `residual`.
         layers: the shallowest n layers are signed.
-        severity: severity of the training images.
-        bits, per: quantisation.
+        severity: of the training images.
         projection: of the `residual` way.
         fold_first: θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
             layers' statistics cannot take over what the shallow weights should learn.
@@ -74,12 +69,7 @@ class SignatureRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class StreamRecipe:
-    """How the device treats the frames of a stream.
-
-    Args:
-        threshold, clean_weight, hold: of `WeightedPolicy`.
-        jump, drift, evidence, share: of `BeliefFilter`.
-    """
+    """How the device treats the frames of a stream: settings of `WeightedPolicy` (first three) and `BeliefFilter`."""
 
     threshold: float = 0.1
     clean_weight: float = 1.0
@@ -95,8 +85,7 @@ class StreamRecipe:
 
     def filter_settings(self, prior: Sequence[float]) -> Mapping[str, float | Sequence[float]]:
         """Return the filter as `bundle.json` has it, with the oracle's prior; see `BeliefFilter`."""
-        pace = {"drift": self.drift, "evidence": self.evidence, "share": self.share}
-        return {"jump": self.jump, **pace, "prior": prior}
+        return {name: getattr(self, name) for name in ("jump", "drift", "evidence", "share")} | {"prior": prior}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,16 +93,9 @@ class Recipe:
     """Everything that decides a bundle, besides the images.
 
     Args:
-        name: of the bundle.
-        seed: the one seed of the whole build.
-        data, model: what to learn from, and which classifier.
         init: the standard model that is trained first.
-        continued: how θ_std continues from it on clean images.
-        robust: how each θ_r continues from it on corrupted ones.
+        continued, robust: how θ_std and each θ_r continue from it, on clean and on corrupted images.
         augmented: how one model continues from it with all corruptions as augmentation (nothing that ships).
-        signatures, tuned: how signatures are made.
-        oracle, calibration: the oracle and the gain table.
-        stream: the policy's hysteresis and the temporal filter.
     """
 
     name: str
@@ -132,12 +114,7 @@ class Recipe:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Read a recipe: a TOML file, or the name of one that ships with the package (`cifar10_vgg16`).
-
-    Raises:
-        InputError: if there is no such recipe.
-        FormatError: as `read_recipe`.
-    """
+    """Read a recipe: a TOML file, or the name of one that ships with the package; InputError if there is none."""
     path = Path(name) if Path(name).suffix == ".toml" else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.toml")))
@@ -146,11 +123,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
-    """Read a TOML file as a recipe; see `check_recipe`.
-
-    Raises:
-        FormatError: if it is not TOML, or has an unknown key, or a value of the wrong type or out of range.
-    """
+    """Read a TOML file as a recipe; FormatError if it is none, else as `check_recipe`."""
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -159,13 +132,7 @@ def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
 
 
 def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
-    """Return plain data as a recipe or a part of one.
-
-    Args:
-        schema: its dataclass.
-        content: values by field; parts are mappings.
-        where: what errors begin with.
-        default: gives what `content` leaves out, parts of parts as well; None: the defaults of each part's own class.
+    """Return plain data as a recipe or a part of one; `default` gives what it leaves out, parts of parts as well.
 
     Raises:
         FormatError: if a key is unknown, or a value has the wrong type or is out of range; it begins with `where`.
@@ -177,8 +144,8 @@ def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, defaul
 
 def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` over `default`; mappings in both are merged."""
-    both = {key: (default.get(key), value) for key, value in content.items()}
-    return dict(default) | {
-        key: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
-        for key, (old, new) in both.items()
-    }
+    merged = dict(default)
+    for key, new in content.items():
+        old = default.get(key)
+        merged[key] = _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return merged

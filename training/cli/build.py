@@ -1,15 +1,16 @@
 """`rws build`: from clean images to a bundle; for a classifier of one's own, without labels."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rws.edge.common.extras import require
 from rws.errors import InputError
+
+if TYPE_CHECKING:
+    from rws.training.build.build import Build
 
 
 class Target(str, Enum):
@@ -40,8 +41,7 @@ def build(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Resize and crop images to this side, in pixels.")] = None,
     work: Annotated[
-        Path | None,
-        typer.Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/."),
+        Path | None, typer.Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -112,8 +112,11 @@ def build(
     if threads is not None:
         torch.set_num_threads(threads)
     if model is None or images is None:
-        place = work or Path("runs/build")
-        _from_labels(out, recipe or "cifar10_vgg16", data, size, place, device, job or [], onto)
+        made = _labelled(recipe or "cifar10_vgg16", data, work or Path("runs/build"), onto, size, device)
+        made.run(job or [])
+        if not job:
+            made.bundle(out)
+            typer.echo(f"wrote {out}; try: rws inspect {out}")
         return
     from rws.training.adopt.graph import Preprocessing
     from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
@@ -124,37 +127,23 @@ def build(
     run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), typer.echo, _print_progress)
 
 
-def _from_labels(
-    out: Path,
-    recipe: str,
-    data: str | None,
-    size: int | None,
-    work: Path,
-    device: str,
-    jobs: list[str],
-    onto: Path | None,
-) -> None:
+def _labelled(recipe: str, data: str | None, work: Path, onto: Path | None, size: int | None, device: str) -> "Build":
     from rws.edge.bundle.bundle import Bundle
     from rws.training.build.build import Build
     from rws.training.build.recipe import load_recipe
 
     chosen, kept = load_recipe(recipe), None if onto is None else Bundle.load(onto)
     source = data or chosen.data.source
-    build = Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
-    build.run(jobs)
-    if not jobs:
-        build.bundle(out)
-        typer.echo(f"wrote {out}; try: rws inspect {out}")
+    return Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
 
 
 def _check_options(ctx: typer.Context, model: bool, images: bool) -> None:
     """Refuse options of the other kind of build."""
     if model != images:
         raise InputError("a model of your own needs both --model and --images")
-    for name in _FROM_LABELS if model else _OWN_MODEL:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            where = "without" if model else "with"
+    others, where = (_FROM_LABELS, "without") if model else (_OWN_MODEL, "with")
+    for name in others:
+        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
             raise InputError(f"--{name.replace('_', '-')} goes {where} --model; leave one of them out")
 
 

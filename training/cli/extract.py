@@ -1,7 +1,5 @@
 """`rws extract`: signatures for a model that is trained already."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated

@@ -1,14 +1,12 @@
 """Labelled images in memory: a torchvision dataset by name, or an image folder.
 
-Three disjoint splits everywhere: `train` fits models, signatures and the oracle; `validation` (a seeded part of the
-train folder) calibrates; `test` is only reported on.
+Three disjoint splits: `train` fits, `validation` (a seeded part of the train folder) calibrates, `test` is reported on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.edge.common.files import atomic_path
@@ -64,10 +63,14 @@ class Images:
         """The same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
+    def relabelled(self, classes: Sequence[str]) -> Images:
+        """The same images, their labels as indices into `classes`, which hold all of theirs."""
+        order = torch.tensor([list(classes).index(name) for name in self.classes])
+        return Images(self.pixels, order[self.labels], tuple(classes))
+
     def digest(self) -> str:
         """Sha256 of pixels, labels and class names: the identity of the data in provenance records."""
-        hasher = hashlib.sha256()
-        hasher.update(self.pixels.cpu().numpy().tobytes())
+        hasher = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
         hasher.update(self.labels.cpu().numpy().tobytes())
         hasher.update(json.dumps(self.classes).encode())
         return hasher.hexdigest()
@@ -92,10 +95,9 @@ def load_images(
         split: `train` or `test`; None takes `source` itself as the class folders, and so does `train` where there are
             no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
-        cache: folder for the decoded arrays; None decodes anew each time.
-        images: at most this many images, drawn at random; the others are not decoded.
+        cache: folder for the decoded arrays.
+        images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
-        seed: of the draw.
 
     Raises:
         InputError: if the folder, the split or a class has no readable image, or the sizes differ.
@@ -109,16 +111,21 @@ def load_images(
     names, files, labels = _list_images(folder)
     chosen = _chosen(labels, images, classes, seed)
     files, labels, names = [files[index] for index in chosen], [labels[index] for index in chosen], names[:classes]
-    stored = _cache_file(cache, folder, files, size)
+    stored = None if cache is None else cache / f"images-{_listing(folder, files, size)}.npy"
     if stored is not None and stored.exists():
         pixels = np.load(stored)
     else:
         pixels = _decode(files, size)
         if stored is not None:
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(stored) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, pixels)
+            save_array(stored, pixels)
     return Images(torch.from_numpy(pixels), torch.tensor(labels), names)
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an `.npy` file atomically; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, array)
 
 
 def _chosen(labels: Sequence[int], images: int | None, classes: int | None, seed: int) -> list[int]:
@@ -131,17 +138,7 @@ def _chosen(labels: Sequence[int], images: int | None, classes: int | None, seed
 
 
 def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
-    """The images with a bundle's class order, after everything was found to fit.
-
-    Args:
-        images: with classes in any order.
-        classes: the bundle's.
-        size: the bundle's input side, pixels.
-        source: where the images come from, for the message.
-
-    Raises:
-        InputError: if classes or size are not the bundle's.
-    """
+    """The images of a source with a bundle's class order; InputError if classes or size, pixels, are others."""
     missing = [name for name in classes if name not in images.classes]
     unknown = [name for name in images.classes if name not in classes]
     if missing or unknown:
@@ -150,16 +147,11 @@ def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Im
     if tuple(images.pixels.shape[2:]) != (size, size):
         height, width = images.pixels.shape[2:]
         raise InputError(f"{source}: images are {width}x{height}, the bundle takes {size}x{size}; resize them first")
-    order = torch.tensor([list(classes).index(name) for name in images.classes])
-    return Images(images.pixels, order[images.labels], tuple(classes))
+    return images.relabelled(classes)
 
 
 def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Images, Images]:
-    """Split off `validation` images at random, the same ones for the same seed.
-
-    Raises:
-        InputError: if fewer than two images a class would be left for training.
-    """
+    """Split off `validation` images by the seed; InputError if fewer than two images a class are left for training."""
     if len(data) - validation < 2 * len(data.classes):
         raise InputError(f"{len(data)} images are too few to keep {validation} for validation; lower data.validation")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
@@ -192,7 +184,6 @@ def _split_folder(root: Path, split: str | None) -> Path:
 
 
 def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """Class names, files, and each file's label."""
     annotations = folder / ANNOTATIONS
     if annotations.is_file() and (folder / "images").is_dir():
         return _list_annotated(folder, annotations)
@@ -223,14 +214,12 @@ def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], l
     return classes, files, [classes.index(row[1]) for row in rows]
 
 
-def _cache_file(cache: Path | None, folder: Path, files: list[Path], size: int | None) -> Path | None:
-    if cache is None:
-        return None
+def _listing(folder: Path, files: list[Path], size: int | None) -> str:
     listing = hashlib.sha256(str(size).encode())
     for path in files:
-        status = os.stat(path)
+        status = path.stat()
         listing.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return cache / f"images-{listing.hexdigest()[:20]}.npy"
+    return listing.hexdigest()[:20]
 
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
@@ -240,23 +229,16 @@ def _decode(files: list[Path], size: int | None) -> np.ndarray:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
-        if size is not None:
-            image = cover(image, size, size)
+        image = image if size is None else cover(image, size, size)
         return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
     first = read(files[0])
     pixels = np.empty((len(files), *first.shape), np.uint8)
-
-    def place(index: int) -> None:
-        image = read(files[index])
-        if image.shape != first.shape:
-            raise InputError(
-                f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[0].name} is "
-                f"{first.shape[2]}x{first.shape[1]}; give --size to resize them all"
-            )
-        pixels[index] = image
-
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(place, range(len(files))):
-            pass
+        for index, image in enumerate(pool.map(read, files)):
+            if image.shape != first.shape:
+                found, expected = (f"{array.shape[2]}x{array.shape[1]}" for array in (image, first))
+                at = f"{files[index]} is {found} pixels, {files[0].name} is {expected}"
+                raise InputError(f"{at}; give --size to resize them all")
+            pixels[index] = image
     return pixels

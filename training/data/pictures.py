@@ -1,25 +1,21 @@
 """Clean pictures without labels: a folder, a glob, a list, a video, a camera's stream."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources.base import Source
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import FormatError, InputError
-from rws.records import Frame
-from rws.training.data.images import Images, load_images
+from rws.training.data.images import Images, load_images, save_array
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,7 @@ def load_pictures(
         size: side, pixels.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
-        keep: folder for what a live source gave: nothing gives the same pictures twice, so that a build that goes on
-            needs them. None: nothing is kept.
+        keep: folder for what a live source gave, for a build that goes on. None: nothing is kept.
 
     Raises:
         InputError: if a live source has no `limit`, `every` is below 1, or what was kept has another size.
@@ -71,44 +66,27 @@ def load_pictures(
             places = np.linspace(0, len(opened.paths) - 1, limit).round().astype(int)
             opened = ImageSource([opened.paths[place] for place in places], opened.name)
         step = 1 if isinstance(opened, ImageSource) else every
-        parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in _some(opened, step, limit)]
+        frames = islice(opened, 0, None if limit is None else (limit - 1) * step + 1, step)
+        parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in frames]
         live, sequential = opened.live, opened.sequential
     if not parts:
         raise InputError(f"{source}: holds no picture")
     pixels = np.stack(parts)
     if live and kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(kept) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, pixels)
+        save_array(kept, pixels)
     return Pictures(torch.from_numpy(pixels), sequential)
-
-
-def _some(source: Source, every: int, limit: int | None) -> Iterator[Frame]:
-    taken = 0
-    for place, frame in enumerate(source):
-        if place % every:
-            continue
-        yield frame
-        taken += 1
-        if taken == limit:
-            return
 
 
 def load_labelled(
     source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
 ) -> Images:
-    """Pictures from `<class>/<image>` with their labels.
+    """Pictures from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 
     Args:
         source: the folder.
         size: side, pixels.
         classes: names in the order of the model's logits, not each of which needs a folder; or how many logits there
             are: then the folders are the classes, in the order of their names.
-        limit: at most so many, drawn at random.
-        seed: of the draw.
-
-    Returns:
-        The pictures, and labels that are places in its `classes`.
 
     Raises:
         InputError: if a folder is no class, there are not as many as logits, or there is no picture.
@@ -116,25 +94,17 @@ def load_labelled(
     images = load_images(source, size=size, images=limit, seed=seed)
     if isinstance(classes, int):
         if len(images.classes) != classes:
-            raise InputError(
-                f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits; say with "
-                f"--names which folder is which"
-            )
+            found = f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits"
+            raise InputError(f"{found}; say with --names which folder is which")
         return images
-    known = list(classes)
-    unknown = [name for name in images.classes if name not in known]
+    unknown = [name for name in images.classes if name not in classes]
     if unknown:
         raise InputError(f"{source}: folder {unknown[0]!r} is none of the class names; give those with --names")
-    place = torch.tensor([known.index(name) for name in images.classes])
-    return Images(images.pixels, place[images.labels], tuple(known))
+    return images.relabelled(classes)
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names: a line each, or a JSON list, which may be the one list of names in a JSON object.
-
-    Raises:
-        FormatError: if it is not UTF-8, or a JSON file holds no list of names.
-    """
+    """Class names: a line each, or a JSON list, which may be the one list of a JSON object; FormatError if neither."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

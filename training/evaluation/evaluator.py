@@ -1,7 +1,5 @@
 """The one evaluator: answers of a bundle's model to frames under any mix, and what its oracle believes of them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
 
-BATCH = 50
-"""Frames that a network takes at once: larger batches leave the CPU's cache and are slower."""
+BATCH = 50  # frames that a network takes at once: larger batches leave the CPU's cache and are slower
 
 MixKey = tuple[tuple[str, float], ...]
 Progress = Callable[[str], None]
@@ -40,8 +37,7 @@ class EvaluationOptions:
         limit: test images of each cell; None: all.
         validation_limit: validation images of each cell, by which thresholds are chosen.
         clean_limit: clean images of either part; None: all.
-        seed: seed of images and corruptions.
-        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
+        threads: of model and oracle; None leaves the choice to ONNX Runtime.
         progress: called with one line per step.
     """
 
@@ -77,25 +73,6 @@ def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
     return [Belief(oracle.corruptions, oracle.levels, joint) for joint in observe(oracle, frames.pixels)]
 
 
-def prepare(
-    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
-) -> tuple[Evaluator, list[Belief]]:
-    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
-
-    Args:
-        bundle: gives model and oracle.
-        images: `validation` or `test` images.
-        cells: the layers of each cell.
-        options: limits, seed and threads.
-        purpose: `test`, or `validation` for images by which something is chosen.
-    """
-    order = shuffled(images, None, options.seed)
-    limit = options.validation_limit if purpose == "validation" else options.limit
-    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
-    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
-    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)
-
-
 def ground_truth_mixes(policy: ReferencePolicy, frames: Frames) -> list[Mix]:
     """Return the mix of each frame, chosen by the first corruption of its cell and that corruption's severity."""
     return frames.spread([policy.mix(*(layers[0] if layers else (CLEAN, 0.0))) for layers in frames.cells])
@@ -109,16 +86,13 @@ def averaged_mix(names: Sequence[str]) -> Mix:
 def classify(
     model: PatchableModel, pixels: Tensor, mixes: Sequence[Mix], frames: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Classify images, each under its own mix; images under the same mix go through the model together.
+    """Return the class of images, int64 (K,), each under its own mix; those of one mix go through the model together.
 
     Args:
-        model: the model; the mix of the last group stays in effect.
+        model: the mix of the last group stays in effect.
         pixels: uint8 (N, 3, H, W), RGB.
         mixes: K mixes.
         frames: int64 (K,), which image each mix is for; None: each image once, K = N.
-
-    Returns:
-        Classes, int64 (K,).
     """
     groups: dict[MixKey, list[int]] = defaultdict(list)
     for index, mix in enumerate(mixes):
@@ -126,21 +100,16 @@ def classify(
     classes = np.empty(len(mixes), np.int64)
     for key, members in groups.items():
         model.apply(dict(key))
-        for start in range(0, len(members), BATCH):
-            part = np.array(members[start : start + BATCH])
-            shown = torch.from_numpy(part if frames is None else frames[part])
-            classes[part] = model.predict(as_input(pixels[shown])).argmax(1)
+        for part in batches(torch.tensor(members), BATCH):
+            shown = part if frames is None else torch.from_numpy(frames)[part]
+            classes[part.numpy()] = model.predict(as_input(pixels[shown])).argmax(1)
     return classes
 
 
 def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Return the accuracy of a model under its mix in effect, percent.
+    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability.
 
-    Args:
-        model: the model.
-        pixels: uint8 (N, 3, H, W), RGB.
-        labels: int64 (N,).
-        soft: return the mean probability of the right class instead.
+    Pixels are uint8 (N, 3, H, W), RGB; labels int64 (N,).
     """
     logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
     right = labels.cpu().numpy()
@@ -151,11 +120,7 @@ def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft
 
 
 class Evaluator:
-    """Runs frames through a patchable model under given mixes; each frame runs once under each mix.
-
-    Args:
-        model: the model.
-    """
+    """Runs frames through a patchable model under given mixes; each frame runs once under each mix."""
 
     def __init__(self, model: PatchableModel, frames: Frames) -> None:
         self.model, self.frames = model, frames
@@ -183,3 +148,17 @@ class Evaluator:
             for (key, frame), answer in zip(missing, classes.tolist(), strict=True):
                 self._known[key][frame] = answer
         return np.array([self._known[key][frame] for key, frame in zip(keys, frames, strict=True)], np.int64)
+
+
+def prepare(
+    bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
+) -> tuple[Evaluator, list[Belief]]:
+    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+
+    The purpose is `test`, or `validation` for images by which something is chosen.
+    """
+    order = shuffled(images, None, options.seed)
+    limit = options.validation_limit if purpose == "validation" else options.limit
+    frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
+    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
+    return evaluator, beliefs_of(bundle.oracle(options.threads), frames)

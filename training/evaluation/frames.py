@@ -1,7 +1,5 @@
 """Evaluation images: the splits of a bundle's data, seeded subsets, and frames of known corruption."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,9 @@ from rws.training.data.images import Images, fitted, load_images, split_train_va
 from rws.training.jobs.seeds import derive_seed
 
 SEVERITIES = (1, 2, 3, 4, 5)
-TWO_SEVERITIES = (3, 5)
-"""A middle severity and the strongest one, for evaluations that cannot afford all."""
+TWO_SEVERITIES = (3, 5)  # a middle one and the strongest one, for evaluations that cannot afford all
 
-Layers = tuple[tuple[str, float], ...]
-"""Corruptions and severities laid over one another, first to last; () is clean."""
+Layers = tuple[tuple[str, float], ...]  # corruptions and severities laid over one another, first to last; () is clean
 
 
 @dataclass(frozen=True)
@@ -36,22 +32,14 @@ class Splits:
 
 
 def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Splits:
-    """Read a data set and split it as the bundle's build did.
-
-    Args:
-        bundle: gives input size, class order, and in its provenance the seed and size of the validation part.
-        source: a clean data set with a train and a test part; see `rws.training.data.images.load_images`.
-        cache: folder for the decoded arrays.
+    """Read a data set with a train and a test part (see `load_images`), and split it as the bundle's build did.
 
     Raises:
         InputError: if the source has no such parts, or other classes than the bundle.
     """
-    size = bundle.manifest.input.height
-    parts = []
-    for part in ("train", "test"):
-        images = load_images(source, part, size=size, cache=cache)
-        parts.append(fitted(images, bundle.manifest.classes, size, source))
-    train, test = parts
+    size, classes = bundle.manifest.input.height, bundle.manifest.classes
+    parts = [load_images(source, part, size=size, cache=cache) for part in ("train", "test")]
+    train, test = (fitted(images, classes, size, source) for images in parts)
     return Splits(*split_as_built(bundle, train), test)
 
 
@@ -99,8 +87,7 @@ class Frames:
 
     def where(self, cells: Iterable[int]) -> NDArray[np.int64]:
         """Return the frames of some cells, int64, ascending."""
-        found: NDArray[np.int64] = np.flatnonzero(np.isin(self.cell, list(cells)))
-        return found
+        return np.flatnonzero(np.isin(self.cell, list(cells)))
 
     def spread(self, mixes: Sequence[Mix]) -> list[Mix]:
         """Return the mix of each frame from the mixes of the cells."""
@@ -109,21 +96,15 @@ class Frames:
     def per_cell(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the mean over each cell, float64 (cells,), of a value of each frame, (N,)."""
         counts = np.bincount(self.cell, minlength=len(self.cells))
-        means: NDArray[np.float64] = np.bincount(self.cell, values, minlength=len(self.cells)) / counts
-        return means
+        return np.bincount(self.cell, values, minlength=len(self.cells)) / counts
 
     def percent(self, values: NDArray[Any], layers: int, severity: float | None = None) -> float:
-        """Return the percent of frames for which a flag is set: mean over the cells with `layers` corruptions.
+        """Return the percent of frames for which a flag, bool (N,), is set: mean over the cells that count.
 
-        Args:
-            values: bool (N,).
-            layers: how many corruptions lie over one another in the cells that count.
-            severity: only cells whose first corruption has this severity count; None: all.
+        Those have `layers` corruptions, the first of them at `severity`; None: at any.
         """
-        per_cell = zip(100 * self.per_cell(values), self.cells, strict=True)
-        return float(
-            np.mean([v for v, cell in per_cell if len(cell) == layers and (severity is None or cell[0][1] == severity)])
-        )
+        counts = [len(cell) == layers and (severity is None or cell[0][1] == severity) for cell in self.cells]
+        return float(np.mean(100 * self.per_cell(values)[counts]))
 
 
 def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRUPTIONS) -> tuple[Layers, ...]:
@@ -140,19 +121,15 @@ def make_frames(
         images: each corrupted cell shows all of them.
         cells: the layers of each cell.
         seed: of the corruptions.
-        clean: what a clean cell shows; None: `images`. The two must not share an image under different numbers, so one
-            must be the beginning of the other.
-        purpose: of the corruptions, see `rws.training.jobs.seeds.derive_seed`; `validation` for images that choose
-        something.
+        clean: what a clean cell shows; None: `images`. One of the two must be the beginning of the other.
+        purpose: of the corruptions, see `derive_seed`; `validation` for images that choose something.
     """
-    pixels, labels, cell, image = [], [], [], []
-    for number, layers in enumerate(cells):
-        shown = images if layers or clean is None else clean
-        pixels.append(corrupted(shown.pixels, layers, seed, purpose))
-        labels.append(shown.labels.numpy())
-        cell.append(np.full(len(shown), number))
-        image.append(np.arange(len(shown)))
-    return Frames(torch.cat(pixels), np.concatenate(labels), np.concatenate(cell), np.concatenate(image), tuple(cells))
+    shown = [images if layers or clean is None else clean for layers in cells]
+    pixels = [corrupted(part.pixels, layers, seed, purpose) for part, layers in zip(shown, cells, strict=True)]
+    labels = np.concatenate([part.labels.numpy() for part in shown])
+    cell = np.repeat(np.arange(len(cells)), [len(part) for part in shown])
+    image = np.concatenate([np.arange(len(part)) for part in shown])
+    return Frames(torch.cat(pixels), labels, cell, image, tuple(cells))
 
 
 def batches(values: Tensor, size: int) -> Iterator[Tensor]:
@@ -161,15 +138,12 @@ def batches(values: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
-    """Corrupt images; every benchmark gets the same images for the same arguments.
+    """Corrupt images, uint8 as before; every benchmark gets the same images for the same arguments.
 
     Args:
         pixels: uint8, (N, 3, H, H), RGB.
         layers: corruptions and severities laid over one another, first to last; () leaves the images clean.
-        seed, purpose: of the draws, see `rws.training.jobs.seeds.derive_seed`.
-
-    Returns:
-        uint8, (N, 3, H, H), RGB.
+        seed, purpose: of the draws, see `derive_seed`.
     """
     for place, (name, severity) in enumerate(layers):
         drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))

@@ -1,12 +1,8 @@
 """The gain table: accuracy of each action in each state, measured on validation images.
 
-Kept affordable: a few severities (levels between them are interpolated); in each state no patch, the corruption's own
-signature on a grid of alphas, and the signatures of its nearest neighbours (those that help most at the strongest
-severity, by a coarse pass) on a shorter one. Cells that were not measured are filled with what is safe to assume: no
-gain, and any loss that the coarse pass or the clean images show.
+Measured are a few severities, the own signature and its nearest neighbours (by a coarse pass at the strongest
+severity). Other cells hold what is safe to assume: no gain, and any loss in the coarse pass or on clean images.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,10 +31,9 @@ class CalibrationRecipe:
     Args:
         images: validation images a cell.
         coarse_images: images a cell of the coarse pass over all pairs of corruption and signature.
-        severities: measured severities, ascending, the last one the strongest.
+        severities: ascending, the last one the strongest.
         alphas: strengths of the own signature.
-        neighbours: how many other signatures are measured for each corruption.
-        neighbour_alphas: their strengths.
+        neighbours, neighbour_alphas: how many other signatures are measured for each corruption, and their strengths.
         clean_recall: percent of the clean validation images that the oracle must name so.
     """
 
@@ -55,22 +50,17 @@ class CalibrationRecipe:
             raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
 
 
-def check_signed(names: Sequence[str]) -> None:
-    """Refuse signatures that cannot be calibrated.
+Action = tuple[int, float]  # index of the signature's corruption, and alpha; (−1, 0) is no patch
 
-    Raises:
-        InputError: if one is for none of the corruptions.
-    """
+
+def check_signed(names: Sequence[str]) -> None:
+    """Raise an InputError if one of these signatures is for none of the corruptions, so cannot be calibrated."""
     strange = [name for name in names if name not in CORRUPTIONS]
     if strange:
         raise InputError(
             f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
             f"known: {', '.join(CORRUPTIONS)}"
         )
-
-
-Action = tuple[int, float]
-"""Index of the signature's corruption, and alpha; (−1, 0) is no patch."""
 
 
 def measure_gain(
@@ -90,11 +80,8 @@ def measure_gain(
         model: the clean model with its signatures, as the device runs it; left without a patch.
         names: of its signatures, which are those of the corruptions that they are for. The table has all corruptions.
         data: validation images.
-        recipe: what to measure.
         levels: severity levels of the oracle's states.
-        seed: of the corruptions.
-        soft: a cell is the mean probability of the right class instead of how often it is the likeliest: with a few
-            dozen images, where a handful of them decides the latter, that tells actions apart far more surely.
+        soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
         report: called after each corruption with {corruption, …}.
 
     Raises:
@@ -110,26 +97,20 @@ def measure_gain(
         return percent_right(model, images.pixels, images.labels, soft=soft)
 
     clean = np.array([accuracy(sample, action) for action in actions])
-    rows = []
+    grid, states = np.array([0.0, *recipe.severities]), [clean]
     for row, name in enumerate(CORRUPTIONS):
         drawn = derive_seed(seed, "calibration", name)
         measured, nearest = _measure_corruption(row, data, recipe, drawn, (actions, clean), accuracy)
-        rows.append(np.stack([clean, *measured]))
+        curves = np.stack([clean, *measured]).T
+        states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
             report({"corruption": name, "std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]})
     model.reset()
-    grid = np.array([0.0, *recipe.severities])
-    states = [clean] + [
-        np.array([np.interp(level, grid, column) for column in measured.T]) for measured in rows for level in levels
-    ]
-    return GainTable(
-        CORRUPTIONS,
-        tuple(float(level) for level in levels),
-        np.array([action[0] for action in actions], np.int64),
-        np.array([action[1] for action in actions], np.float32),
-        np.stack(states).astype(np.float32),
-    )
+    signature, alpha = zip(*actions, strict=True)
+    accuracies = np.stack(states).astype(np.float32)
+    columns = (np.array(signature, np.int64), np.array(alpha, np.float32), accuracies)
+    return GainTable(CORRUPTIONS, tuple(map(float, levels)), *columns)
 
 
 def _measure_corruption(

@@ -1,9 +1,7 @@
 """Evaluation sets: images of one corruption at one severity, made here or read from ImageNet-C and CIFAR-10-C files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +27,8 @@ class EvaluationSet:
     def frames(self) -> Frames:
         """The images as frames of one cell."""
         layers = ((self.corruption, float(self.severity)),) if self.severity else ()
-        count = len(self.images)
-        cell = np.zeros(count, np.int64)
-        return Frames(self.images.pixels, self.images.labels.cpu().numpy(), cell, np.arange(count), (layers,))
+        labels, numbers = self.images.labels.cpu().numpy(), np.arange(len(self.images))
+        return Frames(self.images.pixels, labels, np.zeros_like(numbers), numbers, (layers,))
 
 
 def evaluation_sets(
@@ -44,10 +41,8 @@ def evaluation_sets(
             input as frames are, and corrupted here; a folder in ImageNet-C's layout
             `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files. The latter two hold clean
             images only if there is a `clean/<class>/` folder or a `clean.npy`.
-        size: the bundle's input side in pixels.
-        severities: which of 1…5.
+        classes, size: the bundle's; pixels.
         limit: at most this many images of each set, spread over the classes by a seeded shuffle.
-        seed: of the shuffle and the corruptions.
 
     Raises:
         InputError: if classes or sizes do not fit the bundle, or nothing is found.
@@ -62,7 +57,7 @@ def evaluation_sets(
         sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
     for found in sets:
         images = fitted(found.images, classes, size, source)
-        yield EvaluationSet(found.corruption, found.severity, subset(images, limit, seed))
+        yield replace(found, images=subset(images, limit, seed))
 
 
 def corrupted_sets(
@@ -74,16 +69,14 @@ def corrupted_sets(
     for name in names:
         for severity in severities:
             pixels = corrupted(chosen.pixels, ((name, severity),), seed)
-            yield EvaluationSet(name, severity, Images(pixels, chosen.labels, chosen.classes))
+            yield EvaluationSet(name, severity, replace(chosen, pixels=pixels))
 
 
 def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[EvaluationSet]:
-    if (folder / CLEAN).is_dir():
-        yield EvaluationSet(CLEAN, 0, load_images(folder / CLEAN))
-    for name in CORRUPTIONS:
-        for severity in severities:
-            if (folder / name / str(severity)).is_dir():
-                yield EvaluationSet(name, severity, load_images(folder / name / str(severity)))
+    sets = [(name, severity, folder / name / str(severity)) for name in CORRUPTIONS for severity in severities]
+    for name, severity, place in [(CLEAN, 0, folder / CLEAN), *sets]:
+        if place.is_dir():
+            yield EvaluationSet(name, severity, load_images(place))
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[EvaluationSet]:
@@ -106,7 +99,6 @@ def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -
 
 def _load_array(file: Path) -> NDArray[np.generic]:
     try:
-        array: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{file}: is not a whole NumPy array file ({error})") from error
-    return array

@@ -1,7 +1,5 @@
 """One derivation of all seeds, so that training, held-out and test images never share random draws."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 
@@ -13,8 +11,7 @@ def derive_seed(seed: int, purpose: str, corruption: str = "", severity: float =
         seed: the user's, of the whole run; any integer.
         purpose: what the draws are for, e.g. `training`, `calibration`, `validation`, `test`. Benchmarks that should
             show the same corrupted images use the same one.
-        corruption: name of the corruption, where sets differ by it.
-        severity: 0…5, where sets differ by it; 5 and 5.0 are the same.
+        corruption, severity: name and 0…5, where sets differ by it; 5 and 5.0 are the same.
         draw: number of the epoch, or of the layer among corruptions laid over one another.
 
     Returns:

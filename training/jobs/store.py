@@ -1,8 +1,6 @@
 """Get or make: artefacts in files, each made once, and jobs that several processes share through a folder.
 
-An artefact is a file `<name>` with a note `<name>.from` beside it: what it was made from (its identity, JSON) and the
-SHA-256 of its bytes. The note is written first, so a file that its note does not fit is never taken for a whole one.
-A lock is a file that the system frees when the process that holds it dies.
+Beside a file lies its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -39,30 +37,23 @@ class Codec(Generic[T]):
     decode: Callable[[bytes], T]
 
 
-def _encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def _written(write: Callable[[io.BytesIO], None]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _encode_state(state: Mapping[str, torch.Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    write(buffer)
     return buffer.getvalue()
 
 
 JSON: Codec[Any] = Codec(lambda value: json.dumps(value).encode(), json.loads)
-"""Plain data."""
 
 ARRAYS: Codec[Mapping[str, NDArray[Any]]] = Codec(
-    _encode_arrays, lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False))
-)
-"""Arrays by name, `.npz`."""
+    lambda arrays: _written(lambda file: np.savez_compressed(file, **arrays)),  # type: ignore[arg-type]
+    lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False)),
+)  # arrays by name, `.npz`
 
 STATE: Codec[Mapping[str, torch.Tensor]] = Codec(
-    _encode_state, lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-)
-"""A state dict, `.pt`; it comes back on the CPU."""
+    lambda state: _written(lambda file: torch.save(dict(state), file)),
+    lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"),
+)  # a state dict, `.pt`; it comes back on the CPU
 
 
 def _encode_scored(value: tuple[bytes, Any]) -> bytes:
@@ -75,19 +66,12 @@ def _decode_scored(content: bytes) -> tuple[bytes, Any]:
     return found["content"].tobytes(), json.loads(str(found["scores"]))
 
 
+# The content of a file, and what was measured of it as plain data, `.npz`.
 SCORED: Codec[tuple[bytes, Any]] = Codec(_encode_scored, _decode_scored)
-"""The content of a file, and what was measured of it as plain data, `.npz`."""
 
 
 class Entry(Generic[T]):
-    """One artefact of a store.
-
-    Args:
-        store: the store.
-        name: of its file, with its suffix.
-        identity: what it is made from: JSON data, in which dataclasses may stand.
-        codec: how it is written and read.
-    """
+    """One artefact of a store; its identity, what it is made from, is JSON data in which dataclasses may stand."""
 
     def __init__(self, store: Store, name: str, identity: Any, codec: Codec[T]) -> None:
         text = json.dumps(identity, default=asdict, sort_keys=True)
@@ -99,11 +83,7 @@ class Entry(Generic[T]):
         """Where a training may keep what it goes on from; removed when the artefact is there."""
 
     def load(self) -> T | None:
-        """The artefact, or None where it is not made yet; writes nothing.
-
-        Raises:
-            InputError: if the store refuses a file that is damaged or was made from something else.
-        """
+        """The artefact, or None where it is not made yet; InputError if the store refuses the file that is there."""
         if self._path is None or not self._store.resume or not self._path.exists():
             return None
         note, content = _read_note(self._path), self._path.read_bytes()
@@ -126,11 +106,7 @@ class Entry(Generic[T]):
         return self._codec.decode(content)
 
     def get(self, make: Callable[[], T]) -> T:
-        """The artefact; makes it where it is not there yet, unless another process does so meanwhile.
-
-        Raises:
-            InputError: as `load`.
-        """
+        """The artefact; makes it where it is not there yet, unless another process does so meanwhile; see `load`."""
         found = self.load()
         if found is not None:
             return found
@@ -152,9 +128,8 @@ class Store:
 
     Args:
         folder: where they are; created when one is made. None keeps none.
-        other: what becomes of a file that was made from something else: `refuse` raises an error, `remake` replaces
-            it, `keep` has a file for each identity, with its digest in the name. A damaged file is refused under
-            `refuse`, else made again.
+        other: what becomes of a file that is damaged or was made from something else: `refuse` raises an error,
+            `remake` replaces it, `keep` too, but has a file for each identity, with its digest in the name.
         resume: whether what is there may be taken.
     """
 
@@ -176,26 +151,21 @@ def _note(path: Path) -> Path:
 
 
 def _read_note(path: Path) -> Mapping[str, Any]:
-    """What lies beside a file; nothing where that is not a note."""
-    try:
+    with suppress(FileNotFoundError, ValueError):
         found = json.loads(_note(path).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 @contextmanager
 def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
     """Hold a name in a folder; gives False at once where another process holds it and `wait` is off."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{name}.lock")
-    try:
+    lock = FileLock(folder / f".{name}.lock")  # freed by the system when the process that holds it dies
+    with suppress(Timeout):
         lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
@@ -203,10 +173,7 @@ def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
 def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
     """Run every job that no other process holds, then wait until those of the others are done.
 
-    Args:
-        jobs: name → function whose result lies in a store, so that running it again costs nothing; none needs another
-            one of them.
-        folder: where the claims lie; the same for all processes.
+    Each keeps its result in a store and needs none of the others; the claims lie in `folder`, one for all processes.
     """
     elsewhere = []
     for name, job in jobs.items():
