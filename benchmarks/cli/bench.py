@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.benchmarks.cli.options import (
-    BundleFolder,
-    Layers,
-    Models,
-    Repeats,
-    Report,
-    Rounds,
-    check_targets,
-    save,
-)
+from rws.benchmarks.cli.options import BundleFolder, Layers, Models, Repeats, Report, Rounds, check_targets, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
@@ -102,12 +93,7 @@ def signatures(
 
 
 @bench.command()
-def storage(
-    model: Models = None,
-    bundle: BundleFolder = None,
-    layers: Layers = 5,
-    report: Report = None,
-) -> None:
+def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 5, report: Report = None) -> None:
     """Bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b

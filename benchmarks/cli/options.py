@@ -1,7 +1,5 @@
 """Options that several commands have, and the file that a result goes to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated

@@ -4,8 +4,6 @@ Time and size do not depend on what the weights have learned, so a named archite
 from a seed, its BatchNorm statistics from random images, and its signatures are random changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,7 @@ from torch import nn
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
-from rws.edge.onnx.graph import (
-    clean_tensors,
-    data_input,
-    prepare,
-    read_model,
-    replaced_tensors,
-    shallow_tensors,
-)
+from rws.edge.onnx.graph import clean_tensors, data_input, prepare, read_model, replaced_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
@@ -40,12 +31,9 @@ class BenchmarkModel:
     Args:
         name: of the architecture, the file or the bundle.
         size: height and width of the input, pixels.
-        onnx: bytes of the clean model, after `onnx_graph.prepare`; one image input.
+        onnx: bytes of the clean model, after `rws.edge.onnx.graph.prepare`; one image input.
         tensor_names: the patched tensors, in the order of the network.
-        signatures: one for each of the 19 corruptions; a bundle's own.
-        module: the same model in Torch, in eval mode on the CPU, whose parameters bear the names of the tensors; None
-            where there is only ONNX.
-        bundle: where it came from, if from a bundle.
+        module: the same model in Torch, in eval mode on the CPU; None where there is only ONNX.
     """
 
     name: str
@@ -69,10 +57,7 @@ def load_models(
 ) -> list[BenchmarkModel]:
     """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
 
-    Args:
-        specs: the names.
-        bundle: a bundle's folder, which comes first; the default is taken if nothing is given at all.
-        layers, seed: see `load_model`.
+    The bundle comes first; the default is taken if nothing is given at all. `layers` and `seed` as in `load_model`.
 
     Raises:
         InputError: if an architecture has no size or is unknown.
@@ -106,16 +91,14 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
     if isinstance(model, Bundle):
         signatures, spec = model.signatures, model.manifest.input
         _check_square((spec.height, spec.width), model.manifest.name)
-        return BenchmarkModel(
-            model.manifest.name, spec.height, model.read(MODEL), signatures.tensors, signatures, bundle=model
-        )
+        name, content = model.manifest.name, model.read(MODEL)
+        return BenchmarkModel(name, spec.height, content, signatures.tensors, signatures, bundle=model)
     if str(model).endswith(".onnx"):
-        proto = prepare(read_model(model))
+        module, proto = None, prepare(read_model(model))
         shape = data_input(proto, str(model))[1][2:]
         _check_square(shape, str(model))
         names = shallow_tensors(proto, layers)
         size = shape[0] or size
-        module = None
     else:
         module = _module(str(model), size, seed)
         names = architectures.shallow_tensors(module, layers)
@@ -142,12 +125,12 @@ def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
 
 
 def _module(architecture: str, size: int, seed: int) -> nn.Module:
-    """The folded module; 10 classes and a small stem below 100 px, as for CIFAR, else 1,000."""
-    small = size < 100
+    small = size < 100  # 10 classes and a small stem, as for CIFAR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        spec = architectures.ModelSpec(architecture, small_input=small)
-        model = architectures.build_model(spec, 10 if small else 1000)
+        model = architectures.build_model(
+            architectures.ModelSpec(architecture, small_input=small), 10 if small else 1000
+        )
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight, 0.8, 1.2)

@@ -1,7 +1,5 @@
 """What all pictures share: colours, and a small PNG."""
 
-from __future__ import annotations
-
 import io
 
 import matplotlib
@@ -44,11 +42,7 @@ def corruption_colours() -> dict[str, str]:
 
 
 def small_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG with a palette of as many colours as it may have to stay below `LARGEST` bytes.
-
-    Raises:
-        InputError: if it is larger with the fewest colours.
-    """
+    """Return a PNG with as many colours as fit below `LARGEST` bytes; raise InputError if the fewest do not."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")

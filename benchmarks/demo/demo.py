@@ -1,7 +1,5 @@
 """`rws demo`: the bundled stream through the frame loop at batch 1, and the picture of what happened."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, 
 every corruption in it with its severity. The demo itself then needs no torch.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

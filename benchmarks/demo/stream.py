@@ -1,7 +1,5 @@
 """The demo's stream: frames and what is true of them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The picture of a stream: what was true, what the oracle believed, what was patched, and what it bought."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,11 +16,7 @@ from rws.oracle.belief import CLEAN
 
 
 def draw_timeline(
-    stream: DemoStream,
-    results: Sequence[Result],
-    right: Mapping[str, NDArray[np.bool_]],
-    path: Path,
-    window: int = 31,
+    stream: DemoStream, results: Sequence[Result], right: Mapping[str, NDArray[np.bool_]], path: Path, window: int = 31
 ) -> None:
     """Draw a stream to a PNG.
 

@@ -1,18 +1,14 @@
 """`rws bench latency`: what a frame costs with live weights, next to the untouched model and what users do instead.
 
-One timed frame is the change of the mix, if one is due, plus the prediction. How times are compared is in
-`rws.benchmarks.common.interleave`, the engines are in `rws.benchmarks.latency.engines`, the whole frame is in
-`rws.benchmarks.latency.stages`.
+One timed frame is the change of the mix, if one is due, plus the prediction.
 """
-
-from __future__ import annotations
 
 import gc
 import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
@@ -114,7 +110,7 @@ def measure_latency(
         source = options.source or str(write_video(Path(folder) / "frames.mp4"))
         for model, threads in product(models, options.threads):
             bench = _Bench(model, threads, options, source, progress)
-            result["baseline"] = bench.baseline
+            result["baseline"] = bench.setting(Path()).baseline
             bench.measure(Path(folder))
             lists = bench.lists()
             if options.duration > 0:
@@ -144,7 +140,7 @@ class EngineCase:
     """One engine whose mix changes every so many frames; a call runs one block."""
 
     def __init__(
-        self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: count[int]
+        self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: Iterator[int]
     ) -> None:
         self._engine, self._every, self._setting, self._inputs, self._numbers = engine, every, setting, inputs, numbers
         frame_ms = float(np.median(self._run(2, 3).ms))
@@ -174,7 +170,6 @@ class EngineCase:
         return Block(ms, changed, parts)
 
     def _change(self) -> float:
-        """Change the mix; milliseconds."""
         assert self._engine.change is not None
         number = next(self._numbers) % len(self._setting.mixes)
         started = time.perf_counter()
@@ -187,12 +182,7 @@ class _Bench:
     """One model with one thread count."""
 
     def __init__(
-        self,
-        model: BenchmarkModel,
-        threads: int,
-        options: LatencyOptions,
-        source: str,
-        progress: Callable[[str], None],
+        self, model: BenchmarkModel, threads: int, options: LatencyOptions, source: str, progress: Callable[[str], None]
     ) -> None:
         self._model, self._threads, self._options, self._source = model, threads, options, source
         self._progress = progress
@@ -201,18 +191,12 @@ class _Bench:
         self._found = _Findings()
         torch.set_num_threads(threads)
 
-    @property
-    def baseline(self) -> str:
-        """What `untouched` is here."""
-        return self._setting(Path()).baseline
-
     def measure(self, folder: Path) -> None:
-        """All repeats; files of models go to new folders below `folder`."""
-        expected = expected_outputs(self._setting(folder), self._inputs[0])
+        expected = expected_outputs(self.setting(folder), self._inputs[0])
         started = time.perf_counter()
         for repeat in range(self._options.repeats):
             with tempfile.TemporaryDirectory(dir=folder) as files:
-                self._repeat(self._setting(Path(files)), expected)
+                self._repeat(self.setting(Path(files)), expected)
             gc.collect()
             self._tell(f"repeat {repeat + 1} of {self._options.repeats}, {time.perf_counter() - started:.0f} s")
 
@@ -251,7 +235,6 @@ class _Bench:
         return cases
 
     def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Engine:
-        """Make an engine, time its first frame, check what it computes, and note what it says of itself."""
         engine = make_engine(way, setting)
         started = time.perf_counter()
         engine.predict(self._inputs[0])
@@ -262,7 +245,6 @@ class _Bench:
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
-        """The rows of every list but `sustained`."""
         found = self._found
         ways = {key: measured for key, measured in found.ways.items() if key[0] not in found.left_out}
         return {
@@ -270,9 +252,7 @@ class _Bench:
             "changes": _changes(ways),
             "stages": stage_rows(found.stages, found.stage_way),
             "left_out": [{"way": way, "reason": reason} for way, reason in found.left_out.items()],
-            "notes": [
-                {"way": way, "note": note} for way, note in found.notes.items() if note and way not in found.left_out
-            ],
+            "notes": [{"way": w, "note": note} for w, note in found.notes.items() if note and w not in found.left_out],
         }
 
     def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
@@ -297,8 +277,8 @@ class _Bench:
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:
-        """The deployed model under load, a new patch on every frame; a row every five seconds."""
-        setting = self._setting(Path())
+        """The deployed model under load, a new patch on every frame."""
+        setting = self.setting(Path())
         model, mixes, number = deployed_model(setting), setting.mixes, 0
         started = time.perf_counter()
         rows: list[Row] = []
@@ -314,7 +294,7 @@ class _Bench:
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows
 
-    def _setting(self, folder: Path) -> Setting:
+    def setting(self, folder: Path) -> Setting:
         return Setting(self._model, self._threads, self._options.device, folder)
 
     def _tell(self, line: str) -> None:

@@ -4,8 +4,6 @@ Its oracle is the bundle's, or a network of the same kind for the model's input 
 the policy do all of their work, and only then is the answer replaced by a mix that changes when the schedule says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -41,12 +39,7 @@ PIXELS_A_FRAME = 3
 
 
 class ScheduledPolicy:
-    """Asks a policy, and answers with a mix that changes every so many frames.
-
-    Args:
-        policy: does its work on every belief.
-        mixes: taken in turn.
-    """
+    """Asks a policy about every belief, and answers with the next of `mixes` every so many frames."""
 
     def __init__(self, policy: Policy, mixes: Sequence[Mix]) -> None:
         self._policy, self._mixes = policy, mixes
@@ -131,11 +124,7 @@ def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
 
 
 def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
-    """A video of 640 x 480 pixels: a camera that pans over a wall of the demo's frames.
-
-    Args:
-        path: the file, ending in `.mp4`.
-        frames: how many.
+    """Write an `.mp4` of 640 x 480 pixels: a camera that pans over a wall of the demo's frames.
 
     Raises:
         RwsError: if this OpenCV cannot encode it.

@@ -1,7 +1,5 @@
 """The tables of `rws drill`: README.md and docs/drill.md."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables of docs/oracle.md: what the oracle knows, what its errors cost, and how the baselines do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables of README.md and of benchmarks/results/README.md."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from functools import partial

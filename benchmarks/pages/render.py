@@ -31,13 +31,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "benchmarks/results/README.md": {"results": readme.RESULTS_TABLE},
     "training/corruptions/README.md": corruptions.TABLES,
 }
-VALUES: dict[str, Callable[[], str]] = {
-    **readme.VALUES,
-    **drill.VALUES,
-    **oracle.VALUES,
-    **paper.VALUES,
-    **zoo.VALUES,
-}
+VALUES: dict[str, Callable[[], str]] = {**readme.VALUES, **drill.VALUES, **oracle.VALUES, **paper.VALUES, **zoo.VALUES}
 _VALUE = re.compile(r"<!-- ([^/>][^>]*) -->((?:(?!<!--).)*)<!-- / -->")
 
 

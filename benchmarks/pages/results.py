@@ -1,7 +1,5 @@
 """Committed results, as a page quotes and cites them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The zoo's tables, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -81,10 +81,6 @@ ENTRIES: dict[str, Entry] = {
     "init": Entry("what everything starts from", ("cifar10-vgg16",), PAPER, compare_inits),
     "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
     "smaller": Entry(
-        "RA against bytes",
-        ("cifar10-vgg16",),
-        (*PAPER, "tuned-shallow"),
-        tables.smaller,
-        figures.draw_smaller,
+        "RA against bytes", ("cifar10-vgg16",), (*PAPER, "tuned-shallow"), tables.smaller, figures.draw_smaller
     ),
 }

@@ -95,12 +95,7 @@ def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
 
 
 def _compare(
-    measure: Measure,
-    name: str,
-    norm: str,
-    epochs: str,
-    init: nn.Module,
-    trained: Callable[[str, Corrupted], nn.Module],
+    measure: Measure, name: str, norm: str, epochs: str, init: nn.Module, trained: Callable[[str, Corrupted], nn.Module]
 ) -> list[Result]:
     """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
     std = trained("std", Corrupted())

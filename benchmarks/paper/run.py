@@ -164,12 +164,7 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
 
 
 def reproduce(
-    chosen: Sequence[Task],
-    place: Place,
-    *,
-    out: Path,
-    workers: int = 1,
-    threads: int | None = None,
+    chosen: Sequence[Task], place: Place, *, out: Path, workers: int = 1, threads: int | None = None
 ) -> list[Path]:
     """Make results of one scale; what is trained or measured already is not done again.
 

@@ -87,14 +87,7 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
         raise SystemExit(f"error: {error}") from error
 
 
-def train(
-    column: str,
-    place: Place,
-    *,
-    kinds: Collection[str],
-    workers: int = 1,
-    threads: int | None = None,
-) -> None:
+def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
     """Train whatever of `kinds` is missing in a column.
 
     Args:
