@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}
-for _name, _measure in _COMMANDS.items():
+for _name, _measure in {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}.items():
     bench.command(_name)(_measure)
 
 
@@ -146,16 +145,8 @@ def latency(
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.options import LatencyOptions
 
-    options = LatencyOptions(
-        engines=tuple(way or ()),
-        threads=tuple(threads or (1,)),
-        device=device,
-        rounds=rounds,
-        repeats=repeats,
-        duration=duration,
-        source=source,
-        seed=seed,
-    )
+    cases = (tuple(way or ()), tuple(threads or (1,)))
+    options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
     check_targets(report)
     _latency(load_models(model or [], bundle, layers=layers, seed=seed), options, layers, report, table)
 
@@ -214,22 +205,15 @@ def gpu(
 def _latency(
     models: Sequence[BenchmarkModel], options: LatencyOptions, layers: int, report: Path | None, table: Path | None
 ) -> None:
-    """Measure, save after each model, and print; `table` is the folder of the CSV."""
     from rich.console import Console
 
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
-    made: dict[str, Any] = {
-        "seed": options.seed,
-        "layers": layers,
-        "device": options.device,
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-    }
+    often = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:
-        save(report, found, **made)
+        save(report, found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)
 

@@ -18,11 +18,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loade
 
 
 def check_targets(*paths: Path | None) -> None:
-    """Refuse files that cannot be written, before anything is measured.
-
-    Raises:
-        InputError: if one cannot.
-    """
+    """Raise InputError for a file that cannot be written, before anything is measured."""
     from rws.edge.common.files import check_target
 
     for path in paths:
@@ -31,14 +27,7 @@ def check_targets(*paths: Path | None) -> None:
 
 
 def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:
-    """Write a result as JSON with its provenance, if a file is asked for.
-
-    Args:
-        report: the file.
-        result: of the measurement.
-        data: folder or name of the images.
-        made: what else the provenance says, such as seed and threads.
-    """
+    """Write a result as JSON, if a file is asked for, with its provenance: images, and what else `made` says."""
     from rws.edge.common.provenance import provenance, write_json
 
     if report is not None:

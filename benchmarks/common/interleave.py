@@ -26,7 +26,7 @@ Row = dict[str, str | int | float | None]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Frames of one case that stood together: milliseconds of each and of its parts, and whether its mix changed; (n,)."""
+    """Frames of one case that stood together: milliseconds of each, of its parts, and whether its mix changed; (n,)."""
 
     ms: NDArray[np.float64]
     changed: NDArray[np.bool_]

@@ -23,7 +23,6 @@ class DemoStream:
         images: uint8, (N, H, W, 3), RGB.
         labels: int64 (N,), indices into the classes of the bundle.
         corruptions: {name: severity} in each frame; empty means clear.
-        classes: the class names.
     """
 
     images: NDArray[np.uint8]
@@ -44,9 +43,6 @@ def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
     size, count = record["size"], len(record["frames"])
     rows = sheet.shape[0] // size
     tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
-    return DemoStream(
-        np.ascontiguousarray(tiles[:count]),
-        np.array([frame["label"] for frame in record["frames"]]),
-        tuple(frame["corruptions"] for frame in record["frames"]),
-        tuple(record["classes"]),
-    )
+    labels = np.array([frame["label"] for frame in record["frames"]])
+    corruptions = tuple(frame["corruptions"] for frame in record["frames"])
+    return DemoStream(np.ascontiguousarray(tiles[:count]), labels, corruptions, tuple(record["classes"]))

@@ -16,7 +16,6 @@ def _clips() -> list[dict[str, Any]]:
 
 
 def _soak() -> list[tuple[str, str]]:
-    """Ten minutes on a stream: counts, age, memory."""
     soak: dict[str, Any] = lookup("soak.soak")
     memory, ages = soak["memory_mb"], soak["age_ms"]
 

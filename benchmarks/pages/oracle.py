@@ -52,7 +52,6 @@ Row = Mapping[str, Any]
 
 
 def _types() -> Iterator[Row]:
-    """Yield the type accuracy by severity, of one frame and after eight."""
     for source, frames in (("", "one frame"), (".after_8_frames", "8 frames of one stream")):
         scores = lookup(f"replay_all.oracle{source}")
         for key, kind in (("type_accuracy", "raw"), ("type_accuracy_merged", "merged")):
@@ -67,7 +66,6 @@ def _merged() -> str:
 
 
 def _costs() -> Iterator[Row]:
-    """Yield the time of the oracle and its parts, relative to each model."""
     rows = lookup("oracle_cost.rows")
     for case, name in CASES.items():
         ms = {} if case == "in_turn" else {"ms": find(rows, case=case)["ms"]}
@@ -88,7 +86,6 @@ def _best_policy() -> str:
 
 
 def _unseen() -> list[Row]:
-    """Return each corruption in turn unknown to oracle and signatures, then the mean."""
     result = lookup("unseen")
     rows = [{**row, "neighbour": spoken(row["neighbour"] or "none")} for row in result["rows"]]
     for row in rows:
@@ -113,7 +110,6 @@ def _by_method(row: Row) -> tuple[Any, ...]:
 
 
 def _baselines() -> list[Row]:
-    """Return RA / TA of every method at each batch size, by protocol."""
     rows: dict[Any, dict[str, Any]] = {}
     for row in sorted(lookup("rivals.rows"), key=_by_method):
         rows.setdefault(_by_method(row), dict(row))[row["protocol"]] = f"{row['ra']:.1f} / {row['ta']:.1f}"
@@ -206,8 +202,7 @@ TABLES = {
         Column("batch", "batch"),
         Column("ms per frame", "ms", ".3f"),
         Column("ratio", lambda row: "1" if row["method"] == "std" else interval(row)),
-        Column("carried, MB", _megabytes("carried"), ".2f"),
-        Column("held, MB", _megabytes("held"), ".2f"),
+        columns({"carried, MB": _megabytes("carried"), "held, MB": _megabytes("held")}, ".2f"),
         Column("peak on top, MB", _megabytes("peak"), ".2f"),
     ),
 }

@@ -45,7 +45,6 @@ BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.s
 
 
 def _replay() -> Iterator[dict[str, Any]]:
-    """Yield TA and RA of every arm, at severity 5 and over all severities."""
     worst, every = read("replay_severity5"), read("replay_all")
     for arm, name in ARMS.items():
         yield {"name": name, "ta": worst["ta"][arm], "worst": worst["ra"][arm], "every": every["ra"][arm]}
@@ -101,7 +100,6 @@ def latency_table() -> str:
 
 
 def _models(result: str) -> dict[str, tuple[str, int]]:
-    """Return model and size of each case of a result by its title, in order."""
     return {f"{row['model']}, {row['size']} px": (row["model"], row["size"]) for row in lookup(f"{result}.rows")}
 
 

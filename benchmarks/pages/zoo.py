@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
@@ -18,11 +19,7 @@ def zoo_table(results: Sequence[Result]) -> str:
     """Return the summary of each entry of the zoo, a column each."""
 
     def mean(key: str, severity: int, arm: str) -> Callable[[Result], float]:
-        def of(result: Result) -> float:
-            found = [float(row[key][arm]) for row in result["rows"] if row["severity"] == severity]
-            return sum(found) / len(found)
-
-        return of
+        return lambda result: fmean(row[key][arm] for row in result["rows"] if row["severity"] == severity)
 
     lines = [
         Column("clean accuracy", "clean.accuracy", ".1f"),

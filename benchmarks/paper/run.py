@@ -1,7 +1,5 @@
 """From names of tables and figures to files: train what is missing, measure, draw; and what is done so far."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,8 +61,7 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
         (columns, COLUMNS, "column"),
         (scales, SCALES, "scale"),
     ):
-        unknown = [name for name in given if name not in known]
-        if unknown:
+        if unknown := [name for name in given if name not in known]:
             raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     for name in names or ENTRIES:
         for column, sources in ENTRIES[name].results():
@@ -98,10 +95,9 @@ def measured_column(column: str, place: Place) -> Measure:
 def _scores(measure: Measure, names: Collection[str]) -> Jobs:
     """Jobs that several tables share, so that no two processes measure the same."""
     kinds = {kind for name in names for kind in ENTRIES[name].kinds}
-    variants = [Variant("std")]
+    variants = [Variant("std"), *(Variant(kind) for kind in kinds if kind.startswith("tuned"))]
     if "robust" in kinds:
         variants.append(Variant("residual"))
-    variants += [Variant(kind) for kind in kinds if kind.startswith("tuned")]
     if {"table1", "table2", "table4", "table5"} & set(names):
         variants += [*TABLE1, *TABLE5]
     # Strengths come from float32 variants: first these, then the others, which read them.
@@ -114,7 +110,7 @@ def _scores(measure: Measure, names: Collection[str]) -> Jobs:
 
 
 def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -> None:
-    """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
+    """Measure one task, unless it is in the work folder with the same recipes and images, and write its files."""
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
     pretrained = place.pretrained if task.name == "init" else ""
@@ -151,7 +147,6 @@ def _provenance(task: Task, used: Sequence[Measure]) -> Result:
 
 
 def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
-    """What a worker measures: scores column by column, then the tables and figures."""
     measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
     for column, measure in measures.items():
         names = {task.name for task in chosen if column in task.sources}
@@ -166,16 +161,9 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
 def reproduce(
     chosen: Sequence[Task], place: Place, *, out: Path, workers: int = 1, threads: int | None = None
 ) -> list[Path]:
-    """Make results of one scale; what is trained or measured already is not done again.
+    """Make results of one scale, and return their files; what is trained or measured already is not done again.
 
-    Args:
-        chosen: of one scale.
-        place: where images and work are.
-        out: folder of results; `<scale>/<name>-<column>.json`, and `.png` where there is a picture.
-        workers, threads: as in `train`.
-
-    Returns:
-        The files written.
+    `out` gets `<scale>/<name>-<column>.json`, and `.png` where there is a picture; `workers`, `threads` as in `train`.
 
     Raises:
         InputError: if a data set is nowhere to be found.
@@ -188,8 +176,7 @@ def reproduce(
         kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
         train(column, place, kinds=kinds, workers=workers, threads=threads)
     run_in_workers(_measure_all, (list(chosen), place, out), workers, threads)
-    suffixes = [(task, suffix) for task in chosen for suffix in (".json", ".png")]
-    return [task.path(out, suffix) for task, suffix in suffixes if suffix == ".json" or task.entry.draw is not None]
+    return [t.path(out, suffix) for t in chosen for suffix in ((".json", ".png") if t.entry.draw else (".json",))]
 
 
 def data_of(build: ColumnBuild) -> dict[str, str | int]:
