@@ -42,15 +42,10 @@ def can_measure() -> bool:
 
 
 def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
-    """Memory of a fresh process, one thread a session, after every model in it has run.
+    """Memory of a fresh process, one thread a session, after every model in it has run on `size` x `size` pixels.
 
-    Args:
-        kind: `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel`
-            of the first file with the signatures of the second, each of them patched once.
-        size: height and width of the models' input, pixels.
-
-    Raises:
-        RwsError: if the process fails.
+    `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel` of the
+    first file with the signatures of the second, each of them patched once. RwsError if the process fails.
     """
     command = python_command("from rws.benchmarks.common.memory import main; main()", kind, str(size), *map(str, files))
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,7 +1,6 @@
 """The models that latency and storage are measured on: a bundle, any ONNX file, or a named architecture.
 
-Time and size do not depend on what the weights have learned, so a named architecture is not trained: its weights come
-from a seed, its BatchNorm statistics from random images, and its signatures are random changes.
+Time and size do not depend on what the weights have learned, so a named architecture is not trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,22 +25,14 @@ RELATIVE_DELTA = 0.05
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkModel:
-    """A model with its signatures, ready for every backend.
-
-    Args:
-        name: of the architecture, the file or the bundle.
-        size: height and width of the input, pixels.
-        onnx: bytes of the clean model, after `rws.edge.onnx.graph.prepare`; one image input.
-        tensor_names: the patched tensors, in the order of the network.
-        module: the same model in Torch, in eval mode on the CPU; None where there is only ONNX.
-    """
+    """A model with its signatures, ready for every backend."""
 
     name: str
-    size: int
-    onnx: bytes
-    tensor_names: tuple[str, ...]
+    size: int  # height and width of the input, pixels
+    onnx: bytes  # of the clean model, after `rws.edge.onnx.graph.prepare`; one image input
+    tensor_names: tuple[str, ...]  # those patched, in the order of the network
     signatures: SignatureSet
-    module: nn.Module | None = None
+    module: nn.Module | None = None  # the same in Torch, in eval mode on the CPU; None where there is only ONNX
     bundle: Bundle | None = None
 
     @property
@@ -76,13 +67,10 @@ def load_models(
 
 
 def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, seed: int = 0) -> BenchmarkModel:
-    """One model with 19 signatures.
+    """One model with 19 signatures: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
 
-    Args:
-        model: an architecture of `rws.training.models.architectures`, the path of an ONNX file, or a bundle.
-        size: height and width of the input in pixels, for an architecture or an ONNX file that leaves them free.
-        layers: the shallowest layers that are patched: convolutions, in a ResNet blocks; a bundle has its own.
-        seed: of weights and signatures that are drawn.
+    `size` is for an architecture or an ONNX file that leaves it free; the shallowest `layers`, convolutions or blocks of
+    a ResNet, are patched; a bundle has its own.
 
     Raises:
         InputError: if the architecture is unknown or has fewer layers.

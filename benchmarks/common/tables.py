@@ -16,17 +16,14 @@ from rws.edge.common.files import atomic_write_bytes
 class Column:
     """One column of a table.
 
-    Args:
-        cell: how a cell is read from a row: a key, keys of nested rows with dots between, a position, or a function of
-            the row; a missing key leaves the cell empty.
-        format: format specification of the value, such as `.2f` or `,`; None as a value leaves the cell empty.
-        words: whether it holds words, aligned to the left, instead of numbers.
+    `cell` reads a row: a key, keys of nested rows with dots between, a position, or a function of the row. A missing
+    key or None leaves the cell empty.
     """
 
     title: str
     cell: str | int | Callable[[Any], object]
     format: str = ""
-    words: bool = False
+    words: bool = False  # aligned to the left
 
     def value(self, row: Any) -> object:
         """Return the unformatted value of the cell in a row."""

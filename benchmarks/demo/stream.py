@@ -17,17 +17,11 @@ COLUMNS = 20
 
 @dataclass(frozen=True)
 class DemoStream:
-    """The demo's frames and what is true of them.
+    """The demo's frames and what is true of them."""
 
-    Args:
-        images: uint8, (N, H, W, 3), RGB.
-        labels: int64 (N,), indices into the classes of the bundle.
-        corruptions: {name: severity} in each frame; empty means clear.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corruptions: tuple[dict[str, float], ...]
+    images: NDArray[np.uint8]  # (N, H, W, 3), RGB
+    labels: NDArray[np.int64]  # (N,), indices into the classes of the bundle
+    corruptions: tuple[dict[str, float], ...]  # {name: severity} in each frame; empty means clear
     classes: tuple[str, ...]
 
     def dominant(self, index: int) -> tuple[str, float]:

@@ -70,16 +70,11 @@ class Setting:
 class Engine:
     """A model that is ready to run.
 
-    Args:
-        name: which of `ENGINES` it is.
-        predict: float32 (1, 3, H, W) → logits (1, K).
-        change: puts the mix of that number into effect, None the clean weights; None where there is no change.
-        note: what it says of itself.
-        load_ms: milliseconds to make it.
+    `change` puts the mix of that number into effect, None the clean weights; it is None where there is no change.
     """
 
     name: str
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, 3, H, W) → logits (1, K)
     change: Callable[[int | None], object] | None
     provider: str
     note: str = ""
@@ -87,11 +82,7 @@ class Engine:
 
 
 def make_engine(name: str, setting: Setting) -> Engine:
-    """Make one of `ENGINES`, and time it.
-
-    Raises:
-        RwsError: if it cannot run here.
-    """
+    """Make one of `ENGINES`, and time it; raise RwsError if it cannot run here."""
     started = time.perf_counter()
     try:
         made = ENGINES[name](name, setting)
@@ -113,11 +104,7 @@ def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[
 def check_outputs(
     engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """Check that the outputs follow the weights: clean, patched, and clean again, as `expected_outputs` has them.
-
-    Raises:
-        RwsError: if one is wrong by more than a twentieth of what the patch changes.
-    """
+    """Raise RwsError unless the outputs follow the weights: clean, patched, and clean again; see `expected_outputs`."""
     allowed = TOLERANCE * float(np.abs(patched - clean).max())
     steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
     if engine.change is not None:

@@ -52,22 +52,17 @@ SLOWER = ("reload", "reload_optimised", "load_state_dict", "load_state_dict_shal
 
 
 class LatencyResult(TypedDict):
-    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`.
+    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`."""
 
-    `baseline`: what `untouched` is; `weights`: where they come from; `rows`: frames of each engine; `changes`: the
-    change of mix alone; `stages`: the whole frame through the loop; `sustained`: if `duration` asks for it; `left_out`:
-    engines that could not run, and why; `notes`: what engines say of themselves.
-    """
-
-    baseline: str
-    weights: dict[str, str]
+    baseline: str  # what `untouched` is
+    weights: dict[str, str]  # where they come from
     platform: Platform
-    rows: list[Row]
-    changes: list[Row]
-    stages: list[Row]
+    rows: list[Row]  # frames of each engine
+    changes: list[Row]  # the change of mix alone
+    stages: list[Row]  # the whole frame through the loop
     sustained: list[Row]
-    left_out: list[Row]
-    notes: list[Row]
+    left_out: list[Row]  # engines that could not run, and why
+    notes: list[Row]  # what engines say of themselves
 
 
 def ignore(_: object) -> None:
@@ -80,13 +75,7 @@ def measure_latency(
     progress: Callable[[str], None] = ignore,
     save: Callable[[LatencyResult], None] = ignore,
 ) -> LatencyResult:
-    """Measure models.
-
-    Args:
-        models: from `rws.benchmarks.common.models`.
-        options: how.
-        progress: called with a line now and then.
-        save: called with the result so far, after each model and thread count.
+    """Measure models; `save` gets the result so far, after each model and thread count.
 
     Raises:
         RwsError: if even the untouched model cannot run, or the source gives too few frames.
@@ -309,10 +298,7 @@ def _rates(engine: Engine) -> tuple[int, ...]:
 
 
 def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-    """The change of mix by itself, and how many times longer reloading and `load_state_dict` take.
-
-    Between frames, when the frame has filled the caches, and (`alone_…`) again and again with nothing between.
-    """
+    """The change of mix between frames, and (`alone_…`) again and again; how many times longer `SLOWER` take."""
     every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
     rows = []
     for way in sorted(every_frame, key=list(ENGINES).index):

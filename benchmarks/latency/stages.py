@@ -1,7 +1,6 @@
 """The whole frame as a device has it: read, preprocess, oracle, policy, patch, predict, through the frame loop itself.
 
-Its oracle is the bundle's, or a network of the same kind for the model's input size, untrained; the temporal filter and
-the policy do all of their work, and only then is the answer replaced by a mix that changes when the schedule says so.
+The temporal filter and the policy do all of their work; then the schedule's mix replaces their answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +90,7 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """The deployed model in a frame loop, once for each rate of change; also says in which way its weights change.
+    """How the deployed model's weights change, and the model in a frame loop, once for each rate of change.
 
     Raises:
         SourceError: if the source cannot be opened.

@@ -25,23 +25,15 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Place:
-    """Where images lie and work is kept; plain data, so that a worker process can be given it.
+    """Where images lie and work is kept; plain data, so that a worker process can be given it."""
 
-    Args:
-        data: data set → folder or torchvision's name.
-        work: folder for checkpoints; each scale and column has its own in it.
-        limit: test and validation images at most; None takes what the scale takes.
-        recipes: folder of `<scale>/<column>.toml`.
-        pretrained: ImageNet weights of VGG-16 for `init`: a file, or torchvision's name for them.
-    """
-
-    data: Mapping[str, str]
-    work: Path
+    data: Mapping[str, str]  # data set → folder or torchvision's name
+    work: Path  # for checkpoints; each scale and column has its own folder in it
     scale: str
     device: str = "cpu"
-    limit: int | None = None
-    recipes: Path = RECIPES
-    pretrained: str = "IMAGENET1K_V1"
+    limit: int | None = None  # test and validation images at most; None takes what the scale takes
+    recipes: Path = RECIPES  # of `<scale>/<column>.toml`
+    pretrained: str = "IMAGENET1K_V1"  # ImageNet weights of VGG-16 for `init`: a file, or torchvision's name
 
 
 @dataclass(frozen=True)
@@ -73,9 +65,7 @@ _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`, in that order.
-
-    CIFAR-10 and CIFAR-100 that are named nowhere come from torchvision.
+    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`; CIFAR from torchvision.
 
     Raises:
         InputError: if a folder is missing or a name unknown.
@@ -107,23 +97,17 @@ class ColumnBuild(Build):
 
     def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
         if column.dataset not in place.data:
-            raise InputError(
-                f"{column.name} needs the data set {column.dataset}; give --data {column.dataset}=FOLDER, which holds "
-                "train/<class>/ and val/<class>/"
-            )
+            option = f"--data {column.dataset}=FOLDER, which holds train/<class>/ and val/<class>/"
+            raise InputError(f"{column.name} needs the data set {column.dataset}; give {option}")
         self.column, self.place = column, place
 
         def related(name: str) -> ColumnBuild | None:
             return ColumnBuild(COLUMNS[name], place, progress) if name else None
 
+        recipe, images, work = column.recipe(place), place.data[column.dataset], place.work / place.scale / column.name
+        ancestor = related(column.ancestor)
         super().__init__(
-            column.recipe(place),
-            place.data[column.dataset],
-            place.work / place.scale / column.name,
-            size=column.size,
-            device=place.device,
-            ancestor=related(column.ancestor),
-            progress=progress,
+            recipe, images, work, size=column.size, device=place.device, ancestor=ancestor, progress=progress
         )
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 

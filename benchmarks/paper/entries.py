@@ -22,25 +22,16 @@ EVERYTHING = ("std", "robust", "augmented", "oracle", *TUNED)
 
 @dataclass(frozen=True)
 class Entry:
-    """A table or figure.
-
-    Args:
-        columns: those that it has a result of each for.
-        kinds: trainings that it needs.
-        measure: from a column's measure, or of a `joint` entry from those of all columns, to plain data.
-        draw: from that to a picture; None for a table.
-        joint: one result from all columns together.
-        for_picture: keys of the result that only the picture needs; they are not kept.
-    """
+    """A table or figure."""
 
     title: str
-    columns: tuple[str, ...]
-    kinds: tuple[str, ...]
-    measure: Callable[..., Result]
-    draw: Callable[[Mapping[str, Any]], Figure] | None = None
-    joint: bool = False
+    columns: tuple[str, ...]  # those that it has a result of each for
+    kinds: tuple[str, ...]  # trainings that it needs
+    measure: Callable[..., Result]  # from a column's measure, or of a `joint` entry from those of all columns
+    draw: Callable[[Mapping[str, Any]], Figure] | None = None  # of what was measured; None for a table
+    joint: bool = False  # one result from all columns together
     scales: tuple[str, ...] = SCALES
-    for_picture: tuple[str, ...] = ()
+    for_picture: tuple[str, ...] = ()  # keys of the result that only the picture needs; they are not kept
 
     def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each result's column, by name, and the columns that it is measured from."""

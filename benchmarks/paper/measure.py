@@ -40,20 +40,15 @@ WHOLE = ("std", "augmented", "robust")
 class Variant:
     """Which weights are judged.
 
-    Args:
-        way: `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption);
-            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the
-            paper's projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init
-            on θ_init as the standard model).
-        layers: of signatures: the shallowest n; 0: all, the head included.
-        bits: 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models.
-        per: one scale a `channel` or a `tensor`.
+    `way` is `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption); or
+    how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the paper's residual),
+    `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init as the standard model).
     """
 
     way: str
-    layers: int = 5
-    bits: int = 32
-    per: str = "channel"
+    layers: int = 5  # of signatures: the shallowest n; 0: all, the head included
+    bits: int = 32  # 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models
+    per: str = "channel"  # one scale a `channel` or a `tensor`
 
     @property
     def key(self) -> str:

@@ -78,16 +78,8 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
 
 
 def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
-    """Train whatever of `kinds` is missing in a column.
+    """Train whatever is missing of `kinds`: `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
 
-    Args:
-        column: its name.
-        place: where images and work are.
-        kinds: of `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
-        workers: processes that share the jobs; on a GPU, as many as fill it.
-        threads: of torch in each; None shares the cores out.
-
-    Raises:
-        RwsError: if a worker failed.
+    On a GPU, take as many workers as fill it; `threads` and errors as in `run_in_workers`.
     """
     run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)
