@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Layers, Models, Repeats, Report, Rounds, check_targets, save
+from rws.benchmarks.cli.options import (
+    BundleFolder,
+    Layers,
+    Models,
+    Repeats,
+    Report,
+    Rounds,
+    check_targets,
+    open_bundle,
+    save,
+)
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
@@ -19,7 +29,8 @@ if TYPE_CHECKING:
     from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-for _name, _measure in {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}.items():
+_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}
+for _name, _measure in _COMMANDS.items():
     bench.command(_name)(_measure)
 
 
@@ -81,11 +92,8 @@ def signatures(
         from rws.benchmarks.common.tables import terminal
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
-    from rws.edge.bundle.bundle import Bundle
-
-    check_targets(report)
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
-    result = compare_encodings(Bundle.load(bundle), data, work, severity, options)
+    result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
     typer.echo(f"never patched: RA {result['ra_never_patched']:.2f}, TA {result['ta']:.2f}")
     save(report, result, data, threads=threads)
@@ -170,10 +178,7 @@ def oracle_cost(
     with require("bench"):
         from rws.benchmarks.common.models import load_model
         from rws.benchmarks.oracle.cost import measure_oracle
-    from rws.edge.bundle.bundle import Bundle
-
-    check_targets(report)
-    chosen = Bundle.load(bundle)
+    chosen = open_bundle(bundle, report)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
     result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=typer.echo)
     save(report, result, seed=0, threads=1)
@@ -210,7 +215,7 @@ def _latency(
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
-    often = {"rounds": options.rounds, "repeats": options.repeats}
+    often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:
         save(report, found, seed=options.seed, layers=layers, device=options.device, **often)

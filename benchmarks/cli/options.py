@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rws.edge.bundle.bundle import Bundle
 
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
 Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
@@ -21,9 +24,16 @@ def check_targets(*paths: Path | None) -> None:
     """Raise InputError for a file that cannot be written, before anything is measured."""
     from rws.edge.common.files import check_target
 
-    for path in paths:
-        if path is not None:
-            check_target(path)
+    for path in filter(None, paths):
+        check_target(path)
+
+
+def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
+    """Load a bundle, the bundled default for None, after `check_targets`."""
+    from rws.edge.bundle.bundle import Bundle
+
+    check_targets(*targets)
+    return Bundle.load(folder)
 
 
 def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:

@@ -92,6 +92,12 @@ def settling_frames(frame_ms: float) -> int:
     return 2 if frame_ms < 20 else 1
 
 
+def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
+    """How many frames settle and how many count in a block, from the milliseconds of a trial's frames."""
+    frame_ms = float(np.median(ms))
+    return settling_frames(frame_ms), frames_per_block(frame_ms, every)
+
+
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
     """Return what runs one block of a step without changes of mix, and gives its milliseconds per frame.
 
@@ -103,8 +109,7 @@ def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Bl
         step()
         return 1e3 * (time.perf_counter() - before)
 
-    typical = float(np.median([once() for _ in range(5)]))
-    settle, count = settling_frames(typical), frames_per_block(typical, 0)
+    settle, count = block_frames(np.array([once() for _ in range(5)]), 0)
 
     def run() -> Block:
         for _ in range(settle):
@@ -125,15 +130,14 @@ def interleave(
 
     Each of `rounds` visits every case once, in an order that `rng` shuffles. A call runs one block.
     """
-    keys = list(cases)
-    for key in keys:
+    for key in cases:
         measured = into.setdefault(key, Measured())
         measured.blocks.append([])
         measured.baseline.append([])
     with _no_garbage_collection():
         seen = [baseline()]
         for _ in range(rounds):
-            for key in rng.sample(keys, len(keys)):
+            for key in rng.sample(list(cases), len(cases)):
                 into[key].blocks[-1].append(cases[key]())
                 seen.append(baseline())
                 into[key].baseline[-1].append((seen[-2].typical() + seen[-1].typical()) / 2)

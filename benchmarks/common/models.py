@@ -69,8 +69,8 @@ def load_models(
 def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, seed: int = 0) -> BenchmarkModel:
     """One model with 19 signatures: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
 
-    `size` is for an architecture or an ONNX file that leaves it free; the shallowest `layers`, convolutions or blocks of
-    a ResNet, are patched; a bundle has its own.
+    `size` is for an architecture or an ONNX file that leaves it free; the shallowest `layers` are patched, convolutions
+    or a ResNet's blocks; a bundle has its own.
 
     Raises:
         InputError: if the architecture is unknown or has fewer layers.

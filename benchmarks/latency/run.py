@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -18,16 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import (
-    Block,
-    Measured,
-    Row,
-    frames_per_block,
-    interleave,
-    paired_ratio,
-    percentiles,
-    settling_frames,
-)
+from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, paired_ratio, percentiles
 from rws.benchmarks.common.models import BenchmarkModel
 from rws.benchmarks.common.sensors import Platform, Sensors, describe_platform
 from rws.benchmarks.latency.engines import (
@@ -113,18 +103,6 @@ def measure_latency(
     return result
 
 
-@dataclass
-class _Findings:
-    ways: dict[tuple[str, int], Measured] = field(default_factory=dict)
-    stages: dict[int, Measured] = field(default_factory=dict)
-    untouched: list[Block] = field(default_factory=list)
-    times: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    providers: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    stage_way: str = ""
-
-
 class EngineCase:
     """One engine whose mix changes every so many frames; a call runs one block."""
 
@@ -132,8 +110,7 @@ class EngineCase:
         self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: Iterator[int]
     ) -> None:
         self._engine, self._every, self._setting, self._inputs, self._numbers = engine, every, setting, inputs, numbers
-        frame_ms = float(np.median(self._run(2, 3).ms))
-        self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
+        self._settle, self._frames = block_frames(self._run(2, 3).ms, every)
 
     def __call__(self) -> Block:
         """Run one block."""
@@ -177,7 +154,14 @@ class _Bench:
         self._progress = progress
         self._rng = random.Random(options.seed)
         self._inputs = np.random.default_rng(options.seed).random((8, 1, 3, model.size, model.size), np.float32)
-        self._found = _Findings()
+        self._ways: dict[tuple[str, int], Measured] = {}
+        self._stages: dict[int, Measured] = {}
+        self._stage_way = ""
+        self._untouched: list[Block] = []
+        self._times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._providers: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
         torch.set_num_threads(threads)
 
     def measure(self, folder: Path) -> None:
@@ -190,30 +174,29 @@ class _Bench:
             self._tell(f"repeat {repeat + 1} of {self._options.repeats}, {time.perf_counter() - started:.0f} s")
 
     def _repeat(self, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
-        found, rounds = self._found, self._options.rounds
         engines: dict[str, Engine] = {}
-        wanted = [way for way in ("untouched", *self._options.compared) if way not in found.left_out]
+        wanted = [way for way in ("untouched", *self._options.compared) if way not in self._left_out]
         for way in self._rng.sample(wanted, len(wanted)):
             try:
                 engines[way] = self._make(way, setting, expected)
             except RwsError as error:
                 if way == "untouched":
                     raise
-                found.left_out[way] = str(error)
+                self._left_out[way] = str(error)
                 self._tell(f"left out: {error}")
         cases = self._cases(engines, setting)
         baseline = cases.pop(("untouched", 0))
-        found.untouched += interleave(baseline, cases, rounds, self._rng, found.ways)
+        self._untouched += interleave(baseline, cases, self._options.rounds, self._rng, self._ways)
         # A device holds one model: the whole frame is measured without the others in memory.
         cases.clear()
         engines.clear()
         try:
-            found.stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
+            self._stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
         except BundleError as error:
-            found.left_out["whole frame"] = str(error)
+            self._left_out["whole frame"] = str(error)
             self._tell(f"left out: the whole frame: {error}")
             return
-        interleave(baseline, stages, rounds, self._rng, found.stages)
+        interleave(baseline, stages, self._options.rounds, self._rng, self._stages)
 
     def _cases(self, engines: Mapping[str, Engine], setting: Setting) -> dict[tuple[str, int], EngineCase]:
         cases = {}
@@ -229,23 +212,22 @@ class _Bench:
         engine.predict(self._inputs[0])
         warmup_ms = (time.perf_counter() - started) * 1e3
         check_outputs(engine, self._inputs[0], *expected)
-        self._found.times[way].append((engine.load_ms, warmup_ms))
-        self._found.providers[way], self._found.notes[way] = engine.provider, engine.note
+        self._times[way].append((engine.load_ms, warmup_ms))
+        self._providers[way], self._notes[way] = engine.provider, engine.note
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
-        found = self._found
-        ways = {key: measured for key, measured in found.ways.items() if key[0] not in found.left_out}
+        ways = {key: measured for key, measured in self._ways.items() if key[0] not in self._left_out}
         return {
             "rows": self._rows(ways),
             "changes": _changes(ways),
-            "stages": stage_rows(found.stages, found.stage_way),
-            "left_out": [{"way": way, "reason": reason} for way, reason in found.left_out.items()],
-            "notes": [{"way": w, "note": note} for w, note in found.notes.items() if note and w not in found.left_out],
+            "stages": stage_rows(self._stages, self._stage_way),
+            "left_out": [{"way": way, "reason": reason} for way, reason in self._left_out.items()],
+            "notes": [{"way": w, "note": note} for w, note in self._notes.items() if note and w not in self._left_out],
         }
 
     def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-        untouched = np.concatenate([block.ms for block in self._found.untouched])
+        untouched = np.concatenate([block.ms for block in self._untouched])
         rows = [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0))]
         for way, every in sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1]))):
             measured = ways[way, every]
@@ -253,7 +235,7 @@ class _Bench:
         return rows
 
     def _row(self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
-        load_ms, warmup_ms = np.median(self._found.times[way], axis=0)
+        load_ms, warmup_ms = np.median(self._times[way], axis=0)
         return {
             "way": way,
             "patch_every": every,
@@ -262,7 +244,7 @@ class _Bench:
             "runs": len(values),
             "load_ms": round(float(load_ms), 2),
             "warmup_ms": round(float(warmup_ms), 3),
-            "provider": self._found.providers[way],
+            "provider": self._providers[way],
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:

@@ -60,7 +60,6 @@ def _types() -> Iterator[Row]:
 
 
 def _merged() -> str:
-    """Return the types that no one can tell from each other."""
     pairs = lookup("replay_all.oracle.merged")
     return ", ".join(f"{spoken(a)} and {spoken(b)} at severity {severity}" for a, b, severity in pairs) or "none"
 
@@ -75,9 +74,7 @@ def _costs() -> Iterator[Row]:
 def _policy(row: Row) -> str:
     if row["policy"] == "shipped":
         return f"**the bundle's policy: {POLICIES[row.get('kind', 'expected')]}**"
-    if row["policy"] in POLICIES:
-        return POLICIES[row["policy"]] + CHOSEN[row["rule"]]
-    return RULES[row["policy"]]
+    return RULES.get(row["policy"]) or POLICIES[row["policy"]] + CHOSEN[row["rule"]]
 
 
 def _best_policy() -> str:
@@ -124,14 +121,9 @@ def _method(row: Row) -> str:
     return METHODS[row["method"]]
 
 
-_REGRET = {
-    "policy": "policy",
-    "severity": "severity",
-    "type": "type",
-    "taken for clean": "clean",
-    "regret": "total",
-    "clean frames patched": "clean_frames_patched",
-}
+_REGRET = {name: name for name in ("policy", "severity", "type")}
+_REGRET |= {"taken for clean": "clean", "regret": "total", "clean frames patched": "clean_frames_patched"}
+_REPLAYS = {"severity 5": "replay_severity5", "severities 1–5": "replay_all"}
 TABLES = {
     "oracle cost": table(
         _costs,
@@ -143,14 +135,10 @@ TABLES = {
     "types": table(
         _types,
         label("type accuracy, %", "name"),
-        columns({f"severity {severity}": str(severity) for severity in range(1, 6)}, ".1f"),
-        columns({"all": "all", "clean": "clean"}, ".1f"),
+        columns({f"severity {n}": str(n) for n in range(1, 6)} | {"all": "all", "clean": "clean"}, ".1f"),
     ),
     "regret": table(
-        lambda: [
-            {"name": "severity 5"} | lookup("replay_severity5.regret_split"),
-            {"name": "severities 1–5"} | lookup("replay_all.regret_split"),
-        ],
+        lambda: {name: lookup(f"{at}.regret_split") for name, at in _REPLAYS.items()},
         label("points of accuracy", "name"),
         columns(_REGRET, ".3f"),
     ),

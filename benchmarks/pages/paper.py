@@ -115,13 +115,9 @@ def residuals(scale: str, found: Results) -> str:
         {"name": TITLES[column], "made": METHODS[find(result["rows"], way="residual")["made"]], **result["oracle"]}
         for column, result in found.items()
     ]
-    columns = [
-        label(f"{scale} scale", "name"),
-        label("residual of the recipe ¹", "made"),
-        Column("oracle, one frame: type at severity 5, %", "type_accuracy", ".1f"),
-        Column("clean recall, %", "clean_recall", ".1f"),
-    ]
-    return markdown(columns, rows)
+    knows = {"oracle, one frame: type at severity 5, %": "type_accuracy", "clean recall, %": "clean_recall"}
+    heads = [label(f"{scale} scale", "name"), label("residual of the recipe ¹", "made")]
+    return markdown([*heads, *columns(knows, ".1f")], rows)
 
 
 def table3(scale: str, found: Results) -> str:
@@ -159,13 +155,8 @@ def table5(scale: str, found: Results) -> str:
 
 def init(scale: str, found: Results) -> str:
     """What everything starts from."""
-    scores = {
-        "ta": "TA",
-        "ra_std": "RA standard",
-        "ra_robust": "RA whole robust models",
-        "validation": "RA, 5 layers, validation images",
-        "ra": "RA, 5 layers",
-    }
+    scores = {"ta": "TA", "ra_std": "RA standard", "ra_robust": "RA whole robust models"}
+    scores |= {"validation": "RA, 5 layers, validation images", "ra": "RA, 5 layers"}
     rows = [
         [STARTS[row["init"]], row["signature"], row["batch_norm"], row["epochs"]]
         + [f"{row[key]:.2f}" if key in row else "diverged" for key in scores]
@@ -258,16 +249,8 @@ def _at_all_scales(name: str, make: Callable[[str, Results], str]) -> str:
     return "\n\n".join(make(scale, results) for scale, results in found.items() if results) or "Not run yet."
 
 
-_BY_SCALE = {
-    "table1": table1,
-    "table2": table1,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
-    "init": init,
-    "tuned": tuned,
-    "smaller": smaller,
-}
+_BY_SCALE = {"table1": table1, "table2": table1, "table3": table3, "table4": table4, "table5": table5}
+_BY_SCALE |= {"init": init, "tuned": tuned, "smaller": smaller}
 TABLES: dict[str, Callable[[], str]] = {
     "status": done,
     "goals": goals,

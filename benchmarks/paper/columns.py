@@ -104,11 +104,9 @@ class ColumnBuild(Build):
         def related(name: str) -> ColumnBuild | None:
             return ColumnBuild(COLUMNS[name], place, progress) if name else None
 
-        recipe, images, work = column.recipe(place), place.data[column.dataset], place.work / place.scale / column.name
-        ancestor = related(column.ancestor)
-        super().__init__(
-            recipe, images, work, size=column.size, device=place.device, ancestor=ancestor, progress=progress
-        )
+        recipe, data, work = column.recipe(place), place.data[column.dataset], place.work / place.scale / column.name
+        ancestor, size = related(column.ancestor), column.size
+        super().__init__(recipe, data, work, size=size, device=place.device, ancestor=ancestor, progress=progress)
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 
     def oracle(self) -> tuple[bytes, OracleScores]:

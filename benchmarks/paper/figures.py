@@ -44,6 +44,11 @@ def _cosines(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) 
     return (units(vectors) @ units(others or vectors).T).numpy()
 
 
+def _beside(count: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, **options)
+    return figure, axes[0]
+
+
 def _rounded(values: Any, digits: int = 3) -> Any:
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
@@ -65,7 +70,7 @@ def fig2(measure: Measure) -> Result:
 
 def draw_fig2(result: Mapping[str, Any]) -> Figure:
     """Norms, and norms relative to the weights', by layer."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.7), layout="constrained")
+    figure, axes = _beside(2, (7.4, 2.7))
     norm = np.array(list(result["norm"].values()))
     layers = np.arange(1, norm.shape[1] + 1)
     for axis, values, label in (
@@ -124,30 +129,24 @@ def fig4(measure: Measure, images: int = 200) -> Result:
     }
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
-
-
 def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **style: Any) -> Any:
     shown = axis.imshow(np.array(values), cmap="RdBu", **style)
-    axis.set_xticks(range(len(columns)), _names(columns), rotation=90, fontsize=6.5)
-    axis.set_yticks(range(len(rows)), _names(rows), fontsize=6.5)
+    axis.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns], rotation=90, fontsize=6.5)
+    axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows], fontsize=6.5)
     axis.tick_params(length=0)
     return shown
 
 
 def draw_fig4(result: Mapping[str, Any]) -> Figure:
     """Both matrices."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4), layout="constrained")
-    names = result["corruptions"]
-    shown = _matrix(axes[0], result["similarity"], names, names, vmin=-1, vmax=1)
-    axes[0].set_title("cosine similarity of signatures", fontsize=9)
-    figure.colorbar(shown, ax=axes[0], shrink=0.7)
-    largest = np.abs(result["gain"]).max()
-    shown = _matrix(axes[1], result["gain"], names, names, vmin=-largest, vmax=largest)
+    figure, axes = _beside(2, (8.6, 4))
+    titles = {"similarity": "cosine similarity of signatures", "gain": "accuracy won, points"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        most = 1 if key == "similarity" else np.abs(result[key]).max()
+        shown = _matrix(axis, result[key], result["corruptions"], result["corruptions"], vmin=-most, vmax=most)
+        axis.set_title(title, fontsize=9)
+        figure.colorbar(shown, ax=axis, shrink=0.7)
     axes[1].set(xlabel="signature", ylabel="test images")
-    axes[1].set_title("accuracy won, points", fontsize=9)
-    figure.colorbar(shown, ax=axes[1], shrink=0.7)
     return figure
 
 
@@ -158,13 +157,9 @@ def fig5(measures: Sequence[Measure]) -> Result:
     by_layer = [list(zip(*_projected(measure), strict=True)) for measure in measures]
     for (first, one), (second, other) in combinations(zip(measures, by_layer, strict=True), 2):
         layers = [_cosines(*parts) for parts in zip(one, other, strict=True)]
-        found.append(
-            {
-                "pair": [first.build.column.dataset, second.build.column.dataset],
-                "same": _rounded([matrix[same].mean() for matrix in layers]),
-                "cross": _rounded([matrix[~same].mean() for matrix in layers]),
-            }
-        )
+        pair = [measure.build.column.dataset for measure in (first, second)]
+        scores = {"same": same, "cross": ~same}
+        found.append({"pair": pair} | {key: _rounded([m[of].mean() for m in layers]) for key, of in scores.items()})
     return {"pairs": found}
 
 
@@ -235,16 +230,16 @@ def fig7(measure: Measure, images: int = 100) -> Result:
 
 def draw_fig7(result: Mapping[str, Any]) -> Figure:
     """A line a severity."""
-    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(7.4, 2.9), layout="constrained", sharey=True)
+    figure, axes = _beside(len(result["ra"]), (7.4, 2.9), sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
-    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
         for severity, (shade, line) in enumerate(zip(shades, table, strict=True), start=1):
             axis.plot(result["alphas"], line, color=shade, lw=1.6, label=f"severity {severity}")
             best = int(np.argmax(line))
             axis.plot(result["alphas"][best], line[best], "o", color=shade, ms=5)
         axis.set(xlabel="strength α", title=way)
-    np.atleast_1d(axes)[0].set_ylabel("accuracy, mean of 19, %")
-    np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7.5)
+    axes[0].set_ylabel("accuracy, mean of 19, %")
+    axes[0].legend(frameon=False, fontsize=7.5)
     return figure
 
 
@@ -273,15 +268,15 @@ def fig8(measure: Measure, images: int = 300) -> Result:
 
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
     """What each mix wins over no patch, in points."""
-    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(9.4, 4.4), layout="constrained", sharey=True)
-    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+    figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
+    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
         gain = scores[:, 1:] - scores[:, :1]
         _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
         for (row, column), value in np.ndenumerate(gain):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
         axis.set(title=f"{way}: points won", xlabel="signatures")
-    np.atleast_1d(axes)[0].set_ylabel("test images")
+    axes[0].set_ylabel("test images")
     return figure
 
 

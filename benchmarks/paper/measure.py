@@ -21,7 +21,7 @@ from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import corrupted
-from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
+from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.store import JSON, Store
 from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
 from rws.training.models.fit import accuracy
@@ -40,8 +40,8 @@ WHOLE = ("std", "augmented", "robust")
 class Variant:
     """Which weights are judged.
 
-    `way` is `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption); or
-    how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the paper's residual),
+    `way` is `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption),
+    or how signatures are made: one of `WAYS` (`residual`: the recipe's projection), `projected` (the paper's residual),
     `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init as the standard model).
     """
 
@@ -140,10 +140,6 @@ class Measure:
     def sizes(self) -> dict[str, int]:
         """How many images everything is judged by."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
-
-    def sets(self) -> list[EvaluationSet]:
-        """Clean and all corrupted test images, as the replay takes them."""
-        return [EvaluationSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
 
     @cached_property
     def std(self) -> nn.Module:

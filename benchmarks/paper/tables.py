@@ -17,6 +17,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.evaluation.sets import EvaluationSet
 from rws.training.jobs.store import JSON
 from rws.training.models.fit import accuracy
 from rws.training.signatures.deltas import Deltas, composed, patched
@@ -57,7 +58,8 @@ def _run_bundle(measure: Measure) -> Trained:
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
     replayer = Replayer(bundle, threads, bundle.model(ModelOptions(backend, threads, provider=str(build.device))))
-    outcomes = {test.corruption: replayer.run(test) for test in measure.sets()}
+    tests = (EvaluationSet(name, 5 * (name != CLEAN), measure.tests(name)) for name in (CLEAN, *CORRUPTIONS))
+    outcomes = {test.corruption: replayer.run(test) for test in tests}
     clean = outcomes.pop(CLEAN)
     named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]
     return Trained(
