@@ -61,10 +61,9 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> De
     """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
     stream = load_stream()
     if bundle.manifest.classes != stream.classes:
-        raise InputError(
-            f"bundle {bundle.manifest.name} knows {', '.join(bundle.manifest.classes[:3])}, …; the demo's frames show "
-            f"{', '.join(stream.classes[:3])}, …: use rws run for your own"
-        )
+        known, shown = (", ".join(classes[:3]) for classes in (bundle.manifest.classes, stream.classes))
+        which = f"bundle {bundle.manifest.name} knows {known}, …; the demo's frames show {shown}, …"
+        raise InputError(f"{which}: use rws run for your own")
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with Runtime.from_bundle(bundle, ModelOptions(threads=threads)) as runtime:
@@ -102,11 +101,8 @@ def _describe(result: Result, stream: DemoStream) -> str:
     severity = stream.dominant(result.index)[1]
     mix = "  ".join(f"{signature} α {alpha:.2f}" for signature, alpha in result.mix.items()) or "no patch"
     truth = " + ".join(stream.corruptions[result.index]) or CLEAN
-    belief = result.belief
-    return (
-        f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief.type} "
-        f"{100 * belief.probability.max():.0f} %  →  {mix}"
-    )
+    belief = f"{result.belief.type} {100 * result.belief.probability.max():.0f} %"
+    return f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief}  →  {mix}"
 
 
 def _summary(

@@ -32,10 +32,8 @@ def scenario(seed: int) -> list[dict[str, float]]:
     previous: str | None = None
     for place, name in enumerate(order):
         for step in range(1, RISE + 1):
-            layers = {name: float(step)}
-            if previous is not None and step <= FALL:
-                layers = {previous: 5.0 * (1 - step / (FALL + 1)), name: float(step)}
-            frames.append(layers)
+            falling = {} if previous is None or step > FALL else {previous: 5.0 * (1 - step / (FALL + 1))}
+            frames.append(falling | {name: float(step)})
         frames += [{name: 5.0} for _ in range(HOLD)]
         previous = name
         if place % 3 == 2 or place == len(order) - 1:

@@ -133,11 +133,8 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
     bundle = setting.model.bundle
     if bundle is not None:
         return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
-    return (
-        Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads),
-        WeightedPolicy(_gain_table()),
-        BeliefFilter(CORRUPTIONS, LEVELS),
-    )
+    oracle = Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads)
+    return oracle, WeightedPolicy(_gain_table()), BeliefFilter(CORRUPTIONS, LEVELS)
 
 
 @cache
@@ -151,10 +148,6 @@ def _gain_table() -> GainTable:
     """As large as a calibrated one: no patch, and each signature at three strengths."""
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
     shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
-    return GainTable(
-        CORRUPTIONS,
-        LEVELS,
-        np.concatenate([[-1], signature]),
-        np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32),
-        np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32),
-    )
+    alphas = np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32)
+    gains = np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32)
+    return GainTable(CORRUPTIONS, LEVELS, np.concatenate([[-1], signature]), alphas, gains)

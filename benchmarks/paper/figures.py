@@ -121,12 +121,8 @@ def fig4(measure: Measure, images: int = 200) -> Result:
         test = measure.tests(corruption).first(images)
         before = accuracy(measure.std, test)
         gains.append([accuracy(model, test) - before for model in models])
-    return {
-        "corruptions": list(CORRUPTIONS),
-        "similarity": _rounded(_cosines(projected)),
-        "gain": _rounded(gains, 1),
-        "gain_images": min(images, len(measure.clean)),
-    }
+    found = {"corruptions": list(CORRUPTIONS), "similarity": _rounded(_cosines(projected)), "gain": _rounded(gains, 1)}
+    return found | {"gain_images": min(images, len(measure.clean))}
 
 
 def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **style: Any) -> Any:

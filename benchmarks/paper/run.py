@@ -56,11 +56,8 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
     Raises:
         InputError: if a name, column or scale is unknown.
     """
-    for given, known, what in (
-        (names, ENTRIES, "table or figure"),
-        (columns, COLUMNS, "column"),
-        (scales, SCALES, "scale"),
-    ):
+    known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
+    for given, known, what in known_names:
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     for name in names or ENTRIES:
@@ -100,10 +97,7 @@ def _scores(measure: Measure, names: Collection[str]) -> Jobs:
         variants.append(Variant("residual"))
     if {"table1", "table2", "table4", "table5"} & set(names):
         variants += [*TABLE1, *TABLE5]
-    # Strengths come from float32 variants: first these, then the others, which read them.
-    own = dict.fromkeys(measure.canonical(variant) for variant in variants)
-    ordered = sorted(own, key=lambda variant: variant.bits != 32)
-    jobs: Jobs = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
+    jobs: Jobs = {f"score-{v.key}": partial(measure.score, v) for v in map(measure.canonical, variants)}
     if {"table1", "table2", "table4"} & set(names):
         jobs["score-trained"] = partial(trained, measure)
     return jobs
@@ -135,15 +129,10 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
 
 
 def _provenance(task: Task, used: Sequence[Measure]) -> Result:
-    build = used[0].build
-    cuda = build.device.type == "cuda"
-    return provenance(
-        seed=build.recipe.seed,
-        scale=task.scale,
-        device=torch.cuda.get_device_name(build.device) if cuda else "cpu",
-        threads=torch.get_num_threads(),
-        data={measure.build.column.name: data_of(measure.build) for measure in used},
-    )
+    device, seed = used[0].build.device, used[0].build.recipe.seed
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    data = {measure.build.column.name: data_of(measure.build) for measure in used}
+    return provenance(seed=seed, scale=task.scale, device=name, threads=torch.get_num_threads(), data=data)
 
 
 def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
@@ -151,6 +140,7 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
     for column, measure in measures.items():
         names = {task.name for task in chosen if column in task.sources}
         jobs = _scores(measure, names)
+        # Strengths come from float32 variants: first these, then the others, which read them.
         exact = {name: job for name, job in jobs.items() if "-32bit" in name}
         run_jobs(exact, measure.build.work)
         run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
@@ -181,9 +171,5 @@ def reproduce(
 
 def data_of(build: ColumnBuild) -> dict[str, str | int]:
     """Which images a column was trained on."""
-    return {
-        "source": Path(build.source).name,
-        "train": len(build.train),
-        "classes": len(build.train.classes),
-        "sha256": build.train.digest()[:16],
-    }
+    train, name = build.train, Path(build.source).name
+    return {"source": name, "train": len(train), "classes": len(train.classes), "sha256": train.digest()[:16]}

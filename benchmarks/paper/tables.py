@@ -128,12 +128,8 @@ def _transferred(way: str, source: Measure, target: Measure) -> dict[str, float]
 def table4(measure: Measure) -> Result:
     """Accuracy on each corruption."""
     own = trained(measure)
-    variants = {
-        "standard": Variant("std"),
-        "augmentation": Variant("augmented"),
-        "20 models": Variant("robust"),
-        **{f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS},
-    }
+    variants = {"standard": Variant("std"), "augmentation": Variant("augmented"), "20 models": Variant("robust")}
+    variants |= {f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS}
     columns = {name: measure.score(variant)["ra"] for name, variant in variants.items()}
     columns[f"{measure.shipped}, {TRAINED}"] = own["ra"]["trained"]
     rows = [
@@ -176,12 +172,8 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
                 "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
             }
         )
-    return {
-        "rows": rows,
-        "pairs": chosen,
-        "ra_pairs_never_patched": over_pairs({pair: {} for pair in chosen}),
-        **measure.sizes(),
-    }
+    never = over_pairs({pair: {} for pair in chosen})
+    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": never, **measure.sizes()}
 
 
 def _jobs(measure: Measure, way: str) -> set[str]:
