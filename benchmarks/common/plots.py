@@ -35,9 +35,8 @@ def corruption_colours() -> dict[str, str]:
     colours = {CLEAN: CLEAN_COLOUR}
     for family, members in FAMILIES.items():
         shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {
-            name: to_hex(plt.get_cmap(COLOUR_MAPS[family])(shade)) for name, shade in zip(members, shades, strict=True)
-        }
+        drawn = map(to_hex, plt.get_cmap(COLOUR_MAPS[family])(shades))
+        colours |= dict(zip(members, drawn, strict=True))
     return colours
 
 

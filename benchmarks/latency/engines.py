@@ -96,9 +96,7 @@ def make_engine(name: str, setting: Setting) -> Engine:
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the logits of an input, float32 (1, 3, H, W), with clean weights and with the first mix; on the CPU."""
     cpu = replace(setting, device="cpu")
-    files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
-    clean, patched = (_Session(cpu, content)(x) for content in files)
-    return clean, patched
+    return _Session(cpu, setting.model.onnx)(x), _Session(cpu, patched_onnx(setting.model, setting.mixes[0]))(x)
 
 
 def check_outputs(

@@ -151,8 +151,7 @@ class _Bench:
         self, model: BenchmarkModel, threads: int, options: LatencyOptions, source: str, progress: Callable[[str], None]
     ) -> None:
         self._model, self._threads, self._options, self._source = model, threads, options, source
-        self._progress = progress
-        self._rng = random.Random(options.seed)
+        self._progress, self._rng = progress, random.Random(options.seed)
         self._inputs = np.random.default_rng(options.seed).random((8, 1, 3, model.size, model.size), np.float32)
         self._ways: dict[tuple[str, int], Measured] = {}
         self._stages: dict[int, Measured] = {}
@@ -228,11 +227,9 @@ class _Bench:
 
     def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
         untouched = np.concatenate([block.ms for block in self._untouched])
-        rows = [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0))]
-        for way, every in sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1]))):
-            measured = ways[way, every]
-            rows.append(self._row(way, every, measured.values(), measured.ratio()))
-        return rows
+        ordered = sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
+        rows = [self._row(*key, ways[key].values(), ways[key].ratio()) for key in ordered]
+        return [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0)), *rows]
 
     def _row(self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
         load_ms, warmup_ms = np.median(self._times[way], axis=0)

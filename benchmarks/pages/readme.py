@@ -120,13 +120,11 @@ def default_latency_table() -> str:
     """The stages of a frame of the bundled default."""
     name = json.loads(BUNDLE.read_text())["name"]
     rows = [row for row in lookup("latency_default.stages") if row["model"] == name]
-    lines = [
-        {"name": title}
-        | {r["stage"]: f"{r['p50_ms']:.2f} / {r['p99_ms']:.2f}" for r in rows if r["patch_every"] == every}
-        for every, title in RATES.items()
-    ]
+    lines: dict[int, dict[str, str]] = {every: {"name": title} for every, title in RATES.items()}
+    for row in rows:
+        lines[row["patch_every"]][row["stage"]] = f"{row['p50_ms']:.2f} / {row['p99_ms']:.2f}"
     stages = {spoken(row["stage"]): row["stage"] for row in rows}
-    return markdown([label("ms, p50 / p99", "name"), *columns(stages)], lines)
+    return markdown([label("ms, p50 / p99", "name"), *columns(stages)], lines.values())
 
 
 def storage_table() -> str:

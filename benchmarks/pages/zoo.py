@@ -106,6 +106,4 @@ README_TABLES: dict[str, Callable[[], str]] = {
         Column("build, minutes", "build_minutes.all", ".0f"),
     )
 }
-VALUES: dict[str, Callable[[], str]] = {
-    "curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))
-}
+VALUES = {"curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))}
