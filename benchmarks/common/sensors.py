@@ -2,7 +2,9 @@
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,25 +23,24 @@ class Sensors:
     """
 
     def __init__(self, device: str) -> None:
-        self._device = device
-        self._stack = ExitStack()
-        self._jetson: Any = None
-        self._nvml: Any = None
+        self._device, self._stack = device, ExitStack()
+        self._read: Callable[[], Reading] = _read_cpu if device == "cpu" else lambda: (None, None, None)
 
     def __enter__(self) -> "Sensors":
         with suppress(ImportError):
             from jtop import JtopException, jtop  # type: ignore[import-not-found]  # on a Jetson only
 
             with suppress(JtopException):
-                self._jetson = self._stack.enter_context(jtop())
-        if self._device == "cuda" and self._jetson is None:
+                self._read = partial(read_jetson, self._stack.enter_context(jtop()), self._device)
+                return self
+        if self._device == "cuda":
             with suppress(ImportError):
                 import pynvml  # type: ignore[import-not-found]  # with an NVIDIA GPU only
 
                 with suppress(pynvml.NVMLError):
                     pynvml.nvmlInit()
                     self._stack.callback(pynvml.nvmlShutdown)
-                    self._nvml = pynvml
+                    self._read = partial(read_nvml, pynvml)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,14 +48,7 @@ class Sensors:
 
     def read(self) -> Readings:
         """What they say now; MHz, °C, W."""
-        readings: Reading = (None, None, None)
-        if self._jetson is not None:
-            readings = read_jetson(self._jetson, self._device)
-        elif self._nvml is not None:
-            readings = read_nvml(self._nvml)
-        elif self._device == "cpu":
-            readings = _read_cpu()
-        rounded = (None if value is None else round(value, 1) for value in readings)
+        rounded = (None if value is None else round(value, 1) for value in self._read())
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from rws.benchmarks.demo.stream import DemoStream, load_stream
 from rws.benchmarks.demo.timeline import draw_timeline
@@ -128,17 +128,14 @@ def _summary(
 
 def print_summary(summary: DemoSummary, console: Console) -> None:
     """Print the end of `rws demo`: accuracy of the three arms, and the time of each stage."""
-    accuracy = Table(title=f"accuracy on {summary['frames']} frames, %")
-    for heading in ("", "all", "clear", "corrupted"):
-        accuracy.add_column(heading, justify="left" if not heading else "right")
+    headings = [Column(heading, justify="right") for heading in ("all", "clear", "corrupted")]
+    accuracy = Table("", *headings, title=f"accuracy on {summary['frames']} frames, %")
     parts = (summary["accuracy"], summary["accuracy_clear"], summary["accuracy_corrupted"])
     for arm, label in (("std", "no patch"), ("trained", "trained oracle"), ("perfect", "perfect oracle")):
         accuracy.add_row(label, *(f"{part[arm]:.1f}" for part in parts))
     console.print(accuracy)
-    times = Table(title=f"milliseconds per frame, {summary['switches']} mix changes")
-    times.add_column("")
-    for stage in STAGES:
-        times.add_column(stage, justify="right")
+    headings = [Column(stage, justify="right") for stage in STAGES]
+    times = Table("", *headings, title=f"milliseconds per frame, {summary['switches']} mix changes")
     for quantile in ("p50", "p95"):
         times.add_row(quantile, *(f"{summary['times_ms'][stage][quantile]:.3f}" for stage in STAGES))
     console.print(times)
