@@ -16,6 +16,7 @@ from rws.benchmarks.cli.options import (
     Report,
     Rounds,
     check_targets,
+    open_bundle,
     save,
 )
 from rws.benchmarks.cli.oracle import COMMANDS
@@ -91,23 +92,15 @@ def signatures(
         from rws.benchmarks.common.tables import terminal
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
-    from rws.edge.bundle.bundle import Bundle
-
-    check_targets(report)
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
-    result = compare_encodings(Bundle.load(bundle), data, work, severity, options)
+    result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
     typer.echo(f"never patched: RA {result['ra_never_patched']:.2f}, TA {result['ta']:.2f}")
     save(report, result, data, threads=threads)
 
 
 @bench.command()
-def storage(
-    model: Models = None,
-    bundle: BundleFolder = None,
-    layers: Layers = 5,
-    report: Report = None,
-) -> None:
+def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 5, report: Report = None) -> None:
     """Bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b
@@ -160,16 +153,8 @@ def latency(
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.options import LatencyOptions
 
-    options = LatencyOptions(
-        engines=tuple(way or ()),
-        threads=tuple(threads or (1,)),
-        device=device,
-        rounds=rounds,
-        repeats=repeats,
-        duration=duration,
-        source=source,
-        seed=seed,
-    )
+    cases = (tuple(way or ()), tuple(threads or (1,)))
+    options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
     check_targets(report)
     _latency(load_models(model or [], bundle, layers=layers, seed=seed), options, layers, report, table)
 
@@ -193,10 +178,7 @@ def oracle_cost(
     with require("bench"):
         from rws.benchmarks.common.models import load_model
         from rws.benchmarks.oracle.cost import measure_oracle
-    from rws.edge.bundle.bundle import Bundle
-
-    check_targets(report)
-    chosen = Bundle.load(bundle)
+    chosen = open_bundle(bundle, report)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
     result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=typer.echo)
     save(report, result, seed=0, threads=1)
@@ -228,22 +210,15 @@ def gpu(
 def _latency(
     models: Sequence[BenchmarkModel], options: LatencyOptions, layers: int, report: Path | None, table: Path | None
 ) -> None:
-    """Measure, save after each model, and print; `table` is the folder of the CSV."""
     from rich.console import Console
 
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
-    made: dict[str, Any] = {
-        "seed": options.seed,
-        "layers": layers,
-        "device": options.device,
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-    }
+    often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:
-        save(report, found, **made)
+        save(report, found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)
 

@@ -1,13 +1,11 @@
 """`rws demo`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder
+from rws.benchmarks.cli.options import BundleFolder, open_bundle
 from rws.edge.common.extras import require
 
 
@@ -29,9 +27,7 @@ def demo(
         from rich.console import Console
 
         from rws.benchmarks.demo.demo import play, print_summary
-    from rws.edge.bundle.bundle import Bundle
-
     console = Console(highlight=False, soft_wrap=True)
-    summary = play(Bundle.load(bundle), out, threads, console)
+    summary = play(open_bundle(bundle), out, threads, console)
     print_summary(summary, console)
     console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")

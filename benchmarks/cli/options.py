@@ -1,12 +1,13 @@
 """Options that several commands have, and the file that a result goes to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rws.edge.bundle.bundle import Bundle
 
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
 Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
@@ -20,27 +21,23 @@ Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loade
 
 
 def check_targets(*paths: Path | None) -> None:
-    """Refuse files that cannot be written, before anything is measured.
-
-    Raises:
-        InputError: if one cannot.
-    """
+    """Raise InputError for a file that cannot be written, before anything is measured."""
     from rws.edge.common.files import check_target
 
-    for path in paths:
-        if path is not None:
-            check_target(path)
+    for path in filter(None, paths):
+        check_target(path)
+
+
+def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
+    """Load a bundle, the bundled default for None, after `check_targets`."""
+    from rws.edge.bundle.bundle import Bundle
+
+    check_targets(*targets)
+    return Bundle.load(folder)
 
 
 def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:
-    """Write a result as JSON with its provenance, if a file is asked for.
-
-    Args:
-        report: the file.
-        result: of the measurement.
-        data: folder or name of the images.
-        made: what else the provenance says, such as seed and threads.
-    """
+    """Write a result as JSON, if a file is asked for, with its provenance: images, and what else `made` says."""
     from rws.edge.common.provenance import provenance, write_json
 
     if report is not None:

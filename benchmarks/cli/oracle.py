@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, save
+from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
 from rws.edge.common.extras import require
 
 if TYPE_CHECKING:
@@ -131,11 +131,8 @@ def tune_filter(
     with require("bench"):
         from rws.benchmarks.oracle import filter_tuning
         from rws.training.evaluation.evaluator import EvaluationOptions
-    from rws.edge.bundle.bundle import Bundle
-
-    check_targets(report)
     options = EvaluationOptions(seed=seed, progress=typer.echo)
-    result = filter_tuning.tune_filter(Bundle.load(bundle), data, frames, options)
+    result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
     typer.echo(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
     save(report, shown, data, seed=seed, threads=1)
@@ -159,10 +156,8 @@ def baselines(
         import torch
 
         from rws.benchmarks.baselines.models import BaselineModels
-    from rws.edge.bundle.bundle import Bundle
-
     torch.set_num_threads(threads)
-    models = BaselineModels(Bundle.load(bundle), data, work, progress=lambda record: typer.echo(str(record)))
+    models = BaselineModels(open_bundle(bundle), data, work, progress=lambda record: typer.echo(str(record)))
     models.train_all()
     typer.echo(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
 
@@ -181,17 +176,13 @@ def figures(
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all
-    from rws.edge.bundle.bundle import Bundle
-
-    draw_all(results, out, bundle=Bundle.load(bundle), only=only or (), progress=typer.echo)
+    draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=typer.echo)
 
 
 def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
-    from rws.edge.bundle.bundle import Bundle
     from rws.training.evaluation.frames import load_splits
 
-    check_targets(report)
-    chosen = Bundle.load(bundle)
+    chosen = open_bundle(bundle, report)
     return chosen, load_splits(chosen, data, cache)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, save
+from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
 from rws.edge.common.extras import require
 from rws.errors import InputError
 
@@ -111,9 +111,8 @@ def _replay_sets(
 ) -> None:
     from rws.benchmarks.replay.replay import format_replay
     from rws.benchmarks.replay.replay import replay as run
-    from rws.edge.bundle.bundle import Bundle
 
-    result = run(Bundle.load(bundle), data, severities, options)
+    result = run(open_bundle(bundle), data, severities, options)
     typer.echo(format_replay(result))
     save(report, result, data)
 
@@ -122,9 +121,8 @@ def _replay_streams(
     data: str, bundle: Path | None, options: StreamOptions, report: Path | None, table: Path | None
 ) -> None:
     from rws.benchmarks.replay.streams import format_streams, replay_streams, write_accuracies
-    from rws.edge.bundle.bundle import Bundle
 
-    result = replay_streams(Bundle.load(bundle), data, options)
+    result = replay_streams(open_bundle(bundle), data, options)
     typer.echo(format_streams(result))
     save(report, result, data, threads=options.threads)
     if table is not None:

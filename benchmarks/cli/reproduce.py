@@ -98,7 +98,6 @@ def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
 
 
 def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:
-    """Return the tasks that are named; of `all`, those that there are images for."""
     from rws.benchmarks.paper.columns import COLUMNS
     from rws.benchmarks.paper.run import tasks
 
@@ -109,8 +108,6 @@ def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:
             typer.echo(f"left out, since --data names no images for them: {', '.join(sorted(absent))}")
         chosen = [task for task in chosen if not absent & set(task.sources)]
     if not chosen:
-        raise InputError(
-            f"{', '.join(names)}: nothing to do at the {place.scale} scale with these columns and data (a joint result "
-            "needs all of its columns); see --status"
-        )
+        why = f"nothing to do at the {place.scale} scale with these columns and data"
+        raise InputError(f"{', '.join(names)}: {why} (a joint result needs all of its columns); see --status")
     return chosen

@@ -1,7 +1,5 @@
 """`rws bench zoo` and `rws bench zoo-curve`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,17 +1,13 @@
 """Comparing times on a machine that is never quite still: interleaved blocks, paired ratios, intervals.
 
-A round visits every case once, in shuffled order, and a block of the baseline stands before and after each case's
-block: the ratio is the case over the mean of its two neighbours, so that a slow drift of the clock cancels. A block is
-some frames that do not count, then some that do, and is summed up by medians, which a single interruption does not
-move. Everything is rebuilt in each repeat, because where the memory of two equal sessions lies makes them differ.
+A block of the baseline stands before and after each case's block: the ratio to the mean of these neighbours cancels a
+slow drift of the clock. Everything is rebuilt in each repeat: where its memory lies makes two equal sessions differ.
 """
-
-from __future__ import annotations
 
 import gc
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -30,43 +26,26 @@ Row = dict[str, str | int | float | None]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The frames of one case that stood together.
-
-    Args:
-        ms: milliseconds of each frame, (n,).
-        changed: whether its mix was changed, bool (n,).
-        parts: milliseconds of parts of each frame, {name: (n,)}.
-    """
+    """Frames of one case that stood together: milliseconds of each, of its parts, and whether its mix changed; (n,)."""
 
     ms: NDArray[np.float64]
     changed: NDArray[np.bool_]
     parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def typical(self, part: str | None = None) -> float:
-        """Milliseconds of a frame, robust and yet with every patch in it.
+        """Milliseconds of a frame or part: the medians of frames with and without a change, each by its share.
 
-        The median of the frames with a change and of those without, each by its share. A plain median would not see
-        a patch on every tenth frame, a mean would see every interruption.
-
-        Args:
-            part: of that part instead of the whole frame.
+        A plain median would not see a patch on every tenth frame, a mean would see every interruption.
         """
         ms = self.ms if part is None else self.parts[part]
         share = float(self.changed.mean())
-        total = 0.0
-        for weight, chosen in ((share, self.changed), (1 - share, ~self.changed)):
-            total += weight * float(np.median(ms[chosen])) if weight > 0 else 0.0
-        return total
+        parts = ((share, self.changed), (1 - share, ~self.changed))
+        return sum(weight * float(np.median(ms[chosen])) for weight, chosen in parts if weight > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """All blocks of one case.
-
-    Args:
-        blocks: by repeat and round.
-        baseline: for each of them the typical milliseconds of the two baseline blocks around it.
-    """
+    """All blocks of one case, by repeat and round; for each the typical milliseconds of the baseline around it."""
 
     blocks: list[list[Block]] = field(default_factory=list)
     baseline: list[list[float]] = field(default_factory=list)
@@ -91,12 +70,7 @@ def paired_ratio(
 
     Median over the rounds of a repeat, mean over the repeats; the interval is a percentile bootstrap on two levels,
     repeats and rounds within them (Davison & Hinkley 1997, Sec. 3.8), so that it also covers how two makings of the
-    same thing differ.
-
-    Args:
-        numerator: (repeats, rounds).
-        denominator: the same shape.
-        seed: of the resampling.
+    same thing differ. Both are of shape (repeats, rounds).
     """
     ratios = numerator / denominator
     repeats, rounds = ratios.shape
@@ -118,12 +92,16 @@ def settling_frames(frame_ms: float) -> int:
     return 2 if frame_ms < 20 else 1
 
 
+def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
+    """How many frames settle and how many count in a block, from the milliseconds of a trial's frames."""
+    frame_ms = float(np.median(ms))
+    return settling_frames(frame_ms), frames_per_block(frame_ms, every)
+
+
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
     """Return what runs one block of a step without changes of mix, and gives its milliseconds per frame.
 
-    Args:
-        step: works through `frames` frames; runs a few times at once, to know how long it takes.
-        frames: frames per call of `step`.
+    The step works through `frames` frames, and runs a few times at once, to know how long it takes.
     """
 
     def once() -> float:
@@ -131,8 +109,7 @@ def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Bl
         step()
         return 1e3 * (time.perf_counter() - before)
 
-    typical = float(np.median([once() for _ in range(5)]))
-    settle, count = settling_frames(typical), frames_per_block(typical, 0)
+    settle, count = block_frames(np.array([once() for _ in range(5)]), 0)
 
     def run() -> Block:
         for _ in range(settle):
@@ -149,23 +126,18 @@ def interleave(
     rng: random.Random,
     into: dict[Key, Measured],
 ) -> list[Block]:
-    """Measure one repeat.
+    """Measure one repeat, and return the baseline's blocks; those of the cases are added to `into`.
 
-    Args:
-        baseline: runs one block of what the others are compared with; its blocks are returned.
-        cases: each runs one block of its own.
-        rounds: how often each case comes round, in an order that `rng` shuffles.
-        into: where the repeat's blocks are added.
+    Each of `rounds` visits every case once, in an order that `rng` shuffles. A call runs one block.
     """
-    keys: Sequence[Key] = list(cases)
-    for key in keys:
+    for key in cases:
         measured = into.setdefault(key, Measured())
         measured.blocks.append([])
         measured.baseline.append([])
     with _no_garbage_collection():
         seen = [baseline()]
         for _ in range(rounds):
-            for key in rng.sample(keys, len(keys)):
+            for key in rng.sample(list(cases), len(cases)):
                 into[key].blocks[-1].append(cases[key]())
                 seen.append(baseline())
                 into[key].baseline[-1].append((seen[-2].typical() + seen[-1].typical()) / 2)

@@ -1,11 +1,7 @@
 """What a process holds in memory: Python and its packages alone, with untouched sessions, or with a live model.
 
-`measure` starts a fresh process for each figure, which runs `main`.
-Counted is private, anonymous memory. The pages of libraries are not: whether they are shared, and so whether the usual
-"unique set size" has them, depends on what else runs on the machine.
+Counted is private, anonymous memory: whether pages of libraries are shared depends on what else runs on the machine.
 """
-
-from __future__ import annotations
 
 import ctypes
 import gc
@@ -46,16 +42,10 @@ def can_measure() -> bool:
 
 
 def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
-    """Memory of a fresh process, one thread a session, after every model in it has run.
+    """Memory of a fresh process, one thread a session, after every model in it has run on `size` x `size` pixels.
 
-    Args:
-        kind: `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel`
-            of the first file with the signatures of the second, each of them patched once.
-        size: height and width of the models' input, pixels.
-        files: ONNX models, or a model and its signature file.
-
-    Raises:
-        RwsError: if the process fails.
+    `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel` of the
+    first file with the signatures of the second, each of them patched once. RwsError if the process fails.
     """
     command = python_command("from rws.benchmarks.common.memory import main; main()", kind, str(size), *map(str, files))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -66,7 +56,6 @@ def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
 
 
 def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
-    """Load, run, and return what has to stay alive."""
     x = np.random.default_rng(0).random((1, 3, size, size), np.float32)
     if kind == "imports":
         return []
@@ -113,9 +102,5 @@ def main() -> None:
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
     give_back_unused()
     # getrusage would give the parent's peak where that was higher: Linux hands it down through exec.
-    memory = Memory(
-        private_bytes(),
-        status_bytes("VmHWM:", Path("/proc/self/status")),
-        held[0].description if kind == "live" else "",
-    )
-    print(json.dumps(asdict(memory)))
+    peak = status_bytes("VmHWM:", Path("/proc/self/status"))
+    print(json.dumps(asdict(Memory(private_bytes(), peak, held[0].description if kind == "live" else ""))))

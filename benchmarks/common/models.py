@@ -1,10 +1,7 @@
 """The models that latency and storage are measured on: a bundle, any ONNX file, or a named architecture.
 
-Time and size do not depend on what the weights have learned, so a named architecture is not trained: its weights come
-from a seed, its BatchNorm statistics from random images, and its signatures are random changes.
+Time and size do not depend on what the weights have learned, so a named architecture is not trained.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +13,7 @@ from torch import nn
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
-from rws.edge.onnx.graph import (
-    clean_tensors,
-    data_input,
-    prepare,
-    read_model,
-    replaced_tensors,
-    shallow_tensors,
-)
+from rws.edge.onnx.graph import clean_tensors, data_input, prepare, read_model, replaced_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
@@ -35,25 +25,14 @@ RELATIVE_DELTA = 0.05
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkModel:
-    """A model with its signatures, ready for every backend.
-
-    Args:
-        name: of the architecture, the file or the bundle.
-        size: height and width of the input, pixels.
-        onnx: bytes of the clean model, after `onnx_graph.prepare`; one image input.
-        tensor_names: the patched tensors, in the order of the network.
-        signatures: one for each of the 19 corruptions; a bundle's own.
-        module: the same model in Torch, in eval mode on the CPU, whose parameters bear the names of the tensors; None
-            where there is only ONNX.
-        bundle: where it came from, if from a bundle.
-    """
+    """A model with its signatures, ready for every backend."""
 
     name: str
-    size: int
-    onnx: bytes
-    tensor_names: tuple[str, ...]
+    size: int  # height and width of the input, pixels
+    onnx: bytes  # of the clean model, after `rws.edge.onnx.graph.prepare`; one image input
+    tensor_names: tuple[str, ...]  # those patched, in the order of the network
     signatures: SignatureSet
-    module: nn.Module | None = None
+    module: nn.Module | None = None  # the same in Torch, in eval mode on the CPU; None where there is only ONNX
     bundle: Bundle | None = None
 
     @property
@@ -69,10 +48,7 @@ def load_models(
 ) -> list[BenchmarkModel]:
     """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
 
-    Args:
-        specs: the names.
-        bundle: a bundle's folder, which comes first; the default is taken if nothing is given at all.
-        layers, seed: see `load_model`.
+    The bundle comes first; the default is taken if nothing is given at all. `layers` and `seed` as in `load_model`.
 
     Raises:
         InputError: if an architecture has no size or is unknown.
@@ -91,13 +67,10 @@ def load_models(
 
 
 def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, seed: int = 0) -> BenchmarkModel:
-    """One model with 19 signatures.
+    """One model with 19 signatures: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
 
-    Args:
-        model: an architecture of `rws.training.models.architectures`, the path of an ONNX file, or a bundle.
-        size: height and width of the input in pixels, for an architecture or an ONNX file that leaves them free.
-        layers: the shallowest layers that are patched: convolutions, in a ResNet blocks; a bundle has its own.
-        seed: of weights and signatures that are drawn.
+    `size` is for an architecture or an ONNX file that leaves it free; the shallowest `layers` are patched, convolutions
+    or a ResNet's blocks; a bundle has its own.
 
     Raises:
         InputError: if the architecture is unknown or has fewer layers.
@@ -106,16 +79,14 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
     if isinstance(model, Bundle):
         signatures, spec = model.signatures, model.manifest.input
         _check_square((spec.height, spec.width), model.manifest.name)
-        return BenchmarkModel(
-            model.manifest.name, spec.height, model.read(MODEL), signatures.tensors, signatures, bundle=model
-        )
+        name, content = model.manifest.name, model.read(MODEL)
+        return BenchmarkModel(name, spec.height, content, signatures.tensors, signatures, bundle=model)
     if str(model).endswith(".onnx"):
-        proto = prepare(read_model(model))
+        module, proto = None, prepare(read_model(model))
         shape = data_input(proto, str(model))[1][2:]
         _check_square(shape, str(model))
         names = shallow_tensors(proto, layers)
         size = shape[0] or size
-        module = None
     else:
         module = _module(str(model), size, seed)
         names = architectures.shallow_tensors(module, layers)
@@ -142,12 +113,12 @@ def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
 
 
 def _module(architecture: str, size: int, seed: int) -> nn.Module:
-    """The folded module; 10 classes and a small stem below 100 px, as for CIFAR, else 1,000."""
-    small = size < 100
+    small = size < 100  # 10 classes and a small stem, as for CIFAR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        spec = architectures.ModelSpec(architecture, small_input=small)
-        model = architectures.build_model(spec, 10 if small else 1000)
+        model = architectures.build_model(
+            architectures.ModelSpec(architecture, small_input=small), 10 if small else 1000
+        )
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight, 0.8, 1.2)

@@ -1,7 +1,5 @@
 """What all pictures share: colours, and a small PNG."""
 
-from __future__ import annotations
-
 import io
 
 import matplotlib
@@ -37,18 +35,13 @@ def corruption_colours() -> dict[str, str]:
     colours = {CLEAN: CLEAN_COLOUR}
     for family, members in FAMILIES.items():
         shades = np.linspace(0.45, 0.9, len(members))
-        colours |= {
-            name: to_hex(plt.get_cmap(COLOUR_MAPS[family])(shade)) for name, shade in zip(members, shades, strict=True)
-        }
+        drawn = map(to_hex, plt.get_cmap(COLOUR_MAPS[family])(shades))
+        colours |= dict(zip(members, drawn, strict=True))
     return colours
 
 
 def small_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG with a palette of as many colours as it may have to stay below `LARGEST` bytes.
-
-    Raises:
-        InputError: if it is larger with the fewest colours.
-    """
+    """Return a PNG with as many colours as fit below `LARGEST` bytes; raise InputError if the fewest do not."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")

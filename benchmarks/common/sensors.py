@@ -1,58 +1,46 @@
 """Clock, temperature and power of the machine, as far as it tells: NVML, jtop on a Jetson, else psutil."""
 
-from __future__ import annotations
-
 import os
 import platform
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency of ours
 import torch
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Readings = dict[str, float | None]
+Reading = tuple[float | None, float | None, float | None]
+"""Of clock, temperature and power: MHz, °C, W."""
 
 
 class Sensors:
     """Reads `clock_mhz`, `temperature_c` and `power_w` of what computes; None where the platform does not tell.
 
     On a Jetson they are of the board (`jtop`), for CUDA of the GPU (NVML, package `nvidia-ml-py`), else of the CPU.
-
-    Args:
-        device: `cpu` or `cuda`.
     """
 
     def __init__(self, device: str) -> None:
-        self._device = device
-        self._stack = ExitStack()
-        self._jetson: Any = None
-        self._nvml: Any = None
+        self._device, self._stack = device, ExitStack()
+        self._read: Callable[[], Reading] = _read_cpu if device == "cpu" else lambda: (None, None, None)
 
-    def __enter__(self) -> Self:
-        try:
+    def __enter__(self) -> "Sensors":
+        with suppress(ImportError):
             from jtop import JtopException, jtop  # type: ignore[import-not-found]  # on a Jetson only
-        except ImportError:
-            pass
-        else:
-            try:
-                self._jetson = self._stack.enter_context(jtop())
-            except JtopException:
-                self._jetson = None
-        if self._device == "cuda" and self._jetson is None:
-            try:
+
+            with suppress(JtopException):
+                self._read = partial(read_jetson, self._stack.enter_context(jtop()), self._device)
+                return self
+        if self._device == "cuda":
+            with suppress(ImportError):
                 import pynvml  # type: ignore[import-not-found]  # with an NVIDIA GPU only
-            except ImportError:
-                return self
-            try:
-                pynvml.nvmlInit()
-            except pynvml.NVMLError:
-                return self
-            self._stack.callback(pynvml.nvmlShutdown)
-            self._nvml = pynvml
+
+                with suppress(pynvml.NVMLError):
+                    pynvml.nvmlInit()
+                    self._stack.callback(pynvml.nvmlShutdown)
+                    self._read = partial(read_nvml, pynvml)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,15 +48,7 @@ class Sensors:
 
     def read(self) -> Readings:
         """What they say now; MHz, °C, W."""
-        if self._jetson is not None:
-            readings = read_jetson(self._jetson, self._device)
-        elif self._nvml is not None:
-            readings = read_nvml(self._nvml)
-        elif self._device == "cpu":
-            readings = _read_cpu()
-        else:
-            readings = (None, None, None)
-        rounded = (None if value is None else round(value, 1) for value in readings)
+        rounded = (None if value is None else round(value, 1) for value in self._read())
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
 
@@ -111,7 +91,7 @@ def device_name(device: str) -> str:
     return found or platform.processor() or platform.machine()
 
 
-def read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, float | None]:
+def read_jetson(jetson: Any, device: str) -> Reading:
     """Return MHz, °C and W of a board: `jtop`'s reading."""
     units = jetson.gpu.values() if device == "cuda" else jetson.cpu["cpu"]
     clocks = [unit["freq"]["cur"] / 1e3 for unit in units if unit.get("freq")]
@@ -120,7 +100,7 @@ def read_jetson(jetson: Any, device: str) -> tuple[float | None, float | None, f
     return max(clocks, default=None), max(temperatures, default=None), None if power is None else power / 1e3
 
 
-def read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
+def read_nvml(nvml: Any) -> Reading:
     """Return MHz, °C and W of the current GPU: NVML's reading."""
     # By its UUID: NVML does not number devices as CUDA_VISIBLE_DEVICES does.
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
@@ -132,15 +112,12 @@ def read_nvml(nvml: Any) -> tuple[float | None, float | None, float | None]:
         except nvml.NVMLError:
             return None
 
-    power = ask(nvml.nvmlDeviceGetPowerUsage)
-    return (
-        ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-        ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-        None if power is None else power / 1e3,
-    )
+    clock, power = ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM), ask(nvml.nvmlDeviceGetPowerUsage)
+    temperature = ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
+    return clock, temperature, None if power is None else power / 1e3
 
 
-def _read_cpu() -> tuple[float | None, float | None, float | None]:
+def _read_cpu() -> Reading:
     clock = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     temperatures = [sensor.current for group in sensors.values() for sensor in group]

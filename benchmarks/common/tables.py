@@ -1,7 +1,5 @@
 """One specification of a table's columns, from which Markdown, CSV and the terminal's table are made."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,18 +16,14 @@ from rws.edge.common.files import atomic_write_bytes
 class Column:
     """One column of a table.
 
-    Args:
-        title: its heading.
-        cell: how a cell is read from a row: a key, keys of nested rows with dots between, a position, or a function of
-            the row; a missing key leaves the cell empty.
-        format: format specification of the value, such as `.2f` or `,`; None as a value leaves the cell empty.
-        words: whether it holds words, aligned to the left, instead of numbers.
+    `cell` reads a row: a key, keys of nested rows with dots between, a position, or a function of the row. A missing
+    key or None leaves the cell empty.
     """
 
     title: str
     cell: str | int | Callable[[Any], object]
     format: str = ""
-    words: bool = False
+    words: bool = False  # aligned to the left
 
     def value(self, row: Any) -> object:
         """Return the unformatted value of the cell in a row."""
@@ -63,15 +57,9 @@ def plain(*titles: str, words: int = 1) -> list[Column]:
 
 
 def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) -> tuple[list[Column], list[list[str]]]:
-    """Turn a table: each of `lines` becomes a line, with a cell for each row.
+    """Turn a table: each of `lines` becomes a line, its title first, then a cell for each row.
 
-    Args:
-        lines: what each line shows; its title stands first.
-        rows: each becomes a column.
-        titles: the heading of the first column, then one for each row.
-
-    Returns:
-        Columns and rows, as `markdown`, `terminal` and `write_csv` take them.
+    `titles` holds the heading of the first column, then one for each row. `markdown` and others take what is returned.
     """
     return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
 

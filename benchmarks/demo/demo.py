@@ -1,7 +1,5 @@
 """`rws demo`: the bundled stream through the frame loop at batch 1, and the picture of what happened."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from rws.benchmarks.demo.stream import DemoStream, load_stream
 from rws.benchmarks.demo.timeline import draw_timeline
@@ -63,10 +61,9 @@ def play(bundle: Bundle, out: Path, threads: int | None, console: Console) -> De
     """Play the stream, write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json`, and sum it up."""
     stream = load_stream()
     if bundle.manifest.classes != stream.classes:
-        raise InputError(
-            f"bundle {bundle.manifest.name} knows {', '.join(bundle.manifest.classes[:3])}, …; the demo's frames show "
-            f"{', '.join(stream.classes[:3])}, …: use rws run for your own"
-        )
+        known, shown = (", ".join(classes[:3]) for classes in (bundle.manifest.classes, stream.classes))
+        which = f"bundle {bundle.manifest.name} knows {known}, …; the demo's frames show {shown}, …"
+        raise InputError(f"{which}: use rws run for your own")
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with Runtime.from_bundle(bundle, ModelOptions(threads=threads)) as runtime:
@@ -104,11 +101,8 @@ def _describe(result: Result, stream: DemoStream) -> str:
     severity = stream.dominant(result.index)[1]
     mix = "  ".join(f"{signature} α {alpha:.2f}" for signature, alpha in result.mix.items()) or "no patch"
     truth = " + ".join(stream.corruptions[result.index]) or CLEAN
-    belief = result.belief
-    return (
-        f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief.type} "
-        f"{100 * belief.probability.max():.0f} %  →  {mix}"
-    )
+    belief = f"{result.belief.type} {100 * result.belief.probability.max():.0f} %"
+    return f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief}  →  {mix}"
 
 
 def _summary(
@@ -134,17 +128,14 @@ def _summary(
 
 def print_summary(summary: DemoSummary, console: Console) -> None:
     """Print the end of `rws demo`: accuracy of the three arms, and the time of each stage."""
-    accuracy = Table(title=f"accuracy on {summary['frames']} frames, %")
-    for heading in ("", "all", "clear", "corrupted"):
-        accuracy.add_column(heading, justify="left" if not heading else "right")
+    headings = [Column(heading, justify="right") for heading in ("all", "clear", "corrupted")]
+    accuracy = Table("", *headings, title=f"accuracy on {summary['frames']} frames, %")
     parts = (summary["accuracy"], summary["accuracy_clear"], summary["accuracy_corrupted"])
     for arm, label in (("std", "no patch"), ("trained", "trained oracle"), ("perfect", "perfect oracle")):
         accuracy.add_row(label, *(f"{part[arm]:.1f}" for part in parts))
     console.print(accuracy)
-    times = Table(title=f"milliseconds per frame, {summary['switches']} mix changes")
-    times.add_column("")
-    for stage in STAGES:
-        times.add_column(stage, justify="right")
+    headings = [Column(stage, justify="right") for stage in STAGES]
+    times = Table("", *headings, title=f"milliseconds per frame, {summary['switches']} mix changes")
     for quantile in ("p50", "p95"):
         times.add_row(quantile, *(f"{summary['times_ms'][stage][quantile]:.3f}" for stage in STAGES))
     console.print(times)

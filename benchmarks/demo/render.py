@@ -1,12 +1,7 @@
 """Render the demo's stream: real test images under corruptions that come, grow, mix over and go.
 
-    python -m rws.benchmarks.demo.render --data ~/data/cifar10 --out benchmarks/demo/data
-
-Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each: the class, and
-every corruption in it with its severity. The demo itself then needs no torch.
+Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each.
 """
-
-from __future__ import annotations
 
 import json
 import random
@@ -29,8 +24,7 @@ CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
 def scenario(seed: int) -> list[dict[str, float]]:
     """What corrupts each frame: {corruption: severity}, in the order in which they are laid over the image.
 
-    Every corruption rises to 5 and holds. Then it either falls to a clear gap, or mixes over: it falls while the next
-    one rises.
+    Every corruption rises to 5 and holds. Then it falls, to a clear gap or while the next one rises.
     """
     order = list(CORRUPTIONS)
     random.Random(seed).shuffle(order)
@@ -38,10 +32,8 @@ def scenario(seed: int) -> list[dict[str, float]]:
     previous: str | None = None
     for place, name in enumerate(order):
         for step in range(1, RISE + 1):
-            layers = {name: float(step)}
-            if previous is not None and step <= FALL:
-                layers = {previous: 5.0 * (1 - step / (FALL + 1)), name: float(step)}
-            frames.append(layers)
+            falling = {} if previous is None or step > FALL else {previous: 5.0 * (1 - step / (FALL + 1))}
+            frames.append(falling | {name: float(step)})
         frames += [{name: 5.0} for _ in range(HOLD)]
         previous = name
         if place % 3 == 2 or place == len(order) - 1:

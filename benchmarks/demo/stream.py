@@ -1,7 +1,5 @@
 """The demo's stream: frames and what is true of them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +17,11 @@ COLUMNS = 20
 
 @dataclass(frozen=True)
 class DemoStream:
-    """The demo's frames and what is true of them.
+    """The demo's frames and what is true of them."""
 
-    Args:
-        images: uint8, (N, H, W, 3), RGB.
-        labels: int64 (N,), indices into the classes of the bundle.
-        corruptions: {name: severity} in each frame; empty means clear.
-        classes: the class names.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corruptions: tuple[dict[str, float], ...]
+    images: NDArray[np.uint8]  # (N, H, W, 3), RGB
+    labels: NDArray[np.int64]  # (N,), indices into the classes of the bundle
+    corruptions: tuple[dict[str, float], ...]  # {name: severity} in each frame; empty means clear
     classes: tuple[str, ...]
 
     def dominant(self, index: int) -> tuple[str, float]:
@@ -46,9 +37,6 @@ def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
     size, count = record["size"], len(record["frames"])
     rows = sheet.shape[0] // size
     tiles = sheet.reshape(rows, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(rows * COLUMNS, size, size, 3)
-    return DemoStream(
-        np.ascontiguousarray(tiles[:count]),
-        np.array([frame["label"] for frame in record["frames"]]),
-        tuple(frame["corruptions"] for frame in record["frames"]),
-        tuple(record["classes"]),
-    )
+    labels = np.array([frame["label"] for frame in record["frames"]])
+    corruptions = tuple(frame["corruptions"] for frame in record["frames"])
+    return DemoStream(np.ascontiguousarray(tiles[:count]), labels, corruptions, tuple(record["classes"]))

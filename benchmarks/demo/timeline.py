@@ -1,10 +1,9 @@
 """The picture of a stream: what was true, what the oracle believed, what was patched, and what it bought."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,21 +17,9 @@ from rws.oracle.belief import CLEAN
 
 
 def draw_timeline(
-    stream: DemoStream,
-    results: Sequence[Result],
-    right: Mapping[str, NDArray[np.bool_]],
-    path: Path,
-    window: int = 31,
+    stream: DemoStream, results: Sequence[Result], right: Mapping[str, NDArray[np.bool_]], path: Path, window: int = 31
 ) -> None:
-    """Draw a stream to a PNG.
-
-    Args:
-        stream: frames and truth.
-        results: one a frame.
-        right: for each arm whether each frame was classified right, bool (N,).
-        path: PNG to write.
-        window: frames of the running accuracy.
-    """
+    """Draw a stream to a PNG; `right` holds bool (N,) for each arm, `window` are frames of the running accuracy."""
     plt.rcParams.update({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9})
     count = len(results)
     colours = corruption_colours()
@@ -112,14 +99,8 @@ def _accuracy(axis: Axes, right: Mapping[str, NDArray[np.bool_]], window: int) -
     for arm, (label, colour, width) in ARM_STYLES.items():
         flags = right[arm].astype(float)
         running = 100 * np.convolve(flags, kernel, "same") / np.convolve(np.ones_like(flags), kernel, "same")
-        axis.plot(
-            np.arange(len(flags)) + 0.5,
-            running,
-            color=colour,
-            lw=width,
-            ls=":" if arm == "perfect" else "-",
-            label=f"{label}: {100 * flags.mean():.1f} %",
-        )
+        style: dict[str, Any] = {"color": colour, "lw": width, "ls": ":" if arm == "perfect" else "-"}
+        axis.plot(np.arange(len(flags)) + 0.5, running, label=f"{label}: {100 * flags.mean():.1f} %", **style)
     axis.set_ylim(0, 104)
     axis.set_ylabel("accuracy, %", color=MUTED)
     axis.grid(axis="y", color=GRID, lw=0.6)

@@ -1,22 +1,7 @@
 """Engines: a classifier whose weights change, behind one interface: ours, the untouched model, and what users do.
 
-| engine | between frames | a change of mix |
-|---|---|---|
-| `untouched` | a plain, fully optimised ONNX Runtime session | never |
-| `untouched_again` | the same once more: what two equal sessions differ by | never |
-| `live`, `split`, `inputs` | `rws.edge.live.onnx_model.OnnxModel` | patch |
-| `reload` | the untouched session | a new session from a patched file that lies on the disk |
-| `reload_optimised` | the same | the same, from a file that ONNX Runtime has optimised before |
-| `sessions` | one of 20 untouched sessions | take another one |
-| `lora` | a session whose shallow weights can be overridden | ONNX Runtime's LoRA adapters, loaded beforehand |
-| `load_state_dict` | Torch, eager | the whole model's weights, from memory |
-| `load_state_dict_shallow` | Torch, eager | the patched layers' weights, from memory, float32, one set a mix |
-| `torch`, `torch_compile`, `torch_cuda_graph` | `rws.edge.live.torch_model.TorchModel` | patch |
-
 On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
 """
-
-from __future__ import annotations
 
 import copy
 import time
@@ -45,19 +30,13 @@ PREPARED = 3  # patched files or whole state dicts that are taken in turn: more 
 MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
 # The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
 TOLERANCE = 0.05
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 NO_CUDA = "this ONNX Runtime has no CUDA provider that starts; install onnxruntime-gpu and its libraries"
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What an engine is made for.
-
-    Args:
-        model: the model and its signatures.
-        threads: threads inside an operator.
-        device: `cpu` or `cuda`.
-        folder: an empty folder for files of models.
-    """
+    """What an engine is made for: `threads` inside an operator, on `cpu` or `cuda`; `folder` is empty, for models."""
 
     model: BenchmarkModel
     threads: int
@@ -91,17 +70,11 @@ class Setting:
 class Engine:
     """A model that is ready to run.
 
-    Args:
-        name: which of `ENGINES` it is.
-        predict: float32 (1, 3, H, W) → logits (1, K).
-        change: puts the mix of that number into effect, None the clean weights; None where there is no change.
-        provider: what runs it.
-        note: what it says of itself.
-        load_ms: milliseconds to make it.
+    `change` puts the mix of that number into effect, None the clean weights; it is None where there is no change.
     """
 
     name: str
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, 3, H, W) → logits (1, K)
     change: Callable[[int | None], object] | None
     provider: str
     note: str = ""
@@ -109,11 +82,7 @@ class Engine:
 
 
 def make_engine(name: str, setting: Setting) -> Engine:
-    """Make one of `ENGINES`, and time it.
-
-    Raises:
-        RwsError: if it cannot run here.
-    """
+    """Make one of `ENGINES`, and time it; raise RwsError if it cannot run here."""
     started = time.perf_counter()
     try:
         made = ENGINES[name](name, setting)
@@ -121,26 +90,19 @@ def make_engine(name: str, setting: Setting) -> Engine:
     except (RuntimeError, AttributeError) as error:
         raise RwsError(f"{name}: {first_line(error)}") from error
     setting.synchronise()
-    load_ms = (time.perf_counter() - started) * 1e3
-    return replace(made, load_ms=load_ms)
+    return replace(made, load_ms=(time.perf_counter() - started) * 1e3)
 
 
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the logits of an input, float32 (1, 3, H, W), with clean weights and with the first mix; on the CPU."""
     cpu = replace(setting, device="cpu")
-    files = (setting.model.onnx, patched_onnx(setting.model, setting.mixes[0]))
-    clean, patched = (_Session(cpu, content)(x) for content in files)
-    return clean, patched
+    return _Session(cpu, setting.model.onnx)(x), _Session(cpu, patched_onnx(setting.model, setting.mixes[0]))(x)
 
 
 def check_outputs(
     engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """Check that the outputs follow the weights: clean, patched, and clean again, as `expected_outputs` has them.
-
-    Raises:
-        RwsError: if one is wrong by more than a twentieth of what the patch changes.
-    """
+    """Raise RwsError unless the outputs follow the weights: clean, patched, and clean again; see `expected_outputs`."""
     allowed = TOLERANCE * float(np.abs(patched - clean).max())
     steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
     if engine.change is not None:
@@ -162,10 +124,7 @@ def deployed_model(setting: Setting) -> PatchableModel:
 
 
 class _Session:
-    """An ONNX Runtime session of a file or its bytes, as users make and call it.
-
-    `level`: of optimisation, None for all; `optimised`: where to save the graph.
-    """
+    """As users make and call it; `level` of optimisation None takes all, `optimised` is where to save the graph."""
 
     def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
         if not setting.onnx_runs:
@@ -177,10 +136,8 @@ class _Session:
             options.graph_optimization_level = level
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
-        providers = ["CPUExecutionProvider"]
-        if setting.device == "cuda":
-            providers = ["CUDAExecutionProvider", *providers]
         source = model if isinstance(model, bytes) else str(model)
+        providers = PROVIDERS if setting.device == "cuda" else PROVIDERS[1:]
         self.session = onnxruntime.InferenceSession(source, options, providers=providers)
         self.input = self.session.get_inputs()[0].name
         self.provider = _short(self.session.get_providers()[0])
@@ -193,21 +150,18 @@ class _Session:
 @cache
 def cuda_starts() -> bool:
     """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if PROVIDERS[0] not in onnxruntime.get_available_providers():
         return False
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    return bool(session.get_providers()[0] == "CUDAExecutionProvider")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=PROVIDERS)
+    return bool(session.get_providers()[0] == PROVIDERS[0])
 
 
 def _untouched(name: str, setting: Setting) -> Engine:
     if not setting.onnx_runs:
-        model = _torch_model(setting, "torch")
-        return Engine(name, model.predict, None, "cuda", "Torch module, eager")
+        return Engine(name, _torch_model(setting, "torch").predict, None, "cuda", "Torch module, eager")
     session = _Session(setting, setting.model.onnx)
     return Engine(name, session, None, session.provider)
 
@@ -253,13 +207,12 @@ def _reload(name: str, setting: Setting) -> Engine:
 
 
 def _sessions(name: str, setting: Setting) -> Engine:
-    need = (1 + len(setting.mixes)) * MEMORY_PER_SESSION * len(setting.model.onnx)
+    mixes = ({}, *setting.mixes)
+    need = len(mixes) * MEMORY_PER_SESSION * len(setting.model.onnx)
     free = psutil.virtual_memory().available if setting.device == "cpu" else torch.cuda.mem_get_info()[0]
     if need > free:
-        raise RwsError(
-            f"{1 + len(setting.mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
-        )
-    kept = [_Session(setting, patched_onnx(setting.model, mix)) for mix in ({}, *setting.mixes)]
+        raise RwsError(f"{len(mixes)} sessions need about {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+    kept = [_Session(setting, patched_onnx(setting.model, mix)) for mix in mixes]
     x = np.zeros((1, 3, setting.model.size, setting.model.size), np.float32)
     for session in kept:  # a session plans its buffers in its first two runs
         session(x)
@@ -305,17 +258,16 @@ def _lora(name: str, setting: Setting) -> Engine:
 
 def _load_state_dict(name: str, setting: Setting) -> Engine:
     model = _torch_model(setting, "torch")
-    module = model.module
     states = []
     shallow = name == "load_state_dict_shallow"
     for mix in ({}, *setting.mixes[:PREPARED]):
         model.apply(mix)
-        state = module.state_dict()
+        state = model.module.state_dict()
         states.append({key: state[key].clone() for key in (model.parameter_names if shallow else state)})
     model.reset()
 
     def change(number: int | None) -> None:
-        module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
+        model.module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
 
     return Engine(name, model.predict, change, setting.device)
 
@@ -333,37 +285,25 @@ def _torch_model(setting: Setting, way: str) -> TorchModel:
     if way == "torch_compile":
         # Each repeat compiles again; after eight, Dynamo would give up and run eagerly without a word.
         torch.compiler.reset()
+    patches, on = (model.signatures, model.tensor_names), setting.device
     if model.module is None:
-        return TorchModel.from_onnx(
-            model.onnx,
-            model.signatures,
-            model.tensor_names,
-            device=setting.device,
-            threads=setting.threads,
-            strategy=way,
-        )
-    return TorchModel(
-        copy.deepcopy(model.module),
-        model.signatures,
-        model.tensor_names,
-        image_shape=(3, model.size, model.size),
-        device=setting.device,
-        strategy=way,
-    )
+        return TorchModel.from_onnx(model.onnx, *patches, device=on, threads=setting.threads, strategy=way)
+    shape = (3, model.size, model.size)
+    return TorchModel(copy.deepcopy(model.module), *patches, image_shape=shape, device=on, strategy=way)
 
 
 ENGINES: dict[str, Callable[[str, Setting], Engine]] = {
-    "untouched": _untouched,
-    "untouched_again": _untouched,
+    "untouched": _untouched,  # a plain, fully optimised ONNX Runtime session
+    "untouched_again": _untouched,  # what two equal sessions differ by
     "live": _patched_in_place,
     "split": _patched_in_place,
     "inputs": _patched_in_place,
-    "reload": _reload,
-    "reload_optimised": _reload,
-    "sessions": _sessions,
-    "lora": _lora,
-    "load_state_dict": _load_state_dict,
-    "load_state_dict_shallow": _load_state_dict,
+    "reload": _reload,  # a change of mix makes a new session from a patched file
+    "reload_optimised": _reload,  # the same, from a file that ONNX Runtime has optimised before
+    "sessions": _sessions,  # an untouched session for each mix
+    "lora": _lora,  # a session whose shallow weights ONNX Runtime's LoRA adapters override
+    "load_state_dict": _load_state_dict,  # Torch, eager: the whole model's weights, from memory
+    "load_state_dict_shallow": _load_state_dict,  # the patched layers' weights, float32, one set a mix
     "torch": _patched_in_place,
     "torch_compile": _patched_in_place,
     "torch_cuda_graph": _patched_in_place,

@@ -1,7 +1,5 @@
 """How `rws bench latency` measures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -14,29 +12,18 @@ from rws.errors import InputError
 class LatencyOptions:
     """How to measure.
 
-    Args:
-        engines: which of `ENGINES`, beside `untouched`; empty: all that the device could have.
-        threads: thread counts to measure with, one after another.
-        device: `cpu` or `cuda`.
-        rounds: how often each case comes round in a repeat.
-        repeats: how often everything is rebuilt; with 3 the intervals cover 84 % if two builds differ as much as two
-            rounds do, with 10 they cover 95 %.
-        duration: seconds of sustained load for each model and thread count; 0 for none.
-        source: what the whole frame reads, as `open_source` takes it, of 40 frames or more; None: a video of 640 x 480
-            pixels that is made of the demo's frames.
-        seed: of inputs, order and resampling.
-
     Raises:
         InputError: if an engine is unknown or the device unavailable.
     """
 
-    engines: tuple[str, ...] = ()
-    threads: tuple[int, ...] = (1,)
+    engines: tuple[str, ...] = ()  # beside `untouched`; empty: all that the device could have
+    threads: tuple[int, ...] = (1,)  # counts to measure with, one after another
     device: str = "cpu"
     rounds: int = 5
+    # With 3 the intervals cover 84 % if two builds differ as much as two rounds do, with 10 they cover 95 %.
     repeats: int = 8
-    duration: float = 0.0
-    source: str | None = None
+    duration: float = 0.0  # seconds of sustained load for each model and thread count
+    source: str | None = None  # 40 frames or more, as `open_source` takes them; None: a video of the demo's frames
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -40,9 +40,8 @@ CHANGES = [
         )
     ),
 ]
-SUSTAINED = columns(
-    {key: key for key in ("seconds", "frames", "p50_ms", "p99_ms", "clock_mhz", "temperature_c", "power_w")}
-)
+_SHOWN = ("seconds", "frames", "p50_ms", "p99_ms", "clock_mhz", "temperature_c", "power_w")
+SUSTAINED = columns({key: key for key in _SHOWN})
 
 
 def print_latency(result: LatencyResult, console: Console) -> None:
@@ -88,11 +87,6 @@ def write_rows(path: Path, result: LatencyResult) -> None:
 
 def csv_name(result: LatencyResult) -> str:
     """Return `latency-<device>-<provider>-ort<version>-torch<version>.csv`, of letters, digits, `.`, `_` and `-`."""
-    parts = (
-        "latency",
-        str(result["platform"]["device"]),
-        str(result["rows"][0]["provider"]),
-        f"ort{onnxruntime.__version__}",
-        f"torch{torch.__version__}",
-    )
+    made = (result["platform"]["device"], str(result["rows"][0]["provider"]))
+    parts = ("latency", *made, f"ort{onnxruntime.__version__}", f"torch{torch.__version__}")
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("_") for part in parts) + ".csv"

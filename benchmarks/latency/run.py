@@ -1,19 +1,14 @@
 """`rws bench latency`: what a frame costs with live weights, next to the untouched model and what users do instead.
 
-One timed frame is the change of the mix, if one is due, plus the prediction. How times are compared is in
-`rws.benchmarks.common.interleave`, the engines are in `rws.benchmarks.latency.engines`, the whole frame is in
-`rws.benchmarks.latency.stages`.
+One timed frame is the change of the mix, if one is due, plus the prediction.
 """
-
-from __future__ import annotations
 
 import gc
 import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, product
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -22,16 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import (
-    Block,
-    Measured,
-    Row,
-    frames_per_block,
-    interleave,
-    paired_ratio,
-    percentiles,
-    settling_frames,
-)
+from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, paired_ratio, percentiles
 from rws.benchmarks.common.models import BenchmarkModel
 from rws.benchmarks.common.sensors import Platform, Sensors, describe_platform
 from rws.benchmarks.latency.engines import (
@@ -56,22 +42,17 @@ SLOWER = ("reload", "reload_optimised", "load_state_dict", "load_state_dict_shal
 
 
 class LatencyResult(TypedDict):
-    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`.
+    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`."""
 
-    `baseline`: what `untouched` is; `weights`: where they come from; `rows`: frames of each engine; `changes`: the
-    change of mix alone; `stages`: the whole frame through the loop; `sustained`: if `duration` asks for it; `left_out`:
-    engines that could not run, and why; `notes`: what engines say of themselves.
-    """
-
-    baseline: str
-    weights: dict[str, str]
+    baseline: str  # what `untouched` is
+    weights: dict[str, str]  # where they come from
     platform: Platform
-    rows: list[Row]
-    changes: list[Row]
-    stages: list[Row]
+    rows: list[Row]  # frames of each engine
+    changes: list[Row]  # the change of mix alone
+    stages: list[Row]  # the whole frame through the loop
     sustained: list[Row]
-    left_out: list[Row]
-    notes: list[Row]
+    left_out: list[Row]  # engines that could not run, and why
+    notes: list[Row]  # what engines say of themselves
 
 
 def ignore(_: object) -> None:
@@ -84,13 +65,7 @@ def measure_latency(
     progress: Callable[[str], None] = ignore,
     save: Callable[[LatencyResult], None] = ignore,
 ) -> LatencyResult:
-    """Measure models.
-
-    Args:
-        models: from `rws.benchmarks.common.models`.
-        options: how.
-        progress: called with a line now and then.
-        save: called with the result so far, after each model and thread count.
+    """Measure models; `save` gets the result so far, after each model and thread count.
 
     Raises:
         RwsError: if even the untouched model cannot run, or the source gives too few frames.
@@ -114,7 +89,7 @@ def measure_latency(
         source = options.source or str(write_video(Path(folder) / "frames.mp4"))
         for model, threads in product(models, options.threads):
             bench = _Bench(model, threads, options, source, progress)
-            result["baseline"] = bench.baseline
+            result["baseline"] = bench.setting(Path()).baseline
             bench.measure(Path(folder))
             lists = bench.lists()
             if options.duration > 0:
@@ -128,27 +103,14 @@ def measure_latency(
     return result
 
 
-@dataclass
-class _Findings:
-    ways: dict[tuple[str, int], Measured] = field(default_factory=dict)
-    stages: dict[int, Measured] = field(default_factory=dict)
-    untouched: list[Block] = field(default_factory=list)
-    times: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    providers: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    stage_way: str = ""
-
-
 class EngineCase:
     """One engine whose mix changes every so many frames; a call runs one block."""
 
     def __init__(
-        self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: count[int]
+        self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: Iterator[int]
     ) -> None:
         self._engine, self._every, self._setting, self._inputs, self._numbers = engine, every, setting, inputs, numbers
-        frame_ms = float(np.median(self._run(2, 3).ms))
-        self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
+        self._settle, self._frames = block_frames(self._run(2, 3).ms, every)
 
     def __call__(self) -> Block:
         """Run one block."""
@@ -174,7 +136,6 @@ class EngineCase:
         return Block(ms, changed, parts)
 
     def _change(self) -> float:
-        """Change the mix; milliseconds."""
         assert self._engine.change is not None
         number = next(self._numbers) % len(self._setting.mixes)
         started = time.perf_counter()
@@ -187,60 +148,54 @@ class _Bench:
     """One model with one thread count."""
 
     def __init__(
-        self,
-        model: BenchmarkModel,
-        threads: int,
-        options: LatencyOptions,
-        source: str,
-        progress: Callable[[str], None],
+        self, model: BenchmarkModel, threads: int, options: LatencyOptions, source: str, progress: Callable[[str], None]
     ) -> None:
         self._model, self._threads, self._options, self._source = model, threads, options, source
-        self._progress = progress
-        self._rng = random.Random(options.seed)
+        self._progress, self._rng = progress, random.Random(options.seed)
         self._inputs = np.random.default_rng(options.seed).random((8, 1, 3, model.size, model.size), np.float32)
-        self._found = _Findings()
+        self._ways: dict[tuple[str, int], Measured] = {}
+        self._stages: dict[int, Measured] = {}
+        self._stage_way = ""
+        self._untouched: list[Block] = []
+        self._times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._providers: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
         torch.set_num_threads(threads)
 
-    @property
-    def baseline(self) -> str:
-        """What `untouched` is here."""
-        return self._setting(Path()).baseline
-
     def measure(self, folder: Path) -> None:
-        """All repeats; files of models go to new folders below `folder`."""
-        expected = expected_outputs(self._setting(folder), self._inputs[0])
+        expected = expected_outputs(self.setting(folder), self._inputs[0])
         started = time.perf_counter()
         for repeat in range(self._options.repeats):
             with tempfile.TemporaryDirectory(dir=folder) as files:
-                self._repeat(self._setting(Path(files)), expected)
+                self._repeat(self.setting(Path(files)), expected)
             gc.collect()
             self._tell(f"repeat {repeat + 1} of {self._options.repeats}, {time.perf_counter() - started:.0f} s")
 
     def _repeat(self, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
-        found, rounds = self._found, self._options.rounds
         engines: dict[str, Engine] = {}
-        wanted = [way for way in ("untouched", *self._options.compared) if way not in found.left_out]
+        wanted = [way for way in ("untouched", *self._options.compared) if way not in self._left_out]
         for way in self._rng.sample(wanted, len(wanted)):
             try:
                 engines[way] = self._make(way, setting, expected)
             except RwsError as error:
                 if way == "untouched":
                     raise
-                found.left_out[way] = str(error)
+                self._left_out[way] = str(error)
                 self._tell(f"left out: {error}")
         cases = self._cases(engines, setting)
         baseline = cases.pop(("untouched", 0))
-        found.untouched += interleave(baseline, cases, rounds, self._rng, found.ways)
+        self._untouched += interleave(baseline, cases, self._options.rounds, self._rng, self._ways)
         # A device holds one model: the whole frame is measured without the others in memory.
         cases.clear()
         engines.clear()
         try:
-            found.stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
+            self._stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
         except BundleError as error:
-            found.left_out["whole frame"] = str(error)
+            self._left_out["whole frame"] = str(error)
             self._tell(f"left out: the whole frame: {error}")
             return
-        interleave(baseline, stages, rounds, self._rng, found.stages)
+        interleave(baseline, stages, self._options.rounds, self._rng, self._stages)
 
     def _cases(self, engines: Mapping[str, Engine], setting: Setting) -> dict[tuple[str, int], EngineCase]:
         cases = {}
@@ -251,40 +206,33 @@ class _Bench:
         return cases
 
     def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Engine:
-        """Make an engine, time its first frame, check what it computes, and note what it says of itself."""
         engine = make_engine(way, setting)
         started = time.perf_counter()
         engine.predict(self._inputs[0])
         warmup_ms = (time.perf_counter() - started) * 1e3
         check_outputs(engine, self._inputs[0], *expected)
-        self._found.times[way].append((engine.load_ms, warmup_ms))
-        self._found.providers[way], self._found.notes[way] = engine.provider, engine.note
+        self._times[way].append((engine.load_ms, warmup_ms))
+        self._providers[way], self._notes[way] = engine.provider, engine.note
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
-        """The rows of every list but `sustained`."""
-        found = self._found
-        ways = {key: measured for key, measured in found.ways.items() if key[0] not in found.left_out}
+        ways = {key: measured for key, measured in self._ways.items() if key[0] not in self._left_out}
         return {
             "rows": self._rows(ways),
             "changes": _changes(ways),
-            "stages": stage_rows(found.stages, found.stage_way),
-            "left_out": [{"way": way, "reason": reason} for way, reason in found.left_out.items()],
-            "notes": [
-                {"way": way, "note": note} for way, note in found.notes.items() if note and way not in found.left_out
-            ],
+            "stages": stage_rows(self._stages, self._stage_way),
+            "left_out": [{"way": way, "reason": reason} for way, reason in self._left_out.items()],
+            "notes": [{"way": w, "note": note} for w, note in self._notes.items() if note and w not in self._left_out],
         }
 
     def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-        untouched = np.concatenate([block.ms for block in self._found.untouched])
-        rows = [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0))]
-        for way, every in sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1]))):
-            measured = ways[way, every]
-            rows.append(self._row(way, every, measured.values(), measured.ratio()))
-        return rows
+        untouched = np.concatenate([block.ms for block in self._untouched])
+        ordered = sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
+        rows = [self._row(*key, ways[key].values(), ways[key].ratio()) for key in ordered]
+        return [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0)), *rows]
 
     def _row(self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
-        load_ms, warmup_ms = np.median(self._found.times[way], axis=0)
+        load_ms, warmup_ms = np.median(self._times[way], axis=0)
         return {
             "way": way,
             "patch_every": every,
@@ -293,12 +241,12 @@ class _Bench:
             "runs": len(values),
             "load_ms": round(float(load_ms), 2),
             "warmup_ms": round(float(warmup_ms), 3),
-            "provider": self._found.providers[way],
+            "provider": self._providers[way],
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:
-        """The deployed model under load, a new patch on every frame; a row every five seconds."""
-        setting = self._setting(Path())
+        """The deployed model under load, a new patch on every frame."""
+        setting = self.setting(Path())
         model, mixes, number = deployed_model(setting), setting.mixes, 0
         started = time.perf_counter()
         rows: list[Row] = []
@@ -314,7 +262,7 @@ class _Bench:
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows
 
-    def _setting(self, folder: Path) -> Setting:
+    def setting(self, folder: Path) -> Setting:
         return Setting(self._model, self._threads, self._options.device, folder)
 
     def _tell(self, line: str) -> None:
@@ -329,10 +277,7 @@ def _rates(engine: Engine) -> tuple[int, ...]:
 
 
 def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-    """The change of mix by itself, and how many times longer reloading and `load_state_dict` take.
-
-    Between frames, when the frame has filled the caches, and (`alone_…`) again and again with nothing between.
-    """
+    """The change of mix between frames, and (`alone_…`) again and again; how many times longer `SLOWER` take."""
     every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
     rows = []
     for way in sorted(every_frame, key=list(ENGINES).index):

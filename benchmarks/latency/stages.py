@@ -1,15 +1,12 @@
 """The whole frame as a device has it: read, preprocess, oracle, policy, patch, predict, through the frame loop itself.
 
-Its oracle is the bundle's, or a network of the same kind for the model's input size, untrained; the temporal filter and
-the policy do all of their work, and only then is the answer replaced by a mix that changes when the schedule says so.
+The temporal filter and the policy do all of their work; then the schedule's mix replaces their answer.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import cv2
@@ -17,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, frames_per_block, percentiles, settling_frames
+from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, percentiles
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.pipeline import STAGES, Pipeline
@@ -41,12 +38,7 @@ PIXELS_A_FRAME = 3
 
 
 class ScheduledPolicy:
-    """Asks a policy, and answers with a mix that changes every so many frames.
-
-    Args:
-        policy: does its work on every belief.
-        mixes: taken in turn.
-    """
+    """Asks a policy about every belief, and answers with the next of `mixes` every so many frames."""
 
     def __init__(self, policy: Policy, mixes: Sequence[Mix]) -> None:
         self._policy, self._mixes = policy, mixes
@@ -78,8 +70,7 @@ class StageCase:
 
     def __init__(self, runtime: Runtime, policy: ScheduledPolicy, every: int, source: str) -> None:
         self._runtime, self._policy, self._every, self._source = runtime, policy, every, source
-        frame_ms = float(np.median(self._run(2, 5).ms))
-        self._settle, self._frames = settling_frames(frame_ms), frames_per_block(frame_ms, every)
+        self._settle, self._frames = block_frames(self._run(2, 5).ms, every)
 
     def __call__(self) -> Block:
         """Run one block; its `ms` are without reading."""
@@ -98,11 +89,9 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """The deployed model in a frame loop, once for each rate of change; also says in which way its weights change.
+    """How the deployed model's weights change, and the model in a frame loop, once for each rate of change.
 
-    Raises:
-        SourceError: if the source cannot be opened.
-        InputError: if it has too few frames.
+    SourceError if the source cannot be opened, InputError if it has too few frames.
     """
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
@@ -117,29 +106,16 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
 def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
     """A row for each stage; for the whole frame, without and with reading it, also the ratio to `untouched`."""
     rows: list[Row] = []
-    for every, measured in stages.items():
-        for stage in (*STAGES, WHOLE, WHOLE_WITH_READ):
-            part = None if stage == WHOLE else stage
-            ratio: Sequence[float | None] = (None, None, None)
-            if stage in (WHOLE, WHOLE_WITH_READ):
-                ratio = [round(value, 4) for value in measured.ratio(part)]
-            rows.append(
-                {"way": way, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
-                | dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True))
-            )
+    for (every, measured), stage in product(stages.items(), (*STAGES, WHOLE, WHOLE_WITH_READ)):
+        part = None if stage == WHOLE else stage
+        row: Row = {"way": way, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
+        ratio = [None] * 3 if stage in STAGES else [round(value, 4) for value in measured.ratio(part)]
+        rows.append(row | dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True)))
     return rows
 
 
 def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
-    """A video of 640 x 480 pixels: a camera that pans over a wall of the demo's frames.
-
-    Args:
-        path: the file, ending in `.mp4`.
-        frames: how many.
-
-    Raises:
-        RwsError: if this OpenCV cannot encode it.
-    """
+    """Write an `.mp4` of 640 x 480 pixels: a camera pans over a wall of the demo's frames; RwsError without a codec."""
     images = load_stream().images
     height, width = FRAME_SIZE[0] // images.shape[1], FRAME_SIZE[1] // images.shape[2]
     wall = images[np.arange(height * width) % len(images)].reshape(height, width, *images.shape[1:])
@@ -157,11 +133,8 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
     bundle = setting.model.bundle
     if bundle is not None:
         return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
-    return (
-        Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads),
-        WeightedPolicy(_gain_table()),
-        BeliefFilter(CORRUPTIONS, LEVELS),
-    )
+    oracle = Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads)
+    return oracle, WeightedPolicy(_gain_table()), BeliefFilter(CORRUPTIONS, LEVELS)
 
 
 @cache
@@ -175,10 +148,6 @@ def _gain_table() -> GainTable:
     """As large as a calibrated one: no patch, and each signature at three strengths."""
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
     shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
-    return GainTable(
-        CORRUPTIONS,
-        LEVELS,
-        np.concatenate([[-1], signature]),
-        np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32),
-        np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32),
-    )
+    alphas = np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32)
+    gains = np.random.default_rng(0).uniform(20, 90, shape).astype(np.float32)
+    return GainTable(CORRUPTIONS, LEVELS, np.concatenate([[-1], signature]), alphas, gains)

@@ -1,7 +1,5 @@
 """The tables of training/corruptions/README.md: parity with the reference, and throughput."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables of `rws drill`: README.md and docs/drill.md."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +16,6 @@ def _clips() -> list[dict[str, Any]]:
 
 
 def _soak() -> list[tuple[str, str]]:
-    """Ten minutes on a stream: counts, age, memory."""
     soak: dict[str, Any] = lookup("soak.soak")
     memory, ages = soak["memory_mb"], soak["age_ms"]
 

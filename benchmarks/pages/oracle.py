@@ -1,7 +1,5 @@
 """The tables of docs/oracle.md: what the oracle knows, what its errors cost, and how the baselines do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -54,7 +52,6 @@ Row = Mapping[str, Any]
 
 
 def _types() -> Iterator[Row]:
-    """Yield the type accuracy by severity, of one frame and after eight."""
     for source, frames in (("", "one frame"), (".after_8_frames", "8 frames of one stream")):
         scores = lookup(f"replay_all.oracle{source}")
         for key, kind in (("type_accuracy", "raw"), ("type_accuracy_merged", "merged")):
@@ -63,13 +60,11 @@ def _types() -> Iterator[Row]:
 
 
 def _merged() -> str:
-    """Return the types that no one can tell from each other."""
     pairs = lookup("replay_all.oracle.merged")
     return ", ".join(f"{spoken(a)} and {spoken(b)} at severity {severity}" for a, b, severity in pairs) or "none"
 
 
 def _costs() -> Iterator[Row]:
-    """Yield the time of the oracle and its parts, relative to each model."""
     rows = lookup("oracle_cost.rows")
     for case, name in CASES.items():
         ms = {} if case == "in_turn" else {"ms": find(rows, case=case)["ms"]}
@@ -79,9 +74,7 @@ def _costs() -> Iterator[Row]:
 def _policy(row: Row) -> str:
     if row["policy"] == "shipped":
         return f"**the bundle's policy: {POLICIES[row.get('kind', 'expected')]}**"
-    if row["policy"] in POLICIES:
-        return POLICIES[row["policy"]] + CHOSEN[row["rule"]]
-    return RULES[row["policy"]]
+    return RULES.get(row["policy"]) or POLICIES[row["policy"]] + CHOSEN[row["rule"]]
 
 
 def _best_policy() -> str:
@@ -90,7 +83,6 @@ def _best_policy() -> str:
 
 
 def _unseen() -> list[Row]:
-    """Return each corruption in turn unknown to oracle and signatures, then the mean."""
     result = lookup("unseen")
     rows = [{**row, "neighbour": spoken(row["neighbour"] or "none")} for row in result["rows"]]
     for row in rows:
@@ -115,7 +107,6 @@ def _by_method(row: Row) -> tuple[Any, ...]:
 
 
 def _baselines() -> list[Row]:
-    """Return RA / TA of every method at each batch size, by protocol."""
     rows: dict[Any, dict[str, Any]] = {}
     for row in sorted(lookup("rivals.rows"), key=_by_method):
         rows.setdefault(_by_method(row), dict(row))[row["protocol"]] = f"{row['ra']:.1f} / {row['ta']:.1f}"
@@ -130,14 +121,9 @@ def _method(row: Row) -> str:
     return METHODS[row["method"]]
 
 
-_REGRET = {
-    "policy": "policy",
-    "severity": "severity",
-    "type": "type",
-    "taken for clean": "clean",
-    "regret": "total",
-    "clean frames patched": "clean_frames_patched",
-}
+_REGRET = {name: name for name in ("policy", "severity", "type")}
+_REGRET |= {"taken for clean": "clean", "regret": "total", "clean frames patched": "clean_frames_patched"}
+_REPLAYS = {"severity 5": "replay_severity5", "severities 1–5": "replay_all"}
 TABLES = {
     "oracle cost": table(
         _costs,
@@ -149,14 +135,10 @@ TABLES = {
     "types": table(
         _types,
         label("type accuracy, %", "name"),
-        columns({f"severity {severity}": str(severity) for severity in range(1, 6)}, ".1f"),
-        columns({"all": "all", "clean": "clean"}, ".1f"),
+        columns({f"severity {n}": str(n) for n in range(1, 6)} | {"all": "all", "clean": "clean"}, ".1f"),
     ),
     "regret": table(
-        lambda: [
-            {"name": "severity 5"} | lookup("replay_severity5.regret_split"),
-            {"name": "severities 1–5"} | lookup("replay_all.regret_split"),
-        ],
+        lambda: {name: lookup(f"{at}.regret_split") for name, at in _REPLAYS.items()},
         label("points of accuracy", "name"),
         columns(_REGRET, ".3f"),
     ),
@@ -208,8 +190,7 @@ TABLES = {
         Column("batch", "batch"),
         Column("ms per frame", "ms", ".3f"),
         Column("ratio", lambda row: "1" if row["method"] == "std" else interval(row)),
-        Column("carried, MB", _megabytes("carried"), ".2f"),
-        Column("held, MB", _megabytes("held"), ".2f"),
+        columns({"carried, MB": _megabytes("carried"), "held, MB": _megabytes("held")}, ".2f"),
         Column("peak on top, MB", _megabytes("peak"), ".2f"),
     ),
 }

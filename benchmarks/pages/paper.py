@@ -62,7 +62,6 @@ Results = Mapping[str, dict[str, Any]]
 
 
 def _found(name: str, scale: str) -> Results:
-    """Return the committed results of a table, by column."""
     paths = {column: Task(name, column, (), scale).path(RESULTS) for column, _ in ENTRIES[name].results()}
     return {column: json.loads(path.read_text()) for column, path in paths.items() if path.is_file()}
 
@@ -89,10 +88,8 @@ def images(name: str) -> str:
 
 def paper_table1() -> str:
     """The paper's own Table 1."""
-    rows = [
-        [name, *(f"{ta:.2f} / {ra:.2f}" for ta, ra in scores), storage]
-        for name, (scores, storage) in PAPER_TABLE1.items()
-    ]
+    cells = PAPER_TABLE1.items()
+    rows = [[name, *(f"{ta:.2f} / {ra:.2f}" for ta, ra in scores), storage] for name, (scores, storage) in cells]
     return markdown(plain("the paper: TA / RA", *(TITLES[column] for column in TABLE_COLUMNS), "storage"), rows)
 
 
@@ -118,13 +115,9 @@ def residuals(scale: str, found: Results) -> str:
         {"name": TITLES[column], "made": METHODS[find(result["rows"], way="residual")["made"]], **result["oracle"]}
         for column, result in found.items()
     ]
-    columns = [
-        label(f"{scale} scale", "name"),
-        label("residual of the recipe ¹", "made"),
-        Column("oracle, one frame: type at severity 5, %", "type_accuracy", ".1f"),
-        Column("clean recall, %", "clean_recall", ".1f"),
-    ]
-    return markdown(columns, rows)
+    knows = {"oracle, one frame: type at severity 5, %": "type_accuracy", "clean recall, %": "clean_recall"}
+    heads = [label(f"{scale} scale", "name"), label("residual of the recipe ¹", "made")]
+    return markdown([*heads, *columns(knows, ".1f")], rows)
 
 
 def table3(scale: str, found: Results) -> str:
@@ -162,13 +155,8 @@ def table5(scale: str, found: Results) -> str:
 
 def init(scale: str, found: Results) -> str:
     """What everything starts from."""
-    scores = {
-        "ta": "TA",
-        "ra_std": "RA standard",
-        "ra_robust": "RA whole robust models",
-        "validation": "RA, 5 layers, validation images",
-        "ra": "RA, 5 layers",
-    }
+    scores = {"ta": "TA", "ra_std": "RA standard", "ra_robust": "RA whole robust models"}
+    scores |= {"validation": "RA, 5 layers, validation images", "ra": "RA, 5 layers"}
     rows = [
         [STARTS[row["init"]], row["signature"], row["batch_norm"], row["epochs"]]
         + [f"{row[key]:.2f}" if key in row else "diverged" for key in scores]
@@ -203,24 +191,20 @@ def smaller(scale: str, found: Results) -> str:
         column: {"rows": [row | {"share": row["bytes"] / result["model_bytes"]} for row in result["rows"]]}
         for column, result in found.items()
     }
-    heads = [
-        label(f"{scale} scale: {method}", lambda cells: cells[0]["what"]),
-        Column("bits", lambda cells: cells[0]["bits"]),
-        Column("rank", lambda cells: cells[0]["rank"]),
-    ]
+    heads = [label(f"{scale} scale: {method}", lambda cells: cells[0]["what"])]
+    heads += columns({"bits": lambda cells: cells[0]["bits"], "rank": lambda cells: cells[0]["rank"]})
     return markdown([*heads, *_everywhere(sized, "{share:.3f}, {ra:.2f}", ": bytes / model, RA")], _rows(sized))
 
 
 def pictures() -> str:
     """All pictures that are committed, and the results they are drawn from."""
     shown = []
-    for task in (task for scale in SCALES for task in tasks(scales=(scale,))):
+    for task in sorted(tasks(), key=lambda task: SCALES.index(task.scale)):
         picture = task.path(RESULTS, ".png")
         if picture.is_file():
             name, folder = task.path(RESULTS).relative_to(RESULTS), f"benchmarks/results/{RESULTS.name}"
-            source = made_by(
-                {**json.loads(task.path(RESULTS).read_text()), "file": f"{RESULTS.name}/{name.as_posix()}"}
-            )
+            result = json.loads(task.path(RESULTS).read_text())
+            source = made_by({**result, "file": f"{RESULTS.name}/{name.as_posix()}"})
             of = TITLES.get(task.column, "VGG-16, three data sets")
             shown.append(f"**{task.name}**, {task.entry.title}: {of}, {task.scale} scale; {source}")
             shown.append(f"![{task.entry.title}]({folder}/{task.scale}/{picture.name})")
@@ -248,42 +232,25 @@ def goals() -> str:
 
 
 def _reached(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the figures of `GOALS` by name."""
     found = {(row["way"], row["layers"], row["bits"], row.get("oracle")): row for row in rows}
     shipped = next(row["way"] for row in rows if row.get("oracle"))
     exact, eight, four = (found[shipped, 5, bits, None] for bits in (32, 8, 4))
     paper = max(found["projected", 5, 32, None]["ra"], found["restart", 5, 32, None]["ra"])
     ours = found[shipped, 5, 8, "trained oracle"]["ra"]
-    values = (
-        f"{eight['ta']:.2f}",
-        f"{eight['ra']:.2f}",
-        f"{found['robust', None, 32, None]['ra'] - eight['ra']:.2f}",
-        f"{eight['ra'] - paper:.2f}",
-        f"{eight['storage']:.3f}",
-        f"{four['storage']:.3f}",
-        f"{exact['ra'] - four['ra']:.2f}",
-        f"{ours - paper:.2f}",
-        f"{ours - found['augmented', None, 32, None]['ra']:.2f}",
-    )
+    robust, augmented = (found[way, None, 32, None]["ra"] for way in ("robust", "augmented"))
+    values = [f"{value:.2f}" for value in (eight["ta"], eight["ra"], robust - eight["ra"], eight["ra"] - paper)]
+    values += [f"{row['storage']:.3f}" for row in (eight, four)]
+    values += [f"{value:.2f}" for value in (exact["ra"] - four["ra"], ours - paper, ours - augmented)]
     return dict(zip(GOALS, values, strict=True))
 
 
 def _at_all_scales(name: str, make: Callable[[str, Results], str]) -> str:
-    """The tables of all scales that are done."""
     found = {scale: _found(name, scale) for scale in SCALES}
     return "\n\n".join(make(scale, results) for scale, results in found.items() if results) or "Not run yet."
 
 
-_BY_SCALE = {
-    "table1": table1,
-    "table2": table1,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
-    "init": init,
-    "tuned": tuned,
-    "smaller": smaller,
-}
+_BY_SCALE = {"table1": table1, "table2": table1, "table3": table3, "table4": table4, "table5": table5}
+_BY_SCALE |= {"init": init, "tuned": tuned, "smaller": smaller}
 TABLES: dict[str, Callable[[], str]] = {
     "status": done,
     "goals": goals,

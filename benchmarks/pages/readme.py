@@ -1,7 +1,5 @@
 """The tables of README.md and of benchmarks/results/README.md."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -47,7 +45,6 @@ BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.s
 
 
 def _replay() -> Iterator[dict[str, Any]]:
-    """Yield TA and RA of every arm, at severity 5 and over all severities."""
     worst, every = read("replay_severity5"), read("replay_all")
     for arm, name in ARMS.items():
         yield {"name": name, "ta": worst["ta"][arm], "worst": worst["ra"][arm], "every": every["ra"][arm]}
@@ -103,7 +100,6 @@ def latency_table() -> str:
 
 
 def _models(result: str) -> dict[str, tuple[str, int]]:
-    """Return model and size of each case of a result by its title, in order."""
     return {f"{row['model']}, {row['size']} px": (row["model"], row["size"]) for row in lookup(f"{result}.rows")}
 
 
@@ -124,13 +120,11 @@ def default_latency_table() -> str:
     """The stages of a frame of the bundled default."""
     name = json.loads(BUNDLE.read_text())["name"]
     rows = [row for row in lookup("latency_default.stages") if row["model"] == name]
-    lines = [
-        {"name": title}
-        | {r["stage"]: f"{r['p50_ms']:.2f} / {r['p99_ms']:.2f}" for r in rows if r["patch_every"] == every}
-        for every, title in RATES.items()
-    ]
+    lines: dict[int, dict[str, str]] = {every: {"name": title} for every, title in RATES.items()}
+    for row in rows:
+        lines[row["patch_every"]][row["stage"]] = f"{row['p50_ms']:.2f} / {row['p99_ms']:.2f}"
     stages = {spoken(row["stage"]): row["stage"] for row in rows}
-    return markdown([label("ms, p50 / p99", "name"), *columns(stages)], lines)
+    return markdown([label("ms, p50 / p99", "name"), *columns(stages)], lines.values())
 
 
 def storage_table() -> str:

@@ -1,12 +1,7 @@
 """Write the tables and values of README.md and the pages next to it out of `benchmarks/results/`.
 
-    python -m rws.benchmarks.pages.render            # rewrite them
-    python -m rws.benchmarks.pages.render --check    # exit with 1 if one is out of date
-
-The prose of a page is its own. A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, on lines of their own. A
-value stands between `<!-- EXPRESSION -->` and `<!-- / -->` in a line of text that begins with a word, since a line that
-begins with a comment is HTML to the end. EXPRESSION is the name of one of `VALUES`, `made RESULT…` or `versions RESULT`
-(see `results.made`), or what `results.value` reads.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, on lines of their own, a value between
+`<!-- EXPRESSION -->` and `<!-- / -->` in a line that begins with a word: one that begins with a comment is HTML.
 """
 
 from __future__ import annotations
@@ -31,18 +26,12 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "benchmarks/results/README.md": {"results": readme.RESULTS_TABLE},
     "training/corruptions/README.md": corruptions.TABLES,
 }
-VALUES: dict[str, Callable[[], str]] = {
-    **readme.VALUES,
-    **drill.VALUES,
-    **oracle.VALUES,
-    **paper.VALUES,
-    **zoo.VALUES,
-}
+VALUES: dict[str, Callable[[], str]] = {**readme.VALUES, **drill.VALUES, **oracle.VALUES, **paper.VALUES, **zoo.VALUES}
 _VALUE = re.compile(r"<!-- ([^/>][^>]*) -->((?:(?!<!--).)*)<!-- / -->")
 
 
 def evaluate(expression: str) -> str:
-    """Return the value that stands for an expression in a page, with links from the root of the repository."""
+    """Return the value of one of `VALUES`, of `made RESULT…` or `versions RESULT`, or of what `results.value` reads."""
     kind, _, rest = expression.partition(" ")
     if expression in VALUES:
         return VALUES[expression]()
@@ -52,11 +41,7 @@ def evaluate(expression: str) -> str:
 
 
 def render(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return the text of a page with every table and value rebuilt.
-
-    Args:
-        page: its path from the root of the repository. Links to results are written from its folder.
-        tables: what makes each table.
+    """Return the text of a page, a path from the root of the repository, with every table and value rebuilt.
 
     Raises:
         InputError: if the page has no place for a table.

@@ -1,7 +1,5 @@
 """Committed results, as a page quotes and cites them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,11 +10,7 @@ from rws.benchmarks.common.tables import Column, markdown
 
 
 def read(name: str) -> Any:
-    """Return a committed result, with the path of its file below the folder of results as `file`.
-
-    Args:
-        name: that path, without `.json`.
-    """
+    """Return a committed result, named by its path below the folder of results without `.json`; `file` is with it."""
     return {**json.loads((RESULTS / f"{name}.json").read_text()), "file": f"{name}.json"}
 
 
@@ -27,11 +21,7 @@ def matching(pattern: str) -> list[Any]:
 
 
 def lookup(path: str) -> Any:
-    """Return a part of a result.
-
-    Args:
-        path: `<result>.<key>.<key>…`; a key of a list of objects takes it of each, `len` and `sum` do what they say.
-    """
+    """Return `<result>.<key>.<key>…`; a key of a list of objects takes it of each, `len` and `sum` do what they say."""
     name, *keys = path.split(".")
     found = read(name)
     for key in keys:
@@ -49,11 +39,9 @@ def value(expression: str) -> str:
 
 
 def table(rows: str | Callable[[], Iterable[Any]], *columns: Column | Iterable[Column]) -> Callable[[], str]:
-    """Return what makes a Markdown table.
+    """Return what makes a Markdown table of rows that `lookup` finds or a function returns.
 
-    Args:
-        rows: what `lookup` finds them at, or a function. Objects by name become rows, with the name as `name`.
-        columns: of the table.
+    Objects by name become rows, with the name as `name`.
     """
 
     def make() -> str:
@@ -67,11 +55,7 @@ def table(rows: str | Callable[[], Iterable[Any]], *columns: Column | Iterable[C
 
 
 def made(names: str) -> str:
-    """Return `made_by` of results.
-
-    Args:
-        names: of results, or patterns of names, with spaces between.
-    """
+    """Return `made_by` of results, from their names or patterns of names with spaces between."""
     return made_by(*(result for name in names.split() for result in matching(name)))
 
 

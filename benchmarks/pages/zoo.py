@@ -1,9 +1,8 @@
 """The zoo's tables, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
@@ -20,11 +19,7 @@ def zoo_table(results: Sequence[Result]) -> str:
     """Return the summary of each entry of the zoo, a column each."""
 
     def mean(key: str, severity: int, arm: str) -> Callable[[Result], float]:
-        def of(result: Result) -> float:
-            found = [float(row[key][arm]) for row in result["rows"] if row["severity"] == severity]
-            return sum(found) / len(found)
-
-        return of
+        return lambda result: fmean(row[key][arm] for row in result["rows"] if row["severity"] == severity)
 
     lines = [
         Column("clean accuracy", "clean.accuracy", ".1f"),
@@ -111,6 +106,4 @@ README_TABLES: dict[str, Callable[[], str]] = {
         Column("build, minutes", "build_minutes.all", ".0f"),
     )
 }
-VALUES: dict[str, Callable[[], str]] = {
-    "curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))
-}
+VALUES = {"curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))}

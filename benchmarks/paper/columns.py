@@ -4,8 +4,6 @@
 quarter of the width and a fixed part of the images; it shows orders, not the paper's numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,21 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the paper's tables.
+class Place:
+    """Where images lie and work is kept; plain data, so that a worker process can be given it."""
 
-    Args:
-        name: `<data set>-<model>`.
-        dataset: name of the data set, by which `--data` finds it.
-        size: side of the images, pixels.
-        ancestor: the column whose init this one's begins from, or none.
-    """
+    data: Mapping[str, str]  # data set → folder or torchvision's name
+    work: Path  # for checkpoints; each scale and column has its own folder in it
+    scale: str
+    device: str = "cpu"
+    limit: int | None = None  # test and validation images at most; None takes what the scale takes
+    recipes: Path = RECIPES  # of `<scale>/<column>.toml`
+    pretrained: str = "IMAGENET1K_V1"  # ImageNet weights of VGG-16 for `init`: a file, or torchvision's name
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the paper's tables: images of `size` pixels, and the column whose init this one's begins from."""
 
     name: str
     dataset: str
@@ -46,49 +50,22 @@ class Column:
         return load_recipe(place.recipes / place.scale / f"{self.name}.toml")
 
 
-COLUMNS = {
-    column.name: column
-    for column in (
-        Column("cifar10-vgg16", "cifar10", 32, ancestor="cifar100-vgg16"),
-        Column("cifar100-vgg16", "cifar100", 32),
-        Column("tiny-imagenet-vgg16", "tiny-imagenet", 64, ancestor="cifar100-vgg16"),
-        Column("tiny-imagenet-resnet50", "tiny-imagenet", 64),
-        Column("imagenet-resnet50", "imagenet", 224),
-    )
-}
+_COLUMNS = (
+    Column("cifar10-vgg16", "cifar10", 32, ancestor="cifar100-vgg16"),
+    Column("cifar100-vgg16", "cifar100", 32),
+    Column("tiny-imagenet-vgg16", "tiny-imagenet", 64, ancestor="cifar100-vgg16"),
+    Column("tiny-imagenet-resnet50", "tiny-imagenet", 64),
+    Column("imagenet-resnet50", "imagenet", 224),
+)
+COLUMNS = {column.name: column for column in _COLUMNS}
 
 # At the small scale, the oracle of the bundled default does where it fits: it reads no labels.
 _ORACLE_OF_THE_DEFAULT = {("small", "cifar10-vgg16"), ("small", "cifar100-vgg16")}
 _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where images lie and work is kept; plain data, so that a worker process can be given it.
-
-    Args:
-        data: data set → folder or torchvision's name.
-        work: folder for checkpoints; each scale and column has its own in it.
-        scale: `small` or `full`.
-        device: `cpu`, `cuda`, …
-        limit: test and validation images at most; None takes what the scale takes.
-        recipes: folder of `<scale>/<column>.toml`.
-        pretrained: ImageNet weights of VGG-16 for `init`: a file, or torchvision's name for them.
-    """
-
-    data: Mapping[str, str]
-    work: Path
-    scale: str
-    device: str = "cpu"
-    limit: int | None = None
-    recipes: Path = RECIPES
-    pretrained: str = "IMAGENET1K_V1"
-
-
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`, in that order.
-
-    CIFAR-10 and CIFAR-100 that are named nowhere come from torchvision.
+    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`; CIFAR from torchvision.
 
     Raises:
         InputError: if a folder is missing or a name unknown.
@@ -114,35 +91,22 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
 class ColumnBuild(Build):
     """The trainings of a column; its oracle may be that of a bundle or of another column.
 
-    Args:
-        column: which.
-        place: where.
-        progress: as in `Build`.
-
     Raises:
         InputError: if the column's data set is nowhere to be found.
     """
 
     def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
         if column.dataset not in place.data:
-            raise InputError(
-                f"{column.name} needs the data set {column.dataset}; give --data {column.dataset}=FOLDER, which holds "
-                "train/<class>/ and val/<class>/"
-            )
+            option = f"--data {column.dataset}=FOLDER, which holds train/<class>/ and val/<class>/"
+            raise InputError(f"{column.name} needs the data set {column.dataset}; give {option}")
         self.column, self.place = column, place
 
         def related(name: str) -> ColumnBuild | None:
             return ColumnBuild(COLUMNS[name], place, progress) if name else None
 
-        super().__init__(
-            column.recipe(place),
-            place.data[column.dataset],
-            place.work / place.scale / column.name,
-            size=column.size,
-            device=place.device,
-            ancestor=related(column.ancestor),
-            progress=progress,
-        )
+        recipe, data, work = column.recipe(place), place.data[column.dataset], place.work / place.scale / column.name
+        ancestor, size = related(column.ancestor), column.size
+        super().__init__(recipe, data, work, size=size, device=place.device, ancestor=ancestor, progress=progress)
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 
     def oracle(self) -> tuple[bytes, OracleScores]:
@@ -156,15 +120,9 @@ class ColumnBuild(Build):
 
     def test(self, limit: int) -> Images:
         """At most `limit` test images of the recipe's classes, shuffled, on the build's device."""
-        images = load_images(
-            self.source,
-            "test",
-            size=self.column.size,
-            cache=self.work / "images",
-            images=limit,
-            classes=self.recipe.data.classes or None,
-            seed=self.recipe.seed,
-        )
-        images = fitted(images, self.train.classes, self.column.size, self.source)
+        size, seed, classes = self.column.size, self.recipe.seed, self.recipe.data.classes or None
+        cache = self.work / "images"
+        images = load_images(self.source, "test", size=size, cache=cache, images=limit, classes=classes, seed=seed)
+        images = fitted(images, self.train.classes, size, self.source)
         # Folders are listed class by class: shuffled, the first images of the set show all classes.
-        return shuffled(images, None, self.recipe.seed).to(self.device)
+        return shuffled(images, None, seed).to(self.device)

@@ -1,59 +1,41 @@
 """Which tables and figures there are, what each needs, and how it is measured and drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from rws.benchmarks.paper import figures, tables
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.inits import compare_inits
 from rws.benchmarks.paper.measure import Result
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
 TABLE_COLUMNS = ("cifar10-vgg16", "cifar100-vgg16", "tiny-imagenet-vgg16", "tiny-imagenet-resnet50")
-VGG_COLUMNS = TABLE_COLUMNS[:3]
-TINY = ("tiny-imagenet-vgg16",)
+VGG_COLUMNS, FIG6_COLUMNS = TABLE_COLUMNS[:3], (TABLE_COLUMNS[0], *TABLE_COLUMNS[2:])
+CIFAR, TINY = ("cifar10-vgg16",), ("tiny-imagenet-vgg16",)
 PAPER = ("std", "robust")
+SHIPPED = (*PAPER, "tuned-shallow")
 TUNED = ("tuned-labels", "tuned-output", "tuned-shallow")
 EVERYTHING = ("std", "robust", "augmented", "oracle", *TUNED)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A table or figure.
-
-    Args:
-        title: what it is.
-        columns: those that it has a result of each for.
-        kinds: trainings that it needs.
-        measure: from a column's measure, or of a `joint` entry from those of all columns, to plain data.
-        draw: from that to a picture; None for a table.
-        joint: one result from all columns together.
-        scales: at which it exists.
-        for_picture: keys of the result that only the picture needs; they are not kept.
-    """
+    """A table or figure."""
 
     title: str
-    columns: tuple[str, ...]
-    kinds: tuple[str, ...]
-    measure: Callable[..., Result]
-    draw: Callable[[Mapping[str, Any]], Figure] | None = None
-    joint: bool = False
+    columns: tuple[str, ...]  # those that it has a result of each for
+    kinds: tuple[str, ...]  # trainings that it needs
+    measure: Callable[..., Result]  # from a column's measure, or of a `joint` entry from those of all columns
+    draw: Callable[[Mapping[str, Any]], Figure] | None = None  # of what was measured; None for a table
+    joint: bool = False  # one result from all columns together
     scales: tuple[str, ...] = SCALES
-    for_picture: tuple[str, ...] = ()
+    for_picture: tuple[str, ...] = ()  # keys of the result that only the picture needs; they are not kept
 
     def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each result's column, by name, and the columns that it is measured from."""
-        if self.joint:
-            yield "vgg16", self.columns
-        else:
-            for column in self.columns:
-                yield column, (column,)
+        yield from [("vgg16", self.columns)] if self.joint else [(column, (column,)) for column in self.columns]
 
 
 ENTRIES: dict[str, Entry] = {
@@ -66,25 +48,11 @@ ENTRIES: dict[str, Entry] = {
     "fig3": Entry("similarity between corruptions by layer", TINY, PAPER, figures.fig3, figures.draw_fig3),
     "fig4": Entry("similarity and gains of the 19 signatures", TINY, PAPER, figures.fig4, figures.draw_fig4),
     "fig5": Entry("similarity between data sets", VGG_COLUMNS, PAPER, figures.fig5, figures.draw_fig5, joint=True),
-    "fig6": Entry(
-        "RA against the number of patched layers",
-        ("cifar10-vgg16", "tiny-imagenet-vgg16", "tiny-imagenet-resnet50"),
-        PAPER,
-        figures.fig6,
-        figures.draw_fig6,
-    ),
-    "fig7": Entry(
-        "strength and severity", ("cifar10-vgg16",), (*PAPER, "tuned-shallow"), figures.fig7, figures.draw_fig7
-    ),
-    "fig8": Entry("two signatures at once", TINY, (*PAPER, "tuned-shallow"), figures.fig8, figures.draw_fig8),
+    "fig6": Entry("RA against the number of patched layers", FIG6_COLUMNS, PAPER, figures.fig6, figures.draw_fig6),
+    "fig7": Entry("strength and severity", CIFAR, SHIPPED, figures.fig7, figures.draw_fig7),
+    "fig8": Entry("two signatures at once", TINY, SHIPPED, figures.fig8, figures.draw_fig8),
     "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")),
-    "init": Entry("what everything starts from", ("cifar10-vgg16",), PAPER, compare_inits),
+    "init": Entry("what everything starts from", CIFAR, PAPER, compare_inits),
     "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
-    "smaller": Entry(
-        "RA against bytes",
-        ("cifar10-vgg16",),
-        (*PAPER, "tuned-shallow"),
-        tables.smaller,
-        figures.draw_smaller,
-    ),
+    "smaller": Entry("RA against bytes", CIFAR, SHIPPED, tables.smaller, figures.draw_smaller),
 }

@@ -1,8 +1,6 @@
 """What each figure of the paper shows, measured, and the picture of it."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from rws.benchmarks.common.plots import GRID, INK, MUTED
 from rws.benchmarks.paper.measure import ALL_LAYERS, Measure, Result, Variant, flat
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.models.fit import to_input
+from rws.training.models.fit import accuracy, to_input
 from rws.training.signatures.deltas import Deltas, composed, patched
 from rws.training.signatures.tuned import shallow_part
 
@@ -34,11 +32,21 @@ def _by_layer(measure: Measure, deltas: Deltas) -> list[Tensor]:
     ]
 
 
+def _projected(measure: Measure) -> list[list[Tensor]]:
+    """The projection residuals of the 19, each by layer."""
+    return [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
+
+
 def _cosines(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> NDArray[np.float64]:
     def units(parts: Sequence[Tensor]) -> Tensor:
         return torch.stack([part / part.norm().clamp(min=1e-30) for part in parts])
 
     return (units(vectors) @ units(others or vectors).T).numpy()
+
+
+def _beside(count: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, **options)
+    return figure, axes[0]
 
 
 def _rounded(values: Any, digits: int = 3) -> Any:
@@ -49,22 +57,20 @@ def fig2(measure: Measure) -> Result:
     """Norm of the signatures, layer by layer, beside the norm of what it changes."""
     std = dict(measure.std.named_parameters())
     clean = _by_layer(measure, {name: std[name].detach().cpu() for name in measure.tensors(ALL_LAYERS)})
-    norms = {
-        corruption: [
-            part.norm().item() for part in _by_layer(measure, measure.deltas("projected", corruption, ALL_LAYERS))
-        ]
-        for corruption in CORRUPTIONS
-    }
+
+    def norms(parts: list[Tensor]) -> Any:
+        return _rounded([part.norm().item() for part in parts], 4)
+
     return {
-        "norm": {name: _rounded(values, 4) for name, values in norms.items()},
-        "weights": _rounded([part.norm().item() for part in clean], 4),
+        "norm": {name: norms(parts) for name, parts in zip(CORRUPTIONS, _projected(measure), strict=True)},
+        "weights": norms(clean),
         "values": [part.numel() for part in clean],
     }
 
 
 def draw_fig2(result: Mapping[str, Any]) -> Figure:
     """Norms, and norms relative to the weights', by layer."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.7), layout="constrained")
+    figure, axes = _beside(2, (7.4, 2.7))
     norm = np.array(list(result["norm"].values()))
     layers = np.arange(1, norm.shape[1] + 1)
     for axis, values, label in (
@@ -81,13 +87,12 @@ def draw_fig2(result: Mapping[str, Any]) -> Figure:
 
 def fig3(measure: Measure) -> Result:
     """Cosine similarity between the signatures of two corruptions, layer by layer."""
-    parts = [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
-    layers = [_cosines([part[layer] for part in parts]) for layer in range(measure.depth)]
     off = ~np.eye(len(CORRUPTIONS), dtype=bool)
+    layers = [_cosines(parts)[off] for parts in zip(*_projected(measure), strict=True)]
     return {
-        "mean": _rounded([matrix[off].mean() for matrix in layers]),
-        "quartiles": _rounded([np.quantile(matrix[off], [0.25, 0.75]) for matrix in layers]),
-        "extremes": _rounded([[matrix[off].min(), matrix[off].max()] for matrix in layers]),
+        "mean": _rounded([pairs.mean() for pairs in layers]),
+        "quartiles": _rounded([np.quantile(pairs, [0.25, 0.75]) for pairs in layers]),
+        "extremes": _rounded([[pairs.min(), pairs.max()] for pairs in layers]),
     }
 
 
@@ -114,63 +119,43 @@ def fig4(measure: Measure, images: int = 200) -> Result:
     gains = []
     for corruption in CORRUPTIONS:
         test = measure.tests(corruption).first(images)
-        before = measure.accuracy(measure.std, test)
-        gains.append([measure.accuracy(model, test) - before for model in models])
-    return {
-        "corruptions": list(CORRUPTIONS),
-        "similarity": _rounded(_cosines(projected)),
-        "gain": _rounded(gains, 1),
-        "gain_images": min(images, len(measure.clean)),
-    }
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
+        before = accuracy(measure.std, test)
+        gains.append([accuracy(model, test) - before for model in models])
+    found = {"corruptions": list(CORRUPTIONS), "similarity": _rounded(_cosines(projected)), "gain": _rounded(gains, 1)}
+    return found | {"gain_images": min(images, len(measure.clean))}
 
 
 def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **style: Any) -> Any:
     shown = axis.imshow(np.array(values), cmap="RdBu", **style)
-    axis.set_xticks(range(len(columns)), _names(columns), rotation=90, fontsize=6.5)
-    axis.set_yticks(range(len(rows)), _names(rows), fontsize=6.5)
+    axis.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns], rotation=90, fontsize=6.5)
+    axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows], fontsize=6.5)
     axis.tick_params(length=0)
     return shown
 
 
 def draw_fig4(result: Mapping[str, Any]) -> Figure:
     """Both matrices."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4), layout="constrained")
-    names = result["corruptions"]
-    shown = _matrix(axes[0], result["similarity"], names, names, vmin=-1, vmax=1)
-    axes[0].set_title("cosine similarity of signatures", fontsize=9)
-    figure.colorbar(shown, ax=axes[0], shrink=0.7)
-    largest = np.abs(result["gain"]).max()
-    shown = _matrix(axes[1], result["gain"], names, names, vmin=-largest, vmax=largest)
+    figure, axes = _beside(2, (8.6, 4))
+    titles = {"similarity": "cosine similarity of signatures", "gain": "accuracy won, points"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        most = 1 if key == "similarity" else np.abs(result[key]).max()
+        shown = _matrix(axis, result[key], result["corruptions"], result["corruptions"], vmin=-most, vmax=most)
+        axis.set_title(title, fontsize=9)
+        figure.colorbar(shown, ax=axis, shrink=0.7)
     axes[1].set(xlabel="signature", ylabel="test images")
-    axes[1].set_title("accuracy won, points", fontsize=9)
-    figure.colorbar(shown, ax=axes[1], shrink=0.7)
     return figure
 
 
 def fig5(measures: Sequence[Measure]) -> Result:
     """Similarity between the signatures of two data sets: of the same corruption, and of different ones, by layer."""
     found = []
-    parts = [
-        [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
-        for measure in measures
-    ]
     same = np.eye(len(CORRUPTIONS), dtype=bool)
-    for (first, one), (second, other) in combinations(zip(measures, parts, strict=True), 2):
-        layers = [
-            _cosines([part[layer] for part in one], [part[layer] for part in other])
-            for layer in range(measures[0].depth)
-        ]
-        found.append(
-            {
-                "pair": [first.build.column.dataset, second.build.column.dataset],
-                "same": _rounded([matrix[same].mean() for matrix in layers]),
-                "cross": _rounded([matrix[~same].mean() for matrix in layers]),
-            }
-        )
+    by_layer = [list(zip(*_projected(measure), strict=True)) for measure in measures]
+    for (first, one), (second, other) in combinations(zip(measures, by_layer, strict=True), 2):
+        layers = [_cosines(*parts) for parts in zip(one, other, strict=True)]
+        pair = [measure.build.column.dataset for measure in (first, second)]
+        scores = {"same": same, "cross": ~same}
+        found.append({"pair": pair} | {key: _rounded([m[of].mean() for m in layers]) for key, of in scores.items()})
     return {"pairs": found}
 
 
@@ -190,24 +175,22 @@ def draw_fig5(result: Mapping[str, Any]) -> Figure:
 
 def fig6(measure: Measure, images: int = 300) -> Result:
     """RA against the number of patched layers, at strength 1; the last entry has every tensor, the head included."""
-    counts = [*range(1, measure.depth + 1), ALL_LAYERS]
-    share, scores = [], []
-    total = sum(parameter.numel() for parameter in measure.std.parameters())
-    for layers in counts:
-        found = []
-        for corruption in CORRUPTIONS:
-            deltas = measure.deltas("residual", corruption, layers)
-            found.append(measure.accuracy(patched(measure.std, deltas), measure.tests(corruption).first(images)))
-        share.append(sum(delta.numel() for delta in deltas.values()) / total)
-        scores.append(float(np.mean(found)))
-    tests = [measure.tests(name).first(images) for name in CORRUPTIONS]
-    robust = [measure.accuracy(measure.robust(name), test) for name, test in zip(CORRUPTIONS, tests, strict=True)]
+    counts = [*range(1, len(measure.groups) + 1), ALL_LAYERS]
+    values = {name: parameter.numel() for name, parameter in measure.std.named_parameters()}
+
+    def reached(models: Iterable[nn.Module]) -> float:
+        tests = (measure.tests(name).first(images) for name in CORRUPTIONS)
+        return float(np.mean([accuracy(model, test) for model, test in zip(models, tests, strict=True)]))
+
+    def with_layers(layers: int) -> Iterator[nn.Module]:
+        return (patched(measure.std, measure.deltas("residual", name, layers)) for name in CORRUPTIONS)
+
     return {
         "layers": counts,
-        "ra": _rounded(scores, 2),
-        "share": _rounded(share, 4),
-        "never_patched": round(float(np.mean([measure.accuracy(measure.std, test) for test in tests])), 2),
-        "whole_robust_models": round(float(np.mean(robust)), 2),
+        "ra": _rounded([reached(with_layers(layers)) for layers in counts], 2),
+        "share": _rounded([sum(values[name] for name in measure.tensors(n)) / sum(values.values()) for n in counts], 4),
+        "never_patched": round(reached([measure.std] * len(CORRUPTIONS)), 2),
+        "whole_robust_models": round(reached(map(measure.robust, CORRUPTIONS)), 2),
         "test_images": min(images, len(measure.clean)),
     }
 
@@ -236,23 +219,23 @@ def fig7(measure: Measure, images: int = 100) -> Result:
             models = [patched(measure.std, composed([(deltas, alpha)])) for alpha in _ALPHAS]
             for severity in range(1, 6):
                 test = measure.tests(corruption, severity).first(images)
-                table[severity - 1] += [measure.accuracy(model, test) for model in models]
+                table[severity - 1] += [accuracy(model, test) for model in models]
         found[way] = _rounded(table / len(CORRUPTIONS), 2)
     return {"alphas": list(_ALPHAS), "ra": found, "test_images": min(images, len(measure.clean))}
 
 
 def draw_fig7(result: Mapping[str, Any]) -> Figure:
     """A line a severity."""
-    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(7.4, 2.9), layout="constrained", sharey=True)
+    figure, axes = _beside(len(result["ra"]), (7.4, 2.9), sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
-    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
         for severity, (shade, line) in enumerate(zip(shades, table, strict=True), start=1):
             axis.plot(result["alphas"], line, color=shade, lw=1.6, label=f"severity {severity}")
             best = int(np.argmax(line))
             axis.plot(result["alphas"][best], line[best], "o", color=shade, ms=5)
         axis.set(xlabel="strength α", title=way)
-    np.atleast_1d(axes)[0].set_ylabel("accuracy, mean of 19, %")
-    np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7.5)
+    axes[0].set_ylabel("accuracy, mean of 19, %")
+    axes[0].legend(frameon=False, fontsize=7.5)
     return figure
 
 
@@ -271,37 +254,33 @@ def fig8(measure: Measure, images: int = 300) -> Result:
         for pair in pairs:
             mixes[" + ".join(pair)] = measure.both(way, pair, measure.doubled(validation, pair, "validation"))
         models = [patched(measure.std, mix) for mix in mixes.values()]
-        table = {}
-        for name in COMPOSED:
-            table[name] = [measure.accuracy(model, measure.tests(name).first(images)) for model in models]
-        for pair in pairs:
-            doubled = measure.doubled(test, pair)
-            table[" + ".join(pair)] = [measure.accuracy(model, doubled) for model in models]
-        found[way] = {name: _rounded(scores, 1) for name, scores in table.items()}
+        tests = {name: measure.tests(name).first(images) for name in COMPOSED}
+        tests |= {" + ".join(pair): measure.doubled(test, pair) for pair in pairs}
+        found[way] = {
+            name: _rounded([accuracy(model, judged) for model in models], 1) for name, judged in tests.items()
+        }
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
 
 
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
     """What each mix wins over no patch, in points."""
-    figure, axes = plt.subplots(1, len(result["ra"]), figsize=(9.4, 4.4), layout="constrained", sharey=True)
-    for axis, (way, table) in zip(np.atleast_1d(axes), result["ra"].items(), strict=True):
+    figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
+    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
         gain = scores[:, 1:] - scores[:, :1]
         _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
         for (row, column), value in np.ndenumerate(gain):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
         axis.set(title=f"{way}: points won", xlabel="signatures")
-    np.atleast_1d(axes)[0].set_ylabel("test images")
+    axes[0].set_ylabel("test images")
     return figure
 
 
 def fig9(measure: Measure) -> Result:
     """How far what the first deep layer sees is from what it sees of the clean image, standard and patched.
 
-    Returns:
-        `distance`: {corruption: [standard, patched]}, |f(x_c) − f(x)| / |f(x)|, mean of 200 images, at the strength
-        that is best on validation images; `maps`: for some corruptions, four channels of one image: clean image in the
-        standard model, corrupted image in it, and in the patched one; uint8.
+    `distance` is |f(x_c) − f(x)| / |f(x)|, mean of 200 images; `maps` are uint8, of four channels of one image: the
+    clean one in the standard model, the corrupted one in it, and in the patched one.
     """
     names = measure.tensors(5)
     alphas = measure.score(Variant("residual"))["alpha"]
@@ -321,11 +300,10 @@ def fig9(measure: Measure) -> Result:
         model = patched(measure.std, composed([(measure.deltas("residual", corruption), alphas[corruption])]))
         before, after = seen(measure.std, pixels), seen(model, pixels)
         size = aim.flatten(1).norm(dim=1)
-        distance[corruption] = _rounded(
-            [((found - aim).flatten(1).norm(dim=1) / size).mean().item() for found in (before, after)]
-        )
+        far = [((found - aim).flatten(1).norm(dim=1) / size).mean().item() for found in (before, after)]
+        distance[corruption] = _rounded(far)
         if corruption in SHOWN:
-            top = torch.stack([aim[0, channels].amax((1, 2))]).clamp(min=1e-6).view(1, -1, 1, 1)
+            top = aim[0, channels].amax((1, 2)).clamp(min=1e-6).view(1, -1, 1, 1)
             shown = torch.stack([part[0, channels] for part in (aim, before, after)]) / top
             maps[corruption] = (shown.clamp(0, 1) * 255).to(torch.uint8).tolist()
             pictures[corruption] = pixels[0].permute(1, 2, 0).cpu().tolist()
@@ -353,14 +331,13 @@ def draw_fig9(result: Mapping[str, Any]) -> Figure:
 def draw_smaller(result: Mapping[str, Any]) -> Figure:
     """RA against bytes of all 19 signatures, as a share of the clean model."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
-    kinds = {(row["what"], row["bits"]) for row in result["rows"] if row["what"] == "shared basis"}
-    plain = [row for row in result["rows"] if row["what"] == "one scale per channel"]
-    curves = [("no basis, 32 to 4 bits", plain)]
-    curves += [
-        (f"{what}, {bits} bits", [row for row in result["rows"] if (row["what"], row["bits"]) == (what, bits)])
-        for what, bits in sorted(kinds, reverse=True)
-    ]
-    for colour, (label, rows) in zip(_COLOURS, curves, strict=False):
+    curves: dict[str, list[Any]] = {"no basis, 32 to 4 bits": []}
+    for row in sorted(result["rows"], key=lambda row: -row["bits"]):
+        if row["what"] == "one scale per channel":
+            curves["no basis, 32 to 4 bits"].append(row)
+        elif row["what"] == "shared basis":
+            curves.setdefault(f"shared basis, {row['bits']} bits", []).append(row)
+    for colour, (label, rows) in zip(_COLOURS, curves.items(), strict=False):
         share = [row["bytes"] / result["model_bytes"] for row in rows]
         axis.plot(share, [row["ra"] for row in rows], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
     axis.set(xlabel="bytes of 19 signatures / bytes of the model", ylabel="RA, %", xscale="log")

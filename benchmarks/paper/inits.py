@@ -1,14 +1,4 @@
-"""Which model everything should start from: the question that the paper answers with ImageNet weights.
-
-(a) `pretrained`: ImageNet's convolutions as far as they are at hand, fresh layers behind them, no BatchNorm; θ_std and
-    every θ_r are trained from there, as in the paper, for as many epochs in all as (b) takes.
-(b) `continued`: a standard model is trained first; θ_std and every θ_r continue from it for a few epochs.
-(c) `restart`: the same robust models, with the first model as θ_std (v_base = 0, so R = θ_r − θ_std).
-
-(b) and (c) with BatchNorm folded before anything continues, and with BatchNorm kept and folded at the end.
-"""
-
-from __future__ import annotations
+"""Which model everything should start from: the question that the paper answers with ImageNet weights."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +10,7 @@ from torch import Tensor, nn
 
 from rws.benchmarks.paper.measure import Measure, Result
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
-from rws.training.models.fit import Corrupted, to_input
+from rws.training.models.fit import Corrupted, accuracy, to_input
 from rws.training.models.loop import DivergedError
 from rws.training.signatures.deltas import composed, patched
 from rws.training.signatures.residual import residual_signature
@@ -33,9 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def compare_inits(measure: Measure) -> Result:
     """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
 
-    Returns:
-        `rows`: {init, signature, batch_norm, epochs, ta, ra_std, ra_robust, validation, ra}, accuracies in percent;
-        without accuracies where a training diverged.
+    `rows` of the result hold accuracies in percent; none where a training diverged.
     """
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
@@ -62,6 +50,9 @@ def compare_inits(measure: Measure) -> Result:
         return trained
 
     continued = f"{recipe.init.epochs} + {recipe.robust.epochs}"
+    # (a) ImageNet's convolutions, fresh layers behind them: all is trained from there, as in the paper, for as many
+    # epochs in all as (b). (b) A standard model is trained first, and all continues from it, with BatchNorm folded
+    # before or at the end. (c) `restart`: as (b), with the first model as θ_std (v_base = 0, so R = θ_r − θ_std).
     cases = (
         ("pretrained", "none", str(schedule.epochs), fold_batchnorm(fresh), from_pretrained),
         ("continued", "folded first", continued, measure.init, from_first(folded=True)),
@@ -78,10 +69,8 @@ def compare_inits(measure: Measure) -> Result:
 
 @torch.no_grad()
 def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
-    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016).
-
-    ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
-    """
+    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016)."""
+    # ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
     seen: list[Tensor] = []
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -95,12 +84,7 @@ def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
 
 
 def _compare(
-    measure: Measure,
-    name: str,
-    norm: str,
-    epochs: str,
-    init: nn.Module,
-    trained: Callable[[str, Corrupted], nn.Module],
+    measure: Measure, name: str, norm: str, epochs: str, init: nn.Module, trained: Callable[[str, Corrupted], nn.Module]
 ) -> list[Result]:
     """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
     std = trained("std", Corrupted())
@@ -114,7 +98,7 @@ def _compare(
         robust = trained(corruption, Corrupted(corruption, measure.build.recipe.signatures.severity))
         tests = measure.tests(corruption)
         for key, model in (("std", std), ("init", init), ("robust", robust)):
-            scores[key].append(measure.accuracy(model, tests))
+            scores[key].append(accuracy(model, tests))
         for kind, (base, projection) in kinds.items():
             origin = base if kind == "restart" else init
             init_, base_, robust_ = (dict(model.named_parameters()) for model in (origin, base, robust))
@@ -122,24 +106,22 @@ def _compare(
             deltas = {key: value.cpu() for key, value in found.items()}
             alpha, reached = measure.calibrated(base, deltas, measure.validations(corruption))
             validation.setdefault(kind, []).append(reached)
-            scores.setdefault(kind, []).append(measure.accuracy(patched(base, composed([(deltas, alpha)])), tests))
+            scores.setdefault(kind, []).append(accuracy(patched(base, composed([(deltas, alpha)])), tests))
 
     def mean(values: list[float]) -> float:
         return round(float(np.mean(values)), 2)
 
-    rows: list[Result] = []
-    for kind, (base, _) in kinds.items():
-        rows.append(
-            {
-                "init": "restart" if kind == "restart" else name,
-                "signature": "plain difference" if kind == "plain" else "projection residual",
-                "batch_norm": norm,
-                "epochs": epochs,
-                "ta": round(measure.accuracy(base, measure.clean), 2),
-                "ra_std": mean(scores["init" if kind == "restart" else "std"]),
-                "ra_robust": mean(scores["robust"]),
-                "validation": mean(validation[kind]),
-                "ra": mean(scores[kind]),
-            }
-        )
-    return rows
+    return [
+        {
+            "init": "restart" if kind == "restart" else name,
+            "signature": "plain difference" if kind == "plain" else "projection residual",
+            "batch_norm": norm,
+            "epochs": epochs,
+            "ta": round(accuracy(base, measure.clean), 2),
+            "ra_std": mean(scores["init" if kind == "restart" else "std"]),
+            "ra_robust": mean(scores["robust"]),
+            "validation": mean(validation[kind]),
+            "ra": mean(scores[kind]),
+        }
+        for kind, (base, _) in kinds.items()
+    ]

@@ -1,13 +1,12 @@
 """What the models and signatures of a column reach: accuracies by corruption, each measured once and kept in a file.
 
-A `Variant` says which weights are judged. Everything that is told which corruption it sees (the paper's perfect oracle)
-uses that corruption's own signature, at the strength that is best on validation images.
+Everything that is told which corruption it sees (the paper's perfect oracle) uses that corruption's own signature, at
+the strength that is best on validation images.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypedDict, cast
@@ -22,7 +21,7 @@ from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import corrupted
-from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
+from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.store import JSON, Store
 from rws.training.models.architectures import fold_batchnorm, group_layers, shallow_tensors
 from rws.training.models.fit import accuracy
@@ -41,20 +40,15 @@ WHOLE = ("std", "augmented", "robust")
 class Variant:
     """Which weights are judged.
 
-    Args:
-        way: `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption);
-            or how signatures are made: one of `WAYS` (`residual` with the recipe's projection), `projected` (the
-            paper's projection residual), `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init
-            on θ_init as the standard model).
-        layers: of signatures: the shallowest n; 0: all, the head included.
-        bits: 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models.
-        per: one scale a `channel` or a `tensor`.
+    `way` is `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption),
+    or how signatures are made: one of `WAYS` (`residual`: the recipe's projection), `projected` (the paper's residual),
+    `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init as the standard model).
     """
 
     way: str
-    layers: int = 5
-    bits: int = 32
-    per: str = "channel"
+    layers: int = 5  # of signatures: the shallowest n; 0: all, the head included
+    bits: int = 32  # 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models
+    per: str = "channel"  # one scale a `channel` or a `tensor`
 
     @property
     def key(self) -> str:
@@ -77,9 +71,8 @@ def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel
     """Bytes of values and scales of one signature (or model), without the file's header."""
     total = 0
     for shape in shapes:
-        count = int(np.prod(shape))
         scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
-        total += (count * bits + 7) // 8 + 4 * scales
+        total += (math.prod(shape) * bits + 7) // 8 + 4 * scales
     return total
 
 
@@ -90,8 +83,7 @@ Result = dict[str, object]
 class Score(TypedDict):
     """Accuracies in percent, by corruption but for `ta`, and `bytes` of everything that a device carries.
 
-    `alpha` and `validation`: the strength of each signature, and what it reaches on validation images; empty for whole
-    models.
+    `alpha` holds each signature's strength, `validation` its accuracy on validation images; empty for whole models.
     """
 
     ta: float
@@ -102,12 +94,9 @@ class Score(TypedDict):
 
 
 class Measure:
-    """The judged sets of a column, and its scores.
+    """The judged sets of a column, and its scores; trainings of `build` are done when they are needed.
 
-    Args:
-        build: whose trainings are done, or are done when they are needed.
-        limit: test images.
-        validation_limit: validation images, by which strengths are chosen.
+    `limit` is of test images, `validation_limit` of those by which strengths are chosen.
     """
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
@@ -128,14 +117,12 @@ class Measure:
         return self.build.validation.first(self.validation_limit)
 
     def _tests(self, corruption: str, severity: int = 5) -> Images:
-        """Test images with one corruption."""
         if corruption == CLEAN:
             return self.clean
         sets = corrupted_sets(self.clean, (severity,), None, self.build.recipe.seed, (corruption,))
         return next(found for found in sets if found.corruption == corruption).images
 
     def _validations(self, corruption: str) -> Images:
-        """Validation images with one corruption, severity 5."""
         pixels = corrupted(self.validation.pixels, ((corruption, 5),), self.build.recipe.seed, "validation")
         return Images(pixels, self.validation.labels, self.validation.classes)
 
@@ -154,21 +141,12 @@ class Measure:
         """How many images everything is judged by."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
 
-    def sets(self) -> list[EvaluationSet]:
-        """Clean and all corrupted test images, as the replay takes them."""
-        return [EvaluationSet(name, 5 * (name != CLEAN), self.tests(name)) for name in (CLEAN, *CORRUPTIONS)]
-
-    def accuracy(self, model: nn.Module, images: Images) -> float:
-        """Percent right; 32 bits, TF32 on a GPU."""
-        return accuracy(model, images)
-
     @cached_property
     def std(self) -> nn.Module:
         """θ_std, folded."""
         return self.build.folded
 
     def _robust(self, corruption: str) -> nn.Module:
-        """θ_r of one corruption, folded."""
         return fold_batchnorm(self.build.robust(corruption))
 
     @cached_property
@@ -183,13 +161,8 @@ class Measure:
         return shallow_tensors(self.std, layers)
 
     @cached_property
-    def depth(self) -> int:
-        """How many layers (convolutions, or a ResNet's blocks) the model has."""
-        return len(self.groups)
-
-    @cached_property
     def groups(self) -> list[list[str]]:
-        """The convolutions of each layer."""
+        """The convolutions of each layer; a ResNet's block is one."""
         return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
 
     def deltas(self, way: str, corruption: str, layers: int = 5) -> Deltas:
@@ -204,15 +177,11 @@ class Measure:
         found = residual_signature(init, std, robust, self.tensors(layers), projection[way])
         return {name: delta.cpu() for name, delta in found.items()}
 
-    def base(self, way: str) -> nn.Module:
-        """The model that signatures of this way are added to."""
-        return self.init if way == "restart" else self.std
-
     def calibrated(
         self, base: nn.Module, deltas: Deltas, images: Images, alphas: Sequence[float] = ALPHAS
     ) -> tuple[float, float]:
         """The strength that is best on corrupted validation images, and what it reaches there (percent)."""
-        scores = [self.accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
+        scores = [accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
     def doubled(self, images: Images, pair: Sequence[str], purpose: str = "test") -> Images:
@@ -228,9 +197,9 @@ class Measure:
 
     def canonical(self, variant: Variant) -> Variant:
         """The same variant, where the recipe's own residual is one that has a name of its own."""
-        names = {"per_tensor": "projected", "plain": "plain"}
         if variant.way != "residual":
             return variant
+        names = {"per_tensor": "projected", "plain": "plain"}
         return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
 
     def score(self, variant: Variant) -> Score:
@@ -253,24 +222,21 @@ class Measure:
         if variant.way not in WHOLE:
             return self._measure_signatures(variant)
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
-        std = self.std if variant.way != "augmented" else fold_batchnorm(self.build.augmented())
-        one, count = _stored(std, variant), 1
-        models: Callable[[str], nn.Module] = lambda name: one  # noqa: E731
+        size = code_bytes(shapes, variant.bits, variant.per)
+        one = _stored(self.std if variant.way != "augmented" else fold_batchnorm(self.build.augmented()), variant)
+        score = Score(ta=accuracy(one, self.clean), ra={}, bytes=size, alpha={}, validation={})
+        for name in CORRUPTIONS:
+            model = _stored(self.robust(name), variant) if variant.way == "robust" else one
+            score["ra"][name] = accuracy(model, self.tests(name))
         if variant.way == "robust":
-            models, count = lambda name: _stored(self.robust(name), variant), 1 + len(CORRUPTIONS)
-        return Score(
-            ta=self.accuracy(one, self.clean),
-            ra={name: self.accuracy(models(name), self.tests(name)) for name in CORRUPTIONS},
-            bytes=count * code_bytes(shapes, variant.bits, variant.per),
-            alpha={},
-            validation={},
-        )
+            score["bytes"] += len(CORRUPTIONS) * size
+        return score
 
     def _measure_signatures(self, variant: Variant) -> Score:
-        base = self.base(variant.way)
+        base = self.init if variant.way == "restart" else self.std
         exact = replace(variant, bits=32, per="channel")
         known = self.score(exact) if variant.bits != 32 else None
-        score = Score(ta=self.accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
+        score = Score(ta=accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
         for name in CORRUPTIONS:
             deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
             if known is None:
@@ -278,14 +244,13 @@ class Measure:
             else:
                 alpha, reached = known["alpha"][name], known["validation"][name]
             score["alpha"][name], score["validation"][name] = alpha, reached
-            score["ra"][name] = self.accuracy(patched(base, composed([(deltas, alpha)])), self.tests(name))
+            score["ra"][name] = accuracy(patched(base, composed([(deltas, alpha)])), self.tests(name))
         shapes = [tuple(delta.shape) for delta in deltas.values()]
         score["bytes"] = self.model_bytes + len(CORRUPTIONS) * code_bytes(shapes, variant.bits, variant.per)
         return score
 
 
 def _stored(model: nn.Module, variant: Variant) -> nn.Module:
-    """A copy whose every parameter went through `code`."""
     if variant.bits == 32:
         return model
     stored = copy.deepcopy(model)

@@ -1,7 +1,5 @@
 """From names of tables and figures to files: train what is missing, measure, draw; and what is done so far."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,13 +56,9 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
     Raises:
         InputError: if a name, column or scale is unknown.
     """
-    for given, known, what in (
-        (names, ENTRIES, "table or figure"),
-        (columns, COLUMNS, "column"),
-        (scales, SCALES, "scale"),
-    ):
-        unknown = [name for name in given if name not in known]
-        if unknown:
+    known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
+    for given, known, what in known_names:
+        if unknown := [name for name in given if name not in known]:
             raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     for name in names or ENTRIES:
         for column, sources in ENTRIES[name].results():
@@ -98,23 +92,19 @@ def measured_column(column: str, place: Place) -> Measure:
 def _scores(measure: Measure, names: Collection[str]) -> Jobs:
     """Jobs that several tables share, so that no two processes measure the same."""
     kinds = {kind for name in names for kind in ENTRIES[name].kinds}
-    variants = [Variant("std")]
+    variants = [Variant("std"), *(Variant(kind) for kind in kinds if kind.startswith("tuned"))]
     if "robust" in kinds:
         variants.append(Variant("residual"))
-    variants += [Variant(kind) for kind in kinds if kind.startswith("tuned")]
     if {"table1", "table2", "table4", "table5"} & set(names):
         variants += [*TABLE1, *TABLE5]
-    # Strengths come from float32 variants: first these, then the others, which read them.
-    own = dict.fromkeys(measure.canonical(variant) for variant in variants)
-    ordered = sorted(own, key=lambda variant: variant.bits != 32)
-    jobs: Jobs = {f"score-{variant.key}": partial(measure.score, variant) for variant in ordered}
+    jobs: Jobs = {f"score-{v.key}": partial(measure.score, v) for v in map(measure.canonical, variants)}
     if {"table1", "table2", "table4"} & set(names):
         jobs["score-trained"] = partial(trained, measure)
     return jobs
 
 
 def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -> None:
-    """Measure one task and write its files, unless those in the work folder are of the same recipes and images."""
+    """Measure one task, unless it is in the work folder with the same recipes and images, and write its files."""
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
     pretrained = place.pretrained if task.name == "init" else ""
@@ -139,23 +129,18 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
 
 
 def _provenance(task: Task, used: Sequence[Measure]) -> Result:
-    build = used[0].build
-    cuda = build.device.type == "cuda"
-    return provenance(
-        seed=build.recipe.seed,
-        scale=task.scale,
-        device=torch.cuda.get_device_name(build.device) if cuda else "cpu",
-        threads=torch.get_num_threads(),
-        data={measure.build.column.name: data_of(measure.build) for measure in used},
-    )
+    device, seed = used[0].build.device, used[0].build.recipe.seed
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    data = {measure.build.column.name: data_of(measure.build) for measure in used}
+    return provenance(seed=seed, scale=task.scale, device=name, threads=torch.get_num_threads(), data=data)
 
 
 def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
-    """What a worker measures: scores column by column, then the tables and figures."""
     measures = {column: measured_column(column, place) for task in chosen for column in task.sources}
     for column, measure in measures.items():
         names = {task.name for task in chosen if column in task.sources}
         jobs = _scores(measure, names)
+        # Strengths come from float32 variants: first these, then the others, which read them.
         exact = {name: job for name, job in jobs.items() if "-32bit" in name}
         run_jobs(exact, measure.build.work)
         run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
@@ -164,23 +149,11 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
 
 
 def reproduce(
-    chosen: Sequence[Task],
-    place: Place,
-    *,
-    out: Path,
-    workers: int = 1,
-    threads: int | None = None,
+    chosen: Sequence[Task], place: Place, *, out: Path, workers: int = 1, threads: int | None = None
 ) -> list[Path]:
-    """Make results of one scale; what is trained or measured already is not done again.
+    """Make results of one scale, and return their files; what is trained or measured already is not done again.
 
-    Args:
-        chosen: of one scale.
-        place: where images and work are.
-        out: folder of results; `<scale>/<name>-<column>.json`, and `.png` where there is a picture.
-        workers, threads: as in `train`.
-
-    Returns:
-        The files written.
+    `out` gets `<scale>/<name>-<column>.json`, and `.png` where there is a picture; `workers`, `threads` as in `train`.
 
     Raises:
         InputError: if a data set is nowhere to be found.
@@ -193,15 +166,10 @@ def reproduce(
         kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
         train(column, place, kinds=kinds, workers=workers, threads=threads)
     run_in_workers(_measure_all, (list(chosen), place, out), workers, threads)
-    suffixes = [(task, suffix) for task in chosen for suffix in (".json", ".png")]
-    return [task.path(out, suffix) for task, suffix in suffixes if suffix == ".json" or task.entry.draw is not None]
+    return [t.path(out, suffix) for t in chosen for suffix in ((".json", ".png") if t.entry.draw else (".json",))]
 
 
 def data_of(build: ColumnBuild) -> dict[str, str | int]:
     """Which images a column was trained on."""
-    return {
-        "source": Path(build.source).name,
-        "train": len(build.train),
-        "classes": len(build.train.classes),
-        "sha256": build.train.digest()[:16],
-    }
+    train, name = build.train, Path(build.source).name
+    return {"source": name, "train": len(train), "classes": len(train.classes), "sha256": train.digest()[:16]}

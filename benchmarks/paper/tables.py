@@ -1,11 +1,9 @@
 """What each table of the paper holds, measured: plain data that `page` writes beside the paper's numbers."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import TypedDict
 
 import numpy as np
@@ -19,31 +17,22 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.evaluation.sets import EvaluationSet
 from rws.training.jobs.store import JSON
+from rws.training.models.fit import accuracy
 from rws.training.signatures.deltas import Deltas, composed, patched
 
+BITS = (32, 16, 8, 4)
 TRAINED = "trained oracle"
 ARMS = ("std", "trained", "perfect", "always")
 
 TABLE1 = (
-    Variant("std"),
-    Variant("augmented"),
-    Variant("robust"),
-    Variant("projected"),
-    Variant("plain"),
-    Variant("restart"),
+    *map(Variant, ("std", "augmented", "robust", "projected", "plain", "restart")),
     Variant("residual", ALL_LAYERS),
-    Variant("residual"),
-    Variant("residual", bits=16),
-    Variant("residual", bits=8),
-    Variant("residual", bits=4),
+    *(Variant("residual", bits=bits) for bits in BITS),
     *(Variant(way, bits=bits) for way in WAYS if way != "residual" for bits in (32, 8, 4)),
 )
-TABLE5 = (
-    *(Variant("robust", bits=bits) for bits in (32, 16, 8, 4)),
-    *(Variant("residual", bits=bits) for bits in (32, 16, 8, 4)),
-    *(Variant("tuned-labels", bits=bits) for bits in (32, 16, 8, 4)),
-)
+TABLE5 = tuple(Variant(way, bits=bits) for way in ("robust", "residual", "tuned-labels") for bits in BITS)
 
 
 class Trained(TypedDict):
@@ -58,9 +47,8 @@ class Trained(TypedDict):
 def trained(measure: Measure) -> Trained:
     """Return how the bundle with the signatures that the column's recipe ships does, under its oracle and told."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
-    found: Trained = measure.scores.get(
-        "trained.json", [measure.identity(), oracle], lambda: _run_bundle(measure), JSON
-    )
+    identity = [measure.identity(), oracle]
+    found: Trained = measure.scores.get("trained.json", identity, lambda: _run_bundle(measure), JSON)
     return found
 
 
@@ -70,7 +58,8 @@ def _run_bundle(measure: Measure) -> Trained:
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
     backend = "onnx" if build.device.type == "cpu" else "torch"
     replayer = Replayer(bundle, threads, bundle.model(ModelOptions(backend, threads, provider=str(build.device))))
-    outcomes = {test.corruption: replayer.run(test) for test in measure.sets()}
+    tests = (EvaluationSet(name, 5 * (name != CLEAN), measure.tests(name)) for name in (CLEAN, *CORRUPTIONS))
+    outcomes = {test.corruption: replayer.run(test) for test in tests}
     clean = outcomes.pop(CLEAN)
     named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]
     return Trained(
@@ -100,18 +89,10 @@ def table1(measure: Measure) -> Result:
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
     shipped = next(r for r in rows if (r["way"], r["bits"]) == (measure.shipped, 8))
-    for way, name in (("perfect", "perfect oracle"), ("trained", TRAINED), ("always", "all signatures averaged")):
+    for arm, name in (("perfect", "perfect oracle"), ("trained", TRAINED), ("always", "all signatures averaged")):
+        reached = {"ta": round(own["ta"][arm], 2), "ra": round(mean(own["ra"][arm]), 2), "storage": shipped["storage"]}
         rows.append(
-            {
-                "way": measure.shipped,
-                "made": measure.shipped,
-                "oracle": name,
-                "layers": 5,
-                "bits": 8,
-                "ta": round(own["ta"][way], 2),
-                "ra": round(mean(own["ra"][way]), 2),
-                "storage": shipped["storage"],
-            }
+            {"way": measure.shipped, "made": measure.shipped, "oracle": name, "layers": 5, "bits": 8, **reached}
         )
     oracle = {"type_accuracy": round(own["type_accuracy"], 2), "clean_recall": round(own["clean_recall"], 2)}
     return {"rows": rows, "oracle": oracle, **measure.sizes()}
@@ -120,39 +101,35 @@ def table1(measure: Measure) -> Result:
 def table3(measures: Sequence[Measure]) -> Result:
     """RA of the signatures of one data set on the standard model of another, by way, float32, strengths by validation.
 
-    Returns:
-        `rows`: {way, source, target, ra}; source "" is the target's model without a signature.
+    In `rows` of the result, source "" is the target's model without a signature.
     """
     rows = []
     for target in measures:
         name = target.build.column.dataset
         rows.append({"way": "", "source": "", "target": name, "ra": round(mean(target.score(Variant("std"))["ra"]), 2)})
-        for way in WAYS:
-            for source in measures:
-                if source is target:
-                    ra = target.score(Variant(way))["ra"]
-                else:
-                    ra = {}
-                    for corruption in CORRUPTIONS:
-                        deltas = source.deltas(way, corruption)
-                        alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))
-                        model = patched(target.std, composed([(deltas, alpha)]))
-                        ra[corruption] = target.accuracy(model, target.tests(corruption))
-                rows.append(
-                    {"way": way, "source": source.build.column.dataset, "target": name, "ra": round(mean(ra), 2)}
-                )
+        for way, source in product(WAYS, measures):
+            ra = round(mean(_transferred(way, source, target)), 2)
+            rows.append({"way": way, "source": source.build.column.dataset, "target": name, "ra": ra})
     return {"rows": rows, **measures[0].sizes()}
+
+
+def _transferred(way: str, source: Measure, target: Measure) -> dict[str, float]:
+    if source is target:
+        return target.score(Variant(way))["ra"]
+    ra = {}
+    for corruption in CORRUPTIONS:
+        deltas = source.deltas(way, corruption)
+        alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))
+        model = patched(target.std, composed([(deltas, alpha)]))
+        ra[corruption] = accuracy(model, target.tests(corruption))
+    return ra
 
 
 def table4(measure: Measure) -> Result:
     """Accuracy on each corruption."""
     own = trained(measure)
-    variants = {
-        "standard": Variant("std"),
-        "augmentation": Variant("augmented"),
-        "20 models": Variant("robust"),
-        **{f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS},
-    }
+    variants = {"standard": Variant("std"), "augmentation": Variant("augmented"), "20 models": Variant("robust")}
+    variants |= {f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS}
     columns = {name: measure.score(variant)["ra"] for name, variant in variants.items()}
     columns[f"{measure.shipped}, {TRAINED}"] = own["ra"]["trained"]
     rows = [
@@ -168,11 +145,9 @@ def table5(measure: Measure) -> Result:
 
 
 def tuned(measure: Measure, pairs: int = 10) -> Result:
-    """The methods to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs, cost.
+    """The methods to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs (`Measure.both`), cost.
 
-    Returns:
-        `rows`, one per method: `validation` and `ra` (percent, float32), `ra_8bit`, `ra_4bit`, `ra_pairs` (see
-        `Measure.both`), `train_seconds` of the 19 (jobs that may have shared the machine), `epochs`.
+    Accuracies are in percent; `train_seconds` are of all 19 jobs, which may have shared the machine.
     """
     recipe = measure.build.recipe
     chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
@@ -181,7 +156,7 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
     validations = {pair: measure.doubled(validation, pair, "validation") for pair in chosen}
 
     def over_pairs(deltas: Mapping[tuple[str, str], Deltas]) -> float:
-        scores = [measure.accuracy(patched(measure.std, deltas[pair]), images) for pair, images in tests.items()]
+        scores = [accuracy(patched(measure.std, deltas[pair]), images) for pair, images in tests.items()]
         return round(float(np.mean(scores)), 2)
 
     rows = []
@@ -197,28 +172,20 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
                 "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
             }
         )
-    return {
-        "rows": rows,
-        "pairs": chosen,
-        "ra_pairs_never_patched": over_pairs({pair: {} for pair in chosen}),
-        **measure.sizes(),
-    }
+    never = over_pairs({pair: {} for pair in chosen})
+    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": never, **measure.sizes()}
 
 
 def _jobs(measure: Measure, way: str) -> set[str]:
-    if way == "residual":
-        return {f"robust-{name}" for name in CORRUPTIONS}
-    return {f"signature-{measure.build.method_name(way)}-{name}" for name in CORRUPTIONS}
+    kind = "robust" if way == "residual" else f"signature-{measure.build.method_name(way)}"
+    return {f"{kind}-{name}" for name in CORRUPTIONS}
 
 
 def smaller(measure: Measure) -> Result:
-    """RA against bytes: fewer bits, and a basis that the 19 signatures share.
+    """RA against bytes of all 19: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
     tensors at b bits a value, and 19 × r coefficients in float32.
-
-    Returns:
-        `rows`: {what, bits, rank, bytes (of all 19), ra}; and the `way` of the signatures.
     """
     way = measure.shipped
     names = measure.tensors(5)
@@ -231,31 +198,28 @@ def smaller(measure: Measure) -> Result:
         scores = []
         for corruption in CORRUPTIONS:
             model = patched(measure.std, composed([(deltas[corruption], alphas[corruption])]))
-            scores.append(measure.accuracy(model, measure.tests(corruption).first(test)))
+            scores.append(accuracy(model, measure.tests(corruption).first(test)))
         return round(float(np.mean(scores)), 2)
 
     rows: list[Result] = []
-    for bits in (32, 16, 8, 4):
-        for per in ("channel", "tensor"):
-            if bits == 32 and per == "tensor":
-                continue
-            coded = {corruption: code(deltas, bits, per) for corruption, deltas in exact.items()}
-            size = len(CORRUPTIONS) * code_bytes(shapes, bits, per)
-            rows.append({"what": f"one scale per {per}", "bits": bits, "rank": None, "bytes": size, "ra": judge(coded)})
-    for rank in (1, 2, 3, 4, 6, 8, 12):
-        for bits in (8, 4):
-            coded = {corruption: {} for corruption in CORRUPTIONS}
-            size = 0
-            for name, shape in zip(names, shapes, strict=True):
-                stack = torch.stack([exact[corruption][name].flatten() for corruption in CORRUPTIONS]).double()
-                _, values, right = torch.linalg.svd(stack, full_matrices=False)
-                kept = min(rank, len(values))
-                basis = {str(i): right[i].float().reshape(shape).contiguous() for i in range(kept)}
-                stored = torch.stack([part.flatten().double() for part in code(basis, bits).values()])
-                # The coefficients are fitted to the basis as it is stored.
-                share = torch.linalg.lstsq(stored.T, stack.T).solution.T.float()
-                size += kept * code_bytes([shape], bits) + 4 * share.numel()
-                for corruption, mixed in zip(CORRUPTIONS, (share.double() @ stored).float(), strict=True):
-                    coded[corruption][name] = mixed.reshape(shape)
-            rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": judge(coded)})
+    for bits, per in product(BITS, ("channel", "tensor")):
+        if bits == 32 and per == "tensor":
+            continue
+        coded = {corruption: code(deltas, bits, per) for corruption, deltas in exact.items()}
+        size = len(CORRUPTIONS) * code_bytes(shapes, bits, per)
+        rows.append({"what": f"one scale per {per}", "bits": bits, "rank": None, "bytes": size, "ra": judge(coded)})
+    for rank, bits in product((1, 2, 3, 4, 6, 8, 12), (8, 4)):
+        coded = {corruption: {} for corruption in CORRUPTIONS}
+        size = 0
+        for name, shape in zip(names, shapes, strict=True):
+            stack = torch.stack([exact[corruption][name].flatten() for corruption in CORRUPTIONS]).double()
+            right = torch.linalg.svd(stack, full_matrices=False).Vh[:rank]
+            basis = {str(i): row.float().reshape(shape).contiguous() for i, row in enumerate(right)}
+            stored = torch.stack([part.flatten().double() for part in code(basis, bits).values()])
+            # The coefficients are fitted to the basis as it is stored.
+            share = torch.linalg.lstsq(stored.T, stack.T).solution.T.float()
+            size += len(right) * code_bytes([shape], bits) + 4 * share.numel()
+            for corruption, mixed in zip(CORRUPTIONS, (share.double() @ stored).float(), strict=True):
+                coded[corruption][name] = mixed.reshape(shape)
+        rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": judge(coded)})
     return {"rows": rows, "way": way, "model_bytes": measure.model_bytes, **measure.sizes(), "test_images": test}

@@ -1,11 +1,10 @@
 """Run the trainings of columns, several at once; what is done is not done again, what was stopped goes on."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Callable, Collection
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,29 +14,25 @@ from rws.errors import RwsError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.jobs.store import run_jobs
 
+Stage = dict[str, Callable[[], Any]]
 
-def stages(build: ColumnBuild, kinds: Collection[str]) -> list[dict[str, Callable[[], Any]]]:
+
+def stages(build: ColumnBuild, kinds: Collection[str]) -> list[Stage]:
     """Jobs by name; those of one stage are independent of one another and need only those of the stages before."""
-    second: dict[str, Callable[[], Any]] = {}
-    if "std" in kinds:
-        second["std"] = build.std
-    if "augmented" in kinds:
-        second["augmented"] = build.augmented
+    models: Stage = {"std": build.std, "augmented": build.augmented}
+    second = {kind: job for kind, job in models.items() if kind in kinds}
     if "robust" in kinds:
         second |= {f"robust-{name}": partial(build.robust, name) for name in CORRUPTIONS}
     if "oracle" in kinds:
         second["oracle"] = build.oracle
-    ways = [kind for kind in kinds if kind in WAYS]
-    third: dict[str, Callable[[], Any]] = {
-        f"{way}-{name}": partial(build.signature, way, name) for way in ways for name in CORRUPTIONS
-    }
+    signatures = product([kind for kind in kinds if kind in WAYS], CORRUPTIONS)
+    third: Stage = {f"{way}-{name}": partial(build.signature, way, name) for way, name in signatures}
     return [{"init": build.init}, second, third]
 
 
 def _work(column: str, place: Place, kinds: Collection[str]) -> None:
     build = ColumnBuild(COLUMNS[column], place, _print)
-    ancestor = COLUMNS[column].ancestor
-    if ancestor:
+    if ancestor := COLUMNS[column].ancestor:
         _work(ancestor, place, ("init",))
     for stage in stages(build, kinds):
         run_jobs(stage, build.work)
@@ -51,13 +46,9 @@ def _print(record: dict[str, Any]) -> None:
 def run_in_workers(
     function: Callable[..., None], arguments: tuple[Any, ...], workers: int, threads: int | None = None
 ) -> None:
-    """Run the same function in several new processes, which share out the jobs that it names.
+    """Run a module's function in several new processes, which share out the jobs that it names.
 
-    Args:
-        function: a module's function.
-        arguments: for it.
-        workers: how many processes.
-        threads: of torch in each; None shares the cores out.
+    `threads` are of torch in each; None shares the cores out.
 
     Raises:
         RwsError: if one failed; what it said is on standard error.
@@ -74,8 +65,7 @@ def run_in_workers(
         for process in processes:
             if process.is_alive():
                 process.terminate()
-    failed = [process for process in processes if process.exitcode]
-    if failed:
+    if failed := [process for process in processes if process.exitcode]:
         raise RwsError(f"{len(failed)} of {workers} processes failed; their messages stand above")
 
 
@@ -87,24 +77,9 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
         raise SystemExit(f"error: {error}") from error
 
 
-def train(
-    column: str,
-    place: Place,
-    *,
-    kinds: Collection[str],
-    workers: int = 1,
-    threads: int | None = None,
-) -> None:
-    """Train whatever of `kinds` is missing in a column.
+def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
+    """Train whatever is missing of `kinds`: `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
 
-    Args:
-        column: its name.
-        place: where images and work are.
-        kinds: of `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
-        workers: processes that share the jobs; on a GPU, as many as fill it.
-        threads: of torch in each; None shares the cores out.
-
-    Raises:
-        RwsError: if a worker failed.
+    On a GPU, take as many workers as fill it; `threads` and errors as in `run_in_workers`.
     """
     run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)
