@@ -4,8 +4,6 @@ Recipe: SGD with Nesterov momentum under a one-cycle or cosine rate, crop and fl
 Corruption comes last, after crop and flip: on the device, too, what corrupts a frame comes after its content.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +29,6 @@ class FitRecipe:
     """How to fit; rates are for the given batch size.
 
     Args:
-        epochs: passes over the training images.
-        batch_size: images per step.
         learning_rate: the peak.
         warmup: as in `rws.training.models.loop.Plan`.
         weight_decay: L2 penalty of SGD.
@@ -69,19 +65,16 @@ class Corrupted:
         """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
         if self.name is None:
             return pixels
-        severity = self._draw_severity(seeds)
+        severity: float | Tensor
+        if isinstance(self.severity, tuple):
+            low, high = self.severity
+            # The seeds are hashes already: their upper bits serve as a uniform number.
+            severity = low + (high - low) * (((seeds >> 16) % 65536).float() / 65536)
+        else:
+            severity = self.severity
         if self.name == "all":
-            types = seeds % len(CORRUPTIONS)
-            return corrupt_mixed(pixels, types, severity, seeds)
+            return corrupt_mixed(pixels, seeds % len(CORRUPTIONS), severity, seeds)
         return corrupt(pixels, self.name, severity, seeds)
-
-    def _draw_severity(self, seeds: Tensor) -> Tensor:
-        if isinstance(self.severity, (int, float)):
-            return torch.full(seeds.shape, float(self.severity), device=seeds.device)
-        low, high = self.severity
-        # The seeds are hashes already: their upper bits serve as a uniform number.
-        uniform = ((seeds >> 16) % 65536).float() / 65536
-        return low + (high - low) * uniform
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -117,17 +110,20 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+def full_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Split an order of images, int64 (N,), into full batches; few images make one batch."""
+    size = min(batch_size, len(order))
+    return order[: len(order) // size * size].split(size)
+
+
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
-    """One epoch of full batches, the same ones for the same seed and epoch; few images make one batch."""
-    batch_size = min(batch_size, len(data))
+    """One epoch of full batches, the same ones for the same seed and epoch."""
     drawn = derive_seed(seed, "training", draw=epoch)
     generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-    for start in range(0, len(data) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size]
+    for index in full_batches(order, batch_size):
         pixels = crop_and_flip(data.pixels[index], crop, generator)
-        seeds = seeds_for(drawn, index)
-        yield Batch(pixels, corrupted(pixels, seeds), data.labels[index])
+        yield Batch(pixels, corrupted(pixels, seeds_for(drawn, index)), data.labels[index])
 
 
 def fit(
@@ -144,8 +140,6 @@ def fit(
 
     Args:
         model: takes float32 (N, 3, H, W) RGB 0…1, gives logits.
-        data: training images.
-        recipe: how to fit.
         corrupted: what corrupts each batch; None trains on clean images.
         seed: of order, augmentation and corruption.
         checkpoint, report: see `train`, which also says what is raised.

@@ -1,10 +1,7 @@
 """What the oracle is trained on: which corruptions an image gets, how strong, and the distribution it should name.
 
-A severity between two levels is a target split between them; a frame with two corruptions is a target split between
-these.
+A target is split between the two levels around a severity, and between the two corruptions of a frame.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
@@ -77,9 +74,8 @@ def draw_types(count: int, recipe: OracleRecipe, kinds: int, generator: torch.Ge
 
 def joint_target(types: Tensor, severities: Tensor, kinds: int = len(CORRUPTIONS)) -> Tensor:
     """Target distribution, float32 (N, 1 + C·S), of type indices (N,), −1 = clean, and severities (N,), 0…5."""
-    steps = len(LEVELS)
+    steps, rows = len(LEVELS), torch.arange(len(types))
     target = torch.zeros(len(types), 1 + kinds * steps)
-    rows = torch.arange(len(types))
     low = severities.floor().clamp(0, steps - 1).long()
     upper = (severities - low).clamp(0, 1)
     start = 1 + types.clamp(min=0) * steps

@@ -1,19 +1,14 @@
-"""The oracle of a large input: the bundled one, trained on for what it sees of a frame.
+"""The oracle of a large input: the bundled one, trained on for the four tiles that it sees of a frame.
 
-Its network would take as long for a frame of 224 pixels as a small classifier does. What tells corruptions apart lies
-in the finest structure and needs no whole frame: so it sees four tiles, one of each quarter, at the frame's own
-resolution, set together to one small picture. The tiles lie in the middle of the quarters; in training, anywhere in
-them. Small inputs are seen whole. The bundled oracle's weights are where the training begins: it knows the same
-corruptions, and its pooled statistics fit any size.
+For a whole frame of 224 pixels its network would take as long as a small classifier does; what tells corruptions apart
+lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import onnx
@@ -29,7 +24,7 @@ from rws.edge.bundle.manifest import ORACLE
 from rws.edge.common.schema import STRICT
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
-from rws.training.models.fit import channels_last
+from rws.training.models.fit import channels_last, full_batches, to_input
 from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Warmup, identity_of, train
 from rws.training.oracle.calibration import (
     Calibration,
@@ -70,7 +65,7 @@ class ViewRecipe:
     clean_recall: Annotated[float, Field(ge=0, lt=100)] = 98.0
     draws: OracleRecipe = field(default_factory=OracleRecipe)
 
-    def quick(self) -> ViewRecipe:
+    def quick(self) -> "ViewRecipe":
         """Return the recipe of a first look."""
         return replace(self, frames=max(self.batch_size, self.frames // 4), epochs=2)
 
@@ -96,20 +91,15 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
     places = torch.randint(0, room + 1, (len(pixels), 2, 2, 2), generator=generator).tolist()
     made = torch.empty(*pixels.shape[:2], 2 * tile, 2 * tile, dtype=pixels.dtype)
     for image, out, corners in zip(pixels, made, places, strict=True):
-        for row in range(2):
-            for column in range(2):
-                top, left = (half * at + offset for at, offset in zip((row, column), corners[row][column], strict=True))
-                out[:, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = image[
-                    :, top : top + tile, left : left + tile
-                ]
+        for row, column in product(range(2), repeat=2):
+            down, right = corners[row][column]
+            found = image[:, half * row + down :, half * column + right :][:, :tile, :tile]
+            out[:, row * tile :, column * tile :][:, :tile, :tile] = found
     return made
 
 
 def bundled_network() -> OracleNetwork:
-    """Return the default bundle's oracle as a network that can be trained further.
-
-    Its file has BatchNorm folded into the convolutions: the layers come back with statistics that change nothing.
-    """
+    """Return the default bundle's oracle to train further; its folded BatchNorms come back and change nothing."""
     model = onnx.load_model_from_string(Bundle.load().read(ORACLE))
     arrays = {
         tensor.name.removesuffix(".half"): torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32).copy())
@@ -141,15 +131,8 @@ def _measure_batchnorm(network: OracleNetwork, x: Tensor) -> None:
         hook.remove()
         mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
         assert isinstance(batchnorm, nn.BatchNorm2d)
-        batchnorm.load_state_dict(
-            {
-                **batchnorm.state_dict(),
-                "weight": (variance + batchnorm.eps).sqrt(),
-                "bias": batchnorm.bias + mean,
-                "running_mean": mean,
-                "running_var": variance,
-            }
-        )
+        undone = {"weight": (variance + batchnorm.eps).sqrt(), "bias": batchnorm.bias + mean}
+        batchnorm.load_state_dict(undone | {"running_mean": mean, "running_var": variance}, strict=False)
 
 
 @dataclass(frozen=True)
@@ -168,15 +151,13 @@ def corrupted_views(
     seed: int,
     *,
     looks: int = 1,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Report | None = None,
 ) -> Views:
     """Corrupted frames as the oracle sees them.
 
     Args:
         pictures: uint8 (N, 3, H, H), RGB, clean.
         count: frames; types and severities are drawn.
-        recipe: the size of the tiles, and the odds.
-        seed: of everything.
         looks: views of each frame; within a block of frames, all first views come before all second ones.
         report: called with {frames, of} now and then.
     """
@@ -212,8 +193,6 @@ def fit_view_oracle(
     Args:
         pictures: uint8 (N, 3, H, H), RGB, clean; trained on.
         held_out: uint8 (M, 3, H, H): its temperature and the weight of clean come from them.
-        recipe: how.
-        seed: of everything.
         checkpoint: as in `train`.
         report: called with {epoch, loss}, and while frames are made.
 
@@ -223,9 +202,8 @@ def fit_view_oracle(
     torch.manual_seed(seed)
     size = pictures.shape[-1]
     looks = recipe.looks if size > 2 * recipe.tile else 1
-    data = corrupted_views(
-        pictures, recipe.frames, recipe, derive_seed(seed, "oracle training"), looks=looks, report=report
-    )
+    drawn = derive_seed(seed, "oracle training")
+    data = corrupted_views(pictures, recipe.frames, recipe, drawn, looks=looks, report=report)
     network = channels_last(bundled_network())
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     generator = torch.Generator().manual_seed(seed)
@@ -234,7 +212,7 @@ def fit_view_oracle(
     train(
         network,
         torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2),
-        lambda epoch: _batches(data, orders[epoch], batch),
+        lambda epoch: ((to_input(data.x[i]), data.target[i]) for i in full_batches(orders[epoch], batch)),
         lambda part: F.cross_entropy(network(part[0]), part[1]),
         Plan.over(len(data.x), recipe.epochs, batch, recipe.warmup, identity_of(recipe, seed, data.x.shape)),
         checkpoint=checkpoint,
@@ -245,11 +223,6 @@ def fit_view_oracle(
     prior = weigh_clean(training_prior(recipe.draws), calibration.clean_weight)
     scores["prior"] = [round(share, 7) for share in prior.tolist()]
     return export_oracle(network, calibration, size, partial(views, tile=recipe.tile)), scores
-
-
-def _batches(data: Views, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for index in order[: len(order) // batch * batch].reshape(-1, batch):
-        yield data.x[index].float().div_(255).contiguous(memory_format=torch.channels_last), data.target[index]
 
 
 def _calibrated(

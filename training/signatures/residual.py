@@ -1,7 +1,5 @@
 """Residual signatures: what in a robust model's direction is orthogonal to the standard one's (Cai et al. 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 

@@ -1,10 +1,4 @@
-"""Tuned signatures: the shallow layers alone are trained on corrupted images, from the standard model on.
-
-The deep layers stay frozen. The target is the clean model's own output for the clean image (no labels needed), what its
-first deep layer sees of it, or labels.
-"""
-
-from __future__ import annotations
+"""Tuned signatures: the shallow layers alone are trained on corrupted images, from the standard model on."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -60,11 +54,10 @@ def tuned_signature(
     """Train the shallow tensors of a folded standard model on corrupted images; the change is the signature.
 
     Args:
-        std: the folded standard model; left as it is.
-        data: clean training images; labels are read only if the target is `labels`.
+        std: left as it is.
+        data: clean; labels are read only if the target is `labels`.
         corrupted: the corruption to become robust to.
         tensors: names of the parameters to train; all others stay frozen.
-        recipe: how to train.
         seed: of order, augmentation and corruption.
         checkpoint, report: as in `train`.
     """
@@ -102,8 +95,6 @@ def match_shallow(seen: Tensor, aim: Tensor) -> Tensor:
 def _loss(
     teacher: nn.Module, student: nn.Module, tensors: Sequence[str], recipe: TuneRecipe, device: torch.device
 ) -> Callable[[Batch], Tensor]:
-    """The loss of the recipe's target."""
-
     def by_labels(batch: Batch) -> Tensor:
         with autocast(device, recipe.precision):
             return F.cross_entropy(student(to_input(batch.corrupted)).float(), batch.labels)
@@ -123,12 +114,10 @@ def _loss(
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
     """The part of a folded model up to what its first deep layer sees; shares the model's parameters.
 
-    Args:
-        folded: the model; its graph is read by `torch.fx`.
-        tensors: names of the shallow tensors; every other convolution or linear layer is deep.
+    Every convolution or linear layer without one of `tensors` is deep.
 
     Raises:
-        InputError: if no layer is deep.
+        InputError: if there is none.
     """
     traced = folded if isinstance(folded, fx.GraphModule) else fx.symbolic_trace(folded)
     modules = dict(traced.named_modules())
