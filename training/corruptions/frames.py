@@ -1,7 +1,5 @@
 """Single frames, corrupted on purpose, for `rws run --corrupt`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ SplitMix64 (Steele, Lea & Flood 2014) in wrapping 64-bit integer arithmetic, so 
 and a sample's draws do not depend on the batch it sits in.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 
@@ -34,13 +32,11 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
-    """One seed for each sample of a data set.
+    """One seed for each sample of a data set, int64 (N,); entry i depends on `base_seed` and on index i alone.
 
     Args:
         base_seed: any integer; another base gives an unrelated set of seeds.
         indices: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
-    Returns:
-        int64, shape (N,); entry i depends on `base_seed` and on index i alone.
     """
     index = torch.arange(indices) if isinstance(indices, int) else indices.to(torch.int64)
     base = _mix(torch.tensor([_signed(base_seed)], device=index.device))

@@ -4,8 +4,6 @@ Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3
 Images are float32 (N, 3, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +25,6 @@ def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
     """Blown flakes over a whitened image.
 
     Args:
-        x: images.
         c: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
         z: standard normal (N, H, H).
         angle: of the motion, degrees, (N,), U(−135, −45) in the reference.
@@ -48,11 +45,10 @@ _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 
 @lru_cache(maxsize=4)
 def frost_overlays(size: int) -> tuple[Tensor, Tensor]:
-    """The overlays for images of `size` pixels.
+    """The overlays for images of `size` pixels: all pixels one after another, uint8 (3, P), RGB.
 
-    Returns:
-        All pixels one after another, uint8 (3, P), RGB; and for each of the five the place of its first pixel, its
-        height and its width, int64 (5, 3).
+    And for each of the five the place of its first pixel, its height and its width, int64 (5, 3).
+
     Raises:
         RwsError: if the package that carries the pictures is not installed.
     """
@@ -132,18 +128,17 @@ _MUD = (63.0, 42.0, 20.0)
 
 def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     """Drops of water (c[5] = 0) or splashes of mud (1) on the lens; `z` standard normal (N, H, H)."""
-    mean, deviation, sigma, threshold, mix, mud = c.unbind(1)
-    liquid = z * deviation[:, None, None] + mean[:, None, None]
-    liquid = gaussian_filter(liquid[:, None], sigma)
-    liquid = torch.where(liquid < threshold[:, None, None, None], 0.0, liquid)
+    mean, deviation, _, threshold, mix, mud = c[:, :, None, None, None].unbind(1)
+    liquid = gaussian_filter(z[:, None] * deviation + mean, c[:, 2])
+    liquid = torch.where(liquid < threshold, 0.0, liquid)
     out = torch.empty_like(x)
 
-    wet = mud == 0
-    mask = _water_mask(liquid[wet]) * mix[wet, None, None, None]
+    wet = mud.flatten() == 0
+    mask = _water_mask(liquid[wet]) * mix[wet]
     out[wet] = x[wet] + mask * x.new_tensor(_WATER)[:, None, None]
 
     dirty = ~wet
-    mask = gaussian_filter((liquid[dirty] > 0).float(), mix[dirty]) if bool(dirty.any()) else liquid[dirty]
+    mask = gaussian_filter((liquid[dirty] > 0).float(), c[dirty, 4]) if bool(dirty.any()) else liquid[dirty]
     mask = torch.where(mask < 0.8, 0.0, mask)
     out[dirty] = x[dirty] * (1 - mask) + mask * x.new_tensor(_MUD)[:, None, None]
     return out
