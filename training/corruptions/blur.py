@@ -1,6 +1,5 @@
 """Blur: defocus, glass, motion, zoom, gaussian; and the linear maps that other families use too.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, C, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
 

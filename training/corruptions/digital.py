@@ -1,6 +1,5 @@
 """Digital: brightness, contrast, saturate, pixelate, JPEG, elastic transform.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, 3, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
 

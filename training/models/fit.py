@@ -1,11 +1,8 @@
-"""Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes.
-
-Recipe: SGD with Nesterov momentum under a one-cycle or cosine rate, crop and flip augmentation, label smoothing.
-Corruption comes last, after crop and flip: on the device, too, what corrupts a frame comes after its content.
-"""
+"""Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -26,7 +23,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @schema(frozen=True, config=STRICT)
 class FitRecipe:
-    """How to fit; rates are for the given batch size.
+    """How to fit: SGD under a warm-up and a cosine to zero; rates are for the given batch size.
 
     Args:
         learning_rate: the peak.
@@ -113,7 +110,7 @@ class Batch(NamedTuple):
 def full_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """Split an order of images, int64 (N,), into full batches; few images make one batch."""
     size = min(batch_size, len(order))
-    return order[: len(order) // size * size].split(size)
+    return torch.split(order[: len(order) // size * size], size)
 
 
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
@@ -122,6 +119,7 @@ def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoc
     generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
     for index in full_batches(order, batch_size):
+        # Corruption comes last: on the device, too, what corrupts a frame comes after its content.
         pixels = crop_and_flip(data.pixels[index], crop, generator)
         yield Batch(pixels, corrupted(pixels, seeds_for(drawn, index)), data.labels[index])
 
@@ -161,15 +159,9 @@ def fit(
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
 
     identity = identity_of(recipe, corrupted, seed, len(data))
-    return train(
-        model,
-        optimiser,
-        lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
-        loss_of,
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    epochs = partial(batches, data, recipe.batch_size, recipe.crop, corrupted, seed=seed)
+    return train(model, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

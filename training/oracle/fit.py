@@ -1,6 +1,7 @@
 """Train the oracle on clean images, which are corrupted on the way."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,15 +72,10 @@ def fit_oracle(
         return F.cross_entropy(logits.float(), batch.target)
 
     identity = identity_of(recipe, tuple(corruptions), seed, len(data))
-    train(
-        network,
-        torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-        lambda epoch: oracle_batches(data, recipe, epoch, seed, corruptions),
-        loss_of,
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    epochs = partial(oracle_batches, data, recipe, seed=seed, corruptions=corruptions)
+    train(network, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
     return network
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,15 +67,11 @@ def tuned_signature(
     trained = train_only(student, tensors)
     digest = shallow_sha256({name: value.detach().cpu().numpy() for name, value in teacher.named_parameters()})
     identity = identity_of(recipe, corrupted, tuple(tensors), seed, len(data), digest)
-    train(
-        student,
-        torch.optim.Adam(trained.values(), lr=recipe.learning_rate),
-        lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
-        _loss(teacher, student, tensors, recipe, data.pixels.device),
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    epochs = partial(batches, data, recipe.batch_size, recipe.crop, corrupted, seed=seed)
+    optimiser = torch.optim.Adam(trained.values(), lr=recipe.learning_rate)
+    loss_of = _loss(teacher, student, tensors, recipe, data.pixels.device)
+    train(student, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
     clean = dict(teacher.named_parameters())
     return {name: (trained[name] - clean[name]).detach().contiguous().cpu() for name in tensors}
 
