@@ -1,9 +1,6 @@
 """How close the corruptions come to the reference, and how fast they are beside `imagecorruptions`.
 
-    python -m rws.benchmarks.corruptions.parity parity     --json benchmarks/results/corruption_parity.json
-    python -m rws.benchmarks.corruptions.parity throughput --json benchmarks/results/corruption_throughput.json
-
-The reference outputs are described in tests/data/corruptions/README.md.
+python -m rws.benchmarks.corruptions.parity COMMAND --json benchmarks/results/corruption_COMMAND.json
 """
 
 import json
@@ -46,9 +43,6 @@ COMPARABLE = tuple(name for name in CORRUPTIONS if name not in _INCOMPARABLE)
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
-# --- Replaying the reference's draws ---------------------------------------------------------------------------------
-
-
 def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
     """What the reference draws for one image, as the arguments of our function, for a batch of one.
 
@@ -63,8 +57,7 @@ def replayed_draws(name: str, size: int, severity: int, stream: np.random.Random
         return (_batch(stream.normal(size=(*plane, 3)).transpose(2, 0, 1)),)
     if name == "impulse_noise":
         amount = round(c[0], 6)
-        flipped = stream.choice([True, False], (*plane, 3), p=[amount, 1 - amount])
-        salted = stream.choice([True, False], (*plane, 3), p=[0.5, 0.5])
+        flipped, salted = (stream.choice([True, False], (*plane, 3), p=[p, 1 - p]) for p in (amount, 0.5))
         return (_batch(np.where(flipped, np.where(salted, 0.25, 0.75) * amount, 1).transpose(2, 0, 1)),)
     if name == "glass_blur":
         reach, passes = int(c[1]), int(c[2])
@@ -84,9 +77,7 @@ def replayed_draws(name: str, size: int, severity: int, stream: np.random.Random
         return (_batch(_plasma_draws(fog_map(size), stream)),)
     if name == "elastic_transform":
         return _batch(stream.uniform(-1, 1, (3, 2))), _batch(stream.uniform(-1, 1, (2, *plane)))
-    if name == "spatter":
-        return (_batch(stream.normal(size=plane)),)
-    return ()
+    return (_batch(stream.normal(size=plane)),) if name == "spatter" else ()
 
 
 def _batch(values: Any) -> Tensor:
@@ -112,9 +103,6 @@ def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomStat
         return None
     c = constants_of(name, image.shape[-1], torch.tensor([float(severity)]))
     return truncate(REGISTRY[name].apply(image[None].float(), c, *draws))[0].to(torch.uint8)
-
-
-# --- Parity ----------------------------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
@@ -270,8 +258,6 @@ def parity(
             result.setdefault(name, {})[str(size)] = row
     _publish(json_file, parity_table, seed=seed, corruptions=result)
 
-
-# --- Throughput ------------------------------------------------------------------------------------------------------
 
 _BATCH = {32: 256, 64: 64, 224: 8}  # what we are given at once; the package takes one image at a time
 _THEIRS = {32: 16, 64: 8, 224: 1}

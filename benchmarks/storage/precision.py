@@ -38,8 +38,7 @@ class Encoding:
     """Signatures in one encoding.
 
     Args:
-        bits: 4, 8, 16, or 32 for float32.
-        per: "channel", "tensor", or "" for float32, which has no scale.
+        bits, per: 32 and "" are float32, which has no scale.
         signatures: what a model mixes; those of float32 are in two parts, see `float_encoding`.
         bytes: size of the signature file.
     """
@@ -105,10 +104,8 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
     try:
         way = bundle.manifest.provenance["recipe"]["signatures"]["way"]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{bundle.path}: its provenance does not say how the signatures were made, expected a bundle that "
-            f"`rws build` wrote; leave --work out"
-        ) from error
+        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws build` wrote"
+        raise InputError(f"{bundle.path}: {reason}; leave --work out") from error
     deltas = {}
     for name in bundle.signatures.names:
         path = work / f"signature-{way}-{name}.safetensors"

@@ -1,7 +1,4 @@
-"""Bytes on disk and in memory: the clean model, a model for every corruption, and one model with signatures.
-
-Every size is that of a real file in a temporary folder, every memory figure that of a fresh process.
-"""
+"""Bytes on disk and in memory: the clean model, a model for every corruption, and one model with signatures."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,13 +22,12 @@ from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 
 
 class Storage(TypedDict):
-    """What `measure_storage` finds; each row names its `model` and `size`.
+    """What `measure_storage` finds in real files and fresh processes; each row names its `model` and `size`.
 
-    `rows`: `bytes` on disk of `what`: the model, a model for clean images and each corruption, or the signatures of the
-    patched tensors (`scope` `shallow`) or of all convolutions and linear layers (`full`); `bits` 32 is float32, which
-    has no scale; `ratio`: all that has to be stored, so model and signatures, over the model. `memory`: see
-    `rws.benchmarks.common.memory`, empty if it cannot be measured; `imports` is a process with the packages only, the
-    others are what comes on top of it; `ratio`: over one untouched session.
+    `rows`: `bytes` on disk of `what`; signatures of the patched tensors (`scope` `shallow`) or of all convolutions and
+    linear layers (`full`); `bits` 32 is float32; `ratio`: all that has to be stored over the model. `memory`: empty if
+    it cannot be measured; `imports` is a process with the packages only, the others come on top; `ratio`: over one
+    untouched session.
     """
 
     rows: list[Row]

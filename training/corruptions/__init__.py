@@ -1,7 +1,7 @@
 """The 19 corruptions of ImageNet-C, in batches, on CPU and CUDA, with the constants for 32, 64 and 224 pixels.
 
-Source: Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations";
-github hendrycks/robustness, `ImageNet-C/create_c/make_*_c.py`, commit 8190fe3, Apache-2.0. See README.md here for how close each one comes.
+Source: Hendrycks & Dietterich 2019; github hendrycks/robustness, `ImageNet-C/create_c/make_*_c.py`, commit 8190fe3,
+Apache-2.0. README.md here says how close each one comes.
 """
 
 import torch
@@ -26,9 +26,8 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
 
     Args:
         images: uint8, shape (N, 3, H, H), RGB. Constants are those of the nearest of 32, 64, 224 pixels by ratio.
-        name: one of `CORRUPTIONS`.
         severity: 0…5, real, one for all or shape (N,). 0 leaves an image as it is; between whole severities the
-            constants are interpolated, save for glass_blur, spatter and saturate, which round to the nearest whole one.
+            constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored. No effect where the
             32-pixel constants apply, since CIFAR-10-C is stored as it is, nor on images of severity 0.

@@ -1,7 +1,4 @@
-"""The reference's severity constants, per image size: data in `severity_constants.json`, read from the generators.
-
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
-"""
+"""The reference's severity constants, per image size: data in `severity_constants.json`, read from the generators."""
 
 import json
 import math

@@ -87,10 +87,8 @@ def jpeg(images: Tensor, quality: Sequence[int]) -> Tensor:
 def elastic_transform(x: Tensor, c: Tensor, jitter: Tensor, field: Tensor) -> Tensor:
     """A random affine map, then a smooth random displacement.
 
-    Args:
-        c: strength of the displacement, pixels; σ of its smoothing, pixels; reach of the affine anchors, pixels.
-        jitter: of the three anchors' (x, y), uniform in [−1, 1), (N, 3, 2).
-        field: displacement (dx, dy) before smoothing, uniform in [−1, 1), (N, 2, H, H).
+    `c`: strength of the displacement, σ of its smoothing, reach of the affine anchors, in pixels; `jitter` of the
+    three anchors' (x, y), (N, 3, 2), and `field` (dx, dy) before smoothing, (N, 2, H, H), uniform in [−1, 1).
     """
     size = x.shape[-1]
     grid = torch.arange(size, device=x.device, dtype=torch.float64)

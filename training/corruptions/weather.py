@@ -21,12 +21,9 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
-    """Blown flakes over a whitened image.
+    """Blown flakes over a whitened image; `z` standard normal (N, H, H), `angle` of the motion in degrees, (N,).
 
-    Args:
-        c: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
-        z: standard normal (N, H, H).
-        angle: of the motion, degrees, (N,), U(−135, −45) in the reference.
+    `c`: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
     """
     mean, deviation, zoom, threshold, _, _, weight = c[:, :, None, None, None].unbind(1)
     flakes = clipped_zoom(z[:, None] * deviation + mean, zoom.flatten())
@@ -44,9 +41,7 @@ _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 
 @lru_cache(maxsize=4)
 def frost_overlays(size: int) -> tuple[Tensor, Tensor]:
-    """The overlays for images of `size` pixels: all pixels one after another, uint8 (3, P), RGB.
-
-    And for each of the five the place of its first pixel, its height and its width, int64 (5, 3).
+    """All pixels of the five overlays, uint8 (3, P), RGB; and each one's first pixel, height, width, int64 (5, 3).
 
     Raises:
         RwsError: if the package that carries the pictures is not installed.
@@ -101,8 +96,7 @@ def plasma(u: Tensor, decay: Tensor) -> Tensor:
     """Diamond-square fractal, periodic, scaled to 0…1; each place's own random part is its `u`."""
     size = u.shape[-1]
     field = torch.zeros_like(u)
-    step = size
-    wobble = torch.full_like(decay, 100.0)
+    step, wobble = size, torch.full_like(decay, 100.0)
     while step >= 2:
         half = step // 2
         amplitude = (wobble**2)[:, None, None]
@@ -115,8 +109,7 @@ def plasma(u: Tensor, decay: Tensor) -> Tensor:
         field[:, ::step, half::step] = across / 4 + amplitude * u[:, ::step, half::step]
         along = centre + centre.roll(1, 2) + corner + corner.roll(-1, 1)
         field[:, half::step, ::step] = along / 4 + amplitude * u[:, half::step, ::step]
-        step = half
-        wobble = wobble / decay
+        step, wobble = half, wobble / decay
     field -= field.amin((1, 2), keepdim=True)
     return field / field.amax((1, 2), keepdim=True)
 

@@ -32,9 +32,8 @@ class ModelSpec:
         batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
-        weights: where pretrained weights come from: a state dict (`.pt`, `.safetensors`), or the name of a set of
-            torchvision's (`IMAGENET1K_V1`, downloaded). Tensors whose name and shape fit are taken, the others start
-            anew (a head for another number of classes, say). Empty: all start anew.
+        weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
+            downloaded). Tensors whose name and shape fit are taken, the others start anew. Empty: all start anew.
     """
 
     architecture: str = "vgg16"
@@ -170,13 +169,11 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
         try:
             found = torchvision.models.get_model_weights(spec.architecture)[spec.weights].get_state_dict()
         except (KeyError, ValueError) as error:
-            raise InputError(
-                f"weights {spec.weights!r}: neither a .pt or .safetensors file nor torchvision's {spec.architecture}"
-            ) from error
+            known = f"a .pt or .safetensors file nor torchvision's {spec.architecture}"
+            raise InputError(f"weights {spec.weights!r}: neither {known}") from error
         except OSError as error:
-            raise InputError(
-                f"weights {spec.weights!r} could not be downloaded ({error}); give a file instead"
-            ) from error
+            reason = f"could not be downloaded ({error}); give a file instead"
+            raise InputError(f"weights {spec.weights!r} {reason}") from error
     if isinstance(network, VGG16):
         found = _in_order(network, found)
     take_fitting(network, found, f"weights {spec.weights}")
@@ -246,8 +243,8 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     blocks = group_layers(convolutions)
     if not 1 <= layers <= len(blocks):
         raise InputError(f"the model has {len(blocks)} layers, cannot take the shallowest {layers}")
-    chosen = [name for members in blocks[:layers] for name in members]
-    return tuple(f"{name}.{kind}" for name in chosen for kind in ("weight", "bias") if f"{name}.{kind}" in parameters)
+    names = [f"{name}.{kind}" for block in blocks[:layers] for name in block for kind in ("weight", "bias")]
+    return tuple(name for name in names if name in parameters)
 
 
 def group_layers(convolutions: Sequence[str]) -> list[list[str]]:

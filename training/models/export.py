@@ -19,8 +19,6 @@ def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", ke
 
     Args:
         module: in eval mode; left where it is.
-        size: height and width of the input in pixels.
-        output_name: name in the graph.
         keep: parameters that must be initialisers of the graph under their own names (those that will be patched).
 
     Raises:

@@ -28,8 +28,7 @@ class FitRecipe:
     Args:
         learning_rate: the peak.
         warmup: as in `rws.training.models.loop.Plan`.
-        weight_decay: L2 penalty of SGD.
-        momentum: Nesterov momentum.
+        momentum: Nesterov's.
         label_smoothing: mass spread over the other classes.
         crop: pixels of reflected border that the random crop moves in.
         precision: `bf16` (autocast) or `fp32`.

@@ -93,8 +93,7 @@ def train(
         report: called after each epoch with {epoch, loss}: its number from 1, the mean loss.
 
     Raises:
-        DivergedError: if the loss is no longer finite.
-        InputError: if the checkpoint belongs to another run.
+        DivergedError, InputError: if the loss is no longer finite, or the checkpoint belongs to another run.
     """
     keep_freed_memory()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, plan.steps, plan.warmup))

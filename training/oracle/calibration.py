@@ -46,13 +46,7 @@ class Calibration:
 
 
 def calibrate_oracle(logits: Tensor, targets: Tensor, clean_logits: Tensor, recall: float) -> Calibration:
-    """Return the temperature that fits best, and the weight on clean that reaches a recall.
-
-    Args:
-        logits, targets: of N validation frames, float32 (N, 1 + C·S).
-        clean_logits: of M clean ones, float32 (M, 1 + C·S).
-        recall: as in `fit_clean_weight`.
-    """
+    """Return the temperature that fits best, and the weight on clean that reaches a recall, of float32 (N, 1 + C·S)."""
     temperature = fit_temperature(logits, targets)
     return Calibration(temperature, fit_clean_weight((clean_logits / temperature).softmax(1), recall))
 
@@ -68,9 +62,7 @@ def calibrate_on_images(
     """Calibrate and score an oracle on clean validation images, each of them corrupted three times.
 
     Args:
-        network: the oracle, on the CPU.
-        pixels: uint8 (N, 3, H, W), RGB.
-        recipe, seed: of the draws.
+        pixels: uint8 (N, 3, H, W), RGB, on the CPU, as the network.
         recall: as in `fit_clean_weight`.
         corruptions: the types that the network knows.
     """
@@ -140,11 +132,8 @@ def export_oracle(
 ) -> bytes:
     """Return ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S).
 
-    Args:
-        network: left as it is.
-        calibration: goes into the last layer, so that a frame costs nothing more.
-        size: side of the images, pixels.
-        view: what the network sees of the images; None: all.
+    The calibration goes into the last layer of a copy, so that a frame costs nothing more. `view`: what the network
+    sees of the images; None: all.
     """
 
     class Calibrated(nn.Module):

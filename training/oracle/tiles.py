@@ -4,18 +4,18 @@ For a whole frame of 224 pixels its network would take as long as a small classi
 lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 from pydantic import Field
-from pydantic.dataclasses import dataclass as schema
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +41,7 @@ from rws.training.oracle.sampling import OracleRecipe, draw_severities, draw_typ
 _CHUNK = 200
 
 
-@schema(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ViewRecipe:
     """How to train the oracle of an adopted model; AdamW under a warm-up and a cosine to zero.
 
@@ -49,8 +49,6 @@ class ViewRecipe:
         tile: side of each of the four tiles, pixels.
         frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
-        epochs: passes over all views.
-        batch_size, learning_rate, warmup: as in `FitRecipe`.
         clean_recall: percent of clean held-out views that must be named so.
         draws: of the states and severities; its schedule is not used.
     """
@@ -73,10 +71,8 @@ class ViewRecipe:
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
     """Return four tiles of each image, one of each quarter, set together: (N, 3, H, H) to (N, 3, 2·tile, 2·tile).
 
-    Args:
-        pixels: any dtype; if H is at most 2·tile they are returned whole.
-        tile: pixels.
-        generator: draws where the tiles of each image lie; None: in the middle of the quarters.
+    Images of any dtype and at most 2·tile pixels are returned whole. `generator` draws where the tiles of each image
+    lie; None: in the middle of the quarters.
     """
     side = pixels.shape[-1]
     if side <= 2 * tile:
@@ -135,8 +131,7 @@ def _measure_batchnorm(network: OracleNetwork, x: Tensor) -> None:
         batchnorm.load_state_dict(undone | {"running_mean": mean, "running_var": variance}, strict=False)
 
 
-@dataclass(frozen=True)
-class Views:
+class Views(NamedTuple):
     """uint8 views (N, 3, S, S), float32 targets (N, 1 + C·S) and int64 types (N,), −1 = clean."""
 
     x: Tensor
@@ -145,13 +140,7 @@ class Views:
 
 
 def corrupted_views(
-    pictures: Tensor,
-    count: int,
-    recipe: ViewRecipe,
-    seed: int,
-    *,
-    looks: int = 1,
-    report: Report | None = None,
+    pictures: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
 ) -> Views:
     """Corrupted frames as the oracle sees them.
 

@@ -27,9 +27,8 @@ class TuneRecipe:
 
     Args:
         target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels; `shallow`
-            matches what the clean model's first deep layer sees on the clean image (squared error), and runs no deep
-            layer at all.
-        epochs, batch_size, learning_rate, warmup, crop, precision: as in `FitRecipe`.
+            matches what the clean model's first deep layer sees on the clean image, and runs no deep layer at all.
+        learning_rate, warmup, crop, precision: as in `FitRecipe`.
     """
 
     target: Literal["output", "labels", "shallow"] = "output"
@@ -57,7 +56,6 @@ def tuned_signature(
     Args:
         std: left as it is.
         data: clean; labels are read only if the target is `labels`.
-        corrupted: the corruption to become robust to.
         tensors: names of the parameters to train; all others stay frozen.
         seed: of order, augmentation and corruption.
         checkpoint, report: as in `train`.
