@@ -67,11 +67,10 @@ def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
     `deltas`: {signature: {tensor: change}}; `clean_hash`: `shallow_sha256` of the clean tensors.
     """
     coarse = SignatureSet.from_deltas(deltas, 16, "channel", clean_hash=clean_hash)
-    left_over = {
-        name + _REST: {tensor: delta - rounded for (tensor, delta), rounded in zip(parts.items(), exact, strict=True)}
-        for name, parts in deltas.items()
-        for exact in [coarse.get(name).values()]
-    }
+    left_over = {}
+    for name, parts in deltas.items():
+        rounded = coarse.get(name)
+        left_over[name + _REST] = {tensor: delta - rounded[tensor] for tensor, delta in parts.items()}
     rest = SignatureSet.from_deltas(left_over, 16, "channel", clean_hash=clean_hash)
     return Encoding(32, "", coarse.with_signatures(rest, rest.names), len(float_file(deltas)))
 
@@ -159,9 +158,8 @@ def compare_encodings(
     """Measure each encoding on a test set.
 
     Args:
-        source: see `rws.training.evaluation.sets.evaluation_sets`.
+        source, severity: see `rws.training.evaluation.sets.evaluation_sets`.
         work: see `encodings_of`.
-        severity: of the corruptions, 1 to 5.
 
     Raises:
         InputError: if the source has no clean images or does not fit the bundle, or the work folder does not.

@@ -6,7 +6,6 @@ Images are float32 (N, 3, H, H), range 0…255; `c` is each sample's constants, 
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -138,14 +137,11 @@ def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
 
 def _water_mask(liquid: Tensor) -> Tensor:
     """Where light breaks in the drops: 0…1, (N, 1, H, H). OpenCV on the CPU; without any drop the mask is 0."""
-    masks = [_water_mask_of(layer) for layer in (liquid[:, 0] * 255).to(torch.uint8).cpu().numpy()]
+    masks = []
+    for layer in (liquid[:, 0] * 255).to(torch.uint8).cpu().numpy():
+        distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
+        distance = cv2.equalizeHist(cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8))
+        distance = cv2.filter2D(distance, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
+        mask = layer * cv2.blur(distance, (3, 3)).astype(np.float32)
+        masks.append(mask / max(mask.max(), 1))
     return torch.from_numpy(np.array(masks, np.float32)).to(liquid.device).view_as(liquid)
-
-
-def _water_mask_of(layer: Any) -> Any:
-    distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
-    distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
-    distance = cv2.equalizeHist(distance)
-    distance = cv2.filter2D(distance, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
-    mask = layer * cv2.blur(distance, (3, 3)).astype(np.float32)
-    return mask / max(mask.max(), 1)

@@ -95,11 +95,8 @@ def stored_oracle(
 ) -> OracleNetwork:
     """Return the network of `fit_oracle` on the CPU, trained once and kept in a file of the store, `.pt`."""
     entry = store.entry(name, [ORACLE_VERSION, data.digest(), recipe, tuple(corruptions), seed], STATE)
-    state = entry.get(
-        lambda: fit_oracle(
-            data, recipe, corruptions=corruptions, seed=seed, checkpoint=entry.checkpoint, report=report
-        ).state_dict()
-    )
+    fitted = partial(fit_oracle, data, recipe, corruptions=corruptions, seed=seed, report=report)
+    state = entry.get(lambda: fitted(checkpoint=entry.checkpoint).state_dict())
     network = channels_last(_network(recipe, corruptions))
     network.load_state_dict(state)
     return network.eval()
