@@ -1,18 +1,14 @@
 """How close the corruptions come to the reference, and how fast they are beside `imagecorruptions`.
 
-    python -m rws.benchmarks.corruptions.parity parity     --json benchmarks/results/corruption_parity.json
-    python -m rws.benchmarks.corruptions.parity throughput --json benchmarks/results/corruption_throughput.json
-
-The reference outputs are described in tests/data/corruptions/README.md.
+python -m rws.benchmarks.corruptions.parity COMMAND --json benchmarks/results/corruption_COMMAND.json
 """
-
-from __future__ import annotations
 
 import json
 import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,32 +34,20 @@ from rws.training.corruptions.weather import fog_map, frost_overlays
 from rws.training.jobs.seeds import derive_seed
 
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
-
 SEVERITIES = (1, 2, 3, 4, 5)
 # `imagecorruptions` has other algorithms for frost and elastic_transform, and random streams of its own for
 # impulse_noise and glass_blur; Poisson draws cannot be replayed, since ours start from a normal number.
-COMPARABLE = tuple(
-    name
-    for name in CORRUPTIONS
-    if name not in ("frost", "elastic_transform", "impulse_noise", "glass_blur", "shot_noise")
-)
+_INCOMPARABLE = ("frost", "elastic_transform", "impulse_noise", "glass_blur", "shot_noise")
+COMPARABLE = tuple(name for name in CORRUPTIONS if name not in _INCOMPARABLE)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
-# --- Replaying the reference's draws ---------------------------------------------------------------------------------
-
-
 def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
-    """What the reference draws for one image, as the arguments of our function.
+    """What the reference draws for one image, as the arguments of our function, for a batch of one.
 
-    Args:
-        name: one of `CORRUPTIONS`.
-        size: pixels of a side.
-        severity: 1…5.
-        stream: NumPy's legacy generator, seeded as the reference's global one was.
-    Returns:
-        Tensors for a batch of one; empty for a corruption without randomness; None where draws cannot be replayed.
+    Empty for a corruption without randomness; None where draws cannot be replayed. `stream` is NumPy's legacy
+    generator, seeded as the reference's global one was.
     """
     c = constants_of(name, size, torch.tensor([float(severity)]))[0].tolist()
     plane = (size, size)
@@ -73,8 +57,7 @@ def replayed_draws(name: str, size: int, severity: int, stream: np.random.Random
         return (_batch(stream.normal(size=(*plane, 3)).transpose(2, 0, 1)),)
     if name == "impulse_noise":
         amount = round(c[0], 6)
-        flipped = stream.choice([True, False], (*plane, 3), p=[amount, 1 - amount])
-        salted = stream.choice([True, False], (*plane, 3), p=[0.5, 0.5])
+        flipped, salted = (stream.choice([True, False], (*plane, 3), p=[p, 1 - p]) for p in (amount, 0.5))
         return (_batch(np.where(flipped, np.where(salted, 0.25, 0.75) * amount, 1).transpose(2, 0, 1)),)
     if name == "glass_blur":
         reach, passes = int(c[1]), int(c[2])
@@ -88,17 +71,13 @@ def replayed_draws(name: str, size: int, severity: int, stream: np.random.Random
         return _batch(stream.normal(size=plane)), torch.tensor([stream.uniform(-135, -45)], dtype=torch.float64)
     if name == "frost":
         which = stream.randint(5)
-        height, width = frost_overlays(size)[1][which, 1:].tolist()
-        return tuple(
-            torch.tensor([v]) for v in (which, stream.randint(0, height - size), stream.randint(0, width - size))
-        )
+        corner = [stream.randint(0, side - size) for side in frost_overlays(size)[1][which, 1:].tolist()]
+        return tuple(torch.tensor([value]) for value in (which, *corner))
     if name == "fog":
         return (_batch(_plasma_draws(fog_map(size), stream)),)
     if name == "elastic_transform":
         return _batch(stream.uniform(-1, 1, (3, 2))), _batch(stream.uniform(-1, 1, (2, *plane)))
-    if name == "spatter":
-        return (_batch(stream.normal(size=plane)),)
-    return ()
+    return (_batch(stream.normal(size=plane)),) if name == "spatter" else ()
 
 
 def _batch(values: Any) -> Tensor:
@@ -108,12 +87,12 @@ def _batch(values: Any) -> Tensor:
 def _plasma_draws(side: int, stream: np.random.RandomState) -> Any:
     """Each place's number, drawn in the reference's order: per level the squares' centres, then both diamonds."""
     field = np.zeros((side, side))
-    step = side
-    while step >= 2:
-        for row, column in ((step // 2, step // 2), (0, step // 2), (step // 2, 0)):
-            place = field[row::step, column::step]
+    half = side // 2
+    while half:
+        for row, column in ((half, half), (0, half), (half, 0)):
+            place = field[row :: 2 * half, column :: 2 * half]
             place[...] = stream.uniform(-1, 1, place.shape)
-        step //= 2
+        half //= 2
     return field
 
 
@@ -124,9 +103,6 @@ def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomStat
         return None
     c = constants_of(name, image.shape[-1], torch.tensor([float(severity)]))
     return truncate(REGISTRY[name].apply(image[None].float(), c, *draws))[0].to(torch.uint8)
-
-
-# --- Parity ----------------------------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
@@ -147,11 +123,8 @@ class Deviation:
 
     @property
     def within(self) -> bool:
-        """Whether four standard errors and 0.2 % explain the difference, or 1 % where nothing is random.
-
-        Values that fall on a whole grey level are what is left: float64 in the reference and float32 here truncate
-        up to a tenth of them to different sides.
-        """
+        """Whether four standard errors and 0.2 % explain the difference, or 1 % where nothing is random."""
+        # float64 in the reference and float32 here truncate up to a tenth of the whole grey levels to different sides.
         rounding = 0.002 if self.error else 0.01
         return abs(self.ours - self.reference) <= 4 * self.error + rounding * abs(self.reference)
 
@@ -169,10 +142,7 @@ def _decoded(stored: NDArray[np.uint8], by_severity: bool) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference generators made at one size: from clean images, uint8 (N, 3, H, H), arrays and statistics.
-
-    The arrays are of the first of the images, or of all; the statistics are of all.
-    """
+    """What the reference made of clean images, uint8 (N, 3, H, H): arrays of the first or all, statistics of all."""
 
     size: int
     clean: Tensor
@@ -180,7 +150,7 @@ class Reference:
     statistics: dict[str, Any]
 
     @staticmethod
-    def load(size: int, folder: Path = REFERENCE) -> Reference:
+    def load(size: int, folder: Path = REFERENCE) -> "Reference":
         """Read `golden_<size>.npz` (or `clean_224.npz`, which has no arrays) and `golden_stats.json`."""
         if not (folder / "golden_stats.json").exists():
             raise InputError(f"{folder} holds no golden_stats.json; expected a folder like tests/data/corruptions")
@@ -194,25 +164,18 @@ class Reference:
         """Of our corruption under the reference's draws from the reference's arrays; None where there are none."""
         if name not in self.arrays:
             return None
-        pairs = []
-        for index, image in enumerate(self.clean[: self.arrays[name].shape[1]]):
+        expected = self.arrays[name][severity - 1]
+        ours = []
+        for index, image in enumerate(self.clean[: len(expected)]):
             seed = zlib.crc32(f"{self.size}/{index}/{name}/{severity}/0".encode())
-            pairs.append(
-                (replay(image, name, severity, np.random.RandomState(seed)), self.arrays[name][severity - 1, index])
-            )
-        if any(ours is None for ours, _ in pairs):
-            return None
-        return difference(*(torch.stack(side) for side in zip(*pairs, strict=True)))
+            found = replay(image, name, severity, np.random.RandomState(seed))
+            if found is None:
+                return None
+            ours.append(found)
+        return difference(torch.stack(ours), expected)
 
     def deviations(self, name: str, severity: int, draws: int, seed: int = 0) -> dict[str, Deviation]:
-        """PSNR (dB), mean absolute error (grey levels), high-pass variance of ours beside the reference's.
-
-        Args:
-            name: one of `CORRUPTIONS`.
-            severity: 1…5.
-            draws: how often each image is corrupted, 2 or more, where the corruption is random.
-            seed: of ours.
-        """
+        """`statistics` of ours beside the reference's; where `name` is random, each image is corrupted 2+ `draws`."""
         known = self.statistics[name]
         random = known["draws"] > 1
         draws = draws if random else 1
@@ -251,23 +214,19 @@ def statistics(images: Tensor, clean: Tensor) -> dict[str, Tensor]:
 
 def imagecorruptions_difference(image: Tensor, name: str, severity: int, seed: int) -> Difference:
     """Between `imagecorruptions` and ours with its draws, for one image uint8 (3, 224, 224)."""
-    theirs = _imagecorruptions()(image.permute(1, 2, 0).numpy(), name, severity, seed)
+    theirs = _imagecorruptions(image.permute(1, 2, 0).numpy(), name, severity, seed)
     ours = replay(image, name, severity, np.random.RandomState(seed))
     assert ours is not None
     return difference(ours, torch.from_numpy(theirs).permute(2, 0, 1))
 
 
-def _imagecorruptions() -> Any:
-    """`imagecorruptions.corrupt` as (image HWC uint8, name, severity, seed) → uint8; slow to import."""
-    from imagecorruptions import corrupt as package  # type: ignore[import-untyped]
+def _imagecorruptions(image: Any, name: str, severity: int, seed: int) -> Any:
+    from imagecorruptions import corrupt as package  # type: ignore[import-untyped]  # slow to import
 
-    def run(image: Any, name: str, severity: int, seed: int) -> Any:
-        np.random.seed(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.array(package(image, severity=severity, corruption_name=name))
-
-    return run
+    np.random.seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.array(package(image, severity=severity, corruption_name=name))
 
 
 @app.command()
@@ -289,25 +248,16 @@ def parity(
                 exact = known.difference(name, severity)
                 found = known.deviations(name, severity, count, seed)
                 row["within"] &= all(deviation.within for deviation in found.values())
-                row["severity"][str(severity)] = {
-                    "replayed": exact and exact._asdict(),
-                    **{key: _rounded(asdict(deviation)) for key, deviation in found.items()},
-                }
+                cell: dict[str, Any] = {"replayed": exact and exact._asdict()}
+                for statistic, deviation in found.items():
+                    cell[statistic] = {key: float(f"{value:.5g}") for key, value in asdict(deviation).items()}
                 if size == 224 and name in COMPARABLE:
                     pairs = [imagecorruptions_difference(image, name, severity, seed) for image in known.clean]
-                    row["severity"][str(severity)]["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
+                    cell["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
+                row["severity"][str(severity)] = cell
             result.setdefault(name, {})[str(size)] = row
-    content = _provenance(seed=seed, corruptions=result)
-    if json_file:
-        write_json(json_file, content)
-    typer.echo(parity_table(content))
+    _publish(json_file, parity_table, seed=seed, corruptions=result)
 
-
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {key: float(f"{value:.5g}") for key, value in values.items()}
-
-
-# --- Throughput ------------------------------------------------------------------------------------------------------
 
 _BATCH = {32: 256, 64: 64, 224: 8}  # what we are given at once; the package takes one image at a time
 _THEIRS = {32: 16, 64: 8, 224: 1}
@@ -326,7 +276,6 @@ def throughput(
     compares speed.
     """
     _one_thread()
-    theirs = _imagecorruptions()
     result: dict[str, Any] = {}
     for size in SIZES:
         clean = Reference.load(size).clean
@@ -340,21 +289,19 @@ def throughput(
                 corrupt(batch, name, severity, seeds)
                 middle = time.perf_counter()
                 for image in singles:
-                    theirs(image, name, severity, derive_seed(seed, "throughput", draw=turn) % 2**32)
+                    _imagecorruptions(image, name, severity, derive_seed(seed, "throughput", draw=turn) % 2**32)
                 end = time.perf_counter()
                 if turn > 0:  # the first round fills caches and compiles
                     times["ours"].append((middle - start) * 1e3 / len(batch))
                     times["imagecorruptions"].append((end - middle) * 1e3 / len(singles))
             result.setdefault(name, {})[str(size)] = {who: _quartiles(values) for who, values in times.items()}
-    content = _provenance(seed=seed, severity=severity, rounds=rounds, batch=_BATCH, ms_per_image=result)
-    if json_file:
-        write_json(json_file, content)
-    typer.echo(throughput_table(content))
+    details = {"severity": severity, "rounds": rounds, "batch": _BATCH, "ms_per_image": result}
+    _publish(json_file, throughput_table, seed=seed, **details)
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(middle), 4), "p25": round(float(low), 4), "p75": round(float(high), 4)}
+    shares = {"median": 50, "p25": 25, "p75": 75}
+    return {name: round(float(np.percentile(values, share)), 4) for name, share in shares.items()}
 
 
 def _one_thread() -> None:
@@ -362,12 +309,13 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _provenance(**details: Any) -> dict[str, Any]:
+def _publish(json_file: Path | None, table: Callable[[dict[str, Any]], str], **details: Any) -> None:
     command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
-    content = provenance(command=command, threads=1, **details)
-    versions = content["versions"]
-    assert isinstance(versions, dict)
-    return content | {"versions": versions | {"imagecorruptions-imaug": version("imagecorruptions-imaug")}}
+    content: dict[str, Any] = provenance(command=command, threads=1, **details)
+    content["versions"] |= {"imagecorruptions-imaug": version("imagecorruptions-imaug")}
+    if json_file:
+        write_json(json_file, content)
+    typer.echo(table(content))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Accuracy of the signatures at 32, 16, 8 and 4 bits, one scale per tensor or output channel.
 
-Every encoding runs as it would on a device, through `OnnxModel`, with each corruption's own signature at the alpha that
-the bundle's gain table has for it (the paper's perfect oracle).
+Every encoding runs in `OnnxModel`, each corruption's own signature at the alpha of the bundle (perfect oracle).
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypedDict, get_args
 
@@ -40,8 +38,7 @@ class Encoding:
     """Signatures in one encoding.
 
     Args:
-        bits: 4, 8, 16, or 32 for float32.
-        per: "channel", "tensor", or "" for float32, which has no scale.
+        bits, per: 32 and "" are float32, which has no scale.
         signatures: what a model mixes; those of float32 are in two parts, see `float_encoding`.
         bytes: size of the signature file.
     """
@@ -67,17 +64,13 @@ def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
     """Float32 signatures for a model that mixes integers: each is a 16-bit one and another of what it left over.
 
     The error of a value is below 2⁻³¹ of its channel's largest, less than float32 itself has there.
-
-    Args:
-        deltas: signature name → tensor name → change of that tensor, float32.
-        clean_hash: `shallow_sha256` of the clean tensors.
+    `deltas`: {signature: {tensor: change}}; `clean_hash`: `shallow_sha256` of the clean tensors.
     """
     coarse = SignatureSet.from_deltas(deltas, 16, "channel", clean_hash=clean_hash)
-    left_over = {
-        name + _REST: {tensor: delta - rounded for (tensor, delta), rounded in zip(parts.items(), exact, strict=True)}
-        for name, parts in deltas.items()
-        for exact in [coarse.get(name).values()]
-    }
+    left_over = {}
+    for name, parts in deltas.items():
+        rounded = coarse.get(name)
+        left_over[name + _REST] = {tensor: delta - rounded[tensor] for tensor, delta in parts.items()}
     rest = SignatureSet.from_deltas(left_over, 16, "channel", clean_hash=clean_hash)
     return Encoding(32, "", coarse.with_signatures(rest, rest.names), len(float_file(deltas)))
 
@@ -85,12 +78,8 @@ def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
 def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
     """What can be compared: every encoding, if the build's float32 signatures are there; else the bundle's own.
 
-    Args:
-        bundle: the bundle.
-        work: work folder of the build that made it, or None.
-
     Raises:
-        InputError: if the folder does not hold the signatures that the bundle's were made from.
+        InputError: if `work`, of the build that made it, does not hold the signatures that the bundle's are made from.
         FormatError: if one of its files is damaged.
     """
     own = bundle.signatures
@@ -98,10 +87,9 @@ def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
         return [Encoding(own.bits, own.per, own, len(own.to_bytes()))]
     deltas = _read_deltas(bundle, work)
     encodings = [float_encoding(deltas, own.clean_hash)]
-    for bits in sorted(get_args(Bits), reverse=True):
-        for per in get_args(Per):
-            signatures = SignatureSet.from_deltas(deltas, bits, per, clean_hash=own.clean_hash)
-            encodings.append(Encoding(bits, per, signatures, len(signatures.to_bytes())))
+    for bits, per in product(sorted(get_args(Bits), reverse=True), get_args(Per)):
+        signatures = SignatureSet.from_deltas(deltas, bits, per, clean_hash=own.clean_hash)
+        encodings.append(Encoding(bits, per, signatures, len(signatures.to_bytes())))
     made = next(found for found in encodings if (found.bits, found.per) == (own.bits, own.per))
     if made.signatures.to_bytes() != own.to_bytes():
         raise InputError(
@@ -115,10 +103,8 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
     try:
         way = bundle.manifest.provenance["recipe"]["signatures"]["way"]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{bundle.path}: its provenance does not say how the signatures were made, expected a bundle that "
-            f"`rws build` wrote; leave --work out"
-        ) from error
+        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws build` wrote"
+        raise InputError(f"{bundle.path}: {reason}; leave --work out") from error
     deltas = {}
     for name in bundle.signatures.names:
         path = work / f"signature-{way}-{name}.safetensors"
@@ -172,11 +158,8 @@ def compare_encodings(
     """Measure each encoding on a test set.
 
     Args:
-        bundle: gives the model, the alphas and the classes.
-        source: see `rws.training.evaluation.sets.evaluation_sets`.
+        source, severity: see `rws.training.evaluation.sets.evaluation_sets`.
         work: see `encodings_of`.
-        severity: of the corruptions, 1 to 5.
-        options: limit, seed and threads.
 
     Raises:
         InputError: if the source has no clean images or does not fit the bundle, or the work folder does not.
@@ -184,7 +167,7 @@ def compare_encodings(
     encodings = encodings_of(bundle, work)
     content = bundle.read(MODEL)
     models = [OnnxModel(content, e.signatures, e.signatures.tensors, threads=options.threads) for e in encodings]
-    told = ReferencePolicy(bundle.table, "perfect")
+    perfect = ReferencePolicy(bundle.table, "perfect")
     classes, size = bundle.manifest.classes, bundle.manifest.input.height
     clean: Images | None = None
     clean_model: dict[str, float] = {}
@@ -195,7 +178,7 @@ def compare_encodings(
         if test.corruption == CLEAN:
             clean = test.images
             continue
-        mix = told.mix(test.corruption, severity)
+        mix = perfect.mix(test.corruption, severity)
         alphas |= mix
         patched.append([])
         for encoding, model in zip(encodings, models, strict=True):

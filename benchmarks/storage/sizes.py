@@ -1,9 +1,4 @@
-"""Bytes on disk and in memory: the clean model, a model for every corruption, and one model with signatures.
-
-Every size is that of a real file in a temporary folder, every memory figure that of a fresh process.
-"""
-
-from __future__ import annotations
+"""Bytes on disk and in memory: the clean model, a model for every corruption, and one model with signatures."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,13 +22,12 @@ from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 
 
 class Storage(TypedDict):
-    """What `measure_storage` finds; each row names its `model` and `size`.
+    """What `measure_storage` finds in real files and fresh processes; each row names its `model` and `size`.
 
-    `rows`: `bytes` on disk of `what`: the model, a model for clean images and each corruption, or the signatures of the
-    patched tensors (`scope` `shallow`) or of all convolutions and linear layers (`full`); `bits` 32 is float32, which
-    has no scale; `ratio`: all that has to be stored, so model and signatures, over the model. `memory`: see
-    `rws.benchmarks.common.memory`, empty if it cannot be measured; `imports` is a process with the packages only, the
-    others are what comes on top of it; `ratio`: over one untouched session.
+    `rows`: `bytes` on disk of `what`; signatures of the patched tensors (`scope` `shallow`) or of all convolutions and
+    linear layers (`full`); `bits` 32 is float32; `ratio`: all that has to be stored over the model. `memory`: empty if
+    it cannot be measured; `imports` is a process with the packages only, the others come on top; `ratio`: over one
+    untouched session.
     """
 
     rows: list[Row]
@@ -57,12 +51,7 @@ MEMORY = [
 
 
 def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None]) -> Storage:
-    """Measure models on disk and in memory.
-
-    Args:
-        models: from `rws.benchmarks.common.models.load_models`.
-        progress: called with a line before each model and part.
-    """
+    """Measure models on disk and in memory; `progress` is called with a line before each model and part."""
     result = Storage(rows=[], memory=[])
     for model in models:
         with tempfile.TemporaryDirectory(prefix="rws-storage-") as name:
@@ -87,31 +76,18 @@ def print_storage(result: Storage, console: Console) -> None:
 
 
 def weighted_tensors(proto: ModelProto) -> tuple[str, ...]:
-    """Names of the weights and biases of all convolutions and linear layers, in the order of the graph.
-
-    Args:
-        proto: a model that went through `onnx_graph.prepare`.
-    """
+    """Names of the weights and biases of all convolutions and linear layers of a `prepare`d graph, in its order."""
     initializers = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     return tuple(dict.fromkeys(name for node in nodes for name in node.input if name in initializers))
 
 
 def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
-    """Write what the signatures replace: the clean model, then one that carries each signature at alpha 1.
-
-    Args:
-        model: the model.
-        folder: where to; it must exist.
-
-    Returns:
-        The files, the clean model's first.
-    """
-    files = [folder / "clean.onnx"]
+    """Write what the signatures replace; return the clean model's file, then one with each signature at alpha 1."""
+    files = [folder / f"{name}.onnx" for name in ("clean", *model.signatures.names)]
     files[0].write_bytes(model.onnx)
-    for name in model.signatures.names:
-        files.append(folder / f"{name}.onnx")
-        files[-1].write_bytes(patched_onnx(model, {name: 1.0}))
+    for name, file in zip(model.signatures.names, files[1:], strict=True):
+        file.write_bytes(patched_onnx(model, {name: 1.0}))
     return files
 
 
@@ -119,8 +95,8 @@ def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> lis
     clean = models[0].stat().st_size
 
     def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Row:
-        code: Row = {"what": what, "scope": scope, "bits": bits, "per": per}
-        return code | {"bytes": stored, "ratio": round(everything / clean, 4)}
+        ratio = round(everything / clean, 4)
+        return {"what": what, "scope": scope, "bits": bits, "per": per, "bytes": stored, "ratio": ratio}
 
     all_models = sum(file.stat().st_size for file in models)
     rows = [row("model", clean, clean), row(f"{len(models)} models", all_models, all_models)]
@@ -130,16 +106,12 @@ def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> lis
         # A file's size depends on the shapes alone, so the weights themselves stand in for their changes.
         changes = clean_tensors(proto, chosen)
         for bits, per in [(32, ""), *((bits, per) for bits in sorted(get_args(Bits))[::-1] for per in get_args(Per))]:
-            file = folder / "signatures"
-            file.write_bytes(_signature_file(changes, names, bits, per))
-            stored = file.stat().st_size
-            file.unlink()
+            stored = (folder / "signatures").write_bytes(_signature_file(changes, names, bits, per))
             rows.append(row(f"{len(names)} signatures", stored, clean + stored, scope, bits, per))
     return rows
 
 
 def _signature_file(changes: dict[str, NDArray[np.float32]], names: Sequence[str], bits: int, per: str) -> bytes:
-    """A file of signatures that all are `changes`."""
     if bits == 32:
         return float_file(dict.fromkeys(names, changes))
     one = SignatureSet.from_deltas({names[0]: changes}, bits, per, clean_hash=shallow_sha256(changes))  # type: ignore[arg-type]
@@ -162,6 +134,5 @@ def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> l
     for what, found in loaded.items():
         private = found.private - imports.private
         row: Row = {"what": what, "private_bytes": private, "peak_rss_bytes": found.peak_rss - imports.peak_rss}
-        note = {"note": found.note} if found.note else {}
-        rows.append(row | {"ratio": round(private / one, 4), **note})
+        rows.append(row | {"ratio": round(private / one, 4)} | ({"note": found.note} if found.note else {}))
     return rows

@@ -1,10 +1,8 @@
 """The 19 corruptions of ImageNet-C, in batches, on CPU and CUDA, with the constants for 32, 64 and 224 pixels.
 
-Source: Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations";
-github hendrycks/robustness, commit 8190fe3, Apache-2.0. See README.md here for how close each one comes.
+Source: Hendrycks & Dietterich 2019; github hendrycks/robustness, `ImageNet-C/create_c/make_*_c.py`, commit 8190fe3,
+Apache-2.0. README.md here says how close each one comes.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -28,11 +26,9 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
 
     Args:
         images: uint8, shape (N, 3, H, H), RGB. Constants are those of the nearest of 32, 64, 224 pixels by ratio.
-        name: one of `CORRUPTIONS`.
         severity: 0…5, real, one for all or shape (N,). 0 leaves an image as it is; between whole severities the
-            constants are interpolated, save for glass_blur, spatter and saturate, which round to the nearest whole one.
-        seeds: int64, shape (N,); see `seeds_for`. Sample i depends on
-            (images[i], name, severity[i], seeds[i]) alone, not on the batch around it.
+            constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
+        seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored. No effect where the
             32-pixel constants apply, since CIFAR-10-C is stored as it is, nor on images of severity 0.
     Returns:
@@ -61,14 +57,11 @@ def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, seeds: Tensor, a
         severity = severity.round()
     x = images.float()
     draws = corruption.draw(Stream(seeds, name), constants_of(name, size, severity), size)
-    if corruption.blend:
-        low = severity.floor()
-        out = corruption.apply(x, constants_of(name, size, low), *draws)
-        share = (severity - low)[:, None, None, None]
-        if bool((share > 0).any()):
-            out = out.lerp(corruption.apply(x, constants_of(name, size, severity.ceil()), *draws), share)
-    else:
-        out = corruption.apply(x, constants_of(name, size, severity), *draws)
+    low = severity.floor() if corruption.blend else severity
+    out = corruption.apply(x, constants_of(name, size, low), *draws)
+    share = (severity - low)[:, None, None, None]
+    if bool((share > 0).any()):
+        out = out.lerp(corruption.apply(x, constants_of(name, size, severity.ceil()), *draws), share)
     saved = blur.truncate(out).to(torch.uint8)
     if as_saved and constants.scale_for(size) != 32:
         saved = digital.jpeg(saved, [85] * len(saved))
@@ -81,13 +74,8 @@ def corrupt_mixed(
     """Corrupt each image of a batch in its own way; the same result as `corrupt` sample by sample.
 
     Args:
-        images: uint8, shape (N, 3, H, H), RGB.
         types: int64, shape (N,), index into `CORRUPTIONS`, or −1 to leave an image clean.
-        severities: 0…5, one for all or shape (N,).
-        seeds: int64, shape (N,).
-        as_saved: as in `corrupt`.
-    Returns:
-        uint8, shape (N, 3, H, H).
+        images, severities, seeds, as_saved: as in `corrupt`.
     Raises:
         InputError: as `corrupt`, and if a type is not −1…18.
     """

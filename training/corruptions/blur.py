@@ -1,10 +1,7 @@
 """Blur: defocus, glass, motion, zoom, gaussian; and the linear maps that other families use too.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, C, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
-
-from __future__ import annotations
 
 import math
 from functools import lru_cache
@@ -108,16 +105,13 @@ def gaussian_blur(x: Tensor, c: Tensor) -> Tensor:
 def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
     """Blur by σ = c[0], copy pixels from near by (reach c[1], c[2] times), blur again.
 
-    Args:
-        x: images.
-        c: σ, reach, number of passes.
-        offset: int64 (N, passes, 2, H, H): displacement (dx, dy) of the pixel that (h, w) is copied from. Entries of
-            passes that a sample does not have are ignored.
+    `offset`: displacement (dx, dy) of the pixel that (h, w) is copied from, int64 (N, passes, 2, H, H). Entries of
+    passes that a sample does not have are ignored.
     """
     n, channels, size, _ = x.shape
     x = truncate(gaussian_filter(x, c[:, 0])).reshape(n, channels, size * size)
-    row = torch.arange(size, device=x.device)[:, None]
     column = torch.arange(size, device=x.device)
+    row = column[:, None]
     here = row * size + column
     reach = c[:, 1, None, None]
     for index in range(offset.shape[1]):
@@ -170,19 +164,14 @@ def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
     return (sixteen / 257).floor_().view_as(x)
 
 
-@lru_cache(maxsize=8)
-def zoom_factors(size: int) -> tuple[float, ...]:
-    """Every zoom factor that some severity uses at the scale nearest to `size`, ascending, without 1."""
-    return tuple(_factors(levels("zoom_blur", size)))
-
-
-def _factors(rows: list[list[Any]]) -> list[float]:
+def zoom_factors(rows: list[list[Any]]) -> list[float]:
+    """Every zoom factor that some severity uses, ascending, without 1."""
     return sorted({factor for (row,) in rows for factor in row} - {1.0})
 
 
 def zoom_table(rows: list[list[Any]]) -> list[list[float]]:
     """Severity 0…5 → weight of each factor of `zoom_factors`; what is left to 1 is the image's own."""
-    factors = _factors(rows)
+    factors = zoom_factors(rows)
     return [[0.0] * len(factors)] + [[(f in row) / (len(row) + 1) for f in factors] for (row,) in rows]
 
 
@@ -190,20 +179,19 @@ def zoom_blur(x: Tensor, c: Tensor) -> Tensor:
     """Weighted mean of the image zoomed by `zoom_factors`, weights `c`, and of the image itself."""
     size = x.shape[-1]
     total = x * (1 - c.sum(1))[:, None, None, None]
-    for k, factor in enumerate(zoom_factors(size)):
+    for k, factor in enumerate(zoom_factors(levels("zoom_blur", size))):
         which = c[:, k].nonzero()[:, 0]
         if len(which) == 0:
             continue
-        some = len(which) < len(x)
         crop = math.ceil(size / factor)
         top = (size - crop) // 2
         # The reference's factors come from np.arange and lie a little above, which decides ties.
         zoomed = round(crop * factor + 1e-9)
         trim = (zoomed - size) // 2
-        part = (x[which] if some else x)[:, :, top : top + crop, top : top + crop]
+        part = x[which, :, top : top + crop, top : top + crop]
         part = F.interpolate(part, (zoomed, zoomed), mode="bilinear", align_corners=True)
         part = part[:, :, trim : trim + size, trim : trim + size] * c[which, k, None, None, None]
-        total = total.index_add_(0, which, part) if some else total.add_(part)
+        total.index_add_(0, which, part)
     return total
 
 

@@ -1,13 +1,7 @@
-"""The reference's severity constants, per image size: data in `severity_constants.json`, read from the generators.
-
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
-"""
-
-from __future__ import annotations
+"""The reference's severity constants, per image size: data in `severity_constants.json`, read from the generators."""
 
 import json
 import math
-from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -15,13 +9,9 @@ SIZES = (32, 64, 224)
 LEVELS = 5
 
 
-@lru_cache(maxsize=1)
-def _load() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(files(__package__).joinpath("severity_constants.json").read_text())
-    return data
+_DATA: dict[str, Any] = json.loads(files(__package__).joinpath("severity_constants.json").read_text())
 
-
-NAMES: tuple[str, ...] = tuple(_load()["parameters"])
+NAMES: tuple[str, ...] = tuple(_DATA["parameters"])
 
 
 def scale_for(size: int) -> int:
@@ -31,5 +21,5 @@ def scale_for(size: int) -> int:
 
 def levels(name: str, size: int) -> list[list[Any]]:
     """Constants of severity 1…5 for a corruption at the scale nearest to `size`; meanings are in the JSON file."""
-    rows: list[list[Any]] = _load()["sizes"][str(scale_for(size))][name]
+    rows: list[list[Any]] = _DATA["sizes"][str(scale_for(size))][name]
     return rows

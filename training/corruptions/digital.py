@@ -1,10 +1,7 @@
 """Digital: brightness, contrast, saturate, pixelate, JPEG, elastic transform.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, 3, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -90,18 +87,13 @@ def jpeg(images: Tensor, quality: Sequence[int]) -> Tensor:
 def elastic_transform(x: Tensor, c: Tensor, jitter: Tensor, field: Tensor) -> Tensor:
     """A random affine map, then a smooth random displacement.
 
-    Args:
-        x: images.
-        c: strength of the displacement, pixels; σ of its smoothing, pixels; reach of the affine anchors, pixels.
-        jitter: of the three anchors' (x, y), uniform in [−1, 1), (N, 3, 2).
-        field: displacement (dx, dy) before smoothing, uniform in [−1, 1), (N, 2, H, H).
+    `c`: strength of the displacement, σ of its smoothing, reach of the affine anchors, in pixels; `jitter` of the
+    three anchors' (x, y), (N, 3, 2), and `field` (dx, dy) before smoothing, (N, 2, H, H), uniform in [−1, 1).
     """
     size = x.shape[-1]
     grid = torch.arange(size, device=x.device, dtype=torch.float64)
-    middle, third = float(size // 2), float(size // 3)
-    anchors = grid.new_tensor(
-        [[middle + third, middle + third, 1], [middle + third, middle - third, 1], [middle - third, middle - third, 1]]
-    )
+    low, high = float(size // 2 - size // 3), float(size // 2 + size // 3)
+    anchors = grid.new_tensor([[high, high, 1], [high, low, 1], [low, low, 1]])
     moved = anchors[:, :2] + jitter.double() * c[:, 2, None, None]
     forward = (torch.linalg.inv(anchors) @ moved).transpose(1, 2)
     a, b, e, d, f, g = forward.reshape(-1, 6, 1, 1).unbind(1)

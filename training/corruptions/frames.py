@@ -1,7 +1,5 @@
 """Single frames, corrupted on purpose, for `rws run --corrupt`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 
@@ -17,15 +15,12 @@ Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
 def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
-    """What corrupts frames of one size.
+    """Return a function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame.
 
     Args:
         spec: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`.
         size: height and width of the frames, pixels, equal.
-        seed: of the noise; each frame's is drawn anew from it and from the frame's number.
-
-    Returns:
-        A function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame of the same shape.
+        seed: each frame's noise is drawn anew from it and from the frame's number.
 
     Raises:
         InputError: if the corruption is unknown, the severity is not 0…5, or the size is not square.
@@ -47,7 +42,6 @@ def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
 def _parse(part: str) -> tuple[str, float]:
     found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)", part)
     if found is None or found[1] not in CORRUPTIONS or not 0 <= float(found[2]) <= 5:
-        raise InputError(
-            f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {', '.join(CORRUPTIONS)}"
-        )
+        known = ", ".join(CORRUPTIONS)
+        raise InputError(f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {known}")
     return found[1], float(found[2])

@@ -1,10 +1,7 @@
 """Noise: gaussian, shot, impulse, speckle.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, 3, H, W), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -12,37 +9,33 @@ import torch
 from torch import Tensor
 
 
-def _column(c: Tensor, index: int) -> Tensor:
-    return c[:, index, None, None, None]
-
-
 def gaussian_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     """x + N(0, σ), σ = c[0] of full scale; `z` standard normal like x."""
-    return torch.addcmul(x, z, _column(c, 0) * 255)
+    return torch.addcmul(x, z, c[:, :1, None, None] * 255)
 
 
 def speckle_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     """x + x·N(0, c[0]); `z` standard normal like x."""
-    return torch.addcmul(x, x * z, _column(c, 0))
+    return torch.addcmul(x, x * z, c[:, :1, None, None])
 
 
 def impulse_noise(x: Tensor, c: Tensor, u: Tensor) -> Tensor:
     """A fraction c[0] of all channel values becomes 0 or 255, half each; `u` uniform in [0, 1) like x."""
-    amount = _column(c, 0)
+    amount = c[:, :1, None, None]
     return torch.where(u < amount, (u < amount / 2) * 255.0, x)
 
 
 def shot_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     """Poisson counts of the light in x, with 1/c[0] photons at full scale; `z` standard normal like x."""
-    photons = 1 / (_column(c, 0) * 255)
+    photons = 1 / (c[:, :1, None, None] * 255)
     return poisson(x * photons, z) / photons
 
 
 def poisson(rate: Tensor, z: Tensor) -> Tensor:
-    """The Poisson(rate) quantile at Φ(z), same shape: exact below a rate of 4, else within 7e-4 in total variation.
+    """The Poisson(rate) quantile at Φ(z), same shape: below a rate of 4 exact, by the cumulative sum.
 
     From 4 up: the normal expansion Q_N3 of Giles 2016, "Algorithm 955: approximation of the inverse Poisson
-    cumulative distribution function". Below: the cumulative sum itself.
+    cumulative distribution function", within 7e-4 in total variation.
     """
     root = rate.sqrt()
     square = z * z

@@ -1,7 +1,5 @@
 """Each corruption's three parts: its constants by severity, its draws, and what it makes of an image with both."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,9 +36,8 @@ def _from(*zero: float) -> Callable[[Rows], Rows]:
 
 
 def _draw_frost(stream: Stream, c: Tensor, size: int) -> Draws:
-    _, places = weather.frost_overlays(size)
     which = stream.integers(0, 5)
-    room = places.to(which.device)[which, 1:] - size
+    room = weather.frost_overlays(size)[1].to(which.device)[which, 1:] - size
     row, column = (stream.uniform(2) * room).long().unbind(1)
     return which, row, column
 

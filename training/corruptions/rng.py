@@ -1,10 +1,7 @@
 """A stateless random generator: every draw is a hash of (seed, corruption, number of the draw, position).
 
-SplitMix64 (Steele, Lea & Flood 2014) in wrapping 64-bit integer arithmetic, so that CPU and CUDA draw the same bits
-and a sample's draws do not depend on the batch it sits in.
+SplitMix64 (Steele, Lea & Flood 2014) in wrapping 64-bit arithmetic: CPU and CUDA draw the same bits in any batch.
 """
-
-from __future__ import annotations
 
 import math
 import zlib
@@ -12,15 +9,12 @@ import zlib
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX1 = 0xBF58476D1CE4E5B9
-_MIX2 = 0x94D049BB133111EB
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _signed(word: int) -> int:
     """The int64 with the same 64 bits."""
-    word &= 2**64 - 1
-    return word - 2**64 if word >= 2**63 else word
+    return (word + 2**63) % 2**64 - 2**63
 
 
 def _mix(state: Tensor) -> Tensor:
@@ -34,13 +28,11 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
-    """One seed for each sample of a data set.
+    """One seed for each sample of a data set, int64 (N,); entry i depends on `base_seed` and on index i alone.
 
     Args:
         base_seed: any integer; another base gives an unrelated set of seeds.
         indices: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
-    Returns:
-        int64, shape (N,); entry i depends on `base_seed` and on index i alone.
     """
     index = torch.arange(indices) if isinstance(indices, int) else indices.to(torch.int64)
     base = _mix(torch.tensor([_signed(base_seed)], device=index.device))
@@ -48,12 +40,7 @@ def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
 
 
 class Stream:
-    """The random draws of N samples for one corruption; each call draws afresh, on the device of `seeds`.
-
-    Args:
-        seeds: int64, shape (N,), one per sample.
-        name: separates the draws of different corruptions that were given the same seed.
-    """
+    """The draws of N samples with seeds, int64 (N,), on their device, for one corruption; each call draws afresh."""
 
     def __init__(self, seeds: Tensor, name: str) -> None:
         self._keys = _mix(seeds.to(torch.int64) ^ _signed(zlib.crc32(name.encode()) * _GOLDEN))

@@ -1,15 +1,11 @@
 """Weather: snow, frost, fog, spatter.
 
-Source: Hendrycks & Dietterich 2019, github hendrycks/robustness, commit 8190fe3, `ImageNet-C/create_c/make_*_c.py`.
 Images are float32 (N, 3, H, H), range 0…255; `c` is each sample's constants, (N, P); further arguments are draws.
 """
-
-from __future__ import annotations
 
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,13 +20,9 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
-    """Blown flakes over a whitened image.
+    """Blown flakes over a whitened image; `z` standard normal (N, H, H), `angle` of the motion in degrees, (N,).
 
-    Args:
-        x: images.
-        c: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
-        z: standard normal (N, H, H).
-        angle: of the motion, degrees, (N,), U(−135, −45) in the reference.
+    `c`: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
     """
     mean, deviation, zoom, threshold, _, _, weight = c[:, :, None, None, None].unbind(1)
     flakes = clipped_zoom(z[:, None] * deviation + mean, zoom.flatten())
@@ -48,11 +40,8 @@ _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 
 @lru_cache(maxsize=4)
 def frost_overlays(size: int) -> tuple[Tensor, Tensor]:
-    """The overlays for images of `size` pixels.
+    """All pixels of the five overlays, uint8 (3, P), RGB; and each one's first pixel, height, width, int64 (5, 3).
 
-    Returns:
-        All pixels one after another, uint8 (3, P), RGB; and for each of the five the place of its first pixel, its
-        height and its width, int64 (5, 3).
     Raises:
         RwsError: if the package that carries the pictures is not installed.
     """
@@ -106,8 +95,7 @@ def plasma(u: Tensor, decay: Tensor) -> Tensor:
     """Diamond-square fractal, periodic, scaled to 0…1; each place's own random part is its `u`."""
     size = u.shape[-1]
     field = torch.zeros_like(u)
-    step = size
-    wobble = torch.full_like(decay, 100.0)
+    step, wobble = size, torch.full_like(decay, 100.0)
     while step >= 2:
         half = step // 2
         amplitude = (wobble**2)[:, None, None]
@@ -120,8 +108,7 @@ def plasma(u: Tensor, decay: Tensor) -> Tensor:
         field[:, ::step, half::step] = across / 4 + amplitude * u[:, ::step, half::step]
         along = centre + centre.roll(1, 2) + corner + corner.roll(-1, 1)
         field[:, half::step, ::step] = along / 4 + amplitude * u[:, half::step, ::step]
-        step = half
-        wobble = wobble / decay
+        step, wobble = half, wobble / decay
     field -= field.amin((1, 2), keepdim=True)
     return field / field.amax((1, 2), keepdim=True)
 
@@ -132,18 +119,17 @@ _MUD = (63.0, 42.0, 20.0)
 
 def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     """Drops of water (c[5] = 0) or splashes of mud (1) on the lens; `z` standard normal (N, H, H)."""
-    mean, deviation, sigma, threshold, mix, mud = c.unbind(1)
-    liquid = z * deviation[:, None, None] + mean[:, None, None]
-    liquid = gaussian_filter(liquid[:, None], sigma)
-    liquid = torch.where(liquid < threshold[:, None, None, None], 0.0, liquid)
+    mean, deviation, _, threshold, mix, mud = c[:, :, None, None, None].unbind(1)
+    liquid = gaussian_filter(z[:, None] * deviation + mean, c[:, 2])
+    liquid = torch.where(liquid < threshold, 0.0, liquid)
     out = torch.empty_like(x)
 
-    wet = mud == 0
-    mask = _water_mask(liquid[wet]) * mix[wet, None, None, None]
+    wet = mud.flatten() == 0
+    mask = _water_mask(liquid[wet]) * mix[wet]
     out[wet] = x[wet] + mask * x.new_tensor(_WATER)[:, None, None]
 
     dirty = ~wet
-    mask = gaussian_filter((liquid[dirty] > 0).float(), mix[dirty]) if bool(dirty.any()) else liquid[dirty]
+    mask = gaussian_filter((liquid[dirty] > 0).float(), c[dirty, 4]) if bool(dirty.any()) else liquid[dirty]
     mask = torch.where(mask < 0.8, 0.0, mask)
     out[dirty] = x[dirty] * (1 - mask) + mask * x.new_tensor(_MUD)[:, None, None]
     return out
@@ -151,14 +137,11 @@ def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
 
 def _water_mask(liquid: Tensor) -> Tensor:
     """Where light breaks in the drops: 0…1, (N, 1, H, H). OpenCV on the CPU; without any drop the mask is 0."""
-    masks = [_water_mask_of(layer) for layer in (liquid[:, 0] * 255).to(torch.uint8).cpu().numpy()]
+    masks = []
+    for layer in (liquid[:, 0] * 255).to(torch.uint8).cpu().numpy():
+        distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
+        distance = cv2.equalizeHist(cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8))
+        distance = cv2.filter2D(distance, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
+        mask = layer * cv2.blur(distance, (3, 3)).astype(np.float32)
+        masks.append(mask / max(mask.max(), 1))
     return torch.from_numpy(np.array(masks, np.float32)).to(liquid.device).view_as(liquid)
-
-
-def _water_mask_of(layer: Any) -> Any:
-    distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
-    distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
-    distance = cv2.equalizeHist(distance)
-    distance = cv2.filter2D(distance, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
-    mask = layer * cv2.blur(distance, (3, 3)).astype(np.float32)
-    return mask / max(mask.max(), 1)

@@ -1,7 +1,5 @@
 """What a training asks of the C library."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 
@@ -11,17 +9,12 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, instead of giving it back to the system.
+    """Let this process keep the memory that it frees; return whether the C library knows how (only glibc does).
 
     A training step on a CPU allocates and frees the same large buffers again and again; by default glibc maps each
     one anew, and the system clears its pages: about half of a step's time. Memory then stays at its highest mark.
-
-    Returns:
-        Whether the C library knows how; only glibc does.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is None:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 200_000_000))

@@ -1,10 +1,4 @@
-"""Classifiers with their input normalisation inside, and where their shallow layers are.
-
-VGG-16: Simonyan & Zisserman 2015, for small images as in Cai et al. 2023: the 13 convolutions, global average
-pooling, one linear layer.
-"""
-
-from __future__ import annotations
+"""Classifiers with their input normalisation inside, and where their shallow layers are."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -38,9 +32,8 @@ class ModelSpec:
         batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
-        weights: where pretrained weights come from: a state dict (`.pt`, `.safetensors`), or the name of a set of
-            torchvision's (`IMAGENET1K_V1`, downloaded). Tensors whose name and shape fit are taken, the others start
-            anew (a head for another number of classes, say). Empty: all start anew.
+        weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
+            downloaded). Tensors whose name and shape fit are taken, the others start anew. Empty: all start anew.
     """
 
     architecture: str = "vgg16"
@@ -58,10 +51,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a batch."""
@@ -69,7 +60,10 @@ class Normalise(nn.Module):
 
 
 class VGG16(nn.Module):
-    """VGG-16 for small images; float32 (N, 3, H, W) RGB 0…1 to logits (N, classes)."""
+    """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, a global average, one layer.
+
+    float32 (N, 3, H, W) RGB 0…1 to logits (N, classes).
+    """
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()
@@ -78,17 +72,15 @@ class VGG16(nn.Module):
             raise InputError(f"VGG-16 needs five positive stage widths, got {widths}")
         layers: list[nn.Module] = []
         channels = 3
-        for stage, (convolutions, width) in enumerate(zip(VGG16_STAGES, widths, strict=True)):
+        for convolutions, width in zip(VGG16_STAGES, widths, strict=True):
             for _ in range(convolutions):
                 layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not spec.batch_norm))
-                if spec.batch_norm:
-                    layers.append(nn.BatchNorm2d(width))
+                layers += [nn.BatchNorm2d(width)] if spec.batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 channels = width
-            if stage < len(VGG16_STAGES) - 1:
-                layers.append(nn.MaxPool2d(2))
+            layers.append(nn.MaxPool2d(2))
         self.normalise = Normalise(spec.mean, spec.std)
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*layers[:-1])  # no pooling after the last stage
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
         for module in self.features:
@@ -106,15 +98,11 @@ def build_model(spec: ModelSpec, classes: int) -> nn.Module:
     Raises:
         InputError: if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
-    if spec.architecture == "vgg16":
-        model: nn.Module = VGG16(spec, classes)
-        network = model
-    else:
-        network = _torchvision_classifier(spec, classes)
-        model = nn.Sequential(Normalise(spec.mean, spec.std), network)
+    vgg = spec.architecture == "vgg16"
+    network = VGG16(spec, classes) if vgg else _torchvision_classifier(spec, classes)
     if spec.weights:
         _take_weights(network, spec)
-    return model
+    return network if vgg else nn.Sequential(Normalise(spec.mean, spec.std), network)
 
 
 def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
@@ -154,17 +142,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
 
     Raises:
-        InputError: if there is no such file.
-        FormatError: if it does not hold a state dict.
+        InputError, FormatError: if there is no such file, or it does not hold a state dict.
     """
     if not path.is_file():
         raise InputError(f"no file {path}")
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, weights_only=True, map_location="cpu")
-        )
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FormatError(f"{path}: holds no weights that can be read ({reason})") from error
@@ -183,13 +169,11 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
         try:
             found = torchvision.models.get_model_weights(spec.architecture)[spec.weights].get_state_dict()
         except (KeyError, ValueError) as error:
-            raise InputError(
-                f"weights {spec.weights!r}: neither a .pt or .safetensors file nor torchvision's {spec.architecture}"
-            ) from error
+            known = f"a .pt or .safetensors file nor torchvision's {spec.architecture}"
+            raise InputError(f"weights {spec.weights!r}: neither {known}") from error
         except OSError as error:
-            raise InputError(
-                f"weights {spec.weights!r} could not be downloaded ({error}); give a file instead"
-            ) from error
+            reason = f"could not be downloaded ({error}); give a file instead"
+            raise InputError(f"weights {spec.weights!r} {reason}") from error
     if isinstance(network, VGG16):
         found = _in_order(network, found)
     take_fitting(network, found, f"weights {spec.weights}")
@@ -209,13 +193,13 @@ def take_fitting(network: nn.Module, found: Mapping[str, Tensor], source: str) -
 
 
 def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a VGG-16 (torchvision's names) whose convolutions have other numbers or more channels.
+    """Weights of a VGG-16 whose convolutions, matched by their order, have other numbers or more channels.
 
-    BatchNorm shifts the numbers, so convolutions are matched by their order. Where the network is narrower it takes the
-    filters with the largest L1 norm (Li et al. 2017, "Pruning Filters for Efficient ConvNets"), scaled so that their
-    outputs keep their variance.
+    A narrower network takes the filters with the largest L1 norm (Li et al. 2017, "Pruning Filters for Efficient
+    ConvNets"), scaled so that their outputs keep their variance.
     """
-    numbers = sorted(int(name.split(".")[1]) for name, tensor in found.items() if _is_convolution(name, tensor))
+    places = [re.fullmatch(r"features\.(\d+)\.weight", name) for name, tensor in found.items() if tensor.ndim == 4]
+    numbers = sorted(int(place[1]) for place in places if place)
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
     own = {f"{name}.weight": layer.weight.shape for name, layer in layers}
     if all(own.get(f"features.{number}.weight") == found[f"features.{number}.weight"].shape for number in numbers):
@@ -236,16 +220,8 @@ def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return taken
 
 
-def _is_convolution(name: str, tensor: Tensor) -> bool:
-    return name.startswith("features.") and name.endswith(".weight") and tensor.ndim == 4
-
-
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept.
-
-    Signatures live in this weight space: ONNX and Torch then patch the same tensors, and the shift of the BatchNorm
-    statistics rides in the bias.
-    """
+    """A copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept."""
     return fuse(model.eval().float())
 
 
@@ -267,8 +243,8 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     blocks = group_layers(convolutions)
     if not 1 <= layers <= len(blocks):
         raise InputError(f"the model has {len(blocks)} layers, cannot take the shallowest {layers}")
-    chosen = [name for members in blocks[:layers] for name in members]
-    return tuple(f"{name}.{kind}" for name in chosen for kind in ("weight", "bias") if f"{name}.{kind}" in parameters)
+    names = [f"{name}.{kind}" for block in blocks[:layers] for name in block for kind in ("weight", "bias")]
+    return tuple(name for name in names if name in parameters)
 
 
 def group_layers(convolutions: Sequence[str]) -> list[list[str]]:

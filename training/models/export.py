@@ -1,7 +1,5 @@
 """Torch modules to ONNX bytes whose initialisers keep the parameters' names."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import warnings
@@ -16,15 +14,11 @@ from rws.errors import InputError
 OPSET = 18
 
 
-def export_onnx(
-    module: nn.Module, size: int, *, input_name: str = "image", output_name: str = "logits", keep: Sequence[str] = ()
-) -> bytes:
-    """Export with a dynamic batch axis; float32 (N, 3, size, size), RGB, 0…1 in.
+def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", keep: Sequence[str] = ()) -> bytes:
+    """Export with a dynamic batch axis; `image`, float32 (N, 3, size, size), RGB, 0…1 in.
 
     Args:
         module: in eval mode; left where it is.
-        size: height and width of the input in pixels.
-        input_name, output_name: names in the graph.
         keep: parameters that must be initialisers of the graph under their own names (those that will be patched).
 
     Raises:
@@ -41,7 +35,7 @@ def export_onnx(
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[input_name],
+            input_names=["image"],
             output_names=[output_name],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
@@ -60,18 +54,14 @@ def export_onnx(
             model.graph.initializer.append(onnx.numpy_helper.from_array(parameters[bias].detach().numpy(), bias))
             node.input.append(bias)
     present = {tensor.name for tensor in model.graph.initializer}
-    lost = [name for name in keep if name not in present]
-    if lost:
+    if lost := [name for name in keep if name not in present]:
         raise InputError(f"the ONNX export renamed or dropped {', '.join(lost)}; they could not be patched")
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
 
 def stored_as_half(network: bytes) -> bytes:
-    """The same network with its weights stored in 16 bits, half the bytes; it computes in 32 bits as before.
-
-    A Cast beside each weight widens it again, once, when a session is made.
-    """
+    """The same network with its weights stored in 16 bits; a Cast widens each again when a session is made."""
     model = onnx.load_from_string(network)
     casts = []
     for tensor in model.graph.initializer:

@@ -1,13 +1,8 @@
-"""Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes.
-
-Recipe: SGD with Nesterov momentum under a one-cycle or cosine rate, crop and flip augmentation, label smoothing.
-Corruption comes last, after crop and flip: on the device, too, what corrupts a frame comes after its content.
-"""
-
-from __future__ import annotations
+"""Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -28,15 +23,12 @@ M = TypeVar("M", bound=nn.Module)
 
 @schema(frozen=True, config=STRICT)
 class FitRecipe:
-    """How to fit; rates are for the given batch size.
+    """How to fit: SGD under a warm-up and a cosine to zero; rates are for the given batch size.
 
     Args:
-        epochs: passes over the training images.
-        batch_size: images per step.
         learning_rate: the peak.
         warmup: as in `rws.training.models.loop.Plan`.
-        weight_decay: L2 penalty of SGD.
-        momentum: Nesterov momentum.
+        momentum: Nesterov's.
         label_smoothing: mass spread over the other classes.
         crop: pixels of reflected border that the random crop moves in.
         precision: `bf16` (autocast) or `fp32`.
@@ -69,19 +61,16 @@ class Corrupted:
         """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
         if self.name is None:
             return pixels
-        severity = self._draw_severity(seeds)
+        severity: float | Tensor
+        if isinstance(self.severity, tuple):
+            low, high = self.severity
+            # The seeds are hashes already: their upper bits serve as a uniform number.
+            severity = low + (high - low) * (((seeds >> 16) % 65536).float() / 65536)
+        else:
+            severity = self.severity
         if self.name == "all":
-            types = seeds % len(CORRUPTIONS)
-            return corrupt_mixed(pixels, types, severity, seeds)
+            return corrupt_mixed(pixels, seeds % len(CORRUPTIONS), severity, seeds)
         return corrupt(pixels, self.name, severity, seeds)
-
-    def _draw_severity(self, seeds: Tensor) -> Tensor:
-        if isinstance(self.severity, (int, float)):
-            return torch.full(seeds.shape, float(self.severity), device=seeds.device)
-        low, high = self.severity
-        # The seeds are hashes already: their upper bits serve as a uniform number.
-        uniform = ((seeds >> 16) % 65536).float() / 65536
-        return low + (high - low) * uniform
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -117,17 +106,21 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+def full_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Split an order of images, int64 (N,), into full batches; few images make one batch."""
+    size = min(batch_size, len(order))
+    return torch.split(order[: len(order) // size * size], size)
+
+
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
-    """One epoch of full batches, the same ones for the same seed and epoch; few images make one batch."""
-    batch_size = min(batch_size, len(data))
+    """One epoch of full batches, the same ones for the same seed and epoch."""
     drawn = derive_seed(seed, "training", draw=epoch)
     generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-    for start in range(0, len(data) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size]
+    for index in full_batches(order, batch_size):
+        # Corruption comes last: on the device, too, what corrupts a frame comes after its content.
         pixels = crop_and_flip(data.pixels[index], crop, generator)
-        seeds = seeds_for(drawn, index)
-        yield Batch(pixels, corrupted(pixels, seeds), data.labels[index])
+        yield Batch(pixels, corrupted(pixels, seeds_for(drawn, index)), data.labels[index])
 
 
 def fit(
@@ -144,8 +137,6 @@ def fit(
 
     Args:
         model: takes float32 (N, 3, H, W) RGB 0…1, gives logits.
-        data: training images.
-        recipe: how to fit.
         corrupted: what corrupts each batch; None trains on clean images.
         seed: of order, augmentation and corruption.
         checkpoint, report: see `train`, which also says what is raised.
@@ -167,15 +158,9 @@ def fit(
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
 
     identity = identity_of(recipe, corrupted, seed, len(data))
-    return train(
-        model,
-        optimiser,
-        lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
-        loss_of,
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    epochs = partial(batches, data, recipe.batch_size, recipe.crop, corrupted, seed=seed)
+    return train(model, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,13 +1,11 @@
 """The one training loop of the project: stopped anywhere, it goes on from its checkpoint to the same bytes."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -16,9 +14,6 @@ from torch import Tensor, nn
 from rws.edge.common.files import atomic_path
 from rws.errors import InputError
 from rws.training.models.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -40,7 +35,6 @@ class Plan:
     """How long to train, and under which learning rate.
 
     Args:
-        steps: batches in all.
         steps_per_epoch: an epoch ends, with a checkpoint, after this many; the last epoch may be shorter.
         warmup: share of the steps over which the rate rises linearly to its peak; then it falls as a cosine to zero.
         identity: what the run depends on; a checkpoint with another one is refused.
@@ -52,7 +46,7 @@ class Plan:
     identity: str
 
     @classmethod
-    def over(cls, images: int, epochs: int, batch_size: int, warmup: float, identity: str) -> Plan:
+    def over(cls, images: int, epochs: int, batch_size: int, warmup: float, identity: str) -> "Plan":
         """Return the plan of some epochs over N images, in full batches, at least one per epoch."""
         steps = max(1, images // batch_size)
         return cls(epochs * steps, steps, warmup, identity)
@@ -67,8 +61,8 @@ class Plan:
         return epoch * self.steps_per_epoch, min(self.steps, (epoch + 1) * self.steps_per_epoch)
 
 
-def identity_of(recipe: DataclassInstance, *made_by: object) -> str:
-    """Return the identity of a run from its recipe and what else it depends on, of which the `repr` counts."""
+def identity_of(recipe: Any, *made_by: object) -> str:
+    """Return the identity of a run from its recipe, a dataclass, and the `repr` of what else it depends on."""
     return repr((sorted(asdict(recipe).items()), *made_by))
 
 
@@ -93,17 +87,13 @@ def train(
     """Train a model in place; it is returned in eval mode.
 
     Args:
-        model: its state dict is what the checkpoint holds.
         optimiser: over the parameters to train; its rate is the peak.
         batches: the batches of an epoch, counted from 0; the same ones at each call.
-        loss_of: the loss of a batch.
-        plan: how long, and the rate.
         checkpoint: file written after every epoch; if it exists, the run goes on from it.
         report: called after each epoch with {epoch, loss}: its number from 1, the mean loss.
 
     Raises:
-        DivergedError: if the loss is no longer finite.
-        InputError: if the checkpoint belongs to another run.
+        DivergedError, InputError: if the loss is no longer finite, or the checkpoint belongs to another run.
     """
     keep_freed_memory()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, plan.steps, plan.warmup))

@@ -1,7 +1,5 @@
 """Calibrate an oracle on validation images, score it, and export it with its calibration inside."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -21,11 +19,10 @@ from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, 
 
 
 class OracleScores(TypedDict, total=False):
-    """What was measured of an oracle on held-out images.
+    """What was measured of an oracle on held-out images: percentages of frames, and what `Calibration` holds.
 
-    `temperature`, `clean_weight`: as in `Calibration`; the others in percent. `type_accuracy`: frames whose type is
-    named right; `clean_recall`: of the clean ones; `corrupted_called_clean`: of the corrupted ones. `prior`: how often
-    each joint state occurs in training, (1 + C·S,), clean weighed.
+    `type_accuracy`: type named right; `clean_recall`: of the clean ones; `corrupted_called_clean`: of the corrupted
+    ones. `prior`: how often each joint state occurs in training, (1 + C·S,), clean weighed.
     """
 
     temperature: float
@@ -38,12 +35,7 @@ class OracleScores(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns an oracle's logits into probabilities.
-
-    Args:
-        temperature: the logits are divided by it.
-        clean_weight: the odds of clean are multiplied by it.
-    """
+    """What an oracle's logits are divided by, and the odds of clean then multiplied by."""
 
     temperature: float = 1.0
     clean_weight: float = 1.0
@@ -54,13 +46,7 @@ class Calibration:
 
 
 def calibrate_oracle(logits: Tensor, targets: Tensor, clean_logits: Tensor, recall: float) -> Calibration:
-    """Return the temperature that fits best, and the weight on clean that reaches a recall.
-
-    Args:
-        logits, targets: of N validation frames, float32 (N, 1 + C·S).
-        clean_logits: of M clean ones, float32 (M, 1 + C·S).
-        recall: percent of the clean frames that must be named so, below 100.
-    """
+    """Return the temperature that fits best, and the weight on clean that reaches a recall, of float32 (N, 1 + C·S)."""
     temperature = fit_temperature(logits, targets)
     return Calibration(temperature, fit_clean_weight((clean_logits / temperature).softmax(1), recall))
 
@@ -76,11 +62,8 @@ def calibrate_on_images(
     """Calibrate and score an oracle on clean validation images, each of them corrupted three times.
 
     Args:
-        network: the oracle, on the CPU.
-        pixels: uint8 (N, 3, H, W), RGB.
-        recipe: says how types and severities are drawn.
-        recall: as in `calibrate_oracle`.
-        seed: of the draws.
+        pixels: uint8 (N, 3, H, W), RGB, on the CPU, as the network.
+        recall: as in `fit_clean_weight`.
         corruptions: the types that the network knows.
     """
     drawn = derive_seed(seed, "oracle calibration")
@@ -130,10 +113,7 @@ def fit_clean_weight(joint: Tensor, recall: float) -> float:
     """Return the least weight, 1 or more, on the odds of clean at which `recall` percent of clean frames are named so.
 
     In training clean is as rare as the recipe says; in use it is the rule, and named far more often.
-
-    Args:
-        joint: beliefs of N clean images, float32 (N, 1 + C·S).
-        recall: percent, below 100.
+    `joint`: beliefs of N clean images, float32 (N, 1 + C·S); `recall`: below 100.
     """
     # Summed by torch, not by `per_type`: their sums differ in the last bit, and exported weights depend on this one.
     strongest = joint[:, 1:].reshape(len(joint), -1, len(LEVELS)).sum(2).max(1).values
@@ -152,11 +132,8 @@ def export_oracle(
 ) -> bytes:
     """Return ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S).
 
-    Args:
-        network: the network; left as it is.
-        calibration: goes into the last layer, so that a frame costs nothing more.
-        size: side of the images, pixels.
-        view: what the network sees of the images; None: all.
+    The calibration goes into the last layer of a copy, so that a frame costs nothing more. `view`: what the network
+    sees of the images; None: all.
     """
 
     class Calibrated(nn.Module):
@@ -172,4 +149,4 @@ def export_oracle(
         def forward(self, image: Tensor) -> Tensor:
             return torch.softmax(self.network(image if view is None else view(image)), 1)
 
-    return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, input_name="image", output_name="joint"))
+    return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, output_name="joint"))

@@ -1,8 +1,7 @@
 """Train the oracle on clean images, which are corrupted on the way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Store
-from rws.training.models.fit import autocast, channels_last, crop_and_flip
+from rws.training.models.fit import autocast, channels_last, crop_and_flip, full_batches, to_input
 from rws.training.models.loop import Plan, Report, identity_of, train
 from rws.training.oracle.network import OracleNetwork
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw
@@ -36,18 +35,15 @@ def oracle_batches(
     """Yield one epoch: every image once, under what is drawn for it."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "oracle training", draw=epoch))
     order = torch.randperm(len(data), generator=generator)
-    batch_size = min(recipe.batch_size, len(data))
     known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
-    for start in range(0, len(data) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size].to(data.pixels.device)
+    for index in full_batches(order.to(data.pixels.device), recipe.batch_size):
         pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
         drawn = draw(len(index), recipe, corruptions, generator)
-        for layer, (types, severities) in enumerate(
-            [(drawn.types, drawn.severities), (drawn.second_types, drawn.second_severities)]
-        ):
+        second = (drawn.second_types, drawn.second_severities)
+        for layer, (types, severities) in enumerate([(drawn.types, drawn.severities), second]):
             seeds = seeds_for(derive_seed(seed, f"oracle training, layer {layer}", draw=epoch), index)
             pixels = corrupt_mixed(pixels, known[types].to(pixels.device), severities.to(pixels.device), seeds)
-        yield OracleBatch(pixels.float().div_(255), drawn.target.to(pixels.device))
+        yield OracleBatch(to_input(pixels), drawn.target.to(pixels.device))
 
 
 def fit_oracle(
@@ -62,8 +58,6 @@ def fit_oracle(
     """Train the oracle on clean images; labels are not used.
 
     Args:
-        data: the images.
-        recipe: how to train.
         corruptions: the types it learns to tell apart; its states are clean and these, in this order.
         seed: of weights, order and corruptions.
         checkpoint, report: as in `train`.
@@ -74,19 +68,14 @@ def fit_oracle(
 
     def loss_of(batch: OracleBatch) -> Tensor:
         with autocast(device, recipe.precision):
-            logits = network(batch.x.contiguous(memory_format=torch.channels_last))
+            logits = network(batch.x)
         return F.cross_entropy(logits.float(), batch.target)
 
     identity = identity_of(recipe, tuple(corruptions), seed, len(data))
-    train(
-        network,
-        torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-        lambda epoch: oracle_batches(data, recipe, epoch, seed, corruptions),
-        loss_of,
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    epochs = partial(oracle_batches, data, recipe, seed=seed, corruptions=corruptions)
+    train(network, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
     return network
 
 
@@ -106,11 +95,8 @@ def stored_oracle(
 ) -> OracleNetwork:
     """Return the network of `fit_oracle` on the CPU, trained once and kept in a file of the store, `.pt`."""
     entry = store.entry(name, [ORACLE_VERSION, data.digest(), recipe, tuple(corruptions), seed], STATE)
-    state = entry.get(
-        lambda: fit_oracle(
-            data, recipe, corruptions=corruptions, seed=seed, checkpoint=entry.checkpoint, report=report
-        ).state_dict()
-    )
+    fitted = partial(fit_oracle, data, recipe, corruptions=corruptions, seed=seed, report=report)
+    state = entry.get(lambda: fitted(checkpoint=entry.checkpoint).state_dict())
     network = channels_last(_network(recipe, corruptions))
     network.load_state_dict(state)
     return network.eval()

@@ -1,15 +1,6 @@
-"""The oracle's network: one frame to logits over clean and (corruption, severity level).
+"""The oracle's network: one frame to logits over clean and (corruption, severity level)."""
 
-Most corruptions show in what a high-pass filter leaves, and small residuals tell more than large ones. So the first
-convolution starts as such filters (Laplacian, horizontal and vertical difference of each colour) and goes through
-softsign, x / (1 + |x|). Three convolutions follow, and the mean and the logarithm of the variance of each one's
-channels, over the whole frame, are what the linear head sees. It scores each (corruption, level) pair, so that every
-corruption has its own capacity for severity.
-"""
-
-from __future__ import annotations
-
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +11,12 @@ SHARPNESS = 30.0
 
 
 class OracleNetwork(nn.Module):
-    """float32 (N, 3, H, W), RGB, 0…1, to logits over 1 + C·S joint states."""
+    """float32 (N, 3, H, W), RGB, 0…1, to logits over 1 + C·S joint states.
+
+    Most corruptions show in what a high-pass filter leaves, and small residuals tell more than large ones: the first
+    convolution starts as such filters and goes through softsign. The head sees the mean and the log variance of the
+    channels of each further convolution. It scores each (corruption, level) pair: each has its capacity for severity.
+    """
 
     def __init__(self, filters: int = 16, widths: tuple[int, ...] = (32, 64, 96), states: int = 1 + 19 * 5) -> None:
         super().__init__()
@@ -28,18 +24,12 @@ class OracleNetwork(nn.Module):
         with torch.no_grad():
             self.front.weight.copy_(_high_pass(filters))
         nn.init.zeros_(self.front.get_parameter("bias"))
-        stages: list[nn.Module] = []
-        channels = filters
-        for width in widths:
+        self.stages = nn.ModuleList()
+        for channels, width in pairwise((filters, *widths)):
             # The first one halves the resolution itself: the most expensive place to do it later.
-            convolution = (
-                nn.Conv2d(channels, width, 3, padding=1, bias=False)
-                if stages
-                else nn.Conv2d(channels, width, 4, stride=2, padding=1, bias=False)
-            )
-            stages.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU()))
-            channels = width
-        self.stages = nn.ModuleList(stages)
+            kernel, stride = (3, 1) if self.stages else (4, 2)
+            convolution = nn.Conv2d(channels, width, kernel, stride, padding=1, bias=False)
+            self.stages.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU()))
         self.scale = nn.BatchNorm1d(2 * sum(widths))
         self.head = nn.Linear(2 * sum(widths), states)
 

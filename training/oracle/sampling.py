@@ -1,10 +1,4 @@
-"""What the oracle is trained on: which corruptions an image gets, how strong, and the distribution it should name.
-
-A severity between two levels is a target split between them; a frame with two corruptions is a target split between
-these.
-"""
-
-from __future__ import annotations
+"""What the oracle is trained on: which corruptions an image gets, how strong, and the distribution it should name."""
 
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
@@ -26,12 +20,10 @@ class OracleRecipe:
     """How to train the oracle; AdamW under a warm-up and a cosine to zero.
 
     Args:
-        epochs: passes over the training images, each with fresh corruptions.
-        batch_size, learning_rate, warmup, weight_decay: as in `FitRecipe`.
+        learning_rate, warmup, weight_decay, crop: as in `FitRecipe`; the corruption comes after the crop.
         precision: as there; what tells corruptions apart is often a fraction of a grey level, so not bf16.
         filters: of the first convolution.
         widths: channels of the convolutions after it.
-        crop: pixels of reflected border for the random crop before the corruption.
         clean_share: part of the images that stay clean; the other types share the rest evenly.
         pair_share: part of the images that get a second corruption, over the first one.
         whole_share: part of the severities that are whole numbers, as in test sets.
@@ -76,10 +68,9 @@ def draw_types(count: int, recipe: OracleRecipe, kinds: int, generator: torch.Ge
 
 
 def joint_target(types: Tensor, severities: Tensor, kinds: int = len(CORRUPTIONS)) -> Tensor:
-    """Target distribution, float32 (N, 1 + C·S), of type indices (N,), −1 = clean, and severities (N,), 0…5."""
-    steps = len(LEVELS)
+    """Targets, float32 (N, 1 + C·S), of types (N,), −1 = clean, split between the levels around severities (N,)."""
+    steps, rows = len(LEVELS), torch.arange(len(types))
     target = torch.zeros(len(types), 1 + kinds * steps)
-    rows = torch.arange(len(types))
     low = severities.floor().clamp(0, steps - 1).long()
     upper = (severities - low).clamp(0, 1)
     start = 1 + types.clamp(min=0) * steps

@@ -1,26 +1,21 @@
-"""The oracle of a large input: the bundled one, trained on for what it sees of a frame.
+"""The oracle of a large input: the bundled one, trained on for the four tiles that it sees of a frame.
 
-Its network would take as long for a frame of 224 pixels as a small classifier does. What tells corruptions apart lies
-in the finest structure and needs no whole frame: so it sees four tiles, one of each quarter, at the frame's own
-resolution, set together to one small picture. The tiles lie in the middle of the quarters; in training, anywhere in
-them. Small inputs are seen whole. The bundled oracle's weights are where the training begins: it knows the same
-corruptions, and its pooled statistics fit any size.
+For a whole frame of 224 pixels its network would take as long as a small classifier does; what tells corruptions apart
+lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 from pydantic import Field
-from pydantic.dataclasses import dataclass as schema
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +24,7 @@ from rws.edge.bundle.manifest import ORACLE
 from rws.edge.common.schema import STRICT
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
-from rws.training.models.fit import channels_last
+from rws.training.models.fit import channels_last, full_batches, to_input
 from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Warmup, identity_of, train
 from rws.training.oracle.calibration import (
     Calibration,
@@ -46,7 +41,7 @@ from rws.training.oracle.sampling import OracleRecipe, draw_severities, draw_typ
 _CHUNK = 200
 
 
-@schema(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ViewRecipe:
     """How to train the oracle of an adopted model; AdamW under a warm-up and a cosine to zero.
 
@@ -54,8 +49,6 @@ class ViewRecipe:
         tile: side of each of the four tiles, pixels.
         frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
-        epochs: passes over all views.
-        batch_size, learning_rate, warmup: as in `FitRecipe`.
         clean_recall: percent of clean held-out views that must be named so.
         draws: of the states and severities; its schedule is not used.
     """
@@ -70,7 +63,7 @@ class ViewRecipe:
     clean_recall: Annotated[float, Field(ge=0, lt=100)] = 98.0
     draws: OracleRecipe = field(default_factory=OracleRecipe)
 
-    def quick(self) -> ViewRecipe:
+    def quick(self) -> "ViewRecipe":
         """Return the recipe of a first look."""
         return replace(self, frames=max(self.batch_size, self.frames // 4), epochs=2)
 
@@ -78,10 +71,8 @@ class ViewRecipe:
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
     """Return four tiles of each image, one of each quarter, set together: (N, 3, H, H) to (N, 3, 2·tile, 2·tile).
 
-    Args:
-        pixels: any dtype; if H is at most 2·tile they are returned whole.
-        tile: pixels.
-        generator: draws where the tiles of each image lie; None: in the middle of the quarters.
+    Images of any dtype and at most 2·tile pixels are returned whole. `generator` draws where the tiles of each image
+    lie; None: in the middle of the quarters.
     """
     side = pixels.shape[-1]
     if side <= 2 * tile:
@@ -96,20 +87,15 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
     places = torch.randint(0, room + 1, (len(pixels), 2, 2, 2), generator=generator).tolist()
     made = torch.empty(*pixels.shape[:2], 2 * tile, 2 * tile, dtype=pixels.dtype)
     for image, out, corners in zip(pixels, made, places, strict=True):
-        for row in range(2):
-            for column in range(2):
-                top, left = (half * at + offset for at, offset in zip((row, column), corners[row][column], strict=True))
-                out[:, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = image[
-                    :, top : top + tile, left : left + tile
-                ]
+        for row, column in product(range(2), repeat=2):
+            down, right = corners[row][column]
+            found = image[:, half * row + down :, half * column + right :][:, :tile, :tile]
+            out[:, row * tile :, column * tile :][:, :tile, :tile] = found
     return made
 
 
 def bundled_network() -> OracleNetwork:
-    """Return the default bundle's oracle as a network that can be trained further.
-
-    Its file has BatchNorm folded into the convolutions: the layers come back with statistics that change nothing.
-    """
+    """Return the default bundle's oracle to train further; its folded BatchNorms come back and change nothing."""
     model = onnx.load_model_from_string(Bundle.load().read(ORACLE))
     arrays = {
         tensor.name.removesuffix(".half"): torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32).copy())
@@ -141,19 +127,11 @@ def _measure_batchnorm(network: OracleNetwork, x: Tensor) -> None:
         hook.remove()
         mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
         assert isinstance(batchnorm, nn.BatchNorm2d)
-        batchnorm.load_state_dict(
-            {
-                **batchnorm.state_dict(),
-                "weight": (variance + batchnorm.eps).sqrt(),
-                "bias": batchnorm.bias + mean,
-                "running_mean": mean,
-                "running_var": variance,
-            }
-        )
+        undone = {"weight": (variance + batchnorm.eps).sqrt(), "bias": batchnorm.bias + mean}
+        batchnorm.load_state_dict(undone | {"running_mean": mean, "running_var": variance}, strict=False)
 
 
-@dataclass(frozen=True)
-class Views:
+class Views(NamedTuple):
     """uint8 views (N, 3, S, S), float32 targets (N, 1 + C·S) and int64 types (N,), −1 = clean."""
 
     x: Tensor
@@ -162,21 +140,13 @@ class Views:
 
 
 def corrupted_views(
-    pictures: Tensor,
-    count: int,
-    recipe: ViewRecipe,
-    seed: int,
-    *,
-    looks: int = 1,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    pictures: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
 ) -> Views:
     """Corrupted frames as the oracle sees them.
 
     Args:
         pictures: uint8 (N, 3, H, H), RGB, clean.
         count: frames; types and severities are drawn.
-        recipe: the size of the tiles, and the odds.
-        seed: of everything.
         looks: views of each frame; within a block of frames, all first views come before all second ones.
         report: called with {frames, of} now and then.
     """
@@ -212,8 +182,6 @@ def fit_view_oracle(
     Args:
         pictures: uint8 (N, 3, H, H), RGB, clean; trained on.
         held_out: uint8 (M, 3, H, H): its temperature and the weight of clean come from them.
-        recipe: how.
-        seed: of everything.
         checkpoint: as in `train`.
         report: called with {epoch, loss}, and while frames are made.
 
@@ -223,9 +191,8 @@ def fit_view_oracle(
     torch.manual_seed(seed)
     size = pictures.shape[-1]
     looks = recipe.looks if size > 2 * recipe.tile else 1
-    data = corrupted_views(
-        pictures, recipe.frames, recipe, derive_seed(seed, "oracle training"), looks=looks, report=report
-    )
+    drawn = derive_seed(seed, "oracle training")
+    data = corrupted_views(pictures, recipe.frames, recipe, drawn, looks=looks, report=report)
     network = channels_last(bundled_network())
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     generator = torch.Generator().manual_seed(seed)
@@ -234,7 +201,7 @@ def fit_view_oracle(
     train(
         network,
         torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2),
-        lambda epoch: _batches(data, orders[epoch], batch),
+        lambda epoch: ((to_input(data.x[i]), data.target[i]) for i in full_batches(orders[epoch], batch)),
         lambda part: F.cross_entropy(network(part[0]), part[1]),
         Plan.over(len(data.x), recipe.epochs, batch, recipe.warmup, identity_of(recipe, seed, data.x.shape)),
         checkpoint=checkpoint,
@@ -245,11 +212,6 @@ def fit_view_oracle(
     prior = weigh_clean(training_prior(recipe.draws), calibration.clean_weight)
     scores["prior"] = [round(share, 7) for share in prior.tolist()]
     return export_oracle(network, calibration, size, partial(views, tile=recipe.tile)), scores
-
-
-def _batches(data: Views, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for index in order[: len(order) // batch * batch].reshape(-1, batch):
-        yield data.x[index].float().div_(255).contiguous(memory_format=torch.channels_last), data.target[index]
 
 
 def _calibrated(

@@ -1,7 +1,5 @@
 """A signature in memory: {tensor: float32 change of the shallow weights}, in BatchNorm-folded weight space."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -1,11 +1,8 @@
 """Residual signatures: what in a robust model's direction is orthogonal to the standard one's (Cai et al. 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from rws.errors import InputError
@@ -23,13 +20,12 @@ def residual_signature(
 ) -> Deltas:
     """Return R = v_c − v_base·⟨v_c, v_base⟩/⟨v_base, v_base⟩, with v_c = θ_r − θ_init and v_base = θ_std − θ_init.
 
-    Cai et al. 2023, Sec. 3.2, Eq. 3, with the projection per flattened tensor, as in the authors' code. If θ_std is
-    the init, v_base is 0 and R = θ_r − θ_std.
+    Cai et al. 2023, Sec. 3.2, Eq. 3. If θ_std is the init, v_base is 0 and R = θ_r − θ_std.
 
     Args:
         init, std, robust: folded weights by tensor name.
-        tensors: the shallow tensors to sign.
-        projection: `per_tensor`; `whole` projects the concatenation of all `tensors` at once; `plain` is θ_r − θ_std.
+        projection: `per_tensor` flattens each, as in the authors' code; `whole` projects the concatenation of all
+            `tensors` at once; `plain` is θ_r − θ_std.
 
     Raises:
         InputError: if a tensor is missing, the shapes differ, or the projection is unknown.
@@ -49,8 +45,8 @@ def residual_signature(
     groups = [list(tensors)] if projection == "whole" else [[name] for name in tensors]
     deltas: Deltas = {}
     for group in groups:
-        norm = sum((base[name].square().sum() for name in group), torch.zeros((), dtype=torch.float64))
-        inner = sum(((base[name] * corrupted[name]).sum() for name in group), torch.zeros((), dtype=torch.float64))
-        along = inner / norm if norm > 0 else torch.zeros_like(norm)
+        norm = sum(float(base[name].square().sum()) for name in group)
+        inner = sum(float((base[name] * corrupted[name]).sum()) for name in group)
+        along = inner / norm if norm > 0 else 0.0
         deltas |= {name: (corrupted[name] - along * base[name]).float() for name in group}
     return deltas

@@ -1,13 +1,8 @@
-"""Tuned signatures: the shallow layers alone are trained on corrupted images, from the standard model on.
-
-The deep layers stay frozen. The target is the clean model's own output for the clean image (no labels needed), what its
-first deep layer sees of it, or labels.
-"""
-
-from __future__ import annotations
+"""Tuned signatures: the shallow layers alone are trained on corrupted images, from the standard model on."""
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,9 +27,8 @@ class TuneRecipe:
 
     Args:
         target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels; `shallow`
-            matches what the clean model's first deep layer sees on the clean image (squared error), and runs no deep
-            layer at all.
-        epochs, batch_size, learning_rate, warmup, crop, precision: as in `FitRecipe`.
+            matches what the clean model's first deep layer sees on the clean image, and runs no deep layer at all.
+        learning_rate, warmup, crop, precision: as in `FitRecipe`.
     """
 
     target: Literal["output", "labels", "shallow"] = "output"
@@ -60,11 +54,9 @@ def tuned_signature(
     """Train the shallow tensors of a folded standard model on corrupted images; the change is the signature.
 
     Args:
-        std: the folded standard model; left as it is.
-        data: clean training images; labels are read only if the target is `labels`.
-        corrupted: the corruption to become robust to.
+        std: left as it is.
+        data: clean; labels are read only if the target is `labels`.
         tensors: names of the parameters to train; all others stay frozen.
-        recipe: how to train.
         seed: of order, augmentation and corruption.
         checkpoint, report: as in `train`.
     """
@@ -73,15 +65,11 @@ def tuned_signature(
     trained = train_only(student, tensors)
     digest = shallow_sha256({name: value.detach().cpu().numpy() for name, value in teacher.named_parameters()})
     identity = identity_of(recipe, corrupted, tuple(tensors), seed, len(data), digest)
-    train(
-        student,
-        torch.optim.Adam(trained.values(), lr=recipe.learning_rate),
-        lambda epoch: batches(data, recipe.batch_size, recipe.crop, corrupted, epoch, seed),
-        _loss(teacher, student, tensors, recipe, data.pixels.device),
-        Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity),
-        checkpoint=checkpoint,
-        report=report,
-    )
+    plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)
+    epochs = partial(batches, data, recipe.batch_size, recipe.crop, corrupted, seed=seed)
+    optimiser = torch.optim.Adam(trained.values(), lr=recipe.learning_rate)
+    loss_of = _loss(teacher, student, tensors, recipe, data.pixels.device)
+    train(student, optimiser, epochs, loss_of, plan, checkpoint=checkpoint, report=report)
     clean = dict(teacher.named_parameters())
     return {name: (trained[name] - clean[name]).detach().contiguous().cpu() for name in tensors}
 
@@ -102,8 +90,6 @@ def match_shallow(seen: Tensor, aim: Tensor) -> Tensor:
 def _loss(
     teacher: nn.Module, student: nn.Module, tensors: Sequence[str], recipe: TuneRecipe, device: torch.device
 ) -> Callable[[Batch], Tensor]:
-    """The loss of the recipe's target."""
-
     def by_labels(batch: Batch) -> Tensor:
         with autocast(device, recipe.precision):
             return F.cross_entropy(student(to_input(batch.corrupted)).float(), batch.labels)
@@ -123,12 +109,10 @@ def _loss(
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
     """The part of a folded model up to what its first deep layer sees; shares the model's parameters.
 
-    Args:
-        folded: the model; its graph is read by `torch.fx`.
-        tensors: names of the shallow tensors; every other convolution or linear layer is deep.
+    Every convolution or linear layer without one of `tensors` is deep.
 
     Raises:
-        InputError: if no layer is deep.
+        InputError: if there is none.
     """
     traced = folded if isinstance(folded, fx.GraphModule) else fx.symbolic_trace(folded)
     modules = dict(traced.named_modules())
