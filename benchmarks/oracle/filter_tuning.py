@@ -3,8 +3,6 @@
 No classifier runs: the accuracy of the action that was chosen, in the true state, is read from the bundle's gain table.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

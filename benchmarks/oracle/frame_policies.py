@@ -1,7 +1,5 @@
 """Policies that choose a mix for each frame on its own: the most probable type, expected accuracy, composition."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

@@ -8,8 +8,6 @@ two most probable corruptions if both are probable enough, and else does as `exp
 validation images; every number is measured on test images, except those of `validation`.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

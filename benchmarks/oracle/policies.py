@@ -8,8 +8,6 @@ corruption's (then it is left out), for `expected` the points that a patch must 
 on validation images, all else is measured on test images, every frame on its own.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

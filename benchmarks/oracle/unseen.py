@@ -9,8 +9,6 @@ Each of the 19 is a job with its own files in a work folder, so that several pro
 can continue.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

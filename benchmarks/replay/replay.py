@@ -9,8 +9,6 @@ share of the policy (what it does differently from `perfect` with the same knowl
 missed clean frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise

@@ -3,8 +3,6 @@
 Alphas are chosen on validation images, accuracy is reported on test images.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Collection, Mapping, Sequence

@@ -4,8 +4,6 @@ Our methods (`rws.benchmarks.streams.ours`) decide frame by frame at any batch, 
 Baselines have a row per batch size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

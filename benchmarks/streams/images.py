@@ -1,7 +1,5 @@
 """Clean images for the streams of a bundle, and the corruptions that the streams may show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle

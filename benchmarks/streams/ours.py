@@ -7,8 +7,6 @@ it so patches frames that no patch would serve better); `best` knows them too an
 hysteresis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise

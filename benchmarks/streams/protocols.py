@@ -10,8 +10,6 @@ At one seed the protocols show the same images with the same draws, save that `g
 the order differs, so that whoever has no memory and no filter scores the same in all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol

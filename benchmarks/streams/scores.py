@@ -6,8 +6,6 @@ levels, and between the first one and clean, the table is interpolated, and of a
 gives an estimate (`GainTable.estimate`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypedDict
 

@@ -5,8 +5,6 @@ was received, `told` knows type and severity and takes the type's own signature 
 the bundle's oracle and policy, each image on its own. Agreement is with the clean model's answer to the clean image.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
