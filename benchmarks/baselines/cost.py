@@ -109,7 +109,7 @@ def time_methods(
 
 def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
     starts = cycle(range(0, len(sample.x) - batch + 1, batch))
-    parts = ([values[start : start + batch] for values in sample] for start in starts)
+    parts = (Sample(*(values[start : start + batch] for values in sample)) for start in starts)
     method.reset()
     return timed_blocks(lambda: method.classify(*next(parts)), frames=batch)
 

@@ -103,7 +103,7 @@ def _signed(points: float) -> str:
 def _title(axis: Axes, title: str, note: str = "", pad: float = 8.0) -> None:
     axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=pad + (15 if note else 0))
     if note:
-        offset = {"xytext": (0, pad + 1), "xycoords": "axes fraction", "textcoords": "offset points"}
+        offset: dict[str, Any] = {"xytext": (0, pad + 1), "xycoords": "axes fraction", "textcoords": "offset points"}
         axis.annotate(note, (0, 1), fontsize=9, color=MUTED, va="bottom", **offset)
 
 
@@ -130,10 +130,8 @@ def _matrix(
 
 
 def _in_family_order(names: Sequence[str]) -> list[int]:
-    order = [CLEAN, *(name for members in FAMILIES.values() for name in members)]
-    return sorted(
-        range(len(names)), key=lambda index: order.index(names[index]) if names[index] in order else len(order)
-    )
+    order = [CLEAN, *(name for members in FAMILIES.values() for name in members), *names]
+    return sorted(range(len(names)), key=lambda index: order.index(names[index]))
 
 
 def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
