@@ -108,10 +108,14 @@ def time_methods(
 
 
 def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
-    starts = cycle(range(0, len(sample.x) - batch + 1, batch))
-    parts = (Sample(*(values[start : start + batch] for values in sample)) for start in starts)
+    parts = cycle([slice(start, start + batch) for start in range(0, len(sample.x) - batch + 1, batch)])
+
+    def step() -> None:
+        part = next(parts)
+        method.classify(sample.x[part], sample.types[part], sample.severities[part])
+
     method.reset()
-    return timed_blocks(lambda: method.classify(*next(parts)), frames=batch)
+    return timed_blocks(step, frames=batch)
 
 
 @dataclass(frozen=True)

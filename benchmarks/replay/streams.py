@@ -265,16 +265,13 @@ def write_accuracies(path: Path, result: StreamResult) -> None:
 
 def format_streams(result: StreamResult) -> str:
     """Return RA, TA and what the mixes did as text: a table per protocol."""
-    lines = []
+    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
         lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost  switches  right  delay (95 %), never"]
         for row in result["rows"]:
             if row["protocol"] == protocol:
-                widths = {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
-                cells = [f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items()]
-                lines.append(
-                    f"{row['method']:13s} {row['batch']:5d}{''.join(cells)}{_delay(row.get('delay'))}".rstrip()
-                )
+                cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
+                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}{_delay(row.get('delay'))}".rstrip())
     return "\n".join(lines)
 
 

@@ -18,8 +18,8 @@ from rws.training.jobs.seeds import derive_seed
 
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 """`iid`: one type after another, methods reset before each (Tent, Wang et al. 2021). `mixed`: another type at each
-frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`, severity
-climbs and falls in each block (CoTTA); `correlated`, labels are sorted in each block (NOTE, Gong et al. 2022)."""
+frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`,
+severity climbs and falls in each block (CoTTA); `correlated`, labels are sorted in it (NOTE, Gong et al. 2022)."""
 TYPES = 1 + len(CORRUPTIONS)
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 

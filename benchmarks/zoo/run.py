@@ -288,7 +288,7 @@ def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, fl
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
-    steps = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(x)))
+    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(x)))
     for _ in range(repeats):
         for key, step in zip(times, steps, strict=True):
             start = time.perf_counter()
