@@ -112,7 +112,6 @@ def _norm(module: nn.Module, name: str) -> nn.BatchNorm2d:
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the BatchNorm that comes right after it."""
     named = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
     return [
         (name, after)

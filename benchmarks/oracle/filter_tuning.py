@@ -147,7 +147,6 @@ def tune_filter(
 
 
 def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions) -> tuple[int, list[_Case]]:
-    """Return how many validation images there are, and the streams of them."""
     corruptions = known_corruptions(bundle)
     _, validation = split_as_built(bundle, clean_images(bundle, source, "train"))
     labels = validation.labels.numpy()

@@ -193,7 +193,6 @@ def _settings(bundle: Bundle, setting: Setting | None, shipped: bool) -> dict[st
 
 
 def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
-    """Return the points of TA that a policy loses, and its RA."""
     frames, right = evaluator.frames, evaluator.right([policy.choose(belief) for belief in beliefs])
     return frames.percent(evaluator.right_under({}), 0) - frames.percent(right, 0), frames.percent(right, 1)
 

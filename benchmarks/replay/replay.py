@@ -101,7 +101,6 @@ class Replayer:
         )
 
     def _stream_type(self, joint: NDArray[np.float32]) -> int:
-        """Return the type that the temporal filter names after these frames."""
         self._filter.reset()
         for frame in joint:
             belief = self._filter.update(Belief(self.oracle.corruptions, self.oracle.levels, frame))
@@ -246,8 +245,6 @@ def replay(
 
 @dataclass
 class _Sums:
-    """What is kept of the outcomes of all sets."""
-
     corruptions: Sequence[str]
     scores: dict[SetKey, Accuracies] = field(default_factory=dict)
     named: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
@@ -306,7 +303,6 @@ def _mean_of(scores: Sequence[Accuracies]) -> Accuracies:
 
 
 def _split(accuracy: Accuracies) -> Split:
-    """Return the points that each step from ground truth to our oracle costs."""
     steps = pairwise(accuracy[arm] for arm in ("perfect", *PARTIAL_ORACLES, "trained"))
     shares = [more - less for more, less in steps]
     policy, severity, kind, clean, total = (round(share, 3) for share in (*shares, sum(shares)))

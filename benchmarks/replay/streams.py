@@ -284,7 +284,6 @@ def _file_digests(bundle: Bundle) -> dict[str, str]:
 
 
 def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
-    """Return some frames of all types, to measure time with."""
     chosen = np.linspace(0, len(stream) - 1, count).astype(np.int64)
     part = Stream("", *(getattr(stream, key)[chosen] for key in ("image", "type", "severity", "seed", "cut")))
     return Sample(as_input(frames_of(part, pixels, 0, count)), part.type, part.severity)

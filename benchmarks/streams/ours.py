@@ -205,7 +205,6 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDA
 
 
 def _parts(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of the first of each part of the frames, and its pixels, corrupted."""
     for start in range(0, len(frames), _CHUNK):
         yield start, frames_of(frames, pixels, start, min(start + _CHUNK, len(frames)))
 
