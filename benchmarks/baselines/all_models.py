@@ -1,7 +1,5 @@
 """20 whole models, of which the ground-truth type chooses one."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 
@@ -15,12 +13,7 @@ from rws.training.corruptions import CORRUPTIONS
 
 
 class AllModels:
-    """A whole model for each type, chosen by the ground-truth type; no upper bound: each was fine-tuned briefly.
-
-    Args:
-        clean: the model for clean frames.
-        robust: one for each of `CORRUPTIONS`, in that order.
-    """
+    """A whole model for clean frames, and one for each of `CORRUPTIONS`; the ground-truth type chooses."""
 
     def __init__(self, clean: nn.Module, robust: Sequence[nn.Module]) -> None:
         if len(robust) != len(CORRUPTIONS):

@@ -1,7 +1,5 @@
 """What all baselines share: their protocol, conversions, and the model that stays as it is."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from typing import Protocol
@@ -58,12 +56,7 @@ def digest_of(module: nn.Module) -> str:
 
 
 class Fixed:
-    """A model that stays as it is.
-
-    Args:
-        name: of the method.
-        module: float32 (N, 3, H, W) → logits (N, K).
-    """
+    """A model, float32 (N, 3, H, W) → logits (N, K), that stays as it is."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self._module = name, prepared(module)

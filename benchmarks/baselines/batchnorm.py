@@ -1,10 +1,7 @@
 """BatchNorm with the statistics of the batch, alone or mixed with those of the training images.
 
 Nado et al. 2020, "Evaluating prediction-time batch normalization for robustness under covariate shift"; Schneider et
-al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1.
-"""
-
-from __future__ import annotations
+al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,11 +42,7 @@ class AdaptedNorm(nn.Module):
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return every BatchNorm of a module.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Return every BatchNorm of a module; raise InputError if there is none."""
     found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     if not found:
         raise InputError("the model has no BatchNorm to adapt; see rws.benchmarks.baselines.models.unfold")
@@ -57,11 +50,7 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def adapt_norms(module: nn.Module, prior: float) -> nn.Module:
-    """Replace every BatchNorm by an `AdaptedNorm`, in place.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Replace every BatchNorm by an `AdaptedNorm`, in place; raise InputError if there is none."""
     batch_norms(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():

@@ -1,7 +1,5 @@
 """Time and memory of every method per frame, one thread, next to the untouched model on the same engine."""
 
-from __future__ import annotations
-
 import json
 import random
 import subprocess
@@ -50,10 +48,6 @@ class Sample(NamedTuple):
     types: NDArray[np.int64]
     severities: NDArray[np.float32]
 
-    def part(self, start: int, stop: int) -> Sample:
-        """Return frames `start` to `stop`."""
-        return Sample(self.x[start:stop], self.types[start:stop], self.severities[start:stop])
-
 
 class Timing(NamedTuple):
     """Milliseconds per frame (median over the rounds), and the ratio to `std` with its 95 % interval."""
@@ -65,10 +59,7 @@ class Timing(NamedTuple):
 
 
 class CostRow(TypedDict, total=False):
-    """What a method costs on an engine at a batch size; `ms`, `ratio`, `low`, `high` as in `Timing`.
-
-    `carried`: bytes of weights and states that the device needs; `held`, `peak` on Linux only, see `MethodMemory`.
-    """
+    """A method on an engine at a batch size: `Timing`, bytes that it carries, and `MethodMemory` (Linux only)."""
 
     engine: str
     method: str
@@ -97,7 +88,6 @@ def time_methods(
     Args:
         make: makes each method, `std` among them, once per repeat.
         sample: frames that batches are taken from in turn.
-        batch: frames per batch, no more than the sample has.
         repeats, rounds: see `rws.benchmarks.common.interleave.interleave`.
 
     Raises:
@@ -118,20 +108,23 @@ def time_methods(
 
 
 def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
-    """Return what runs one block of a method on batches of the sample in turn."""
-    starts = cycle(range(0, len(sample.x) - batch + 1, batch))
-    parts = (sample.part(start, start + batch) for start in starts)
+    parts = cycle([slice(start, start + batch) for start in range(0, len(sample.x) - batch + 1, batch)])
+
+    def step() -> None:
+        part = next(parts)
+        method.classify(sample.x[part], sample.types[part], sample.severities[part])
+
     method.reset()
-    return timed_blocks(lambda: method.classify(*next(parts)), frames=batch)
+    return timed_blocks(step, frames=batch)
 
 
 @dataclass(frozen=True)
 class MethodMemory:
-    """Bytes of memory of a method in a separate process, one thread.
+    """Bytes of private memory of a method in a separate process, one thread.
 
     Args:
-        held: private memory that it holds between frames, beyond Python, its packages and the bundle's description.
-        peak: the most that it takes on top while it classifies a batch.
+        held: between frames, beyond Python, its packages and the bundle's description.
+        peak: the most on top of that while it classifies a batch.
     """
 
     held: int
@@ -158,8 +151,7 @@ def measure_cost(
 ) -> Cost:
     """Measure time and memory of every method per frame, one thread; ratios are to `std` on the same engine.
 
-    Baselines and our methods run on Torch; ours also on ONNX Runtime, which is what `auto` takes on a CPU. Ours go
-    frame by frame at any batch, so they have batch 1 only.
+    Ours go frame by frame at any batch, so they have batch 1 only.
 
     Args:
         sample: at least as many frames as the largest batch.
@@ -205,13 +197,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def make_method(engine: str, name: str, models: BaselineModels) -> Method:
-    """Make a method to measure its time and memory, one thread.
-
-    Args:
-        engine: a key of `ENGINES`.
-        name: one of that engine's methods.
-        models: the trained models, and their bundle.
-    """
+    """Make a method of an engine (a key of `ENGINES`) to measure its time and memory, one thread."""
     if engine == "torch" and name not in DEVICE:
         return make_baseline(name, models)
     bundle = models.bundle
@@ -236,7 +222,7 @@ def _warm_up_imports(x: Tensor) -> None:
 
 
 def main() -> None:
-    """Measure this process: `sys.argv` holds the arguments of `measure_memory`; prints a `MethodMemory` as JSON."""
+    """Print a `MethodMemory` of this process as JSON; `sys.argv` holds the arguments of `measure_memory`."""
     engine, name, path, work, batch = sys.argv[1:]
     torch.set_num_threads(1)
     bundle = Bundle.load(path)

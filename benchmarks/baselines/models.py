@@ -1,10 +1,6 @@
-"""The models of the baselines: the bundle's own classifier with its BatchNorm back, and what is fine-tuned from it.
+"""The models of the baselines, all fine-tuned from the bundle's classifier with its BatchNorm back.
 
-All start from the same weights: the bundle's model. One robust model per corruption (with the clean one 20 whole
-models, two epochs each by the default recipe), and one model trained with all corruptions as augmentation.
-"""
-
-from __future__ import annotations
+One robust model per corruption, and one model trained with all corruptions as augmentation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -62,25 +58,19 @@ def folded_weights(model: bytes) -> dict[str, Tensor]:
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
 
-def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_size: int = 500) -> nn.Module:
-    """Give a network whose BatchNorm was folded into its convolutions the BatchNorm back.
+def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.Module:
+    """Give a network whose BatchNorm was folded into its convolutions the BatchNorm back, in eval mode.
 
     Folding makes a convolution w and a BatchNorm (γ, β, m, s²) one convolution w' = w·γ/√(s²+ε), b' = β − m·γ/√(s²+ε).
     Here each convolution keeps w' and no bias, m and s² are those of w'*x over the images, in eval mode, every layer
     fed by the folded network, and γ = √(s²+ε), β = m + b'. In eval mode that is the folded network. As BatchNorm
-    cancels any scale of a channel (but for ε, where s² is no larger), it also is the original network: γ and β come
-    back up to the estimate of the running statistics and the sign of γ, which w' then carries. So adapting the
-    statistics or γ and β does what it does to the original.
+    cancels any scale of a channel, it also is the original network, up to the estimate of the running statistics and
+    the sign of γ: adapting the statistics or γ and β does what it does to the original.
 
     Args:
-        module: the network with BatchNorm after each convolution, its convolutions named as the folded ones; its
-            tensors are overwritten.
+        module: the network with BatchNorm after each convolution; its tensors are overwritten.
         weights: the folded network's, by name (`<convolution>.weight`, `<convolution>.bias`, …).
         images: clean training images.
-        batch_size: images at once.
-
-    Returns:
-        The same module, in eval mode, float32.
 
     Raises:
         FormatError: if the module has tensors that the folded network does not have, or of another shape.
@@ -91,13 +81,7 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
         raise InputError("the model has no BatchNorm after its convolutions; baselines that adapt it need one")
     state = module.state_dict()
     norms = [name for _, name in pairs]
-    state |= {
-        f"{norm}.{kind}": torch.zeros_like(state[f"{norm}.{kind}"])
-        for norm in norms
-        for kind in ("bias", "running_mean")
-    }
-    own = [name for name in state if name.rpartition(".")[0] not in norms]
-    for name in own:
+    for name in [name for name in state if name.rpartition(".")[0] not in norms]:
         if name not in weights or weights[name].shape != state[name].shape:
             raise FormatError(
                 f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle again"
@@ -106,11 +90,12 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images, batch_
     for convolution, norm in pairs:
         epsilon = _norm(module, norm).eps
         state[f"{norm}.bias"] = weights[f"{convolution}.bias"]
+        state[f"{norm}.running_mean"] = torch.zeros_like(state[f"{norm}.running_mean"])
         # For now each BatchNorm only adds the bias: the network is the folded one while its outputs are summed up.
         state[f"{norm}.weight"] = torch.ones_like(state[f"{norm}.weight"])
         state[f"{norm}.running_var"] = torch.full_like(state[f"{norm}.running_var"], 1 - epsilon)
     module.load_state_dict(state)
-    mean, variance = _statistics(module, [name for name, _ in pairs], images, batch_size)
+    mean, variance = _statistics(module, [name for name, _ in pairs], images)
     for convolution, norm in pairs:
         layer = _norm(module, norm)
         layer.running_mean = mean[convolution].float()
@@ -127,7 +112,6 @@ def _norm(module: nn.Module, name: str) -> nn.BatchNorm2d:
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the BatchNorm that comes right after it."""
     named = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
     return [
         (name, after)
@@ -137,7 +121,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def _statistics(
-    module: nn.Module, convolutions: list[str], images: Images, batch_size: int
+    module: nn.Module, convolutions: list[str], images: Images
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Mean and (biased) variance of each convolution's channels over the images, float64 (C,)."""
     sums: dict[str, Tensor] = {}
@@ -154,7 +138,7 @@ def _statistics(
         module.get_submodule(name).register_forward_hook(lambda _m, _x, out, name=name: add(name, out))
         for name in convolutions
     ]
-    predict(module, images.pixels, batch_size=batch_size)
+    predict(module, images.pixels, batch_size=500)
     for handle in handles:
         handle.remove()
     mean = {name: sums[name] / count[name] for name in convolutions}
@@ -177,9 +161,7 @@ class BaselineModels:
     """The baselines' models, each trained once and kept; a training that was stopped continues from its last epoch.
 
     Args:
-        bundle: whose classifier, recipe and seed they start from.
-        source: the images that the bundle was built from: folder or data set name; their `train` split is used. None
-            trains nothing and only takes what is there.
+        source: the images that the bundle was built from: folder or data set name. None trains nothing.
         work: folder for checkpoints. A bundle with another model gets its own folder in it.
         augmented: how to train that model; the robust ones are trained as the bundle's recipe says.
         progress: called with {job, seconds, epoch, loss} after each epoch.

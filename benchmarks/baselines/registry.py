@@ -1,16 +1,7 @@
-"""The baselines by name, each small, after its paper, on the bundle's own model in Torch.
+"""The baselines by name, each small, after its paper, on the bundle's own model in Torch; and what they compare with.
 
-`augmented`: one model, trained with all corruptions as augmentation. `all_models`: 20 whole models, the right one
-chosen by the ground-truth type; each was trained as the bundle's recipe says, the default one for two epochs at
-severity 5 alone, so that it bounds nothing from above. `bn_batch`, `bn_prior`: see `batchnorm`; the prior counts as 16
-images, Schneider's number for small batches. `tent`, `tent_scaled`: see `tent`.
-
-For time and memory on the same engine there are also `std`, no patch, and `always`, all signatures averaged; both with
-BatchNorm folded, as `augmented` and `all_models` are. `std_unfolded` is `std` with BatchNorm as separate layers, which
-the methods that adapt it need.
-"""
-
-from __future__ import annotations
+`all_models` bounds nothing from above: each of its 20 models was trained as the bundle's recipe says, the default one
+for two epochs. `std_unfolded` is `std` with BatchNorm as separate layers, which the methods that adapt it need."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +24,7 @@ BASELINES_VERSION = 1
 """Raise it if the same weights give other answers or costs."""
 
 PRIOR_IMAGES = 16
+"""Schneider's number for small batches."""
 
 
 @torch.no_grad()
@@ -64,14 +56,7 @@ COMPARED: Mapping[str, Callable[[BaselineModels], Baseline]] = {
 
 
 def make_baseline(name: str, models: BaselineModels) -> Baseline:
-    """Make one method.
-
-    Args:
-        name: one of `BASELINES` or `COMPARED`.
-
-    Raises:
-        InputError: if the name is unknown, or a model is not trained yet.
-    """
+    """Make one of `BASELINES` or `COMPARED`; raise InputError if it is unknown or a model is not trained yet."""
     known = {**BASELINES, **COMPARED}
     if name not in known:
         raise InputError(f"unknown baseline {name!r}; known: {', '.join(known)}")
@@ -79,10 +64,6 @@ def make_baseline(name: str, models: BaselineModels) -> Baseline:
 
 
 def make_baselines(bundle: Bundle, work: Path) -> list[Baseline]:
-    """Make the baselines from the models that `BaselineModels.train_all` left in `work`.
-
-    Raises:
-        InputError: if a model is not trained yet.
-    """
+    """Make the baselines from the models in `work`; raise InputError if one is not trained yet."""
     models = BaselineModels(bundle, None, work)
     return [make_baseline(name, models) for name in BASELINES]

@@ -1,10 +1,7 @@
-"""Tent: entropy minimisation at test time.
+"""Tent: entropy minimisation at test time (Wang et al. 2021, "Fully test-time adaptation by entropy minimization").
 
-Wang et al. 2021, "Tent: fully test-time adaptation by entropy minimization". The published rate for CIFAR-10-C, 1e-3,
-is for batches of 200; `scaled` takes a rate in proportion to the batch, as Niu et al. 2023 (SAR) run it on small ones.
-"""
-
-from __future__ import annotations
+The published rate for CIFAR-10-C, 1e-3, is for batches of 200; `scaled` takes a rate in proportion to the batch, as
+Niu et al. 2023 (SAR) run it on small ones."""
 
 import numpy as np
 import torch
@@ -21,7 +18,6 @@ class Tent:
     """Entropy minimisation over γ and β of every BatchNorm, online; the answers are those before the step.
 
     Args:
-        name: of the method.
         module: with BatchNorm; taken over.
         scaled: whether the rate is in proportion to the batch; else it is the published one whatever the batch.
     """

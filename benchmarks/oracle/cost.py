@@ -1,11 +1,7 @@
 """What the oracle costs per frame, compared with models.
 
-Each model's own prediction is the baseline. The network alone, `observe` with its belief, and belief, temporal filter
-and policy together are each run repeatedly, as the model is; `in_turn` is the time of a frame in which all of that and
-the model run one after another, minus the model alone: there each finds the caches as the other left them.
-"""
-
-from __future__ import annotations
+`in_turn` is the time of a frame in which belief, filter, policy and the model run one after another, minus the model
+alone: there each finds the caches as the other left them."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -51,10 +47,9 @@ class OracleCost(TypedDict):
 def measure_oracle(
     bundle: Bundle, others: list[BenchmarkModel], rounds: int = 20, repeats: int = 6, progress: Progress = silent
 ) -> OracleCost:
-    """Measure the bundle's oracle on one thread, as ratios to the bundle's model and to others of the same input size.
+    """Measure the bundle's oracle, filter and policy on one thread, as ratios to its model's prediction and others'.
 
     Args:
-        bundle: whose oracle, filter and policy are measured.
         others: models that take the same input.
         rounds, repeats: see `rws.benchmarks.common.interleave`.
     """
@@ -73,10 +68,11 @@ def measure_oracle(
             cases = {case: _blocks(step, frames) for case, step in _steps(bundle, model).items()}
             interleave(_blocks(model.predict, frames), cases, rounds, rng, found)
         for case in CASES:
-            rows.append(_row(name, case, found[case]))
-            row = rows[-1]
-            interval = f"({row['low']:.3f}–{row['high']:.3f})"
-            progress(f"{name:16s} {case:8s} {row['ms']:.4f} ms  {row['ratio']:.3f} {interval}")
+            own = 1.0 if case == "in_turn" else 0.0
+            ratio, low, high = (round(value - own, 4) for value in found[case].ratio())
+            ms = round(float(np.median(found[case].values())), 4)
+            rows.append(OracleCostRow(model=name, case=case, ms=ms, ratio=ratio, low=low, high=high))
+            progress(f"{name:16s} {case:8s} {ms:.4f} ms  {ratio:.3f} ({low:.3f}–{high:.3f})")
     return OracleCost(bytes=len(bundle.read(ORACLE)), rounds=rounds, repeats=repeats, rows=rows)
 
 
@@ -90,21 +86,10 @@ def _steps(bundle: Bundle, model: PatchableModel) -> Mapping[str, Callable[[NDAr
         whole(x)
         model.predict(x)
 
-    return {
-        "network": lambda x: oracle.observe_batch(x[None]),
-        "observe": oracle.observe,
-        "whole": whole,
-        "in_turn": in_turn,
-    }
+    steps = (lambda x: oracle.observe_batch(x[None]), oracle.observe, whole, in_turn)
+    return dict(zip(CASES, steps, strict=True))
 
 
 def _blocks(step: Callable[[NDArray[np.float32]], Any], frames: NDArray[np.float32]) -> Callable[[], Block]:
     shown = cycle(frames)
     return timed_blocks(lambda: step(next(shown)))
-
-
-def _row(model: str, case: str, found: Measured) -> OracleCostRow:
-    own = 1.0 if case == "in_turn" else 0.0
-    ratio, low, high = (round(value - own, 4) for value in found.ratio())
-    ms = round(float(np.median(found.values())), 4)
-    return OracleCostRow(model=model, case=case, ms=ms, ratio=ratio, low=low, high=high)

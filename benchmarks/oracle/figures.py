@@ -1,11 +1,7 @@
 """The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
-`confusion`: which type the oracle names (`replay_all.json`). `gain_table`: what each signature wins on each corruption
-at severity 5 (the bundle's table). `regret_split`: the regret and its shares (`replay_all.json`). `stream`: a stream
-with its blocks, what was believed and patched, and the running accuracy (`streams.json`).
-"""
-
-from __future__ import annotations
+From `replay_all.json`: `confusion`, `regret_split`; from the bundle's table: `gain_table`, what each signature wins on
+each corruption at severity 5; from `streams.json`: `stream`, what was believed and patched, and the accuracy."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -43,22 +39,18 @@ _SHARES = {
     "clean": ("taken for clean", "#56B4E9"),
     "policy": ("the policy itself", "#9aa3b2"),
 }
-_FAMILY_ORDER = tuple(name for members in FAMILIES.values() for name in members)
 
 
 def draw_all(
     results: Path, out: Path, *, bundle: Bundle | None = None, only: Sequence[str] = (), progress: Progress = silent
 ) -> list[Path]:
-    """Draw the pictures as `<name>.png`, each below 45 kB.
+    """Draw the pictures as `<name>.png`, each below 45 kB, and return the files in the order of `FIGURES`.
 
     Args:
         results: folder of `replay_all.json` and `streams.json`.
         out: folder to write to; created.
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all.
-
-    Returns:
-        The files, in the order of `FIGURES`.
 
     Raises:
         InputError: if a result is missing or lacks what is to be drawn, or a name is unknown.
@@ -111,73 +103,44 @@ def _signed(points: float) -> str:
 def _title(axis: Axes, title: str, note: str = "", pad: float = 8.0) -> None:
     axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=pad + (15 if note else 0))
     if note:
-        axis.annotate(
-            note,
-            (0, 1),
-            xytext=(0, pad + 1),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=9,
-            color=MUTED,
-            va="bottom",
-        )
+        offset: dict[str, Any] = {"xytext": (0, pad + 1), "xycoords": "axes fraction", "textcoords": "offset points"}
+        axis.annotate(note, (0, 1), fontsize=9, color=MUTED, va="bottom", **offset)
 
 
-def _grid_of_names(axis: Axes, rows: Sequence[str], columns: Sequence[str], breaks: Sequence[float]) -> None:
-    """Names around a matrix, with white lines between the families."""
-    axis.set_xticks(range(len(columns)), [_spoken(name) for name in columns], rotation=45, ha="right")
-    axis.set_yticks(range(len(rows)), [_spoken(name) for name in rows])
+def _matrix(
+    values: NDArray[np.floating], names: Sequence[str], norm: PowerNorm, least: float, dark_from: float
+) -> tuple[Figure, Axes]:
+    """Draw a square matrix with the numbers from `least` on, and lines between the families."""
+    figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
+    axis.imshow(values, cmap=_SHADES, norm=norm)
+    axis.set_xticks(range(len(names)), [_spoken(name) for name in names], rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), [_spoken(name) for name in names])
     axis.tick_params(length=0, colors=INK, labelsize=8.5)
     axis.spines[:].set_visible(False)
-    offset = len(rows) - len(columns)
-    for place in breaks:
-        axis.axhline(place + max(0, offset), color="#b9c1cd", lw=0.9)
-        axis.axvline(place + max(0, -offset), color="#b9c1cd", lw=0.9)
-
-
-def _family_breaks(names: Sequence[str]) -> list[float]:
     family = {name: label for label, members in FAMILIES.items() for name in members}
-    return [
-        index + 0.5
-        for index, (name, following) in enumerate(pairwise(names))
-        if family.get(name) != family.get(following)
-    ]
-
-
-def _numbers(axis: Axes, values: NDArray[np.floating], least: float, dark_from: float) -> None:
+    for index, (name, following) in enumerate(pairwise(names)):
+        if family.get(name) != family.get(following):
+            axis.axhline(index + 0.5, color="#b9c1cd", lw=0.9)
+            axis.axvline(index + 0.5, color="#b9c1cd", lw=0.9)
     for row, column in np.argwhere(np.abs(values) >= least):
         value = values[row, column]
-        axis.text(
-            column,
-            row,
-            f"{value:.0f}",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color="white" if value >= dark_from else INK,
-        )
+        colour = "white" if value >= dark_from else INK
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+    return figure, axis
 
 
 def _in_family_order(names: Sequence[str]) -> list[int]:
-    order = [name for name in (CLEAN, *_FAMILY_ORDER) if name in names]
-    order += [name for name in names if name not in order]
-    return [list(names).index(name) for name in order]
+    order = [CLEAN, *(name for members in FAMILIES.values() for name in members), *names]
+    return sorted(range(len(names)), key=lambda index: order.index(names[index]))
 
 
 def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
-    """The confusion matrix: a row a true type, in percent of its frames.
-
-    Args:
-        confusion: `names`, and `counts`, a row a true type, a column a named one.
-    """
+    """Draw the confusion matrix, in percent of each row, from `names` and `counts`: a row a true type."""
     order = _in_family_order(confusion["names"])
     names = [confusion["names"][index] for index in order]
     counts = np.array(confusion["counts"], float)[np.ix_(order, order)]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
-    axis.imshow(share, cmap=_SHADES, norm=PowerNorm(0.45, 0, 100))
-    _grid_of_names(axis, names, names, _family_breaks(names))
-    _numbers(axis, share, 0.95, 40)
+    figure, axis = _matrix(share, names, PowerNorm(0.45, 0, 100), 0.95, 40)
     axis.set_xlabel("named by the oracle", color=MUTED)
     axis.set_ylabel("true", color=MUTED)
     present = counts.sum(1) > 0
@@ -198,10 +161,8 @@ def draw_gain_table(table: GainTable) -> Figure:
         if len(actions):
             gain[:, column] = (strongest[:, actions].max(1) - strongest[:, 0])[order]
     shown = np.where(np.nan_to_num(gain) > 0, gain, 0.0)
-    figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
-    axis.imshow(shown, cmap=_SHADES, norm=PowerNorm(0.6, 0, max(1.0, float(shown.max()))))
-    _grid_of_names(axis, names, names, _family_breaks(names))
-    _numbers(axis, shown, 0.5, 0.35 * float(shown.max()))
+    most = float(shown.max())
+    figure, axis = _matrix(shown, names, PowerNorm(0.6, 0, max(1.0, most)), 0.5, 0.35 * most)
     for index in range(len(names)):
         axis.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor="#e4572e", lw=1.2))
     axis.set_xlabel("signature that is patched in, at its best α", color=MUTED)
@@ -212,10 +173,10 @@ def draw_gain_table(table: GainTable) -> Figure:
 
 
 def draw_regret_split(split: Mapping[str, Any]) -> Figure:
-    """RA(perfect) − RA(ours) and what it comes from, in points: all corruptions together, and each of them.
+    """Draw RA(perfect) − RA(ours) and its shares, in points: all corruptions together, and each of them.
 
     Args:
-        split: `policy`, `severity`, `type`, `clean`, whose sum is `total`; and `per_corruption`: {name: the same}.
+        split: `policy`, `severity`, `type`, `clean`, `total`; and `per_corruption`: {name: the same}.
     """
     rows = sorted(split["per_corruption"].items(), key=lambda item: -item[1]["total"])
     names = ["all together", *(_spoken(name) for name, _ in rows)]
@@ -229,17 +190,8 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
             shown = f"{label} {_signed(split[key])}" if sign > 0 else None
             axis.barh(place, width, left=start, height=0.74, color=colour, label=shown, lw=0)
             start += width
-    axis.plot(
-        [part["total"] for part in parts],
-        place,
-        "D",
-        ms=5,
-        color=INK,
-        mec="white",
-        mew=0.8,
-        ls="",
-        label=f"total {_signed(split['total'])}",
-    )
+    totals, label = [part["total"] for part in parts], f"total {_signed(split['total'])}"
+    axis.plot(totals, place, "D", ms=5, color=INK, mec="white", mew=0.8, ls="", label=label)
     reach = axis.get_xlim()
     for part, height in zip(parts, place, strict=True):
         right = sum(max(0.0, part[key]) for key in _SHARES)
@@ -300,19 +252,14 @@ def _bands(axis: Axes, timeline: Timeline) -> list[int]:
 
 def _running_accuracy(axis: Axes, timeline: Timeline) -> None:
     styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
+    styles["trained"] = ("trained oracle, over frames", *styles["trained"][1:])
     frames = timeline["step"] * (1 + np.arange(timeline["frames"] // timeline["step"]))
     for arm in ("std", "frame", "trained", "perfect"):
         if arm in timeline["correct"]:
             label, colour, width = styles[arm]
             values = np.array(timeline["correct"][arm], float)
-            axis.plot(
-                frames[: len(values)],
-                values,
-                color=colour,
-                lw=width,
-                ls=":" if arm == "perfect" else "-",
-                label=label if arm != "trained" else "trained oracle, over frames",
-            )
+            style = ":" if arm == "perfect" else "-"
+            axis.plot(frames[: len(values)], values, color=colour, lw=width, ls=style, label=label)
     axis.set_ylim(0, 104)
     axis.set_ylabel(f"% correct of the last {timeline['window']}", color=MUTED)
     axis.set_xlabel("frame", color=MUTED)

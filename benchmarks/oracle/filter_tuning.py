@@ -3,9 +3,8 @@
 No classifier runs: the accuracy of the action that was chosen, in the true state, is read from the bundle's gain table.
 """
 
-from __future__ import annotations
-
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -56,8 +55,7 @@ SPACE: Space = {
 
 
 class TriedSettings(TypedDict):
-    """Settings and what they reach: score, losses in points (see `tune_filter`), and by protocol `regret`, `ta_lost`
-    (points) and `switch_rate` (percent of frames), means over the severities."""
+    """Settings, and what they reach: see `tune_filter`; by protocol regret and loss (points), percent of switches."""
 
     filter: dict[str, Any]
     policy: dict[str, Any]
@@ -83,13 +81,7 @@ class FilterResult(TypedDict):
 
 @dataclass(frozen=True)
 class _Case:
-    """A stream as the search sees it.
-
-    Args:
-        joint: the oracle's, float32 (N, 1 + C·S).
-        perfect: of the action that `perfect` takes, float32 (N,).
-        baseline: mean over the types of what the policy that the search starts from is expected to do, frame by frame.
-    """
+    """A stream, the oracle's joint (N, 1 + C·S), the accuracy of `perfect` (N,), and the expected mean at the start."""
 
     stream: Stream
     joint: NDArray[np.float32]
@@ -102,19 +94,17 @@ def tune_filter(
 ) -> FilterResult:
     """Find the settings with the highest score, one setting after another, the others as they are best so far.
 
-    The score is the mean over all streams but `mixed` of (RA + TA) / 2: expected accuracy on corrupted frames (mean
-    over the types) and on clean ones. On no `mixed` stream may the expected accuracy (mean over all types) be more
-    than 0.05 point below that of the policy that the search starts from, frame by frame without filter and hysteresis;
-    and on clean frames it may be at most 0.2 points below that of no patch, mean over all streams. If the settings
-    that the search starts from break that, the smaller excess (sum of both) wins until there is none.
+    The score is the mean over all streams but `mixed` of (RA + TA) / 2, expected accuracies (RA: mean over the types).
+    On no `mixed` stream may the accuracy (mean over all types) be more than 0.05 point below that of the starting
+    policy without filter and hysteresis; on clean frames it may be at most 0.2 points below that of no patch, mean over
+    all streams. Until both hold, the smaller excess (sum of both) wins.
 
     Args:
-        bundle: the bundle; the search starts from its manifest's settings.
+        bundle: the search starts from its manifest's settings.
         source: the training images that the bundle was built from; the build's validation part of them is used.
         frames: per type and stream, see `make_stream`.
         options: seed of the streams, threads of the oracle, progress.
-        space: {"filter.<argument of BeliefFilter>" or "policy.<argument of its kind>": values}; None for what `SPACE`
-            has for the bundle's kind of policy.
+        space: {"filter.<argument of BeliefFilter>" or "policy.<argument of its kind>": values}; None: `SPACE`.
 
     Raises:
         InputError: if the images do not fit the bundle, there is no such setting, or a value does not fit its setting.
@@ -157,7 +147,6 @@ def tune_filter(
 
 
 def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions) -> tuple[int, list[_Case]]:
-    """Return how many validation images there are, and the streams of them."""
     corruptions = known_corruptions(bundle)
     _, validation = split_as_built(bundle, clean_images(bundle, source, "train"))
     labels = validation.labels.numpy()
@@ -181,11 +170,7 @@ def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions)
 
 
 def fitting_space(bundle: Bundle, space: Space | None) -> Space:
-    """Return the settings to try.
-
-    Raises:
-        InputError: if the bundle's filter and policy do not have one of them.
-    """
+    """Return the settings to try; raise InputError if the bundle's filter and policy do not have one of them."""
     takes: dict[str, type] = {"filter": BeliefFilter, "policy": type(bundle.policy())}
     own = {"table", "corruptions", "levels", "prior"}
     known = {f"{part}.{name}" for part, taker in takes.items() for name in {*inspect.signature(taker).parameters} - own}
@@ -214,16 +199,16 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Tri
     smooth = BeliefFilter(bundle.manifest.corruptions, bundle.manifest.severity_levels, **prior, **settings["filter"])
     policy = make_policy(bundle.table, settings["policy"])
     scores, losses, clean_losses = [], [], []
-    regret, ta_lost, switches = (dict[str, list[float]]() for _ in range(3))
+    regret, ta_lost, switches = (defaultdict[str, list[float]](list) for _ in range(3))
     for case in cases:
         accuracy, chosen = _expected(case.stream, bundle.table, list(_mixes(case, smooth, policy)))
         by_type = mean_by_type(case.stream, accuracy)
         perfect = mean_by_type(case.stream, case.perfect)
         ra, ta, protocol = float(np.nanmean(by_type[1:])), float(by_type[0]), case.stream.protocol
         clean_losses.append(float(perfect[0]) - ta)
-        regret.setdefault(protocol, []).append(float(np.nanmean(perfect[1:])) - ra)
-        ta_lost.setdefault(protocol, []).append(clean_losses[-1])
-        switches.setdefault(protocol, []).append(switch_rate(case.stream, chosen))
+        regret[protocol].append(float(np.nanmean(perfect[1:])) - ra)
+        ta_lost[protocol].append(clean_losses[-1])
+        switches[protocol].append(switch_rate(case.stream, chosen))
         if protocol == "mixed":
             losses.append(case.baseline - float(np.nanmean(by_type)))
         else:
@@ -245,14 +230,13 @@ def _means(by_protocol: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _expected(stream: Stream, table: GainTable, mixes: Sequence[Mix]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Expected accuracy of each frame's mix, float32 (N,), and a number for each mix, int64 (N,)."""
+    """Return the expected accuracy of each frame's mix, (N,), and a number for each mix, (N,)."""
     keys: dict[MixKey, int] = {}
     index = np.array([keys.setdefault(mix_key(mix), len(keys)) for mix in mixes])
     return mix_accuracy(stream, table, [dict(key) for key in keys], index), index
 
 
 def _mixes(case: _Case, smooth: BeliefFilter, policy: Policy) -> Iterator[Mix]:
-    """The mixes that the device would take, frame by frame."""
     for joint, cut in zip(case.joint, case.stream.cut, strict=True):
         if cut:
             smooth.reset()

@@ -1,7 +1,5 @@
 """Policies that choose a mix for each frame on its own: the most probable type, expected accuracy, composition."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,14 +19,6 @@ class FramePolicy(Protocol):
         """The mix, {signature: alpha}; {} is no patch."""
 
 
-def weighted_probability(belief: Belief, clean_weight: float) -> NDArray[np.float32]:
-    """P(type), float32 (1 + C,), in the order of `belief.names`, after the odds of clean were multiplied."""
-    probability = belief.probability.copy()
-    probability[0] *= clean_weight
-    scaled: NDArray[np.float32] = probability / probability.sum()
-    return scaled
-
-
 def own_alphas(table: GainTable) -> NDArray[np.float32]:
     """Return the calibrated alpha of each own signature at each level, float32 (C, S); 0 if there is none."""
     truth = ReferencePolicy(table, "perfect")
@@ -41,12 +31,8 @@ class HardPolicy:
     """The most probable type's own signature, at its calibrated alpha for the type's expected severity.
 
     Args:
-        table: the gain table.
         threshold: no patch where the most probable type is less probable than this, 0…1.
-        clean_weight: the odds of clean are multiplied by this first.
-
-    Raises:
-        InputError: if a number is out of range.
+        clean_weight: the odds of clean are multiplied by this first; above 0.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
@@ -59,7 +45,9 @@ class HardPolicy:
 
     def choose(self, belief: Belief) -> Mix:
         """The mix for one frame."""
-        probability = weighted_probability(belief, self.clean_weight)
+        probability = belief.probability.copy()
+        probability[0] *= self.clean_weight
+        probability /= probability.sum()
         index = int(probability.argmax())
         if index == 0 or probability[index] < self.threshold:
             return {}
@@ -68,38 +56,22 @@ class HardPolicy:
         return {belief.names[index]: alpha} if alpha else {}
 
 
-class ExpectedPolicy:
-    """The gain table's action with the best expected accuracy, each frame on its own.
-
-    Args:
-        table: the gain table.
-        threshold: points of expected accuracy by which a patch must beat no patch.
-        clean_weight: the odds of clean are multiplied by this first.
-
-    Raises:
-        InputError: if a number is out of range.
-    """
-
-    def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:
-        self._policy = ExpectedGainPolicy(table, threshold, clean_weight)
+class ExpectedPolicy(ExpectedGainPolicy):
+    """The gain table's action with the best expected accuracy, each frame on its own."""
 
     def choose(self, belief: Belief) -> Mix:
         """The mix for one frame."""
-        self._policy.reset()
-        return self._policy.choose(belief)
+        self.reset()
+        return super().choose(belief)
 
 
 class ComposingPolicy:
     """Both signatures of the two most probable corruptions where both are probable enough; else another policy.
 
     Args:
-        table: the gain table.
         base: decides where at most one corruption is probable enough.
         threshold: least probability of either, above 0, at most 0.5.
-        scale: what both calibrated alphas are multiplied by.
-
-    Raises:
-        InputError: if a number is out of range.
+        scale: what both calibrated alphas are multiplied by; above 0.
     """
 
     def __init__(self, table: GainTable, base: FramePolicy, threshold: float, scale: float = 1.0) -> None:

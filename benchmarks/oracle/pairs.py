@@ -1,14 +1,7 @@
 """Two corruptions at once (fog and noise, …): no patch, one signature, both composed; by ground truth or the oracle.
 
-The first named corruption is laid first. Arms: `std` applies no patch; of those that know the pair, `single` has the
-one signature, of all, that is best for it, `both` its two own signatures, each at its calibrated alpha, `averaged`
-these at half strength, `scaled` at the strength that is best for the pair; of those that ask the oracle, `shipped` is
-the bundle's policy, `expected` takes the one signature with the best expected accuracy, `composed` takes both of the
-two most probable corruptions if both are probable enough, and else does as `expected`. What is best is found on
-validation images; every number is measured on test images, except those of `validation`.
-"""
-
-from __future__ import annotations
+Of the arms that know the pair, `single` has the one signature, of all, that is best for it; `averaged` has its two own
+at half strength; `scaled` at the best one. The pair's order is that of laying; what is best: on validation images."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +12,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from rich.console import Console
 
-from rws.benchmarks.common.tables import Column, columns, terminal
+from rws.benchmarks.common.tables import columns, label, terminal
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
@@ -42,11 +35,7 @@ Pair = tuple[str, str]
 
 
 class PairRow(TypedDict, total=False):
-    """An arm (`way`), whether it knows the pair (`told`), and its accuracy over all pairs and by severity, percent.
-
-    `std` and the arms that ask the oracle also have `ta` and `single` (mean over the single corruptions); the latter
-    `composed`, the percent of pair frames under more than one signature.
-    """
+    """An arm (`way`), whether it knows the pair (`told`), and percent: accuracies, and frames under two signatures."""
 
     way: str
     told: bool
@@ -59,8 +48,7 @@ class PairRow(TypedDict, total=False):
 
 
 class OracleOnPairs(TypedDict):
-    """How often the two most probable corruptions are the pair, and the most probable one is of it, percent; the mean
-    probability of the lesser of the pair."""
+    """Percent: the two most probable are the pair, the most probable is of it; P of the lesser of the pair, mean."""
 
     both_named: float
     one_named: float
@@ -76,8 +64,7 @@ class Scores(NamedTuple):
 
 
 class PairsResult(TypedDict):
-    """`validation`: `Scores` of `std` and the policies on validation images; `chosen`: threshold and scale of
-    `composed`; `per_pair`: first, second, then the accuracy of each arm in the order of `rows`."""
+    """`validation`: `Scores` by arm; `per_pair`: first, second, then the accuracy of each of `rows`."""
 
     rows: list[PairRow]
     oracle: OracleOnPairs
@@ -102,7 +89,6 @@ def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: Evaluatio
     """Compare answers to two corruptions at once.
 
     Args:
-        bundle: gives model, oracle, gain table and the shipped policy.
         splits: what is best is found on `validation`, the table is measured on `test`.
         pairs: how many pairs, drawn by the seed.
         options: images of each pair and severity, and of each single corruption and severity.
@@ -117,11 +103,8 @@ def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: Evaluatio
     single, scale = _best_for_pairs(bundle.table, evaluator, pair_cells, say)
     expected = ExpectedPolicy(bundle.table)
     composing = _best_composing(bundle.table, expected, evaluator, beliefs, say)
-    policies: dict[str, FramePolicy] = {
-        "shipped": bundle.policy(independent=True),
-        "expected": expected,
-        "composed": composing,
-    }
+    shipped = bundle.policy(independent=True)
+    policies: dict[str, FramePolicy] = {"shipped": shipped, "expected": expected, "composed": composing}
     validation = {arm: _scores(evaluator, found) for arm, found in _policy_mixes(policies, beliefs).items()}
 
     evaluator, beliefs = prepare(bundle, splits.test, cells, options)
@@ -205,14 +188,11 @@ def _best_composing(
     for threshold in THRESHOLDS:
         for scale in SCALES:
             policy = ComposingPolicy(table, base, threshold, scale)
-            change = np.subtract(_scores(evaluator, [policy.choose(belief) for belief in beliefs]), before)
-            found.append((policy, max(-change[0], -change[1]), change[2]))
-            say(
-                f"validation: composed from {threshold}, scale {scale}: "
-                f"clean {change[0]:+.2f}  single {change[1]:+.2f}  pairs {change[2]:+.2f}"
-            )
-    allowed = [entry for entry in found if entry[1] <= ALLOWED_LOSS]
-    if allowed:
+            clean, single, pairs = np.subtract(_scores(evaluator, [policy.choose(b) for b in beliefs]), before)
+            found.append((policy, max(-clean, -single), pairs))
+            change = f"clean {clean:+.2f}  single {single:+.2f}  pairs {pairs:+.2f}"
+            say(f"validation: composed from {threshold}, scale {scale}: {change}")
+    if allowed := [entry for entry in found if entry[1] <= ALLOWED_LOSS]:
         return max(allowed, key=lambda entry: entry[2])[0]
     return min(found, key=lambda entry: entry[1])[0]
 
@@ -224,13 +204,8 @@ def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> Scores:
 
 def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> PairRow:
     percent = partial(frames.percent, right)
-    row = PairRow(
-        way=arm,
-        told=arm in KNOWING,
-        accuracy=round(percent(2), 2),
-        accuracy_3=round(percent(2, 3), 2),
-        accuracy_5=round(percent(2, 5), 2),
-    )
+    accuracy, accuracy_3, accuracy_5 = (round(percent(2, severity), 2) for severity in (None, 3, 5))
+    row = PairRow(way=arm, told=arm in KNOWING, accuracy=accuracy, accuracy_3=accuracy_3, accuracy_5=accuracy_5)
     if arm not in KNOWING:
         row["ta"], row["single"] = round(percent(0), 2), round(percent(1), 2)
         if arm != "std":
@@ -258,8 +233,8 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs
 
 _ACCURACIES = {"accuracy": "accuracy", **{f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}}
 _COLUMNS = (
-    Column("way", "way", words=True),
-    Column("told", lambda row: "yes" if row["told"] else "no", words=True),
+    label("way", "way"),
+    label("told", lambda row: "yes" if row["told"] else "no"),
     *columns(_ACCURACIES | {"clean": "ta", "one corruption": "single", "% composed": "composed"}, ".2f"),
 )
 

@@ -1,14 +1,7 @@
 """From a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
 
-`hard` takes the most probable type's own signature; `weighted` composes all signatures by their types' probabilities
-(`rws.oracle.policy.WeightedPolicy`); `expected` takes the gain table's action with the best expected accuracy
-(`rws.oracle.policy.ExpectedGainPolicy`). Each comes plain; with a weight on clean; with a threshold; and with both.
-Below the threshold: for `hard` the most probable type's probability (then nothing is patched), for `weighted` a
-corruption's (then it is left out), for `expected` the points that a patch must win. Thresholds and weights are chosen
-on validation images, all else is measured on test images, every frame on its own.
-"""
-
-from __future__ import annotations
+Each family comes plain; with a weight on clean; with a threshold; and with both. These are chosen on validation images,
+all else is measured on test images, every frame on its own."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from rws.benchmarks.common.tables import Column, columns, terminal
+from rws.benchmarks.common.tables import Column, columns, label, terminal
 from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -35,7 +28,8 @@ THRESHOLDS: dict[str, tuple[float, ...]] = {
     "weighted": (0.0, 0.05, 0.1, 0.2, 0.4),
     "expected": (0.0, 0.25, 0.5, 1.0, 2.0),
 }
-"""The grid; it holds the plain values, weight 1 and threshold 0."""
+"""The grid; it holds the plain values. Below the threshold: for `hard` the most probable type's probability (nothing is
+patched), for `weighted` a corruption's (it is left out), for `expected` the points that a patch must win."""
 ALLOWED_TA_LOSS = 0.2
 """Points of clean accuracy that a setting may lose on validation images."""
 RULES = ("plain", "clean weight", "threshold", "both")
@@ -60,10 +54,9 @@ class Setting:
 
 
 class PolicyRow(TypedDict, total=False):
-    """A policy: `ta`, `ra`, `ra_5` (severity 5), percent; `regret`, `regret_5` (perfect − this) and `regret_best` (best
-    − this); `ra_minus_shipped` with `ra_se`, its standard error over images; `patched` and `patched_clean`, percent of
-    corrupted and clean frames. Families and `shipped` also have `microseconds` per decision and what `validation`
-    images showed: `ta_loss` and `ra`.
+    """A policy: percent, and points of difference; `ra_se` is the standard error of `ra_minus_shipped` over images.
+
+    `regret`: perfect − this; `regret_best`: best − this; `patched` and `patched_clean`: percent of the frames.
     """
 
     policy: str
@@ -104,23 +97,14 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
 
     Args:
         settings: those of one family.
-        rule: one of `RULES`: what may differ from threshold 0 and clean weight 1.
-        allowed_ta_loss: settings that lose more points on clean images do not count. If all do, the one that loses
-            least is taken.
-
-    Raises:
-        InputError: if the rule is unknown.
+        rule: one of `RULES`: what may differ from threshold 0 and clean weight 1; InputError if it is unknown.
+        allowed_ta_loss: settings that lose more points on clean images only count if all do; then the least loss wins.
     """
     if rule not in RULES:
         raise InputError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
     free_threshold, free_weight = rule in ("threshold", "both"), rule in ("clean weight", "both")
-    admitted = [
-        setting
-        for setting in settings
-        if (free_threshold or setting.threshold == 0) and (free_weight or setting.clean_weight == 1)
-    ]
-    harmless = [setting for setting in admitted if setting.ta_loss <= allowed_ta_loss]
-    if harmless:
+    admitted = [s for s in settings if (free_threshold or s.threshold == 0) and (free_weight or s.clean_weight == 1)]
+    if harmless := [setting for setting in admitted if setting.ta_loss <= allowed_ta_loss]:
         return max(harmless, key=lambda setting: setting.ra)
     return min(admitted, key=lambda setting: (setting.ta_loss, -setting.ra))
 
@@ -142,7 +126,7 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
         for family in FAMILIES
         for rule in RULES
     }
-    validation: dict[Key, tuple[float, float]] = {("shipped", ""): _on_validation(evaluator, beliefs, shipped)}
+    validation = {("shipped", ""): _on_validation(evaluator, beliefs, shipped)}
     validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
     policies: dict[Key, FramePolicy] = {("shipped", ""): shipped}
     policies |= {key: setting.policy(table) for key, setting in chosen.items()}
@@ -176,7 +160,6 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
 
 
 def _rows(evaluator: Evaluator, mixes: dict[Key, list[Mix]]) -> dict[Key, PolicyRow]:
-    """Return what all policies have."""
     frames = evaluator.frames
     right = {key: evaluator.right(found) for key, found in mixes.items()}
     ra = {key: frames.percent(found, 1) for key, found in right.items()}
@@ -210,7 +193,6 @@ def _settings(bundle: Bundle, setting: Setting | None, shipped: bool) -> dict[st
 
 
 def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: FramePolicy) -> tuple[float, float]:
-    """Return the points of TA that a policy loses, and its RA."""
     frames, right = evaluator.frames, evaluator.right([policy.choose(belief) for belief in beliefs])
     return frames.percent(evaluator.right_under({}), 0) - frames.percent(right, 0), frames.percent(right, 1)
 
@@ -251,8 +233,10 @@ def microseconds(policy: FramePolicy, beliefs: Sequence[Belief]) -> float:
 _NUMBERS = {"TA": "ta", "RA": "ra", "RA at 5": "ra_5", "regret": "regret", "to best": "regret_best"}
 _NUMBERS |= {"% patched": "patched", "% of clean": "patched_clean"}
 _COLUMNS = (
-    *(Column(key, key, words=True) for key in ("policy", "rule")),
-    *(Column(key.replace("_", " "), key, "g", words=True) for key in ("threshold", "clean_weight")),
+    label("policy", "policy"),
+    label("rule", "rule"),
+    Column("threshold", "threshold", "g", words=True),
+    Column("clean weight", "clean_weight", "g", words=True),
     *columns(_NUMBERS, ".2f"),
     Column("µs", "microseconds", ".1f"),
 )
@@ -261,6 +245,5 @@ _COLUMNS = (
 def print_policies(result: PoliciesResult, console: Console) -> None:
     """Print the table on a console."""
     console.print(terminal(_COLUMNS, result["rows"]))
-    if result["winner"]:
-        winner = result["winner"]
+    if winner := result["winner"]:
         console.print(f"best on validation images: {winner['policy']} ({winner['rule']})")

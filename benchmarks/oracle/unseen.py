@@ -1,15 +1,7 @@
 """Unseen corruptions: each of the 19 in turn is held out of the oracle, of the signatures and of the gain table.
 
-What remains is evaluated on the corruption that it never saw. `std` applies no patch; `ours` is the oracle of the other
-18 with the bundle's policy over their signatures; `borrowed` knows the corruption and takes the one signature of the
-other 18, or none, that is best for it on validation images; `own` knows it and has its own signature (the bundle's, at
-its calibrated alpha). The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps.
-
-Each of the 19 is a job with its own files in a work folder, so that several processes can share them and a stopped run
-can continue.
-"""
-
-from __future__ import annotations
+`borrowed` knows the corruption and takes the one other signature, or none, that is best on validation images; `own` has
+its own. The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from rws.benchmarks.common.tables import Column, columns, terminal
+from rws.benchmarks.common.tables import Column, columns, label, terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Policy, ReferencePolicy, make_policy
@@ -51,8 +43,7 @@ class UnseenRecipe:
 
     Args:
         oracle: how each oracle is trained.
-        limit: test images at each severity.
-        clean_limit: clean test images; None: all.
+        limit, clean_limit: test images at each severity, and clean ones; None: all.
         validation_limit: validation images at each severity, for `borrowed`.
         clean_recall: percent of the clean validation images that each oracle must name so; see `bundle_recall`.
         seed: of training, images and corruptions.
@@ -67,11 +58,10 @@ class UnseenRecipe:
 
 
 class UnseenRow(TypedDict):
-    """What was measured of a held-out corruption; accuracies of the arms at severities 1…5, percent.
+    """A held-out corruption: accuracies at severities 1…5, percent; `gain`: ours − std, mean, and the `worst`.
 
-    `gain`: ours − std, mean over the severities; `worst`: at the worst one; `patched`: percent of the frames; `chosen`:
-    up to three signatures with the percent of the frames in which they are the strongest; `neighbour`: the signature
-    borrowed at severity 5, if any helps; `ta`, `ta_loss`: on clean images; `scores`: the oracle's on what it knows.
+    `chosen`: up to three signatures with the percent of the frames in which they are the strongest; `neighbour`: the
+    one borrowed at severity 5; `ta`, `ta_loss`: on clean images; `scores`: the oracle's on what it knows.
     """
 
     corruption: str
@@ -90,8 +80,7 @@ class UnseenRow(TypedDict):
 
 
 class Summary(TypedDict, total=False):
-    """`mean` of each arm over corruptions and severities, `gain_of_borrowing` (ours − std), `share_of_own` (that gain
-    in percent of own − std), the corruption with the least gain, the worst cell, and the largest `ta_loss`."""
+    """Means; `share_of_own` is the gain in percent of own − std; `worst`: the corruption with the least gain."""
 
     mean: dict[str, float]
     gain_of_borrowing: float
@@ -113,11 +102,7 @@ class UnseenResult(Summary, total=False):
 
 
 def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
-    """Return the recipe of the bundle's oracle, with fewer epochs.
-
-    Raises:
-        FormatError: if the bundle's provenance has none that this version knows.
-    """
+    """Return the recipe of the bundle's oracle, with fewer epochs; raise FormatError if the provenance has none."""
     try:
         recipe = check_recipe(OracleRecipe, bundle.manifest.provenance["recipe"]["oracle"], "oracle")
     except (KeyError, TypeError, FormatError) as error:
@@ -126,11 +111,7 @@ def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
 
 
 def bundle_recall(bundle: Bundle) -> float:
-    """Return the clean recall, percent, that the bundle's oracle was calibrated to (default: a recipe's).
-
-    Raises:
-        FormatError: if the provenance holds no number there, or one out of range.
-    """
+    """Return the clean recall, percent, of the bundle's calibration; raise FormatError if it is out of range."""
     recipe = bundle.manifest.provenance.get("recipe", {})
     try:
         recall = recipe.get("calibration", {}).get("clean_recall", CalibrationRecipe.clean_recall)
@@ -146,14 +127,8 @@ def _unknown(bundle: Bundle, part: str, error: Exception) -> FormatError:
 
 
 def table_without(table: GainTable, corruption: str) -> GainTable:
-    """Return the gain table without the states and the signature of a corruption.
-
-    Raises:
-        InputError: if the table does not know the corruption.
-    """
-    if corruption not in table.corruptions:
-        raise InputError(f"unknown corruption {corruption!r}; known: {', '.join(table.corruptions)}")
-    index, steps = table.corruptions.index(corruption), len(table.levels)
+    """Return the gain table without a corruption's states and signature; raise InputError if it is unknown."""
+    index, steps = table.index(corruption), len(table.levels)
     states = np.delete(np.arange(len(table.accuracy)), np.s_[1 + index * steps : 1 + (index + 1) * steps])
     actions = np.flatnonzero(table.signature != index)
     signature = table.signature[actions]
@@ -168,14 +143,7 @@ def table_without(table: GainTable, corruption: str) -> GainTable:
 
 @dataclass(frozen=True)
 class HeldOutOracle:
-    """An oracle and a policy that never saw one corruption.
-
-    Args:
-        network: the oracle's network, to logits.
-        calibration: calibration of its logits.
-        policy: the bundle's, over the other signatures, each frame on its own.
-        scores: on validation images of the known corruptions.
-    """
+    """A network, calibration and policy that never saw one corruption, and its scores on validation images."""
 
     network: OracleNetwork
     calibration: Calibration
@@ -265,16 +233,13 @@ def leave_one_out(
     """Do the jobs that are neither done nor being done by another process, and sum up those that are done.
 
     Args:
-        bundle: gives model, signatures and gain table.
         splits: oracles learn from `train`, are calibrated on `validation` and measured on `test`.
-        recipe: what decides the result.
-        work: folder of the jobs' files; several processes may share it.
+        work: folder of the jobs' files; several processes may share it, and a stopped run continues.
         only: these corruptions; none: all that the bundle knows.
         progress: called with one line per epoch and job.
 
     Raises:
-        InputError: if a name is unknown, or the bundle knows a corruption, or a severity level, that no oracle can be
-            trained for.
+        InputError: if a name is unknown, or no oracle can be trained for a corruption or level of the bundle.
     """
     _check(bundle, only)
     store = Store(work, "keep")
@@ -319,9 +284,8 @@ def _check(bundle: Bundle, only: Sequence[str]) -> None:
         )
     if table.levels != LEVELS:
         raise InputError(f"{bundle.path}: its severity levels are {table.levels}, oracles are trained for {LEVELS}")
-    unknown = [name for name in only if name not in table.corruptions]
-    if unknown:
-        raise InputError(f"unknown corruption {unknown[0]!r}; known: {', '.join(table.corruptions)}")
+    for name in only:
+        table.index(name)
 
 
 def summary(rows: Sequence[UnseenRow]) -> Summary:
@@ -352,9 +316,9 @@ def _most(row: UnseenRow) -> str:
 
 
 _COLUMNS = (
-    Column("never seen", "corruption", words=True),
-    Column("chosen most", _most, words=True),
-    Column("best to borrow", lambda row: row["neighbour"] or "none", words=True),
+    label("never seen", "corruption"),
+    label("chosen most", _most),
+    label("best to borrow", lambda row: row["neighbour"] or "none"),
     *columns({arm: partial(_mean_of, arm) for arm in ARMS}, ".2f"),
     *columns({"gain": "gain", "worst": "worst"}, "+.2f"),
     Column("TA loss", "ta_loss", ".2f"),

@@ -1,15 +1,7 @@
 """Replay a corrupted test set through a bundle: no patch, our oracle, the ground truth, all signatures always.
 
-Arms: `std` applies no patch; `trained` is our oracle with the bundle's policy, each frame on its own; `perfect` knows
-type and severity and uses the type's own signature at its calibrated alpha; `best` knows them and takes the gain
-table's best action; `always` carries all signatures averaged, on every frame.
 Regret = perfect − trained. Its split goes from one to the other with the bundle's policy and an oracle that knows less
-and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing. The steps cost the
-share of the policy (what it does differently from `perfect` with the same knowledge), of severity, of type and of
-missed clean frames.
-"""
-
-from __future__ import annotations
+and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +18,6 @@ from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief, certain, per_type
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
-from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
@@ -52,11 +43,11 @@ Accuracies = dict[str, float]
 
 @dataclass(frozen=True)
 class SetOutcome:
-    """What was evaluated on one set of N images.
+    """What was evaluated on one set of N images; types are indices into clean and the corruptions.
 
     Args:
         correct: for each arm whether it classifies each image right, bool (N,).
-        types: the most probable type, int64 (N,), an index into clean and the corruptions.
+        types: the most probable type, int64 (N,).
         stream_types: the same after each 8 frames, taken as a stream, int64 (N // 8,).
         severity_error: absolute error of the expected severity, float (N,).
     """
@@ -110,14 +101,13 @@ class Replayer:
         )
 
     def _stream_type(self, joint: NDArray[np.float32]) -> int:
-        """Return the type that the temporal filter names after these frames."""
         self._filter.reset()
         for frame in joint:
             belief = self._filter.update(Belief(self.oracle.corruptions, self.oracle.levels, frame))
         return int(belief.probability.argmax())
 
     def partial(self, joint: NDArray[np.float32], corruption: str, knows: str) -> NDArray[np.float32]:
-        """Return the beliefs of an oracle that knows the `type`, or only whether the frame is `corrupted`.
+        """Return the beliefs of an oracle that knows the true type, or only whether the frame is corrupted.
 
         Args:
             joint: our oracle's beliefs, float32 (N, 1 + C·S).
@@ -142,15 +132,12 @@ class Replayer:
 def indistinguishable_pairs(
     samples: Mapping[SetKey, NDArray[np.uint8]], corruptions: Sequence[str], limit: float = 0.5
 ) -> list[tuple[str, str, int]]:
-    """Return pairs of corruptions that make the same image at one severity: no oracle can tell them apart.
+    """Return (corruption, corruption, severity) of pairs that make the same image: no oracle can tell them apart.
 
     Args:
         samples: the first images of each set, uint8 (n, 3, H, W).
         corruptions: names, in the order of the result.
         limit: largest mean absolute difference, in grey levels.
-
-    Returns:
-        (corruption, corruption, severity) of each pair.
     """
     found = []
     for severity in sorted({severity for _, severity in samples}):
@@ -220,10 +207,7 @@ class ReplayResult(TypedDict):
 def replay(
     bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
 ) -> ReplayResult:
-    """Replay a test set and sum it up.
-
-    Args:
-        source, severities: see `rws.training.evaluation.sets.evaluation_sets`.
+    """Replay a test set (see `rws.training.evaluation.sets.evaluation_sets`) and sum it up.
 
     Raises:
         InputError: if the source holds no corrupted images, or does not fit the bundle.
@@ -261,8 +245,6 @@ def replay(
 
 @dataclass
 class _Sums:
-    """What is kept of the outcomes of all sets."""
-
     corruptions: Sequence[str]
     scores: dict[SetKey, Accuracies] = field(default_factory=dict)
     named: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
@@ -272,13 +254,14 @@ class _Sums:
     images: int = 0
 
     def add(self, test: EvaluationSet, outcome: SetOutcome) -> Accuracies:
-        """Keep the sums of one set; returns its accuracies."""
         key = test.corruption, test.severity
         self.scores[key] = {arm: 100 * float(right.mean()) for arm, right in outcome.correct.items()}
         self.named[key] = np.bincount(outcome.types, minlength=1 + len(self.corruptions))
         if len(outcome.stream_types):
             self.named_after[key] = np.bincount(outcome.stream_types, minlength=1 + len(self.corruptions))
-        self.samples[key] = _first(test.images)
+        # The first images, few if they are large.
+        first = max(1, min(200, _COMPARED_PIXELS // test.images.size**2))
+        self.samples[key] = test.images.pixels[:first].cpu().numpy()
         self.severity_error.append(float(outcome.severity_error.mean()))
         self.images = len(test.images)
         return self.scores[key]
@@ -290,17 +273,13 @@ class _Sums:
         return _mean_of(list(found.values())), found
 
     def by_severity(self) -> dict[str, Accuracies]:
-        """Return the mean over the corruptions at each severity."""
-        severities = sorted({severity for name, severity in self.scores if name != CLEAN})
-        return {
-            str(severity): _rounded(
-                _mean_of([scores for (name, at), scores in self.scores.items() if at == severity and name != CLEAN])
-            )
-            for severity in severities
-        }
+        at: dict[int, list[Accuracies]] = {}
+        for (name, severity), scores in sorted(self.scores.items(), key=lambda item: item[0][1]):
+            if name != CLEAN:
+                at.setdefault(severity, []).append(scores)
+        return {str(severity): _rounded(_mean_of(scores)) for severity, scores in at.items()}
 
     def oracle_scores(self) -> OracleScores:
-        """Return what the oracle knows."""
         order = [CLEAN, *self.corruptions]
         same = indistinguishable_pairs(self.samples, self.corruptions)
         confusion = np.zeros((len(order), len(order)), np.int64)
@@ -315,22 +294,15 @@ class _Sums:
         }
 
 
-def _first(images: Images) -> NDArray[np.uint8]:
-    """Return the first images of a set, few if they are large."""
-    few: NDArray[np.uint8] = images.pixels[: max(1, min(200, _COMPARED_PIXELS // images.size**2))].cpu().numpy()
-    return few
-
-
 def _rounded(scores: Accuracies) -> Accuracies:
     return {arm: round(scores[arm], 2) for arm in ARMS}
 
 
 def _mean_of(scores: Sequence[Accuracies]) -> Accuracies:
-    return {arm: _mean([each[arm] for each in scores]) for arm in (*ARMS, *PARTIAL_ORACLES)}
+    return {arm: float(np.mean([each[arm] for each in scores])) for arm in (*ARMS, *PARTIAL_ORACLES)}
 
 
 def _split(accuracy: Accuracies) -> Split:
-    """Return the points that each step from ground truth to our oracle costs."""
     steps = pairwise(accuracy[arm] for arm in ("perfect", *PARTIAL_ORACLES, "trained"))
     shares = [more - less for more, less in steps]
     policy, severity, kind, clean, total = (round(share, 3) for share in (*shares, sum(shares)))
@@ -338,7 +310,7 @@ def _split(accuracy: Accuracies) -> Split:
 
 
 def _recalls(named: Named, order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
-    """Return the recalls from counts, with `order` the types of the counts and `same` the indistinguishable pairs."""
+    """Return the recalls from counts of the types `order`; `same` are the indistinguishable pairs."""
     raw: dict[str, dict[int, float]] = {}
     merged: dict[str, dict[int, float]] = {}
     for (name, severity), counts in named.items():
@@ -349,7 +321,7 @@ def _recalls(named: Named, order: Sequence[str], same: Sequence[tuple[str, str, 
 
     def mean_at(recall: Mapping[str, Mapping[int, float]], at: Sequence[int]) -> float:
         kinds = [[by[severity] for severity in at if severity in by] for by in recall.values()]
-        return round(_mean([_mean(kind) for kind in kinds if kind]), 2)
+        return round(float(np.mean([np.mean(kind) for kind in kinds if kind])), 2)
 
     def scores(at: Sequence[int]) -> TypeScores:
         return TypeScores(type_accuracy=mean_at(raw, at), type_accuracy_merged=mean_at(merged, at))
@@ -358,10 +330,6 @@ def _recalls(named: Named, order: Sequence[str], same: Sequence[tuple[str, str, 
     recall = round(raw[CLEAN][0], 2) if CLEAN in raw else None
     per_severity = {str(severity): scores([severity]) for severity in severities if severity}
     return {**(scores(severities) if severities else {}), "clean_recall": recall, "per_severity": per_severity}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
 
 
 def format_replay(result: ReplayResult) -> str:

@@ -1,9 +1,6 @@
 """The methods that make a signature, compared: alone, composed in pairs, quantised, and what they cost.
 
-Alphas are chosen on validation images, accuracy is reported on test images.
-"""
-
-from __future__ import annotations
+Alphas are chosen on validation images, accuracy is reported on test images."""
 
 import json
 import random
@@ -36,15 +33,7 @@ Sets = Mapping[Layers, Images]
 
 
 def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
-    """Compare finished signatures of a build.
-
-    Args:
-        build: whose jobs `tuned` and `residual` are done.
-        seed: seed of pairs and corruptions.
-
-    Returns:
-        `std` and each method: see `_Comparison`; and what they were measured on.
-    """
+    """Compare the finished signatures of a build; for `std` and each method see `_Comparison`."""
     pairs = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), PAIRS)
     validation = build.validation.first(1000)
     comparison = _Comparison(build, _sets(validation, pairs, seed, "validation"), _sets(test, pairs, seed, "test"))
@@ -62,7 +51,6 @@ def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progres
 
 
 def _sets(images: Images, pairs: Sequence[tuple[str, str]], seed: int, purpose: str) -> Sets:
-    """Return the images under each corruption, then under each pair."""
     cells: list[Layers] = [((name, SEVERITY),) for name in CORRUPTIONS]
     cells += [((first, PAIR_SEVERITY), (second, PAIR_SEVERITY)) for first, second in pairs]
     return {
@@ -77,7 +65,6 @@ class _Comparison:
         self._pairs = [cell for cell in test if len(cell) == 2]
 
     def std(self, clean: Images) -> dict[str, float]:
-        """Return the clean model's accuracy on clean images, single corruptions and pairs, percent."""
         return {
             "ta": round(accuracy(self._model, clean), 2),
             "ra": _mean([accuracy(self._model, self._test[cell]) for cell in self._singles.values()]),
@@ -85,11 +72,8 @@ class _Comparison:
         }
 
     def scores(self, method: str) -> Mapping[str, Any]:
-        """Return mean accuracies over the 19 corruptions alone, percent: on validation images (by which a method is
-        chosen) and on test images (float32 and quantised); on test images also over images with two corruptions under
-        both signatures, and over single corruptions under a pair's signatures; seconds of training; the alphas; and for
-        `residual` the accuracy of the whole robust models that it is taken from.
-        """
+        """Return mean accuracies over the corruptions alone, over pairs under both signatures, over single ones under a
+        pair's, and of the robust models that `residual` is taken from, percent; seconds of training; the alphas."""
         exact = {name: self._build.signature(method, name) for name in CORRUPTIONS}
         chosen = {name: self._best_alpha(exact[name], self._singles[name]) for name in CORRUPTIONS}
         alphas = {name: alpha for name, (alpha, _) in chosen.items()}

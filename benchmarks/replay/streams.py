@@ -1,10 +1,6 @@
 """`rws replay --protocol`: our methods and the baselines over the same streams, summed up.
 
-Our methods (`rws.benchmarks.streams.ours`) decide frame by frame at any batch, so they have one row, of batch 1.
-Baselines have a row per batch size.
-"""
-
-from __future__ import annotations
+Our methods decide frame by frame at any batch, so they have one row, of batch 1; baselines one per batch size."""
 
 import hashlib
 import json
@@ -22,7 +18,7 @@ from torch import Tensor
 from rws.benchmarks.baselines.base import Baseline
 from rws.benchmarks.baselines.cost import Cost, CostRow, Sample, measure_cost
 from rws.benchmarks.baselines.registry import BASELINES_VERSION, make_baselines
-from rws.benchmarks.common.tables import Column, write_csv
+from rws.benchmarks.common.tables import plain, write_csv
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import Ours, Outcome, our_methods, run_method, run_ours
 from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, frames_of, make_stream
@@ -62,10 +58,8 @@ class StreamOptions:
         frames, severity, seed: see `make_stream`.
         baselines: folder of the baselines' models; None for our methods alone.
         batches: batch sizes of the baselines.
-        parts: folder for the answers of each finished (protocol, method, batch), and for time and memory at each batch;
-            None to keep none.
-        resume: use the files of this very run in `parts`: same frames, bundle, baselines' models and version of the
-            code; for time and memory also the same machine and versions.
+        parts: folder for the answers of each (protocol, method, batch), and for time and memory; None to keep none.
+        resume: use the files of this very run in `parts`; time and memory also need the same machine and versions.
         remeasure: measure time and memory even if `parts` holds them.
         threads: threads of our model and oracle.
         progress: called with one line per part.
@@ -95,11 +89,10 @@ class StreamOptions:
 
 
 class StreamRow(TypedDict, total=False):
-    """A method at a batch size on a protocol; accuracies and rates in percent.
+    """A method at a batch size on a protocol, percent; differences (`regret`, `ta_lost`) are to `perfect`.
 
-    `ra`: over the corrupted frames (mean of the types); `ta`: over the clean ones; `regret` = RA(perfect) − RA;
-    `ta_lost` = TA(perfect) − TA; `per_type`: in the order of `types`, None if the bundle does not know a corruption.
-    Those of `CHOOSING` also have `switch_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
+    `per_type`: in the order of `types`, None if the bundle does not know a corruption. Those of `CHOOSING` also have
+    `switch_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
     """
 
     protocol: str
@@ -117,12 +110,10 @@ class StreamRow(TypedDict, total=False):
 
 
 class Timeline(TypedDict):
-    """A short stream to draw; indices stand for `types`.
+    """A short stream to draw; indices stand for `types`, runs are [[index, length], …].
 
-    `true`: runs [[index, length], …] of the true type; `believed`: {method: runs of the most probable type} of `frame`
-    and `trained` (after the filter); `mix`: {method: runs of the strongest signature in effect, 0 for no patch} of
-    `perfect`, `frame` and `trained`; `correct`: {method: percent correct of the last `window` frames after each `step`
-    frames} of `std`, `perfect`, `frame` and `trained`.
+    `believed`: runs of the most probable type (after the filter); `mix`: of the strongest signature in effect, 0 for no
+    patch; `correct`: percent correct of the last `window` frames after each `step` frames.
     """
 
     protocol: str
@@ -262,37 +253,25 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _type_cell(place: int, row: StreamRow) -> str:
-    return _cell(row["per_type"][place])
-
-
-_ACCURACIES = (
-    Column("protocol", "protocol"),
-    Column("method", "method"),
-    Column("batch", "batch"),
-    Column("ra", lambda row: _cell(row["ra"])),
-    Column("ta", lambda row: _cell(row["ta"])),
-    *(Column(name, partial(_type_cell, place)) for place, name in enumerate(NAMES)),
-)
-
-
 def write_accuracies(path: Path, result: StreamResult) -> None:
     """Write the accuracies of a result as CSV: a row per (protocol, method, batch), a column per type, percent."""
-    write_csv(path, _ACCURACIES, result["rows"])
+    titles = ("protocol", "method", "batch", "ra", "ta", *NAMES)
+    rows = [
+        (row["protocol"], row["method"], row["batch"], *map(_cell, (row["ra"], row["ta"], *row["per_type"])))
+        for row in result["rows"]
+    ]
+    write_csv(path, plain(*titles), rows)
 
 
 def format_streams(result: StreamResult) -> str:
     """Return RA, TA and what the mixes did as text: a table per protocol."""
-    lines = []
+    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
         lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost  switches  right  delay (95 %), never"]
         for row in result["rows"]:
             if row["protocol"] == protocol:
-                widths = {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
-                cells = [f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items()]
-                lines.append(
-                    f"{row['method']:13s} {row['batch']:5d}{''.join(cells)}{_delay(row.get('delay'))}".rstrip()
-                )
+                cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
+                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}{_delay(row.get('delay'))}".rstrip())
     return "\n".join(lines)
 
 
@@ -305,7 +284,6 @@ def _file_digests(bundle: Bundle) -> dict[str, str]:
 
 
 def _sample(stream: Stream, pixels: Tensor, count: int) -> Sample:
-    """Return some frames of all types, to measure time with."""
     chosen = np.linspace(0, len(stream) - 1, count).astype(np.int64)
     part = Stream("", *(getattr(stream, key)[chosen] for key in ("image", "type", "severity", "seed", "cut")))
     return Sample(as_input(frames_of(part, pixels, 0, count)), part.type, part.severity)
@@ -359,7 +337,6 @@ class _Runner:
         return outcome
 
     def cost(self, work: Path, baselines: Sequence[Baseline], sample: Sample) -> Cost:
-        """Return time and memory at every batch size."""
         where, options = provenance(), self._options
         run = self._settings | {
             "frames": len(sample.x),
@@ -379,7 +356,6 @@ class _Runner:
         return Cost(threads=threads, rows=rows)
 
     def _part(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Entry[Outcome]:
-        """Return the entry of the answers of a method to a stream."""
         hasher = hashlib.sha256()
         for key in ("image", "type", "severity", "seed", "cut"):
             hasher.update(np.ascontiguousarray(getattr(stream, key)).tobytes())

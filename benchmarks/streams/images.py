@@ -1,7 +1,5 @@
 """Clean images for the streams of a bundle, and the corruptions that the streams may show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
@@ -11,11 +9,7 @@ from rws.training.data.images import Images, fitted, load_images
 
 
 def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
-    """The corruptions that streams for this bundle are made of: those that it knows.
-
-    Raises:
-        InputError: if one of them cannot be made here.
-    """
+    """The corruptions that the bundle knows; raise InputError if streams cannot show one of them."""
     unknown = [name for name in bundle.manifest.corruptions if name not in CORRUPTIONS]
     if unknown:
         raise InputError(

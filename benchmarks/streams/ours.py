@@ -1,13 +1,7 @@
 """Our methods over streams, frame by frame as on the device.
 
-`std` applies no patch; `always` carries all signatures averaged; `perfect` knows type and severity and uses the type's
-own signature at its calibrated alpha, which between severity 0 and the lowest level is the lowest level's (in `gradual`
-it so patches frames that no patch would serve better); `best` knows them too and takes the gain table's best action;
-`frame` is our oracle, each frame on its own; `trained` is our oracle with the temporal filter and the policy's
-hysteresis.
-"""
-
-from __future__ import annotations
+`perfect` knows type and severity and patches every corrupted frame: below the lowest level with its alpha; `best` takes
+the gain table's best action; `frame`: our oracle, each frame on its own; `trained`: with filter and hysteresis."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,20 +39,14 @@ _CHUNK = 512
 
 
 class Ours:
-    """One of `OURS`, frame by frame as on the device.
-
-    Raises:
-        InputError: if the name is unknown.
-    """
+    """One of `OURS`, frame by frame as on the device; raises InputError if the name is unknown."""
 
     def __init__(self, name: str, bundle: Bundle, model: PatchableModel, oracle: Oracle) -> None:
         if name not in OURS:
             raise InputError(f"unknown method {name!r}; known: {', '.join(OURS)}")
         self.name, self.model, self.oracle = name, model, oracle
         self.observes = name in ("frame", "trained")
-        self._fixed: Mix = {}
-        if name == "always":
-            self._fixed = averaged_mix(bundle.signatures.names)
+        self._fixed = averaged_mix(bundle.signatures.names) if name == "always" else {}
         self._ground_truth = ReferencePolicy(bundle.table, name) if name in ("perfect", "best") else None
         self._policy = bundle.policy(independent=name == "frame")
         self._filter = bundle.filter()
@@ -99,11 +87,7 @@ class Ours:
 
 
 def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:
-    """All of `OURS`; they share one model and one oracle.
-
-    Args:
-        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
-    """
+    """Return all of `OURS`; they share one model and one oracle, on `threads` (None: ONNX Runtime chooses)."""
     model, observer = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     return [Ours(name, bundle, model, observer) for name in OURS]
 
@@ -128,10 +112,7 @@ class Outcome:
 def run_ours(
     methods: Sequence[Ours], streams: Mapping[str, Stream], pixels: Tensor, progress: Progress = silent
 ) -> dict[tuple[str, str], Outcome]:
-    """Run our methods over streams: the answers of `run_method`, in a fraction of the time.
-
-    The streams share most frames. What depends on one frame alone (pixels, the oracle's joint probabilities, the answer
-    under a mix) is computed once; filter and policy run over each stream frame by frame.
+    """Run our methods over streams: the answers of `run_method`, in a fraction of the time, as frames are shared.
 
     Args:
         pixels: uint8 (M, 3, H, W), RGB, the clean images.
@@ -180,36 +161,25 @@ def run_ours(
 
 
 def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each stream's frames, each frame seen once.
-
-    Args:
-        pixels: uint8 (M, 3, H, W), RGB, the clean images.
-    """
+    """Return the oracle's joint, float32 (N, 1 + C·S), of each stream's frames; pixels as for `run_ours`."""
     frames, ids = _shared_frames(streams)
     joint = _observe(observer, frames, pixels)
     return {name: joint[ids[name]] for name in streams}
 
 
 def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> NDArray[np.int64]:
-    """Return a method's answers on a stream, int64 (N,); it is reset at each cut, and no batch reaches over one.
-
-    Args:
-        pixels: uint8 (M, 3, H, W), RGB, the clean images.
-        batch: frames that it is given at once.
-    """
-    cuts = [*np.flatnonzero(stream.cut).tolist(), len(stream)]
+    """Return a method's answers on a stream, int64 (N,); it is reset at each cut, and no `batch` reaches over one."""
+    step = batch * -(-_CHUNK // batch)  # a whole number of batches is corrupted at once
     answers = []
-    for first, last in pairwise(cuts):
+    for first, last in pairwise([*np.flatnonzero(stream.cut).tolist(), len(stream)]):
         method.reset()
-        # A whole number of batches is corrupted at once.
-        step = batch * -(-_CHUNK // batch)
         for start in range(first, last, step):
             stop = min(start + step, last)
             x = as_input(frames_of(stream, pixels, start, stop))
-            for begin in range(start, stop, batch):
-                part = slice(begin, min(begin + batch, stop))
-                here = slice(part.start - start, part.stop - start)
-                answers.append(method.classify(x[here], stream.type[part], stream.severity[part]))
+            types, severities = stream.type[start:stop], stream.severity[start:stop]
+            for begin in range(0, len(x), batch):
+                part = slice(begin, begin + batch)
+                answers.append(method.classify(x[part], types[part], severities[part]))
     return np.concatenate(answers)
 
 
@@ -235,7 +205,6 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDA
 
 
 def _parts(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the corrupted frames in parts: the number of the first one, and uint8 (n, 3, H, W)."""
     for start in range(0, len(frames), _CHUNK):
         yield start, frames_of(frames, pixels, start, min(start + _CHUNK, len(frames)))
 
@@ -247,7 +216,7 @@ def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.flo
 def _choices(
     method: Ours, stream: Stream, joint: NDArray[np.float32], keys: dict[MixKey, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of the mix in `keys` (new ones are added) and believed type of each frame, int64 (N,)."""
+    """Return the number of the mix in `keys` (new ones are added) and believed type of each frame, int64 (N,)."""
     mix = np.empty(len(stream), np.int64)
     beliefs = np.zeros_like(joint)
     for frame in range(len(stream)):

@@ -1,20 +1,11 @@
 """Streams of corrupted test images, in the five orders of the test-time-adaptation literature; seeded and replayable.
 
-`iid`: one type after another, images shuffled, methods reset before each (Tent, Wang et al. 2021).
-`mixed`: the type changes from frame to frame, never a reset (SAR, Niu et al. 2023).
-`continual`: blocks of one type in random order, never a reset (CoTTA, Wang et al. 2022).
-`gradual`: as continual, and the severity climbs from 0 and falls back inside each block (CoTTA).
-`correlated`: as continual, and the labels are sorted by class inside each block (NOTE, Gong et al. 2022).
-
-At one seed the protocols show the same images with the same draws, save that `gradual` has severities of its own: only
-the order differs, so that whoever has no memory and no filter scores the same in all of them.
-"""
-
-from __future__ import annotations
+At one seed all show the same images with the same draws (`gradual` has severities of its own): only the order differs,
+so that whoever has no memory and no filter scores the same in all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +17,9 @@ from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixe
 from rws.training.jobs.seeds import derive_seed
 
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
+"""`iid`: one type after another, methods reset before each (Tent, Wang et al. 2021). `mixed`: another type at each
+frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`,
+severity climbs and falls in each block (CoTTA); `correlated`, labels are sorted in it (NOTE, Gong et al. 2022)."""
 TYPES = 1 + len(CORRUPTIONS)
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -72,12 +66,7 @@ class Method(Protocol):
     def classify(
         self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
     ) -> NDArray[np.int64]:
-        """Classes, int64 (B,), of the next B frames.
-
-        Args:
-            x: float32 (B, 3, H, W), RGB, 0…1, not normalised.
-            types, severities: as in `Stream`; only methods that use the ground truth may read them.
-        """
+        """Return classes, int64 (B,), of the next frames (B, 3, H, W), RGB, 0…1; who may know the truth reads it."""
 
 
 def make_stream(
@@ -93,12 +82,10 @@ def make_stream(
 
     Args:
         labels: int64 (M,), class of each clean image.
-        frames: frames per type: clean and the corruptions get as many each, with all 19 N = 20·frames. Each type shows
-            the same `frames` images, drawn by the seed.
-        severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; and corruptions
-            that only exist at whole severities are rounded, those that round to 0 being clean); or "all": the five
-            severities as often as each other, in blocks of their own, in `mixed` changing from frame to frame
-            (`gradual` runs through them anyhow and climbs to 5).
+        frames: frames per type, clean included. Each type shows the same images, drawn by the seed.
+        severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; rounded for
+            corruptions of whole severities, 0 being clean); or "all": the five as often as each other, in blocks of
+            their own, in `mixed` changing from frame to frame (`gradual` runs through them anyhow and climbs to 5).
         seed: 0 or more; same arguments, same stream.
         corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur next to clean frames.
 
@@ -127,7 +114,8 @@ def make_stream(
         blocks = np.unique(block)
         rank = np.arange(len(blocks)) if protocol == "iid" else order.permutation(len(blocks))
         place = rank[np.searchsorted(blocks, block)]
-        chosen = np.lexsort((order.permutation(len(image)), *_sorted_inside(protocol, labels[image]), place))
+        inside = (labels[image],) if protocol == "correlated" else ()
+        chosen = np.lexsort((order.permutation(len(image)), *inside, place))
     image, kind, severities, block = image[chosen], kind[chosen], severities[chosen], block[chosen]
     starts = np.concatenate([[True], block[1:] != block[:-1]])
     if protocol == "gradual":
@@ -142,14 +130,10 @@ def make_stream(
 
 
 def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
-    """Frames `start` to `stop` of a stream, corrupted; the same pixels whatever slice is asked for.
+    """Corrupt frames `start` to `stop` of a stream: uint8 (stop − start, 3, H, W), RGB, the same whatever the slice.
 
     Args:
-        pixels: uint8, (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
-        start, stop: as of a slice.
-
-    Returns:
-        uint8, (stop − start, 3, H, W), RGB.
+        pixels: uint8 (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
     """
     part = slice(start, stop)
     return corrupt_mixed(
@@ -158,10 +142,6 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
         torch.from_numpy(stream.severity[part]),
         torch.from_numpy(stream.seed[part]),
     )
-
-
-def _sorted_inside(protocol: str, label: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-    return (label,) if protocol == "correlated" else ()
 
 
 def _check(protocol: str, images: int, frames: int, severity: float | str, seed: int) -> tuple[float, ...]:

@@ -1,14 +1,10 @@
 """Sums over one method's answers on one stream: accuracies, how often the mix changes, how soon it is right.
 
-The mix in effect is *right* if its accuracy in the true state, by the bundle's gain table (validation images), is at
-most 1 point below that of the action which `perfect` takes; on clean frames: below that of no patch. Between severity
-levels, and between the first one and clean, the table is interpolated, and of a composition of several signatures it
-gives an estimate (`GainTable.estimate`).
-"""
-
-from __future__ import annotations
+The mix in effect is *right* if its accuracy in the true state, by the bundle's gain table (interpolated, and estimated
+for compositions), is at most 1 point below that of the action which `perfect` takes."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, TypedDict
 
 import numpy as np
@@ -26,18 +22,14 @@ NAMES = (CLEAN, *CORRUPTIONS)
 
 
 def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
-    """Means over the frames of each type, float64 (20,), in the order of `NAMES`; NaN where there is none.
-
-    Args:
-        values: bool or float (N,).
-    """
+    """Return means of bool or float (N,) over the frames of each type, float64 (20,), as `NAMES`; NaN for none."""
     count = np.bincount(stream.type + 1, minlength=TYPES)
     total = np.bincount(stream.type + 1, weights=values, minlength=TYPES)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
-    """What the gain table gives in the true state of each frame under the action that `perfect` takes, float32 (N,).
+    """Return what the table gives in the true state of each frame under the action of `perfect`, float32 (N,).
 
     Between severity 0 and the lowest level `perfect` takes the lowest level's alpha, where no patch may be better.
 
@@ -45,33 +37,37 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
         InputError: if the table does not know a corruption of the stream.
     """
     truth = ReferencePolicy(table, "perfect")
-    states, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
-    found = []
-    for kind, severity in states.T:
-        name = NAMES[int(kind) + 1]
-        row = certain(table.corruptions, table.levels, name, float(severity)).joint @ table.accuracy
-        found.append(row[truth.action(name, float(severity))])
-    return np.array(found, np.float32)[inverse.reshape(-1)]
+    states, joints, inverse = _true_states(stream, table)
+    rows = [joint @ table.accuracy for joint in joints]
+    found = [row[truth.action(*state)] for state, row in zip(states, rows, strict=True)]
+    return np.array(found, np.float32)[inverse]
+
+
+def _true_states(
+    stream: Stream, table: GainTable
+) -> tuple[list[tuple[str, float]], list[NDArray[np.float32]], NDArray[np.int64]]:
+    """Return the states that occur (type, severity), the joint of each, and the index of each frame's, (N,)."""
+    pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
+    states = [(NAMES[int(kind) + 1], float(severity)) for kind, severity in pairs.T]
+    joints = [certain(table.corruptions, table.levels, *state).joint for state in states]
+    return states, joints, inverse.reshape(-1)
 
 
 def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What the gain table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
+    """Return what the table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
     Args:
         mixes: the mixes that occurred.
         mix: int64 (N,), which of them was in force when the frame was classified.
     """
     expected = np.stack([table.estimate(each) for each in mixes])
-    pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
-    joint = np.stack(
-        [certain(table.corruptions, table.levels, NAMES[int(kind) + 1], float(level)).joint for kind, level in pairs.T]
-    )
-    found: NDArray[np.float32] = (expected @ joint.T)[mix, inverse.reshape(-1)]
+    _, joints, inverse = _true_states(stream, table)
+    found: NDArray[np.float32] = (expected @ np.stack(joints).T)[mix, inverse]
     return found
 
 
 def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the mix in force was right, bool (N,). Arguments as in `mix_accuracy`."""
+    """Return whether the mix in force was right, bool (N,). Arguments as in `mix_accuracy`."""
     right: NDArray[np.bool_] = mix_accuracy(stream, table, mixes, mix) >= perfect_accuracy(stream, table) - RIGHT_WITHIN
     return right
 
@@ -83,7 +79,7 @@ def switch_rate(stream: Stream, mix: NDArray[np.int64]) -> float:
 
 
 class Reaction(TypedDict):
-    """Frames until the mix is right, over `blocks` stretches; `never`: percent of them in which it never got right."""
+    """Frames until the mix is right, over `blocks` stretches; `never`: percent of those in which it never is."""
 
     median: float
     mean: float
@@ -93,13 +89,13 @@ class Reaction(TypedDict):
 
 
 def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Reaction | None:
-    """Return the frames until the mix is right, over stretches of one true state; 0: right from the first frame on.
+    """Return the frames until the mix is right (0: from the first on), over stretches of one true state; None for none.
 
     A stretch in which it never got right counts with its whole length, a lower bound.
 
     Args:
         right: bool (N,).
-        starts, stops: int64 (B,), the stretches; for none of them the result is None.
+        starts, stops: int64 (B,), the stretches.
     """
     if len(starts) == 0:
         return None
@@ -119,9 +115,8 @@ def delays(
 ) -> tuple[Reaction | None, Reaction | None]:
     """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
 
-    Both are None for `mixed`, where every frame is a change. In `gradual`, where a corruption sets in so weak that no
-    patch is right, its block counts from the first frame at which no patch is wrong (more than 1 point below
-    `perfect`), and not at all if there is none.
+    Both are None for `mixed`, where every frame is a change. In `gradual` the block of a corruption, which sets in
+    weak, counts from the first frame at which no patch is wrong, and not at all if there is none.
 
     Args:
         right: whether the mix in effect was right, bool (N,).
@@ -145,9 +140,7 @@ def delays(
 
 def run_lengths(values: NDArray[np.int64]) -> list[list[int]]:
     """[[value, length], …] of a sequence."""
-    starts = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1])])
-    lengths = np.diff(np.append(starts, len(values)))
-    return [[int(value), int(length)] for value, length in zip(values[starts], lengths, strict=True)]
+    return [[value, len(list(run))] for value, run in groupby(values.tolist())]
 
 
 def running_mean(correct: NDArray[np.bool_], window: int, step: int) -> list[int]:

@@ -1,11 +1,7 @@
-"""Third-party classifiers: a bundle built from half of the images, measured on the other half.
+"""Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
 
-The build sees no labels, only clean images; the labels of the other half say what was won. `std` is the model as it
-was received, `told` knows type and severity and takes the type's own signature at its calibrated alpha, `trained` is
-the bundle's oracle and policy, each image on its own. Agreement is with the clean model's answer to the clean image.
-"""
-
-from __future__ import annotations
+`std` is the model as it was received, `told` takes the true type's own signature at its calibrated alpha, `trained` is
+the bundle's oracle and policy on single images. Agreement is with the clean model's answer to the clean image."""
 
 import json
 import math
@@ -69,7 +65,6 @@ class ZooOptions:
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
         quick: build as `rws build --quick` does.
         limit: at most this many images in all.
-        seed: seed of build and test.
     """
 
     names: Path | None = None
@@ -213,8 +208,6 @@ def measure(
 
     Args:
         test: images with labels in the order of its classes; none of them may have been a part of its build.
-        severities: which of 1…5.
-        options: seed, threads and progress.
     """
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
@@ -295,13 +288,12 @@ def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, fl
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
+    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(x)))
     for _ in range(repeats):
-        start = time.perf_counter()
-        model.predict(x)
-        middle = time.perf_counter()
-        policy.choose(oracle.observe(x))
-        for key, seconds in (("model_ms", middle - start), ("oracle_ms", time.perf_counter() - middle)):
-            times[key].append(1000 * seconds)
+        for key, step in zip(times, steps, strict=True):
+            start = time.perf_counter()
+            step()
+            times[key].append(1000 * (time.perf_counter() - start))
     return {key: float(np.median(values)) for key, values in times.items()}
 
 
@@ -401,21 +393,15 @@ def parts_of_build(work: Path) -> dict[str, float]:
 def run_curve(
     model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
 ) -> CurveResult:
-    """Measure gain against bytes: what signatures of more and more convolutions win back at alpha 1 and 8 bit.
-
-    Args:
-        model, images, work, options: as in `run_entry`.
-    """
+    """Measure gain against bytes: what signatures of more and more convolutions win back at alpha 1 and 8 bit."""
     prepared = _prepare(model, images, options)
     test, onnx = prepared.test, prepared.model.onnx
     proto = read_model(onnx)
     rows = []
     for count in layers:
         adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
-        deltas = {}
-        for name in corruptions:
-            exact = adoption.signature(name)
-            deltas[name] = {tensor: exact[tensor].numpy() for tensor in adoption.tensors}
+        exact = {name: adoption.signature(name) for name in corruptions}
+        deltas = {name: {tensor: found[tensor].numpy() for tensor in adoption.tensors} for name, found in exact.items()}
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}
