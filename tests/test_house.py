@@ -14,8 +14,6 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("rws", "edge", "oracle", "training", "benchmarks")
 LONG = {
     # Commands: each option is a parameter with its help, and the docstring shows examples.
-    "benchmarks/cli/replay.py: replay",
-    "benchmarks/cli/reproduce.py: reproduce",
     "edge/cli/run.py: run",
     "training/cli/build.py: build",
 }
