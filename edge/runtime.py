@@ -46,14 +46,11 @@ class Runtime(Closing):
     For a source, iterate over `stream`; if the loop is yours (as in a ROS callback), call `step` for each image.
 
     Args:
-        oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
+        oracle_every: the oracle looks at every n-th frame only (n ≥ 1); the mix stays until it looks again.
         clock: seconds, monotonic; the same clock must stamp the frames, or their age means nothing.
 
     Attributes:
         compare: whether the clean model classifies each frame as well (`Result.unpatched`).
-
-    Raises:
-        InputError: if `oracle_every` is below 1.
     """
 
     def __init__(
@@ -88,9 +85,7 @@ class Runtime(Closing):
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
 
-        Raises:
-            SourceError: if the source cannot be opened or is lost for good.
-            InputError: if a frame is no uint8 (H, W, 3), or the task cannot read the model's output.
+        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is no uint8 (H, W, 3).
         """
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
@@ -123,13 +118,10 @@ class Runtime(Closing):
         """Process the next image of a stream; belief and weights are kept for the one after it.
 
         Args:
-            image: uint8, shape (H, W, 3), any size.
+            image: uint8, shape (H, W, 3), any size; an `InputError` if it is anything else.
             colour: the order of its channels, "rgb" or "bgr" (OpenCV's).
             name: what the result calls it.
             captured_at: when it was captured, seconds of `clock`; None for now.
-
-        Raises:
-            InputError: if `image` is anything else, or the task cannot read the model's output.
         """
         rgb = to_rgb(image, colour)
         if self._count == 0:

@@ -58,12 +58,8 @@ def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame
     """Return a function that crops a frame to the model's size and corrupts it; `Frame.original` keeps the crop.
 
     Args:
-        spec: TYPE:SEVERITY.
+        spec: TYPE:SEVERITY; an `InputError` if the type is unknown or the severity out of range.
         size: gives the model's input (height, width), pixels, which may change with the bundle.
-
-    Raises:
-        MissingExtraError: if the extra `train` is not installed.
-        InputError: if the type is unknown or the severity out of range.
     """
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.

@@ -65,12 +65,7 @@ class RunSession:
         self._lost: SourceError | None = None
 
     def run(self) -> None:
-        """Do all of it.
-
-        Raises:
-            RwsError: if something cannot be opened or written, or the source is lost for good (after the first result:
-                once sinks, summary and report are complete).
-        """
+        """Do all of it; a source that is lost after the first result is raised once sinks and report are complete."""
         if self._options.outputs.report is not None:
             check_target(self._options.outputs.report)
         with ExitStack() as stack:
@@ -143,7 +138,6 @@ class RunSession:
             self._lost = error
 
     def _progress(self) -> Progress:
-        """Return a progress bar for a terminal; a live source has a status line instead."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = self._source.live or not self._console.is_terminal
         progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
@@ -152,7 +146,6 @@ class RunSession:
         return progress
 
     def _swap(self) -> None:
-        """Go on with a new bundle if one is ready, and say so."""
         if self._watch is None:
             return
         pipeline = self._watch.poll()
@@ -168,7 +161,6 @@ class RunSession:
         self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
-        """Build a new bundle's pipeline, after all of its parts have run."""
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline

@@ -58,9 +58,8 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
     """Resize an image for display, uint8, (H, W, 3), RGB.
 
-    Returns:
-        Enlarged by a whole factor to 320 high or as far as `max_width` allows, or reduced to at most 720 high and
-        `max_width` wide; the image itself if neither is needed.
+    It grows by a whole factor to 320 high or as far as `max_width` allows, or shrinks to at most 720 high and
+    `max_width` wide.
     """
     height, width = image.shape[:2]
     factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)
