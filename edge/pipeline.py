@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,10 @@ from rws.edge.tasks.classify import Classification, ClassificationRecord, Classi
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
+from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Frame, Prediction
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
-
-
-class Filter(Protocol):
-    """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
-
-    def update(self, belief: Belief) -> Belief: ...  # noqa: D102
-    def reset(self) -> None: ...  # noqa: D102
 
 
 class _PredictionRecord(TypedDict):
@@ -156,7 +150,7 @@ class Pipeline:
     model: PatchableModel
     oracle: CorruptionOracle
     policy: Policy
-    filter: Filter | None  # None treats every frame as independent of the others
+    filter: BeliefFilter | None  # None treats every frame as independent of the others
     task: Classify
     input_size: tuple[int, int]  # the model's (height, width), pixels
     name: str = ""  # of the bundle

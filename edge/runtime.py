@@ -6,9 +6,8 @@ is lost, the model has its clean weights.
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
+from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.records import Frame
@@ -26,18 +26,7 @@ from rws.records import Frame
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 
 
-@runtime_checkable
-class FrameSource(Protocol):
-    """Gives frames, and says whether it is lost, as `rws.edge.sources.base.Source` does."""
-
-    @property
-    def state(self) -> str: ...  # noqa: D102
-    @property
-    def idle_for(self) -> float: ...  # noqa: D102
-    def frames(self) -> Iterator[Frame | None]: ...  # noqa: D102
-
-
-Stream = FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str]
+Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
 
 
 class Runtime(Closing):
@@ -90,8 +79,13 @@ class Runtime(Closing):
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
 
-    def results(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result | None, None, None]:
-        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work."""
+    def results(
+        self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
+    ) -> Generator[Result | None, None, None]:
+        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work.
+
+        Each frame goes through the `changes` first, which count as reading.
+        """
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))
@@ -100,12 +94,15 @@ class Runtime(Closing):
             self.pipeline.warm_up()
             self._count = 0
             started = self.clock()
-            for frame in source.frames() if isinstance(source, FrameSource) else source:
+            for frame in source.frames() if isinstance(source, Source) else source:
                 if frame is None:
-                    if self._last is not None and isinstance(source, FrameSource) and _stays_lost(source):
+                    lost = isinstance(source, Source) and source.state != "running" and source.idle_for >= REVERT_AFTER
+                    if lost and self._last is not None:
                         self.reset()
                     yield None
                     continue
+                for change in changes:
+                    frame = change(frame)
                 result = self._process(frame, (self.clock() - started) * 1e3)
                 for sink in sinks:
                     sink.write(frame, result)
@@ -152,7 +149,3 @@ class Runtime(Closing):
             result = self._pipeline.compare(frame, result)
         self._last = result
         return result
-
-
-def _stays_lost(source: FrameSource) -> bool:
-    return source.state != "running" and source.idle_for >= REVERT_AFTER
