@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,10 @@ from rws.edge.tasks.classify import Classification, ClassificationRecord, Classi
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
+from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Frame, Prediction
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
-
-
-class Filter(Protocol):
-    """Smooths beliefs over time; `rws.oracle.temporal_filter.BeliefFilter` is one."""
-
-    def update(self, belief: Belief) -> Belief: ...  # noqa: D102
-    def reset(self) -> None: ...  # noqa: D102
 
 
 class _PredictionRecord(TypedDict):
@@ -112,8 +106,7 @@ class Result:
     def plot(self) -> NDArray[np.uint8]:
         """Return the annotated frame, uint8, shape (h, w, 3), RGB; see `rws.edge.tasks.annotate.annotate`.
 
-        Raises:
-            InputError: if a newer frame has taken its place, and nobody kept it.
+        An `InputError` if a newer frame has taken its place, and nobody kept it.
         """
         if frame := self.frame_ref():
             return annotate(frame.image, self, frame.original)
@@ -157,22 +150,19 @@ class Pipeline:
     model: PatchableModel
     oracle: CorruptionOracle
     policy: Policy
-    filter: Filter | None  # None treats every frame as independent of the others
+    filter: BeliefFilter | None  # None treats every frame as independent of the others
     task: Classify
     input_size: tuple[int, int]  # the model's (height, width), pixels
     name: str = ""  # of the bundle
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
-        """Build the pipeline of a bundle.
+        """Build the pipeline of a bundle, which is released.
 
         Args:
-            bundle: a loaded one; it is released.
+            bundle: a loaded one; a `BundleError` or `MissingExtraError` if it cannot run with these options here.
             options: how its model runs; its threads hold for the oracle, too.
             independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
-
-        Raises:
-            BundleError, MissingExtraError: if backend, provider or strategy are not available here.
         """
         options = options or ModelOptions()
         manifest = bundle.manifest
@@ -194,13 +184,10 @@ class Pipeline:
         """Patch the model for a frame and let it predict.
 
         Args:
-            frame: uint8 (H, W, 3), RGB, any size.
+            frame: uint8 (H, W, 3), RGB, any size; otherwise an `InputError`.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
             read_ms: what reading the frame took.
             clock: seconds, monotonic; the one that stamps the frames.
-
-        Raises:
-            InputError: if the frame's image is no uint8 (H, W, 3).
         """
         marks = [clock()]
         x = preprocess(frame.image, *self.input_size)
@@ -240,8 +227,7 @@ class Pipeline:
     def warm_up(self) -> None:
         """Run oracle and model once: the first run allocates, and a real frame should not pay (and report) that.
 
-        Raises:
-            InputError: if the task cannot read the model's output.
+        An `InputError` if the task cannot read the model's output.
         """
         x = np.zeros((3, *self.input_size), np.float32)
         self.oracle.observe(x)

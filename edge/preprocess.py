@@ -15,8 +15,7 @@ Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
     """Check an image that comes from outside, uint8 (H, W, 3), and return it in RGB: itself if it is RGB already.
 
-    Raises:
-        InputError: if `image` or `colour` is anything else; the message says what to do.
+    An `InputError` if `image` or `colour` is anything else; the message says what to do.
     """
     if colour not in ("rgb", "bgr"):
         raise InputError(f'colour is {colour!r}, expected "rgb" or "bgr"; images that OpenCV reads are "bgr"')
@@ -25,11 +24,7 @@ def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
 
 
 def check_image(image: object) -> None:
-    """Refuse anything but an image, uint8 of shape (H, W, 3).
-
-    Raises:
-        InputError: if it is something else; the message says what to do.
-    """
+    """Refuse anything but an image, uint8 of shape (H, W, 3), with an `InputError` that says what to do."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size and image.shape[2:] == (3,):
         return
     found, advice = type(image).__name__, "give a NumPy array"
@@ -61,14 +56,11 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     areas, growing interpolates linearly.
 
     Args:
-        image: uint8, shape (H, W, 3), RGB, any size.
+        image: uint8, shape (H, W, 3), RGB, any size; an `InputError` if it is something else.
         height, width: size of the model's input, pixels.
 
     Returns:
         float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
-
-    Raises:
-        InputError: if `image` is something else.
     """
     check_image(image)
     fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)

@@ -6,9 +6,8 @@ is lost, the model has its clean weights.
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
+from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.records import Frame
@@ -26,18 +26,7 @@ from rws.records import Frame
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 
 
-@runtime_checkable
-class FrameSource(Protocol):
-    """Gives frames, and says whether it is lost, as `rws.edge.sources.base.Source` does."""
-
-    @property
-    def state(self) -> str: ...  # noqa: D102
-    @property
-    def idle_for(self) -> float: ...  # noqa: D102
-    def frames(self) -> Iterator[Frame | None]: ...  # noqa: D102
-
-
-Stream = FrameSource | Iterable[Frame | None] | str | int | os.PathLike[str]
+Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
 
 
 class Runtime(Closing):
@@ -46,14 +35,11 @@ class Runtime(Closing):
     For a source, iterate over `stream`; if the loop is yours (as in a ROS callback), call `step` for each image.
 
     Args:
-        oracle_every: the oracle looks at every n-th frame only; the mix stays until it looks again.
+        oracle_every: the oracle looks at every n-th frame only (n ≥ 1); the mix stays until it looks again.
         clock: seconds, monotonic; the same clock must stamp the frames, or their age means nothing.
 
     Attributes:
         compare: whether the clean model classifies each frame as well (`Result.unpatched`).
-
-    Raises:
-        InputError: if `oracle_every` is below 1.
     """
 
     def __init__(
@@ -88,15 +74,18 @@ class Runtime(Closing):
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
 
-        Raises:
-            SourceError: if the source cannot be opened or is lost for good.
-            InputError: if a frame is no uint8 (H, W, 3), or the task cannot read the model's output.
+        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is no uint8 (H, W, 3).
         """
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
 
-    def results(self, source: Stream, sinks: Sequence[Sink] = ()) -> Generator[Result | None, None, None]:
-        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work."""
+    def results(
+        self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
+    ) -> Generator[Result | None, None, None]:
+        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work.
+
+        Each frame goes through the `changes` first, which count as reading.
+        """
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))
@@ -105,12 +94,15 @@ class Runtime(Closing):
             self.pipeline.warm_up()
             self._count = 0
             started = self.clock()
-            for frame in source.frames() if isinstance(source, FrameSource) else source:
+            for frame in source.frames() if isinstance(source, Source) else source:
                 if frame is None:
-                    if self._last is not None and isinstance(source, FrameSource) and _stays_lost(source):
+                    lost = isinstance(source, Source) and source.state != "running" and source.idle_for >= REVERT_AFTER
+                    if lost and self._last is not None:
                         self.reset()
                     yield None
                     continue
+                for change in changes:
+                    frame = change(frame)
                 result = self._process(frame, (self.clock() - started) * 1e3)
                 for sink in sinks:
                     sink.write(frame, result)
@@ -123,13 +115,10 @@ class Runtime(Closing):
         """Process the next image of a stream; belief and weights are kept for the one after it.
 
         Args:
-            image: uint8, shape (H, W, 3), any size.
+            image: uint8, shape (H, W, 3), any size; an `InputError` if it is anything else.
             colour: the order of its channels, "rgb" or "bgr" (OpenCV's).
             name: what the result calls it.
             captured_at: when it was captured, seconds of `clock`; None for now.
-
-        Raises:
-            InputError: if `image` is anything else, or the task cannot read the model's output.
         """
         rgb = to_rgb(image, colour)
         if self._count == 0:
@@ -160,7 +149,3 @@ class Runtime(Closing):
             result = self._pipeline.compare(frame, result)
         self._last = result
         return result
-
-
-def _stays_lost(source: FrameSource) -> bool:
-    return source.state != "running" and source.idle_for >= REVERT_AFTER

@@ -18,8 +18,7 @@ Folder = Annotated[Path, argument(help="Bundle folder.")]
 
 
 def inspect(
-    path: BundleArgument = None,
-    report: Annotated[Path | None, optional("--json", help="Write the same here.")] = None,
+    path: BundleArgument = None, report: Annotated[Path | None, optional("--json", help="Write the same here.")] = None
 ) -> None:
     """Show what a bundle carries, where it came from and what was measured; all of it is checked first.
 

@@ -73,7 +73,6 @@ def drill(
 def _run_cases(
     bundle: Bundle, quick: bool, only: str | None, video: Path | None, console: Console
 ) -> tuple[dict[str, object], list[str]]:
-    """What the report says, and the promises that were not kept."""
     import contextlib
     import logging
     import tempfile

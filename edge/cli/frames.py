@@ -1,7 +1,7 @@
 """Frames on their way from a source to the loop: checked, and corrupted on purpose (`rws run --corrupt`)."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -9,34 +9,11 @@ from importlib import import_module
 from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.extras import require
 from rws.edge.preprocess import cover
-from rws.edge.runtime import FrameSource
 from rws.records import Frame
 
 CORRUPT_SEED = 0  # for `--corrupt`; the noise of a frame depends on it and on the frame's number
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ChangedSource:
-    """A source whose frames pass through a function; a `FrameSource`."""
-
-    source: FrameSource
-    change: Callable[[Frame], Frame]
-
-    @property
-    def state(self) -> str:
-        """State of the source."""
-        return self.source.state
-
-    @property
-    def idle_for(self) -> float:
-        """Seconds without a frame."""
-        return self.source.idle_for
-
-    def frames(self) -> Iterator[Frame | None]:
-        """Give the changed frames."""
-        return (None if frame is None else self.change(frame) for frame in self.source.frames())
 
 
 @dataclass
@@ -58,12 +35,8 @@ def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame
     """Return a function that crops a frame to the model's size and corrupts it; `Frame.original` keeps the crop.
 
     Args:
-        spec: TYPE:SEVERITY.
+        spec: TYPE:SEVERITY; an `InputError` if the type is unknown or the severity out of range.
         size: gives the model's input (height, width), pixels, which may change with the bundle.
-
-    Raises:
-        MissingExtraError: if the extra `train` is not installed.
-        InputError: if the type is unknown or the severity out of range.
     """
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.

@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.watcher import BundleWatcher
-from rws.edge.cli.frames import CORRUPT_SEED, ChangedSource, SizeWarning, corrupter
+from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.common.files import check_target
 from rws.edge.common.provenance import portable_path, provenance, write_json
@@ -32,6 +32,7 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
+from rws.records import Frame
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,7 @@ class RunSession:
         self._lost: SourceError | None = None
 
     def run(self) -> None:
-        """Do all of it.
-
-        Raises:
-            RwsError: if something cannot be opened or written, or the source is lost for good (after the first result:
-                once sinks, summary and report are complete).
-        """
+        """Do all of it; a source that is lost after the first result is raised once sinks and report are complete."""
         if self._options.outputs.report is not None:
             check_target(self._options.outputs.report)
         with ExitStack() as stack:
@@ -101,10 +97,9 @@ class RunSession:
         bundle = Bundle.load(options.bundle)
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
-        self._frames = ChangedSource(source, SizeWarning(bundle.manifest))
+        self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
         if options.corrupt is not None:
-            corrupt = corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size)
-            self._frames = ChangedSource(self._frames, corrupt)
+            self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
         self._console.print(f"model: {pipeline.model.description}", markup=False)
         self._monitor = Monitor(source, bundle=pipeline.name, way=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
@@ -116,7 +111,7 @@ class RunSession:
 
     def _loop(self) -> None:
         try:
-            found = self._runtime.results(self._frames, self._outputs.sinks)
+            found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
                 for result in results:
                     self._live = self._source.live
@@ -143,7 +138,6 @@ class RunSession:
             self._lost = error
 
     def _progress(self) -> Progress:
-        """Return a progress bar for a terminal; a live source has a status line instead."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = self._source.live or not self._console.is_terminal
         progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
@@ -152,7 +146,6 @@ class RunSession:
         return progress
 
     def _swap(self) -> None:
-        """Go on with a new bundle if one is ready, and say so."""
         if self._watch is None:
             return
         pipeline = self._watch.poll()
@@ -168,7 +161,6 @@ class RunSession:
         self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
-        """Build a new bundle's pipeline, after all of its parts have run."""
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline

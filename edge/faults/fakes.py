@@ -105,18 +105,15 @@ def images(count: int, start: int = 0, bad: bool = False) -> list[Step]:
     return [("frame", np.clip(image + noise, 0, 255).astype(np.uint8)) for image in scenes]
 
 
-class _FaultyModel:
-    def __init__(self, model: PatchableModel, fault: Callable[[], None]) -> None:
-        self._model, self._fault = model, fault
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._fault()
-        return self._model.predict(x)
-
-
 def faulty(model: PatchableModel, fault: Callable[[], None]) -> PatchableModel:
     """Return the model with a fault that happens before each prediction."""
-    return cast(PatchableModel, _FaultyModel(model, fault))
+
+    class Faulty:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+            fault()
+            return model.predict(x)
+
+    return cast(PatchableModel, Faulty())

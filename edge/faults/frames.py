@@ -1,7 +1,4 @@
-"""Frames for the drill: they carry their own number, so that it knows when each was sent, and what came of it.
-
-Also a real H.264 file, and what a bad transport makes of it.
-"""
+"""Frames that carry their own number, so that the drill knows what came of each, and a real H.264 file, damaged."""
 
 from pathlib import Path
 

@@ -1,8 +1,4 @@
-"""A real RTSP camera for the drill: `/usr/bin/python3 rtsp_server.py PORT`, with GStreamer's server.
-
-Runs under the system's Python, which has GStreamer's bindings. On Debian: apt-get install python3-gi
-gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
-"""
+"""A real RTSP camera for the drill, under the system's Python, which has GStreamer: `rtsp_server.py PORT`."""
 
 import sys
 

@@ -87,11 +87,7 @@ class MjpegServer(Closing):
 
 
 class RtspServer(Closing):
-    """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second.
-
-    Raises:
-        OSError: if it does not start.
-    """
+    """GStreamer's RTSP server, in a separate process: H.264, 640 x 480, 30 frames per second."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port or free_port()

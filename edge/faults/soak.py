@@ -50,14 +50,7 @@ class SoakReport:
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
     """Run `rws run` on an MJPEG camera on loopback, with its page open, and measure.
 
-    Args:
-        seconds: how long, at least twice the warm-up of 60 s.
-        fps: frames per second of the camera.
-        bundle: folder of the bundle.
-        say: called with each line of progress.
-
-    Raises:
-        RwsError: if the command ends early.
+    `seconds` is at least twice the warm-up of 60 s; an `RwsError` if the command ends early.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
@@ -121,8 +114,6 @@ def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[st
 
 
 class _Viewer:
-    """A client of the page's picture stream, and of its events, as a browser is."""
-
     def __init__(self, page: str) -> None:
         self.pictures = 0
         self.ages = Reservoir()  # of the frames seen, milliseconds

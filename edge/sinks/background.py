@@ -84,12 +84,7 @@ class BackgroundSink:
             return {name: getattr(self, name) for name in ("accepted", "written", "dropped", "waiting", "in_hand")}
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Put a frame into the queue.
-
-        Raises:
-            BaseException: what the other sink raised before.
-            ValueError: outside of `with`, or after `close`.
-        """
+        """Put a frame into the queue; raise what the other sink raised before, or a `ValueError` if it is not open."""
         with self._changed:
             while len(self._queue) >= self.capacity and self.when_full == "wait":
                 self._changed.wait()
@@ -104,11 +99,7 @@ class BackgroundSink:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, then leave the other sink; `timeout` is the constructor's by default.
-
-        Raises:
-            BaseException: what the other sink raised.
-        """
+        """Write what waits, leave the other sink, and raise its error; `timeout` is the constructor's by default."""
         self._stop(None, self.timeout if timeout is None else timeout)
         self._raise()
 
@@ -172,7 +163,6 @@ class BackgroundSink:
                 self._fail(error)
 
     def _next(self) -> tuple[Frame, Result] | None:
-        """The next frame to write; None when all are written and no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:

@@ -25,17 +25,13 @@ class FileSink:
         path: appears complete when the sink closes; if an exception passes through, what was there before stays.
         endless: let the file grow under its own name instead; what was written is there after a crash or `kill -9`.
 
-    Raises:
-        InputError: on entry, if the file cannot be written there.
-        RwsError: if writing fails, for example because the disk is full.
+    Raises an `InputError` on entry if the file cannot be written there, and an `RwsError` if writing fails later.
     """
 
     errors: tuple[type[Exception], ...] = (OSError,)  # what a failed write raises; it becomes an `RwsError`
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
-        self.path = Path(path)
-        self.endless = endless
-        self._stack = ExitStack()
+        self.path, self.endless, self._stack = Path(path), endless, ExitStack()
 
     def __enter__(self) -> Self:
         # A file can be appended to even if its folder takes no new one: /dev/stdout, a log that root made for us.
@@ -79,11 +75,9 @@ class LineSink(FileSink):
             self._file.write(self._end_of(half))
 
     def _end_of(self, half: bytes) -> bytes:
-        """The terminator for a truncated line."""
         return b"\n"
 
     def _append(self, text: str) -> int:
-        """Write a line; returns its bytes."""
         # A file name may hold bytes that are no UTF-8: they become escapes, which JSON can read back.
         line = text.encode("utf-8", "backslashreplace")
         with self._one_line_errors():
@@ -97,11 +91,7 @@ class WholeFile(io.FileIO):
     error: OSError | None = None
 
     def write(self, data: Buffer, /) -> int:
-        """Write every byte; returns their number.
-
-        Raises:
-            OSError: if not all could be written; some may have been.
-        """
+        """Write every byte and return their number; an `OSError` if only some or none could be written."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:

@@ -33,10 +33,7 @@ class VideoFile:
         endless: capture times instead of a constant rate (what a player shows first may begin a moment after 0), and
             fragments: after each key frame, every two seconds, all frames before it can be played even after a crash.
 
-    Raises:
-        OSError: if the file cannot be opened or a write fails.
-        RwsError: if PyAV has no encoder.
-        av.FFmpegError: if the encoder refuses the size or the rate.
+    Raises an `OSError` if a write fails, an `RwsError` without an encoder, an `av.FFmpegError` for a bad size or rate.
     """
 
     def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: Fraction, endless: bool) -> None:

@@ -30,8 +30,7 @@ class VideoSink(FileSink):
             last two seconds and a dozen frames can be played. An existing file is renamed to the first free one of
             `<name>.1.mp4`, `<name>.2.mp4`, ….
 
-    Raises:
-        InputError, RwsError: if an argument is out of range or no encoder works, and as `FileSink`.
+    Raises an `InputError` or `RwsError` if an argument is out of range or no encoder works, and as `FileSink`.
     """
 
     errors = (OSError, av.FFmpegError)
@@ -62,7 +61,6 @@ class VideoSink(FileSink):
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a file that holds something to a free name next to it."""
     if path.is_file() and path.stat().st_size:
         names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
         path.rename(next(name for name in names if not name.exists()))

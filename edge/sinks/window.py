@@ -26,15 +26,10 @@ class WindowSink(Closing):
     """Shows annotated frames (`rws.edge.tasks.annotate.annotate`) in a window. A context manager that closes it.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
-    If the display itself goes away, the window system ends the process.
+    If the display itself goes away, the window system ends the process. `on_close` is called once when somebody closes
+    the window or presses Esc or q in it: then `closed` is True, and what is written after it is not shown.
 
-    Args:
-        title: of the window.
-        on_close: called once when somebody closes the window or presses Esc or q in it: then `closed` is True, and what
-            is written after it is not shown.
-
-    Raises:
-        RwsError: on entry, if no window can be opened here; it says why and what to do.
+    Raises an `RwsError` on entry if no window can be opened here; it says why and what to do.
     """
 
     def __init__(self, title: str = "rws", on_close: Callable[[], None] = lambda: None) -> None:

@@ -15,13 +15,10 @@ class ArraySource(Source):
     """The images of an array.
 
     Args:
-        images: uint8, shape (N, H, W, 3), RGB; a memory-mapped array is read image by image.
+        images: uint8, shape (N, H, W, 3), RGB (else an `InputError`); a memory-mapped array is read image by image.
         names: one name per frame (default: `name` for all).
         name, sequential, fps: see `Source`.
         clock: seconds, monotonic.
-
-    Raises:
-        InputError: if `images` has another shape or dtype, or `names` another length.
     """
 
     def __init__(

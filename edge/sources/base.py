@@ -50,8 +50,7 @@ class Source(Closing):
     def frames(self) -> Iterator[Frame | None]:
         """Yield the frames that are left, and None about every `TICK` seconds while no frame comes.
 
-        Raises:
-            SourceError: if a live source is lost, or nothing at all could be decoded.
+        A `SourceError` says that a live source is lost, or that nothing at all could be decoded.
         """
 
     def __iter__(self) -> Iterator[Frame]:

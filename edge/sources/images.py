@@ -19,13 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageSource(Source):
-    """Image files, one frame each. One that cannot be decoded is counted in `rejections` and named in a warning.
-
-    Args:
-        paths: the files, in order.
-        name: what they are called together, for messages.
-        clock: seconds, monotonic.
-    """
+    """Image files, one frame each. One that cannot be decoded is counted in `rejections` and named in a warning."""
 
     def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

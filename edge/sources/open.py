@@ -73,7 +73,6 @@ def quiet_opencv() -> None:
 
 
 def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
-    """What the capture process opens; None if the source is read in this process."""
     path = Path(text)
     if text.isdecimal():
         return CaptureSettings(int(text), "camera", f"camera {text}", latest)

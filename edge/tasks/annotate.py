@@ -58,9 +58,8 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
     """Resize an image for display, uint8, (H, W, 3), RGB.
 
-    Returns:
-        Enlarged by a whole factor to 320 high or as far as `max_width` allows, or reduced to at most 720 high and
-        `max_width` wide; the image itself if neither is needed.
+    It grows by a whole factor to 320 high or as far as `max_width` allows, or shrinks to at most 720 high and
+    `max_width` wide.
     """
     height, width = image.shape[:2]
     factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)
@@ -120,7 +119,7 @@ class _Panel:
 
         self.text(f"{sum(result.times_ms.values()):.1f} ms", 284, 308, _SMALL, right=True)
         self.text(f"#{result.index}", 16, 308, _SMALL)
-        self.text(result.name, 68, 308, _SMALL, room=150, keep_end=True)
+        self.text(result.name, 68, 308, _SMALL, room=150, tail=True)
 
     def row(self, top: float, name: str, probability: float, first: bool) -> None:
         colour = GREEN if name == CLEAN else ORANGE
@@ -142,8 +141,8 @@ class _Panel:
         style: _Style,
         *,
         right: bool = False,
-        room: float = math.inf,
-        keep_end: bool = False,
+        room: float = 300,
+        tail: bool = False,
     ) -> None:
         """Draw a line on the baseline `y`, from `x` or (with `right`) up to `x`; `..` stands where it is cut."""
         scale, thickness = style.size * self.unit, max(1, round((2 if style.bold else 1) * min(self.unit, 1.5)))
@@ -155,7 +154,7 @@ class _Panel:
         for cut in range(1, len(whole)):
             if width(text) <= room * self.unit:
                 break
-            text = ".." + whole[cut:] if keep_end else whole[:-cut].rstrip() + ".."
+            text = ".." + whole[cut:] if tail else whole[:-cut].rstrip() + ".."
         place = (self.left + round(x * self.unit) - (width(text) if right else 0), round(y * self.unit))
         cv2.putText(self.canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, style.colour, thickness, cv2.LINE_AA)
 

@@ -35,7 +35,6 @@ def _camera(fault: Fault = lambda number, jpeg: jpeg) -> Camera:
 
 
 def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) -> tuple[list[Seen], Source]:
-    """Play a camera with a fault until its frame `last` has a result."""
     with MjpegServer(_camera(fault)) as server:
         source = open_source(server.url, stall=stall)
         return drill.play(source, lambda seen: bool(seen) and (seen[-1].stamp or 0) >= last), source
@@ -134,10 +133,7 @@ def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer
 def _play_and_signal(
     drill: Drill, number: signal.Signals, stall: float, until: Callable[[list[Seen], float, CapturedSource], bool]
 ) -> tuple[list[Seen], CapturedSource, int, float]:
-    """Send a signal to the capture process after 30 results; `until` is asked from then on.
-
-    Returns the results, the source, the process and when it got the signal.
-    """
+    """Signal the capture process after 30 results; gives results, source, process and the time of the signal."""
     signalled: list[tuple[int, float]] = []
 
     def steer(seen: list[Seen]) -> bool:

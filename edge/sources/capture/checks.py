@@ -44,18 +44,13 @@ class FreezeDetector:
     """
 
     def __init__(self, patience: float) -> None:
-        self.patience = patience
+        self.patience, self._since, self._coded_anew = patience, 0.0, False
         self._sample: NDArray[np.uint8] | None = None
-        self._since = 0.0
-        self._coded_anew = False
 
     def frozen(self, image: NDArray[np.uint8], at: float, key: bool = True) -> bool:
-        """Return whether the image has been the same for longer than `patience`.
+        """Return whether the image, uint8 (H, W, 3), captured `at` seconds, was the same for longer than `patience`.
 
-        Args:
-            image: uint8, shape (H, W, 3); every eighth pixel of every eighth row is compared.
-            at: when it was captured, seconds.
-            key: whether it was coded on its own, as every JPEG is.
+        Every eighth pixel of every eighth row is compared. `key`: it was coded on its own, as every JPEG is.
         """
         sample = image[::STRIDE, ::STRIDE]
         if self._sample is None or sample.shape != self._sample.shape or not np.array_equal(sample, self._sample):

@@ -102,13 +102,10 @@ class StreamDecoder(Decoder):
     network when decoding is slower than that: then what waits is skipped up to the newest key frame.
 
     Args:
-        target: path or URL.
+        target: path or URL; a `SourceError` if it cannot be opened or holds no video that can be decoded.
         network: whether it comes over a network, at its own pace.
         timeout: seconds after which opening is given up.
         latest: False if no frame of a live stream may be skipped.
-
-    Raises:
-        SourceError: if it cannot be opened, or holds no video that can be decoded.
     """
 
     def __init__(self, target: str, network: bool, timeout: float, latest: bool | None = None) -> None:

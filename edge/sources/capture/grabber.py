@@ -17,13 +17,12 @@ BUFFER = 4
 class Grabber(threading.Thread):
     """Decodes an open source, counts and checks each frame, and keeps the good ones until they are taken.
 
+    `reason` tells why the source ended, "" for a regular end; None before.
+
     Args:
         latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
         freeze: detects frozen frames; None if equal ones are as good as others.
         pace: play at the source's own rate, as if it were live.
-
-    Attributes:
-        reason: why the source ended, "" for a regular end; None before.
     """
 
     def __init__(

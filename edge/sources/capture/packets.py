@@ -22,8 +22,7 @@ class PacketReader:
 
     def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._packets, self._clock = packets, clock
-        self._queue: deque[Arrival] = deque()
-        self._bytes = 0
+        self._queue, self._bytes = deque[Arrival](), 0
         self._changed = threading.Condition()
         self._ended = self._stopped = False
         self._error: Exception | None = None
@@ -44,9 +43,7 @@ class PacketReader:
     def fresh(self, *, independent: bool) -> Iterator[tuple[Packet[Any] | None, float]]:
         """Iterate over the packets; None stands for each that is skipped because decoding lags behind.
 
-        Args:
-            independent: whether each frame stands for itself, so that the newest will do; otherwise a lag of half a
-                second is tolerated, and a longer one ends at the newest key frame.
+        The newest frame will do if each is `independent`; else a lag above half a second ends at the newest key frame.
         """
         for packet, at in self:
             keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]

@@ -58,8 +58,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 class CaptureProcess:
     """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits.
 
-    Attributes:
-        counters: of all received frames, over all processes of this object.
+    `counters` holds all received frames, over all processes of this object.
     """
 
     def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:

@@ -51,8 +51,7 @@ class Counters:
 
     def snapshot(self) -> dict[str, int]:
         """All of them, read once; `received` last, so that what is being counted now is not missing there."""
-        values = {name: self[name] for name in COUNTERS if name != "received"}
-        return {**values, "received": self["received"]}
+        return {name: self[name] for name in (*COUNTERS[1:], "received")}
 
     @property
     def whole(self) -> int:

@@ -35,8 +35,7 @@ class CapturedSource(Source):
             the capture process stamps the frames with `time.monotonic`.
         capture, jitter: for tests; see `Backoff`.
 
-    Raises:
-        SourceError: if a file cannot be opened.
+    Raises a `SourceError` if a file cannot be opened.
     """
 
     sequential = True
@@ -98,7 +97,6 @@ class CapturedSource(Source):
             self._check_whole()
 
     def _open(self) -> Generator[None, None, str | None]:
-        """Open the source; returns why it failed, or None."""
         self._capture.open()
         waited = 0.0
         while not isinstance(answer := self._capture.answer(TICK), Opened | Ended):

@@ -80,8 +80,7 @@ class Worker:
             if select.select([self._connection], [], [], 0)[0]:
                 return  # The loop has lost patience: another question, or the end.
         index, frame = grabbed
-        image = frame.image
-        descriptor = None
+        image, descriptor = frame.image, None
         if image.nbytes > len(self._memory):
             descriptor = shared_memory(image.nbytes)
             self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
