@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
-
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),

@@ -54,8 +54,7 @@ class Oracle:
         if not fits or x.dtype != np.float32:
             shape = x.shape[1:] if x.ndim == 4 else x.shape
             raise InputError(f"oracle: got {x.dtype} {shape}, expected float32 {self.input_shape}")
-        joint: NDArray[np.float32] = self._session.run(None, {self._input: x})[0]
-        return joint
+        return np.asarray(self._session.run(None, {self._input: x})[0])
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
         """Return the belief about one frame, float32 (3, H, W); see `observe_batch`."""

@@ -33,21 +33,13 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class GainTable:
-    """Accuracy of each action in each state, in percent.
-
-    Args:
-        signature: int64 (A,), the signature of each action, an index into `corruptions`; −1 is no patch (action 0).
-        alpha: float32 (A,), the strength of each action; 0 for no patch.
-        accuracy: float32 (1 + C·S, A), percent, states in the order of `Belief.joint`.
-
-    Raises FormatError if the arrays do not fit together or hold values out of range.
-    """
+    """Accuracy of each action in each state; FormatError if the arrays do not fit together or are out of range."""
 
     corruptions: tuple[str, ...]
     levels: tuple[float, ...]
-    signature: NDArray[np.int64]
-    alpha: NDArray[np.float32]
-    accuracy: NDArray[np.float32]
+    signature: NDArray[np.int64]  # (A,), of each action, an index into `corruptions`; −1 is no patch (action 0)
+    alpha: NDArray[np.float32]  # (A,), the strength of each action; 0 for no patch
+    accuracy: NDArray[np.float32]  # (1 + C·S, A), percent, states in the order of `Belief.joint`
 
     def __post_init__(self) -> None:
         states, actions = 1 + len(self.corruptions) * len(self.levels), len(self.signature)
@@ -98,8 +90,7 @@ class GainTable:
             high = min(low + 1, len(actions) - 1)
             lower, upper = self.accuracy[:, actions[low]], self.accuracy[:, actions[high]]
             gain += lower + np.float32(at - low) * (upper - lower) - none
-        estimate: NDArray[np.float32] = np.minimum(none + gain, self.accuracy.max(axis=1))
-        return estimate
+        return np.asarray(np.minimum(none + gain, self.accuracy.max(axis=1)))
 
     def limited_to(self, signatures: Sequence[str]) -> "GainTable":
         """Return the table without the actions of other signatures."""
@@ -131,11 +122,9 @@ class WeightedPolicy:
 
     A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
 
-    Args:
-        threshold: corruptions less probable than this are left out, 0…1.
-        clean_weight: factor on the odds of clean: how much likelier a clean frame is in use than the oracle assumes.
-        hold: the mix is kept while no alpha differs by more than this, except that removing the patch takes effect
-            immediately; 0 for independent images.
+    Corruptions less probable than `threshold`, 0…1, are left out; `clean_weight` is a factor on the odds of clean: how
+    much likelier a clean frame is in use than the oracle assumes. The mix is kept while no alpha differs by more than
+    `hold`, but removing the patch takes effect immediately; 0 for independent images.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
@@ -205,8 +194,7 @@ class ExpectedGainPolicy:
         weighted = joint.copy()
         weighted[..., 0] *= self.clean_weight
         weighted /= weighted.sum(axis=-1, keepdims=True)
-        expected: NDArray[np.float32] = weighted @ self.table.accuracy
-        return expected
+        return np.asarray(weighted @ self.table.accuracy)
 
     def choose(self, belief: Belief) -> Mix:
         """Return the mix with the best expected accuracy, or the current one unless it is beaten by the margin."""
@@ -218,8 +206,7 @@ class ExpectedGainPolicy:
 
     def choose_batch(self, joint: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return the best action of each of N independent frames, int64 (N,), for beliefs float32 (N, 1 + C·S)."""
-        best: NDArray[np.int64] = self.expected(joint).argmax(axis=-1)
-        return best
+        return np.asarray(self.expected(joint).argmax(axis=-1))
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
         """Return the mix of each of N independent frames; see `Policy.mixes`."""
@@ -255,10 +242,8 @@ class ReferencePolicy:
 
 
 # The kinds of policy that a bundle can name.
-POLICIES: Mapping[str, type[WeightedPolicy] | type[ExpectedGainPolicy]] = {
-    "weighted": WeightedPolicy,
-    "expected": ExpectedGainPolicy,
-}
+_Kind = type[WeightedPolicy] | type[ExpectedGainPolicy]
+POLICIES: Mapping[str, _Kind] = {"weighted": WeightedPolicy, "expected": ExpectedGainPolicy}
 
 
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:

@@ -25,8 +25,7 @@ class BeliefFilter:
     Args:
         jump: probability of a jump from one frame to the next; one or several rates.
         drift: probability, without a jump, that the severity moves one level up or down.
-        evidence: exponent on each frame's likelihood, 0…1; below 1 because the oracle's errors on consecutive frames
-            of one scene are not independent.
+        evidence: exponent on each frame's likelihood, 0…1; below 1 since errors on frames of one scene are dependent.
         prior: (1 + C·S,), sums to 1: the prior that the oracle was trained with, including its weight for clean; a
             jump draws from it. None: clean and each type are equally probable, and so are the levels of a type.
         share: part of the rates' weights that is spread evenly at each frame.
@@ -99,9 +98,7 @@ class BeliefFilter:
         moving = self.drift / 2 * ladder
         moved[:, :, 1:] += moving[:, :, :-1]
         moved[:, :, :-1] += moving[:, :, 1:]
-        moved[:, :, 0] += moving[:, :, 0]
-        moved[:, :, -1] += moving[:, :, -1]
+        moved[:, :, [0, -1]] += moving[:, :, [0, -1]]
         clean, corrupted = moved[:, :, 0].sum(axis=1, keepdims=True), moved[:, :, 1:].reshape(len(states), -1)
         stayed = np.concatenate([clean, corrupted], 1)
-        predicted: NDArray[np.float64] = (1 - self._rates) * stayed + self._rates * self._prior
-        return predicted
+        return np.asarray((1 - self._rates) * stayed + self._rates * self._prior)

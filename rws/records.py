@@ -10,21 +10,13 @@ Mix = dict[str, float]  # signature name → strength alpha; {} is the clean mod
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a source.
+    """One image of a source."""
 
-    Args:
-        index: its number in the source, from 0; a rejected frame keeps its number, so a gap shows.
-        image: uint8, shape (H, W, 3), RGB.
-        captured_at: when it was read, in seconds of the source's clock (monotonic, no calendar time).
-        name: the file it came from, or the name of the camera, stream or array.
-        original: `image` before it was corrupted on purpose (`rws run --corrupt`); else None.
-    """
-
-    index: int
-    image: NDArray[np.uint8]
-    captured_at: float
-    name: str
-    original: NDArray[np.uint8] | None = None
+    index: int  # its number in the source, from 0; a rejected frame keeps its number, so a gap shows
+    image: NDArray[np.uint8]  # (H, W, 3), RGB
+    captured_at: float  # when it was read, in seconds of the source's clock (monotonic, no calendar time)
+    name: str  # the file it came from, or the name of the camera, stream or array
+    original: NDArray[np.uint8] | None = None  # `image` before it was corrupted on purpose (`rws run --corrupt`)
 
 
 @dataclass(frozen=True)

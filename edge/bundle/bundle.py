@@ -31,18 +31,13 @@ _LARGEST_MANIFEST = 16 * 2**20
 class Bundle:
     """A verified bundle; get one with `Bundle.load` or `write_bundle`.
 
-    It keeps what was read of its files until `release`, so that each is read and hashed once. Its `table` is the gain
-    table of the signatures that are there.
-
-    Example:
-        >>> model = Bundle.load("my_bundle").model()  # doctest: +SKIP
-        >>> model.apply({"fog": 0.8})
+    It keeps what was read of its files until `release`, so that each is read and hashed once.
     """
 
     path: Path
     manifest: Manifest
     signatures: SignatureSet
-    table: GainTable
+    table: GainTable  # of the signatures that are there
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -79,10 +74,7 @@ class Bundle:
         self._networks.clear()
 
     def model(self, options: ModelOptions | None = None) -> PatchableModel:
-        """Build the clean model, ready to be patched.
-
-        Raises BundleError, InputError or MissingExtraError if the backend, its provider or the strategy is not there.
-        """
+        """Build the clean model; BundleError, InputError or MissingExtraError if its options cannot be had here."""
         options = options or ModelOptions()
         if options.backend not in ("onnx", "torch"):
             raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
@@ -118,7 +110,6 @@ class Bundle:
 
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
-    """Check and return the model's network, which holds the tensors that the signatures were made for."""
     network = _check_network(content, source, manifest, len(manifest.classes))
     shapes = {tensor.name: tensor.shape for tensor in manifest.patched_tensors}
     clean = clean_tensors(network, shapes)
@@ -130,7 +121,6 @@ def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: S
 
 
 def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: int) -> Any:
-    """Check and return the network of an ONNX file, which takes the manifest's image and gives `outputs` numbers."""
     network = read_model(content, str(source))
     height, width = manifest.input.height, manifest.input.width
     shape = data_input(network, str(source))[1]
@@ -157,7 +147,6 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
 
 
 def _read_file(path: Path, expected: FileSpec) -> bytes:
-    """Read a file of a bundle, and check its size and hash."""
     content = _read_regular(path, expected.bytes)
     found, wanted = hashlib.sha256(content).hexdigest(), expected.sha256
     if found != wanted:

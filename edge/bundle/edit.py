@@ -18,20 +18,14 @@ from rws.oracle.policy import GainTable
 
 @dataclass(frozen=True, eq=False)
 class BundleParts:
-    """What a bundle is made of; the fields of plain JSON values are those of `Manifest`.
-
-    Args:
-        classes: class names in the order of the logits.
-        input_size: height and width of the input, pixels.
-        model, oracle: ONNX: path or bytes of the clean model, with the patched tensors as initializers, and bytes.
-    """
+    """What a bundle is made of; the fields of plain JSON values are those of `Manifest`."""
 
     name: str
-    classes: Sequence[str]
-    input_size: tuple[int, int]
-    model: str | Path | bytes
+    classes: Sequence[str]  # in the order of the logits
+    input_size: tuple[int, int]  # height and width, pixels
+    model: str | Path | bytes  # ONNX, path or bytes, clean, with the patched tensors as initializers
     signatures: SignatureSet
-    oracle: bytes
+    oracle: bytes  # ONNX
     table: GainTable
     policy: Mapping[str, Any] = field(default_factory=dict)
     filter: Mapping[str, Any] = field(default_factory=dict)
@@ -124,12 +118,9 @@ def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> 
 
 
 def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle of a manifest without its `files`."""
     check_bundle_folder(target)
-    files = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
-    }
+    hashed = ((name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
+    files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

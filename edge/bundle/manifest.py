@@ -39,15 +39,10 @@ class FileSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class Manifest:
-    """What `bundle.json` says.
+    """What `bundle.json` says: classes, tensors, corruptions and levels in the order of the networks.
 
-    Args:
-        classes: in the order of the logits.
-        patched_tensors: in the order of the network.
-        corruptions, severity_levels: those that the oracle distinguishes, in the order of its output.
-        filter, policy: settings of `BeliefFilter`, and those of `rws.oracle.policy.make_policy`.
-        provenance: where everything came from: recipe, seed, data, versions, command.
-        measured: accuracies in percent, and on what.
+    `filter` and `policy` are settings of `BeliefFilter` and of `rws.oracle.policy.make_policy`; `provenance` has
+    recipe, seed, data, versions and command, `measured` accuracies in percent, and on what.
     """
 
     name: Annotated[Text, Field(description="printable text")]

@@ -5,17 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a bundle's model runs.
+    """How a bundle's model runs."""
 
-    Args:
-        backend: "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`).
-        threads: inside an operator; None leaves the choice to the backend. For Torch it holds for the whole process.
-        provider: "cpu", "cuda", with ONNX Runtime also "tensorrt" or a provider's full name; "auto" is CUDA if it
-            works, and else the CPU.
-        strategy: how the weights are updated; see `OnnxModel` and `TorchModel`.
-    """
-
-    backend: str = "onnx"
-    threads: int | None = None
-    provider: str = "auto"
-    strategy: str = "auto"
+    backend: str = "onnx"  # "onnx" for ONNX Runtime, "torch" for Torch (needs the extra `torch`)
+    threads: int | None = None  # inside an operator; None: the backend's choice. For Torch: of the whole process
+    provider: str = "auto"  # "cpu", "cuda", for ONNX also "tensorrt" or a full name; "auto": CUDA if it works, else CPU
+    strategy: str = "auto"  # how the weights are updated; see `OnnxModel` and `TorchModel`

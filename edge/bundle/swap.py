@@ -20,10 +20,8 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
     place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
-    Raises:
-        BundleError: if either bundle is not valid or holds other files, or the folder cannot be written.
-        InputError: if both are the same folder, the classes differ, or a link's new place is taken.
-        RwsError: if the new bundle does not work, see `self_test`.
+    Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
+    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `self_test`.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
     place = Path(os.path.realpath(current))

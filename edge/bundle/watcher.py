@@ -25,9 +25,7 @@ class BundleWatcher(Closing, Generic[T]):
     caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
     until something in the folder changes; the old one goes on running.
 
-    Attributes:
-        failures: how many changes could not be loaded.
-        error: why the last change could not, in one line; "" after a success or a reverted change.
+    `failures` counts changes that could not be loaded; `error` is why the last could not, in one line, or "".
     """
 
     def __init__(
@@ -109,7 +107,6 @@ def _state(path: Path) -> list[tuple[int, ...]]:
 
 
 def _manifest(path: Path) -> bytes | None:
-    """Return the bytes of a bundle's manifest, which hold the hashes of all its other files."""
     try:
         return (path / MANIFEST).read_bytes()
     except OSError:

@@ -10,11 +10,8 @@ from rws.errors import FormatError, RwsError
 
 T = TypeVar("T")
 
+# No other key, no converted type, no NaN. A field's `description` is what errors call "expected", there and within.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""For `pydantic.dataclasses.dataclass(frozen=True, config=STRICT)`: no other key, no converted type, no NaN.
-
-A field's `description` is what errors call "expected", for the field and for everything within it.
-"""
 MAX_DEPTH = 32
 
 
@@ -47,10 +44,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
     """Check a document, plain JSON data, against a pydantic dataclass, or anything else that pydantic validates.
 
-    Args:
-        source, cure: what an error begins with, such as the file, and ends with: what to do.
-
-    Raises FormatError (or `error`), one line about the first fault: where it is, what was found, what was expected.
+    Raises FormatError (or `error`), one line about the first fault, from `source` (such as the file) to `cure`.
     """
     try:
         return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))

@@ -75,7 +75,7 @@ class Arena:
         entries = _fitting_entries(signatures, clean)
         self._shapes = {name: array.shape for name, array in clean.items()}
         self._layout = lay_out(self._shapes, plain_slots(self._shapes) if slots is None else slots)
-        self._publish = publish
+        self._publish = publish or (lambda: None)
         self._mix: dict[str, float] | None = {}
         self._overwritten = False
         self.flat = _aligned(self._layout.size)
@@ -141,8 +141,7 @@ class Arena:
             if name in tensors:
                 self._layout.fill(self.flat, np.ravel(tensors[name]), first)
             first += math.prod(shape)
-        if self._publish is not None:
-            self._publish()
+        self._publish()
         self._mix, self._overwritten = mix, True
 
     def settle(self) -> None:
@@ -160,8 +159,7 @@ class Arena:
             base = self.flat
         if not mix:
             np.copyto(self.flat, self._clean)
-        if self._publish is not None:
-            self._publish()
+        self._publish()
         self._mix, self._overwritten = mix, False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:

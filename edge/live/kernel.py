@@ -19,13 +19,11 @@ def multiply_add_numpy(
     out: NDArray[np.float32],
     pieces: NDArray[np.int64],
 ) -> None:
-    """out = base + values · factors, each product and each sum rounded to float32.
+    """out = base + values · factors, each (n,), each product and each sum rounded to float32; `base` may be `out`.
 
     Args:
-        base: float32, (n,); may be `out`.
-        values: int8 or int16, (n,).
         factors: those of one piece after those of another.
-        out: float32, (n,), overwritten where there are pieces.
+        out: overwritten where there are pieces.
         pieces: int64, (pieces, 5), C order: start in the block, start in the factors, and the lengths outer, repeat and
             inner: elements in that order, factors without `repeat`.
     """
@@ -36,9 +34,8 @@ def multiply_add_numpy(
             factor = factor.reshape(1, 1, inner)
         elif inner > 1:
             # Several blocks at once: the innermost loop would be short.
-            copies = next(
-                n for n in range(1, repeat + 1) if repeat % n == 0 and (inner * n >= _INNERMOST or n == repeat)
-            )
+            least = min(repeat, -(-_INNERMOST // inner))
+            copies = next(n for n in range(least, repeat + 1) if repeat % n == 0)
             factor = np.tile(factor, (1, 1, copies))
             repeat, inner = repeat // copies, inner * copies
         part = slice(start, start + outer * repeat * inner)

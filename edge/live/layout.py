@@ -20,20 +20,13 @@ _PIECE = 131_072  # elements that are patched at a time: their float32 change fi
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the slots stand in one flat block, and the pieces in which the block is patched.
-
-    Args:
-        starts: slot name → where it starts in the block, elements.
-        size: of the block, elements.
-        pieces: int64, (pieces, 5): start in the block, start in `channels`, and the lengths of the piece's `Pattern`.
-        channels: int64, (n,): the channels of one piece's pattern after the other.
-    """
+    """Where the slots stand in one flat block, and the pieces in which the block is patched."""
 
     slots: Slots
-    starts: Mapping[str, int]
-    size: int
-    pieces: NDArray[np.int64]
-    channels: NDArray[np.int64]
+    starts: Mapping[str, int]  # slot name → where it starts in the block, elements
+    size: int  # of the block, elements
+    pieces: NDArray[np.int64]  # (pieces, 5): start in the block, start in `channels`, lengths of the piece's `Pattern`
+    channels: NDArray[np.int64]  # (n,): the channels of one piece's pattern after the other
 
     def views(self, block: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return each slot of a block (size,); the arrays share its memory."""
@@ -51,15 +44,12 @@ class Layout:
 
 
 class Pattern(NamedTuple):
-    """A flat slot seen as an array (outer, repeat, inner), whose output channel does not depend on `repeat`.
-
-    `channels`, int64, (outer · inner,), are the output channels, counted through all tensors.
-    """
+    """A flat slot seen as an array (outer, repeat, inner), whose output channel does not depend on `repeat`."""
 
     outer: int
     repeat: int
     inner: int
-    channels: NDArray[np.int64]
+    channels: NDArray[np.int64]  # (outer · inner,), the output channels, counted through all tensors
 
 
 def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.int32]]:

@@ -18,10 +18,7 @@ from rws.errors import BundleError
 class OnnxModel(LiveSession, PatchableModel):
     """A classifier on ONNX Runtime; see `PatchableModel`, and `LiveSession` for what is not said here and the errors.
 
-    Args:
-        model: path or bytes of an ONNX model that went through `prepare`, with one image input and logits first.
-        tensor_names: the patched tensors, in the order of the network.
-        image_size: height and width of the images, pixels, if the model leaves them free.
+    The model went through `prepare` and has one image input, of `image_size` (height, width) if free, and logits first.
     """
 
     def __init__(

@@ -27,13 +27,11 @@ class LiveSession(Patchable):
 
     Args:
         model: with all weights in it.
-        layers: number of convolutions, shallowest first, whose weights and biases can be written. BatchNorm is folded
-            into them (see `rws.edge.onnx.graph.prepare`).
+        layers: number of convolutions, shallowest first, that can be written, BatchNorm folded in (see `prepare`).
         tensors: instead of `layers`: names of float32 initializers; the model is taken as it is.
         signatures: what `apply` can mix, {signature: {tensor: values and scale}}, or a `SignatureSet`.
         strategy: `live`, `split` or `inputs`; `auto` is the fastest of them that passes the check.
-        provider: `cpu`, `cuda`, `tensorrt` or the full name of one of ONNX Runtime's execution providers; `auto` is
-            CUDA where it works, and else the CPU.
+        provider: `cpu`, `cuda`, `tensorrt` or a provider's full name; `auto` is CUDA where it works, and else the CPU.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         sample: input name → array that the check runs the model on; default: see `random_feeds`.
 
@@ -90,10 +88,7 @@ class LiveSession(Patchable):
         return self._strategy.run(output_names, input_feed, run_options)
 
     def io_binding(self) -> onnxruntime.IOBinding:
-        """Return a binding for `run_with_iobinding`; do not clear its inputs, which may hold the weights.
-
-        Raises StrategyUnavailableError if the strategy is `split`, which runs two sessions.
-        """
+        """Return a binding whose inputs are not to be cleared; StrategyUnavailableError for `split`: two sessions."""
         return self._strategy.io_binding()
 
     def run_with_iobinding(self, iobinding: onnxruntime.IOBinding, run_options: Any = None) -> None:
@@ -107,7 +102,6 @@ class LiveSession(Patchable):
 
 
 def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str]]:
-    """Return the first strategy that passes the check, and why others did not."""
     provider = check.target.maker.providers[0]
     refused: list[str] = []
     for kind in ON_GPU if choice == "auto" and provider != CPU else STRATEGIES:
@@ -133,6 +127,6 @@ def _describe(check: SelfCheck, strategy: WeightUpdateStrategy, provider: str, r
         parts.append(f"patched by {kernel.NAME}: install with a C compiler to patch twice as fast")
     if refused:
         ratio, change_ms = check.cost(strategy)
-        parts.append(f"{ratio:.2f} times the untouched session")
-        parts.append(f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})")
+        change = f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})"
+        parts += [f"{ratio:.2f} times the untouched session", change]
     return ", ".join(parts)

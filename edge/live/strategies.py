@@ -51,8 +51,7 @@ class WeightUpdateStrategy(ABC):
 
     def run(self, output_names: Sequence[str] | None, feeds: Feeds, run_options: Any = None) -> list[Any]:
         """Run the model; see `onnxruntime.InferenceSession.run`."""
-        outputs: list[Any] = self._session.run(output_names, feeds, run_options)
-        return outputs
+        return list(self._session.run(output_names, feeds, run_options))
 
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding for `run_with_iobinding`; raises StrategyUnavailableError if there are two sessions."""
@@ -170,8 +169,7 @@ class Inputs(WeightUpdateStrategy):
         for name in wanted:
             self._binding.bind_output(name)  # at each run, since its shape follows the batch
         self._session.run_with_iobinding(self._binding, run_options)
-        outputs: list[Any] = self._binding.copy_outputs_to_cpu()
-        return outputs
+        return list(self._binding.copy_outputs_to_cpu())
 
     def io_binding(self) -> onnxruntime.IOBinding:
         """Return a binding in which the weights are bound already; do not clear its inputs."""
@@ -220,7 +218,6 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]
 def _optimised(
     target: PatchTarget, tensors: Mapping[str, NDArray[np.float32]], path: Path
 ) -> dict[str, NDArray[np.float32]]:
-    """Write the graph that ONNX Runtime makes of the model with these tensors; returns its float32 initializers."""
     options = target.maker.options()
     options.optimized_model_filepath = str(path)
     with replaced_tensors(target.model, tensors):

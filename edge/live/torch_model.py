@@ -4,8 +4,6 @@
 `torch.jit.optimize_for_inference` copy them and ignore patches; a module that went through either is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +42,8 @@ class TorchModel(PatchableModel):
         parameters: tensor name → the module's parameter of another name, where the names differ.
         image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
-        strategy: `torch`, eagerly, which is what `auto` takes; `torch_compile`, which takes seconds to minutes to load
-            and needs a C++ compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
+        strategy: `torch`, eagerly (`auto`); `torch_compile`, which takes seconds to minutes to load and needs a C++
+            compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
 
     Raises:
         BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
@@ -54,7 +52,7 @@ class TorchModel(PatchableModel):
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        module: "torch.nn.Module",
         signatures: Signatures | None,
         tensor_names: Sequence[str],
         parameters: Mapping[str, str] | None = None,
@@ -111,7 +109,7 @@ class TorchModel(PatchableModel):
         device: str = "auto",
         threads: int | None = None,
         strategy: str = "auto",
-    ) -> TorchModel:
+    ) -> "TorchModel":
         """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
 
         `threads`, inside an operator, holds for the whole process; None leaves them as they are.
@@ -126,7 +124,7 @@ class TorchModel(PatchableModel):
         return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, strategy)
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> "torch.nn.Module":
         """The module itself, whose parameters `parameter_names` are those that patches are written into."""
         return self._module
 
@@ -153,7 +151,6 @@ class TorchModel(PatchableModel):
             raise InputError(f"{found}, expected a CUDA device and fixed lengths; {cure}")
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
-        """Lay all parameters out channels_last, and make those that are patched views of one block of memory."""
         torch = self._torch
         for parameter in (*self._module.parameters(), *self._parameters):
             layout = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
@@ -179,7 +176,7 @@ class TorchModel(PatchableModel):
         self._pinned.numpy()[:] = self._arena.flat
         self._memory.copy_(self._pinned, non_blocking=True)
 
-    def _runner(self, images: NDArray[np.float32]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _runner(self, images: NDArray[np.float32]) -> "Callable[[torch.Tensor], torch.Tensor]":
         if self.strategy == "torch":
             return self._module
         if self.strategy == "torch_compile":
@@ -199,7 +196,7 @@ class TorchModel(PatchableModel):
             with cuda.graph(graph):
                 logits = eager(image)
 
-        def run(batch: torch.Tensor) -> Any:
+        def run(batch: "torch.Tensor") -> Any:
             if len(batch) != 1:
                 return eager(batch)
             image.copy_(batch)
@@ -247,7 +244,7 @@ class TorchModel(PatchableModel):
         if not (max(errors) <= _TEST_TOLERANCE * change and again.tobytes() == clean.tobytes()):
             raise BundleError(f"module: patches do not reach its logits as they should ({self.strategy}); {_REMEDY}")
 
-    def _write(self, parameters: Iterable[torch.nn.Parameter], arrays: Iterable[NDArray[np.float32]]) -> None:
+    def _write(self, parameters: "Iterable[torch.nn.Parameter]", arrays: Iterable[NDArray[np.float32]]) -> None:
         with self._torch.inference_mode():
             for parameter, array in zip(parameters, arrays, strict=True):
                 parameter.copy_(self._torch.from_numpy(array))

@@ -1,6 +1,8 @@
 """The Prometheus metrics of a run."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -24,10 +26,9 @@ def registry(monitor: Monitor) -> CollectorRegistry:
 class _RunCollector(Collector):
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
-        try:
+        self.version = ""
+        with suppress(PackageNotFoundError):  # a checkout that was not installed
             self.version = version("rws-edge")
-        except PackageNotFoundError:  # a checkout that was not installed
-            self.version = ""
 
     def collect(self) -> Iterator[Metric]:
         status = self.monitor.status()
@@ -64,15 +65,13 @@ def _of_result(result: Result, age: float) -> Iterator[Metric]:
     yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
 
 
-def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(Counter(name, text, labels=[label]), values)
-
-
-def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(Gauge(name, text, labels=[label]), values)
-
-
-def _labelled(family: Counter | Gauge, values: Mapping[str, float]) -> Metric:
+def _labelled(
+    kind: type[Counter] | type[Gauge], name: str, text: str, label: str, values: Mapping[str, float]
+) -> Metric:
+    family = kind(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family
+
+
+_counters, _gauges = partial(_labelled, Counter), partial(_labelled, Gauge)

@@ -1,7 +1,5 @@
 """Watches a running loop: written by the loop's thread, read by status line, page, metrics and health check."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter, deque
@@ -26,7 +24,7 @@ class _Second:
 
     at: float
     frames: int = 0
-    last: Result | None = None
+    last: "Result | None" = None
     lost: bool = False
 
     def moment(self) -> Moment:
@@ -45,7 +43,7 @@ class Monitor:
 
     def __init__(
         self,
-        source: Source,
+        source: "Source",
         *,
         bundle: str = "",
         way: str = "",
@@ -66,7 +64,7 @@ class Monitor:
         self._timeline: deque[Moment] = deque()
         self._second: _Second | None = None
 
-    def add(self, result: Result) -> None:
+    def add(self, result: "Result") -> None:
         """Take one result; called by the frame loop's thread."""
         now, corruption = self._clock(), result.belief.type
         with self._lock:

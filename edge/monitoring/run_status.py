@@ -1,7 +1,5 @@
 """The state and the totals of a run: one record that status line, page, metrics, health check and report read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -29,27 +27,23 @@ class RunTotals:
 class SourceStatus:
     """The state and the frame counters of a source, `received` = `delivered` + `dropped` + `rejected` + `buffered`.
 
-    Args:
-        name, error: without passwords.
-        state: `opening`, `running`, `reconnecting`, `lost` or `ended`.
-        dropped, buffered: frames that were skipped for newer ones, and those decoded ahead and not delivered yet.
-        rejected, rejected_by_reason: unusable frames, and their reasons (`damaged`, `frozen`, `black`, …).
+    `name` and `error` are without passwords.
     """
 
     name: str
     live: bool
-    state: str
+    state: str  # `opening`, `running`, `reconnecting`, `lost` or `ended`
     received: int
     delivered: int
-    dropped: int
-    buffered: int
-    rejected: int
-    rejected_by_reason: Mapping[str, int]
+    dropped: int  # skipped for newer ones
+    buffered: int  # decoded ahead and not delivered yet
+    rejected: int  # unusable
+    rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
     error: str
 
     @classmethod
-    def of(cls, source: Source) -> SourceStatus:
+    def of(cls, source: "Source") -> "SourceStatus":
         """Read a source's counters; final once it is closed."""
         rejections = dict(source.rejections)
         copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
@@ -64,43 +58,33 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class Moment:
-    """One second of the timeline, which began `at`, seconds since the start.
+    """One second of the timeline; of several frames the last one counts."""
 
-    Args:
-        corruption, severity: the most probable type (`clean` included) and its severity, 0…5, at its last frame.
-        alpha, label: the sum of the alphas in effect, and the predicted class, at its last frame.
-        lost: whether the source was lost within it.
-    """
-
-    at: float
+    at: float  # when it began, seconds since the start
     frames: int = 0
-    corruption: str = ""
-    severity: float = 0.0
-    alpha: float = 0.0
+    corruption: str = ""  # the most probable type, `clean` included
+    severity: float = 0.0  # of that type, 0…5
+    alpha: float = 0.0  # the sum of the alphas in effect
     label: str = ""
-    lost: bool = False
+    lost: bool = False  # whether the source was lost within it
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing.
+    """What a run is doing; age and newest result, without passwords in its name, are None before the first.
 
-    Args:
-        way: how the weights are updated (`PatchableModel.strategy`).
-        fps: results per second over the last three seconds.
-        since_result_s, result: age and newest result, without passwords in its name; None before the first.
-        timeline: oldest first. Seconds without a frame in which the source was not known to be lost have no moment.
+    Seconds without a frame in which the source was not known to be lost have no moment in `timeline`, oldest first.
     """
 
     bundle: str
-    way: str
+    way: str  # how the weights are updated (`PatchableModel.strategy`)
     uptime_s: float
-    fps: float
+    fps: float  # results per second over the last three seconds
     since_result_s: float | None
     source: SourceStatus
     totals: RunTotals
     events: Mapping[str, int]
-    result: Result | None
+    result: "Result | None"
     timeline: tuple[Moment, ...] = ()
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:

@@ -1,7 +1,5 @@
 """The summary of a run, counted as it goes, in memory that does not grow with it."""
 
-from __future__ import annotations
-
 import random
 import time
 from array import array
@@ -63,7 +61,7 @@ class SummaryRecord(TypedDict):
     rejections: dict[str, int]
     reconnects: int
     switches: int
-    agreement: NotRequired[dict[str, float]]
+    agreement: "NotRequired[dict[str, float]]"
     fps: float | None
     classes: dict[str, int]
     corruptions: dict[str, int]

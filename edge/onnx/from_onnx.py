@@ -3,8 +3,6 @@
 Torch is imported when a function is called: a device that only runs ONNX has none.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str]]:
+def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> "tuple[torch.nn.Module, dict[str, str]]":
     """Convert a graph that went through `prepare` into a module; the graph is left as it is.
 
     Returns the module, and for each tensor, an initializer of one convolution's own, the name of its parameter. Raises

@@ -25,9 +25,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
     """Return an ONNX model that holds all of its weights itself; raise BundleError if it cannot be read or is not one.
 
-    Args:
-        model: a path (files with weights beside it are taken in) or the file's bytes; a `ModelProto` stays as it is.
-        source: what an error calls bytes.
+    Weights in files beside a path are taken in; a `ModelProto` stays as it is. Errors call bytes `source`.
     """
     if isinstance(model, onnx.ModelProto):
         return model
@@ -205,7 +203,6 @@ def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mode
 
     The cut is moved on to where the fewest values cross it, but not past the next node that computes with weights.
     Inputs of the second part are outputs of the first or inputs of the whole. Each output is one of either.
-
     Raises ValueError if everything lies before the cut, or the type of a value at the cut is unknown.
     """
     nodes = list(model.graph.node)
@@ -223,7 +220,6 @@ def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mode
 
 
 def _read(nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> list[str]:
-    """Those of the names that a node reads."""
     read = {name for node in nodes for name in node.input}
     return [name for name in names if name in read]
 
@@ -258,7 +254,6 @@ def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _foldable(model: onnx.ModelProto, batchnorm: onnx.NodeProto) -> onnx.NodeProto | None:
-    """The convolution that a BatchNorm can be folded into, if there is one."""
     tensors = _initializers(model)
     producers = [node for node in model.graph.node if batchnorm.input[0] in node.output]
     training = any(attribute.name == "training_mode" and attribute.i for attribute in batchnorm.attribute)
@@ -295,7 +290,6 @@ def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
-    """Every tensor in a graph, its nodes' attributes and their subgraphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)

@@ -19,15 +19,10 @@ _SMALLEST_SCALE = np.finfo(np.float32).tiny  # a smaller one would lose precisio
 
 @dataclass(frozen=True)
 class Quantised:
-    """A quantised tensor: `values · scale`.
+    """A quantised tensor: `values · scale`."""
 
-    Args:
-        values: int8 (4 and 8 bit) or int16 (16 bit), shape (out, ...), in −(2^(bits−1) − 1) … 2^(bits−1) − 1.
-        scale: float32, above 0, shape (out,) for one a channel or () for one a tensor.
-    """
-
-    values: NDArray[np.int8 | np.int16]
-    scale: NDArray[np.float32]
+    values: NDArray[np.int8 | np.int16]  # (out, ...), int8 for 4 and 8 bit, at most 2^(bits−1) − 1 in size
+    scale: NDArray[np.float32]  # above 0, shape (out,) for one a channel or () for one a tensor
 
     @property
     def columns(self) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,17 +81,12 @@ def shallow_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SignatureSet:
-    """Signatures for one model. Build one with `from_deltas`, `load` or `from_bytes`, which check everything.
+    """Signatures for one model. Build one with `from_deltas`, `load` or `from_bytes`, which check everything."""
 
-    Args:
-        clean_hash: `shallow_sha256` of the clean tensors that the signatures were made for.
-        shapes: tensor name → shape, in the order of the network, which is that of the tensors in `entries`, too.
-    """
-
-    clean_hash: str
+    clean_hash: str  # `shallow_sha256` of the clean tensors that the signatures were made for
     bits: Bits
     per: Per
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]  # in the order of the network, as in `entries`
     entries: Mapping[str, Mapping[str, Quantised]]
 
     @property
@@ -134,7 +130,6 @@ class SignatureSet:
 
         With `transfer` they may have been made for other weights of the same names and shapes (the paper's transfer;
         strengths must then be calibrated again); the set then carries the fingerprint of `clean`.
-
         Raises SignatureError if names, order or shapes differ, or the weights do and `transfer` is off.
         """
         cure, patched = "extract signatures for this model", ", ".join(clean)
@@ -166,11 +161,9 @@ class SignatureSet:
         *,
         clean_hash: str,
     ) -> "SignatureSet":
-        """Quantise weight changes into a set.
+        """Quantise weight changes (signature → tensor → float32, finite; each with the same tensors) into a set.
 
-        Args:
-            deltas: signature name → tensor name → change, float32, finite; every signature with the same tensors, in
-                the order of the network. Raises SignatureError for others, InputError for an unknown `bits` or `per`.
+        Raises SignatureError for other changes, InputError for an unknown `bits` or `per`.
         """
         quantization.check_code(bits, per)
         first = next(iter(deltas.values()), {})
@@ -227,13 +220,9 @@ class SignatureSet:
         for kind, keys in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
             if keys:
                 raise SignatureError(f"{source}: tensor {min(keys)!r} is {kind} ({len(keys)} {kind} in all); {_CURE}")
-        entries = {
-            name: {
-                tensor: _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
-                for tensor, shape in shapes.items()
-            }
-            for name in metadata.names
-        }
+        entries: dict[str, dict[str, Quantised]] = {name: {} for name in metadata.names}
+        for name, (tensor, shape) in product(metadata.names, shapes.items()):
+            entries[name][tensor] = _read_entry(tensors, f"{name}/{tensor}", shape, metadata, source)
         return cls(metadata.clean_sha256, metadata.bits, metadata.per, shapes, entries)
 
     def _entry(self, name: str) -> Mapping[str, Quantised]:
@@ -245,7 +234,6 @@ class SignatureSet:
 def _metadata(
     clean_hash: str, bits: Bits, per: Per, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]
 ) -> dict[str, object]:
-    """`Metadata`, not checked yet, as plain data."""
     return {
         "bits": bits,
         "per": per,

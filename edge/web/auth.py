@@ -30,12 +30,9 @@ def check_token(token: str) -> str:
 class TokenAuth:
     """Rejects unauthorised requests.
 
-    Args:
-        token: what a request must bring: as `Authorization: Bearer`, as `?token=`, or as the cookie that the page
-            sets when it is opened with `?token=`. None: the Host header is checked instead, because a web page
-            elsewhere can have its own name resolved to 127.0.0.1 and then read what is served there.
-        port: distinguishes the cookies of two servers of one machine, which browsers would send to both.
-        hosts: further names that the Host header may have, next to `localhost` and loopback addresses.
+    A request brings the token as `Authorization: Bearer`, as `?token=`, or as the cookie that the page sets when it is
+    opened with `?token=`; the port distinguishes the cookies of two servers of one machine. Without a token the Host
+    header must be `localhost`, a loopback address or in `hosts`: a page elsewhere can resolve its name to 127.0.0.1.
     """
 
     def __init__(self, token: str | None, *, port: int, hosts: Collection[str] = ()) -> None:
@@ -67,7 +64,6 @@ class TokenAuth:
         )
 
     def _signed_in(self, request: web.Request) -> web.StreamResponse:
-        """Redirect to the page, without the token in its address."""
         response = web.Response(status=303, headers={"Location": "./"})
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # A browser that follows a link from another site keeps a strict cookie back through a redirect, too.

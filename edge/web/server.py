@@ -55,13 +55,9 @@ class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
     A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
-    the frame. It costs nothing without viewers and never blocks on slow ones.
-
-    Args:
-        address: `HOST:PORT`; port 0 takes any that is free. Raises RwsError on entry if it cannot serve there.
-        token: what a request must bring; None: generated, but at a loopback address, where anyone may look.
-        stale_after: seconds without a result after which `/health` answers 503.
-        max_fps: images per second, at most.
+    the frame. It costs nothing without viewers and never blocks on slow ones. `address` is `HOST:PORT`, port 0 any that
+    is free; raises RwsError on entry if it cannot serve there. Without a `token` one is generated, but at a loopback
+    address, where anyone may look. After `stale_after` seconds without a result `/health` answers 503.
     """
 
     def __init__(
@@ -187,7 +183,6 @@ class PageServer(Closing):
         return response
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        """Each image as a part of a multipart stream."""
         shown, repeat_at = None, math.inf
         while not self._stop.is_set():
             picture = await self._encoder.newest()
