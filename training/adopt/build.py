@@ -1,8 +1,4 @@
-"""A bundle for a classifier that is deployed already, from clean images without labels.
-
-A signature brings the model's output on corrupted images back to its own on the clean ones. It is trained on kept
-crops of corrupted images, from the signature of a similar corruption. Each part is a file in the work folder.
-"""
+"""A bundle for a deployed classifier, from clean images without labels; each part is a file in the work folder."""
 
 import hashlib
 import json
@@ -82,18 +78,14 @@ class HeldOutScores(TypedDict):
 
 
 class AdoptionBuild:
-    """The jobs of one build.
+    """The jobs of one build. A signature brings the output on corrupted images back to the model's own on clean ones.
 
     Args:
-        model: the classifier; see `adopt_model`.
         pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
-        work: folder for parts and the log; created.
         classes: names in the order of the logits; None: `class 0`, ….
         progress: called with {job, seconds, …}.
 
-    Raises:
-        InputError: if there are too few images, or sizes or numbers do not fit the model.
-        OperatorError: if the model cannot be trained through.
+    Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
     """
 
     def __init__(
@@ -248,7 +240,6 @@ class AdoptionBuild:
         return entry.get(lambda: self._tune(corruption, plan, entry.checkpoint))
 
     def _tune(self, corruption: str, plan: Plan, checkpoint: Path | None) -> Deltas:
-        """Train one signature, from that of a corruption like its own."""
         recipe, report = self.recipe, self._report(f"signature-{corruption}")
         before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
         tuned = Tuned(self._network, self._parameters, self.signature(before) if before else {})
@@ -271,10 +262,9 @@ class AdoptionBuild:
             report=lambda record: losses.append(record["loss"]),
         )
         took = time.monotonic() - began
-        others = [name for name in CORRUPTIONS if name != corruption]
-        left = sum(not (self.work / f"signature-{name}.safetensors").exists() for name in others)
-        minutes = round(left * took / 60, 1)
-        ends = [losses[0], losses[-1]]
+        files = [self.work / f"signature-{name}.safetensors" for name in CORRUPTIONS if name != corruption]
+        left = sum(not file.exists() for file in files)
+        ends, minutes = [losses[0], losses[-1]], round(left * took / 60, 1)
         report({"took": round(took, 1), "loss": ends, "signatures_left": left, "minutes_left": minutes})
         return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
 
@@ -294,8 +284,8 @@ class AdoptionBuild:
         """All signatures, quantised."""
         made = {name: self.signature(name) for name in CORRUPTIONS}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
-        clean_hash = shallow_sha256(self.clean)
-        return SignatureSet.from_deltas(deltas, self.recipe.bits, self.recipe.per, clean_hash=clean_hash)
+        recipe = self.recipe
+        return SignatureSet.from_deltas(deltas, recipe.bits, recipe.per, clean_hash=shallow_sha256(self.clean))
 
     def gain(self) -> tuple[GainTable, HeldOutScores]:
         """Return the gain table, whose cells are mean probabilities of the label, and its held-out scores."""

@@ -22,12 +22,9 @@ TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants done to float32 RGB 0…1: (x · scale − mean) / std, the colours perhaps reversed.
+    """What a model wants done to float32 RGB 0…1: (x · scale − mean) / std, the colours perhaps reversed (`bgr`).
 
-    Args:
-        scale: 1 where the model takes 0…1, 255 where it takes 0…255.
-        mean, std: one number, or one for each of the model's channels, in units of the scaled range.
-        bgr: the model takes its channels as blue, green, red.
+    Mean and std are one number, or one for each of the model's channels, in units of the scaled range.
     """
 
     scale: float = 1.0

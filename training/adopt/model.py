@@ -16,18 +16,8 @@ from torch import nn
 
 from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model
 from rws.errors import BundleError, InputError, first_line
-from rws.training.adopt.graph import (
-    TOLERANCE,
-    Preprocessing,
-    compare,
-    free_batch,
-    lowered,
-    opset,
-    prepend,
-    run_onnx,
-    simplified,
-    without_softmax,
-)
+from rws.training.adopt import graph
+from rws.training.adopt.graph import Preprocessing, opset, run_onnx
 from rws.training.models.export import OPSET, export_onnx
 
 
@@ -48,10 +38,7 @@ def load_classifier(model: str, size: int | None) -> bytes:
     """The ONNX bytes of an `.onnx` file, or of the module that a `package.module:factory` without arguments gives.
 
     The working folder is searched for it, too. The module takes float32 (N, 3, size, size); a file needs no size.
-
-    Raises:
-        InputError: if the factory cannot be used, or `size` is missing.
-        BundleError: if the file cannot be read.
+    Raises InputError if the factory cannot be used or `size` is missing, BundleError if the file cannot be read.
     """
     name, colon, factory = model.partition(":")
     if not colon or Path(model).is_file():
@@ -82,16 +69,10 @@ def _said(error: Exception) -> str:
 
 
 def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = None) -> ImportedModel:
-    """Bring a classifier to the bundle's contract.
+    """Bring a classifier, ONNX bytes, to the bundle's contract; `preprocessing` becomes a part of the graph.
 
-    Args:
-        model: ONNX bytes of a classifier with one image input.
-        preprocessing: becomes a part of the graph.
-        size: side of the input, pixels, where the graph leaves it free.
-
-    Raises:
-        InputError: if `size` is missing, or is not the graph's.
-        BundleError: if the model is no image classifier in float32, or does not compute the same afterwards.
+    `size` is the side of the input, pixels, where the graph leaves it free; InputError if it is missing or another.
+    BundleError if the model is no image classifier in float32, or does not compute the same afterwards.
     """
     original = read_model(model)
     _check_weights(original)
@@ -106,7 +87,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     if proto.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise BundleError("model: its input is not float32; export it in float32")
     side = _side(shape[1:3] if channels_last else shape[2:], size)
-    if cut := without_softmax(proto):
+    if cut := graph.without_softmax(proto):
         changes.append("the last node, Softmax, was taken off: the bundle's model gives logits")
     if others := [value.name for value in proto.graph.output[1:]]:
         changes.append(f"of its outputs only the first was kept, not {', '.join(others)}")
@@ -114,18 +95,18 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     if shape[0] != 1 and shape[0] is not None:
         raise BundleError(f"model: takes batches of {shape[0]}, expected a free batch; export it with a dynamic batch")
     if shape[0] == 1:
-        free_batch(proto)
+        graph.free_batch(proto)
         changes.append("the batch of 1 was made free")
-    prepend(proto, preprocessing, side, channels_last)
+    graph.prepend(proto, preprocessing, side, channels_last)
     if channels_last:
         changes.append("a transpose from NCHW to its NHWC was put in front")
     if preprocessing != Preprocessing():
         changes.append(f"its preprocessing was put in front: {preprocessing}")
     version = opset(proto)
-    proto = lowered(proto)
+    proto = graph.lowered(proto)
     if opset(proto) != version:
         changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
-    proto = prepare(simplified(proto))
+    proto = prepare(graph.simplified(proto))
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)
@@ -135,9 +116,9 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
         shape = output_shape(proto)
         raise BundleError(f"model: gives {_written(shape)}, expected logits (N, classes); export the classifier")
     expected = np.concatenate([_run_original(original, preprocessing, channels_last, image) for image in images])
-    if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < TOLERANCE:
+    if found.min() >= 0 and np.abs(found.sum(1) - 1).max() < graph.TOLERANCE:
         raise BundleError("model: gives probabilities, expected logits; export it without what turns them into those")
-    compare(torch.from_numpy(found).softmax(1).numpy() if cut else found, expected, "after it was prepared")
+    graph.compare(torch.from_numpy(found).softmax(1).numpy() if cut else found, expected, "after it was prepared")
     return ImportedModel(proto.SerializeToString(), side, found.shape[1], tuple(changes))
 
 

@@ -18,8 +18,6 @@ from rws.training.models.loop import BatchSize, Count, Rate, Warmup
 from rws.training.oracle.tiles import ViewRecipe
 
 Target = Literal["auto", "output", "shallow"]
-
-
 _CALIBRATION = CalibrationRecipe(100, 25, (1, 3, 5), (0.5, 0.75, 1.0), neighbour_alphas=(1.0,))
 
 
@@ -34,7 +32,6 @@ class AdoptRecipe:
         layers: number of leading convolutions to tune; 0: as many as take 0.6 % of the model's bytes.
         steps: of one signature.
         common: steps of what they all start from, trained on all corruptions at once; 0: the clean weights.
-        batch_size, learning_rate, warmup: as in `FitRecipe`.
         soft, temperature: weight of the temperature-softened match, and its temperature; see `distil`.
         draws: corrupted versions of each image that are made and kept.
         most: at most this many corrupted images in all.

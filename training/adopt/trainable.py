@@ -27,12 +27,9 @@ class OperatorError(FormatError):
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """A prepared graph as a torch module in eval mode, and its trainable parameters by tensor name; others are frozen.
 
-    Raises:
-        OperatorError: if an operator cannot be turned into torch; it names all of them.
-        BundleError: if the module does not give what ONNX Runtime gives.
+    OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
-    unsupported = unsupported_operators(proto)
-    if unsupported:
+    if unsupported := unsupported_operators(proto):
         raise OperatorError(
             f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them, or train "
             f"its shallow part alone (--target shallow) where they come later"

@@ -47,7 +47,6 @@ from rws.training.signatures.residual import residual_signature
 from rws.training.signatures.tuned import TuneRecipe, tuned_signature
 
 JOBS = ("init", "std", "oracle", "tuned", "residual", "gain", "augmented")
-
 BUILD_VERSION = 1  # raise it when the same recipe and images give other files
 
 
@@ -56,16 +55,13 @@ class Build:
 
     Args:
         source: image folder or data set name; its `train` split is used, never its test split.
-        work: folder for checkpoints and results; created.
         size: side that images are resized to, in pixels; None takes them as they are.
-        device: `cpu`, `cuda`, …
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
         ancestor: another build, whose init (but its head) this one's begins from, so that signatures fit both.
         progress: called with {job, seconds, …} after each epoch or part of a job.
 
-    Raises:
-        InputError: if the device is not there, or the bundle has a signature for an unknown corruption. Jobs raise it
-            where `work` holds files of another build, or the images do not fit the bundle.
+    Raises InputError if the device is not there, or the bundle has a signature for an unknown corruption. Jobs raise it
+    where `work` holds files of another build, or the images do not fit the bundle.
     """
 
     def __init__(
@@ -209,8 +205,7 @@ class Build:
         if target:
             tune = check_recipe(TuneRecipe, {"target": target}, f"signature method {method}", tune)
         made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
-        corrupted = Corrupted(corruption, settings.severity)
-        job = f"signature-{method}-{corruption}"
+        corrupted, job = Corrupted(corruption, settings.severity), f"signature-{method}-{corruption}"
         clean_hash = shallow_sha256(self.clean_tensors())
         entry = self._entry(f"{job}.safetensors", DELTAS, clean_hash, corrupted, made_by)
 

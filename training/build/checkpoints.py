@@ -22,9 +22,7 @@ from rws.training.models.architectures import (
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
     """The folded network of a state dict, `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
 
-    Raises:
-        InputError: if the file is missing or no recipe tells its architecture.
-        FormatError: if it does not hold that architecture's weights.
+    InputError if the file or the recipe is missing; FormatError if it does not hold that architecture's weights.
     """
     if recipe is None:
         raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")

@@ -49,9 +49,7 @@ class ExtractOptions:
 def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
     """Make the signatures and write them; `say` is called with a line after each epoch, and at the end.
 
-    Raises:
-        InputError: if options are missing or a file cannot be written.
-        FormatError: if a model or recipe cannot be read.
+    InputError if options are missing or a file cannot be written; FormatError if a model or recipe cannot be read.
     """
     check_code(options.bits, options.per)
     for target in (options.out, options.norms):

@@ -26,18 +26,14 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataRecipe:
-    """Which images.
+    """Which images, see `load_images`; a command's `--data` comes before `source`.
 
-    Args:
-        source: as in `load_images`; a command's `--data` comes before it.
-        validation: images kept for validation, but never more than a tenth of them.
-        images, classes: as in `load_images`, those for validation among them; 0: all.
+    At most a tenth of them is kept for validation; `images` holds those, too. 0 images or classes: all.
     """
 
     source: str = "cifar10"
@@ -48,14 +44,10 @@ class DataRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class SignatureRecipe:
-    """Which signatures to ship.
+    """Which signatures to ship: of the shallowest `layers`; `projection` is of the `residual` way.
 
-    Args:
-        layers: the shallowest n layers are signed.
-        severity: of the training images.
-        projection: of the `residual` way.
-        fold_first: θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
-            layers' statistics cannot take over what the shallow weights should learn.
+    With `fold_first` θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
+    layers' statistics cannot take over what the shallow weights should learn.
     """
 
     way: Literal["tuned", "residual"] = "tuned"
@@ -134,8 +126,7 @@ def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
 def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:
     """Return plain data as a recipe or a part of one; `default` gives what it leaves out, parts of parts as well.
 
-    Raises:
-        FormatError: if a key is unknown, or a value has the wrong type or is out of range; it begins with `where`.
+    FormatError, beginning with `where`, if a key is unknown, or a value has the wrong type or is out of range.
     """
     if is_dataclass(default) and not isinstance(default, type):
         content = _merged(asdict(default), content)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from rws.edge.common.extras import require
 from rws.errors import InputError
@@ -13,14 +14,7 @@ if TYPE_CHECKING:
     from rws.training.build.build import Build
 
 
-class Target(str, Enum):
-    """What the shallow layers of a model of your own are trained towards."""
-
-    auto = "auto"
-    output = "output"
-    shallow = "shallow"
-
-
+Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
 _OWN_MODEL = ["images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr"]
 _OWN_MODEL += ["every", "limit"]
 _FROM_LABELS = ["data", "device", "job", "onto"]
@@ -28,52 +22,45 @@ _FROM_LABELS = ["data", "device", "job", "onto"]
 
 def build(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("bundle"),
+    out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("bundle"),
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="A .toml file, or the name of a recipe that ships; left out: cifar10_vgg16, or --model's own."
-        ),
+        Option(help="A .toml file, or the name of a recipe that ships; left out: cifar10_vgg16, or --model's own."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Image folder <class>/<image> (or with train/ and test/ above it), or cifar10, cifar100."),
+        Option(help="Image folder <class>/<image> (or with train/ and test/ above it), or cifar10, cifar100."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Resize and crop images to this side, in pixels.")] = None,
+    size: Annotated[int | None, Option(help="Resize and crop images to this side, in pixels.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/.")
+        Path | None, Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Annotated[str, Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int | None, Option(help="CPU threads.")] = None,
     job: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="Only these jobs, no bundle (they may run side by side): init, std, oracle, tuned, residual, gain."
         ),
     ] = None,
     onto: Annotated[
         Path | None,
-        typer.Option(help="A bundle whose model and signatures are kept; the oracle and the gain table are made anew."),
+        Option(help="A bundle whose model and signatures are kept; the oracle and the gain table are made anew."),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="Your own classifier: an .onnx file, or package.module:factory for a torch module."),
+        str | None, Option(help="Your own classifier: an .onnx file, or package.module:factory for a torch module.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="--model: clean pictures without labels: a folder, glob, list, video, stream.")
+        str | None, Option(help="--model: clean pictures without labels: a folder, glob, list, video, stream.")
     ] = None,
-    more_images: Annotated[
-        str | None, typer.Option(help="--model: other clean pictures, for the oracle alone.")
-    ] = None,
+    more_images: Annotated[str | None, Option(help="--model: other clean pictures, for the oracle alone.")] = None,
     labels: Annotated[
-        bool, typer.Option("--labels", help="--model: --images is <class>/<image>; measure accuracy with that.")
+        bool, Option("--labels", help="--model: --images is <class>/<image>; measure accuracy with that.")
     ] = False,
-    names: Annotated[
-        Path | None, typer.Option(help="--model: class names in the order of the logits, one a line.")
-    ] = None,
+    names: Annotated[Path | None, Option(help="--model: class names in the order of the logits, one a line.")] = None,
     layers: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=0,
             help="--model: change the first n convolutions; 0: as many as 0.6 % of its bytes hold. Left out: the "
             "recipe's, else 0.",
@@ -81,15 +68,15 @@ def build(
     ] = None,
     target: Annotated[
         Target | None,
-        typer.Option(help="--model: match its output, or its shallow part alone. Left out: the recipe's, else auto."),
+        Option(help="--model: match its output, or its shallow part alone. Left out: the recipe's, else auto."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="--model: a first look, in minutes.")] = False,
-    mean: Annotated[str, typer.Option(help="--model: it takes (x * scale - mean) / std; one number or R,G,B.")] = "0",
-    std: Annotated[str, typer.Option(help="--model: see --mean.")] = "1",
-    scale: Annotated[float, typer.Option(help="--model: see --mean; 255 where it takes 0…255.")] = 1.0,
-    bgr: Annotated[bool, typer.Option("--bgr", help="--model: it takes blue, green, red.")] = False,
-    every: Annotated[int, typer.Option(min=1, help="--model: every n-th frame of a video.")] = 10,
-    limit: Annotated[int, typer.Option(min=1, help="--model: at most so many pictures.")] = 1000,
+    quick: Annotated[bool, Option("--quick", help="--model: a first look, in minutes.")] = False,
+    mean: Annotated[str, Option(help="--model: it takes (x * scale - mean) / std; one number or R,G,B.")] = "0",
+    std: Annotated[str, Option(help="--model: see --mean.")] = "1",
+    scale: Annotated[float, Option(help="--model: see --mean; 255 where it takes 0…255.")] = 1.0,
+    bgr: Annotated[bool, Option("--bgr", help="--model: it takes blue, green, red.")] = False,
+    every: Annotated[int, Option(min=1, help="--model: every n-th frame of a video.")] = 10,
+    limit: Annotated[int, Option(min=1, help="--model: at most so many pictures.")] = 1000,
 ) -> None:
     """Build a bundle: model, 19 signatures, oracle, policy.
 

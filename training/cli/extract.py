@@ -5,41 +5,33 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from rws.edge.common.extras import require
 
-
-class Method(str, Enum):
-    """How a signature is made."""
-
-    residual = "residual"
-    tuned = "tuned"
+Method = Enum("Method", {"residual": "residual", "tuned": "tuned"})
 
 
 def extract(
-    std: Annotated[
-        Path, typer.Option(help="Standard model: .onnx, or a checkpoint (.pt, .safetensors) with --recipe.")
-    ],
-    out: Annotated[Path, typer.Option(help="Signature file to write.")],
-    way: Annotated[Method, typer.Option(help="From robust models (the paper), or tuned on images.")] = Method.residual,
-    robust: Annotated[list[str] | None, typer.Option(help="residual: CORRUPTION=FILE, one a robust model.")] = None,
+    std: Annotated[Path, Option(help="Standard model: .onnx, or a checkpoint (.pt, .safetensors) with --recipe.")],
+    out: Annotated[Path, Option(help="Signature file to write.")],
+    way: Annotated[Method, Option(help="From robust models (the paper), or tuned on images.")] = Method.residual,
+    robust: Annotated[list[str] | None, Option(help="residual: CORRUPTION=FILE, one a robust model.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="residual: init of std and robust; left out: std itself (R = robust - std).")
+        Path | None, Option(help="residual: init of std and robust; left out: std itself (R = robust - std).")
     ] = None,
-    projection: Annotated[
-        str, typer.Option(help="residual: per_tensor (the authors'), whole or plain.")
-    ] = "per_tensor",
-    data: Annotated[str | None, typer.Option(help="tuned: clean images; labels are not needed.")] = None,
+    projection: Annotated[str, Option(help="residual: per_tensor (the authors'), whole or plain.")] = "per_tensor",
+    data: Annotated[str | None, Option(help="tuned: clean images; labels are not needed.")] = None,
     corruption: Annotated[
-        list[str] | None, typer.Option(help="tuned: which corruption, once for each; left out: all 19.")
+        list[str] | None, Option(help="tuned: which corruption, once for each; left out: all 19.")
     ] = None,
-    severity: Annotated[float, typer.Option(min=0.5, max=5, help="tuned: severity of the training images.")] = 5.0,
-    layers: Annotated[int, typer.Option(min=1, help="The shallowest n layers.")] = 5,
-    bits: Annotated[int, typer.Option(help="4, 8 or 16.")] = 8,
-    per: Annotated[str, typer.Option(help="One scale per channel or per tensor.")] = "channel",
-    recipe: Annotated[str | None, typer.Option(help="Recipe that names the checkpoints' architecture.")] = None,
-    classes: Annotated[int, typer.Option(min=2, help="Number of classes of the checkpoints.")] = 10,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the norms here.")] = None,
+    severity: Annotated[float, Option(min=0.5, max=5, help="tuned: severity of the training images.")] = 5.0,
+    layers: Annotated[int, Option(min=1, help="The shallowest n layers.")] = 5,
+    bits: Annotated[int, Option(help="4, 8 or 16.")] = 8,
+    per: Annotated[str, Option(help="One scale per channel or per tensor.")] = "channel",
+    recipe: Annotated[str | None, Option(help="Recipe that names the checkpoints' architecture.")] = None,
+    classes: Annotated[int, Option(min=2, help="Number of classes of the checkpoints.")] = 10,
+    report: Annotated[Path | None, Option("--json", help="Write the norms here.")] = None,
 ) -> None:
     """Make signatures for a model that is trained already.
 
