@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from rws.benchmarks.baselines.base import Fixed
+from rws.benchmarks.streams.protocols import Floats, Ints
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 
@@ -26,9 +26,7 @@ class AllModels:
     def reset(self) -> None:
         """Nothing is kept."""
 
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`; each frame goes through the model of its type."""
         classes = np.empty(len(x), np.int64)
         for kind in np.unique(types):

@@ -4,12 +4,10 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rws.benchmarks.streams.protocols import Method
+from rws.benchmarks.streams.protocols import Floats, Ints, Method
 
 
 class Baseline(Method, Protocol):
@@ -19,7 +17,7 @@ class Baseline(Method, Protocol):
     identity: str
 
 
-def to_torch(x: NDArray[np.float32]) -> Tensor:
+def to_torch(x: Floats) -> Tensor:
     """Return a batch (N, 3, H, W) as a channels_last tensor, the faster layout on a CPU."""
     return torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
 
@@ -31,9 +29,9 @@ def prepared(module: nn.Module) -> nn.Module:
     return module
 
 
-def classes_of(logits: Tensor) -> NDArray[np.int64]:
+def classes_of(logits: Tensor) -> Ints:
     """Return the most probable classes, int64 (N,), of logits (N, K)."""
-    classes: NDArray[np.int64] = logits.argmax(1).numpy()
+    classes: Ints = logits.argmax(1).numpy()
     return classes
 
 
@@ -66,8 +64,6 @@ class Fixed:
         """Nothing is kept."""
 
     @torch.inference_mode()
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`."""
         return classes_of(self._module(to_torch(x)))

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
 from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
 from rws.benchmarks.streams.ours import Ours
-from rws.benchmarks.streams.protocols import Method
+from rws.benchmarks.streams.protocols import Floats, Ints, Method
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
@@ -44,9 +43,9 @@ _STATUS = Path("/proc/self/status")
 class Sample(NamedTuple):
     """Frames as a method takes them: inputs (N, 3, H, W), types (N,), severities (N,)."""
 
-    x: NDArray[np.float32]
-    types: NDArray[np.int64]
-    severities: NDArray[np.float32]
+    x: Floats
+    types: Ints
+    severities: Floats
 
 
 class Timing(NamedTuple):

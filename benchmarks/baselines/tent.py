@@ -3,13 +3,12 @@
 The published rate for CIFAR-10-C, 1e-3, is for batches of 200; `scaled` takes a rate in proportion to the batch, as
 Niu et al. 2023 (SAR) run it on small ones."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from rws.benchmarks.baselines.base import bytes_of, classes_of, digest_of, prepared, size_of, to_torch
 from rws.benchmarks.baselines.batchnorm import adapt_norms, batch_norms
+from rws.benchmarks.streams.protocols import Floats, Ints
 
 TENT_RATE, TENT_BATCH = 1e-3, 200
 
@@ -43,9 +42,7 @@ class Tent:
         self._optimiser.zero_grad(set_to_none=True)
         self._optimiser.state.clear()
 
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`; the batch is adapted to afterwards."""
         logits = self._module(to_torch(x))
         log_share = logits.log_softmax(1)

@@ -11,11 +11,10 @@ from itertools import product
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import observe_streams
-from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, make_stream
+from rws.benchmarks.streams.protocols import PROTOCOLS, Floats, Ints, Stream, make_stream
 from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, perfect_accuracy, switch_rate
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -84,8 +83,8 @@ class _Case:
     """A stream, the oracle's joint (N, 1 + C·S), the accuracy of `perfect` (N,), and the expected mean at the start."""
 
     stream: Stream
-    joint: NDArray[np.float32]
-    perfect: NDArray[np.float32]
+    joint: Floats
+    perfect: Floats
     baseline: float
 
 
@@ -229,7 +228,7 @@ def _means(by_protocol: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {protocol: round(float(np.mean(values)), 2) for protocol, values in by_protocol.items()}
 
 
-def _expected(stream: Stream, table: GainTable, mixes: Sequence[Mix]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _expected(stream: Stream, table: GainTable, mixes: Sequence[Mix]) -> tuple[Floats, Ints]:
     """Return the expected accuracy of each frame's mix, (N,), and a number for each mix, (N,)."""
     keys: dict[MixKey, int] = {}
     index = np.array([keys.setdefault(mix_key(mix), len(keys)) for mix in mixes])

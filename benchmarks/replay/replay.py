@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.streams.protocols import Flags, Floats, Ints
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
@@ -35,7 +36,7 @@ _COMPARED_PIXELS = 200 * 32**2
 
 SetKey = tuple[str, int]
 """Corruption and severity."""
-Named = Mapping[SetKey, NDArray[np.int64]]
+Named = Mapping[SetKey, Ints]
 """How often each type, in the order of clean and the corruptions, was named on a set."""
 Accuracies = dict[str, float]
 """Percent by arm."""
@@ -52,9 +53,9 @@ class SetOutcome:
         severity_error: absolute error of the expected severity, float (N,).
     """
 
-    correct: Mapping[str, NDArray[np.bool_]]
-    types: NDArray[np.int64]
-    stream_types: NDArray[np.int64]
+    correct: Mapping[str, Flags]
+    types: Ints
+    stream_types: Ints
     severity_error: NDArray[np.floating[Any]]
 
 
@@ -100,13 +101,13 @@ class Replayer:
             severity_error=np.abs(severity - test.severity),
         )
 
-    def _stream_type(self, joint: NDArray[np.float32]) -> int:
+    def _stream_type(self, joint: Floats) -> int:
         self._filter.reset()
         for frame in joint:
             belief = self._filter.update(Belief(self.oracle.corruptions, self.oracle.levels, frame))
         return int(belief.probability.argmax())
 
-    def partial(self, joint: NDArray[np.float32], corruption: str, knows: str) -> NDArray[np.float32]:
+    def partial(self, joint: Floats, corruption: str, knows: str) -> Floats:
         """Return the beliefs of an oracle that knows the true type, or only whether the frame is corrupted.
 
         Args:
@@ -124,8 +125,8 @@ class Replayer:
             first = 1 + self.oracle.corruptions.index(corruption) * steps
             possible[first : first + steps] = True
         # The least of a mass, so that a frame of which the oracle has no idea still gets some action.
-        kept: NDArray[np.float32] = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
-        share: NDArray[np.float32] = kept / kept.sum(axis=1, keepdims=True)
+        kept: Floats = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
+        share: Floats = kept / kept.sum(axis=1, keepdims=True)
         return share
 
 
@@ -247,8 +248,8 @@ def replay(
 class _Sums:
     corruptions: Sequence[str]
     scores: dict[SetKey, Accuracies] = field(default_factory=dict)
-    named: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
-    named_after: dict[SetKey, NDArray[np.int64]] = field(default_factory=dict)
+    named: dict[SetKey, Ints] = field(default_factory=dict)
+    named_after: dict[SetKey, Ints] = field(default_factory=dict)
     samples: dict[SetKey, NDArray[np.uint8]] = field(default_factory=dict)
     severity_error: list[float] = field(default_factory=list)
     images: int = 0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rws.benchmarks.baselines.base import Baseline
@@ -21,7 +20,7 @@ from rws.benchmarks.baselines.registry import BASELINES_VERSION, make_baselines
 from rws.benchmarks.common.tables import plain, write_csv
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import Ours, Outcome, our_methods, run_method, run_ours
-from rws.benchmarks.streams.protocols import PROTOCOLS, Stream, frames_of, make_stream
+from rws.benchmarks.streams.protocols import PROTOCOLS, Ints, Stream, frames_of, make_stream
 from rws.benchmarks.streams.scores import (
     NAMES,
     Reaction,
@@ -185,7 +184,7 @@ def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Strea
     return result
 
 
-def _stream(bundle: Bundle, labels: NDArray[np.int64], protocol: str, frames: int, options: StreamOptions) -> Stream:
+def _stream(bundle: Bundle, labels: Ints, protocol: str, frames: int, options: StreamOptions) -> Stream:
     corruptions = known_corruptions(bundle)
     return make_stream(
         protocol, labels, frames=frames, severity=options.severity, seed=options.seed, corruptions=corruptions
@@ -218,14 +217,12 @@ def make_timeline(bundle: Bundle, images: Images, options: StreamOptions) -> Tim
     )
 
 
-def _strongest(outcome: Outcome) -> NDArray[np.int64]:
+def _strongest(outcome: Outcome) -> Ints:
     index = [NAMES.index(max(mix, key=lambda name: abs(mix[name]))) if mix else 0 for mix in outcome.mixes]
     return np.array(index, np.int64)[outcome.mix]
 
 
-def _scores(
-    stream: Stream, labels: NDArray[np.int64], method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle
-) -> StreamRow:
+def _scores(stream: Stream, labels: Ints, method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle) -> StreamRow:
     truth = labels[stream.image]
     by_type = 100 * mean_by_type(stream, outcome.predicted == truth)
     reference = 100 * mean_by_type(stream, perfect.predicted == truth)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.benchmarks.streams.protocols import Method, Stream, frames_of
+from rws.benchmarks.streams.protocols import Floats, Ints, Method, Stream, frames_of
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
@@ -56,7 +55,7 @@ class Ours:
         self._policy.reset()
         self._filter.reset()
 
-    def choose(self, joint: NDArray[np.float32], kind: int, severity: float) -> tuple[Mix, Belief | None]:
+    def choose(self, joint: Floats, kind: int, severity: float) -> tuple[Mix, Belief | None]:
         """Return the mix for the next frame, and the belief that it was chosen by (None if the method has no oracle).
 
         Args:
@@ -74,13 +73,11 @@ class Ours:
             belief = self._filter.update(belief)
         return self._policy.choose(belief), belief
 
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`."""
         return np.array([self._one(*frame) for frame in zip(x, types, severities, strict=True)], np.int64)
 
-    def _one(self, x: NDArray[np.float32], kind: int, severity: float) -> int:
+    def _one(self, x: Floats, kind: int, severity: float) -> int:
         joint = self.oracle.observe_batch(x[None])[0] if self.observes else np.zeros(0, np.float32)
         self.model.apply(self.choose(joint, int(kind), float(severity))[0])
         return int(self.model.predict(x).argmax())
@@ -103,10 +100,10 @@ class Outcome:
         believed: int64 (N,), most probable type, an index into `NAMES`; empty for a method without oracle.
     """
 
-    predicted: NDArray[np.int64]
+    predicted: Ints
     mixes: tuple[Mix, ...] = ()
-    mix: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    believed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    mix: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    believed: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def run_ours(
@@ -130,7 +127,7 @@ def run_ours(
         progress(f"oracle: {len(frames)} frames")
 
     keys: dict[MixKey, int] = {}
-    chosen: dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    chosen: dict[tuple[str, str], tuple[Ints, Ints]] = {}
     for name, stream in streams.items():
         for method in methods:
             chosen[name, method.name] = _choices(method, stream, joint[ids[name]], keys)
@@ -160,14 +157,14 @@ def run_ours(
     return outcomes
 
 
-def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Tensor) -> dict[str, NDArray[np.float32]]:
+def observe_streams(observer: Oracle, streams: Mapping[str, Stream], pixels: Tensor) -> dict[str, Floats]:
     """Return the oracle's joint, float32 (N, 1 + C·S), of each stream's frames; pixels as for `run_ours`."""
     frames, ids = _shared_frames(streams)
     joint = _observe(observer, frames, pixels)
     return {name: joint[ids[name]] for name in streams}
 
 
-def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> NDArray[np.int64]:
+def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> Ints:
     """Return a method's answers on a stream, int64 (N,); it is reset at each cut, and no `batch` reaches over one."""
     step = batch * -(-_CHUNK // batch)  # a whole number of batches is corrupted at once
     answers = []
@@ -183,7 +180,7 @@ def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> ND
     return np.concatenate(answers)
 
 
-def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, NDArray[np.int64]]]:
+def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, Ints]]:
     """All frames that occur, each once, sorted by type, and which of them each stream shows."""
     parts = list(streams.values())
     columns = [
@@ -209,13 +206,11 @@ def _parts(frames: Stream, pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, frames_of(frames, pixels, start, min(start + _CHUNK, len(frames)))
 
 
-def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> NDArray[np.float32]:
+def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> Floats:
     return np.concatenate([observe(observer, shown) for _, shown in _parts(frames, pixels)])
 
 
-def _choices(
-    method: Ours, stream: Stream, joint: NDArray[np.float32], keys: dict[MixKey, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _choices(method: Ours, stream: Stream, joint: Floats, keys: dict[MixKey, int]) -> tuple[Ints, Ints]:
     """Return the number of the mix in `keys` (new ones are added) and believed type of each frame, int64 (N,)."""
     mix = np.empty(len(stream), np.int64)
     beliefs = np.zeros_like(joint)

@@ -16,6 +16,10 @@ from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 """`iid`: one type after another, methods reset before each (Tent, Wang et al. 2021). `mixed`: another type at each
 frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`,
@@ -39,19 +43,19 @@ class Stream:
     """
 
     protocol: str
-    image: NDArray[np.int64]
-    type: NDArray[np.int64]
-    severity: NDArray[np.float32]
-    seed: NDArray[np.int64]
-    cut: NDArray[np.bool_]
+    image: Ints
+    type: Ints
+    severity: Floats
+    seed: Ints
+    cut: Flags
 
     def __len__(self) -> int:
         return len(self.image)
 
-    def block_starts(self) -> NDArray[np.int64]:
+    def block_starts(self) -> Ints:
         """Frames at which the true type changes or methods are reset, the first one included; int64, ascending."""
         changed = np.concatenate([[True], self.type[1:] != self.type[:-1]])
-        starts: NDArray[np.int64] = np.flatnonzero(changed | self.cut)
+        starts: Ints = np.flatnonzero(changed | self.cut)
         return starts
 
 
@@ -63,15 +67,13 @@ class Method(Protocol):
     def reset(self) -> None:
         """Forget the past: called before each cut of the stream."""
 
-    def classify(
-        self, x: NDArray[np.float32], types: NDArray[np.int64], severities: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """Return classes, int64 (B,), of the next frames (B, 3, H, W), RGB, 0…1; who may know the truth reads it."""
 
 
 def make_stream(
     protocol: str,
-    labels: NDArray[np.int64] | Sequence[int],
+    labels: Ints | Sequence[int],
     *,
     frames: int,
     severity: float | Literal["all"] = 5.0,

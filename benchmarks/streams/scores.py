@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.streams.protocols import TYPES, Stream
+from rws.benchmarks.streams.protocols import TYPES, Flags, Floats, Ints, Stream
 from rws.oracle.belief import CLEAN, certain
 from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
@@ -28,7 +28,7 @@ def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
+def perfect_accuracy(stream: Stream, table: GainTable) -> Floats:
     """Return what the table gives in the true state of each frame under the action of `perfect`, float32 (N,).
 
     Between severity 0 and the lowest level `perfect` takes the lowest level's alpha, where no patch may be better.
@@ -43,9 +43,7 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> NDArray[np.float32]:
     return np.array(found, np.float32)[inverse]
 
 
-def _true_states(
-    stream: Stream, table: GainTable
-) -> tuple[list[tuple[str, float]], list[NDArray[np.float32]], NDArray[np.int64]]:
+def _true_states(stream: Stream, table: GainTable) -> tuple[list[tuple[str, float]], list[Floats], Ints]:
     """Return the states that occur (type, severity), the joint of each, and the index of each frame's, (N,)."""
     pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
     states = [(NAMES[int(kind) + 1], float(severity)) for kind, severity in pairs.T]
@@ -53,7 +51,7 @@ def _true_states(
     return states, joints, inverse.reshape(-1)
 
 
-def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.float32]:
+def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: Ints) -> Floats:
     """Return what the table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
     Args:
@@ -62,17 +60,17 @@ def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: ND
     """
     expected = np.stack([table.estimate(each) for each in mixes])
     _, joints, inverse = _true_states(stream, table)
-    found: NDArray[np.float32] = (expected @ np.stack(joints).T)[mix, inverse]
+    found: Floats = (expected @ np.stack(joints).T)[mix, inverse]
     return found
 
 
-def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: NDArray[np.int64]) -> NDArray[np.bool_]:
+def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: Ints) -> Flags:
     """Return whether the mix in force was right, bool (N,). Arguments as in `mix_accuracy`."""
-    right: NDArray[np.bool_] = mix_accuracy(stream, table, mixes, mix) >= perfect_accuracy(stream, table) - RIGHT_WITHIN
+    right: Flags = mix_accuracy(stream, table, mixes, mix) >= perfect_accuracy(stream, table) - RIGHT_WITHIN
     return right
 
 
-def switch_rate(stream: Stream, mix: NDArray[np.int64]) -> float:
+def switch_rate(stream: Stream, mix: Ints) -> float:
     """Percent of the frames, cuts left out, at which the mix is another than at the frame before."""
     counted = ~stream.cut[1:]
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
@@ -88,7 +86,7 @@ class Reaction(TypedDict):
     blocks: int
 
 
-def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Reaction | None:
+def reaction(right: Flags, starts: Ints, stops: Ints) -> Reaction | None:
     """Return the frames until the mix is right (0: from the first on), over stretches of one true state; None for none.
 
     A stretch in which it never got right counts with its whole length, a lower bound.
@@ -110,9 +108,7 @@ def reaction(right: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray
     }
 
 
-def delays(
-    stream: Stream, right: NDArray[np.bool_], unpatched: NDArray[np.bool_]
-) -> tuple[Reaction | None, Reaction | None]:
+def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Reaction | None, Reaction | None]:
     """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
 
     Both are None for `mixed`, where every frame is a change. In `gradual` the block of a corruption, which sets in
@@ -138,12 +134,12 @@ def delays(
     return reaction(right, starts, stops), reaction(right, steps[inside], ends[inside])
 
 
-def run_lengths(values: NDArray[np.int64]) -> list[list[int]]:
+def run_lengths(values: Ints) -> list[list[int]]:
     """[[value, length], …] of a sequence."""
     return [[value, len(list(run))] for value, run in groupby(values.tolist())]
 
 
-def running_mean(correct: NDArray[np.bool_], window: int, step: int) -> list[int]:
+def running_mean(correct: Flags, window: int, step: int) -> list[int]:
     """Percent correct of the last `window` frames (fewer at the start), after every `step`-th frame, whole numbers."""
     total = np.concatenate([[0], np.cumsum(correct)])
     stops = np.arange(step, len(correct) + 1, step)
