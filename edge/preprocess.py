@@ -13,10 +13,7 @@ Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads
 
 
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    """Check an image that comes from outside, uint8 (H, W, 3), and return it in RGB: itself if it is RGB already.
-
-    An `InputError` if `image` or `colour` is anything else; the message says what to do.
-    """
+    """Return an image from outside, uint8 (H, W, 3), in RGB, itself if it is so already; all else: `InputError`."""
     if colour not in ("rgb", "bgr"):
         raise InputError(f'colour is {colour!r}, expected "rgb" or "bgr"; images that OpenCV reads are "bgr"')
     check_image(image)

@@ -34,9 +34,7 @@ class SizeWarning:
 def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
     """Return a function that crops a frame to the model's size and corrupts it; `Frame.original` keeps the crop.
 
-    Args:
-        spec: TYPE:SEVERITY; an `InputError` if the type is unknown or the severity out of range.
-        size: gives the model's input (height, width), pixels, which may change with the bundle.
+    `spec` is TYPE:SEVERITY; `size` gives the model's input (height, width), which may change with the bundle.
     """
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.

@@ -31,10 +31,7 @@ def free_port() -> int:
 class MjpegServer(Closing):
     """A camera that sends JPEG images over HTTP, as IP cameras do; `url` is what to open.
 
-    Args:
-        camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
-        fps: images per second.
-        port: where to listen; 0 chooses one.
+    `camera` gives the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
     """
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:

@@ -35,7 +35,6 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 
     Args:
         image: uint8, shape (H, W, 3), RGB.
-        result: what the pipeline found in it.
         original: what the frame was before it was corrupted on purpose, of the same shape; drawn on its left.
 
     Returns:
@@ -58,8 +57,7 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
     """Resize an image for display, uint8, (H, W, 3), RGB.
 
-    It grows by a whole factor to 320 high or as far as `max_width` allows, or shrinks to at most 720 high and
-    `max_width` wide.
+    It grows by a whole factor up to 320 high and `max_width` wide, or shrinks to 720 high and `max_width` wide.
     """
     height, width = image.shape[:2]
     factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)

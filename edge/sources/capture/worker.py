@@ -1,7 +1,7 @@
 """The capture process: opens what it is told to, and hands frames over when asked, on a socket that it inherits.
 
-So the address of a stream, which may hold a password, never stands in a list of processes. A frame lies in shared
-memory; if that is too small, the descriptor of larger memory comes with the answer.
+So no list of processes shows an address, which may hold a password. Frames lie in shared memory; if that is too small,
+the descriptor of larger memory comes with the answer.
 """
 
 import contextlib
