@@ -56,8 +56,7 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
         image: uint8, shape (H, W, 3), RGB, any size; an `InputError` if it is something else.
         height, width: size of the model's input, pixels.
 
-    Returns:
-        float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
+    Returns float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
     """
     check_image(image)
     fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)

@@ -48,10 +48,7 @@ class SoakReport:
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
-    """Run `rws run` on an MJPEG camera on loopback, with its page open, and measure.
-
-    `seconds` is at least twice the warm-up of 60 s; an `RwsError` if the command ends early.
-    """
+    """Run `rws run` on a camera on loopback with its page open, for at least 120 s; an `RwsError` if it ends early."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
         assert camera.stdout is not None

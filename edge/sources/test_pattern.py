@@ -16,8 +16,7 @@ from rws.records import Frame
 class PatternSource(Source):
     """A moving test image: colour bars, a grey ramp, a hand that turns once in four seconds, and the frame's number.
 
-    It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
-    An `InputError` if the size is not within 32…8192 pixels, or `fps` above 10,000.
+    It is live: a frame whose time has passed is not made, and counts as received and dropped.
     """
 
     live = sequential = True

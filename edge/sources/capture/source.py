@@ -180,7 +180,6 @@ class CapturedSource(Source):
         self.buffered = self.received - self.dropped - self.rejected - self.delivered
 
     def _signs_of_life(self) -> int:
-        """Frames so far that show a working source, besides those that are delivered."""
         # Not `received` less those that are broken: a frame is received a moment before it is found to be broken.
         return sum(self._capture.counters[name] for name in ("dropped", *REASONS) if name not in BROKEN)
 

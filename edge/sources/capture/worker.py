@@ -54,10 +54,9 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not let go of the source; a new process can.
             self._grabber = None
-        decoder: Decoder
         try:
             if settings.kind == "camera":
-                decoder = CameraDecoder(settings.target)
+                decoder: Decoder = CameraDecoder(settings.target)
             else:
                 network = settings.kind == "network"
                 decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
