@@ -77,10 +77,7 @@ class Runtime(Closing):
     def results(
         self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
     ) -> Generator[Result | None, None, None]:
-        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work.
-
-        Each frame goes through the `changes` first, which count as reading.
-        """
+        """As `stream`, with `changes` to each frame first, and None four times a second while no frame comes."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))

@@ -131,7 +131,7 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve time-stamped frames at `sys.argv[1]` Hz until standard input closes; prints its address and their number."""
+    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes; prints its address, then their number."""
     scenes = [scene(480, 640, seed) for seed in range(8)]
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
     print(server.url, flush=True)

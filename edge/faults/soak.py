@@ -145,8 +145,7 @@ def _part_length(stream: IO[bytes]) -> int:
 
 
 def _start(stack: contextlib.ExitStack, code: str, *arguments: str) -> subprocess.Popen[str]:
-    command = python_command(code, *arguments)
-    pipe = subprocess.PIPE
+    command, pipe = python_command(code, *arguments), subprocess.PIPE
     process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
     stack.callback(process.kill)
     return process
