@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypedDict
@@ -14,6 +14,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
+from rws.edge.sources.base import Clock
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
@@ -104,10 +105,7 @@ class Result:
         )
 
     def plot(self) -> NDArray[np.uint8]:
-        """Return the annotated frame, uint8, shape (h, w, 3), RGB; see `rws.edge.tasks.annotate.annotate`.
-
-        An `InputError` if a newer frame has taken its place, and nobody kept it.
-        """
+        """Return the annotated frame, uint8 (h, w, 3), RGB; an `InputError` if a newer frame has taken its place."""
         if frame := self.frame_ref():
             return annotate(frame.image, self, frame.original)
         raise InputError(
@@ -143,8 +141,7 @@ class Result:
 class Pipeline:
     """A patchable model and the oracle that steers it: from a frame to a result.
 
-    Its parts never change, but have a memory: the model of its weights, filter and policy of the frames before. So a
-    pipeline serves one stream and one thread at a time.
+    Model, filter and policy remember the frames before, so a pipeline serves one stream and one thread at a time.
     """
 
     model: PatchableModel
@@ -174,12 +171,7 @@ class Pipeline:
         return pipeline
 
     def step(
-        self,
-        frame: Frame,
-        held: Result | None = None,
-        *,
-        read_ms: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, frame: Frame, held: Result | None = None, *, read_ms: float = 0.0, clock: Clock = time.monotonic
     ) -> Result:
         """Patch the model for a frame and let it predict.
 
@@ -187,7 +179,7 @@ class Pipeline:
             frame: uint8 (H, W, 3), RGB, any size; otherwise an `InputError`.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
             read_ms: what reading the frame took.
-            clock: seconds, monotonic; the one that stamps the frames.
+            clock: the one that stamps the frames.
         """
         marks = [clock()]
         x = preprocess(frame.image, *self.input_size)
@@ -225,10 +217,7 @@ class Pipeline:
         return replace(result, unpatched=unpatched, on_original=on_original)
 
     def warm_up(self) -> None:
-        """Run oracle and model once: the first run allocates, and a real frame should not pay (and report) that.
-
-        An `InputError` if the task cannot read the model's output.
-        """
+        """Run all once, since the first run allocates; an `InputError` if the task cannot read the model's output."""
         x = np.zeros((3, *self.input_size), np.float32)
         self.oracle.observe(x)
         self.task.check(self.model.predict(x).shape)

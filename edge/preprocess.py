@@ -13,10 +13,7 @@ Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads
 
 
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    """Check an image that comes from outside, uint8 (H, W, 3), and return it in RGB: itself if it is RGB already.
-
-    An `InputError` if `image` or `colour` is anything else; the message says what to do.
-    """
+    """Return an image from outside, uint8 (H, W, 3), in RGB, itself if it is so already; all else: `InputError`."""
     if colour not in ("rgb", "bgr"):
         raise InputError(f'colour is {colour!r}, expected "rgb" or "bgr"; images that OpenCV reads are "bgr"')
     check_image(image)
@@ -59,8 +56,7 @@ def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
         image: uint8, shape (H, W, 3), RGB, any size; an `InputError` if it is something else.
         height, width: size of the model's input, pixels.
 
-    Returns:
-        float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
+    Returns float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
     """
     check_image(image)
     fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)

@@ -1,7 +1,6 @@
 """The frame loop: a source's frames through a pipeline into the sinks, one at a time.
 
-The loop owns all I/O and time. It invents no frame and keeps none but the newest. However it ends, and while a source
-is lost, the model has its clean weights.
+It invents no frame and keeps none but the newest. After it, and while a source is lost, the weights are clean.
 """
 
 import os
@@ -18,7 +17,7 @@ from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
-from rws.edge.sources.base import Source
+from rws.edge.sources.base import Clock, Source
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.records import Frame
@@ -36,18 +35,14 @@ class Runtime(Closing):
 
     Args:
         oracle_every: the oracle looks at every n-th frame only (n ≥ 1); the mix stays until it looks again.
-        clock: seconds, monotonic; the same clock must stamp the frames, or their age means nothing.
-
-    Attributes:
-        compare: whether the clean model classifies each frame as well (`Result.unpatched`).
+        clock: the same clock must stamp the frames, or their age means nothing.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, *, oracle_every: int = 1, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, *, oracle_every: int = 1, clock: Clock = time.monotonic) -> None:
         if oracle_every < 1:
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
-        self.compare, self.clock = False, clock
+        self.compare = False  # whether the clean model classifies each frame as well (`Result.unpatched`)
+        self.clock = clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
         self._last: Result | None = None
         self._frame: Frame | None = None
@@ -82,10 +77,7 @@ class Runtime(Closing):
     def results(
         self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
     ) -> Generator[Result | None, None, None]:
-        """As `stream`, and None about four times a second while no frame comes: then the caller can do other work.
-
-        Each frame goes through the `changes` first, which count as reading.
-        """
+        """As `stream`, with `changes` to each frame first, and None four times a second while no frame comes."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))

@@ -32,17 +32,11 @@ class SizeWarning:
 
 
 def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
-    """Return a function that crops a frame to the model's size and corrupts it; `Frame.original` keeps the crop.
-
-    Args:
-        spec: TYPE:SEVERITY; an `InputError` if the type is unknown or the severity out of range.
-        size: gives the model's input (height, width), pixels, which may change with the bundle.
-    """
+    """Return a function that crops a frame to `size()`, (height, width), and corrupts it as TYPE:SEVERITY says."""
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.
-        make = lru_cache(maxsize=1)(
-            partial(import_module("rws.training.corruptions.frames").corrupter, spec, seed=CORRUPT_SEED)
-        )
+        module = import_module("rws.training.corruptions.frames")
+    make = lru_cache(maxsize=1)(partial(module.corrupter, spec, seed=CORRUPT_SEED))
     make(size())
 
     def corrupt(frame: Frame) -> Frame:

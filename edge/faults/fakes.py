@@ -37,12 +37,7 @@ Script = Iterable[Step] | Callable[[FakeTime], Iterable[Step]]
 
 
 class ScriptedCapture(CaptureProcess):
-    """Stands for the capture process of `CapturedSource`; notes when it was asked to open.
-
-    Args:
-        script: the steps, or what gives the steps from an opening on; after the last one it hangs.
-        time: passes while it is silent.
-    """
+    """Stands for the capture process, notes when it was asked to open, and hangs after its script's last step."""
 
     def __init__(self, script: Script, time: FakeTime) -> None:
         super().__init__(CaptureSettings("scripted", "camera", "scripted camera"))

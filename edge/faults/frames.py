@@ -11,10 +11,7 @@ BITS, CELL = 24, 16
 
 
 def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
-    """The picture with `number`, 0…2²⁴ − 1, as a row of black and white squares at its top left.
-
-    They survive JPEG and H.264. `image`: uint8, shape (H, W, 3), at least 32 high and 384 wide.
-    """
+    """The picture, uint8 (H ≥ 32, W ≥ 384, 3), with `number`, 0…2²⁴ − 1, as black and white squares at its top left."""
     marked: NDArray[np.uint8] = image.copy()
     bits = np.array([(number >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
     # The second row is the first one's negative: what does not read as such was no stamp.

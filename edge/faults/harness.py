@@ -69,8 +69,7 @@ Until = Callable[[list[Seen]], bool]
 class Drill:
     """What a case works with: a real model, checks, and frame accounting.
 
-    The cases share the bundle's pipeline, so each leaves it clean; `folder` is empty; `video` is a file to play and to
-    damage (None makes one); failures and counts go to `outcome`.
+    The cases share the pipeline, so each leaves it clean; `folder` is empty; `video` is to be played (None makes one).
     """
 
     def __init__(self, bundle: Bundle, pipeline: Pipeline, folder: Path, video: Path | None, outcome: Outcome) -> None:
@@ -117,8 +116,7 @@ class Drill:
     ) -> list[Seen]:
         """Run the loop on a source until a condition holds, asked after each result and each idle moment.
 
-        Whatever ends it, the source is closed, the frames are accounted for, and the weights must be clean. What the
-        loop raises is raised; it fails after `limit` seconds. A `pipeline` with a fault has the drill's model.
+        Then the source is closed, frames are accounted for, weights must be clean; it fails after `limit` seconds.
         """
         seen: list[Seen] = []
         deadline = time.monotonic() + limit
@@ -170,6 +168,11 @@ class Case:
             outcome.failures.append(f"no other exception: {type(error).__name__}: {first_line(error)}")
         outcome.seconds = time.monotonic() - started
         return outcome
+
+
+def fault(name: str, slow: bool = False) -> Callable[[Callable[[Drill], None]], Case]:
+    """Return a decorator that makes a case of a function; its docstring is the promise."""
+    return lambda function: Case(name, function.__doc__ or "", function, slow)
 
 
 class _Stamps:

@@ -29,13 +29,7 @@ def free_port() -> int:
 
 
 class MjpegServer(Closing):
-    """A camera that sends JPEG images over HTTP, as IP cameras do; `url` is what to open.
-
-    Args:
-        camera: the n-th image's bytes, n from 0, each asked for once; None sends nothing at that time.
-        fps: images per second.
-        port: where to listen; 0 chooses one.
-    """
+    """A camera that sends JPEG images over HTTP at `url`; `camera(n)` gives the n-th image, or None to send nothing."""
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
         self.number = 0
@@ -137,10 +131,7 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve a camera in a separate process, `sys.argv[1]` frames per second that carry the time when they were sent.
-
-    Prints its address, serves until its standard input closes, and prints how many frames it has sent.
-    """
+    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes; prints its address, then their number."""
     scenes = [scene(480, 640, seed) for seed in range(8)]
     server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
     print(server.url, flush=True)

@@ -48,10 +48,7 @@ class SoakReport:
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
-    """Run `rws run` on an MJPEG camera on loopback, with its page open, and measure.
-
-    `seconds` is at least twice the warm-up of 60 s; an `RwsError` if the command ends early.
-    """
+    """Run `rws run` on a camera on loopback with its page open, for at least 120 s; an `RwsError` if it ends early."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
         assert camera.stdout is not None
@@ -148,8 +145,7 @@ def _part_length(stream: IO[bytes]) -> int:
 
 
 def _start(stack: contextlib.ExitStack, code: str, *arguments: str) -> subprocess.Popen[str]:
-    command = python_command(code, *arguments)
-    pipe = subprocess.PIPE
+    command, pipe = python_command(code, *arguments), subprocess.PIPE
     process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
     stack.callback(process.kill)
     return process

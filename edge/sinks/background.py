@@ -25,8 +25,7 @@ class BackgroundSink:
     written after it. Frames are kept until they are written, so nobody may change their pixels in the meantime.
 
     Args:
-        sink: a sink; if it is a context manager, it is entered here and left in the thread, with the exception that
-            ended the run, if any.
+        sink: a context manager is entered here and left in the thread, with the exception that ended the run, if any.
         capacity: frames that may wait; an `InputError` below 1.
         when_full: "drop" drops the oldest waiting frame, so `write` never waits (live sources); "wait" makes `write`
             wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
@@ -34,10 +33,7 @@ class BackgroundSink:
         timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
             complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
 
-    Attributes:
-        accepted: frames that `write` took: `written` + `dropped` (too old, refused, or left over at the end) +
-            `waiting` in the queue + `in_hand` (1 while the other sink is writing).
-        abandoned: whether the exit gave up on a sink that did not return.
+    `accepted` frames are `written` + `dropped` + `waiting` in the queue + `in_hand` (1 while the other sink writes).
     """
 
     def __init__(
@@ -53,10 +49,9 @@ class BackgroundSink:
         self.sink, self.capacity = sink, capacity
         self._when_full, self._timeout = when_full, timeout
         self.accepted = self.written = self.dropped = self.in_hand = 0
-        self.abandoned = False
+        self.abandoned = self._open = False  # `abandoned`: whether the exit gave up on a sink that did not return
         self._queue: deque[tuple[Frame, Result]] = deque()
         self._changed = threading.Condition()
-        self._open = False
         self._error: BaseException | None = None
         self._trace: TracebackType | None = None
         self._ended_by: BaseException | None = None

@@ -29,9 +29,8 @@ COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES))
 class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
-    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; `changed` is `true` or `false`; times are
-    milliseconds, but for `captured_at`, seconds. A line break in a name becomes a space. Arguments and errors are those
-    of `FileSink`; an `endless` file that has other columns is an `InputError`, too.
+    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; times are milliseconds, but for
+    `captured_at`, seconds. Arguments and errors are those of `FileSink`; `endless` adds one for other columns.
     """
 
     HEADER = ",".join(COLUMNS) + "\n"

@@ -39,9 +39,8 @@ class VideoFile:
     def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: Fraction, endless: bool) -> None:
         self._endless = endless
         self._tick = Fraction(1, TICKS) if endless else 1 / fps
-        self._at = -1
+        self._at, self._next_key = -1, 0.0
         self._first: float | None = None
-        self._next_key = 0.0
         name = _choose_encoder()
         with ExitStack() as failed:
             self._file = failed.enter_context(WholeFile(path, "wb"))

@@ -26,9 +26,8 @@ class VideoSink(FileSink):
     Args:
         path: see `FileSink`; ends in `.mp4`.
         fps: frames per second, 0.001…1000; None takes 25.
-        endless: show each frame at its `captured_at`, and write in fragments, so that after a crash all but about the
-            last two seconds and a dozen frames can be played. An existing file is renamed to the first free one of
-            `<name>.1.mp4`, `<name>.2.mp4`, ….
+        endless: show each frame at its `captured_at`, in fragments: after a crash all but about two seconds and a dozen
+            frames can be played. An existing file gets the first free name of `<name>.1.mp4`, `<name>.2.mp4`, ….
 
     Raises an `InputError` or `RwsError` if an argument is out of range or no encoder works, and as `FileSink`.
     """
@@ -42,9 +41,8 @@ class VideoSink(FileSink):
         if fps is not None and not 0.001 <= fps <= 1000:
             raise InputError(f"{self.path}: cannot show {fps:g} frames per second; expected 0.001 to 1000")
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
-        self.frames = 0
+        self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
-        self._size = (0, 0)
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result next to the frame and append it."""

@@ -1,5 +1,4 @@
 """Where frames come from: cameras, streams, files, arrays, a test pattern.
 
-A source yields what it was given and nothing else: a frame that cannot be decoded is counted, never replaced by
-another. Cameras, video files and streams are read in a separate process (`rws.edge.sources.capture`).
+A frame that cannot be decoded is counted, never replaced. Cameras, videos and streams have a process of their own.
 """

@@ -1,12 +1,12 @@
 """Images that are in memory already."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import Source
+from rws.edge.sources.base import Clock, Source
 from rws.errors import InputError
 from rws.records import Frame
 
@@ -18,7 +18,6 @@ class ArraySource(Source):
         images: uint8, shape (N, H, W, 3), RGB (else an `InputError`); a memory-mapped array is read image by image.
         names: one name per frame (default: `name` for all).
         name, sequential, fps: see `Source`.
-        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -29,7 +28,7 @@ class ArraySource(Source):
         name: str = "array",
         sequential: bool = False,
         fps: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise InputError(

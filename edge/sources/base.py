@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from rws.edge.common.closing import Closing
@@ -10,6 +10,8 @@ from rws.records import Frame
 
 TICK = 0.25  # seconds after which `Source.frames` yields None while no frame comes
 
+Clock = Callable[[], float]  # seconds, monotonic
+Sleep = Callable[[float], None]  # waits for that many seconds
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 
 
@@ -48,10 +50,7 @@ class Source(Closing):
 
     @abstractmethod
     def frames(self) -> Iterator[Frame | None]:
-        """Yield the frames that are left, and None about every `TICK` seconds while no frame comes.
-
-        A `SourceError` says that a live source is lost, or that nothing at all could be decoded.
-        """
+        """Yield the frames left, None each `TICK` seconds without one; a `SourceError` if lost or all undecodable."""
 
     def __iter__(self) -> Iterator[Frame]:
         return (frame for frame in self.frames() if frame is not None)

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import Source
+from rws.edge.sources.base import Clock, Source
 from rws.errors import SourceError
 from rws.records import Frame
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class ImageSource(Source):
     """Image files, one frame each. One that cannot be decoded is counted in `rejections` and named in a warning."""
 
-    def __init__(self, paths: Sequence[Path], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, paths: Sequence[Path], name: str, clock: Clock = time.monotonic) -> None:
         super().__init__()
         self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
 

@@ -39,14 +39,12 @@ def open_source(
             image paths (one per line, relative to the list; `#` starts a comment), a `.npy` array, uint8 (N, H, W, 3)
             RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test image. A folder
             whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
-        clock: seconds, monotonic; stamps the frames that are read in this process.
+        clock: stamps the frames that are read in this process.
         latest, retries: see `CaptureSettings` and `CapturedSource`.
         stall: seconds without a frame after which a camera or stream counts as lost.
 
-    Raises:
-        SourceError: if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
-            stream is opened when the first frame is asked for.
-        InputError: if an array has another shape or dtype.
+    Raises a `SourceError` if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
+    stream is opened when the first frame is asked for.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
     if pattern := _PATTERN.fullmatch(text):

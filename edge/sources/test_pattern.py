@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import TICK, Source
+from rws.edge.sources.base import TICK, Clock, Sleep, Source
 from rws.errors import InputError
 from rws.records import Frame
 
@@ -16,20 +16,13 @@ from rws.records import Frame
 class PatternSource(Source):
     """A moving test image: colour bars, a grey ramp, a hand that turns once in four seconds, and the frame's number.
 
-    It is live, as a camera is: a frame whose time has passed is not made, and counts as received and dropped.
-    An `InputError` if the size is not within 32…8192 pixels, or `fps` above 10,000.
+    It is live: a frame whose time has passed is not made, and counts as received and dropped.
     """
 
     live = sequential = True
 
     def __init__(
-        self,
-        width: int = 640,
-        height: int = 480,
-        fps: float = 30.0,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, width: int, height: int, fps: float, *, clock: Clock = time.monotonic, sleep: Sleep = time.sleep
     ) -> None:
         super().__init__()
         if not (32 <= width <= 8192 and 32 <= height <= 8192 and 0 < fps <= 10_000):
@@ -39,12 +32,9 @@ class PatternSource(Source):
         self.name = f"test pattern {width}x{height}"
         self.fps = self._rate = fps
         self._clock, self._sleep = clock, sleep
-        bars = np.array(
-            [(191, 191, 191), (191, 191, 0), (0, 191, 191), (0, 191, 0), (191, 0, 191), (191, 0, 0), (0, 0, 191)],
-            np.uint8,
-        )
+        bars = np.array([(1, 1, 1), (1, 1, 0), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (0, 0, 1)], np.uint8)
         self._still = np.empty((height, width, 3), np.uint8)
-        self._still[:] = bars[np.arange(width) * len(bars) // width]
+        self._still[:] = 191 * bars[np.arange(width) * len(bars) // width]
         self._still[height * 3 // 4 :] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]
 
     def frames(self) -> Iterator[Frame | None]:

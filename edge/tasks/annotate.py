@@ -30,17 +30,13 @@ GREEN, ORANGE, BLUE = (94, 201, 142), (255, 158, 87), (103, 169, 255)
 def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Draw a result next to its frame.
 
-    The panel shows the predicted class and its confidence, the five most probable corruptions (green: clean), the
-    signatures in effect with their alpha, and the frame's number, name and time.
+    The panel shows the predicted class, the five most probable corruptions, the signatures in effect, and the frame.
 
     Args:
         image: uint8, shape (H, W, 3), RGB.
-        result: what the pipeline found in it.
         original: what the frame was before it was corrupted on purpose, of the same shape; drawn on its left.
 
-    Returns:
-        uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even, as video encoders want them. Frames of one size
-        give annotated frames of one size.
+    Returns uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even; frames of one size give results of one size.
     """
     frame = fit(result.task.draw(image, result.output))
     if original is not None:
@@ -58,8 +54,7 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
     """Resize an image for display, uint8, (H, W, 3), RGB.
 
-    It grows by a whole factor to 320 high or as far as `max_width` allows, or shrinks to at most 720 high and
-    `max_width` wide.
+    It grows by a whole factor up to 320 high and `max_width` wide, or shrinks to 720 high and `max_width` wide.
     """
     height, width = image.shape[:2]
     factor = min(math.ceil(MIN_HEIGHT / height), max_width // width)

@@ -49,9 +49,8 @@ class Classify:
         powers = np.exp(logits - logits.max())
         probability = powers / powers.sum()
         order = (-logits).argsort(kind="stable")[:TOP].tolist()
-        return Classification(
-            tuple(Prediction(self.classes[index], index, float(probability[index])) for index in order), logits
-        )
+        top = tuple(Prediction(self.classes[index], index, float(probability[index])) for index in order)
+        return Classification(top, logits)
 
     def draw(self, image: NDArray[np.uint8], output: Classification) -> NDArray[np.uint8]:
         """Return the image, uint8, (H, W, 3), RGB, as it is: a class has no place in it."""

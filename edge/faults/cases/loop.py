@@ -20,7 +20,7 @@ from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
 from rws.edge.faults.fakes import Step, faulty, images, scripted
 from rws.edge.faults.frames import scene
-from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, reached
+from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.base import Sink
@@ -32,7 +32,9 @@ from rws.records import Frame
 FULL = Path("/dev/full")  # a device that has never room
 
 
+@fault("a sink that blocks", slow=True)
 def _sink_blocks(drill: Drill) -> None:
+    """The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most."""
     release = threading.Event()
 
     class Stuck:
@@ -53,7 +55,9 @@ def _sink_blocks(drill: Drill) -> None:
     drill.check(ending < 2.0, "the end waits 1 s at most")
 
 
+@fault("the disk is full")
 def _disk_full(drill: Drill) -> None:
+    """The run ends with an error that names the file and its cause; the weights are clean."""
     if not FULL.exists():
         raise NotHereError(f"{FULL} is missing")
     source, _, fake = scripted([("open", ""), *images(50, bad=True)])
@@ -68,7 +72,9 @@ def _disk_full(drill: Drill) -> None:
         drill.check(False, "it raises an error")
 
 
+@fault("an exception in source, model or sink")
 def _exceptions(drill: Drill) -> None:
+    """It surfaces with its type; the weights are clean."""
     calls = iter(range(99))
 
     def break_model() -> None:
@@ -95,7 +101,9 @@ def _exceptions(drill: Drill) -> None:
             drill.say(f"{type(error).__name__}: {error}")
 
 
+@fault("a model that is too slow", slow=True)
 def _too_slow(drill: Drill) -> None:
+    """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
     slow = faulty(drill.pipeline.model, lambda: time.sleep(0.2))
     source = PatternSource(160, 120, 30.0)
     seen = drill.play(source, reached(15), pipeline=replace(drill.pipeline, model=slow))
@@ -105,7 +113,9 @@ def _too_slow(drill: Drill) -> None:
     drill.check(oldest < 400, "no result is older than two of its frames")
 
 
+@fault("10,000 mix changes")
 def _mix_changes(drill: Drill) -> None:
+    """Each change is exact, the weights are clean afterwards, and memory stays flat."""
     model = drill.pipeline.model
     names = sorted(drill.bundle.signatures.names)
     rng = np.random.default_rng(0)
@@ -134,7 +144,9 @@ def _mix_changes(drill: Drill) -> None:
     drill.check(grown < 5, "memory grows by less than 5 MB")
 
 
+@fault("a broken bundle is put in place")
 def _broken_bundle(drill: Drill) -> None:
+    """It is refused with a reason and the old one stays; a good one takes over."""
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
     built: list[Bundle] = []
@@ -197,35 +209,7 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The frame in hand is finished, files are complete, the exit code is 0."
-CASES = [
-    Case(
-        "a sink that blocks",
-        "The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most.",
-        _sink_blocks,
-        slow=True,
-    ),
-    Case(
-        "the disk is full",
-        "The run ends with an error that names the file and its cause; the weights are clean.",
-        _disk_full,
-    ),
-    Case("an exception in source, model or sink", "It surfaces with its type; the weights are clean.", _exceptions),
-    Case(
-        "a model that is too slow",
-        "Frames are skipped before it lags: the age stays that of one frame, drops are counted.",
-        _too_slow,
-        slow=True,
-    ),
-    Case(
-        "10,000 mix changes",
-        "Each change is exact, the weights are clean afterwards, and memory stays flat.",
-        _mix_changes,
-    ),
-    Case(
-        "a broken bundle is put in place",
-        "It is refused with a reason and the old one stays; a good one takes over.",
-        _broken_bundle,
-    ),
-    Case("SIGTERM", _FINISHED, partial(_terminate, number=signal.SIGTERM)),
-    Case("SIGINT", _FINISHED, partial(_terminate, number=signal.SIGINT)),
+CASES = [_sink_blocks, _disk_full, _exceptions, _too_slow, _mix_changes, _broken_bundle]
+CASES += [
+    Case(number.name, _FINISHED, partial(_terminate, number=number)) for number in (signal.SIGTERM, signal.SIGINT)
 ]

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.faults.frames import encode_h264, encode_jpeg, flip_bytes, scene, stamped
-from rws.edge.faults.harness import Case, Drill, NotHereError, Seen
+from rws.edge.faults.harness import Drill, NotHereError, Seen, fault
 from rws.edge.faults.servers import Camera, MjpegServer, RtspServer
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
@@ -29,7 +30,6 @@ Fault = Callable[[int, bytes], bytes]  # what becomes of the n-th JPEG of a came
 
 
 def _camera(fault: Fault = lambda number, jpeg: jpeg) -> Camera:
-    """JPEG frames of 640 x 480 that carry their number, with a fault."""
     scenes = [scene(480, 640, seed) for seed in range(SCENES)]
     return lambda number: fault(number, encode_jpeg(stamped(scenes[number % SCENES], number)))
 
@@ -40,7 +40,9 @@ def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) 
         return drill.play(source, lambda seen: bool(seen) and (seen[-1].stamp or 0) >= last), source
 
 
+@fault("truncated JPEG")
 def _truncated(drill: Drill) -> None:
+    """Pictures that were cut are kept from the oracle and counted as damaged."""
     seen, source = _play_mjpeg(drill, lambda n, jpeg: jpeg[: len(jpeg) // 2] if 30 <= n < 45 else jpeg)
     wrong = [one.stamp for one in seen if one.stamp is None or 30 <= one.stamp < 45]
     rejected = source.rejections["damaged"] + source.rejections["undecodable"]
@@ -49,7 +51,9 @@ def _truncated(drill: Drill) -> None:
     drill.check(rejected == 15, "all 15 are counted")
 
 
+@fault("black frames")
 def _black(drill: Drill) -> None:
+    """They are kept from the oracle and counted; the camera is not taken for lost."""
     dark = encode_jpeg(np.zeros((480, 640, 3), np.uint8))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: dark if 30 <= n < 45 else jpeg)
     drill.say(f"{source.rejections['black']} of 15 rejected, reconnects {source.reconnects}")
@@ -58,7 +62,9 @@ def _black(drill: Drill) -> None:
     drill.check(all(one.stamp is not None for one in seen), "only real pictures have results")
 
 
+@fault("frozen picture", slow=True)
 def _frozen(drill: Drill) -> None:
+    """Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on."""
     held = encode_jpeg(stamped(scene(480, 640, 30 % SCENES), 30))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: held if 30 <= n < 210 else jpeg, last=240, stall=2.0)
     repeated, frozen = sum(one.stamp == 30 for one in seen), source.rejections["frozen"]
@@ -68,7 +74,9 @@ def _frozen(drill: Drill) -> None:
     drill.check(source.reconnects >= 1, "it is opened anew")
 
 
+@fault("the resolution changes", slow=True)
 def _resolution(drill: Drill) -> None:
+    """Every picture of every size has a result."""
     sizes = {30: (720, 1280), 45: (480, 848), 60: (1080, 1920)}
     images = {start: scene(*size, seed=start) for start, size in sizes.items()}
 
@@ -84,7 +92,9 @@ def _resolution(drill: Drill) -> None:
     drill.check(all(any(lo <= (s or 0) < lo + 15 for s in stamps) for lo in (15, *sizes)), "each size has results")
 
 
+@fault("empty and garbled JPEG")
 def _garbled(drill: Drill) -> None:
+    """What is no picture is counted and has no result."""
     garbled = {30: b"", 33: b"", 36: b""} | {number: os.urandom(5000) for number in range(39, 45)}
     seen, source = _play_mjpeg(drill, lambda n, jpeg: garbled.get(n, jpeg))
     wrong = sum(one.stamp is None or 39 <= one.stamp < 45 for one in seen)
@@ -93,11 +103,15 @@ def _garbled(drill: Drill) -> None:
     drill.check(source.rejected >= 6, "they are counted")
 
 
+@fault("MJPEG camera is killed and returns", slow=True)
 def _mjpeg_returns(drill: Drill) -> None:
+    """A result within 2 s of its return; meanwhile no frame is invented."""
     _away_and_back(drill, partial(MjpegServer, _camera(), 30.0))
 
 
+@fault("RTSP camera is killed and returns", slow=True)
 def _rtsp_returns(drill: Drill) -> None:
+    """A result within 2 s of its return; meanwhile no frame is invented."""
     if missing := RtspServer.missing():
         raise NotHereError(missing)
     _away_and_back(drill, RtspServer)
@@ -149,7 +163,9 @@ def _play_and_signal(
     return seen, source, *signalled[0]
 
 
+@fault("the capture process is killed (kill -9)")
 def _capture_killed(drill: Drill) -> None:
+    """A new one takes over within 2 s; what the old one held is counted."""
     seen, source, _, killed = _play_and_signal(
         drill, signal.SIGKILL, 5.0, lambda seen, killed, source: seen[-1].at > killed + 0.5
     )
@@ -159,22 +175,25 @@ def _capture_killed(drill: Drill) -> None:
     drill.check(back < RETURN_SECONDS, "within 2 s")
 
 
+@fault("the capture process is blocked (SIGSTOP)", slow=True)
 def _capture_blocked(drill: Drill) -> None:
+    """It is killed when it has said nothing for so long, and replaced."""
     seen, _, blocked, _ = _play_and_signal(
         drill, signal.SIGSTOP, 1.0, lambda seen, blocked, source: source.reconnects == 1 and len(seen) >= 60
     )
     gap = max(after.at - before.at for before, after in pairwise(seen))
-    gone = False
-    try:
+    gone = True
+    with suppress(ProcessLookupError):
         os.kill(blocked, 0)
-    except ProcessLookupError:
-        gone = True
+        gone = False
     drill.say(f"back after {gap:.2f} s, the blocked process is gone: {gone}")
     drill.check(gone, "the blocked process is gone")
     drill.check(gap < 1.0 + RETURN_SECONDS, "within 2 s of the end of its patience of 1 s")
 
 
+@fault("a whole video")
 def _whole_video(drill: Drill) -> None:
+    """It is played to the last frame that OpenCV can read, and each frame has a result."""
     path = _video(drill)
     capture, count = cv2.VideoCapture(str(path)), 0
     while capture.read()[0]:
@@ -188,7 +207,9 @@ def _whole_video(drill: Drill) -> None:
     drill.check(source.dropped == 0, "none is dropped")
 
 
+@fault("a damaged video (H.264)")
 def _damaged_h264(drill: Drill) -> None:
+    """Most damaged frames are kept from the oracle and counted; the rest of the file is played."""
     whole, damaged = _video(drill), drill.folder / "damaged.mp4"
     flip_bytes(whole, damaged, flips=12, seed=0, part=0.7)
     with open_source(whole) as source:
@@ -214,44 +235,9 @@ def _damaged_h264(drill: Drill) -> None:
 def _video(drill: Drill) -> Path:
     if drill.video is not None:
         return drill.video
-    path = drill.folder / "whole.mp4"
-    encode_h264(path, 240)
+    encode_h264(path := drill.folder / "whole.mp4", 240)
     return path
 
 
-_RETURNS = "A result within 2 s of its return; meanwhile no frame is invented."
-CASES = [
-    Case("truncated JPEG", "Pictures that were cut are kept from the oracle and counted as damaged.", _truncated),
-    Case("black frames", "They are kept from the oracle and counted; the camera is not taken for lost.", _black),
-    Case(
-        "frozen picture",
-        "Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on.",
-        _frozen,
-        slow=True,
-    ),
-    Case("the resolution changes", "Every picture of every size has a result.", _resolution, slow=True),
-    Case("empty and garbled JPEG", "What is no picture is counted and has no result.", _garbled),
-    Case("MJPEG camera is killed and returns", _RETURNS, _mjpeg_returns, slow=True),
-    Case("RTSP camera is killed and returns", _RETURNS, _rtsp_returns, slow=True),
-    Case(
-        "the capture process is killed (kill -9)",
-        "A new one takes over within 2 s; what the old one held is counted.",
-        _capture_killed,
-    ),
-    Case(
-        "the capture process is blocked (SIGSTOP)",
-        "It is killed when it has said nothing for so long, and replaced.",
-        _capture_blocked,
-        slow=True,
-    ),
-    Case(
-        "a whole video",
-        "It is played to the last frame that OpenCV can read, and each frame has a result.",
-        _whole_video,
-    ),
-    Case(
-        "a damaged video (H.264)",
-        "Most damaged frames are kept from the oracle and counted; the rest of the file is played.",
-        _damaged_h264,
-    ),
-]
+CASES = [_truncated, _black, _frozen, _resolution, _garbled, _mjpeg_returns, _rtsp_returns]
+CASES += [_capture_killed, _capture_blocked, _whole_video, _damaged_h264]

@@ -7,7 +7,7 @@ import numpy as np
 
 from rws.edge.faults.fakes import FakeTime, Step, images, scripted
 from rws.edge.faults.frames import scene
-from rws.edge.faults.harness import Case, Drill, Seen, reached
+from rws.edge.faults.harness import Drill, Seen, fault, reached
 from rws.edge.sources.base import TICK
 from rws.edge.sources.capture.checks import image_flaw
 from rws.edge.sources.capture.stall import LAST_BACKOFF
@@ -15,7 +15,9 @@ from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 
 
+@fault("blocks for ever")
 def _blocks(drill: Drill) -> None:
+    """A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer."""
     steps = [("open", ""), *images(3, bad=True), ("hang", None), ("open", ""), *images(3, 3)]
     source, capture, time = scripted(steps)
     start = time.now
@@ -26,7 +28,9 @@ def _blocks(drill: Drill) -> None:
     drill.check(time.now - start <= 5 + 3 * TICK, "within 5 s of the silence")
 
 
+@fault("unplugged and plugged in again")
 def _unplugged(drill: Drill) -> None:
+    """Sought with growing pauses of at most 1 s; meanwhile the weights are clean."""
     away = [("end", "gives no more frames"), *[("open", "cannot be opened")] * 40]
     source, capture, time = scripted([("open", ""), *images(5, bad=True), *away, ("open", ""), *images(5, 5)])
     late_mixes: list[dict[str, float]] = []
@@ -49,7 +53,9 @@ def _unplugged(drill: Drill) -> None:
     drill.check(float(pauses.max()) <= LAST_BACKOFF + 1e-6, "no pause is longer than 1 s")
 
 
+@fault("stays lost, with --retries 3")
 def _gives_up(drill: Drill) -> None:
+    """An error after the third attempt, with the cause, and clean weights."""
     steps = [("open", ""), *images(2, bad=True), ("end", "gives no more frames"), *[("open", "cannot be opened")] * 9]
     source, capture, time = scripted(steps, retries=3)
     try:
@@ -71,7 +77,9 @@ def _on_the_minute(time: FakeTime) -> Iterator[Step]:
         yield "frame", scene(64, 64, seed)
 
 
+@fault("one frame a minute")
 def _one_a_minute(drill: Drill) -> None:
+    """Its rhythm is learned; once it is, it is not opened anew."""
     source, capture, time = scripted(_on_the_minute)
     opened: list[int] = []
 
@@ -86,7 +94,9 @@ def _one_a_minute(drill: Drill) -> None:
     drill.check(len(set(opened[-100:])) == 1, "it is not opened anew once its rhythm is known")
 
 
+@fault("gives only damaged frames")
 def _only_damage(drill: Drill) -> None:
+    """They are kept from the oracle and counted; the camera is opened anew."""
     broken = [step for _ in range(12) for step in (("reject", "damaged"), ("wait", 0.5))]
     source, _, time = scripted([("open", ""), *images(2), *broken, ("hang", None), ("open", ""), *images(2, 2)])
     seen = drill.play(source, reached(4), clock=time)
@@ -95,7 +105,9 @@ def _only_damage(drill: Drill) -> None:
     drill.check(len(seen) == 4, "good frames have results")
 
 
+@fault("the clock jumps")
 def _clock_jumps(drill: Drill) -> None:
+    """No time of the loop is waited for: an hour forwards or back disturbs nothing."""
     source, _, time = scripted([("open", ""), *images(40)])
     jumps = itertools.cycle([3600.0, -7200.0, 3600.0])
 
@@ -110,7 +122,9 @@ def _clock_jumps(drill: Drill) -> None:
     drill.check(source.reconnects == 0, "the source is not taken for lost")
 
 
+@fault("a 10 kHz source")
 def _ten_kilohertz(drill: Drill) -> None:
+    """The freshest frames are classified, the others are dropped and counted; nothing piles up."""
     source = PatternSource(64, 64, 10_000.0)
     seen = drill.play(source, reached(300))
     ages = sorted(one.result.age_ms for one in seen)
@@ -120,7 +134,9 @@ def _ten_kilohertz(drill: Drill) -> None:
     drill.check(ages[len(ages) // 2] < 50, "results are fresh")
 
 
+@fault("an empty frame")
 def _empty_frame(drill: Drill) -> None:
+    """A frame without pixels is kept from the oracle and counted."""
     flaw = image_flaw(np.empty((0, 0, 3), np.uint8))
     source, _, time = scripted([("open", ""), *images(2), ("reject", flaw), *images(2, 2)])
     seen = drill.play(source, reached(4), clock=time)
@@ -128,35 +144,4 @@ def _empty_frame(drill: Drill) -> None:
     drill.check(source.rejections["empty"] == 1, "it is counted as empty")
 
 
-CASES = [
-    Case(
-        "blocks for ever",
-        "A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer.",
-        _blocks,
-    ),
-    Case(
-        "unplugged and plugged in again",
-        "Sought with growing pauses of at most 1 s; meanwhile the weights are clean.",
-        _unplugged,
-    ),
-    Case(
-        "stays lost, with --retries 3",
-        "An error after the third attempt, with the cause, and clean weights.",
-        _gives_up,
-    ),
-    Case("one frame a minute", "Its rhythm is learned; once it is, it is not opened anew.", _one_a_minute),
-    Case(
-        "gives only damaged frames",
-        "They are kept from the oracle and counted; the camera is opened anew.",
-        _only_damage,
-    ),
-    Case(
-        "the clock jumps", "No time of the loop is waited for: an hour forwards or back disturbs nothing.", _clock_jumps
-    ),
-    Case(
-        "a 10 kHz source",
-        "The freshest frames are classified, the others are dropped and counted; nothing piles up.",
-        _ten_kilohertz,
-    ),
-    Case("an empty frame", "A frame without pixels is kept from the oracle and counted.", _empty_frame),
-]
+CASES = [_blocks, _unplugged, _gives_up, _one_a_minute, _only_damage, _clock_jumps, _ten_kilohertz, _empty_frame]

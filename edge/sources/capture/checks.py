@@ -19,8 +19,7 @@ STRIDE = 8
 def image_flaw(image: NDArray[np.uint8]) -> str:
     """Return what is wrong with a single image, uint8 (H, W, 3) RGB, or "".
 
-    It is `empty` (no pixels), `black` (no value above 10), or `half-decoded`: the lowest eighth is one flat colour that
-    decoders fill with, and the rest is not.
+    It is `empty`, `black` (no value above 10), or `half-decoded`: only the lowest eighth is one flat decoder's fill.
     """
     if image.size == 0:
         return EMPTY
@@ -39,8 +38,7 @@ class FreezeDetector:
     """Detects a live source that repeats one image: a driver or camera that hangs, not a quiet scene.
 
     A sensor is never without noise, so no two of its images are equal. If images are coded one from another (H.264), an
-    encoder drops that noise until it makes its next key frame; so only what stays equal across a key frame counts, and
-    equal images are accepted until they have lasted for `patience` seconds.
+    encoder drops that noise until its next key frame; so only what stays equal across one counts, after `patience` s.
     """
 
     def __init__(self, patience: float) -> None:

@@ -17,8 +17,6 @@ BUFFER = 4
 class Grabber(threading.Thread):
     """Decodes an open source, counts and checks each frame, and keeps the good ones until they are taken.
 
-    `reason` tells why the source ended, "" for a regular end; None before.
-
     Args:
         latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
         freeze: detects frozen frames; None if equal ones are as good as others.
@@ -29,7 +27,7 @@ class Grabber(threading.Thread):
         self, decoder: Decoder, *, latest: bool, freeze: FreezeDetector | None, pace: bool, counters: Counters
     ) -> None:
         super().__init__(daemon=True)
-        self.reason: str | None = None
+        self.reason: str | None = None  # why the source ended, "" for a regular end
         self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
         self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
         self._frames: deque[tuple[int, DecodedFrame]] = deque()

@@ -56,15 +56,12 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 
 
 class CaptureProcess:
-    """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits.
-
-    `counters` holds all received frames, over all processes of this object.
-    """
+    """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits."""
 
     def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
         self.settings, self._start = settings, start
         self._counters_descriptor = shared_memory(Counters.SIZE)
-        self.counters = Counters(self._counters_descriptor)
+        self.counters = Counters(self._counters_descriptor)  # over all processes of this object
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._unread = b""

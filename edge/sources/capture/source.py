@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
-from rws.edge.sources.base import TICK, Source, State
+from rws.edge.sources.base import TICK, Sleep, Source, State
 from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
@@ -23,7 +23,7 @@ BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
 class CapturedSource(Source):
     """A camera, video file or network stream.
 
-    What has an end (a file) gives each frame and then ends; its loss is an error. What is live gives its freshest
+    What has an end (a file) gives each frame, then ends; its loss is a `SourceError`. What is live gives its freshest
     frame and is reopened when it is lost, falls silent (see `StallDetector`), or gives nothing but damaged or frozen
     frames: with growing, jittered pauses of at most a second (see `Backoff`). Whether a network address is live is
     found out when it is opened.
@@ -34,8 +34,6 @@ class CapturedSource(Source):
         sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
             the capture process stamps the frames with `time.monotonic`.
         capture, jitter: for tests; see `Backoff`.
-
-    Raises a `SourceError` if a file cannot be opened.
     """
 
     sequential = True
@@ -46,7 +44,7 @@ class CapturedSource(Source):
         *,
         retries: int | None = None,
         stall: float = 5.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Sleep = time.sleep,
         capture: CaptureProcess | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -182,7 +180,6 @@ class CapturedSource(Source):
         self.buffered = self.received - self.dropped - self.rejected - self.delivered
 
     def _signs_of_life(self) -> int:
-        """Frames so far that show a working source, besides those that are delivered."""
         # Not `received` less those that are broken: a frame is received a moment before it is found to be broken.
         return sum(self._capture.counters[name] for name in ("dropped", *REASONS) if name not in BROKEN)
 

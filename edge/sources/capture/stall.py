@@ -42,10 +42,7 @@ class StallDetector:
         self._frames = 0
 
     def waited(self, seconds: float, alive: bool) -> bool:
-        """Note a wait of `seconds` without a frame; return whether the source is stalled.
-
-        `alive`: something else came that shows a working source, such as a black frame.
-        """
+        """Note seconds without a frame, `alive` if a black one, say, came; return whether the source is stalled."""
         self._gap += seconds
         self._waited += seconds
         self.silent = 0.0 if alive else self.silent + seconds
@@ -74,9 +71,7 @@ class StallDetector:
 class Backoff:
     """Pauses between attempts to open a source: they double from 0.1 s to 1 s and are jittered.
 
-    Args:
-        retries: consecutive attempts to reopen; None: no limit.
-        jitter: a number in 0…1 for each pause; at 1 the pause is longest, at 0 half as long.
+    `retries`: consecutive attempts, None: no limit; `jitter`: 0…1 for each pause, longest at 1, half as long at 0.
     """
 
     def __init__(self, retries: int | None, jitter: Callable[[], float]) -> None:

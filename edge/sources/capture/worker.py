@@ -1,7 +1,7 @@
 """The capture process: opens what it is told to, and hands frames over when asked, on a socket that it inherits.
 
-So the address of a stream, which may hold a password, never stands in a list of processes. A frame lies in shared
-memory; if that is too small, the descriptor of larger memory comes with the answer.
+So no list of processes shows an address, which may hold a password. Frames lie in shared memory; if that is too small,
+the descriptor of larger memory comes with the answer.
 """
 
 import contextlib
@@ -54,10 +54,9 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not let go of the source; a new process can.
             self._grabber = None
-        decoder: Decoder
         try:
             if settings.kind == "camera":
-                decoder = CameraDecoder(settings.target)
+                decoder: Decoder = CameraDecoder(settings.target)
             else:
                 network = settings.kind == "network"
                 decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
