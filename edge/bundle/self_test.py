@@ -13,8 +13,7 @@ from rws.oracle.belief import CorruptionOracle
 def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
     """Run every network of a bundle, and patch and take back every signature; returns a line for each that works.
 
-    `model` and `oracle` are those that will run, which are left clean; by default they are built for the test alone.
-    Raises RwsError at the first that does not work.
+    `model` and `oracle`, by default built here, are left clean. Raises RwsError at the first that does not work.
     """
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)

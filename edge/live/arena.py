@@ -123,10 +123,7 @@ class Arena:
         self._write({})
 
     def overwrite(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Put other weights in the place of these tensors until the next change of mix or `reset`.
-
-        Raises InputError, and writes nothing, if a tensor is not patched, or not finite float32 of its shape.
-        """
+        """Put other weights in place until the next change of mix or `reset`; InputError if they do not fit."""
         for name, array in tensors.items():
             if name not in self._shapes:
                 raise InputError(f"tensor {name!r} is not one of those that can be written: {', '.join(self._shapes)}")

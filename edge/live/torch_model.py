@@ -45,9 +45,8 @@ class TorchModel(PatchableModel):
         strategy: `torch`, eagerly (`auto`); `torch_compile`, which takes seconds to minutes to load and needs a C++
             compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
 
-    Raises:
-        BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
-        InputError: if the device or the strategy is unknown or unavailable.
+    Raises BundleError if a parameter is missing or not float32, or the module cannot be run or fails the test,
+    InputError if the device or the strategy is unavailable.
     """
 
     def __init__(
@@ -110,10 +109,7 @@ class TorchModel(PatchableModel):
         threads: int | None = None,
         strategy: str = "auto",
     ) -> "TorchModel":
-        """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
-
-        `threads`, inside an operator, holds for the whole process; None leaves them as they are.
-        """
+        """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process."""
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
         module, parameters = to_torch(proto, tensor_names)

@@ -22,10 +22,7 @@ TOTAL = "total"
 
 
 class Reservoir:
-    """Percentiles of a stream of numbers: exact up to `capacity` of them, then from a uniform sample.
-
-    Source: Vitter 1985, algorithm R; the sample is drawn with a fixed seed.
-    """
+    """Percentiles of a stream: exact up to `capacity`, then from a seeded sample (Vitter 1985, algorithm R)."""
 
     def __init__(self, capacity: int = 8192) -> None:
         self.capacity = capacity

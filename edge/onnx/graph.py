@@ -23,10 +23,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Return an ONNX model that holds all of its weights itself; raise BundleError if it cannot be read or is not one.
-
-    Weights in files beside a path are taken in; a `ModelProto` stays as it is. Errors call bytes `source`.
-    """
+    """Return an ONNX model with all its weights, those in files beside a path included; BundleError if it is none."""
     if isinstance(model, onnx.ModelProto):
         return model
     try:
@@ -108,10 +105,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return weight and bias, in the order of the graph, of the first `count` convolutions of a prepared model.
-
-    Raises BundleError if there are fewer, or one of them has no weight and bias of its own.
-    """
+    """Return weight and bias of a prepared model's first `count` convolutions; BundleError if one lacks them."""
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
         expected = f"at least 1 and at most that many, not {count}"
