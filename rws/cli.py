@@ -88,12 +88,8 @@ def _unavailable(name: str, error: Exception) -> Any:
     def stand_in() -> None:
         raise RwsError(f"`rws {name}` is installed but cannot be loaded here ({reason})") from error
 
-    return _single(
-        name,
-        stand_in,
-        help=f"Unavailable here ({reason}).",
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return _single(name, stand_in, help=f"Unavailable here ({reason}).", context_settings=settings)
 
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)

@@ -49,10 +49,8 @@ Signatures = FittedSignatures | Mapping[str, Mapping[str, QuantisedTensor]]
 def perturbed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """Return other weights, each moved by a quarter of its tensor's spread, to see whether a model follows them."""
     rng = np.random.default_rng(0)
-    return {
-        name: array + np.float32(0.25 * (array.std() or 1)) * rng.standard_normal(array.shape, np.float32)
-        for name, array in clean.items()
-    }
+    spreads = {name: np.float32(0.25 * (array.std() or 1)) for name, array in clean.items()}
+    return {name: w + spreads[name] * rng.standard_normal(w.shape, np.float32) for name, w in clean.items()}
 
 
 class Arena:
@@ -89,9 +87,8 @@ class Arena:
         for name, entry in entries.items():
             values = _concatenated(entry[tensor].values for tensor in clean)
             self._layout.fill(self._values[name], values)
-            self._scales[name] = _concatenated(
-                np.broadcast_to(entry[tensor].scale, shape[:1]) for tensor, shape in self._shapes.items()
-            )
+            scales = {tensor: np.broadcast_to(entry[tensor].scale, shape[:1]) for tensor, shape in self._shapes.items()}
+            self._scales[name] = _concatenated(scales.values())
             self._reach[name] = max(int(values.max()), -int(values.min())) * float(self._scales[name].max())
         self._clean_reach = float(np.abs(self._clean).max())
 

@@ -31,8 +31,7 @@ class Patchable:
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`, strengths rounded to multiples of 1/256; returns whether weights were changed.
 
-        Raises SignatureError if a signature is unknown, an α is not a finite number, or the patched weights would not
-        be finite. The weights are then as they were.
+        Raises SignatureError, and changes nothing, if a signature is unknown, or an α or a patched weight not finite.
         """
         return self._arena.apply(mix)
 

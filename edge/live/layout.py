@@ -64,9 +64,8 @@ def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.i
 def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
     """Place slots in one block, each on a cache line, in pieces; `shapes` (out, …) as the clean values are counted."""
     counts = [shape[0] for shape in shapes.values()]
-    channel_of = np.repeat(
-        np.arange(sum(counts)), np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
-    )
+    lengths = np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
+    channel_of = np.repeat(np.arange(sum(counts)), lengths)
     starts: dict[str, int] = {}
     pieces: list[list[int]] = []
     channels: list[NDArray[np.int64]] = []

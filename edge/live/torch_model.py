@@ -143,8 +143,7 @@ class TorchModel(PatchableModel):
             raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
         if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             found = f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}"
-            cure = "take 'torch' or 'torch_compile'"
-            raise InputError(f"{found}, expected a CUDA device and fixed lengths; {cure}")
+            raise InputError(f"{found}, expected a CUDA device and fixed lengths; take 'torch' or 'torch_compile'")
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         torch = self._torch

@@ -44,25 +44,21 @@ class Reservoir:
 
 
 class SummaryRecord(TypedDict):
-    """A summary in plain types.
-
-    `received` = `frames` + `dropped` + `rejected` + `buffered`: decoded ahead in a run that stopped before them.
-    `frames` are the results, `switches` the changes of mix; `times_ms` holds the sum of the stages under `total`.
-    """
+    """A summary in plain types; `received` = `frames` + `dropped` + `rejected` + `buffered`."""
 
     received: int
-    frames: int
+    frames: int  # results
     dropped: int
-    buffered: int
+    buffered: int  # decoded ahead in a run that stopped before them
     rejected: int
     rejections: dict[str, int]
     reconnects: int
-    switches: int
+    switches: int  # changes of mix
     agreement: "NotRequired[dict[str, float]]"
     fps: float | None
     classes: dict[str, int]
     corruptions: dict[str, int]
-    times_ms: dict[str, dict[str, float]]
+    times_ms: dict[str, dict[str, float]]  # the sum of the stages under `total`
     age_ms: dict[str, float]
 
 

@@ -44,8 +44,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
-    Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
-    a convolution without a bias gets one of zeros. Opset and IR version stay.
+    Each gets weights of its own and a bias, BatchNorm is folded into it. Opset and IR version stay.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
@@ -78,9 +77,8 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         tensors = _initializers(folded)
         weight = numpy_helper.to_array(tensors[convolution.input[1]])
-        gamma, beta, mean, variance = (
-            numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
-        )
+        parameters = (numpy_helper.to_array(tensors[name]) for name in batchnorm.input[1:5])
+        gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
         names = [convolution.input[1], f"{convolution.input[1].removesuffix('.weight')}.bias"]
         bias: NDArray[Any] | float = 0.0
@@ -98,9 +96,8 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in [value for value in graph.value_info if value.name == previous_output]:
             graph.value_info.remove(value)
         _drop_unused(folded, stale)
-        convolution.input.extend(
-            _add_initializer(folded, name, array) for name, array in zip(names, (new_weight, new_bias), strict=True)
-        )
+        for name, array in zip(names, (new_weight, new_bias), strict=True):
+            convolution.input.append(_add_initializer(folded, name, array))
     return folded
 
 
