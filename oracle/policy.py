@@ -1,7 +1,6 @@
 """From a belief to a mix: which signatures, how strong.
 
-The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
-patch) in each state (clean, or a corruption at a severity level).
+The gain table holds the accuracy of each action (a signature at an alpha, or none) in each state, as measured.
 """
 
 from collections.abc import Mapping, Sequence

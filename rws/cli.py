@@ -1,7 +1,6 @@
 """The `rws` command: a group of the commands below and of third parties' entry points of the group `rws.commands`.
 
-A command, a Typer function or a `typer.Typer`, is loaded when it is needed. One that cannot be loaded stays in the
-list, marked unavailable, and says why when called.
+Each is loaded when it is needed. One that cannot be loaded stays in the list and says why when called.
 """
 
 import errno

@@ -32,6 +32,10 @@ class QuantisedTensor(Protocol):
         """Float32, above 0, shape (out,) or ()."""
 
 
+Tensors = Mapping[str, NDArray[np.float32]]
+Entries = Mapping[str, Mapping[str, QuantisedTensor]]
+
+
 class FittedSignatures(Protocol):
     """Signatures that know the model they were made for, such as a `SignatureSet`."""
 
@@ -43,7 +47,7 @@ class FittedSignatures(Protocol):
         """Return them, checked against the clean tensors; raises SignatureError if they do not fit."""
 
 
-Signatures = FittedSignatures | Mapping[str, Mapping[str, QuantisedTensor]]
+Signatures = FittedSignatures | Entries
 
 
 def perturbed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -171,9 +175,7 @@ class Arena:
         return {name: alpha for name, alpha in rounded.items() if alpha}
 
 
-def _fitting_entries(
-    signatures: Signatures | None, clean: Mapping[str, NDArray[np.float32]]
-) -> Mapping[str, Mapping[str, QuantisedTensor]]:
+def _fitting_entries(signatures: Signatures | None, clean: Tensors) -> Entries:
     if signatures is None:
         return {}
     if not isinstance(signatures, Mapping):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.live.arena import Arena, Signatures, perturbed
+from rws.edge.live.arena import Arena, Signatures, Tensors, perturbed
 from rws.edge.live.base import PatchableModel, as_batch
 from rws.edge.live.layout import plain_slots
 from rws.edge.onnx.from_onnx import to_torch
@@ -21,6 +21,7 @@ from rws.errors import BundleError, InputError, first_line
 if TYPE_CHECKING:
     import torch
 
+Arrays = Sequence[NDArray[np.float32]]
 STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
 
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
@@ -200,9 +201,7 @@ class TorchModel(PatchableModel):
 
         return run
 
-    def _expect(
-        self, clean: Mapping[str, NDArray[np.float32]], images: NDArray[np.float32]
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    def _expect(self, clean: Tensors, images: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
         """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
         weights = list(perturbed(clean).values())
         try:
@@ -222,12 +221,7 @@ class TorchModel(PatchableModel):
             raise BundleError(f"module: gives {logits[0].shape} for one image, expected logits (1, K); wrap it")
         return weights, [logits[0], logits[-1]]
 
-    def _test(
-        self,
-        weights: Sequence[NDArray[np.float32]],
-        expected: Sequence[NDArray[np.float32]],
-        images: NDArray[np.float32],
-    ) -> None:
+    def _test(self, weights: Arrays, expected: Arrays, images: NDArray[np.float32]) -> None:
         """Is what this model gives, with the clean, the changed and again the clean weights, what is expected?"""
         clean = self._logits(images)
         self._write(self._parameters, weights)

@@ -1,7 +1,6 @@
 """What has to be done to an ONNX graph so that its shallow convolutions can be patched.
 
-A convolution can be patched if its weight and its bias are initializers of their own. Exporters fold or drop them,
-keep them in Constant nodes, or let convolutions share what is equal. `prepare` undoes all of it.
+Weight and bias must be initializers of their own. Exporters fold, drop or share them; `prepare` undoes all of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

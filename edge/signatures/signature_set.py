@@ -271,7 +271,6 @@ def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> tuple[NDArray[np.int8], bool]:
-    """Return the values, and whether what is left over is not zero."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
     count = math.prod(shape)
     return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape), bool(nibbles[count:].any())
