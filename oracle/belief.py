@@ -21,14 +21,11 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Belief:
-    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0.
-
-    `joint`, float32 (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k).
-    """
+    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0."""
 
     corruptions: tuple[str, ...]
     levels: tuple[float, ...]
-    joint: NDArray[np.float32]
+    joint: NDArray[np.float32]  # (1 + C·S,), sums to 1: P(clean), then at 1 + c·S + k P(corruption c at level k)
 
     def __post_init__(self) -> None:
         expected = (1 + len(self.corruptions) * len(self.levels),)
@@ -84,10 +81,7 @@ class CorruptionOracle(Protocol):
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:
-    """Return a belief with all its mass on one known type, split between the two levels around `severity`, 0…5.
-
-    Below the first level the rest of the mass is on clean. Raises InputError if `name` is unknown.
-    """
+    """Return a belief in one type, all on the levels (clean is 0) around `severity`, 0…5; InputError if unknown."""
     joint = np.zeros(1 + len(corruptions) * len(levels), np.float32)
     if name == CLEAN:
         joint[0] = 1

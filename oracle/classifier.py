@@ -12,12 +12,10 @@ from rws.oracle.belief import Belief
 
 
 class Oracle:
-    """Names the corruption of a frame, from the model's own input.
+    """Names the corruption of a frame, from the model's own input; FormatError if the network does not load or fit.
 
     The network, a path or bytes, takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`,
     float32 (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each level (see `Belief`).
-
-    Raises FormatError if the network cannot be loaded or its output does not fit the names and levels.
     """
 
     def __init__(

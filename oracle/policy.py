@@ -1,7 +1,6 @@
 """From a belief to a mix: which signatures, how strong.
 
-The gain table holds, measured on validation images, the accuracy of each action (a signature at an alpha, or no
-patch) in each state (clean, or a corruption at a severity level).
+The gain table holds the accuracy of each action (a signature at an alpha, or none) in each state, as measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +120,6 @@ class WeightedPolicy:
     """Every probable corruption's own signature, at its probability times its calibrated alpha, the best of its row.
 
     A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
-
     Corruptions less probable than `threshold`, 0…1, are left out; `clean_weight` is a factor on the odds of clean: how
     much likelier a clean frame is in use than the oracle assumes. The mix is kept while no alpha differs by more than
     `hold`, but removing the patch takes effect immediately; 0 for independent images.
@@ -172,10 +170,7 @@ class WeightedPolicy:
 class ExpectedGainPolicy:
     """The action with the best expected accuracy under the belief, max_a Σ_s P(s)·accuracy[s, a], with hysteresis.
 
-    Args:
-        margin: percentage points of expected accuracy by which another action must beat the current one (and any
-            patch must beat no patch) before it is taken; 0 for independent images.
-        clean_weight: as for `WeightedPolicy`.
+    Another action must beat the current one by `margin` percentage points; `clean_weight` is as for `WeightedPolicy`.
     """
 
     def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
@@ -247,10 +242,7 @@ POLICIES: Mapping[str, _Kind] = {"weighted": WeightedPolicy, "expected": Expecte
 
 
 def make_policy(table: GainTable, settings: Mapping[str, object], independent: bool = False) -> Policy:
-    """Return the policy of a bundle's settings: `kind`, one of `POLICIES`, by default `expected`, and its arguments.
-
-    It has no hysteresis for `independent` images. Raises InputError, or TypeError for an unknown argument.
-    """
+    """Return a bundle's policy, without hysteresis if `independent`; InputError or TypeError for unknown settings."""
     arguments = dict(settings)
     kind = arguments.pop("kind", "expected")
     if kind not in POLICIES:

@@ -16,7 +16,7 @@ _LEAST = 1e-6
 
 
 class BeliefFilter:
-    """Combines the beliefs of consecutive frames; call `reset` at a cut.
+    """Combines the beliefs of consecutive frames; call `reset` at a cut. InputError if a parameter is out of range.
 
     Several filters run side by side, one per rate of jumps, weighted by how well each has predicted the frames so far;
     at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, the
@@ -29,8 +29,6 @@ class BeliefFilter:
         prior: (1 + C·S,), sums to 1: the prior that the oracle was trained with, including its weight for clean; a
             jump draws from it. None: clean and each type are equally probable, and so are the levels of a type.
         share: part of the rates' weights that is spread evenly at each frame.
-
-    Raises InputError if a parameter lies outside its range.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """The `rws` command: a group of the commands below and of third parties' entry points of the group `rws.commands`.
 
-A command, a Typer function or a `typer.Typer`, is loaded when it is needed. One that cannot be loaded stays in the
-list, marked unavailable, and says why when called.
+Each is loaded when it is needed. One that cannot be loaded stays in the list and says why when called.
 """
 
 import errno
@@ -88,12 +87,8 @@ def _unavailable(name: str, error: Exception) -> Any:
     def stand_in() -> None:
         raise RwsError(f"`rws {name}` is installed but cannot be loaded here ({reason})") from error
 
-    return _single(
-        name,
-        stand_in,
-        help=f"Unavailable here ({reason}).",
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return _single(name, stand_in, help=f"Unavailable here ({reason}).", context_settings=settings)
 
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)

@@ -29,10 +29,7 @@ _LARGEST_MANIFEST = 16 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A verified bundle; get one with `Bundle.load` or `write_bundle`.
-
-    It keeps what was read of its files until `release`, so that each is read and hashed once.
-    """
+    """A verified bundle, from `Bundle.load` or `write_bundle`; until `release` it keeps what was read of its files."""
 
     path: Path
     manifest: Manifest

@@ -34,10 +34,7 @@ class BundleParts:
 
 
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
-    """Write a bundle folder, check it, and only then let it take the place of what was there.
-
-    Raises BundleError or SignatureError if the parts do not fit together, or `path` holds anything but a bundle.
-    """
+    """Write a bundle, check it, put it in place; BundleError or SignatureError if it does not fit."""
     height, width = parts.input_size
     document = {
         "name": parts.name,

@@ -11,11 +11,7 @@ from rws.oracle.belief import CorruptionOracle
 
 
 def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
-    """Run every network of a bundle, and patch and take back every signature; returns a line for each that works.
-
-    `model` and `oracle` are those that will run, which are left clean; by default they are built for the test alone.
-    Raises RwsError at the first that does not work.
-    """
+    """Run every network and signature of a bundle, leaving both clean; a line for each that works, or RwsError."""
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
     model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()

@@ -19,12 +19,10 @@ class BundleWatcher(Closing, Generic[T]):
     """Reloads a bundle when it has changed. A context manager that stops at its exit.
 
     Create it before you load the bundle that will run; it then notices a change in between.
-
     `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
     stays the same for one interval (somebody may be copying file by file), a thread calls `build`, which makes what the
     caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
     until something in the folder changes; the old one goes on running.
-
     `failures` counts changes that could not be loaded; `error` is why the last could not, in one line, or "".
     """
 

@@ -4,9 +4,6 @@ import sys
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
-    """The command that runs code in a new Python process, which imports what this process imports.
-
-    Unlike with `-m` and `-c`, a user's own `edge/` or `benchmarks/` in the working directory does not hide ours.
-    """
+    """The command for code in a new process that imports what this one does, whatever its working directory holds."""
     search = [path for path in sys.path if path]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {search!r}\n{code}", *arguments]

@@ -8,10 +8,9 @@ from rws.errors import MissingExtraError
 
 @contextmanager
 def require(extra: str) -> Iterator[None]:
-    """Wrap imports that only an extra of `rws-edge` installs, such as `train`.
+    """Wrap imports that only an extra of `rws-edge` installs; MissingExtraError names the absent module and the extra.
 
-    Raises MissingExtraError if a module is absent; it names the module and the extra. A module of this project that is
-    absent is a mistake of ours and keeps its ModuleNotFoundError.
+    A module of this project that is absent is a mistake of ours and keeps its ModuleNotFoundError.
     """
     try:
         yield

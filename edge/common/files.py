@@ -37,9 +37,8 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is built there, a file or a folder, takes its place at the end.
 
-    An exception inside removes what was built and leaves `path` as it was. Everything is flushed to disk before it
-    becomes visible. A folder replaces a folder in one step on Linux (renameat2); elsewhere the old one is moved
-    aside first, and put back if the second step fails. If `path` is a symbolic link, what it points to is replaced.
+    An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
+    one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")

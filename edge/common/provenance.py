@@ -30,10 +30,7 @@ _GIT_SECONDS = 5.0
 
 
 def provenance(**details: object) -> dict[str, object]:
-    """Return command line, commit, machine, versions, and whatever else decides the result (seed, data, …).
-
-    `commit` is the checkout's short hash, with a `+` if its code differs from that commit; None outside a checkout.
-    """
+    """Return command line, commit (short hash, `+` if the code differs), machine, versions, and details as given."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -60,11 +57,7 @@ def portable_command(arguments: Sequence[str]) -> str:
 
 
 def portable_path(text: str, variable: str = "$DATA") -> str:
-    """Replace paths of this machine in a text by a variable and their last part, such as `$DATA/cifar10`.
-
-    Relative paths within the current folder stay. If a folder of the path has the variable's name, what follows that
-    folder is kept: `/data/cifar10/test` becomes `$DATA/cifar10/test`.
-    """
+    """Replace foreign paths in a text by a variable and what follows the folder of its name, or their last part."""
     name, equals, value = text.partition("=")
     if equals and "/" not in name and _is_foreign(value):
         return f"{name}={_placeholder(value, variable)}"

@@ -42,10 +42,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def validate(schema: type[T], document: object, source: str, *, cure: str, error: type[RwsError] = FormatError) -> T:
-    """Check a document, plain JSON data, against a pydantic dataclass, or anything else that pydantic validates.
-
-    Raises FormatError (or `error`), one line about the first fault, from `source` (such as the file) to `cure`.
-    """
+    """Check plain JSON data against a type that pydantic knows; else FormatError (or `error`) on the first fault."""
     try:
         return TypeAdapter(schema).validate_json(json.dumps(document, allow_nan=False))
     except ValidationError as fault:

@@ -32,6 +32,10 @@ class QuantisedTensor(Protocol):
         """Float32, above 0, shape (out,) or ()."""
 
 
+Tensors = Mapping[str, NDArray[np.float32]]
+Entries = Mapping[str, Mapping[str, QuantisedTensor]]
+
+
 class FittedSignatures(Protocol):
     """Signatures that know the model they were made for, such as a `SignatureSet`."""
 
@@ -43,16 +47,14 @@ class FittedSignatures(Protocol):
         """Return them, checked against the clean tensors; raises SignatureError if they do not fit."""
 
 
-Signatures = FittedSignatures | Mapping[str, Mapping[str, QuantisedTensor]]
+Signatures = FittedSignatures | Entries
 
 
 def perturbed(clean: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """Return other weights, each moved by a quarter of its tensor's spread, to see whether a model follows them."""
     rng = np.random.default_rng(0)
-    return {
-        name: array + np.float32(0.25 * (array.std() or 1)) * rng.standard_normal(array.shape, np.float32)
-        for name, array in clean.items()
-    }
+    spreads = {name: np.float32(0.25 * (array.std() or 1)) for name, array in clean.items()}
+    return {name: w + spreads[name] * rng.standard_normal(w.shape, np.float32) for name, w in clean.items()}
 
 
 class Arena:
@@ -89,9 +91,8 @@ class Arena:
         for name, entry in entries.items():
             values = _concatenated(entry[tensor].values for tensor in clean)
             self._layout.fill(self._values[name], values)
-            self._scales[name] = _concatenated(
-                np.broadcast_to(entry[tensor].scale, shape[:1]) for tensor, shape in self._shapes.items()
-            )
+            scales = {tensor: np.broadcast_to(entry[tensor].scale, shape[:1]) for tensor, shape in self._shapes.items()}
+            self._scales[name] = _concatenated(scales.values())
             self._reach[name] = max(int(values.max()), -int(values.min())) * float(self._scales[name].max())
         self._clean_reach = float(np.abs(self._clean).max())
 
@@ -123,10 +124,7 @@ class Arena:
         self._write({})
 
     def overwrite(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Put other weights in the place of these tensors until the next change of mix or `reset`.
-
-        Raises InputError, and writes nothing, if a tensor is not patched, or not finite float32 of its shape.
-        """
+        """Put other weights in place until the next change of mix or `reset`; InputError if they do not fit."""
         for name, array in tensors.items():
             if name not in self._shapes:
                 raise InputError(f"tensor {name!r} is not one of those that can be written: {', '.join(self._shapes)}")
@@ -177,9 +175,7 @@ class Arena:
         return {name: alpha for name, alpha in rounded.items() if alpha}
 
 
-def _fitting_entries(
-    signatures: Signatures | None, clean: Mapping[str, NDArray[np.float32]]
-) -> Mapping[str, Mapping[str, QuantisedTensor]]:
+def _fitting_entries(signatures: Signatures | None, clean: Tensors) -> Entries:
     if signatures is None:
         return {}
     if not isinstance(signatures, Mapping):

@@ -31,8 +31,7 @@ class Patchable:
     def apply(self, mix: Mapping[str, float]) -> bool:
         """Patch with `mix`, strengths rounded to multiples of 1/256; returns whether weights were changed.
 
-        Raises SignatureError if a signature is unknown, an α is not a finite number, or the patched weights would not
-        be finite. The weights are then as they were.
+        Raises SignatureError, and changes nothing, if a signature is unknown, or an α or a patched weight not finite.
         """
         return self._arena.apply(mix)
 
@@ -50,10 +49,7 @@ class PatchableModel(Patchable, ABC):
 
 
 def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
-    """Return float32 (3, H, W) or (N, 3, H, W), N at least 1, as a contiguous batch (N, 3, H, W).
-
-    Raises InputError unless it fits the model's `image_shape` (3, H, W), in which None stands for a free length.
-    """
+    """Return float32 (3, H, W) or (N, 3, H, W) as a contiguous batch, N ≥ 1; InputError unless it fits (None: free)."""
     batch = x[None] if x.ndim == 3 else x
     fits = batch.ndim == 4 and len(batch) > 0 and len(image_shape) == 3
     fits = fits and all(want in (None, found) for want, found in zip(image_shape, batch.shape[1:], strict=True))

@@ -23,7 +23,6 @@ def multiply_add_numpy(
 
     Args:
         factors: those of one piece after those of another.
-        out: overwritten where there are pieces.
         pieces: int64, (pieces, 5), C order: start in the block, start in the factors, and the lengths outer, repeat and
             inner: elements in that order, factors without `repeat`.
     """

@@ -64,9 +64,8 @@ def plain_slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.i
 def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
     """Place slots in one block, each on a cache line, in pieces; `shapes` (out, …) as the clean values are counted."""
     counts = [shape[0] for shape in shapes.values()]
-    channel_of = np.repeat(
-        np.arange(sum(counts)), np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
-    )
+    lengths = np.repeat([math.prod(shape[1:]) for shape in shapes.values()], counts)
+    channel_of = np.repeat(np.arange(sum(counts)), lengths)
     starts: dict[str, int] = {}
     pieces: list[list[int]] = []
     channels: list[NDArray[np.int64]] = []
@@ -84,12 +83,9 @@ def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
 def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64]) -> Pattern:
     """See a flat slot as an array (outer, repeat, inner) with as few channel numbers as its layout allows.
 
-    In a layout without such a pattern everything is `inner`: slower, and as exact. `channel_of` gives the number of the
-    output channel for each clean value.
+    In a layout without such a pattern everything is `inner`: slower, as exact. `channel_of`: clean value → channel.
 
-    Example:
-        A weight (8, 3, 1, 1) in its own order, OIHW, and as ONNX Runtime stores it, NCHW8c: 8 channels side by side.
-
+    Example, a weight (8, 3, 1, 1) in its own order, OIHW, and as ONNX Runtime stores it, NCHW8c:
         >>> oihw = np.arange(24)
         >>> find_pattern(oihw, oihw // 3)[:3]
         (8, 3, 1)

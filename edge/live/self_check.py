@@ -16,10 +16,9 @@ from rws.errors import StrategyUnavailableError
 
 
 class SelfCheck:
-    """Compares strategies with sessions that were built from files.
+    """Compares strategies with sessions built from files: the same outputs for the same weights, clean and changed.
 
-    Each patched tensor is overwritten: the outputs must be those of a session that was built from a file with the same
-    weights, and with the clean weights what they were (`clean`), bit for bit where the strategy is exact.
+    Each patched tensor is overwritten; `clean` are the clean outputs. An exact strategy must give them bit for bit.
     """
 
     def __init__(self, target: PatchTarget, feeds: Feeds, clean: Sequence[Any]) -> None:

@@ -35,11 +35,9 @@ class LiveSession(Patchable):
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         sample: input name → array that the check runs the model on; default: see `random_feeds`.
 
-    Raises:
-        BundleError: if the model cannot be run or lacks one of the tensors, or the provider is unavailable.
-        InputError: if the strategy is unknown, or not exactly one of `layers` and `tensors` is given.
-        SignatureError: if the signatures are for other tensors or other weights.
-        StrategyUnavailableError: if no strategy, or not the one asked for, passes the check.
+    Raises BundleError if the model cannot be run or lacks a tensor, or the provider is unavailable, InputError if the
+    strategy is unknown, or not exactly one of `layers` and `tensors` is given, SignatureError if the signatures are for
+    another model, and StrategyUnavailableError if no strategy, or not the one asked for, passes the check.
     """
 
     def __init__(

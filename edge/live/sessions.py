@@ -54,10 +54,7 @@ class SessionMaker:
 
 
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
-    """Run a clean model once on the provider that is asked for; returns what makes sessions there, and its outputs.
-
-    Raises BundleError if the provider is unavailable, or the model does not run or gives NaN or infinity.
-    """
+    """Run a model once on a provider; returns what makes sessions there, and the outputs. BundleError if it cannot."""
     maker = SessionMaker(_providers(provider), threads)
     try:
         session = maker.session(model)
@@ -81,10 +78,7 @@ def is_float(output: Any) -> bool:
 
 
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
-    """Return a batch of one for a model: random images, 0…1 or 0…255, of `image_size` where their size is free.
-
-    Raises BundleError if an input is no tensor of numbers.
-    """
+    """Return one random input, 0…1 or 0…255, of `image_size` where free; BundleError if an input is no numbers."""
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
     for name, value in data_inputs(model).items():

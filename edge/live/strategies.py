@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.live.arena import Arena, Signatures
+from rws.edge.live.arena import Arena, Signatures, Tensors
 from rws.edge.live.layout import plain_slots
 from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
 from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
@@ -215,9 +215,7 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]
     return slots
 
 
-def _optimised(
-    target: PatchTarget, tensors: Mapping[str, NDArray[np.float32]], path: Path
-) -> dict[str, NDArray[np.float32]]:
+def _optimised(target: PatchTarget, tensors: Tensors, path: Path) -> dict[str, NDArray[np.float32]]:
     options = target.maker.options()
     options.optimized_model_filepath = str(path)
     with replaced_tensors(target.model, tensors):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.live.arena import Arena, Signatures, perturbed
+from rws.edge.live.arena import Arena, Signatures, Tensors, perturbed
 from rws.edge.live.base import PatchableModel, as_batch
 from rws.edge.live.layout import plain_slots
 from rws.edge.onnx.from_onnx import to_torch
@@ -21,6 +21,7 @@ from rws.errors import BundleError, InputError, first_line
 if TYPE_CHECKING:
     import torch
 
+Arrays = Sequence[NDArray[np.float32]]
 STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
 
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
@@ -45,9 +46,8 @@ class TorchModel(PatchableModel):
         strategy: `torch`, eagerly (`auto`); `torch_compile`, which takes seconds to minutes to load and needs a C++
             compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
 
-    Raises:
-        BundleError: if a parameter is missing or not float32, or the module cannot be run or fails the test.
-        InputError: if the device or the strategy is unknown or unavailable.
+    Raises BundleError if a parameter is missing or not float32, or the module cannot be run or fails the test,
+    InputError if the device or the strategy is unavailable.
     """
 
     def __init__(
@@ -110,10 +110,7 @@ class TorchModel(PatchableModel):
         threads: int | None = None,
         strategy: str = "auto",
     ) -> "TorchModel":
-        """Convert an ONNX model that went through `prepare`, with one image input; see the class and `to_torch`.
-
-        `threads`, inside an operator, holds for the whole process; None leaves them as they are.
-        """
+        """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process."""
         proto = read_model(model)
         clean_tensors(proto, tensor_names)
         module, parameters = to_torch(proto, tensor_names)
@@ -147,8 +144,7 @@ class TorchModel(PatchableModel):
             raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
         if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             found = f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}"
-            cure = "take 'torch' or 'torch_compile'"
-            raise InputError(f"{found}, expected a CUDA device and fixed lengths; {cure}")
+            raise InputError(f"{found}, expected a CUDA device and fixed lengths; take 'torch' or 'torch_compile'")
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         torch = self._torch
@@ -205,9 +201,7 @@ class TorchModel(PatchableModel):
 
         return run
 
-    def _expect(
-        self, clean: Mapping[str, NDArray[np.float32]], images: NDArray[np.float32]
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    def _expect(self, clean: Tensors, images: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
         """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
         weights = list(perturbed(clean).values())
         try:
@@ -227,12 +221,7 @@ class TorchModel(PatchableModel):
             raise BundleError(f"module: gives {logits[0].shape} for one image, expected logits (1, K); wrap it")
         return weights, [logits[0], logits[-1]]
 
-    def _test(
-        self,
-        weights: Sequence[NDArray[np.float32]],
-        expected: Sequence[NDArray[np.float32]],
-        images: NDArray[np.float32],
-    ) -> None:
+    def _test(self, weights: Arrays, expected: Arrays, images: NDArray[np.float32]) -> None:
         """Is what this model gives, with the clean, the changed and again the clean weights, what is expected?"""
         clean = self._logits(images)
         self._write(self._parameters, weights)

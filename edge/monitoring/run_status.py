@@ -25,12 +25,9 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """The state and the frame counters of a source, `received` = `delivered` + `dropped` + `rejected` + `buffered`.
+    """The state and the counters of a source; `received` = `delivered` + `dropped` + `rejected` + `buffered`."""
 
-    `name` and `error` are without passwords.
-    """
-
-    name: str
+    name: str  # without passwords
     live: bool
     state: str  # `opening`, `running`, `reconnecting`, `lost` or `ended`
     received: int
@@ -40,7 +37,7 @@ class SourceStatus:
     rejected: int  # unusable
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
-    error: str
+    error: str  # without passwords
 
     @classmethod
     def of(cls, source: "Source") -> "SourceStatus":

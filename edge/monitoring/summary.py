@@ -22,10 +22,7 @@ TOTAL = "total"
 
 
 class Reservoir:
-    """Percentiles of a stream of numbers: exact up to `capacity` of them, then from a uniform sample.
-
-    Source: Vitter 1985, algorithm R; the sample is drawn with a fixed seed.
-    """
+    """Percentiles of a stream: exact up to `capacity`, then from a seeded sample (Vitter 1985, algorithm R)."""
 
     def __init__(self, capacity: int = 8192) -> None:
         self.capacity = capacity
@@ -47,25 +44,21 @@ class Reservoir:
 
 
 class SummaryRecord(TypedDict):
-    """A summary in plain types.
-
-    `received` = `frames` + `dropped` + `rejected` + `buffered`: decoded ahead in a run that stopped before them.
-    `frames` are the results, `switches` the changes of mix; `times_ms` holds the sum of the stages under `total`.
-    """
+    """A summary in plain types; `received` = `frames` + `dropped` + `rejected` + `buffered`."""
 
     received: int
-    frames: int
+    frames: int  # results
     dropped: int
-    buffered: int
+    buffered: int  # decoded ahead in a run that stopped before them
     rejected: int
     rejections: dict[str, int]
     reconnects: int
-    switches: int
+    switches: int  # changes of mix
     agreement: "NotRequired[dict[str, float]]"
     fps: float | None
     classes: dict[str, int]
     corruptions: dict[str, int]
-    times_ms: dict[str, dict[str, float]]
+    times_ms: dict[str, dict[str, float]]  # the sum of the stages under `total`
     age_ms: dict[str, float]
 
 

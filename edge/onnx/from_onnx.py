@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> "tuple[torch.nn.Module, dict[str, str]]":
-    """Convert a graph that went through `prepare` into a module; the graph is left as it is.
+    """Convert a graph that went through `prepare`; returns the module, and the parameter of each tensor, by name.
 
-    Returns the module, and for each tensor, an initializer of one convolution's own, the name of its parameter. Raises
-    BundleError if onnx2torch cannot convert the model, and MissingExtraError if it is not installed.
+    Raises BundleError if onnx2torch cannot convert the model, and MissingExtraError if it is not installed.
     """
     copied = deepcopy(model)
     parameters = _name_convolutions(copied, tensors)

@@ -1,7 +1,6 @@
 """What has to be done to an ONNX graph so that its shallow convolutions can be patched.
 
-A convolution can be patched if its weight and its bias are initializers of their own. Exporters fold or drop them,
-keep them in Constant nodes, or let convolutions share what is equal. `prepare` undoes all of it.
+Weight and bias must be initializers of their own. Exporters fold, drop or share them; `prepare` undoes all of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,10 +22,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Return an ONNX model that holds all of its weights itself; raise BundleError if it cannot be read or is not one.
-
-    Weights in files beside a path are taken in; a `ModelProto` stays as it is. Errors call bytes `source`.
-    """
+    """Return an ONNX model with all its weights, those in files beside a path included; BundleError if it is none."""
     if isinstance(model, onnx.ModelProto):
         return model
     try:
@@ -47,8 +43,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
-    Weights become initializers that no two convolutions share, BatchNorm is folded into the convolution before it, and
-    a convolution without a bias gets one of zeros. Opset and IR version stay.
+    Each gets weights of its own and a bias, BatchNorm is folded into it. Opset and IR version stay.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
@@ -81,9 +76,8 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         tensors = _initializers(folded)
         weight = numpy_helper.to_array(tensors[convolution.input[1]])
-        gamma, beta, mean, variance = (
-            numpy_helper.to_array(tensors[name]).astype(np.float64) for name in batchnorm.input[1:5]
-        )
+        parameters = (numpy_helper.to_array(tensors[name]) for name in batchnorm.input[1:5])
+        gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
         names = [convolution.input[1], f"{convolution.input[1].removesuffix('.weight')}.bias"]
         bias: NDArray[Any] | float = 0.0
@@ -101,17 +95,13 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in [value for value in graph.value_info if value.name == previous_output]:
             graph.value_info.remove(value)
         _drop_unused(folded, stale)
-        convolution.input.extend(
-            _add_initializer(folded, name, array) for name, array in zip(names, (new_weight, new_bias), strict=True)
-        )
+        for name, array in zip(names, (new_weight, new_bias), strict=True):
+            convolution.input.append(_add_initializer(folded, name, array))
     return folded
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return weight and bias, in the order of the graph, of the first `count` convolutions of a prepared model.
-
-    Raises BundleError if there are fewer, or one of them has no weight and bias of its own.
-    """
+    """Return weight and bias of a prepared model's first `count` convolutions; BundleError if one lacks them."""
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
         expected = f"at least 1 and at most that many, not {count}"

@@ -1,7 +1,4 @@
-"""Symmetric integer quantisation of weight changes: `value · scale`, one scale per tensor or output channel.
-
-The paper (Cai, Zhang, Wang, ICML 2023) has 8 bit and one scale per tensor; one per channel costs four bytes each.
-"""
+"""Symmetric integer quantisation of weight changes: `value · scale`; the paper has 8 bit, one scale per tensor."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -104,10 +104,7 @@ class SignatureSet:
         return {tensor: quantization.dequantise(entry) for tensor, entry in self._entry(name).items()}
 
     def with_signatures(self, other: "SignatureSet", names: Iterable[str]) -> "SignatureSet":
-        """Return a set of these signatures, then those of `other` called `names`.
-
-        Raises SignatureError if a name is taken or unknown, or `other` is for another model (see `fitted_to`) or code.
-        """
+        """Return a set with those of `other` called `names` added; SignatureError if taken, unknown or misfit."""
         if (other.bits, other.per) != (self.bits, self.per):
             found, expected = (f"{each.bits} bits per {each.per}" for each in (other, self))
             raise SignatureError(f"signatures have {found}, expected {expected} like the others; extract them again")
@@ -161,10 +158,7 @@ class SignatureSet:
         *,
         clean_hash: str,
     ) -> "SignatureSet":
-        """Quantise weight changes (signature → tensor → float32, finite; each with the same tensors) into a set.
-
-        Raises SignatureError for other changes, InputError for an unknown `bits` or `per`.
-        """
+        """Quantise weight changes, finite float32 of the same tensors in order; else SignatureError or InputError."""
         quantization.check_code(bits, per)
         first = next(iter(deltas.values()), {})
         shapes = {tensor: delta.shape for tensor, delta in first.items()}
@@ -277,7 +271,6 @@ def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> tuple[NDArray[np.int8], bool]:
-    """Return the values, and whether what is left over is not zero."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
     count = math.prod(shape)
     return ((nibbles[:count] ^ 8).astype(np.int8) - 8).astype(np.int8).reshape(shape), bool(nibbles[count:].any())

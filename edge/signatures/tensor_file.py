@@ -27,11 +27,7 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str,
 
 
 def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
-    """Return the tensors of a file (read-only, little-endian), and the JSON object that describes them.
-
-    Raises FormatError if it is not a whole one, has no description, or holds other types than integers, booleans and
-    floats of 32 or 64 bit.
-    """
+    """Return a file's tensors (read-only, little-endian), and its description; FormatError if malformed."""
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:

@@ -15,10 +15,7 @@ QUALITY = 80
 
 
 class JpegEncoder:
-    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it.
-
-    Its `next_at`, seconds of `time.monotonic`, is when the next frame may be encoded.
-    """
+    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it."""
 
     def __init__(self, max_fps: float) -> None:
         self.frame: Frame | None = None
@@ -26,7 +23,7 @@ class JpegEncoder:
         self._lock = asyncio.Lock()
         self._encoded: Frame | None = None
         self._jpeg: bytes | None = None
-        self.next_at = 0.0
+        self.next_at = 0.0  # when the next frame may be encoded, seconds of `time.monotonic`
 
     async def newest(self) -> bytes | None:
         """Return the JPEG of a frame at most a period old, the same object until there is another; None before."""

@@ -114,9 +114,8 @@ class PageServer(Closing):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         log.addFilter(_worth_telling)
         # A token in an address must not end up in a log. Handlers end with their client, or `viewers` would be wrong.
-        runner = web.AppRunner(
-            self._application(), access_log=None, logger=log, handler_cancellation=True, shutdown_timeout=0.5
-        )
+        settings: dict[str, Any] = {"access_log": None, "handler_cancellation": True, "shutdown_timeout": 0.5}
+        runner = web.AppRunner(self._application(), logger=log, **settings)
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
