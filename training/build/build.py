@@ -324,8 +324,7 @@ class Build:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
         made = () if self.onto is not None else ("std", self.recipe.signatures.way)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
-        unknown = [job for job in jobs if job not in JOBS]
-        if unknown:
+        if unknown := [job for job in jobs if job not in JOBS]:
             raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
         for job in jobs:
             if job in ("init", "std", "augmented"):

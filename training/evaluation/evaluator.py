@@ -31,14 +31,9 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What the evaluations of a bundle have in common.
+    """What the evaluations of a bundle have in common; limits are numbers of images a cell, None: all.
 
-    Args:
-        limit: test images of each cell; None: all.
-        validation_limit: validation images of each cell, by which thresholds are chosen.
-        clean_limit: clean images of either part; None: all.
-        threads: of model and oracle; None leaves the choice to ONNX Runtime.
-        progress: called with one line per step.
+    Thresholds are chosen by `validation_limit` ones; `clean_limit` is of either part. `progress` gets a line a step.
     """
 
     limit: int | None = None
@@ -88,11 +83,8 @@ def classify(
 ) -> NDArray[np.int64]:
     """Return the class of images, int64 (K,), each under its own mix; those of one mix go through the model together.
 
-    Args:
-        model: the mix of the last group stays in effect.
-        pixels: uint8 (N, 3, H, W), RGB.
-        mixes: K mixes.
-        frames: int64 (K,), which image each mix is for; None: each image once, K = N.
+    Pixels are uint8 (N, 3, H, W), RGB; `frames`, int64 (K,), say which image each mix is for, None: each once, K = N.
+    The mix of the last group stays in effect.
     """
     groups: dict[MixKey, list[int]] = defaultdict(list)
     for index, mix in enumerate(mixes):

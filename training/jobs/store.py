@@ -124,13 +124,10 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of artefacts.
+    """A folder of artefacts, created when one is made; None keeps none. `resume`: what is there may be taken.
 
-    Args:
-        folder: where they are; created when one is made. None keeps none.
-        other: what becomes of a file that is damaged or was made from something else: `refuse` raises an error,
-            `remake` replaces it, `keep` too, but has a file for each identity, with its digest in the name.
-        resume: whether what is there may be taken.
+    A file that is damaged or was made from something else is an error (`refuse`) or replaced (`remake`, `keep`); `keep`
+    has a file for each identity, with its digest in the name.
     """
 
     folder: Path | None
