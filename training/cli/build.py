@@ -10,7 +10,6 @@ from typer import Option
 from rws.edge.common.extras import require
 from rws.errors import InputError
 
-
 Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
 _OWN_MODEL = ["images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr"]
 _OWN_MODEL += ["every", "limit"]
