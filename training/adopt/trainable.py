@@ -30,8 +30,8 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
     if unsupported := unsupported_operators(proto):
-        found = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
-        raise OperatorError(f"{found}, or train its shallow part alone (--target shallow) where they come later")
+        told = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
+        raise OperatorError(f"{told}, or train its shallow part alone (--target shallow) where they come later")
     try:
         module, names = to_torch(proto, tensors)
     except BundleError as error:
