@@ -65,8 +65,7 @@ class Images:
     def digest(self) -> str:
         """Sha256 of pixels, labels and class names: the identity of the data in provenance records."""
         hasher = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
-        hasher.update(self.labels.cpu().numpy().tobytes())
-        hasher.update(json.dumps(self.classes).encode())
+        hasher.update(self.labels.cpu().numpy().tobytes() + json.dumps(self.classes).encode())
         return hasher.hexdigest()
 
 

@@ -99,10 +99,7 @@ def classify(
 
 
 def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability.
-
-    Pixels are uint8 (N, 3, H, W), RGB; labels int64 (N,).
-    """
+    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability."""
     logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
     right = labels.cpu().numpy()
     if not soft:
@@ -145,7 +142,7 @@ class Evaluator:
 def prepare(
     bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
 ) -> tuple[Evaluator, list[Belief]]:
-    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+    """Return an evaluator of shuffled images, corrupted as `cells` say, and the oracle's beliefs of them.
 
     The purpose is `test`, or `validation` for images by which something is chosen.
     """

@@ -79,8 +79,8 @@ class Entry(Generic[T]):
         self._store, self._identity, self._codec = store, json.loads(text), codec
         stem, suffix = Path(name).stem, Path(name).suffix
         self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
+        # Where a training may keep what it goes on from; removed when the artefact is there.
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
-        """Where a training may keep what it goes on from; removed when the artefact is there."""
 
     def load(self) -> T | None:
         """The artefact, or None where it is not made yet; InputError if the store refuses the file that is there."""
