@@ -101,10 +101,8 @@ class AdoptionBuild:
     ) -> None:
         pixels = pictures.pixels
         if len(pixels) < FEWEST:
-            raise InputError(
-                f"--images: found {len(pixels)} pictures, expected {FEWEST} or more, better a hundred; of a video, "
-                f"take more of its frames with a smaller --every"
-            )
+            found = f"--images: found {len(pixels)} pictures, expected {FEWEST} or more, better a hundred"
+            raise InputError(f"{found}; of a video, take more of its frames with a smaller --every")
         if tuple(pixels.shape[1:]) != (3, model.size, model.size):
             raise InputError(f"pictures are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
         self.classes = _checked(classes, model.classes)
@@ -372,8 +370,7 @@ class AdoptionBuild:
 
 def _checked(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
     names = tuple(f"class {place}" for place in range(count)) if classes is None else tuple(classes)
-    wrong = [name for name in names if not name or not name.isprintable()]
-    if wrong:
+    if wrong := [name for name in names if not name or not name.isprintable()]:
         raise InputError(f"class name {wrong[0]!r} is not printable text; a bundle cannot hold it")
     if len(names) != count:
         raise InputError(f"{len(names)} class names, but the model gives {count} logits")

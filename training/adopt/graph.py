@@ -36,10 +36,8 @@ class Preprocessing:
         numbers = np.array([self.scale, *self.mean, *self.std])
         lengths = {len(self.mean), len(self.std)} - {1, 3}
         if lengths or not np.isfinite(numbers).all() or self.scale == 0 or 0 in self.std:
-            raise InputError(
-                f"preprocessing: scale {self.scale}, mean {self.mean}, std {self.std}; expected one number or three "
-                f"of each, and neither a scale nor a std of 0"
-            )
+            found = f"preprocessing: scale {self.scale}, mean {self.mean}, std {self.std}"
+            raise InputError(f"{found}; expected one number or three of each, and neither a scale nor a std of 0")
 
 
 def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:

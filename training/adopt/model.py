@@ -125,10 +125,8 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
 def _check_weights(proto: onnx.ModelProto) -> None:
     if not any(node.op_type == "Conv" for node in proto.graph.node):
         kinds = ", ".join(sorted({node.op_type for node in proto.graph.node})[:6])
-        raise BundleError(
-            f"model: has no Conv with float32 weights (it has {kinds}, …); signatures change convolutions: give the "
-            f"float32 model, not a quantised one"
-        )
+        found = f"model: has no Conv with float32 weights (it has {kinds}, …); signatures change convolutions"
+        raise BundleError(f"{found}: give the float32 model, not a quantised one")
 
 
 def _written(shape: Sequence[int | None]) -> str:

@@ -30,11 +30,9 @@ class AdoptRecipe:
             matches what its first deep layer sees (squared error), without running the deep layers; `auto` is `output`
             if the whole model can be trained through, else `shallow`.
         layers: number of leading convolutions to tune; 0: as many as take 0.6 % of the model's bytes.
-        steps: of one signature.
-        common: steps of what they all start from, trained on all corruptions at once; 0: the clean weights.
-        soft, temperature: weight of the temperature-softened match, and its temperature; see `distil`.
-        draws: corrupted versions of each image that are made and kept.
-        most: at most this many corrupted images in all.
+        common: steps of what all signatures start from, trained on all corruptions at once; 0: the clean weights.
+        soft, temperature: see `distil`.
+        draws: corrupted versions of each image that are made and kept, at most `most` in all.
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.

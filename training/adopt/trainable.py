@@ -30,10 +30,8 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
     if unsupported := unsupported_operators(proto):
-        raise OperatorError(
-            f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them, or train "
-            f"its shallow part alone (--target shallow) where they come later"
-        )
+        told = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
+        raise OperatorError(f"{told}, or train its shallow part alone (--target shallow) where they come later")
     try:
         module, names = to_torch(proto, tensors)
     except BundleError as error:
@@ -53,10 +51,8 @@ def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     except ValueError as error:
         raise InputError(f"the shallow part cannot be cut off: {error}; sign fewer layers with --layers") from error
     if len(part.graph.output) != 1:
-        raise InputError(
-            f"after these layers {len(part.graph.output)} values go on, expected one; the shallow part ends inside a "
-            f"block: give another --layers"
-        )
+        found = f"after these layers {len(part.graph.output)} values go on, expected one"
+        raise InputError(f"{found}; the shallow part ends inside a block: give another --layers")
     return part
 
 

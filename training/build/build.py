@@ -98,8 +98,7 @@ class Build:
         if height != width:
             raise InputError(f"{self.source}: images are {width}x{height}, training takes square ones; give --size")
         if self.onto is not None:
-            manifest = self.onto.manifest
-            data = fitted(data, manifest.classes, manifest.input.height, self.source)
+            data = fitted(data, self.onto.manifest.classes, self.onto.manifest.input.height, self.source)
         count = min(part.validation, len(data) // 10)
         if count < 1:
             raise InputError(f"{self.source}: {len(data)} images, a tenth of which are for validation; give 10 or more")
@@ -122,7 +121,7 @@ class Build:
 
     def identity(self) -> Any:
         """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
-        ancestor = None if self.ancestor is None else self.ancestor.identity()
+        ancestor = self.ancestor and self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
@@ -151,14 +150,12 @@ class Build:
     def init(self) -> nn.Module:
         """The standard model that is trained first."""
         model = self.new_model()
-        # Too few layers are refused before hours of training, not after.
-        shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)
+        shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)  # refuses too few before the training
         return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
 
     def _ancestors(self) -> list[Any]:
-        if self.ancestor is None:
-            return []
-        return [self.ancestor.recipe.init, self.ancestor._data_digest, *self.ancestor._ancestors()]
+        before = self.ancestor
+        return [] if before is None else [before.recipe.init, before._data_digest, *before._ancestors()]
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
         """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
@@ -167,8 +164,7 @@ class Build:
 
     def _continue(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
         init, first = self.init(), self.recipe.signatures.fold_first
-        start = fold_batchnorm(init) if first else init
-        return self.continued(job, start, recipe, corrupted, self.recipe.init, first)
+        return self.continued(job, fold_batchnorm(init) if first else init, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
         """θ_std: the init, continued on clean images."""
@@ -199,15 +195,13 @@ class Build:
 
     def signature(self, method: str, corruption: str) -> Deltas:
         """Return the float32 signature by `residual`, `tuned`, or `tuned-<target>`: the same with another target."""
-        settings, method = self.recipe.signatures, self.method_name(method)
+        settings, method, tune = self.recipe.signatures, self.method_name(method), self.recipe.tuned
         kind, _, target = method.partition("-")
-        tune = self.recipe.tuned
         if target:
             tune = check_recipe(TuneRecipe, {"target": target}, f"signature method {method}", tune)
         made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
         corrupted, job = Corrupted(corruption, settings.severity), f"signature-{method}-{corruption}"
-        clean_hash = shallow_sha256(self.clean_tensors())
-        entry = self._entry(f"{job}.safetensors", DELTAS, clean_hash, corrupted, made_by)
+        entry = self._entry(f"{job}.safetensors", DELTAS, shallow_sha256(self.clean_tensors()), corrupted, made_by)
 
         def make() -> Deltas:
             report = self._report(job)
@@ -254,9 +248,8 @@ class Build:
 
     @cached_property
     def _network(self) -> bytes:
-        if self.onto is not None:
-            return self.onto.read(MODEL)
-        return export_onnx(self.folded, self.train.size, keep=self.tensors)
+        onto = self.onto
+        return onto.read(MODEL) if onto else export_onnx(self.folded, self.train.size, keep=self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()
@@ -277,7 +270,7 @@ class Build:
         return GainTable.from_arrays(entry.get(make), CORRUPTIONS, LEVELS)
 
     def _provenance(self) -> dict[str, Any]:
-        """Where the bundle comes from; what made the model and the signatures is that of the bundle built onto."""
+        """What made the model and the signatures is that of the bundle built onto."""
         found = {
             "recipe": asdict(self.recipe),
             "data": {"source": Path(self.source).name, "train": self.train.digest(), "images": len(self.train)},
@@ -324,8 +317,7 @@ class Build:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
         made = () if self.onto is not None else ("std", self.recipe.signatures.way)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
-        unknown = [job for job in jobs if job not in JOBS]
-        if unknown:
+        if unknown := [job for job in jobs if job not in JOBS]:
             raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
         for job in jobs:
             if job in ("init", "std", "augmented"):

@@ -6,17 +6,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from rws.edge.onnx.graph import prepare, read_model
-from rws.edge.onnx.graph import shallow_tensors as shallow_onnx
+from rws.edge.onnx.graph import prepare, read_model, shallow_tensors
 from rws.errors import FormatError, InputError
 from rws.training.build.recipe import load_recipe
-from rws.training.models.architectures import (
-    build_model,
-    fold_batchnorm,
-    group_layers,
-    read_state_dict,
-    shallow_tensors,
-)
+from rws.training.models import architectures
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
@@ -26,13 +19,13 @@ def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
     """
     if recipe is None:
         raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
-    network = build_model(load_recipe(recipe).model, classes)
-    state = read_state_dict(path)
+    network = architectures.build_model(load_recipe(recipe).model, classes)
+    state = architectures.read_state_dict(path)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise FormatError(f"{path} does not hold the weights of {recipe}: {str(error).splitlines()[-1]}") from error
-    return fold_batchnorm(network)
+    return architectures.fold_batchnorm(network)
 
 
 def folded_weights(
@@ -44,12 +37,14 @@ def folded_weights(
     """
     if path.suffix != ".onnx":
         folded = folded_model(path, recipe, classes)
-        return {name: p.detach() for name, p in folded.named_parameters()}, shallow_tensors(folded, layers)
+        return {name: p.detach() for name, p in folded.named_parameters()}, architectures.shallow_tensors(
+            folded, layers
+        )
     model = prepare(read_model(path))
     weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
-    names = shallow_onnx(model, convolutions)
-    blocks = group_layers([name.removesuffix(".weight") for name in names[::2]])
+    names = shallow_tensors(model, convolutions)
+    blocks = architectures.group_layers([name.removesuffix(".weight") for name in names[::2]])
     if not 1 <= layers <= len(blocks):
         raise InputError(f"{path} has {len(blocks)} layers, cannot take the shallowest {layers}")
     return weights, tuple(names[: 2 * sum(len(block) for block in blocks[:layers])])

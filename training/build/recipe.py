@@ -84,10 +84,8 @@ class StreamRecipe:
 class Recipe:
     """Everything that decides a bundle, besides the images.
 
-    Args:
-        init: the standard model that is trained first.
-        continued, robust: how θ_std and each θ_r continue from it, on clean and on corrupted images.
-        augmented: how one model continues from it with all corruptions as augmentation (nothing that ships).
+    From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model with all corruptions as augmentation
+    (`augmented`; nothing that ships).
     """
 
     name: str

@@ -2,17 +2,13 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from rws.edge.common.extras import require
 from rws.errors import InputError
-
-if TYPE_CHECKING:
-    from rws.training.build.build import Build
-
 
 Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
 _OWN_MODEL = ["images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr"]
@@ -99,11 +95,7 @@ def build(
     if threads is not None:
         torch.set_num_threads(threads)
     if model is None or images is None:
-        made = _labelled(recipe or "cifar10_vgg16", data, work or Path("runs/build"), onto, size, device)
-        made.run(job or [])
-        if not job:
-            made.bundle(out)
-            typer.echo(f"wrote {out}; try: rws inspect {out}")
+        _build_labelled(recipe or "cifar10_vgg16", data, work or Path("runs/build"), onto, size, device, job or [], out)
         return
     from rws.training.adopt.graph import Preprocessing
     from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
@@ -114,18 +106,30 @@ def build(
     run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), typer.echo, _print_progress)
 
 
-def _labelled(recipe: str, data: str | None, work: Path, onto: Path | None, size: int | None, device: str) -> "Build":
+def _build_labelled(
+    recipe: str,
+    data: str | None,
+    work: Path,
+    onto: Path | None,
+    size: int | None,
+    device: str,
+    jobs: list[str],
+    out: Path,
+) -> None:
     from rws.edge.bundle.bundle import Bundle
     from rws.training.build.build import Build
     from rws.training.build.recipe import load_recipe
 
     chosen, kept = load_recipe(recipe), None if onto is None else Bundle.load(onto)
     source = data or chosen.data.source
-    return Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
+    made = Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
+    made.run(jobs)
+    if not jobs:
+        made.bundle(out)
+        typer.echo(f"wrote {out}; try: rws inspect {out}")
 
 
 def _check_options(ctx: typer.Context, model: bool, images: bool) -> None:
-    """Refuse options of the other kind of build."""
     if model != images:
         raise InputError("a model of your own needs both --model and --images")
     others, where = (_FROM_LABELS, "without") if model else (_OWN_MODEL, "with")

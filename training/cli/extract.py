@@ -4,8 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from typer import Option
+from typer import Option, echo
 
 from rws.edge.common.extras import require
 
@@ -48,4 +47,4 @@ def extract(
         from rws.training.build.extract import ExtractOptions, run_extract
 
     sources = (std, out, way.value, tuple(robust or ()), init, projection, data, tuple(corruption or ()), severity)
-    run_extract(ExtractOptions(*sources, layers, bits, per, recipe, classes, report), typer.echo)
+    run_extract(ExtractOptions(*sources, layers, bits, per, recipe, classes, report), echo)

@@ -30,13 +30,7 @@ TORCHVISION_DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images of one size.
-
-    Args:
-        pixels: uint8, shape (N, 3, H, W), RGB, 0…255.
-        labels: int64, shape (N,), indices into `classes`.
-        classes: class names in label order.
-    """
+    """Labelled images of one size: pixels uint8 (N, 3, H, W), RGB; labels int64 (N,), indices into `classes`."""
 
     pixels: Tensor
     labels: Tensor
@@ -71,8 +65,7 @@ class Images:
     def digest(self) -> str:
         """Sha256 of pixels, labels and class names: the identity of the data in provenance records."""
         hasher = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
-        hasher.update(self.labels.cpu().numpy().tobytes())
-        hasher.update(json.dumps(self.classes).encode())
+        hasher.update(self.labels.cpu().numpy().tobytes() + json.dumps(self.classes).encode())
         return hasher.hexdigest()
 
 
@@ -89,18 +82,15 @@ def load_images(
     """Read a data set, or a fixed part of it, into memory.
 
     Args:
-        source: a folder `<class>/<image>`, a folder that holds `train/` and `test/` (or `val/`) of that form, or the
-            name of a torchvision data set (`cifar10`, `cifar100`; downloaded to `~/.cache/rws/torchvision`; another
-            folder: `cifar10:/my/folder`).
-        split: `train` or `test`; None takes `source` itself as the class folders, and so does `train` where there are
-            no split folders.
+        source: a folder `<class>/<image>`, one that holds `train/` and `test/` (or `val/`) of that form, or the name of
+            a torchvision data set, downloaded to `~/.cache/rws/torchvision`, or elsewhere: `cifar10:/my/folder`.
+        split: `train` or `test`; None takes `source` itself, and so does `train` where there are no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
         cache: folder for the decoded arrays.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
 
-    Raises:
-        InputError: if the folder, the split or a class has no readable image, or the sizes differ.
+    Raises InputError if the folder, the split or a class has no readable image, or the sizes differ.
     """
     name, _, root = str(source).partition(":")
     if name in TORCHVISION_DATASETS and not Path(source).is_dir():
@@ -129,7 +119,6 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
 
 
 def _chosen(labels: Sequence[int], images: int | None, classes: int | None, seed: int) -> list[int]:
-    """Indices, ascending, of the first `classes` classes and of at most `images` of them."""
     kept = [index for index, label in enumerate(labels) if classes is None or label < classes]
     if images is None or images >= len(kept):
         return kept
@@ -202,14 +191,13 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 
 def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """Tiny-ImageNet's own layout of its validation split: `images/<file>` and a line `<file> <class> …` for each."""
+    # Tiny-ImageNet's own layout of its validation split: `images/<file>` and a line `<file> <class> …` for each.
     rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")
     classes = tuple(sorted({row[1] for row in rows}))
     files = [folder / "images" / row[0] for row in rows]
-    missing = [path for path in files if not path.is_file()]
-    if missing:
+    if missing := [path for path in files if not path.is_file()]:
         raise InputError(f"{annotations} names {missing[0]}, which is not there; unpack the data set again")
     return classes, files, [classes.index(row[1]) for row in rows]
 
@@ -223,8 +211,6 @@ def _listing(folder: Path, files: list[Path], size: int | None) -> str:
 
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
-    """Decode to one array, uint8, (N, 3, H, W), RGB."""
-
     def read(path: Path) -> np.ndarray:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:

@@ -20,13 +20,9 @@ from rws.training.data.images import Images, load_images, save_array
 
 @dataclass(frozen=True)
 class Pictures:
-    """Clean images of one size.
+    """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `more` are others, for the oracle alone.
 
-    Args:
-        pixels: uint8, (N, 3, H, W), RGB.
-        sequential: they follow one another in time, so that neighbours are alike: the last ones are held out.
-        labels: int64 (N,); None: unknown.
-        more: other clean images for the oracle, uint8 (M, 3, H, W); None: none.
+    The last ones are held out of `sequential` ones, which follow one another in time, so that neighbours are alike.
     """
 
     pixels: Tensor
@@ -42,14 +38,12 @@ def load_pictures(
 
     Args:
         source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
-        size: side, pixels.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
         keep: folder for what a live source gave, for a build that goes on. None: nothing is kept.
 
-    Raises:
-        InputError: if a live source has no `limit`, `every` is below 1, or what was kept has another size.
-        SourceError: if the source cannot be opened or holds no picture.
+    Raises InputError if a live source has no `limit`, `every` is below 1, it holds no picture, or what was kept has
+    another size; SourceError if the source cannot be opened.
     """
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
@@ -82,14 +76,8 @@ def load_labelled(
 ) -> Images:
     """Pictures from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 
-    Args:
-        source: the folder.
-        size: side, pixels.
-        classes: names in the order of the model's logits, not each of which needs a folder; or how many logits there
-            are: then the folders are the classes, in the order of their names.
-
-    Raises:
-        InputError: if a folder is no class, there are not as many as logits, or there is no picture.
+    `classes` are names in the order of the logits, not each of which needs a folder; or the number of logits, where the
+    folders are the classes, by name. InputError if a folder is no class, their number differs, or there is no picture.
     """
     images = load_images(source, size=size, images=limit, seed=seed)
     if isinstance(classes, int):
@@ -97,8 +85,7 @@ def load_labelled(
             found = f"{source}: has {len(images.classes)} class folders, but the model gives {classes} logits"
             raise InputError(f"{found}; say with --names which folder is which")
         return images
-    unknown = [name for name in images.classes if name not in classes]
-    if unknown:
+    if unknown := [name for name in images.classes if name not in classes]:
         raise InputError(f"{source}: folder {unknown[0]!r} is none of the class names; give those with --names")
     return images.relabelled(classes)
 

@@ -31,14 +31,9 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What the evaluations of a bundle have in common.
+    """What the evaluations of a bundle have in common; limits are numbers of images a cell, None: all.
 
-    Args:
-        limit: test images of each cell; None: all.
-        validation_limit: validation images of each cell, by which thresholds are chosen.
-        clean_limit: clean images of either part; None: all.
-        threads: of model and oracle; None leaves the choice to ONNX Runtime.
-        progress: called with one line per step.
+    Thresholds are chosen by `validation_limit` ones; `clean_limit` is of either part. `progress` gets a line a step.
     """
 
     limit: int | None = None
@@ -88,11 +83,8 @@ def classify(
 ) -> NDArray[np.int64]:
     """Return the class of images, int64 (K,), each under its own mix; those of one mix go through the model together.
 
-    Args:
-        model: the mix of the last group stays in effect.
-        pixels: uint8 (N, 3, H, W), RGB.
-        mixes: K mixes.
-        frames: int64 (K,), which image each mix is for; None: each image once, K = N.
+    Pixels are uint8 (N, 3, H, W), RGB; `frames`, int64 (K,), say which image each mix is for, None: each once, K = N.
+    The mix of the last group stays in effect.
     """
     groups: dict[MixKey, list[int]] = defaultdict(list)
     for index, mix in enumerate(mixes):
@@ -107,10 +99,7 @@ def classify(
 
 
 def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability.
-
-    Pixels are uint8 (N, 3, H, W), RGB; labels int64 (N,).
-    """
+    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability."""
     logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
     right = labels.cpu().numpy()
     if not soft:
@@ -153,7 +142,7 @@ class Evaluator:
 def prepare(
     bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
 ) -> tuple[Evaluator, list[Belief]]:
-    """Corrupt shuffled images as `cells` say, and return an evaluator of the frames and the oracle's beliefs.
+    """Return an evaluator of shuffled images, corrupted as `cells` say, and the oracle's beliefs of them.
 
     The purpose is `test`, or `validation` for images by which something is chosen.
     """

@@ -32,11 +32,7 @@ class Splits:
 
 
 def load_splits(bundle: Bundle, source: str, cache: Path | None = None) -> Splits:
-    """Read a data set with a train and a test part (see `load_images`), and split it as the bundle's build did.
-
-    Raises:
-        InputError: if the source has no such parts, or other classes than the bundle.
-    """
+    """Read a data set (see `load_images`), and split it as the bundle's build did; InputError if it does not fit."""
     size, classes = bundle.manifest.input.height, bundle.manifest.classes
     parts = [load_images(source, part, size=size, cache=cache) for part in ("train", "test")]
     train, test = (fitted(images, classes, size, source) for images in parts)
@@ -66,14 +62,10 @@ def subset(images: Images, limit: int | None, seed: int) -> Images:
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames in cells; all frames of a cell are corrupted in the same way.
+    """N frames, uint8 (N, 3, H, W), RGB, in cells; all frames of a cell are corrupted in the same way.
 
-    Args:
-        pixels: uint8, (N, 3, H, W), RGB.
-        labels: int64 (N,), in the order of the bundle's classes.
-        cell: int64 (N,), index into `cells`, ascending.
-        image: int64 (N,), which image a frame shows: frames of several cells show the same ones.
-        cells: the layers of each cell.
+    Labels, int64 (N,), are in the order of the bundle's classes; `cell`, int64 (N,), are indices into `cells`,
+    ascending; `image`, int64 (N,), says which image a frame shows: frames of several cells show the same ones.
     """
 
     pixels: Tensor
@@ -115,14 +107,9 @@ def single_cells(severities: Sequence[float], corruptions: Sequence[str] = CORRU
 def make_frames(
     images: Images, cells: Sequence[Layers], seed: int = 0, clean: Images | None = None, *, purpose: str = "test"
 ) -> Frames:
-    """Corrupt images as `cells` say.
+    """Corrupt all images as each of the `cells` says; seed and purpose as in `derive_seed`.
 
-    Args:
-        images: each corrupted cell shows all of them.
-        cells: the layers of each cell.
-        seed: of the corruptions.
-        clean: what a clean cell shows; None: `images`. One of the two must be the beginning of the other.
-        purpose: of the corruptions, see `derive_seed`; `validation` for images that choose something.
+    A clean cell shows `clean`, None: `images`. One of the two must be the beginning of the other.
     """
     shown = [images if layers or clean is None else clean for layers in cells]
     pixels = [corrupted(part.pixels, layers, seed, purpose) for part, layers in zip(shown, cells, strict=True)]
@@ -138,12 +125,9 @@ def batches(values: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
-    """Corrupt images, uint8 as before; every benchmark gets the same images for the same arguments.
+    """Corrupt images, uint8 (N, 3, H, H), RGB; every benchmark gets the same images for the same arguments.
 
-    Args:
-        pixels: uint8, (N, 3, H, H), RGB.
-        layers: corruptions and severities laid over one another, first to last; () leaves the images clean.
-        seed, purpose: of the draws, see `derive_seed`.
+    The layers are laid over one another, first to last; seed and purpose are of the draws, see `derive_seed`.
     """
     for place, (name, severity) in enumerate(layers):
         drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))

@@ -26,15 +26,10 @@ from rws.training.models.loop import Count
 
 @dataclass(frozen=True, config=STRICT)
 class CalibrationRecipe:
-    """What to measure.
+    """What to measure: validation images a cell, also of the coarse pass; severities, ascending; the signatures.
 
-    Args:
-        images: validation images a cell.
-        coarse_images: images a cell of the coarse pass over all pairs of corruption and signature.
-        severities: ascending, the last one the strongest.
-        alphas: strengths of the own signature.
-        neighbours, neighbour_alphas: how many other signatures are measured for each corruption, and their strengths.
-        clean_recall: percent of the clean validation images that the oracle must name so.
+    Those are a corruption's own at `alphas`, and as many `neighbours` at `neighbour_alphas`. The oracle must name
+    `clean_recall` percent of the clean validation images so.
     """
 
     images: Count = 2000
@@ -55,12 +50,9 @@ Action = tuple[int, float]  # index of the signature's corruption, and alpha; (â
 
 def check_signed(names: Sequence[str]) -> None:
     """Raise an InputError if one of these signatures is for none of the corruptions, so cannot be calibrated."""
-    strange = [name for name in names if name not in CORRUPTIONS]
-    if strange:
-        raise InputError(
-            f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated; "
-            f"known: {', '.join(CORRUPTIONS)}"
-        )
+    if strange := [name for name in names if name not in CORRUPTIONS]:
+        found = f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated"
+        raise InputError(f"{found}; known: {', '.join(CORRUPTIONS)}")
 
 
 def measure_gain(
@@ -78,14 +70,10 @@ def measure_gain(
 
     Args:
         model: the clean model with its signatures, as the device runs it; left without a patch.
-        names: of its signatures, which are those of the corruptions that they are for. The table has all corruptions.
-        data: validation images.
+        names: of its signatures; InputError if one is not a corruption. The table has all corruptions.
         levels: severity levels of the oracle's states.
         soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
         report: called after each corruption with {corruption, â€¦}.
-
-    Raises:
-        InputError: if a signature is for none of the corruptions.
     """
     check_signed(names)
     signed = sorted(CORRUPTIONS.index(name) for name in names)

@@ -41,11 +41,9 @@ def evaluation_sets(
             input as frames are, and corrupted here; a folder in ImageNet-C's layout
             `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files. The latter two hold clean
             images only if there is a `clean/<class>/` folder or a `clean.npy`.
-        classes, size: the bundle's; pixels.
         limit: at most this many images of each set, spread over the classes by a seeded shuffle.
 
-    Raises:
-        InputError: if classes or sizes do not fit the bundle, or nothing is found.
+    Raises InputError if classes or sizes do not fit the bundle, or nothing is found.
     """
     folder = Path(source)
     if (folder / "labels.npy").is_file():

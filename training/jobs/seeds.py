@@ -8,14 +8,11 @@ def derive_seed(seed: int, purpose: str, corruption: str = "", severity: float =
     """Derive the seed of one set of random draws per purpose (hash of seed, purpose, corruption, severity, draw).
 
     Args:
-        seed: the user's, of the whole run; any integer.
-        purpose: what the draws are for, e.g. `training`, `calibration`, `validation`, `test`. Benchmarks that should
-            show the same corrupted images use the same one.
-        corruption, severity: name and 0…5, where sets differ by it; 5 and 5.0 are the same.
+        purpose: what the draws are for: `training`, `calibration`, `validation`, `test`, …; one for the same images.
+        severity: 0…5; 5 and 5.0 are the same.
         draw: number of the epoch, or of the layer among corruptions laid over one another.
 
-    Returns:
-        0 … 2^62 − 1: a seed for `seeds_for`, `torch.Generator` and `numpy.random.default_rng`.
+    Returns 0 … 2^62 − 1: a seed for `seeds_for`, `torch.Generator` and `numpy.random.default_rng`.
     """
     key = json.dumps([int(seed), purpose, corruption, float(severity), int(draw)])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 2

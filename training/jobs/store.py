@@ -79,8 +79,8 @@ class Entry(Generic[T]):
         self._store, self._identity, self._codec = store, json.loads(text), codec
         stem, suffix = Path(name).stem, Path(name).suffix
         self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
+        # Where a training may keep what it goes on from; removed when the artefact is there.
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
-        """Where a training may keep what it goes on from; removed when the artefact is there."""
 
     def load(self) -> T | None:
         """The artefact, or None where it is not made yet; InputError if the store refuses the file that is there."""
@@ -124,13 +124,10 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of artefacts.
+    """A folder of artefacts, created when one is made; None keeps none. `resume`: what is there may be taken.
 
-    Args:
-        folder: where they are; created when one is made. None keeps none.
-        other: what becomes of a file that is damaged or was made from something else: `refuse` raises an error,
-            `remake` replaces it, `keep` too, but has a file for each identity, with its digest in the name.
-        resume: whether what is there may be taken.
+    A file that is damaged or was made from something else is an error (`refuse`) or replaced (`remake`, `keep`); `keep`
+    has a file for each identity, with its digest in the name.
     """
 
     folder: Path | None
