@@ -42,7 +42,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         return images.clone()
     size = images.shape[-1]
     step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
-    parts = zip(images.split(step), severity.split(step), seeds.split(step), strict=True)
+    parts = zip(*(torch.split(part, step) for part in (images, severity, seeds)), strict=True)
     return torch.cat([_corrupt_chunk(image, name, level, seed, as_saved) for image, level, seed in parts])
 
 
