@@ -44,10 +44,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
-    """What the reference draws for one image, as the arguments of our function, for a batch of one.
+    """What the reference draws for one image, for a batch of one of ours; None where draws cannot be replayed.
 
-    Empty for a corruption without randomness; None where draws cannot be replayed. `stream` is NumPy's legacy
-    generator, seeded as the reference's global one was.
+    `stream` is NumPy's legacy generator, seeded as the reference's global one was.
     """
     c = constants_of(name, size, torch.tensor([float(severity)]))[0].tolist()
     plane = (size, size)
@@ -85,10 +84,9 @@ def _batch(values: Any) -> Tensor:
 
 
 def _plasma_draws(side: int, stream: np.random.RandomState) -> Any:
-    """Each place's number, drawn in the reference's order: per level the squares' centres, then both diamonds."""
     field = np.zeros((side, side))
     half = side // 2
-    while half:
+    while half:  # the reference's order: the squares' centres, then both diamonds
         for row, column in ((half, half), (0, half), (half, 0)):
             place = field[row :: 2 * half, column :: 2 * half]
             place[...] = stream.uniform(-1, 1, place.shape)
@@ -130,7 +128,6 @@ class Deviation:
 
 
 def _decoded(stored: NDArray[np.uint8], by_severity: bool) -> NDArray[np.uint8]:
-    """Images as they are, or out of the bytes of a lossless picture that holds them one below the other."""
     if stored.ndim > 1:
         return stored
     pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)

@@ -109,7 +109,7 @@ def _summary(
     name: str, results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream
 ) -> DemoSummary:
     clear = np.array([not layers for layers in stream.corruptions])
-    times = {stage: [result.times_ms[stage] for result in results] for stage in STAGES}
+    times = [(stage, [result.times_ms[stage] for result in results]) for stage in STAGES]
     return {
         "bundle": name,
         "frames": len(results),
@@ -118,10 +118,7 @@ def _summary(
         "accuracy_corrupted": {arm: round(100 * float(flags[~clear].mean()), 3) for arm, flags in right.items()},
         "switches": sum(result.changed for result in results),
         "signatures": dict(Counter(name for result in results for name in result.mix).most_common()),
-        "times_ms": {
-            stage: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)}
-            for stage, values in times.items()
-        },
+        "times_ms": {stage: {f"p{q}": round(float(np.percentile(ms, q)), 3) for q in (50, 95)} for stage, ms in times},
         "seconds": 0.0,
     }
 

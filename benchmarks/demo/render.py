@@ -29,17 +29,15 @@ def scenario(seed: int) -> list[dict[str, float]]:
     order = list(CORRUPTIONS)
     random.Random(seed).shuffle(order)
     frames: list[dict[str, float]] = [{} for _ in range(CLEAR_START)]
-    previous: str | None = None
+    falling: list[dict[str, float]] = []
     for place, name in enumerate(order):
-        for step in range(1, RISE + 1):
-            falling = {} if previous is None or step > FALL else {previous: 5.0 * (1 - step / (FALL + 1))}
-            frames.append(falling | {name: float(step)})
+        rising = ({name: float(step)} for step in range(1, RISE + 1))
+        frames += [fall | rise for fall, rise in zip([*falling, *[{}] * RISE], rising, strict=False)]
         frames += [{name: 5.0} for _ in range(HOLD)]
-        previous = name
+        falling = [{name: 5.0 * (1 - step / (FALL + 1))} for step in range(1, FALL + 1)]
         if place % 3 == 2 or place == len(order) - 1:
-            frames += [{name: 5.0 * (1 - step / (FALL + 1))} for step in range(1, FALL + 1)]
-            frames += [{} for _ in range(CLEAR_GAP)]
-            previous = None
+            frames += [*falling, *({} for _ in range(CLEAR_GAP))]
+            falling = []
     return frames
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from rws.oracle.belief import CLEAN
 
 DEMO_DATA = Path(__file__).parent / "data"
-COLUMNS = 20
-"""Frames in a row of the sheet."""
+COLUMNS = 20  # frames in a row of the sheet
 
 
 @dataclass(frozen=True)

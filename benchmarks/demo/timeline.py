@@ -42,8 +42,11 @@ def draw_timeline(
     plt.close(figure)
 
 
-def _title(axis: Axes, text: str) -> None:
-    axis.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=5)
+def _caption(axis: Axes, title: str, top: float | None = None, label: str = "", pad: float = 5) -> None:
+    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=pad)
+    if top is not None:
+        axis.set_ylim(0, top)
+        axis.set_ylabel(label, color=MUTED)
 
 
 def _film_strip(axis: Axes, stream: DemoStream, shown: int = 24) -> None:
@@ -53,22 +56,24 @@ def _film_strip(axis: Axes, stream: DemoStream, shown: int = 24) -> None:
     strip = np.concatenate([part for index in centres for part in (stream.images[index], gap)][:-1], axis=1)
     axis.imshow(strip, interpolation="nearest", aspect="equal")
     axis.axis("off")
-    _title(axis, f"{count} test images, one a frame")
+    _caption(axis, f"{count} test images, one a frame")
 
 
 def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, str]) -> None:
-    names = [name for name in colours if name != CLEAN]
-    severity = np.array([[layers.get(name, 0.0) for layers in stream.corruptions] for name in names])
-    for name, values in zip(names, severity, strict=True):
-        axis.fill_between(np.arange(len(values)) + 0.5, values, step="mid", color=colours[name], alpha=0.9, lw=0)
+    _areas(axis, stream.corruptions, colours)
     for name, group in groupby(range(len(stream.images)), key=lambda index: stream.dominant(index)[0]):
         members = list(group)
         if name != CLEAN:
             centre = (members[0] + members[-1] + 1) / 2
             axis.text(centre, 5.25, name.replace("_", " "), rotation=38, ha="left", va="bottom", fontsize=8, color=INK)
-    axis.set_ylim(0, 5)
-    axis.set_ylabel("severity", color=MUTED)
-    axis.set_title("what is true", loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=62)
+    _caption(axis, "what is true", 5, "severity", pad=62)
+
+
+def _areas(axis: Axes, layers: Sequence[Mapping[str, float]], colours: Mapping[str, str]) -> None:
+    for name in [name for name in colours if name != CLEAN]:
+        values = np.array([layer.get(name, 0.0) for layer in layers])
+        if values.any():
+            axis.fill_between(np.arange(len(values)) + 0.5, values, step="mid", color=colours[name], alpha=0.9, lw=0)
 
 
 def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
@@ -77,21 +82,15 @@ def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -
     order = [names.index(name) for name in colours if name in names]
     edges = np.arange(len(results)) + 0.5
     axis.stackplot(edges, probability[order], colors=[colours[names[index]] for index in order], step="mid", lw=0)
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("P(corruption)", color=MUTED)
-    _title(axis, "what the oracle believes (pale grey: clean)")
+    _caption(axis, "what the oracle believes (pale grey: clean)", 1, "P(corruption)")
 
 
 def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
-    for name in [name for name in colours if name != CLEAN]:
-        values = np.array([result.mix.get(name, 0.0) for result in results])
-        if values.any():
-            axis.fill_between(np.arange(len(values)) + 0.5, values, step="mid", color=colours[name], alpha=0.9, lw=0)
-    axis.set_ylim(0, 1.3)
+    _areas(axis, [result.mix for result in results], colours)
+    changes = sum(result.changed for result in results)
+    _caption(axis, f"which signature is patched in, and how strongly ({changes} switches)", 1.3)
     axis.set_ylabel("α", color=MUTED, rotation=0, labelpad=12)
     axis.grid(axis="y", color=GRID, lw=0.6)
-    changes = sum(result.changed for result in results)
-    _title(axis, f"which signature is patched in, and how strongly ({changes} switches)")
 
 
 def _accuracy(axis: Axes, right: Mapping[str, NDArray[np.bool_]], window: int) -> None:
@@ -101,8 +100,6 @@ def _accuracy(axis: Axes, right: Mapping[str, NDArray[np.bool_]], window: int) -
         running = 100 * np.convolve(flags, kernel, "same") / np.convolve(np.ones_like(flags), kernel, "same")
         style: dict[str, Any] = {"color": colour, "lw": width, "ls": ":" if arm == "perfect" else "-"}
         axis.plot(np.arange(len(flags)) + 0.5, running, label=f"{label}: {100 * flags.mean():.1f} %", **style)
-    axis.set_ylim(0, 104)
-    axis.set_ylabel("accuracy, %", color=MUTED)
     axis.grid(axis="y", color=GRID, lw=0.6)
     axis.legend(loc="lower left", ncols=3, frameon=False, fontsize=10)
-    _title(axis, f"running accuracy over {window} frames")
+    _caption(axis, f"running accuracy over {window} frames", 104, "accuracy, %")

@@ -35,12 +35,9 @@ _REST = ".rest"
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """Signatures in one encoding.
+    """Signatures in one encoding: `bits` 32 and `per` "" are float32, in two parts (see `float_encoding`).
 
-    Args:
-        bits, per: 32 and "" are float32, which has no scale.
-        signatures: what a model mixes; those of float32 are in two parts, see `float_encoding`.
-        bytes: size of the signature file.
+    `bytes`: size of the signature file.
     """
 
     bits: int
@@ -50,8 +47,7 @@ class Encoding:
 
     def mix(self, mix: Mix) -> Mix:
         """A mix {signature: alpha}, with both parts of those that have two."""
-        rests = {name + _REST: alpha for name, alpha in mix.items() if name + _REST in self.signatures.names}
-        return {**mix, **rests}
+        return {**mix, **{name + _REST: mix[name] for name in mix if name + _REST in self.signatures.names}}
 
 
 def float_file(deltas: ArrayDeltas) -> bytes:
@@ -92,10 +88,9 @@ def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
         encodings.append(Encoding(bits, per, signatures, len(signatures.to_bytes())))
     made = next(found for found in encodings if (found.bits, found.per) == (own.bits, own.per))
     if made.signatures.to_bytes() != own.to_bytes():
-        raise InputError(
-            f"{work}: its signatures at {own.bits} bits per {own.per} are not those of {bundle.path}; give the work "
-            f"folder of the build that made this bundle, or leave --work out"
-        )
+        reason = f"its signatures at {own.bits} bits per {own.per} are not those of {bundle.path}"
+        advice = "give the work folder of the build that made this bundle, or leave --work out"
+        raise InputError(f"{work}: {reason}; {advice}")
     return encodings
 
 
@@ -110,10 +105,8 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
         path = work / f"signature-{way}-{name}.safetensors"
         found = read_state_dict(path)
         if set(found) != set(bundle.signatures.tensors):
-            raise InputError(
-                f"{path}: holds {', '.join(found)}, expected {', '.join(bundle.signatures.tensors)}; give the work "
-                f"folder of the build that made {bundle.path}"
-            )
+            reason = f"holds {', '.join(found)}, expected {', '.join(bundle.signatures.tensors)}"
+            raise InputError(f"{path}: {reason}; give the work folder of the build that made {bundle.path}")
         deltas[name] = {tensor: found[tensor].numpy() for tensor in bundle.signatures.tensors}
     return deltas
 
@@ -155,11 +148,7 @@ COLUMNS = [
 def compare_encodings(
     bundle: Bundle, source: str, work: Path | None = None, severity: int = 5, options: EvaluationOptions = DEFAULTS
 ) -> Precision:
-    """Measure each encoding on a test set.
-
-    Args:
-        source, severity: see `rws.training.evaluation.sets.evaluation_sets`.
-        work: see `encodings_of`.
+    """Measure each encoding on a test set; `source`, `severity` as in `evaluation_sets`, `work` as in `encodings_of`.
 
     Raises:
         InputError: if the source has no clean images or does not fit the bundle, or the work folder does not.

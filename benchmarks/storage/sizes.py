@@ -127,9 +127,8 @@ def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> l
         f"{len(models)} sessions": measure("sessions", model.size, models),
         f"live, {len(model.signatures.names)} signatures": measure("live", model.size, [models[0], signatures]),
     }
-    rows: list[Row] = [
-        {"what": "imports", "private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss, "ratio": None}
-    ]
+    base = {"private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss}
+    rows: list[Row] = [{"what": "imports", **base, "ratio": None}]
     one = loaded["session"].private - imports.private
     for what, found in loaded.items():
         private = found.private - imports.private

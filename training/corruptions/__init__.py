@@ -29,8 +29,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         severity: 0…5, real, one for all or shape (N,). 0 leaves an image as it is; between whole severities the
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
-        as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored. No effect where the
-            32-pixel constants apply, since CIFAR-10-C is stored as it is, nor on images of severity 0.
+        as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
     Returns:
         uint8, shape (N, 3, H, H), truncated like the reference, not rounded.
     Raises:
@@ -38,17 +37,13 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     """
     if name not in REGISTRY:
         raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
-    severity = _check(images, severity, seeds)
-    seeds = seeds.to(images.device)
+    severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
     if len(images) == 0:
         return images.clone()
     size = images.shape[-1]
     step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
-    parts = [
-        _corrupt_chunk(images[i : i + step], name, severity[i : i + step], seeds[i : i + step], as_saved)
-        for i in range(0, len(images), step)
-    ]
-    return torch.cat(parts)
+    parts = zip(*(torch.split(part, step) for part in (images, severity, seeds)), strict=True)
+    return torch.cat([_corrupt_chunk(image, name, level, seed, as_saved) for image, level, seed in parts])
 
 
 def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, seeds: Tensor, as_saved: bool) -> Tensor:
@@ -92,7 +87,6 @@ def corrupt_mixed(
 
 
 def _check(images: Tensor, severity: float | Tensor, seeds: Tensor) -> Tensor:
-    """Severities as a tensor of one an image, after everything was found to fit."""
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < 8:
         raise InputError(f"expected square uint8 images (N, 3, H, H) of 8 pixels or more, found {images.dtype} {shape}")

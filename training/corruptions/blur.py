@@ -49,7 +49,6 @@ def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bo
 def _gaussian_matrices(
     sigmas: tuple[float, ...], size: int, truncate: float, reflect: bool, device: torch.device
 ) -> Tensor:
-    """The filter as a matrix for each of K sigmas: (K, size, size), float32."""
     sigma = torch.tensor(sigmas, dtype=torch.float64, device=device)
     radius = (truncate * sigma + 0.5).floor()
     reach = int(radius.max())
@@ -57,11 +56,8 @@ def _gaussian_matrices(
     distance = (source - torch.arange(size, device=device)[:, None]).abs()
     weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None, None]) ** 2)
     weights = weights * (distance <= radius[:, None, None])
-    if reflect:
-        source = source.remainder(2 * size)
-        source = torch.where(source < size, source, 2 * size - 1 - source)
-    else:
-        source = source.clamp(0, size - 1)
+    folded = source.remainder(2 * size)
+    source = torch.minimum(folded, 2 * size - 1 - folded) if reflect else source.clamp(0, size - 1)
     fold = F.one_hot(source, size).double()
     return (weights / weights.sum(2, keepdim=True) @ fold).float()
 
@@ -92,8 +88,7 @@ def defocus_blur(x: Tensor, c: Tensor) -> Tensor:
     kernels = c.view(n, side, side)
     trim = int((kernels.amax((0, 1)) > 0).int().argmax())
     kernels = kernels[:, trim : side - trim, trim : side - trim].repeat_interleave(channels, 0)[:, None]
-    pad = side // 2 - trim
-    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").flatten(0, 1)
+    padded = F.pad(x, (side // 2 - trim,) * 4, mode="reflect").flatten(0, 1)
     return F.conv2d(padded, kernels, groups=n * channels).view_as(x)
 
 
@@ -105,8 +100,7 @@ def gaussian_blur(x: Tensor, c: Tensor) -> Tensor:
 def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
     """Blur by σ = c[0], copy pixels from near by (reach c[1], c[2] times), blur again.
 
-    `offset`: displacement (dx, dy) of the pixel that (h, w) is copied from, int64 (N, passes, 2, H, H). Entries of
-    passes that a sample does not have are ignored.
+    `offset`: displacement (dx, dy) of the pixel that (h, w) is copied from, int64 (N, most passes, 2, H, H).
     """
     n, channels, size, _ = x.shape
     x = truncate(gaussian_filter(x, c[:, 0])).reshape(n, channels, size * size)
@@ -201,7 +195,6 @@ def clipped_zoom(x: Tensor, factor: Tensor) -> Tensor:
     factor = factor.double()[:, None]
     crop = (size / factor).ceil()
     zoomed = (crop * factor).round()
-    place = torch.arange(size, device=x.device) + ((zoomed - size) / 2).floor()
-    source = place * (crop - 1) / (zoomed - 1) + ((size - crop) / 2).floor()
     pixel = torch.arange(size, device=x.device)
+    source = (pixel + ((zoomed - size) / 2).floor()) * (crop - 1) / (zoomed - 1) + ((size - crop) / 2).floor()
     return separable(x, (1 - (source[:, :, None] - pixel).abs()).clamp_(min=0).float())

@@ -17,10 +17,8 @@ Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
     """Return a function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame.
 
-    Args:
-        spec: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`.
-        size: height and width of the frames, pixels, equal.
-        seed: each frame's noise is drawn anew from it and from the frame's number.
+    `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. `size`: height and
+    width of the frames, pixels, equal. Each frame's noise is drawn from `seed` and its number.
 
     Raises:
         InputError: if the corruption is unknown, the severity is not 0…5, or the size is not square.

@@ -31,7 +31,6 @@ class Corruption:
 
 
 def _from(*zero: float) -> Callable[[Rows], Rows]:
-    """The constants as they are, and at severity 0 these."""
     return lambda rows: [list(zero), *rows]
 
 

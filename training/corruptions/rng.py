@@ -13,7 +13,6 @@ _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 
 def _signed(word: int) -> int:
-    """The int64 with the same 64 bits."""
     return (word + 2**63) % 2**64 - 2**63
 
 
@@ -30,9 +29,7 @@ def _mix(state: Tensor) -> Tensor:
 def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
     """One seed for each sample of a data set, int64 (N,); entry i depends on `base_seed` and on index i alone.
 
-    Args:
-        base_seed: any integer; another base gives an unrelated set of seeds.
-        indices: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
+    `indices`: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
     """
     index = torch.arange(indices) if isinstance(indices, int) else indices.to(torch.int64)
     base = _mix(torch.tensor([_signed(base_seed)], device=index.device))
@@ -70,7 +67,5 @@ class Stream:
         unit = self.uniform(2 * half)
         radius = unit[:, :half].neg().add_(1).log_().mul_(-2).sqrt_()
         turn = unit[:, half:] * (2 * math.pi)
-        values = torch.empty_like(unit)
-        torch.mul(radius, turn.cos(), out=values[:, :half])
-        torch.mul(radius, turn.sin(), out=values[:, half:])
+        values = torch.cat([radius * turn.cos(), radius * turn.sin()], 1)
         return values[:, :count].reshape(len(unit), *shape)

@@ -125,10 +125,8 @@ def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     out = torch.empty_like(x)
 
     wet = mud.flatten() == 0
-    mask = _water_mask(liquid[wet]) * mix[wet]
-    out[wet] = x[wet] + mask * x.new_tensor(_WATER)[:, None, None]
-
     dirty = ~wet
+    out[wet] = x[wet] + _water_mask(liquid[wet]) * mix[wet] * x.new_tensor(_WATER)[:, None, None]
     mask = gaussian_filter((liquid[dirty] > 0).float(), c[dirty, 4]) if bool(dirty.any()) else liquid[dirty]
     mask = torch.where(mask < 0.8, 0.0, mask)
     out[dirty] = x[dirty] * (1 - mask) + mask * x.new_tensor(_MUD)[:, None, None]

@@ -122,7 +122,6 @@ def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:
 
 
 def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Module:
-    """A torchvision ResNet like this one whose blocks have `spec.width` times the channels."""
     from rws.edge.onnx.torchvision_compat import torchvision
 
     if not isinstance(network, torchvision.models.ResNet):
@@ -147,10 +146,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no file {path}")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FormatError(f"{path}: holds no weights that can be read ({reason})") from error
@@ -168,12 +165,11 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
 
         try:
             found = torchvision.models.get_model_weights(spec.architecture)[spec.weights].get_state_dict()
-        except (KeyError, ValueError) as error:
-            known = f"a .pt or .safetensors file nor torchvision's {spec.architecture}"
-            raise InputError(f"weights {spec.weights!r}: neither {known}") from error
-        except OSError as error:
-            reason = f"could not be downloaded ({error}); give a file instead"
-            raise InputError(f"weights {spec.weights!r} {reason}") from error
+        except (KeyError, ValueError, OSError) as error:
+            reason = f": neither a .pt or .safetensors file nor torchvision's {spec.architecture}"
+            if isinstance(error, OSError):
+                reason = f" could not be downloaded ({error}); give a file instead"
+            raise InputError(f"weights {spec.weights!r}{reason}") from error
     if isinstance(network, VGG16):
         found = _in_order(network, found)
     take_fitting(network, found, f"weights {spec.weights}")
@@ -193,11 +189,8 @@ def take_fitting(network: nn.Module, found: Mapping[str, Tensor], source: str) -
 
 
 def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a VGG-16 whose convolutions, matched by their order, have other numbers or more channels.
-
-    A narrower network takes the filters with the largest L1 norm (Li et al. 2017, "Pruning Filters for Efficient
-    ConvNets"), scaled so that their outputs keep their variance.
-    """
+    # Convolutions are matched by their order. A narrower network takes the filters with the largest L1 norm (Li et al.
+    # 2017, "Pruning Filters for Efficient ConvNets"), scaled so that their outputs keep their variance.
     places = [re.fullmatch(r"features\.(\d+)\.weight", name) for name, tensor in found.items() if tensor.ndim == 4]
     numbers = sorted(int(place[1]) for place in places if place)
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
@@ -228,8 +221,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     """Names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
 
-    A layer is a convolution; in a torchvision ResNet it is a block (the stem, then the residual blocks), as in the
-    storage figures of Cai et al. 2023.
+    A layer is a convolution; in a torchvision ResNet a block (stem, residual blocks), as in Cai et al. 2023.
 
     Raises:
         InputError: if the model has fewer layers, or its convolutions still carry BatchNorm.
@@ -237,9 +229,8 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     parameters = dict(folded.named_parameters())
     convolutions = [name for name, module in folded.named_modules() if isinstance(module, nn.Conv2d)]
     if any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()):
-        raise InputError(
-            "BatchNorm is left that could not be folded into a convolution; signatures live in folded weights"
-        )
+        reason = "could not be folded into a convolution; signatures live in folded weights"
+        raise InputError(f"BatchNorm is left that {reason}")
     blocks = group_layers(convolutions)
     if not 1 <= layers <= len(blocks):
         raise InputError(f"the model has {len(blocks)} layers, cannot take the shallowest {layers}")

@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -17,9 +18,7 @@ OPSET = 18
 def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", keep: Sequence[str] = ()) -> bytes:
     """Export with a dynamic batch axis; `image`, float32 (N, 3, size, size), RGB, 0…1 in.
 
-    Args:
-        module: in eval mode; left where it is.
-        keep: parameters that must be initialisers of the graph under their own names (those that will be patched).
+    `module`: in eval mode, left where it is; `keep`: parameters to be initialisers of the graph under their own names.
 
     Raises:
         InputError: if one of `keep` did not survive the export.
@@ -30,15 +29,10 @@ def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", ke
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        names: dict[str, Any] = {"input_names": ["image"], "output_names": [output_name]}
+        shapes = ({0: torch.export.Dim("batch")},)
         program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=[output_name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
+            module, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False, **names
         )
     assert program is not None
     model = program.model_proto

@@ -29,7 +29,6 @@ class FitRecipe:
         learning_rate: the peak.
         warmup: as in `rws.training.models.loop.Plan`.
         momentum: Nesterov's.
-        label_smoothing: mass spread over the other classes.
         crop: pixels of reflected border that the random crop moves in.
         precision: `bf16` (autocast) or `fp32`.
     """
@@ -49,9 +48,7 @@ class FitRecipe:
 class Corrupted:
     """What training images are corrupted with.
 
-    Args:
-        name: a corruption; `all` draws one of the 19 for every image; None leaves images clean.
-        severity: fixed severity, or the two ends of a uniform range.
+    `name`: a corruption; `all` draws one for every image; None leaves images clean. `severity`: or ends of a range.
     """
 
     name: str | None = None
@@ -61,13 +58,9 @@ class Corrupted:
         """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
         if self.name is None:
             return pixels
-        severity: float | Tensor
-        if isinstance(self.severity, tuple):
-            low, high = self.severity
-            # The seeds are hashes already: their upper bits serve as a uniform number.
-            severity = low + (high - low) * (((seeds >> 16) % 65536).float() / 65536)
-        else:
-            severity = self.severity
+        low, high = self.severity if isinstance(self.severity, tuple) else (self.severity, self.severity)
+        # The seeds are hashes already: their upper bits serve as a uniform number.
+        severity = low + (high - low) * (((seeds >> 16) % 65536).float() / 65536)
         if self.name == "all":
             return corrupt_mixed(pixels, seeds % len(CORRUPTIONS), severity, seeds)
         return corrupt(pixels, self.name, severity, seeds)
@@ -133,13 +126,10 @@ def fit(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> nn.Module:
-    """Fit `model` in place with cross-entropy on labels, on the device where `data` lies.
+    """Fit `model` in place with cross-entropy on labels, on the device where `data` lies; raises as `train` does.
 
-    Args:
-        model: takes float32 (N, 3, H, W) RGB 0…1, gives logits.
-        corrupted: what corrupts each batch; None trains on clean images.
-        seed: of order, augmentation and corruption.
-        checkpoint, report: see `train`, which also says what is raised.
+    `model`: float32 (N, 3, H, W) RGB 0…1 to logits; `corrupted`: what corrupts each batch; None: nothing.
+    `seed`: of order, augmentation and corruption; `checkpoint`, `report`: see `train`.
     """
     corrupted = corrupted or Corrupted()
     device = data.pixels.device

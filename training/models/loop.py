@@ -87,9 +87,9 @@ def train(
     """Train a model in place; it is returned in eval mode.
 
     Args:
-        optimiser: over the parameters to train; its rate is the peak.
-        batches: the batches of an epoch, counted from 0; the same ones at each call.
-        checkpoint: file written after every epoch; if it exists, the run goes on from it.
+        optimiser: its rate is the peak.
+        batches: of an epoch, counted from 0; the same ones at each call.
+        checkpoint: written after every epoch; if it exists, the run goes on from it.
         report: called after each epoch with {epoch, loss}: its number from 1, the mean loss.
 
     Raises:
@@ -98,7 +98,7 @@ def train(
     keep_freed_memory()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, plan.steps, plan.warmup))
     parts: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    for epoch in range(_resume(checkpoint, plan.identity, parts), plan.epochs):
+    for epoch in range(_resumed_epochs(checkpoint, plan.identity, parts), plan.epochs):
         model.train()
         # Dropout draws from the global generator: seeded here, a run that was stopped goes on with the same draws.
         torch.manual_seed(zlib.crc32(f"{plan.identity} {epoch}".encode()))
@@ -122,8 +122,7 @@ def train(
     return model.eval()
 
 
-def _resume(checkpoint: Path | None, identity: str, parts: dict[str, Any]) -> int:
-    """Load what a checkpoint holds; return the number of epochs that are done."""
+def _resumed_epochs(checkpoint: Path | None, identity: str, parts: dict[str, Any]) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")

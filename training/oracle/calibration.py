@@ -61,10 +61,7 @@ def calibrate_on_images(
 ) -> tuple[Calibration, OracleScores]:
     """Calibrate and score an oracle on clean validation images, each of them corrupted three times.
 
-    Args:
-        pixels: uint8 (N, 3, H, W), RGB, on the CPU, as the network.
-        recall: as in `fit_clean_weight`.
-        corruptions: the types that the network knows.
+    `pixels`: uint8 (N, 3, H, W), RGB, on the CPU, as the network, which knows `corruptions`.
     """
     drawn = derive_seed(seed, "oracle calibration")
     generator = torch.Generator().manual_seed(drawn)
@@ -79,7 +76,7 @@ def calibrate_on_images(
     scores = OracleScores(
         temperature=found.temperature, clean_weight=found.clean_weight, type_accuracy=percent(named == types)
     )
-    if (types < 0).any():  # of a few validation images perhaps none is drawn clean
+    if (types < 0).any():  # of a few images perhaps none is drawn clean
         scores["clean_recall"] = percent(named[types < 0] < 0)
     return found, scores
 
@@ -132,8 +129,7 @@ def export_oracle(
 ) -> bytes:
     """Return ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S).
 
-    The calibration goes into the last layer of a copy, so that a frame costs nothing more. `view`: what the network
-    sees of the images; None: all.
+    The calibration goes into a copy's last layer: a frame costs nothing more. `view`: what the network sees of them.
     """
 
     class Calibrated(nn.Module):

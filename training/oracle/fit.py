@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,28 +21,21 @@ ORACLE_VERSION = 1
 """Raise it when the same recipe and images give another network."""
 
 
-class OracleBatch(NamedTuple):
-    """float32 images (N, 3, H, W) and target distributions (N, 1 + C·S)."""
-
-    x: Tensor
-    target: Tensor
-
-
 def oracle_batches(
     data: Images, recipe: OracleRecipe, epoch: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS
-) -> Iterator[OracleBatch]:
-    """Yield one epoch: every image once, under what is drawn for it."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch, each image once: float32 images (N, 3, H, W) and target distributions (N, 1 + C·S)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "oracle training", draw=epoch))
     order = torch.randperm(len(data), generator=generator)
     known = torch.tensor([*(CORRUPTIONS.index(name) for name in corruptions), -1])
     for index in full_batches(order.to(data.pixels.device), recipe.batch_size):
         pixels = crop_and_flip(data.pixels[index], recipe.crop, generator)
         drawn = draw(len(index), recipe, corruptions, generator)
-        second = (drawn.second_types, drawn.second_severities)
-        for layer, (types, severities) in enumerate([(drawn.types, drawn.severities), second]):
+        layers = ((drawn.types, drawn.severities), (drawn.second_types, drawn.second_severities))
+        for layer, (types, severities) in enumerate(layers):
             seeds = seeds_for(derive_seed(seed, f"oracle training, layer {layer}", draw=epoch), index)
             pixels = corrupt_mixed(pixels, known[types].to(pixels.device), severities.to(pixels.device), seeds)
-        yield OracleBatch(to_input(pixels), drawn.target.to(pixels.device))
+        yield to_input(pixels), drawn.target.to(pixels.device)
 
 
 def fit_oracle(
@@ -55,21 +47,18 @@ def fit_oracle(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> OracleNetwork:
-    """Train the oracle on clean images; labels are not used.
+    """Train the oracle on clean images; labels are not used. Its states are clean and `corruptions`, in this order.
 
-    Args:
-        corruptions: the types it learns to tell apart; its states are clean and these, in this order.
-        seed: of weights, order and corruptions.
-        checkpoint, report: as in `train`.
+    `seed`: of weights, order and corruptions; `checkpoint`, `report`: as in `train`.
     """
     torch.manual_seed(seed)
     device = data.pixels.device
     network = channels_last(_network(recipe, corruptions), device)
 
-    def loss_of(batch: OracleBatch) -> Tensor:
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         with autocast(device, recipe.precision):
-            logits = network(batch.x)
-        return F.cross_entropy(logits.float(), batch.target)
+            logits = network(batch[0])
+        return F.cross_entropy(logits.float(), batch[1])
 
     identity = identity_of(recipe, tuple(corruptions), seed, len(data))
     plan = Plan.over(len(data), recipe.epochs, recipe.batch_size, recipe.warmup, identity)

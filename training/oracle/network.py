@@ -51,18 +51,12 @@ def _high_pass(filters: int) -> Tensor:
     """First weights (filters, 3, 3, 3): Laplacian and differences of each colour, the colours, then random ones."""
     weights = 0.3 * torch.randn(filters, 3, 3, 3)
     weights -= weights.mean((1, 2, 3), keepdim=True)
-    kernels = torch.tensor(
-        [
-            [[0, -0.25, 0], [-0.25, 1, -0.25], [0, -0.25, 0]],
-            [[0, 0, 0], [-1, 1, 0], [0, 0, 0]],
-            [[0, -1, 0], [0, 1, 0], [0, 0, 0]],
-            [[0, 0, 0], [0, 0.5, 0], [0, 0, 0]],
-        ]
-    )
-    for index, (kernel, colour) in enumerate(product(kernels, range(3))):
-        if index < filters:
-            weights[index] = 0
-            weights[index, colour] = kernel
+    laplacian = [[0, -0.25, 0], [-0.25, 1, -0.25], [0, -0.25, 0]]
+    across, down = [[0, 0, 0], [-1, 1, 0], [0, 0, 0]], [[0, -1, 0], [0, 1, 0], [0, 0, 0]]
+    colours = [[0, 0, 0], [0, 0.5, 0], [0, 0, 0]]
+    kernels = torch.tensor([laplacian, across, down, colours])
+    for weight, (kernel, colour) in zip(weights, product(kernels, range(3)), strict=False):
+        weight.zero_()[colour] = kernel
     return weights
 
 

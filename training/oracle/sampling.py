@@ -22,8 +22,7 @@ class OracleRecipe:
     Args:
         learning_rate, warmup, weight_decay, crop: as in `FitRecipe`; the corruption comes after the crop.
         precision: as there; what tells corruptions apart is often a fraction of a grey level, so not bf16.
-        filters: of the first convolution.
-        widths: channels of the convolutions after it.
+        filters, widths: channels of the first convolution and of those after it.
         clean_share: part of the images that stay clean; the other types share the rest evenly.
         pair_share: part of the images that get a second corruption, over the first one.
         whole_share: part of the severities that are whole numbers, as in test sets.
@@ -80,8 +79,7 @@ def joint_target(types: Tensor, severities: Tensor, kinds: int = len(CORRUPTIONS
 
 
 class Draw(NamedTuple):
-    """What happens to N training images: types, int64, −1 = clean, and severities, float32, of the first corruption
-    and of the one over it (−1 and 0 where there is none); `target`, float32 (N, 1 + C·S)."""
+    """Types, int64 (N,), −1 = none, and severities, float32, of two layers; `target`, float32 (N, 1 + C·S)."""
 
     types: Tensor
     severities: Tensor

@@ -80,10 +80,8 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
     half = side // 2
     room = half - tile
     if generator is None:
-        start = room // 2
-        spans = [slice(start, start + tile), slice(half + start, half + start + tile)]
-        rows = [torch.cat([pixels[:, :, row, column] for column in spans], 3) for row in spans]
-        return torch.cat(rows, 2)
+        spans = [slice(start, start + tile) for start in (room // 2, half + room // 2)]
+        return torch.cat([torch.cat([pixels[:, :, row, column] for column in spans], 3) for row in spans], 2)
     places = torch.randint(0, room + 1, (len(pixels), 2, 2, 2), generator=generator).tolist()
     made = torch.empty(*pixels.shape[:2], 2 * tile, 2 * tile, dtype=pixels.dtype)
     for image, out, corners in zip(pixels, made, places, strict=True):
@@ -142,13 +140,9 @@ class Views(NamedTuple):
 def corrupted_views(
     pictures: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
 ) -> Views:
-    """Corrupted frames as the oracle sees them.
+    """`count` corrupted frames as the oracle sees them; `report` is called with {frames, of} now and then.
 
-    Args:
-        pictures: uint8 (N, 3, H, H), RGB, clean.
-        count: frames; types and severities are drawn.
-        looks: views of each frame; within a block of frames, all first views come before all second ones.
-        report: called with {frames, of} now and then.
+    `pictures`: uint8 (N, 3, H, H), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
     """
     generator = torch.Generator().manual_seed(seed)
     types = draw_types(count, recipe.draws, len(CORRUPTIONS), generator)
@@ -180,10 +174,8 @@ def fit_view_oracle(
     """Fine-tune the bundled oracle for images of another size, and calibrate it with held-out ones.
 
     Args:
-        pictures: uint8 (N, 3, H, H), RGB, clean; trained on.
-        held_out: uint8 (M, 3, H, H): its temperature and the weight of clean come from them.
-        checkpoint: as in `train`.
-        report: called with {epoch, loss}, and while frames are made.
+        pictures, held_out: uint8 (N, 3, H, H), RGB, clean.
+        checkpoint, report: as in `train`; also called while frames are made.
 
     Returns:
         ONNX bytes (`image`, float32 (N, 3, H, H), to `joint`), and what was measured on held-out images.

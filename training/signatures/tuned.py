@@ -51,14 +51,9 @@ def tuned_signature(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> Deltas:
-    """Train the shallow tensors of a folded standard model on corrupted images; the change is the signature.
+    """Train `tensors` alone of a folded standard model on corrupted images; their change is the signature.
 
-    Args:
-        std: left as it is.
-        data: clean; labels are read only if the target is `labels`.
-        tensors: names of the parameters to train; all others stay frozen.
-        seed: of order, augmentation and corruption.
-        checkpoint, report: as in `train`.
+    `data`: clean; labels are read only if the target is `labels`. `seed`, `checkpoint`, `report`: as in `fit`.
     """
     teacher = channels_last(std, data.pixels.device).eval()
     student = copy.deepcopy(teacher)
@@ -107,9 +102,7 @@ def _loss(
 
 
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
-    """The part of a folded model up to what its first deep layer sees; shares the model's parameters.
-
-    Every convolution or linear layer without one of `tensors` is deep.
+    """The part of a folded model up to its first convolution or linear layer not in `tensors`; shares parameters.
 
     Raises:
         InputError: if there is none.

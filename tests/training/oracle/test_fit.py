@@ -24,7 +24,7 @@ def test_the_prior_is_what_the_batches_hold(clear):
     prior = training_prior(recipe, corruptions=kinds)
     assert prior.shape == (1 + 2 * len(LEVELS),)
     assert prior.sum() == pytest.approx(1, abs=1e-4)
-    targets = [batch.target for epoch in range(40) for batch in oracle_batches(images, recipe, epoch, 0, kinds)]
+    targets = [batch[1] for epoch in range(40) for batch in oracle_batches(images, recipe, epoch, 0, kinds)]
     np.testing.assert_allclose(torch.cat(targets).mean(0), prior, atol=0.03)
 
 
