@@ -36,7 +36,7 @@ def classes_of(logits: Tensor) -> Ints:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors."""
+    """Add the bytes up."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

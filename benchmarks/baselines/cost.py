@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -33,7 +32,6 @@ from rws.training.corruptions import CORRUPTIONS
 
 DEVICE = ("frame", "trained")
 """Those of our methods that run on a device: they need the oracle."""
-
 ENGINES = {"torch": (*COMPARED, *BASELINES, *DEVICE), "onnx": ("std", *DEVICE)}
 """What is measured on which engine."""
 
@@ -48,7 +46,7 @@ class Sample(NamedTuple):
     severities: Floats
 
 
-class Timing(NamedTuple):
+class Timing(TypedDict):
     """Milliseconds per frame (median over the rounds), and the ratio to `std` with its 95 % interval."""
 
     ms: float
@@ -57,19 +55,24 @@ class Timing(NamedTuple):
     high: float
 
 
-class CostRow(TypedDict, total=False):
-    """A method on an engine at a batch size: `Timing`, bytes that it carries, and `MethodMemory` (Linux only)."""
+class MethodMemory(TypedDict, total=False):
+    """Bytes of private memory of a method in a separate process, one thread.
+
+    `held`: between frames, beyond Python, its packages and the bundle's description; `peak`: the most on top of that
+    while it classifies a batch.
+    """
+
+    held: int
+    peak: int
+
+
+class CostRow(Timing, MethodMemory):
+    """A method on an engine at a batch size, and the bytes that it carries; without `MethodMemory` but on Linux."""
 
     engine: str
     method: str
     batch: int
-    ms: float
-    ratio: float
-    low: float
-    high: float
     carried: int
-    held: int
-    peak: int
 
 
 class Cost(TypedDict):
@@ -86,11 +89,8 @@ def time_methods(
 
     Args:
         make: makes each method, `std` among them, once per repeat.
-        sample: frames that batches are taken from in turn.
+        sample: frames that batches are taken from in turn; InputError if there are fewer than one batch.
         repeats, rounds: see `rws.benchmarks.common.interleave.interleave`.
-
-    Raises:
-        InputError: if the sample is smaller than the batch.
     """
     if not 0 < batch <= len(sample.x):
         raise InputError(f"a batch of {batch} of {len(sample.x)} frames: give at least as many frames")
@@ -101,9 +101,10 @@ def time_methods(
         runs = {name: _blocks(method(), sample, batch) for name, method in make.items()}
         cases = {name: run for name, run in runs.items() if name != "std"}
         base += interleave(runs["std"], cases, rounds, rng, measured)
-    found = {"std": Timing(float(np.median([block.typical() for block in base])), 1.0, 1.0, 1.0)}
-    found |= {name: Timing(float(np.median(case.typical())), *case.ratio()) for name, case in measured.items()}
-    return {name: Timing(*(round(value, 4) for value in found[name])) for name in make}
+    found = {"std": (np.median([block.typical() for block in base]), 1.0, 1.0, 1.0)}
+    found |= {name: (np.median(case.typical()), *case.ratio()) for name, case in measured.items()}
+    rounded = {name: [round(float(value), 4) for value in found[name]] for name in make}
+    return {name: Timing(ms=ms, ratio=ratio, low=low, high=high) for name, (ms, ratio, low, high) in rounded.items()}
 
 
 def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
@@ -117,32 +118,16 @@ def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
     return timed_blocks(step, frames=batch)
 
 
-@dataclass(frozen=True)
-class MethodMemory:
-    """Bytes of private memory of a method in a separate process, one thread.
-
-    Args:
-        held: between frames, beyond Python, its packages and the bundle's description.
-        peak: the most on top of that while it classifies a batch.
-    """
-
-    held: int
-    peak: int
-
-
 def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> MethodMemory:
-    """Measure the memory of a method in a fresh process; Linux only (see `rws.benchmarks.common.memory.can_measure`).
-
-    Raises:
-        RwsError: if the process fails.
-    """
+    """Measure the memory of a method in a fresh process; Linux only. Raise RwsError if the process fails."""
     given = (engine, name, str(bundle.path), str(work), str(batch))
     command = python_command("from rws.benchmarks.baselines.cost import main; main()", *given)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise RwsError(f"the process that measures the memory of {name!r} failed: {reason}")
-    return MethodMemory(**json.loads(done.stdout))
+    memory: MethodMemory = json.loads(done.stdout)
+    return memory
 
 
 def measure_cost(
@@ -150,14 +135,8 @@ def measure_cost(
 ) -> Cost:
     """Measure time and memory of every method per frame, one thread; ratios are to `std` on the same engine.
 
-    Ours go frame by frame at any batch, so they have batch 1 only.
-
-    Args:
-        sample: at least as many frames as the largest batch.
-        repeats, rounds: see `time_methods`.
-
-    Raises:
-        InputError: if a model is not trained yet, or the sample is too small.
+    Ours go frame by frame at any batch, so they have batch 1 only. Raises InputError if a model is not trained yet, or
+    the sample has fewer frames than the largest batch.
     """
     models = BaselineModels(bundle, None, work)
     rows: list[CostRow] = []
@@ -168,19 +147,9 @@ def measure_cost(
                 make = {name: partial(make_method, engine, name, models) for name in here}
                 times = time_methods(make, sample, batch, repeats=repeats, rounds=rounds) if here[1:] else {}
                 for name, timing in times.items():
-                    row = CostRow(
-                        engine=engine,
-                        method=name,
-                        batch=batch,
-                        ms=timing.ms,
-                        ratio=timing.ratio,
-                        low=timing.low,
-                        high=timing.high,
-                        carried=_carried(name, make[name](), bundle),
-                    )
-                    if can_measure():
-                        memory = measure_memory(engine, name, bundle, work, batch)
-                        row["held"], row["peak"] = memory.held, memory.peak
+                    carried = _carried(name, make[name](), bundle)
+                    memory = measure_memory(engine, name, bundle, work, batch) if can_measure() else MethodMemory()
+                    row = CostRow(engine=engine, method=name, batch=batch, **timing, carried=carried, **memory)
                     rows.append(row)
     return Cost(threads=1, rows=rows)
 
@@ -224,8 +193,8 @@ def main() -> None:
     """Print a `MethodMemory` of this process as JSON; `sys.argv` holds the arguments of `measure_memory`."""
     engine, name, path, work, batch = sys.argv[1:]
     torch.set_num_threads(1)
-    bundle = Bundle.load(path)
-    size, count = bundle.manifest.input.height, int(batch)
+    bundle, count = Bundle.load(path), int(batch)
+    size = bundle.manifest.input.height
     x = np.random.default_rng(0).random((count, 3, size, size), np.float32)
     types = np.arange(count) % (1 + len(CORRUPTIONS)) - 1
     severities = np.where(types < 0, 0, 5).astype(np.float32)
@@ -242,4 +211,4 @@ def main() -> None:
     for _ in range(3):
         method.classify(x, types, severities)
     peak = status_bytes("VmHWM:", _STATUS)
-    print(json.dumps(asdict(MethodMemory(held - before, peak - resident))))
+    print(json.dumps(MethodMemory(held=held - before, peak=peak - resident)))

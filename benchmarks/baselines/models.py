@@ -83,9 +83,8 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.
     norms = [name for _, name in pairs]
     for name in [name for name in state if name.rpartition(".")[0] not in norms]:
         if name not in weights or weights[name].shape != state[name].shape:
-            raise FormatError(
-                f"the bundle's model has no tensor {name} {tuple(state[name].shape)}; build the bundle again"
-            )
+            shape = tuple(state[name].shape)
+            raise FormatError(f"the bundle's model has no tensor {name} {shape}; build the bundle again")
         state[name] = weights[name]
     for convolution, norm in pairs:
         epsilon = _norm(module, norm).eps
@@ -123,10 +122,8 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 def _statistics(
     module: nn.Module, convolutions: list[str], images: Images
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Mean and (biased) variance of each convolution's channels over the images, float64 (C,)."""
-    sums: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    count: dict[str, int] = {}
+    # Mean and (biased) variance of each convolution's channels over the images, float64 (C,).
+    sums, squares, count = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
 
     def add(name: str, out: Tensor) -> None:
         flat = out.transpose(0, 1).flatten(1).double()
@@ -146,7 +143,7 @@ def _statistics(
 
 
 def _recipe_of(bundle: Bundle) -> Recipe:
-    """What the bundle's classifier was built by; its oracle's part may be of another version and is left out."""
+    # The oracle's part may be of another version and is left out.
     stored = bundle.manifest.provenance.get("recipe")
     if stored is None:
         raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
@@ -160,15 +157,14 @@ def _recipe_of(bundle: Bundle) -> Recipe:
 class BaselineModels:
     """The baselines' models, each trained once and kept; a training that was stopped continues from its last epoch.
 
+    Raises InputError if the bundle does not say what its classifier was built by. Its methods raise it where a model is
+    missing and there is no source, or was trained by another recipe.
+
     Args:
         source: the images that the bundle was built from: folder or data set name. None trains nothing.
         work: folder for checkpoints. A bundle with another model gets its own folder in it.
         augmented: how to train that model; the robust ones are trained as the bundle's recipe says.
         progress: called with {job, seconds, epoch, loss} after each epoch.
-
-    Raises:
-        InputError: if the bundle does not say what its classifier was built by. Its methods raise it where a model is
-            missing and there is no source, or was trained by another recipe.
     """
 
     def __init__(
@@ -233,7 +229,7 @@ class BaselineModels:
     def _stored(
         self, name: str, made_by: list[Any], make: Callable[[Images, Path | None], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """A state dict of the folder; without a source, `train` refuses to have it made."""
+        # Without a source, `train` refuses to have it made.
         identity = [MODELS_VERSION, self.bundle.manifest.files[MODEL].sha256, *made_by]
         entry = Store(self.folder, "refuse").entry(f"{name}.pt", identity, STATE)
         found = entry.load()

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.baselines.cost import Timing
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
 from rws.benchmarks.common.models import BenchmarkModel
 from rws.edge.bundle.bundle import Bundle
@@ -24,15 +25,11 @@ from rws.training.evaluation.evaluator import Progress, silent
 CASES = ("network", "observe", "whole", "in_turn")
 
 
-class OracleCostRow(TypedDict):
-    """A case (one of `CASES`): milliseconds, and the ratio to the model's prediction with its 95 % interval."""
+class OracleCostRow(Timing):
+    """The time of a case (one of `CASES`); the ratio is to the model's prediction."""
 
     model: str
     case: str
-    ms: float
-    ratio: float
-    low: float
-    high: float
 
 
 class OracleCost(TypedDict):
@@ -47,12 +44,7 @@ class OracleCost(TypedDict):
 def measure_oracle(
     bundle: Bundle, others: list[BenchmarkModel], rounds: int = 20, repeats: int = 6, progress: Progress = silent
 ) -> OracleCost:
-    """Measure the bundle's oracle, filter and policy on one thread, as ratios to its model's prediction and others'.
-
-    Args:
-        others: models that take the same input.
-        rounds, repeats: see `rws.benchmarks.common.interleave`.
-    """
+    """Measure oracle, filter and policy on one thread, as ratios to the prediction of models with the same input."""
     size = bundle.manifest.input.height
     frames = np.random.default_rng(0).random((64, 3, size, size), np.float32)
     rng, rows = random.Random(0), []

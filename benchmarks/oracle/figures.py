@@ -47,13 +47,9 @@ def draw_all(
     """Draw the pictures as `<name>.png`, each below 45 kB, and return the files in the order of `FIGURES`.
 
     Args:
-        results: folder of `replay_all.json` and `streams.json`.
-        out: folder to write to; created.
+        results: folder of `replay_all.json` and `streams.json`; InputError if what is to be drawn is missing.
         bundle: whose gain table is drawn; None: the bundled default.
-        only: which of `FIGURES`; none: all.
-
-    Raises:
-        InputError: if a result is missing or lacks what is to be drawn, or a name is unknown.
+        only: which of `FIGURES`; none: all; InputError if one is unknown.
     """
     unknown = [name for name in only if name not in FIGURES]
     if unknown:
@@ -66,9 +62,7 @@ def draw_all(
         "stream": lambda: draw_stream(_read(results, "timeline")),
     }
     paths = []
-    for name in FIGURES:
-        if only and name not in only:
-            continue
+    for name in (name for name in FIGURES if not only or name in only):
         with plt.rc_context({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9}):
             figure = draw[name]()
             content = small_png(figure)
@@ -100,6 +94,11 @@ def _signed(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−")
 
 
+def _bare(axis: Axes) -> None:
+    axis.tick_params(length=0, colors=INK, labelsize=8.5)
+    axis.spines[:].set_visible(False)
+
+
 def _title(axis: Axes, title: str, note: str = "", pad: float = 8.0) -> None:
     axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=pad + (15 if note else 0))
     if note:
@@ -110,13 +109,11 @@ def _title(axis: Axes, title: str, note: str = "", pad: float = 8.0) -> None:
 def _matrix(
     values: NDArray[np.floating], names: Sequence[str], norm: PowerNorm, least: float, dark_from: float
 ) -> tuple[Figure, Axes]:
-    """Draw a square matrix with the numbers from `least` on, and lines between the families."""
     figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
     axis.imshow(values, cmap=_SHADES, norm=norm)
-    axis.set_xticks(range(len(names)), [_spoken(name) for name in names], rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), [_spoken(name) for name in names])
-    axis.tick_params(length=0, colors=INK, labelsize=8.5)
-    axis.spines[:].set_visible(False)
+    axis.set_xticks(range(len(names)), map(_spoken, names), rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), map(_spoken, names))
+    _bare(axis)
     family = {name: label for label, members in FAMILIES.items() for name in members}
     for index, (name, following) in enumerate(pairwise(names)):
         if family.get(name) != family.get(following):
@@ -173,11 +170,7 @@ def draw_gain_table(table: GainTable) -> Figure:
 
 
 def draw_regret_split(split: Mapping[str, Any]) -> Figure:
-    """Draw RA(perfect) − RA(ours) and its shares, in points: all corruptions together, and each of them.
-
-    Args:
-        split: `policy`, `severity`, `type`, `clean`, `total`; and `per_corruption`: {name: the same}.
-    """
+    """Draw a `RegretSplit`, RA(perfect) − RA(ours) and its shares, in points: all corruptions together, and each."""
     rows = sorted(split["per_corruption"].items(), key=lambda item: -item[1]["total"])
     names = ["all together", *(_spoken(name) for name, _ in rows)]
     parts = [split, *(part for _, part in rows)]
@@ -225,8 +218,7 @@ def draw_stream(timeline: Timeline) -> Figure:
         for axis in (top, bottom):
             axis.axvline(start, color=GRID, lw=0.7, zorder=0)
     strength = "all severities" if severity == "all" else f"severity {severity:g}"
-    title = f"A stream of {count} frames, {timeline['protocol']}, {strength}"
-    _title(top, title, pad=64)
+    _title(top, f"A stream of {count} frames, {timeline['protocol']}, {strength}", pad=64)
     _running_accuracy(bottom, timeline)
     bottom.set_xlim(0, count)
     return figure
@@ -245,8 +237,7 @@ def _bands(axis: Axes, timeline: Timeline) -> list[int]:
             axis.broken_barh([(start, length)], (row + 0.08, 0.84), facecolor=colours[names[index]], lw=0)
     axis.set_yticks(np.arange(len(bands)) + 0.5, list(bands))
     axis.set_ylim(len(bands), 0)
-    axis.tick_params(length=0, colors=INK, labelsize=8.5)
-    axis.spines[:].set_visible(False)
+    _bare(axis)
     return starts["true"]
 
 

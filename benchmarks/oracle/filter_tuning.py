@@ -29,10 +29,8 @@ from rws.training.jobs.seeds import derive_seed
 Settings = dict[str, dict[str, Any]]
 Space = Mapping[str, Sequence[Any]]
 
-LARGEST_LOSS_ON_MIXED = 0.05
-LARGEST_CLEAN_LOSS = 0.2
-# Less than this, in points of the score, is no reason to change a setting.
-LEAST_GAIN = 0.01
+# Points; below the last, of the score, is no reason to change a setting.
+LARGEST_LOSS_ON_MIXED, LARGEST_CLEAN_LOSS, LEAST_GAIN = 0.05, 0.2, 0.01
 ROUNDS = 2
 """How often each setting comes round."""
 SEVERITIES: tuple[float | Literal["all"], ...] = (5.0, "all")
@@ -80,8 +78,7 @@ class FilterResult(TypedDict):
 
 @dataclass(frozen=True)
 class _Case:
-    """A stream, the oracle's joint (N, 1 + C·S), the accuracy of `perfect` (N,), and the expected mean at the start."""
-
+    # The oracle's joint is (N, 1 + C·S), the accuracy of `perfect` (N,), the baseline the expected mean at the start.
     stream: Stream
     joint: Floats
     perfect: Floats
@@ -102,7 +99,6 @@ def tune_filter(
         bundle: the search starts from its manifest's settings.
         source: the training images that the bundle was built from; the build's validation part of them is used.
         frames: per type and stream, see `make_stream`.
-        options: seed of the streams, threads of the oracle, progress.
         space: {"filter.<argument of BeliefFilter>" or "policy.<argument of its kind>": values}; None: `SPACE`.
 
     Raises:
@@ -182,15 +178,13 @@ def fitting_space(bundle: Bundle, space: Space | None) -> Space:
 
 
 def _excess(row: TriedSettings) -> float:
-    mixed = max(row["mixed_loss"] - LARGEST_LOSS_ON_MIXED, 0.0)
-    return float(mixed + max(row["clean_loss"] - LARGEST_CLEAN_LOSS, 0.0))
+    return max(row["mixed_loss"] - LARGEST_LOSS_ON_MIXED, 0.0) + max(row["clean_loss"] - LARGEST_CLEAN_LOSS, 0.0)
 
 
 def beats(row: TriedSettings, best: TriedSettings) -> bool:
     """Return whether settings are better than the best so far."""
-    if _excess(row) != _excess(best):
-        return _excess(row) < _excess(best)
-    return bool(row["score"] >= best["score"] + LEAST_GAIN)
+    now, before = _excess(row), _excess(best)
+    return now < before if now != before else row["score"] >= best["score"] + LEAST_GAIN
 
 
 def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> TriedSettings:

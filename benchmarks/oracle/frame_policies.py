@@ -30,9 +30,8 @@ def own_alphas(table: GainTable) -> NDArray[np.float32]:
 class HardPolicy:
     """The most probable type's own signature, at its calibrated alpha for the type's expected severity.
 
-    Args:
-        threshold: no patch where the most probable type is less probable than this, 0…1.
-        clean_weight: the odds of clean are multiplied by this first; above 0.
+    There is no patch where that type's probability is below `threshold`, 0…1. The odds of clean are multiplied by
+    `clean_weight`, above 0, first.
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.0, clean_weight: float = 1.0) -> None:

@@ -80,19 +80,13 @@ class PairsResult(TypedDict):
 
 
 def draw_pairs(count: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS) -> list[Pair]:
-    """Draw pairs of corruptions, each once at most, in the corruptions' order; all 171 if `count` is more."""
+    """Draw pairs of corruptions, each once at most; all if `count` is more."""
     every = list(combinations(corruptions, 2))
     return every if count >= len(every) else random.Random(seed).sample(every, count)
 
 
 def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: EvaluationOptions) -> PairsResult:
-    """Compare answers to two corruptions at once.
-
-    Args:
-        splits: what is best is found on `validation`, the table is measured on `test`.
-        pairs: how many pairs, drawn by the seed.
-        options: images of each pair and severity, and of each single corruption and severity.
-    """
+    """Compare answers to as many pairs, drawn by the seed; what is best is found on `validation` images."""
     corruptions, say = bundle.manifest.corruptions, options.progress
     drawn = draw_pairs(pairs, options.seed, corruptions)
     cells_of = {(a, b): [((a, float(s)), (b, float(s))) for s in TWO_SEVERITIES] for a, b in drawn}
@@ -160,7 +154,6 @@ def _policy_mixes(policies: Mapping[str, FramePolicy], beliefs: Sequence[Belief]
 def _best_for_pairs(
     table: GainTable, evaluator: Evaluator, pairs: Sequence[Layers], say: Progress
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
-    """Return each pair's best single signature, or none, at its alpha for that severity; and its best scale of both."""
     truth = ReferencePolicy(table, "perfect")
     single: dict[Layers, Mix] = {}
     scale: dict[Layers, float] = {}
@@ -182,7 +175,7 @@ def _best_for_pairs(
 def _best_composing(
     table: GainTable, base: FramePolicy, evaluator: Evaluator, beliefs: Sequence[Belief], say: Progress
 ) -> ComposingPolicy:
-    """Return threshold and scale that are best for pairs, of those that cost little elsewhere; else the cheapest."""
+    # Best for pairs, of those that cost little elsewhere; else the cheapest.
     before = _scores(evaluator, [base.choose(belief) for belief in beliefs])
     found = []
     for threshold in THRESHOLDS:
@@ -214,20 +207,17 @@ def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> P
 
 
 def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs:
-    named, one, lesser = [], [], []
+    found = []
     for belief, cell in zip(beliefs, frames.cell, strict=True):
-        layers = frames.cells[cell]
-        if len(layers) == 2:
+        if len(layers := frames.cells[cell]) == 2:
             truth = {belief.corruptions.index(name) for name, _ in layers}
             probability = belief.probability[1:]
-            order = np.argsort(-probability, kind="stable")
-            named.append(set(order[:2].tolist()) == truth)
-            one.append(int(order[0]) in truth)
-            lesser.append(min(probability[index] for index in truth))
+            order = np.argsort(-probability, kind="stable").tolist()
+            lesser = min(probability[index] for index in truth)
+            found.append((set(order[:2]) == truth, order[0] in truth, lesser))
+    both, one, probable = (float(np.mean(values)) for values in zip(*found, strict=True))
     return OracleOnPairs(
-        both_named=round(100 * float(np.mean(named)), 2),
-        one_named=round(100 * float(np.mean(one)), 2),
-        lesser_probability=round(float(np.mean(lesser)), 3),
+        both_named=round(100 * both, 2), one_named=round(100 * one, 2), lesser_probability=round(probable, 3)
     )
 
 

@@ -96,7 +96,6 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
     """Return the setting of a family with the best RA on validation images, of those that a rule admits.
 
     Args:
-        settings: those of one family.
         rule: one of `RULES`: what may differ from threshold 0 and clean weight 1; InputError if it is unknown.
         allowed_ta_loss: settings that lose more points on clean images only count if all do; then the least loss wins.
     """
@@ -112,10 +111,8 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
 def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions) -> PoliciesResult:
     """Compare the policies in one table: 19 corruptions at severities 1…5, and clean images.
 
-    Args:
-        bundle: gives model, oracle, gain table and the shipped policy.
-        splits: settings are chosen on `validation`, the table is measured on `test`.
-        options: images of each corruption and severity. Take all clean images: 0.2 points are 2 images in 1000.
+    Settings are chosen on `validation`, the table is measured on `test`. Take all clean images: 0.2 points are 2 images
+    in 1000.
     """
     table, cells = bundle.table, ((), *single_cells(SEVERITIES))
     shipped = bundle.policy(independent=True)
@@ -145,7 +142,7 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
             row["validation"] = {"ta_loss": round(ta_loss, 2), "ra": round(ra, 2)}
         options.progress(f"{key[0]:10s} {key[1]:14s} TA {row['ta']:6.2f}  RA {row['ra']:6.2f}  at 5 {row['ra_5']:6.2f}")
     harmless = [key for key, setting in chosen.items() if setting.ta_loss <= ALLOWED_TA_LOSS]
-    best = max(harmless, key=lambda key: chosen[key].ra) if harmless else None
+    best = max(harmless, key=lambda key: chosen[key].ra, default=None)
     return PoliciesResult(
         rows=list(rows.values()),
         winner=None if best is None else {"policy": best[0], "rule": best[1]},

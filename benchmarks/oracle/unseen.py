@@ -42,11 +42,9 @@ class UnseenRecipe:
     """What decides the result of a job, apart from the bundle and the images.
 
     Args:
-        oracle: how each oracle is trained.
         limit, clean_limit: test images at each severity, and clean ones; None: all.
         validation_limit: validation images at each severity, for `borrowed`.
         clean_recall: percent of the clean validation images that each oracle must name so; see `bundle_recall`.
-        seed: of training, images and corruptions.
     """
 
     oracle: OracleRecipe
@@ -164,10 +162,8 @@ def train_without(
         progress(f"{corruption}: " + "  ".join(f"{key} {value}" for key, value in record.items()))
 
     table, oracle, seed = table_without(bundle.table, corruption), recipe.oracle, recipe.seed
-    known = table.corruptions
-    name = f"{corruption}.pt"
+    name, known, pixels = f"{corruption}.pt", table.corruptions, splits.validation.pixels
     network = stored_oracle(store, name, splits.train, oracle, corruptions=known, seed=seed, report=report)
-    pixels = splits.validation.pixels
     calibration, found = calibrate_on_images(network, pixels, oracle, recipe.clean_recall, seed, known)
     kept = ("type_accuracy", "clean_recall", "clean_weight")
     scores = {key: value for key, value in found.items() if key in kept and isinstance(value, float)}
@@ -233,13 +229,9 @@ def leave_one_out(
     """Do the jobs that are neither done nor being done by another process, and sum up those that are done.
 
     Args:
-        splits: oracles learn from `train`, are calibrated on `validation` and measured on `test`.
         work: folder of the jobs' files; several processes may share it, and a stopped run continues.
-        only: these corruptions; none: all that the bundle knows.
-        progress: called with one line per epoch and job.
-
-    Raises:
-        InputError: if a name is unknown, or no oracle can be trained for a corruption or level of the bundle.
+        only: these corruptions; none: all that the bundle knows. InputError if a name is unknown, or no oracle can be
+            trained for a corruption or level of the bundle.
     """
     _check(bundle, only)
     store = Store(work, "keep")
@@ -311,13 +303,9 @@ def _mean_of(arm: str, row: Mapping[str, Any]) -> float:
     return float(np.mean(row[arm]))
 
 
-def _most(row: UnseenRow) -> str:
-    return f"{row['chosen'][0][0]} {row['chosen'][0][1]:.0f} %" if row["chosen"] else "none"
-
-
 _COLUMNS = (
     label("never seen", "corruption"),
-    label("chosen most", _most),
+    label("chosen most", lambda row: "{} {:.0f} %".format(*row["chosen"][0]) if row["chosen"] else "none"),
     label("best to borrow", lambda row: row["neighbour"] or "none"),
     *columns({arm: partial(_mean_of, arm) for arm in ARMS}, ".2f"),
     *columns({"gain": "gain", "worst": "worst"}, "+.2f"),

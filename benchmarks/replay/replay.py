@@ -36,8 +36,6 @@ _COMPARED_PIXELS = 200 * 32**2
 
 SetKey = tuple[str, int]
 """Corruption and severity."""
-Named = Mapping[SetKey, Ints]
-"""How often each type, in the order of clean and the corruptions, was named on a set."""
 Accuracies = dict[str, float]
 """Percent by arm."""
 
@@ -60,12 +58,7 @@ class SetOutcome:
 
 
 class Replayer:
-    """Runs evaluation sets through a bundle's model under each arm.
-
-    Args:
-        threads: threads of model and oracle; None leaves the choice to ONNX Runtime.
-        model: backend of the bundle's model; None: ONNX Runtime.
-    """
+    """Runs evaluation sets through a bundle's model (of another backend if given) under each arm."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, model: PatchableModel | None = None) -> None:
         self.model = bundle.model(ModelOptions(threads=threads)) if model is None else model
@@ -108,12 +101,10 @@ class Replayer:
         return int(belief.probability.argmax())
 
     def partial(self, joint: Floats, corruption: str, knows: str) -> Floats:
-        """Return the beliefs of an oracle that knows the true type, or only whether the frame is corrupted.
+        """Return the beliefs of an oracle that `knows` the true `type`, or only whether the frame is `corrupted`.
 
         Args:
             joint: our oracle's beliefs, float32 (N, 1 + C·S).
-            corruption: the true type.
-            knows: `type` or `corrupted`.
         """
         possible = np.zeros(joint.shape[1], bool)
         if corruption == CLEAN:
@@ -137,7 +128,6 @@ def indistinguishable_pairs(
 
     Args:
         samples: the first images of each set, uint8 (n, 3, H, W).
-        corruptions: names, in the order of the result.
         limit: largest mean absolute difference, in grey levels.
     """
     found = []
@@ -210,8 +200,7 @@ def replay(
 ) -> ReplayResult:
     """Replay a test set (see `rws.training.evaluation.sets.evaluation_sets`) and sum it up.
 
-    Raises:
-        InputError: if the source holds no corrupted images, or does not fit the bundle.
+    Raises InputError if the source holds no corrupted images, or does not fit the bundle.
     """
     manifest = bundle.manifest
     replayer = Replayer(bundle, options.threads)
@@ -268,7 +257,6 @@ class _Sums:
         return self.scores[key]
 
     def by_corruption(self) -> tuple[Accuracies, dict[str, Accuracies]]:
-        """Return the mean over the corruptions, and of each corruption that over its severities."""
         names = dict.fromkeys(name for name, _ in self.scores if name != CLEAN)
         found = {name: _mean_of([scores for key, scores in self.scores.items() if key[0] == name]) for name in names}
         return _mean_of(list(found.values())), found
@@ -310,8 +298,7 @@ def _split(accuracy: Accuracies) -> Split:
     return Split(policy=policy, severity=severity, type=kind, clean=clean, total=total)
 
 
-def _recalls(named: Named, order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
-    """Return the recalls from counts of the types `order`; `same` are the indistinguishable pairs."""
+def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
     raw: dict[str, dict[int, float]] = {}
     merged: dict[str, dict[int, float]] = {}
     for (name, severity), counts in named.items():

@@ -1,6 +1,7 @@
 """The methods that make a signature, compared: alone, composed in pairs, quantised, and what they cost.
 
-Alphas are chosen on validation images, accuracy is reported on test images."""
+`ra_pair_halves` is the accuracy on single corruptions under a pair's signatures, `ra_whole_robust_models` that of the
+robust models that `residual` is taken from. Alphas are chosen on validation images, accuracies are of test images."""
 
 import json
 import random
@@ -33,7 +34,7 @@ Sets = Mapping[Layers, Images]
 
 
 def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
-    """Compare the finished signatures of a build; for `std` and each method see `_Comparison`."""
+    """Compare the finished signatures of a build."""
     pairs = random.Random(seed).sample(list(combinations(CORRUPTIONS, 2)), PAIRS)
     validation = build.validation.first(1000)
     comparison = _Comparison(build, _sets(validation, pairs, seed, "validation"), _sets(test, pairs, seed, "test"))
@@ -53,9 +54,7 @@ def compare_methods(build: Build, test: Images, seed: int = 0, progress: Progres
 def _sets(images: Images, pairs: Sequence[tuple[str, str]], seed: int, purpose: str) -> Sets:
     cells: list[Layers] = [((name, SEVERITY),) for name in CORRUPTIONS]
     cells += [((first, PAIR_SEVERITY), (second, PAIR_SEVERITY)) for first, second in pairs]
-    return {
-        cell: Images(corrupted(images.pixels, cell, seed, purpose), images.labels, images.classes) for cell in cells
-    }
+    return {c: Images(corrupted(images.pixels, c, seed, purpose), images.labels, images.classes) for c in cells}
 
 
 class _Comparison:
@@ -72,13 +71,11 @@ class _Comparison:
         }
 
     def scores(self, method: str) -> Mapping[str, Any]:
-        """Return mean accuracies over the corruptions alone, over pairs under both signatures, over single ones under a
-        pair's, and of the robust models that `residual` is taken from, percent; seconds of training; the alphas."""
         exact = {name: self._build.signature(method, name) for name in CORRUPTIONS}
         chosen = {name: self._best_alpha(exact[name], self._singles[name]) for name in CORRUPTIONS}
         alphas = {name: alpha for name, (alpha, _) in chosen.items()}
-        row: dict[str, Any] = {"ra_validation": _mean([score for _, score in chosen.values()])}
-        row["ra"] = self._alone(exact, alphas)
+        validation = _mean([score for _, score in chosen.values()])
+        row: dict[str, Any] = {"ra_validation": validation, "ra": self._alone(exact, alphas)}
         for bits, per in CODES:
             quantised = self._build.signatures(method, bits, per)
             read = {n: {t: torch.from_numpy(d) for t, d in quantised.get(n).items()} for n in CORRUPTIONS}
@@ -103,14 +100,12 @@ class _Comparison:
         return patched(self._model, composed([(deltas, alpha)]))
 
     def _best_alpha(self, deltas: Deltas, cell: Layers) -> tuple[float, float]:
-        """Return the alpha that is best on validation images, and the accuracy there."""
         scores = [accuracy(self._patched(deltas, alpha), self._validation[cell]) for alpha in ALPHAS]
         return ALPHAS[int(np.argmax(scores))], max(scores)
 
     def _alone(self, deltas: Mapping[str, Deltas], alphas: Mapping[str, float]) -> float:
-        return _mean(
-            [accuracy(self._patched(deltas[n], alphas[n]), self._test[cell]) for n, cell in self._singles.items()]
-        )
+        singles = self._singles.items()
+        return _mean([accuracy(self._patched(deltas[n], alphas[n]), self._test[cell]) for n, cell in singles])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -119,12 +114,10 @@ def _mean(values: Sequence[float]) -> float:
 
 def train_seconds(log: Path, jobs: Collection[str]) -> float:
     """Seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
-    total = 0.0
-    clock: dict[str, float] = {}
+    total, clock = 0.0, dict[str, float]()
     for record in map(json.loads, log.read_text().splitlines()):
         job, seconds = record["job"], record["seconds"]
         if job in jobs and "epoch" in record:
-            before = clock.get(job, 0.0)
+            before, clock[job] = clock.get(job, 0.0), seconds
             total += seconds - before if seconds > before else seconds
-            clock[job] = seconds
     return total

@@ -54,17 +54,14 @@ class StreamOptions:
     """Which streams, which methods, and what of an earlier run is used again.
 
     Args:
+        protocols: InputError if one is unknown.
         frames, severity, seed: see `make_stream`.
         baselines: folder of the baselines' models; None for our methods alone.
-        batches: batch sizes of the baselines.
+        batches: batch sizes of the baselines; InputError if one is below 1.
         parts: folder for the answers of each (protocol, method, batch), and for time and memory; None to keep none.
         resume: use the files of this very run in `parts`; time and memory also need the same machine and versions.
         remeasure: measure time and memory even if `parts` holds them.
         threads: threads of our model and oracle.
-        progress: called with one line per part.
-
-    Raises:
-        InputError: if a protocol is unknown or a batch size out of range.
     """
 
     protocols: Sequence[str] = PROTOCOLS
@@ -145,12 +142,9 @@ class StreamResult(TypedDict, total=False):
 def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> StreamResult:
     """Run our methods, and the baselines if asked for, over the protocols' streams, and sum it up.
 
-    Args:
-        source: clean test images: a folder or a data set's name.
-
     Raises:
-        InputError: if an argument is out of range, the images do not fit the bundle, the bundle knows a corruption
-            that cannot be made here, or a baseline is not trained yet or cannot take such batches.
+        InputError: if an argument is out of range, the clean test images of `source` do not fit the bundle, the bundle
+            knows a corruption that cannot be made here, or a baseline is not trained yet or cannot take such batches.
     """
     images = clean_images(bundle, source)
     labels = images.labels.numpy()
@@ -185,10 +179,8 @@ def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Strea
 
 
 def _stream(bundle: Bundle, labels: Ints, protocol: str, frames: int, options: StreamOptions) -> Stream:
-    corruptions = known_corruptions(bundle)
-    return make_stream(
-        protocol, labels, frames=frames, severity=options.severity, seed=options.seed, corruptions=corruptions
-    )
+    known, severity = known_corruptions(bundle), options.severity
+    return make_stream(protocol, labels, frames=frames, severity=severity, seed=options.seed, corruptions=known)
 
 
 def make_timeline(bundle: Bundle, images: Images, options: StreamOptions) -> Timeline:
@@ -252,12 +244,11 @@ def _cell(value: Any) -> str:
 
 def write_accuracies(path: Path, result: StreamResult) -> None:
     """Write the accuracies of a result as CSV: a row per (protocol, method, batch), a column per type, percent."""
-    titles = ("protocol", "method", "batch", "ra", "ta", *NAMES)
     rows = [
         (row["protocol"], row["method"], row["batch"], *map(_cell, (row["ra"], row["ta"], *row["per_type"])))
         for row in result["rows"]
     ]
-    write_csv(path, plain(*titles), rows)
+    write_csv(path, plain("protocol", "method", "batch", "ra", "ta", *NAMES), rows)
 
 
 def format_streams(result: StreamResult) -> str:
@@ -268,12 +259,10 @@ def format_streams(result: StreamResult) -> str:
         for row in result["rows"]:
             if row["protocol"] == protocol:
                 cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
-                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}{_delay(row.get('delay'))}".rstrip())
+                if delay := row.get("delay"):
+                    cells += f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
+                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}".rstrip())
     return "\n".join(lines)
-
-
-def _delay(delay: Reaction | None) -> str:
-    return "" if delay is None else f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
 
 
 def _file_digests(bundle: Bundle) -> dict[str, str]:
@@ -301,8 +290,6 @@ OUTCOME = Codec(_encode_outcome, _decode_outcome)
 
 
 class _Runner:
-    """Runs methods, and keeps their answers, time and memory in `parts`."""
-
     def __init__(self, bundle: Bundle, images: Images, options: StreamOptions) -> None:
         self._bundle, self._images, self._options, self._say = bundle, images, options, options.progress
         self._store = Store(options.parts, "keep", options.resume)
@@ -311,13 +298,9 @@ class _Runner:
         self._version = [STREAMS_VERSION, BASELINES_VERSION]
 
     def ours(self, methods: Sequence[Ours], streams: Mapping[str, Stream]) -> dict[tuple[str, str], Outcome]:
-        """Return outcomes by (protocol, method), in the order of the streams and methods."""
         run = self._settings | {"images": self._images.digest(), "version": STREAMS_VERSION}
-        parts = {
-            (name, method.name): self._part(stream, method.name, 1, run)
-            for name, stream in streams.items()
-            for method in methods
-        }
+        every = product(streams.items(), methods)
+        parts = {(name, method.name): self._part(stream, method.name, 1, run) for (name, stream), method in every}
         found = {key: outcome for key, part in parts.items() if (outcome := part.load()) is not None}
         missing = {key: streams[key] for key, _ in parts if any((key, method.name) not in found for method in methods)}
         fresh = run_ours(methods, missing, self._images.pixels, self._say)
@@ -325,7 +308,7 @@ class _Runner:
         return {key: part.save(fresh[key]) if key in fresh else found[key] for key, part in parts.items()}
 
     def baseline(self, baseline: Baseline, stream: Stream, batch: int) -> Outcome:
-        """Return a baseline's outcome; it depends on the model alone: oracle and signatures may change."""
+        # It depends on the model alone: oracle and signatures may change.
         run = {"images": self._images.digest(), "model": self._settings["files"][MODEL], "version": self._version}
         part = self._part(stream, baseline.name, batch, {**run, "weights": baseline.identity})
         state = "done" if part.load() is None else "from before"

@@ -20,14 +20,10 @@ def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
 
 
 def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Images:
-    """Clean images at the bundle's size, with its class order.
+    """Clean images at the bundle's size, with its class order; see `rws.training.data.images.load_images`.
 
-    Args:
-        source: see `rws.training.data.images.load_images`; a folder without split folders is taken as it is.
-        split: `test` or `train`.
-
-    Raises:
-        InputError: if they are not there, do not fit the bundle, or are corrupted already.
+    A folder without split folders is taken as it is. Raises InputError if they are not there, do not fit the bundle, or
+    are corrupted already.
     """
     folder, size = Path(source), bundle.manifest.input.height
     levels = [folder / name / level for name in CORRUPTIONS for level in ("1", "5")]

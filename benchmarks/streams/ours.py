@@ -32,7 +32,6 @@ from rws.training.evaluation.evaluator import (
 )
 
 OURS = ("std", "always", "perfect", "best", "frame", "trained")
-
 _CHUNK = 512
 """Frames corrupted at once."""
 
@@ -58,9 +57,8 @@ class Ours:
     def choose(self, joint: Floats, kind: int, severity: float) -> tuple[Mix, Belief | None]:
         """Return the mix for the next frame, and the belief that it was chosen by (None if the method has no oracle).
 
-        Args:
-            joint: the oracle's, float32 (1 + C·S,); read only if the method `observes`.
-            kind, severity: the truth, as in `Stream`; read only by `perfect` and `best`.
+        The oracle's joint, float32 (1 + C·S,), is read only if the method `observes`; kind and severity, the truth as
+        in `Stream`, only by `perfect` and `best`.
         """
         if self._ground_truth is not None:
             return self._ground_truth.mix(NAMES[kind + 1], severity), None
@@ -109,13 +107,10 @@ class Outcome:
 def run_ours(
     methods: Sequence[Ours], streams: Mapping[str, Stream], pixels: Tensor, progress: Progress = silent
 ) -> dict[tuple[str, str], Outcome]:
-    """Run our methods over streams: the answers of `run_method`, in a fraction of the time, as frames are shared.
+    """Return the answers of `run_method` by (stream's name, method's name), sooner, as frames are shared.
 
     Args:
         pixels: uint8 (M, 3, H, W), RGB, the clean images.
-
-    Returns:
-        Outcomes by (stream's name, method's name).
     """
     if not methods or not streams:
         return {}
@@ -181,7 +176,7 @@ def run_method(method: Method, stream: Stream, pixels: Tensor, batch: int) -> In
 
 
 def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, Ints]]:
-    """All frames that occur, each once, sorted by type, and which of them each stream shows."""
+    # All frames that occur, each once, sorted by type, and which of them each stream shows.
     parts = list(streams.values())
     columns = [
         np.concatenate([getattr(part, key).astype(np.float64 if key == "severity" else np.int64) for part in parts])
@@ -189,8 +184,7 @@ def _shared_frames(streams: Mapping[str, Stream]) -> tuple[Stream, dict[str, Int
     ]
     # Not as one array: a seed has 64 bits, and a severity is a fraction.
     order = np.lexsort(columns[::-1])
-    new = np.zeros(len(order), np.bool_)
-    new[0] = True
+    new = np.arange(len(order)) == 0
     for column in columns:
         new[1:] |= column[order][1:] != column[order][:-1]
     ids = np.empty(len(order), np.int64)
@@ -211,7 +205,7 @@ def _observe(observer: Oracle, frames: Stream, pixels: Tensor) -> Floats:
 
 
 def _choices(method: Ours, stream: Stream, joint: Floats, keys: dict[MixKey, int]) -> tuple[Ints, Ints]:
-    """Return the number of the mix in `keys` (new ones are added) and believed type of each frame, int64 (N,)."""
+    # The number of the mix in `keys` (new ones are added) and the believed type of each frame.
     mix = np.empty(len(stream), np.int64)
     beliefs = np.zeros_like(joint)
     for frame in range(len(stream)):

