@@ -43,10 +43,9 @@ class AdaptedNorm(nn.Module):
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     """Return every BatchNorm of a module; raise InputError if there is none."""
-    found = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    if not found:
-        raise InputError("the model has no BatchNorm to adapt; see rws.benchmarks.baselines.models.unfold")
-    return found
+    if found := [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]:
+        return found
+    raise InputError("the model has no BatchNorm to adapt; see rws.benchmarks.baselines.models.unfold")
 
 
 def adapt_norms(module: nn.Module, prior: float) -> nn.Module:

@@ -80,7 +80,7 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.
     if not pairs:
         raise InputError("the model has no BatchNorm after its convolutions; baselines that adapt it need one")
     state = module.state_dict()
-    norms = [name for _, name in pairs]
+    norms = {name for _, name in pairs}
     for name in [name for name in state if name.rpartition(".")[0] not in norms]:
         if name not in weights or weights[name].shape != state[name].shape:
             shape = tuple(state[name].shape)
@@ -97,8 +97,7 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.
     mean, variance = _statistics(module, [name for name, _ in pairs], images)
     for convolution, norm in pairs:
         layer = _norm(module, norm)
-        layer.running_mean = mean[convolution].float()
-        layer.running_var = variance[convolution].float()
+        layer.running_mean, layer.running_var = mean[convolution].float(), variance[convolution].float()
         layer.weight.data = (layer.running_var.double() + layer.eps).sqrt().float()
         layer.bias.data = (mean[convolution] + weights[f"{convolution}.bias"].double()).float()
     return module.eval()

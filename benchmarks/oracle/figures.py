@@ -51,8 +51,7 @@ def draw_all(
         bundle: whose gain table is drawn; None: the bundled default.
         only: which of `FIGURES`; none: all; InputError if one is unknown.
     """
-    unknown = [name for name in only if name not in FIGURES]
-    if unknown:
+    if unknown := [name for name in only if name not in FIGURES]:
         raise InputError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
 
     draw: dict[str, Callable[[], Figure]] = {

@@ -34,7 +34,6 @@ LARGEST_LOSS_ON_MIXED, LARGEST_CLEAN_LOSS, LEAST_GAIN = 0.05, 0.2, 0.01
 ROUNDS = 2
 """How often each setting comes round."""
 SEVERITIES: tuple[float | Literal["all"], ...] = (5.0, "all")
-"""Streams at each of these."""
 
 SPACE: Space = {
     "filter.jump": ((0.02, 0.2, 1.0), (0.005, 0.05, 1.0), (0.005, 0.02, 0.1, 1.0), (0.02, 1.0), 0.02, 0.05, 0.15),
@@ -171,8 +170,7 @@ def fitting_space(bundle: Bundle, space: Space | None) -> Space:
     known = {f"{part}.{name}" for part, taker in takes.items() for name in {*inspect.signature(taker).parameters} - own}
     if space is None:
         return {name: values for name, values in SPACE.items() if name in known}
-    unknown = [name for name in space if name not in known]
-    if unknown:
+    if unknown := [name for name in space if name not in known]:
         raise InputError(f"the bundle has no setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
     return space
 

@@ -6,7 +6,7 @@ at half strength; `scaled` at the best one. The pair's order is that of laying; 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -155,8 +155,7 @@ def _best_for_pairs(
     table: GainTable, evaluator: Evaluator, pairs: Sequence[Layers], say: Progress
 ) -> tuple[dict[Layers, Mix], dict[Layers, float]]:
     truth = ReferencePolicy(table, "perfect")
-    single: dict[Layers, Mix] = {}
-    scale: dict[Layers, float] = {}
+    single, scale = dict[Layers, Mix](), dict[Layers, float]()
     for layers in pairs:
         chosen = evaluator.frames.where([evaluator.frames.cells.index(layers)])
 
@@ -178,13 +177,12 @@ def _best_composing(
     # Best for pairs, of those that cost little elsewhere; else the cheapest.
     before = _scores(evaluator, [base.choose(belief) for belief in beliefs])
     found = []
-    for threshold in THRESHOLDS:
-        for scale in SCALES:
-            policy = ComposingPolicy(table, base, threshold, scale)
-            clean, single, pairs = np.subtract(_scores(evaluator, [policy.choose(b) for b in beliefs]), before)
-            found.append((policy, max(-clean, -single), pairs))
-            change = f"clean {clean:+.2f}  single {single:+.2f}  pairs {pairs:+.2f}"
-            say(f"validation: composed from {threshold}, scale {scale}: {change}")
+    for threshold, scale in product(THRESHOLDS, SCALES):
+        policy = ComposingPolicy(table, base, threshold, scale)
+        clean, single, pairs = np.subtract(_scores(evaluator, [policy.choose(b) for b in beliefs]), before)
+        found.append((policy, max(-clean, -single), pairs))
+        change = f"clean {clean:+.2f}  single {single:+.2f}  pairs {pairs:+.2f}"
+        say(f"validation: composed from {threshold}, scale {scale}: {change}")
     if allowed := [entry for entry in found if entry[1] <= ALLOWED_LOSS]:
         return max(allowed, key=lambda entry: entry[2])[0]
     return min(found, key=lambda entry: entry[1])[0]

@@ -6,6 +6,7 @@ all else is measured on test images, every frame on its own."""
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypedDict
 
 import numpy as np
@@ -120,8 +121,7 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
     settings = _validated(table, evaluator, beliefs, options.progress)
     chosen = {
         (family, rule): choose_setting([s for s in settings if s.family == family], rule, ALLOWED_TA_LOSS)
-        for family in FAMILIES
-        for rule in RULES
+        for family, rule in product(FAMILIES, RULES)
     }
     validation = {("shipped", ""): _on_validation(evaluator, beliefs, shipped)}
     validation |= {key: (setting.ta_loss, setting.ra) for key, setting in chosen.items()}
@@ -196,13 +196,12 @@ def _on_validation(evaluator: Evaluator, beliefs: Sequence[Belief], policy: Fram
 
 def _validated(table: GainTable, evaluator: Evaluator, beliefs: Sequence[Belief], say: Progress) -> list[Setting]:
     settings = []
-    for family, build in FAMILIES.items():
-        for threshold in THRESHOLDS[family]:
-            for weight in CLEAN_WEIGHTS:
-                found = _on_validation(evaluator, beliefs, build(table, threshold, weight))
-                settings.append(Setting(family, threshold, weight, *found))
-            best = max(settings[-len(CLEAN_WEIGHTS) :], key=lambda setting: setting.ra)
-            say(f"validation: {family:10s} threshold {threshold:<5g} RA {best.ra:6.2f}  TA loss {best.ta_loss:5.2f}")
+    for family, threshold in ((name, least) for name in FAMILIES for least in THRESHOLDS[name]):
+        for weight in CLEAN_WEIGHTS:
+            found = _on_validation(evaluator, beliefs, FAMILIES[family](table, threshold, weight))
+            settings.append(Setting(family, threshold, weight, *found))
+        best = max(settings[-len(CLEAN_WEIGHTS) :], key=lambda setting: setting.ra)
+        say(f"validation: {family:10s} threshold {threshold:<5g} RA {best.ra:6.2f}  TA loss {best.ta_loss:5.2f}")
     return settings
 
 

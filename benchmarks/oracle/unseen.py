@@ -32,7 +32,6 @@ from rws.training.oracle.sampling import LEVELS, OracleRecipe
 
 UNSEEN_VERSION = 1
 """Raise it if the same oracles, bundle and images give other rows."""
-
 BORROWED_ALPHAS = (0.5, 1.0)
 ARMS = ("std", "ours", "borrowed", "own")
 
@@ -269,8 +268,7 @@ def leave_one_out(
 
 def _check(bundle: Bundle, only: Sequence[str]) -> None:
     table = bundle.table
-    strange = [name for name in table.corruptions if name not in CORRUPTIONS]
-    if strange:
+    if strange := [name for name in table.corruptions if name not in CORRUPTIONS]:
         raise InputError(
             f"{bundle.path}: no image can be given its corruption {strange[0]!r}; known: {', '.join(CORRUPTIONS)}"
         )

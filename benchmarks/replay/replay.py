@@ -3,6 +3,7 @@
 Regret = perfect − trained. Its split goes from one to the other with the bundle's policy and an oracle that knows less
 and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
@@ -46,8 +47,7 @@ class SetOutcome:
 
     Args:
         correct: for each arm whether it classifies each image right, bool (N,).
-        types: the most probable type, int64 (N,).
-        stream_types: the same after each 8 frames, taken as a stream, int64 (N // 8,).
+        types, stream_types: the most probable type, int64 (N,); after each 8 frames, taken as a stream, (N // 8,).
         severity_error: absolute error of the expected severity, float (N,).
     """
 
@@ -106,15 +106,13 @@ class Replayer:
         Args:
             joint: our oracle's beliefs, float32 (N, 1 + C·S).
         """
-        possible = np.zeros(joint.shape[1], bool)
+        possible = np.arange(joint.shape[1]) > 0
         if corruption == CLEAN:
-            possible[0] = True
-        elif knows == "corrupted":
-            possible[1:] = True
-        else:
+            possible = ~possible
+        elif knows == "type":
             steps = len(self.oracle.levels)
             first = 1 + self.oracle.corruptions.index(corruption) * steps
-            possible[first : first + steps] = True
+            possible[:first] = possible[first + steps :] = False
         # The least of a mass, so that a frame of which the oracle has no idea still gets some action.
         kept: Floats = np.where(possible, np.maximum(joint, np.float32(1e-12)), np.float32(0))
         share: Floats = kept / kept.sum(axis=1, keepdims=True)
@@ -135,7 +133,7 @@ def indistinguishable_pairs(
         here = [name for name in corruptions if (name, severity) in samples]
         for first, second in combinations(here, 2):
             one, other = samples[first, severity], samples[second, severity]
-            if one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= limit:
+            if one.shape == other.shape and np.abs(one.astype(np.int16) - other).mean() <= limit:
                 found.append((first, second, severity))
     return found
 
@@ -299,13 +297,12 @@ def _split(accuracy: Accuracies) -> Split:
 
 
 def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
-    raw: dict[str, dict[int, float]] = {}
-    merged: dict[str, dict[int, float]] = {}
+    raw, merged = (defaultdict[str, dict[int, float]](dict) for _ in range(2))
     for (name, severity), counts in named.items():
         twins = {twin for pair in same if name in pair[:2] and severity == pair[2] for twin in pair[:2]}
         share = 100 / counts.sum()
-        raw.setdefault(name, {})[severity] = share * float(counts[order.index(name)])
-        merged.setdefault(name, {})[severity] = share * float(sum(counts[order.index(twin)] for twin in twins | {name}))
+        raw[name][severity] = share * float(counts[order.index(name)])
+        merged[name][severity] = share * float(sum(counts[order.index(twin)] for twin in twins | {name}))
 
     def mean_at(recall: Mapping[str, Mapping[int, float]], at: Sequence[int]) -> float:
         kinds = [[by[severity] for severity in at if severity in by] for by in recall.values()]

@@ -77,8 +77,7 @@ class StreamOptions:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.protocols if name not in PROTOCOLS]
-        if unknown:
+        if unknown := [name for name in self.protocols if name not in PROTOCOLS]:
             raise InputError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
         if not self.batches or min(self.batches) < 1:
             raise InputError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")

@@ -10,8 +10,7 @@ from rws.training.data.images import Images, fitted, load_images
 
 def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
     """The corruptions that the bundle knows; raise InputError if streams cannot show one of them."""
-    unknown = [name for name in bundle.manifest.corruptions if name not in CORRUPTIONS]
-    if unknown:
+    if unknown := [name for name in bundle.manifest.corruptions if name not in CORRUPTIONS]:
         raise InputError(
             f"{bundle.path} knows the corruption {unknown[0]!r}, which streams cannot show; take a bundle that only "
             f"knows some of {', '.join(CORRUPTIONS)}"

@@ -55,8 +55,7 @@ class Stream:
     def block_starts(self) -> Ints:
         """Frames at which the true type changes or methods are reset, the first one included; int64, ascending."""
         changed = np.concatenate([[True], self.type[1:] != self.type[:-1]])
-        starts: Ints = np.flatnonzero(changed | self.cut)
-        return starts
+        return np.flatnonzero(changed | self.cut)
 
 
 class Method(Protocol):
@@ -91,12 +90,10 @@ def make_stream(
         seed: 0 or more; same arguments, same stream.
         corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur next to clean frames.
 
-    Raises:
-        InputError: if the protocol or a corruption is unknown, a number is out of range, or there are too few images.
+    Raises InputError if the protocol or a corruption is unknown, a number is out of range, or there are too few images.
     """
     labels = np.asarray(labels, np.int64)
-    unknown = [name for name in corruptions if name not in CORRUPTIONS]
-    if unknown or not corruptions:
+    if not corruptions or any(name not in CORRUPTIONS for name in corruptions):
         raise InputError(f"corruptions are {list(corruptions)}, expected some of {', '.join(CORRUPTIONS)}")
     kinds = np.array([-1, *(index for index, name in enumerate(CORRUPTIONS) if name in corruptions)])
     levels = _check(protocol, len(labels), frames, severity, seed)
@@ -137,13 +134,9 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
     Args:
         pixels: uint8 (M, 3, H, W), RGB, the clean images whose labels `make_stream` was given.
     """
-    part = slice(start, stop)
-    return corrupt_mixed(
-        pixels[torch.from_numpy(stream.image[part])],
-        torch.from_numpy(stream.type[part]),
-        torch.from_numpy(stream.severity[part]),
-        torch.from_numpy(stream.seed[part]),
-    )
+    columns = (stream.image, stream.type, stream.severity, stream.seed)
+    image, types, severities, seeds = (torch.from_numpy(column[start:stop]) for column in columns)
+    return corrupt_mixed(pixels[image], types, severities, seeds)
 
 
 def _check(protocol: str, images: int, frames: int, severity: float | str, seed: int) -> tuple[float, ...]:

@@ -36,8 +36,7 @@ def perfect_accuracy(stream: Stream, table: GainTable) -> Floats:
     """
     truth = ReferencePolicy(table, "perfect")
     states, joints, inverse = _true_states(stream, table)
-    rows = [joint @ table.accuracy for joint in joints]
-    found = [row[truth.action(*state)] for state, row in zip(states, rows, strict=True)]
+    found = [(joint @ table.accuracy)[truth.action(*state)] for state, joint in zip(states, joints, strict=True)]
     return np.array(found, np.float32)[inverse]
 
 

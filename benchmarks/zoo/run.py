@@ -264,16 +264,14 @@ def _percent(right: NDArray[np.bool_]) -> float:
 
 def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) -> dict[str, float]:
     """Return how much the logits of ONNX Runtime and Torch differ under a mix, and the share of equal predictions."""
-    x = as_input(test.first(count).pixels)
-    found = []
-    for backend in ("onnx", "torch"):
-        model = bundle.model(ModelOptions(backend, provider="cpu"))
+    models = [bundle.model(ModelOptions(backend, provider="cpu")) for backend in ("onnx", "torch")]
+    for model in models:
         model.apply(mix)
-        found.append(model.predict(x))
+    onnx, torched = (model.predict(as_input(test.first(count).pixels)) for model in models)
     return {
-        "difference": float(np.abs(found[0] - found[1]).max()),
-        "largest": float(np.abs(found[0]).max()),
-        "same_predictions": _percent(found[0].argmax(1) == found[1].argmax(1)),
+        "difference": float(np.abs(onnx - torched).max()),
+        "largest": float(np.abs(onnx).max()),
+        "same_predictions": _percent(onnx.argmax(1) == torched.argmax(1)),
     }
 
 
