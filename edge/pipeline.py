@@ -14,14 +14,13 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
-from rws.edge.sources.base import Clock
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.records import Frame, Prediction
+from rws.records import Clock, Frame, Prediction
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 

@@ -17,10 +17,10 @@ from rws.edge.common.closing import Closing
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
-from rws.edge.sources.base import Clock, Source
+from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
-from rws.records import Frame
+from rws.records import Clock, Frame
 
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 

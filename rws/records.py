@@ -1,10 +1,12 @@
 """Records that travel through the whole project. A leaf: it imports nothing of ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+Clock = Callable[[], float]  # seconds, monotonic
 Mix = dict[str, float]  # signature name → strength alpha; {} is the clean model
 
 

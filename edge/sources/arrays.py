@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import Clock, Source
+from rws.edge.sources.base import Source
 from rws.errors import InputError
-from rws.records import Frame
+from rws.records import Clock, Frame
 
 
 class ArraySource(Source):

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import Clock, Source
+from rws.edge.sources.base import Source
 from rws.errors import SourceError
-from rws.records import Frame
+from rws.records import Clock, Frame
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.base import TICK, Clock, Sleep, Source
+from rws.edge.sources.base import TICK, Sleep, Source
 from rws.errors import InputError
-from rws.records import Frame
+from rws.records import Clock, Frame
 
 
 class PatternSource(Source):
