@@ -91,8 +91,9 @@ class Drill:
         """Check that the weights are clean, bit for bit: the model's output for a fixed input is what it was."""
         model = self.pipeline.model
         self.check(model.mix == {}, "no mix is in effect afterwards")
-        clean = np.array_equal(model.predict(self._probe), self._clean)
-        self.check(clean, "the weights are clean afterwards, bit for bit")
+        self.check(
+            np.array_equal(model.predict(self._probe), self._clean), "the weights are clean afterwards, bit for bit"
+        )
 
     def account(self, source: Source, results: int, failed: int) -> None:
         """Check that each frame of a closed source is out, dropped, rejected or in hand when the loop `failed`."""

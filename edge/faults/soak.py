@@ -170,6 +170,5 @@ def _memory_mb(pid: int) -> float:
     total = 0.0
     for process in processes:
         with contextlib.suppress(OSError):
-            rss = Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2]
-            total += int(rss.split()[0]) / 1024
+            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2].split()[0]) / 1024
     return total

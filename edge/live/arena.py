@@ -85,8 +85,7 @@ class Arena:
         self._layout.fill(self._clean, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)
         dtype = np.result_type(np.int8, *(part.values for entry in entries.values() for part in entry.values()))
-        blocks = np.zeros((len(entries), self._layout.size), dtype)
-        self._values = dict(zip(entries, blocks, strict=True))
+        self._values = dict(zip(entries, np.zeros((len(entries), self._layout.size), dtype), strict=True))
         self._scales, self._reach = {}, {}
         for name, entry in entries.items():
             values = _concatenated(entry[tensor].values for tensor in clean)

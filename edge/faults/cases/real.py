@@ -118,7 +118,6 @@ def _rtsp_returns(drill: Drill) -> None:
 
 
 def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer]) -> None:
-    """Kill a camera while it is played, and start it again on its port 3 s later."""
     server = start(0)
     killed: list[float] = []
     came_back: list[float] = []
@@ -166,9 +165,7 @@ def _play_and_signal(
 @fault("the capture process is killed (kill -9)")
 def _capture_killed(drill: Drill) -> None:
     """A new one takes over within 2 s; what the old one held is counted."""
-    seen, source, _, killed = _play_and_signal(
-        drill, signal.SIGKILL, 5.0, lambda seen, killed, source: seen[-1].at > killed + 0.5
-    )
+    seen, source, _, killed = _play_and_signal(drill, signal.SIGKILL, 5.0, lambda seen, at, _: seen[-1].at > at + 0.5)
     back = next(one.at for one in seen if one.at > killed + 0.1) - killed
     drill.say(f"back after {back:.2f} s, reconnects {source.reconnects}")
     drill.check(source.reconnects == 1, "a new process opens it anew")
@@ -224,12 +221,12 @@ def _damaged_h264(drill: Drill) -> None:
     drill.play(source, lambda seen: False, sinks=[Keep()])
     visible = [n for n, image in shown.items() if cv2.PSNR(image, reference[n]) < 30]
     share = 1 - len(visible) / max(1, len(visible) + source.rejected)
-    passed = f"{len(visible)} visibly damaged (PSNR below 30 dB) passed"
-    drill.say(f"{source.rejected} rejected; {passed}: {share:.0%} caught")
+    drill.say(
+        f"{source.rejected} rejected; {len(visible)} visibly damaged (PSNR below 30 dB) passed: {share:.0%} caught"
+    )
     drill.check(source.rejected > 0, "damaged frames are rejected")
     drill.check(share >= 0.9, "at least 90 % of them are caught")
-    last = max(shown, default=0)
-    drill.check(last >= 0.7 * len(reference), "it goes on after the last damage")
+    drill.check(max(shown, default=0) >= 0.7 * len(reference), "it goes on after the last damage")
 
 
 def _video(drill: Drill) -> Path:
