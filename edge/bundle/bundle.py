@@ -23,7 +23,6 @@ from rws.oracle.temporal_filter import BeliefFilter
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
-
 _LARGEST_MANIFEST = 16 * 2**20
 
 

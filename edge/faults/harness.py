@@ -91,9 +91,8 @@ class Drill:
         """Check that the weights are clean, bit for bit: the model's output for a fixed input is what it was."""
         model = self.pipeline.model
         self.check(model.mix == {}, "no mix is in effect afterwards")
-        self.check(
-            np.array_equal(model.predict(self._probe), self._clean), "the weights are clean afterwards, bit for bit"
-        )
+        clean = np.array_equal(model.predict(self._probe), self._clean)
+        self.check(clean, "the weights are clean afterwards, bit for bit")
 
     def account(self, source: Source, results: int, failed: int) -> None:
         """Check that each frame of a closed source is out, dropped, rejected or in hand when the loop `failed`."""
@@ -177,8 +176,6 @@ def fault(name: str, slow: bool = False) -> Callable[[Callable[[Drill], None]], 
 
 
 class _Stamps:
-    """A sink that reads the number that each frame carries."""
-
     count = 0
     last: int | None = None
 

@@ -17,7 +17,6 @@ from rws.edge.faults.frames import BITS, encode_jpeg, scene, stamped
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
-
 Camera = Callable[[int], bytes | None]
 
 

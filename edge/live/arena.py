@@ -15,7 +15,6 @@ from rws.edge.live.layout import Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
 ALPHA_STEP = 1 / 256  # strengths are rounded to its multiples: two mixes that are then equal are the same mix
-
 _LARGEST = float(np.finfo(np.float32).max)
 _CACHE_LINE = 64  # bytes
 

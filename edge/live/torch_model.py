@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 Arrays = Sequence[NDArray[np.float32]]
 STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
-
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
 _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds away, below what a stale tensor does
-
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
 
 
