@@ -48,9 +48,8 @@ class SelfCheck:
         errors = np.maximum(_differences(found, self._expected), _differences(before, self._clean))
         for error, limit in zip(errors, limits, strict=True):
             if not error <= limit:
-                raise StrategyUnavailableError(
-                    f"changed weights give outputs that are {error:.1e} off, allowed {limit:.1e}"
-                )
+                fault = f"{error:.1e} off, allowed {limit:.1e}"
+                raise StrategyUnavailableError(f"changed weights give outputs that are {fault}")
         on_cpu = self.target.maker.providers[0] == CPU
         if not (_differences(before, after) <= (0 if on_cpu else limits)).all():
             raise StrategyUnavailableError("clean weights do not give the clean output again")

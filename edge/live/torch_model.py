@@ -200,7 +200,6 @@ class TorchModel(PatchableModel):
         return run
 
     def _expect(self, clean: Tensors, images: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
-        """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
         weights = list(perturbed(clean).values())
         try:
             logits = [self._logits(images)]
@@ -220,7 +219,6 @@ class TorchModel(PatchableModel):
         return weights, [logits[0], logits[-1]]
 
     def _test(self, weights: Arrays, expected: Arrays, images: NDArray[np.float32]) -> None:
-        """Is what this model gives, with the clean, the changed and again the clean weights, what is expected?"""
         clean = self._logits(images)
         self._write(self._parameters, weights)
         patched = self._logits(images)

@@ -69,7 +69,6 @@ def _gives_up(drill: Drill) -> None:
 
 
 def _on_the_minute(time: FakeTime) -> Iterator[Step]:
-    """A camera that sends on whole minutes, whenever it was opened."""
     yield "open", ""
     for seed in itertools.count():
         yield "wait", 60 - time() % 60

@@ -97,7 +97,6 @@ class Worker:
 
 
 def _die_with_the_loop(loop: int) -> None:
-    """Whatever a driver does with the other threads: when the loop is gone, so is this process."""
     while os.getppid() == loop:
         time.sleep(1.0)
     os._exit(1)
