@@ -23,7 +23,6 @@ from rws.oracle.temporal_filter import BeliefFilter
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
-
 _LARGEST_MANIFEST = 16 * 2**20
 
 
@@ -145,8 +144,7 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
 
 def _read_file(path: Path, expected: FileSpec) -> bytes:
     content = _read_regular(path, expected.bytes)
-    found, wanted = hashlib.sha256(content).hexdigest(), expected.sha256
-    if found != wanted:
+    if (found := hashlib.sha256(content).hexdigest()) != (wanted := expected.sha256):
         raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
     return content
 

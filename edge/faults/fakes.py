@@ -41,11 +41,10 @@ class ScriptedCapture(CaptureProcess):
 
     def __init__(self, script: Script, time: FakeTime) -> None:
         super().__init__(CaptureSettings("scripted", "camera", "scripted camera"))
-        self.kills = 0
+        self.kills, self._silence = 0, 0.0
         self.opened_at: list[float] = []
         self._script, self._time = script, time
         self._steps = iter(() if callable(script) else script)
-        self._silence = 0.0
 
     def open(self) -> None:
         """Note when."""

@@ -40,8 +40,7 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
     """An RGB picture, uint8 (H, W, 3), as JPEG."""
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return bytes(encoded)
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
 
 
 def encode_h264(path: Path, frames: int) -> None:

@@ -176,8 +176,6 @@ def fault(name: str, slow: bool = False) -> Callable[[Callable[[Drill], None]], 
 
 
 class _Stamps:
-    """A sink that reads the number that each frame carries."""
-
     count = 0
     last: int | None = None
 

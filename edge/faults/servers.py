@@ -17,7 +17,6 @@ from rws.edge.faults.frames import BITS, encode_jpeg, scene, stamped
 
 _RTSP_SERVER = Path(__file__).with_name("rtsp_server.py")
 _SYSTEM_PYTHON = "/usr/bin/python3"
-
 Camera = Callable[[int], bytes | None]
 
 
@@ -72,8 +71,7 @@ class MjpegServer(Closing):
         due = time.monotonic()
         while self._running:
             number, self.number = self.number, self.number + 1
-            jpeg = self._camera(number)
-            if jpeg is not None:
+            if (jpeg := self._camera(number)) is not None:
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
                 handler.wfile.write(head + jpeg + b"\r\n")
             due += self._period

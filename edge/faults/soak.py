@@ -112,9 +112,8 @@ def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[st
 
 class _Viewer:
     def __init__(self, page: str) -> None:
-        self.pictures = 0
+        self.pictures, self.stopped = 0, False
         self.ages = Reservoir()  # of the frames seen, milliseconds
-        self.stopped = False
         for target, path in ((self._watch, "stream.mjpg"), (self._listen, "events")):
             threading.Thread(target=target, args=(page + path,), daemon=True).start()
 
@@ -170,6 +169,5 @@ def _memory_mb(pid: int) -> float:
     total = 0.0
     for process in processes:
         with contextlib.suppress(OSError):
-            rss = Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2]
-            total += int(rss.split()[0]) / 1024
+            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2].split()[0]) / 1024
     return total

@@ -15,7 +15,6 @@ from rws.edge.live.layout import Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
 ALPHA_STEP = 1 / 256  # strengths are rounded to its multiples: two mixes that are then equal are the same mix
-
 _LARGEST = float(np.finfo(np.float32).max)
 _CACHE_LINE = 64  # bytes
 
@@ -85,8 +84,7 @@ class Arena:
         self._layout.fill(self._clean, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)
         dtype = np.result_type(np.int8, *(part.values for entry in entries.values() for part in entry.values()))
-        blocks = np.zeros((len(entries), self._layout.size), dtype)
-        self._values = dict(zip(entries, blocks, strict=True))
+        self._values = dict(zip(entries, np.zeros((len(entries), self._layout.size), dtype), strict=True))
         self._scales, self._reach = {}, {}
         for name, entry in entries.items():
             values = _concatenated(entry[tensor].values for tensor in clean)

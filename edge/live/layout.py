@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Slots = Mapping[str, NDArray[np.signedinteger]]
-
 _ALIGNMENT = 16  # float32 values in a cache line, where each slot starts
 _PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
 

@@ -51,8 +51,7 @@ class OnnxModel(LiveSession, PatchableModel):
         """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
         batch = as_batch(x, self._shape[1:])
         step = self._shape[0] or len(batch)
-        missing = -len(batch) % step
-        if missing:
+        if missing := -len(batch) % step:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         parts = (batch[start : start + step] for start in range(0, len(batch), step))
         logits = [np.asarray(self.run(self._logits, {self._input: part})[0], np.float32) for part in parts]

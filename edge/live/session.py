@@ -1,6 +1,6 @@
 """A session of ONNX Runtime whose weights can be changed between two runs; see README.md in this folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rws.edge.live import kernel
 from rws.edge.live.arena import Signatures
 from rws.edge.live.base import Patchable
 from rws.edge.live.self_check import SelfCheck
-from rws.edge.live.sessions import CPU, random_feeds, start
+from rws.edge.live.sessions import CPU, Feeds, random_feeds, start
 from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
 from rws.errors import InputError, StrategyUnavailableError, first_line
@@ -50,7 +50,7 @@ class LiveSession(Patchable):
         strategy: str = "auto",
         provider: str = "auto",
         threads: int | None = None,
-        sample: Mapping[str, NDArray[Any]] | None = None,
+        sample: Feeds | None = None,
     ) -> None:
         known = [kind.name for kind in STRATEGIES]
         if strategy not in ("auto", *known):
@@ -78,9 +78,7 @@ class LiveSession(Patchable):
         """Return an `onnxruntime.NodeArg` for each output."""
         return self._strategy.outputs
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]], run_options: Any = None
-    ) -> list[Any]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Any]:
         """Run the model with the weights in effect; see `onnxruntime.InferenceSession.run`."""
         self._arena.settle()
         return self._strategy.run(output_names, input_feed, run_options)

@@ -17,7 +17,6 @@ from rws.errors import BundleError, first_line
 CPU = "CPUExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 FREE_SIZE = (224, 224)  # height and width, pixels, that a model is tested with if it leaves them free
-
 Feeds = Mapping[str, NDArray[Any]]
 
 

@@ -125,8 +125,7 @@ class Split(WeightUpdateStrategy):
         stem = self._stem.run(self._between, {name: feeds[name] for name in self._stem_inputs}, run_options)
         values = dict(zip(self._between, stem, strict=True))
         wanted = output_names or self._output_names
-        late = [name for name in wanted if name not in values]
-        if late:
+        if late := [name for name in wanted if name not in values]:
             read = {name: values[name] if name in values else feeds[name] for name in self._trunk_inputs}
             values.update(zip(late, self._trunk.run(late, read, run_options), strict=True))
         return [values[name] for name in wanted]

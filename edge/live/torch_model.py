@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 Arrays = Sequence[NDArray[np.float32]]
 STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
-
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
 _TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds away, below what a stale tensor does
-
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
 
 
@@ -202,7 +200,6 @@ class TorchModel(PatchableModel):
         return run
 
     def _expect(self, clean: Tensors, images: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
-        """Changed weights; and the logits of the module as it came with the clean and with the changed weights."""
         weights = list(perturbed(clean).values())
         try:
             logits = [self._logits(images)]
@@ -222,7 +219,6 @@ class TorchModel(PatchableModel):
         return weights, [logits[0], logits[-1]]
 
     def _test(self, weights: Arrays, expected: Arrays, images: NDArray[np.float32]) -> None:
-        """Is what this model gives, with the clean, the changed and again the clean weights, what is expected?"""
         clean = self._logits(images)
         self._write(self._parameters, weights)
         patched = self._logits(images)

@@ -65,9 +65,7 @@ def _of_result(result: Result, age: float) -> Iterator[Metric]:
     yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
 
 
-def _labelled(
-    kind: type[Counter] | type[Gauge], name: str, text: str, label: str, values: Mapping[str, float]
-) -> Metric:
+def _labelled(kind: type[Counter | Gauge], name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = kind(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)

@@ -3,16 +3,12 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rws.edge.common.redact import hide_password
 from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
-
-if TYPE_CHECKING:
-    from rws.edge.pipeline import Result
-    from rws.edge.sources.base import Source
+from rws.edge.pipeline import Result
+from rws.edge.sources.base import Clock, Source
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
@@ -24,7 +20,7 @@ class _Second:
 
     at: float
     frames: int = 0
-    last: "Result | None" = None
+    last: Result | None = None
     lost: bool = False
 
     def moment(self) -> Moment:
@@ -42,13 +38,7 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        source: "Source",
-        *,
-        bundle: str = "",
-        way: str = "",
-        window: float = 300.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, source: Source, *, bundle: str = "", way: str = "", window: float = 300.0, clock: Clock = time.monotonic
     ) -> None:
         self.source, self.bundle, self.way = source, bundle, way
         self.events: Counter[str] = Counter()
@@ -56,15 +46,12 @@ class Monitor:
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
-        self._arrivals: deque[float] = deque()
-        self._mix_changes = 0
-        self._classes: Counter[str] = Counter()
-        self._corruptions: Counter[str] = Counter()
-        self._window = window
-        self._timeline: deque[Moment] = deque()
+        self._arrivals, self._timeline = deque[float](), deque[Moment]()
+        self._mix_changes, self._window = 0, window
+        self._classes, self._corruptions = Counter[str](), Counter[str]()
         self._second: _Second | None = None
 
-    def add(self, result: "Result") -> None:
+    def add(self, result: Result) -> None:
         """Take one result; called by the frame loop's thread."""
         now, corruption = self._clock(), result.belief.type
         with self._lock:

@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING
 
 from rws.edge.common.redact import hide_password
-
-if TYPE_CHECKING:
-    from rws.edge.pipeline import Result
-    from rws.edge.sources.base import Source
+from rws.edge.pipeline import Result
+from rws.edge.sources.base import Source
 
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
@@ -40,7 +37,7 @@ class SourceStatus:
     error: str  # without passwords
 
     @classmethod
-    def of(cls, source: "Source") -> "SourceStatus":
+    def of(cls, source: Source) -> "SourceStatus":
         """Read a source's counters; final once it is closed."""
         rejections = dict(source.rejections)
         copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
@@ -81,7 +78,7 @@ class RunStatus:
     source: SourceStatus
     totals: RunTotals
     events: Mapping[str, int]
-    result: "Result | None"
+    result: Result | None
     timeline: tuple[Moment, ...] = ()
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:

@@ -25,8 +25,7 @@ class Reservoir:
     """Percentiles of a stream: exact up to `capacity`, then from a seeded sample (Vitter 1985, algorithm R)."""
 
     def __init__(self, capacity: int = 8192) -> None:
-        self.capacity = capacity
-        self.count = 0
+        self.capacity, self.count = capacity, 0
         self._values = array("d")
         self._random = random.Random(0)
 

@@ -31,9 +31,8 @@ class ArraySource(Source):
         clock: Clock = time.monotonic,
     ) -> None:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise InputError(
-                f"{name}: found {images.dtype} of shape {images.shape}, expected uint8 of shape (N, H, W, 3), RGB"
-            )
+            found = f"{images.dtype} of shape {images.shape}"
+            raise InputError(f"{name}: found {found}, expected uint8 of shape (N, H, W, 3), RGB")
         if names is not None and len(names) != len(images):
             raise InputError(f"{name}: found {len(names)} names for {len(images)} images, expected one each")
         super().__init__()

@@ -9,7 +9,6 @@ from rws.edge.common.closing import Closing
 from rws.records import Frame
 
 TICK = 0.25  # seconds after which `Source.frames` yields None while no frame comes
-
 Sleep = Callable[[float], None]  # waits for that many seconds
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 

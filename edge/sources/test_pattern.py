@@ -26,9 +26,8 @@ class PatternSource(Source):
     ) -> None:
         super().__init__()
         if not (32 <= width <= 8192 and 32 <= height <= 8192 and 0 < fps <= 10_000):
-            raise InputError(
-                f"test pattern: {width}x{height}@{fps:g}: expected 32 to 8192 pixels, up to 10000 a second"
-            )
+            size = f"{width}x{height}@{fps:g}"
+            raise InputError(f"test pattern: {size}: expected 32 to 8192 pixels, up to 10000 a second")
         self.name = f"test pattern {width}x{height}"
         self.fps = self._rate = fps
         self._clock, self._sleep = clock, sleep

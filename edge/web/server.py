@@ -144,8 +144,7 @@ class PageServer(Closing):
         return application
 
     async def _frame(self, request: web.Request) -> web.Response:
-        picture = await self._encoder.newest()
-        if picture is None:
+        if (picture := await self._encoder.newest()) is None:
             return web.Response(status=503, text="no picture has come yet\n")
         return web.Response(body=picture, content_type="image/jpeg")
 

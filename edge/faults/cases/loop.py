@@ -134,8 +134,7 @@ def _mix_changes(drill: Drill) -> None:
             model.apply({names[number // 100 % len(names)]: 1.0})
             model.apply(mix)
             wrong += not np.array_equal(model.predict(x), logits)
-            key = json.dumps(mix, sort_keys=True)
-            wrong += not np.array_equal(reference.setdefault(key, logits), logits)
+            wrong += not np.array_equal(reference.setdefault(json.dumps(mix, sort_keys=True), logits), logits)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     model.reset()
     drill.check_clean()
@@ -186,11 +185,8 @@ def _broken_bundle(drill: Drill) -> None:
 def _terminate(drill: Drill, number: signal.Signals) -> None:
     rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
     command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
-    process = subprocess.Popen(
-        python_command("from rws.cli import main; main()", *map(str, command)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    program = python_command("from rws.cli import main; main()", *map(str, command))
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (rows.exists() and rows.read_bytes().count(b"\n") > 20) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -210,6 +206,4 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 _FINISHED = "The frame in hand is finished, files are complete, the exit code is 0."
 CASES = [_sink_blocks, _disk_full, _exceptions, _too_slow, _mix_changes, _broken_bundle]
-CASES += [
-    Case(number.name, _FINISHED, partial(_terminate, number=number)) for number in (signal.SIGTERM, signal.SIGINT)
-]
+CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]

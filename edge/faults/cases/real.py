@@ -25,7 +25,6 @@ from rws.records import Frame
 
 SCENES = 8
 RETURN_SECONDS = 2.0  # from the return of a camera to its first result
-
 Fault = Callable[[int, bytes], bytes]  # what becomes of the n-th JPEG of a camera
 
 
@@ -118,7 +117,6 @@ def _rtsp_returns(drill: Drill) -> None:
 
 
 def _away_and_back(drill: Drill, start: Callable[[int], MjpegServer | RtspServer]) -> None:
-    """Kill a camera while it is played, and start it again on its port 3 s later."""
     server = start(0)
     killed: list[float] = []
     came_back: list[float] = []
@@ -166,9 +164,7 @@ def _play_and_signal(
 @fault("the capture process is killed (kill -9)")
 def _capture_killed(drill: Drill) -> None:
     """A new one takes over within 2 s; what the old one held is counted."""
-    seen, source, _, killed = _play_and_signal(
-        drill, signal.SIGKILL, 5.0, lambda seen, killed, source: seen[-1].at > killed + 0.5
-    )
+    seen, source, _, killed = _play_and_signal(drill, signal.SIGKILL, 5.0, lambda seen, at, _: seen[-1].at > at + 0.5)
     back = next(one.at for one in seen if one.at > killed + 0.1) - killed
     drill.say(f"back after {back:.2f} s, reconnects {source.reconnects}")
     drill.check(source.reconnects == 1, "a new process opens it anew")
@@ -228,8 +224,7 @@ def _damaged_h264(drill: Drill) -> None:
     drill.say(f"{source.rejected} rejected; {passed}: {share:.0%} caught")
     drill.check(source.rejected > 0, "damaged frames are rejected")
     drill.check(share >= 0.9, "at least 90 % of them are caught")
-    last = max(shown, default=0)
-    drill.check(last >= 0.7 * len(reference), "it goes on after the last damage")
+    drill.check(max(shown, default=0) >= 0.7 * len(reference), "it goes on after the last damage")
 
 
 def _video(drill: Drill) -> Path:

@@ -18,8 +18,7 @@ from rws.errors import SourceError
 @fault("blocks for ever")
 def _blocks(drill: Drill) -> None:
     """A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer."""
-    steps = [("open", ""), *images(3, bad=True), ("hang", None), ("open", ""), *images(3, 3)]
-    source, capture, time = scripted(steps)
+    source, capture, time = scripted([("open", ""), *images(3, bad=True), ("hang", None), ("open", ""), *images(3, 3)])
     start = time.now
     seen = drill.play(source, reached(6), clock=time)
     drill.say(f"killed {capture.kills - 1} time(s), back after {time.now - start:.1f} s, {len(seen)} results")
@@ -70,7 +69,6 @@ def _gives_up(drill: Drill) -> None:
 
 
 def _on_the_minute(time: FakeTime) -> Iterator[Step]:
-    """A camera that sends on whole minutes, whenever it was opened."""
     yield "open", ""
     for seed in itertools.count():
         yield "wait", 60 - time() % 60

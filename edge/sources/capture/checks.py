@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN = "damaged", "undecodable", "empty", "black", "half-decoded", "frozen"
 REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN)
-
 BLACK_LEVEL = 10  # no pixel above it; video codes black as 0 after expansion, with a little ringing
 FILL_TOLERANCE = 3
 # What decoders leave where nothing was decoded: libjpeg and FFmpeg grey (128), and YUV zeros as BT.601 or BT.709 RGB.

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 CATCH_UP_SECONDS = 0.5  # lag at which frames that depend on one another are skipped up to the next key frame
 MOST_BYTES = 32 * 2**20  # of packets that wait for the decoder
-
 Arrival = tuple["Packet[Any]", float]  # a packet, and when it arrived, seconds
 
 

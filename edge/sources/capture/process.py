@@ -36,7 +36,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
     descriptors = (theirs.fileno(), counters)
-    environment = os.environ | {
+    env = os.environ | {
         # The worker imports what this process imports, and nothing that lies in the working directory.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
@@ -44,13 +44,8 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
         "OPENCV_LOG_LEVEL": "SILENT",
     }
     # In a new session: Ctrl-C in a terminal is for the loop alone.
-    process = subprocess.Popen(
-        [sys.executable, str(_WORKER), *map(str, descriptors)],
-        pass_fds=descriptors,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, str(_WORKER), *map(str, descriptors)]
+    process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     theirs.close()
     return process, ours
 

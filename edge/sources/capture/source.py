@@ -115,7 +115,6 @@ class CapturedSource(Source):
         return None
 
     def _read(self) -> Generator[Frame | None, None, str | None]:
-        """Yield what comes; returns why the source was lost, or None at a regular end."""
         self._count()
         received_before, rejected_before = self.received, self.rejections
         self._stall.opened()

@@ -23,8 +23,7 @@ class StallDetector:
         self.silent = 0.0
         self._stall, self._stretch = stall, 1
         self._longest_gap = self._gap = self._waited = 0.0
-        self._frames = 0
-        self._fell_silent = False
+        self._frames, self._fell_silent = 0, False
 
     @property
     def patience(self) -> float:
@@ -75,8 +74,7 @@ class Backoff:
     """
 
     def __init__(self, retries: int | None, jitter: Callable[[], float]) -> None:
-        self._retries, self._jitter = retries, jitter
-        self._failures = 0
+        self._retries, self._jitter, self._failures = retries, jitter, 0
 
     def failed(self) -> float | None:
         """Count a failure; return the seconds to wait before the next attempt, or None if there is none left."""

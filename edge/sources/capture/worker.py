@@ -97,7 +97,6 @@ class Worker:
 
 
 def _die_with_the_loop(loop: int) -> None:
-    """Whatever a driver does with the other threads: when the loop is gone, so is this process."""
     while os.getppid() == loop:
         time.sleep(1.0)
     os._exit(1)
@@ -108,9 +107,8 @@ def main() -> None:
     threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(ConnectionError):  # The loop was killed.
-        Worker(connection, Counters(int(sys.argv[2]))).serve()
+        Worker(socket.socket(fileno=int(sys.argv[1])), Counters(int(sys.argv[2]))).serve()
     # A decoder's thread that is blocked in a driver must not keep the process.
     os._exit(0)
 
