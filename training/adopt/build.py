@@ -192,7 +192,6 @@ class AdoptionBuild:
 
     @cached_property
     def _clean_crops(self) -> Tensor:
-        """The same crops of the clean images, uint8 (draws · N, 3, crop, crop)."""
         return torch.cat([self._cropped(self.train, places) for places in torch.split(self._crops, len(self.train))])
 
     @cached_property
@@ -214,7 +213,6 @@ class AdoptionBuild:
         return distil(student, teacher, self.recipe.soft, self.recipe.temperature)
 
     def _corrupted(self, corruption: str) -> Tensor:
-        """The corrupted crops, uint8 (draws · N, 3, crop, crop)."""
         count, (low, high) = len(self.train), self.recipe.severities
         parts = []
         for draw, places in enumerate(torch.split(self._crops, count)):

@@ -3,8 +3,6 @@
 A build that was stopped goes on where it was; several processes that share the folder can each take some of the jobs.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -73,7 +71,7 @@ class Build:
         size: int | None = None,
         device: str = "cpu",
         onto: Bundle | None = None,
-        ancestor: Build | None = None,
+        ancestor: "Build | None" = None,
         progress: Progress | None = None,
     ) -> None:
         if onto is not None:

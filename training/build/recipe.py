@@ -132,7 +132,6 @@ def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, defaul
 
 
 def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` over `default`; mappings in both are merged."""
     merged = dict(default)
     for key, new in content.items():
         old = default.get(key)

@@ -32,8 +32,8 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
     Returns:
         uint8, shape (N, 3, H, H), truncated like the reference, not rounded.
-    Raises:
-        InputError: if the images, name, severities or seeds are not as above.
+
+    Raises InputError if the images, name, severities or seeds are not as above.
     """
     if name not in REGISTRY:
         raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
@@ -71,8 +71,8 @@ def corrupt_mixed(
     Args:
         types: int64, shape (N,), index into `CORRUPTIONS`, or −1 to leave an image clean.
         images, severities, seeds, as_saved: as in `corrupt`.
-    Raises:
-        InputError: as `corrupt`, and if a type is not −1…18.
+
+    Raises InputError as `corrupt`, and if a type is not −1…18.
     """
     severities = _check(images, severities, seeds)
     types, seeds = types.to(images.device), seeds.to(images.device)

@@ -3,8 +3,6 @@
 Three disjoint splits: `train` fits, `validation` (a seeded part of the train folder) calibrates, `test` is reported on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -44,20 +42,20 @@ class Images:
         """Side of the (square) images in pixels."""
         return int(self.pixels.shape[-1])
 
-    def take(self, indices: Tensor | Sequence[int]) -> Images:
+    def take(self, indices: Tensor | Sequence[int]) -> "Images":
         """The images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Images(self.pixels[index], self.labels[index], self.classes)
 
-    def first(self, count: int | None) -> Images:
+    def first(self, count: int | None) -> "Images":
         """The first `count` images; all where `count` is None."""
         return self if count is None else self.take(range(min(count, len(self))))
 
-    def to(self, device: torch.device | str) -> Images:
+    def to(self, device: torch.device | str) -> "Images":
         """The same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
-    def relabelled(self, classes: Sequence[str]) -> Images:
+    def relabelled(self, classes: Sequence[str]) -> "Images":
         """The same images, their labels as indices into `classes`, which hold all of theirs."""
         order = torch.tensor([list(classes).index(name) for name in self.classes])
         return Images(self.pixels, order[self.labels], tuple(classes))

@@ -109,7 +109,6 @@ def _measure_corruption(
     clean: tuple[Sequence[Action], NDArray[np.float64]],
     accuracy: Callable[[Images, Action], float],
 ) -> tuple[list[NDArray[np.float64]], list[int]]:
-    """Accuracy of each action at each measured severity of one corruption, and its nearest neighbours."""
     actions, on_clean = clean
     signed = sorted({other for other, _ in actions} - {-1})
     sample = data.first(recipe.images)

@@ -95,8 +95,7 @@ class VGG16(nn.Module):
 def build_model(spec: ModelSpec, classes: int) -> nn.Module:
     """Build a classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives logits (N, classes).
 
-    Raises:
-        InputError: if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
+    Raises InputError if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
     vgg = spec.architecture == "vgg16"
     network = VGG16(spec, classes) if vgg else _torchvision_classifier(spec, classes)
@@ -140,8 +139,7 @@ def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Modu
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
 
-    Raises:
-        InputError, FormatError: if there is no such file, or it does not hold a state dict.
+    Raises InputError, FormatError if there is no such file, or it does not hold a state dict.
     """
     if not path.is_file():
         raise InputError(f"no file {path}")
@@ -178,8 +176,7 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
 def take_fitting(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
     """Give a network the tensors whose name and shape fit; the others (a head for other classes, say) stay.
 
-    Raises:
-        InputError: if none fits; it begins with `source`.
+    Raises InputError if none fits; it begins with `source`.
     """
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
@@ -222,9 +219,7 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     """Names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
 
     A layer is a convolution; in a torchvision ResNet a block (stem, residual blocks), as in Cai et al. 2023.
-
-    Raises:
-        InputError: if the model has fewer layers, or its convolutions still carry BatchNorm.
+    Raises InputError if the model has fewer layers, or its convolutions still carry BatchNorm.
     """
     parameters = dict(folded.named_parameters())
     convolutions = [name for name, module in folded.named_modules() if isinstance(module, nn.Conv2d)]

@@ -209,7 +209,6 @@ def fit_view_oracle(
 def _calibrated(
     network: OracleNetwork, held_out: Tensor, recipe: ViewRecipe, seed: int, generator: torch.Generator
 ) -> tuple[Calibration, OracleScores]:
-    """Calibrate on held-out images; the clean ones are seen at five places each."""
     count = max(400, min(2000, 12 * len(held_out)))
     judged = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
     logits = oracle_logits(network, judged.x, _CHUNK)

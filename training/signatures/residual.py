@@ -24,9 +24,7 @@ def residual_signature(
 
     Weights are folded. `projection`: `per_tensor` flattens each, as in the authors' code; `whole` projects the
     concatenation of all `tensors` at once; `plain` is θ_r − θ_std.
-
-    Raises:
-        InputError: if a tensor is missing, the shapes differ, or the projection is unknown.
+    Raises InputError if a tensor is missing, the shapes differ, or the projection is unknown.
     """
     if projection not in get_args(Projection):
         raise InputError(f"projection {projection!r} is not one of {', '.join(get_args(Projection))}")

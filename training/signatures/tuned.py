@@ -104,8 +104,7 @@ def _loss(
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
     """The part of a folded model up to its first convolution or linear layer not in `tensors`; shares parameters.
 
-    Raises:
-        InputError: if there is none.
+    Raises InputError if there is none.
     """
     traced = folded if isinstance(folded, fx.GraphModule) else fx.symbolic_trace(folded)
     modules = dict(traced.named_modules())
