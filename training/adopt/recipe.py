@@ -1,7 +1,5 @@
 """The recipe of signatures for a classifier that is deployed already."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,7 +64,7 @@ class AdoptRecipe:
         if self.severities[0] > self.severities[1]:
             raise ValueError("severities of which the smaller one is first")
 
-    def quick(self) -> AdoptRecipe:
+    def quick(self) -> "AdoptRecipe":
         """Return the recipe of a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
         calibration = replace(
             self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=(0.5, 1.0)

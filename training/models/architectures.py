@@ -29,7 +29,6 @@ class ModelSpec:
         architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
         width: multiplier of the channel counts of VGG-16, or of a torchvision ResNet's blocks (not of its stem).
         widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
-        batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
         weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,

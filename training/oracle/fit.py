@@ -17,8 +17,7 @@ from rws.training.models.loop import Plan, Report, identity_of, train
 from rws.training.oracle.network import OracleNetwork
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw
 
-ORACLE_VERSION = 1
-"""Raise it when the same recipe and images give another network."""
+ORACLE_VERSION = 1  # raise it when the same recipe and images give another network
 
 
 def oracle_batches(

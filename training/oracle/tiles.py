@@ -77,8 +77,7 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
     side = pixels.shape[-1]
     if side <= 2 * tile:
         return pixels
-    half = side // 2
-    room = half - tile
+    half, room = side // 2, side // 2 - tile
     if generator is None:
         spans = [slice(start, start + tile) for start in (room // 2, half + room // 2)]
         return torch.cat([torch.cat([pixels[:, :, row, column] for column in spans], 3) for row in spans], 2)
@@ -171,14 +170,10 @@ def fit_view_oracle(
     checkpoint: Path | None = None,
     report: Report,
 ) -> tuple[bytes, OracleScores]:
-    """Fine-tune the bundled oracle for images of another size, and calibrate it with held-out ones.
+    """Fine-tune the bundled oracle for images of another size; calibrate and score it with held-out ones.
 
-    Args:
-        pictures, held_out: uint8 (N, 3, H, H), RGB, clean.
-        checkpoint, report: as in `train`; also called while frames are made.
-
-    Returns:
-        ONNX bytes (`image`, float32 (N, 3, H, H), to `joint`), and what was measured on held-out images.
+    Both are uint8 (N, 3, H, H), RGB, clean. The ONNX bytes take `image`, float32 (N, 3, H, H), to `joint`.
+    `checkpoint`, `report`: as in `train`; also called while frames are made.
     """
     torch.manual_seed(seed)
     size = pictures.shape[-1]

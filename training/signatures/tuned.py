@@ -28,7 +28,6 @@ class TuneRecipe:
     Args:
         target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels; `shallow`
             matches what the clean model's first deep layer sees on the clean image, and runs no deep layer at all.
-        learning_rate, warmup, crop, precision: as in `FitRecipe`.
     """
 
     target: Literal["output", "labels", "shallow"] = "output"
