@@ -84,7 +84,6 @@ class AdoptionBuild:
         pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
         classes: names in the order of the logits; None: `class 0`, ….
         progress: called with {job, seconds, …}.
-
     Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
     """
 

@@ -34,8 +34,7 @@ class AdoptRecipe:
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
-        stream: the policy and the temporal filter. A few held-out images say little about the rare clean frame that
-            looks corrupted, so clean gets more weight here than they ask for.
+        stream: few held-out images say little about rare clean frames, so clean gets more weight than they ask for.
     """
 
     seed: int = 0

@@ -57,7 +57,6 @@ class Build:
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
         ancestor: another build, whose init (but its head) this one's begins from, so that signatures fit both.
         progress: called with {job, seconds, …} after each epoch or part of a job.
-
     Raises InputError if the device is not there, or the bundle has a signature for an unknown corruption. Jobs raise it
     where `work` holds files of another build, or the images do not fit the bundle.
     """

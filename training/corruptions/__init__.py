@@ -30,7 +30,6 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
-
     Raises InputError if the images, name, severities or seeds are not as above.
     """
     if name not in REGISTRY:
@@ -69,7 +68,6 @@ def corrupt_mixed(
     Args:
         types: int64, shape (N,), index into `CORRUPTIONS`, or −1 to leave an image clean.
         images, severities, seeds, as_saved: as in `corrupt`.
-
     Raises InputError as `corrupt`, and if a type is not −1…18.
     """
     severities = _check(images, severities, seeds)

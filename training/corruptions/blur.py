@@ -140,7 +140,6 @@ def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (step / c[:, 1, None].double().clamp(min=1e-3)) ** 2) * (step < taps[:, None])
     weights = (weights / weights.sum(1, keepdim=True)).float()
     weights = torch.where(weights < 1e-6, 0.0, weights)
-
     turn = torch.deg2rad(angle.double())[:, None]
     down = torch.ceil(step * turn.sin() - 0.5).long()
     right = torch.ceil(step * turn.cos() - 0.5).long()

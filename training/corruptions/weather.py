@@ -122,7 +122,6 @@ def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     liquid = gaussian_filter(z[:, None] * deviation + mean, c[:, 2])
     liquid = torch.where(liquid < threshold, 0.0, liquid)
     out = torch.empty_like(x)
-
     wet = mud.flatten() == 0
     dirty = ~wet
     out[wet] = x[wet] + _water_mask(liquid[wet]) * mix[wet] * x.new_tensor(_WATER)[:, None, None]

@@ -84,10 +84,8 @@ def load_images(
             a torchvision data set, downloaded to `~/.cache/rws/torchvision`, or elsewhere: `cifar10:/my/folder`.
         split: `train` or `test`; None takes `source` itself, and so does `train` where there are no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
-        cache: folder for the decoded arrays.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
-
     Raises InputError if the folder, the split or a class has no readable image, or the sizes differ.
     """
     name, _, root = str(source).partition(":")

@@ -49,7 +49,6 @@ class ViewRecipe:
         tile: side of each of the four tiles, pixels.
         frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
-        clean_recall: percent of clean held-out views that must be named so.
         draws: of the states and severities; its schedule is not used.
     """
 
