@@ -85,7 +85,6 @@ REGISTRY: dict[str, Corruption] = {
 }
 
 WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in REGISTRY.items() if corruption.whole)
-"""Those that exist at whole severities only: between them no constant could be interpolated."""
 
 
 @lru_cache(maxsize=256)

@@ -46,10 +46,10 @@ def fit_oracle(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> OracleNetwork:
-    """Train the oracle on clean images; labels are not used. Its states are clean and `corruptions`, in this order.
-
-    `seed`: of weights, order and corruptions; `checkpoint`, `report`: as in `train`.
-    """
+    (
+        """Train the oracle on clean images; labels are not used. Its states are clean and `corruptions`, in this order."""
+        ""
+    )
     torch.manual_seed(seed)
     device = data.pixels.device
     network = channels_last(_network(recipe, corruptions), device)
