@@ -84,7 +84,6 @@ class AdoptionBuild:
         pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
         classes: names in the order of the logits; None: `class 0`, ….
         progress: called with {job, seconds, …}.
-
     Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
     """
 
@@ -192,7 +191,6 @@ class AdoptionBuild:
 
     @cached_property
     def _clean_crops(self) -> Tensor:
-        """The same crops of the clean images, uint8 (draws · N, 3, crop, crop)."""
         return torch.cat([self._cropped(self.train, places) for places in torch.split(self._crops, len(self.train))])
 
     @cached_property
@@ -214,7 +212,6 @@ class AdoptionBuild:
         return distil(student, teacher, self.recipe.soft, self.recipe.temperature)
 
     def _corrupted(self, corruption: str) -> Tensor:
-        """The corrupted crops, uint8 (draws · N, 3, crop, crop)."""
         count, (low, high) = len(self.train), self.recipe.severities
         parts = []
         for draw, places in enumerate(torch.split(self._crops, count)):

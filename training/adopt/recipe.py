@@ -1,7 +1,5 @@
 """The recipe of signatures for a classifier that is deployed already."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,8 +34,7 @@ class AdoptRecipe:
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
-        stream: the policy and the temporal filter. A few held-out images say little about the rare clean frame that
-            looks corrupted, so clean gets more weight here than they ask for.
+        stream: few held-out images say little about rare clean frames, so clean gets more weight than they ask for.
     """
 
     seed: int = 0
@@ -66,7 +63,7 @@ class AdoptRecipe:
         if self.severities[0] > self.severities[1]:
             raise ValueError("severities of which the smaller one is first")
 
-    def quick(self) -> AdoptRecipe:
+    def quick(self) -> "AdoptRecipe":
         """Return the recipe of a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
         calibration = replace(
             self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=(0.5, 1.0)

@@ -14,8 +14,7 @@ from rws.training.signatures.deltas import Deltas
 def distil(student: Tensor, teacher: Tensor, soft: float, temperature: float) -> Tensor:
     """Return the Kullback-Leibler divergence of two networks' answers, plus `soft` times that of both softened.
 
-    Both are float32 (N, C) logits. The softened term is scaled by the temperature's square, so that its gradient keeps
-    its size (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, Sec. 2).
+    Both are float32 (N, C) logits. The temperature's square keeps the gradient's size (Hinton et al. 2015, Sec. 2).
     """
     softened = _divergence(student / temperature, teacher / temperature)
     return _divergence(student, teacher) + soft * temperature**2 * softened

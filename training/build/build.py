@@ -3,8 +3,6 @@
 A build that was stopped goes on where it was; several processes that share the folder can each take some of the jobs.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -59,7 +57,6 @@ class Build:
         onto: a bundle whose model and signatures are kept: only the oracle and the gain table are made.
         ancestor: another build, whose init (but its head) this one's begins from, so that signatures fit both.
         progress: called with {job, seconds, …} after each epoch or part of a job.
-
     Raises InputError if the device is not there, or the bundle has a signature for an unknown corruption. Jobs raise it
     where `work` holds files of another build, or the images do not fit the bundle.
     """
@@ -73,7 +70,7 @@ class Build:
         size: int | None = None,
         device: str = "cpu",
         onto: Bundle | None = None,
-        ancestor: Build | None = None,
+        ancestor: "Build | None" = None,
         progress: Progress | None = None,
     ) -> None:
         if onto is not None:

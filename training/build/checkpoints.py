@@ -37,9 +37,8 @@ def folded_weights(
     """
     if path.suffix != ".onnx":
         folded = folded_model(path, recipe, classes)
-        return {name: p.detach() for name, p in folded.named_parameters()}, architectures.shallow_tensors(
-            folded, layers
-        )
+        weights = {name: p.detach() for name, p in folded.named_parameters()}
+        return weights, architectures.shallow_tensors(folded, layers)
     model = prepare(read_model(path))
     weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)

@@ -46,8 +46,7 @@ class DataRecipe:
 class SignatureRecipe:
     """Which signatures to ship: of the shallowest `layers`; `projection` is of the `residual` way.
 
-    With `fold_first` θ_std and the robust models continue from the init with its BatchNorm folded, so that the deep
-    layers' statistics cannot take over what the shallow weights should learn.
+    With `fold_first` θ_std and θ_r continue from the folded init: deep statistics cannot learn for the shallow weights.
     """
 
     way: Literal["tuned", "residual"] = "tuned"
@@ -84,8 +83,7 @@ class StreamRecipe:
 class Recipe:
     """Everything that decides a bundle, besides the images.
 
-    From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model with all corruptions as augmentation
-    (`augmented`; nothing that ships).
+    From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model of all corruptions (`augmented`).
     """
 
     name: str
@@ -132,7 +130,6 @@ def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, defaul
 
 
 def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` over `default`; mappings in both are merged."""
     merged = dict(default)
     for key, new in content.items():
         old = default.get(key)

@@ -107,24 +107,17 @@ def build(
 
 
 def _build_labelled(
-    recipe: str,
-    data: str | None,
-    work: Path,
-    onto: Path | None,
-    size: int | None,
-    device: str,
-    jobs: list[str],
-    out: Path,
+    name: str, data: str | None, work: Path, onto: Path | None, size: int | None, device: str, job: list[str], out: Path
 ) -> None:
     from rws.edge.bundle.bundle import Bundle
     from rws.training.build.build import Build
     from rws.training.build.recipe import load_recipe
 
-    chosen, kept = load_recipe(recipe), None if onto is None else Bundle.load(onto)
+    chosen, kept = load_recipe(name), None if onto is None else Bundle.load(onto)
     source = data or chosen.data.source
     made = Build(chosen, source, work, size=size, device=device, onto=kept, progress=_print_progress)
-    made.run(jobs)
-    if not jobs:
+    made.run(job)
+    if not job:
         made.bundle(out)
         typer.echo(f"wrote {out}; try: rws inspect {out}")
 

@@ -22,7 +22,7 @@ _CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
 
 
 def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, as_saved: bool = False) -> Tensor:
-    """Corrupt a batch of images.
+    """Corrupt a batch of images; uint8 (N, 3, H, H) as they are, truncated like the reference, not rounded.
 
     Args:
         images: uint8, shape (N, 3, H, H), RGB. Constants are those of the nearest of 32, 64, 224 pixels by ratio.
@@ -30,10 +30,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
-    Returns:
-        uint8, shape (N, 3, H, H), truncated like the reference, not rounded.
-    Raises:
-        InputError: if the images, name, severities or seeds are not as above.
+    Raises InputError if the images, name, severities or seeds are not as above.
     """
     if name not in REGISTRY:
         raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
@@ -71,8 +68,7 @@ def corrupt_mixed(
     Args:
         types: int64, shape (N,), index into `CORRUPTIONS`, or −1 to leave an image clean.
         images, severities, seeds, as_saved: as in `corrupt`.
-    Raises:
-        InputError: as `corrupt`, and if a type is not −1…18.
+    Raises InputError as `corrupt`, and if a type is not −1…18.
     """
     severities = _check(images, severities, seeds)
     types, seeds = types.to(images.device), seeds.to(images.device)

@@ -38,8 +38,7 @@ def separable(x: Tensor, matrix: Tensor) -> Tensor:
 def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bool = False) -> Tensor:
     """SciPy's and scikit-image's Gaussian filter on (N, C, H, H), sigma in pixels, shape (N,); 0 leaves x as it is.
 
-    Edges are replicated, or with `reflect` mirrored about the border between pixels; the kernel ends at
-    int(truncate·σ + ½) pixels.
+    Edges are replicated, or with `reflect` mirrored between pixels; the kernel ends at int(truncate·σ + ½) pixels.
     """
     sigmas, which = torch.unique(sigma, return_inverse=True)
     return separable(x, _gaussian_matrices(tuple(sigmas.tolist()), x.shape[-1], truncate, reflect, x.device)[which])
@@ -133,8 +132,7 @@ def draw_glass(stream: Stream, c: Tensor, size: int) -> tuple[Tensor, ...]:
 def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
     """ImageMagick's motion blur of radius c[0] and σ = c[1] pixels along `angle`, degrees, (N,); whole grey levels.
 
-    A one-sided half Gaussian at whole-pixel offsets, edges replicated. The reference's PNG writer truncates 16 bits
-    to 8, hence the floor.
+    A one-sided half Gaussian at whole-pixel offsets, edges replicated; floored as by the reference's PNG writer.
     """
     n, channels, size, _ = x.shape
     taps = 2 * c[:, 0].double().ceil() + 1
@@ -142,7 +140,6 @@ def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (step / c[:, 1, None].double().clamp(min=1e-3)) ** 2) * (step < taps[:, None])
     weights = (weights / weights.sum(1, keepdim=True)).float()
     weights = torch.where(weights < 1e-6, 0.0, weights)
-
     turn = torch.deg2rad(angle.double())[:, None]
     down = torch.ceil(step * turn.sin() - 0.5).long()
     right = torch.ceil(step * turn.cos() - 0.5).long()

@@ -9,7 +9,6 @@ SIZES = (32, 64, 224)
 LEVELS = 5
 
 _DATA: dict[str, Any] = json.loads(files(__package__).joinpath("severity_constants.json").read_text())
-
 NAMES: tuple[str, ...] = tuple(_DATA["parameters"])
 
 

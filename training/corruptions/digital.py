@@ -103,7 +103,6 @@ def elastic_transform(x: Tensor, c: Tensor, jitter: Tensor, field: Tensor) -> Te
     source_x = (f / det * column * 1024).round() + ((-b / det * row + (b * g - f * e) / det) * 1024).round()
     source_y = (-d / det * column * 1024).round() + ((a / det * row + (d * e - a * g) / det) * 1024).round()
     x = _sample(x, torch.floor((source_x + 16) / 32) / 32, torch.floor((source_y + 16) / 32) / 32, between=False)
-
     shift = gaussian_filter(field, c[:, 1], truncate=3.0, reflect=True) * c[:, 0, None, None, None]
     return _sample(x, column.float() + shift[:, 0], row.float() + shift[:, 1], between=True)
 

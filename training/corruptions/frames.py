@@ -19,9 +19,7 @@ def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
 
     `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. `size`: height and
     width of the frames, pixels, equal. Each frame's noise is drawn from `seed` and its number.
-
-    Raises:
-        InputError: if the corruption is unknown, the severity is not 0…5, or the size is not square.
+    Raises InputError if the corruption is unknown, the severity is not 0…5, or the size is not square.
     """
     layers = [_parse(part) for part in spec.split("+")]
     if size[0] != size[1]:

@@ -34,14 +34,12 @@ def shot_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
 def poisson(rate: Tensor, z: Tensor) -> Tensor:
     """The Poisson(rate) quantile at Φ(z), same shape: below a rate of 4 exact, by the cumulative sum.
 
-    From 4 up: the normal expansion Q_N3 of Giles 2016, "Algorithm 955: approximation of the inverse Poisson
-    cumulative distribution function", within 7e-4 in total variation.
+    From 4 up: the normal expansion Q_N3 of Giles 2016 (ACM TOMS, Algorithm 955), within 7e-4 in total variation.
     """
     root = rate.sqrt()
     square = z * z
     count = rate + root * z + (square + 2) / 6 - z * (square + 2) / (72 * root)
     count = (count + (square * (square / 270 + 7 / 810) - 8 / 405) / rate).floor_().clamp_(min=0)
-
     dim = (rate < 4).flatten().nonzero()[:, 0]
     small = rate.take(dim)
     quantile = torch.special.erfc(z.take(dim) * -math.sqrt(0.5)) / 2

@@ -19,8 +19,7 @@ Draws = tuple[Tensor, ...]
 class Corruption:
     """One corruption: `apply(x, c, *draws)`, where `table` gives `c` for severity 0…5 and `draw` the randomness.
 
-    Between whole severities `c` is interpolated, unless it exists at `whole` ones only; or the images of the two
-    neighbours are to `blend`, under the same draws.
+    Between whole severities `c` is interpolated, unless it is `whole`, or the two images are to `blend`, same draws.
     """
 
     apply: Callable[..., Tensor]
@@ -86,7 +85,6 @@ REGISTRY: dict[str, Corruption] = {
 }
 
 WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in REGISTRY.items() if corruption.whole)
-"""Those that exist at whole severities only: between them no constant could be interpolated."""
 
 
 @lru_cache(maxsize=256)

@@ -42,8 +42,7 @@ _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 def frost_overlays(size: int) -> tuple[Tensor, Tensor]:
     """All pixels of the five overlays, uint8 (3, P), RGB; and each one's first pixel, height, width, int64 (5, 3).
 
-    Raises:
-        RwsError: if the package that carries the pictures is not installed.
+    Raises RwsError if the package that carries the pictures is not installed.
     """
     # Found, not imported: importing it compiles for seconds, and breaks with some versions of what it needs.
     spec = find_spec("imagecorruptions")
@@ -123,7 +122,6 @@ def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
     liquid = gaussian_filter(z[:, None] * deviation + mean, c[:, 2])
     liquid = torch.where(liquid < threshold, 0.0, liquid)
     out = torch.empty_like(x)
-
     wet = mud.flatten() == 0
     dirty = ~wet
     out[wet] = x[wet] + _water_mask(liquid[wet]) * mix[wet] * x.new_tensor(_WATER)[:, None, None]

@@ -3,8 +3,6 @@
 Three disjoint splits: `train` fits, `validation` (a seeded part of the train folder) calibrates, `test` is reported on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -44,20 +42,20 @@ class Images:
         """Side of the (square) images in pixels."""
         return int(self.pixels.shape[-1])
 
-    def take(self, indices: Tensor | Sequence[int]) -> Images:
+    def take(self, indices: Tensor | Sequence[int]) -> "Images":
         """The images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Images(self.pixels[index], self.labels[index], self.classes)
 
-    def first(self, count: int | None) -> Images:
+    def first(self, count: int | None) -> "Images":
         """The first `count` images; all where `count` is None."""
         return self if count is None else self.take(range(min(count, len(self))))
 
-    def to(self, device: torch.device | str) -> Images:
+    def to(self, device: torch.device | str) -> "Images":
         """The same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
-    def relabelled(self, classes: Sequence[str]) -> Images:
+    def relabelled(self, classes: Sequence[str]) -> "Images":
         """The same images, their labels as indices into `classes`, which hold all of theirs."""
         order = torch.tensor([list(classes).index(name) for name in self.classes])
         return Images(self.pixels, order[self.labels], tuple(classes))
@@ -86,10 +84,8 @@ def load_images(
             a torchvision data set, downloaded to `~/.cache/rws/torchvision`, or elsewhere: `cifar10:/my/folder`.
         split: `train` or `test`; None takes `source` itself, and so does `train` where there are no split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
-        cache: folder for the decoded arrays.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
-
     Raises InputError if the folder, the split or a class has no readable image, or the sizes differ.
     """
     name, _, root = str(source).partition(":")

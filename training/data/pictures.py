@@ -41,7 +41,6 @@ def load_pictures(
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
         keep: folder for what a live source gave, for a build that goes on. None: nothing is kept.
-
     Raises InputError if a live source has no `limit`, `every` is below 1, it holds no picture, or what was kept has
     another size; SourceError if the source cannot be opened.
     """

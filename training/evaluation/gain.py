@@ -71,7 +71,6 @@ def measure_gain(
     Args:
         model: the clean model with its signatures, as the device runs it; left without a patch.
         names: of its signatures; InputError if one is not a corruption. The table has all corruptions.
-        levels: severity levels of the oracle's states.
         soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
         report: called after each corruption with {corruption, …}.
     """
@@ -109,7 +108,6 @@ def _measure_corruption(
     clean: tuple[Sequence[Action], NDArray[np.float64]],
     accuracy: Callable[[Images, Action], float],
 ) -> tuple[list[NDArray[np.float64]], list[int]]:
-    """Accuracy of each action at each measured severity of one corruption, and its nearest neighbours."""
     actions, on_clean = clean
     signed = sorted({other for other, _ in actions} - {-1})
     sample = data.first(recipe.images)

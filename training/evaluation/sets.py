@@ -42,7 +42,6 @@ def evaluation_sets(
             `<corruption>/<severity>/<class>/<image>`; or one with CIFAR-10-C's `.npy` files. The latter two hold clean
             images only if there is a `clean/<class>/` folder or a `clean.npy`.
         limit: at most this many images of each set, spread over the classes by a seeded shuffle.
-
     Raises InputError if classes or sizes do not fit the bundle, or nothing is found.
     """
     folder = Path(source)

@@ -3,8 +3,6 @@
 Beside a file lies its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -73,7 +71,7 @@ SCORED: Codec[tuple[bytes, Any]] = Codec(_encode_scored, _decode_scored)
 class Entry(Generic[T]):
     """One artefact of a store; its identity, what it is made from, is JSON data in which dataclasses may stand."""
 
-    def __init__(self, store: Store, name: str, identity: Any, codec: Codec[T]) -> None:
+    def __init__(self, store: "Store", name: str, identity: Any, codec: Codec[T]) -> None:
         text = json.dumps(identity, default=asdict, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store, self._identity, self._codec = store, json.loads(text), codec

@@ -29,7 +29,6 @@ class ModelSpec:
         architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
         width: multiplier of the channel counts of VGG-16, or of a torchvision ResNet's blocks (not of its stem).
         widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
-        batch_norm: BatchNorm after each convolution of VGG-16.
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
         weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
@@ -60,10 +59,7 @@ class Normalise(nn.Module):
 
 
 class VGG16(nn.Module):
-    """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, a global average, one layer.
-
-    float32 (N, 3, H, W) RGB 0…1 to logits (N, classes).
-    """
+    """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, a global average, one layer."""
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()
@@ -95,8 +91,7 @@ class VGG16(nn.Module):
 def build_model(spec: ModelSpec, classes: int) -> nn.Module:
     """Build a classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives logits (N, classes).
 
-    Raises:
-        InputError: if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
+    Raises InputError if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
     vgg = spec.architecture == "vgg16"
     network = VGG16(spec, classes) if vgg else _torchvision_classifier(spec, classes)
@@ -140,8 +135,7 @@ def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Modu
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
 
-    Raises:
-        InputError, FormatError: if there is no such file, or it does not hold a state dict.
+    Raises InputError, FormatError if there is no such file, or it does not hold a state dict.
     """
     if not path.is_file():
         raise InputError(f"no file {path}")
@@ -178,8 +172,7 @@ def _take_weights(network: nn.Module, spec: ModelSpec) -> None:
 def take_fitting(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
     """Give a network the tensors whose name and shape fit; the others (a head for other classes, say) stay.
 
-    Raises:
-        InputError: if none fits; it begins with `source`.
+    Raises InputError if none fits; it begins with `source`.
     """
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
@@ -222,9 +215,7 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
     """Names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
 
     A layer is a convolution; in a torchvision ResNet a block (stem, residual blocks), as in Cai et al. 2023.
-
-    Raises:
-        InputError: if the model has fewer layers, or its convolutions still carry BatchNorm.
+    Raises InputError if the model has fewer layers, or its convolutions still carry BatchNorm.
     """
     parameters = dict(folded.named_parameters())
     convolutions = [name for name, module in folded.named_modules() if isinstance(module, nn.Conv2d)]

@@ -19,9 +19,7 @@ def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", ke
     """Export with a dynamic batch axis; `image`, float32 (N, 3, size, size), RGB, 0…1 in.
 
     `module`: in eval mode, left where it is; `keep`: parameters to be initialisers of the graph under their own names.
-
-    Raises:
-        InputError: if one of `keep` did not survive the export.
+    Raises InputError if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
     module = copy.deepcopy(module).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch has no such stub

@@ -25,12 +25,8 @@ M = TypeVar("M", bound=nn.Module)
 class FitRecipe:
     """How to fit: SGD under a warm-up and a cosine to zero; rates are for the given batch size.
 
-    Args:
-        learning_rate: the peak.
-        warmup: as in `rws.training.models.loop.Plan`.
-        momentum: Nesterov's.
-        crop: pixels of reflected border that the random crop moves in.
-        precision: `bf16` (autocast) or `fp32`.
+    `learning_rate` is the peak, `momentum` Nesterov's, `warmup` as in `rws.training.models.loop.Plan`; `crop` is the
+    border, reflected, pixels, that the random crop moves in.
     """
 
     epochs: Count = 50
@@ -134,13 +130,8 @@ def fit(
     corrupted = corrupted or Corrupted()
     device = data.pixels.device
     channels_last(model, device)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    optimiser = torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
 
     def loss_of(batch: Batch) -> Tensor:
         with autocast(device, recipe.precision):

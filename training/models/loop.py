@@ -91,9 +91,7 @@ def train(
         batches: of an epoch, counted from 0; the same ones at each call.
         checkpoint: written after every epoch; if it exists, the run goes on from it.
         report: called after each epoch with {epoch, loss}: its number from 1, the mean loss.
-
-    Raises:
-        DivergedError, InputError: if the loss is no longer finite, or the checkpoint belongs to another run.
+    Raises DivergedError, InputError if the loss is no longer finite, or the checkpoint belongs to another run.
     """
     keep_freed_memory()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, plan.steps, plan.warmup))

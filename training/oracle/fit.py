@@ -17,8 +17,7 @@ from rws.training.models.loop import Plan, Report, identity_of, train
 from rws.training.oracle.network import OracleNetwork
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw
 
-ORACLE_VERSION = 1
-"""Raise it when the same recipe and images give another network."""
+ORACLE_VERSION = 1  # raise it when the same recipe and images give another network
 
 
 def oracle_batches(
@@ -47,10 +46,10 @@ def fit_oracle(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> OracleNetwork:
-    """Train the oracle on clean images; labels are not used. Its states are clean and `corruptions`, in this order.
-
-    `seed`: of weights, order and corruptions; `checkpoint`, `report`: as in `train`.
-    """
+    (
+        """Train the oracle on clean images; labels are not used. Its states are clean and `corruptions`, in this order."""
+        ""
+    )
     torch.manual_seed(seed)
     device = data.pixels.device
     network = channels_last(_network(recipe, corruptions), device)

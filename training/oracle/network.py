@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SHARPNESS = 30.0
-"""Softsign is half-way at a residual of 1/30, about eight grey levels."""
+SHARPNESS = 30.0  # softsign is half-way at a residual of 1/30, about eight grey levels
 
 
 class OracleNetwork(nn.Module):

@@ -22,7 +22,6 @@ class OracleRecipe:
     Args:
         learning_rate, warmup, weight_decay, crop: as in `FitRecipe`; the corruption comes after the crop.
         precision: as there; what tells corruptions apart is often a fraction of a grey level, so not bf16.
-        filters, widths: channels of the first convolution and of those after it.
         clean_share: part of the images that stay clean; the other types share the rest evenly.
         pair_share: part of the images that get a second corruption, over the first one.
         whole_share: part of the severities that are whole numbers, as in test sets.
@@ -49,8 +48,7 @@ def draw_severities(
 ) -> Tensor:
     """Severities of types, int64 (N,), −1 = clean (0): whole ones, or real ones from the recipe's minimum to 5.
 
-    Real ones are uniform up to 5.5 and cut at 5: a target is split between the levels around it, so level 5 would
-    otherwise get half of what the others get.
+    Real ones are uniform up to 5.5 and cut at 5: targets are split between levels, so level 5 would get half as much.
     """
     low = recipe.minimum_severity
     real = (low + (5.5 - low) * torch.rand(len(types), generator=generator)).clamp(max=5)

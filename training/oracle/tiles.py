@@ -49,7 +49,6 @@ class ViewRecipe:
         tile: side of each of the four tiles, pixels.
         frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
-        clean_recall: percent of clean held-out views that must be named so.
         draws: of the states and severities; its schedule is not used.
     """
 
@@ -77,8 +76,7 @@ def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -
     side = pixels.shape[-1]
     if side <= 2 * tile:
         return pixels
-    half = side // 2
-    room = half - tile
+    half, room = side // 2, side // 2 - tile
     if generator is None:
         spans = [slice(start, start + tile) for start in (room // 2, half + room // 2)]
         return torch.cat([torch.cat([pixels[:, :, row, column] for column in spans], 3) for row in spans], 2)
@@ -171,14 +169,10 @@ def fit_view_oracle(
     checkpoint: Path | None = None,
     report: Report,
 ) -> tuple[bytes, OracleScores]:
-    """Fine-tune the bundled oracle for images of another size, and calibrate it with held-out ones.
+    """Fine-tune the bundled oracle for images of another size; calibrate and score it with held-out ones.
 
-    Args:
-        pictures, held_out: uint8 (N, 3, H, H), RGB, clean.
-        checkpoint, report: as in `train`; also called while frames are made.
-
-    Returns:
-        ONNX bytes (`image`, float32 (N, 3, H, H), to `joint`), and what was measured on held-out images.
+    Both are uint8 (N, 3, H, H), RGB, clean. The ONNX bytes take `image`, float32 (N, 3, H, H), to `joint`.
+    `checkpoint`, `report`: as in `train`; also called while frames are made.
     """
     torch.manual_seed(seed)
     size = pictures.shape[-1]
@@ -209,7 +203,6 @@ def fit_view_oracle(
 def _calibrated(
     network: OracleNetwork, held_out: Tensor, recipe: ViewRecipe, seed: int, generator: torch.Generator
 ) -> tuple[Calibration, OracleScores]:
-    """Calibrate on held-out images; the clean ones are seen at five places each."""
     count = max(400, min(2000, 12 * len(held_out)))
     judged = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
     logits = oracle_logits(network, judged.x, _CHUNK)

@@ -13,8 +13,7 @@ Deltas = dict[str, Tensor]
 
 DELTAS: Codec[Deltas] = Codec(
     lambda deltas: save({name: delta.float().contiguous() for name, delta in deltas.items()}), load
-)
-"""Deltas as float32 `.safetensors`."""
+)  # float32 `.safetensors`
 
 
 def composed(deltas: Sequence[tuple[Deltas, float]]) -> Deltas:

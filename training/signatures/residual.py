@@ -21,12 +21,9 @@ def residual_signature(
     """Return R = v_c − v_base·⟨v_c, v_base⟩/⟨v_base, v_base⟩, with v_c = θ_r − θ_init and v_base = θ_std − θ_init.
 
     Cai et al. 2023, Sec. 3.2, Eq. 3. If θ_std is the init, v_base is 0 and R = θ_r − θ_std.
-
     Weights are folded. `projection`: `per_tensor` flattens each, as in the authors' code; `whole` projects the
     concatenation of all `tensors` at once; `plain` is θ_r − θ_std.
-
-    Raises:
-        InputError: if a tensor is missing, the shapes differ, or the projection is unknown.
+    Raises InputError if a tensor is missing, the shapes differ, or the projection is unknown.
     """
     if projection not in get_args(Projection):
         raise InputError(f"projection {projection!r} is not one of {', '.join(get_args(Projection))}")

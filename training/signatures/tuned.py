@@ -28,7 +28,6 @@ class TuneRecipe:
     Args:
         target: `output` matches the clean model's softmax on the clean image; `labels` uses the labels; `shallow`
             matches what the clean model's first deep layer sees on the clean image, and runs no deep layer at all.
-        learning_rate, warmup, crop, precision: as in `FitRecipe`.
     """
 
     target: Literal["output", "labels", "shallow"] = "output"
@@ -104,8 +103,7 @@ def _loss(
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
     """The part of a folded model up to its first convolution or linear layer not in `tensors`; shares parameters.
 
-    Raises:
-        InputError: if there is none.
+    Raises InputError if there is none.
     """
     traced = folded if isinstance(folded, fx.GraphModule) else fx.symbolic_trace(folded)
     modules = dict(traced.named_modules())
