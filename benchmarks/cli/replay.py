@@ -75,7 +75,6 @@ def replay(
         from rws.benchmarks.replay.streams import StreamOptions
         from rws.benchmarks.streams.protocols import PROTOCOLS
         from rws.training.evaluation.evaluator import EvaluationOptions
-
     check_targets(report, table)
     if not protocol:
         options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)

@@ -49,10 +49,7 @@ def load_models(
     """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
 
     The bundle comes first; the default is taken if nothing is given at all. `layers` and `seed` as in `load_model`.
-
-    Raises:
-        InputError: if an architecture has no size or is unknown.
-        BundleError: if a file or a bundle is not valid.
+    Raise InputError if an architecture has no size or is unknown, BundleError if a file or a bundle is not valid.
     """
     found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
     for spec in specs:
@@ -131,7 +128,6 @@ def _module(architecture: str, size: int, seed: int) -> nn.Module:
 
 
 def _random_signatures(clean: dict[str, np.ndarray], seed: int) -> SignatureSet:
-    """One signature a corruption, 8 bit per channel, normal with 5 % of each tensor's standard deviation."""
     rng = np.random.default_rng(seed)
     # Biases that the export or `prepare` added are all zero, and must move too.
     spread = {name: RELATIVE_DELTA * (float(array.std()) or 0.1) for name, array in clean.items()}

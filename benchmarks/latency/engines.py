@@ -124,8 +124,6 @@ def deployed_model(setting: Setting) -> PatchableModel:
 
 
 class _Session:
-    """As users make and call it; `level` of optimisation None takes all, `optimised` is where to save the graph."""
-
     def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
         if not setting.onnx_runs:
             raise RwsError(NO_CUDA)

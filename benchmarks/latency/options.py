@@ -10,11 +10,7 @@ from rws.errors import InputError
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How to measure.
-
-    Raises:
-        InputError: if an engine is unknown or the device unavailable.
-    """
+    """How to measure; raise InputError if an engine is unknown or the device unavailable."""
 
     engines: tuple[str, ...] = ()  # beside `untouched`; empty: all that the device could have
     threads: tuple[int, ...] = (1,)  # counts to measure with, one after another

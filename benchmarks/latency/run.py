@@ -67,8 +67,7 @@ def measure_latency(
 ) -> LatencyResult:
     """Measure models; `save` gets the result so far, after each model and thread count.
 
-    Raises:
-        RwsError: if even the untouched model cannot run, or the source gives too few frames.
+    Raise RwsError if even the untouched model cannot run, or the source gives too few frames.
     """
     result = LatencyResult(
         baseline="",
@@ -113,7 +112,6 @@ class EngineCase:
         self._settle, self._frames = block_frames(self._run(2, 3).ms, every)
 
     def __call__(self) -> Block:
-        """Run one block."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:
@@ -145,8 +143,6 @@ class EngineCase:
 
 
 class _Bench:
-    """One model with one thread count."""
-
     def __init__(
         self, model: BenchmarkModel, threads: int, options: LatencyOptions, source: str, progress: Callable[[str], None]
     ) -> None:
@@ -270,14 +266,12 @@ class _Bench:
 
 
 def _rates(engine: Engine) -> tuple[int, ...]:
-    """The rates of change to measure; without one, a session that is reloaded or kept is an untouched one."""
     if engine.change is None:
         return (0,)
     return PATCH_EVERY[1:] if engine.name in ("reload", "reload_optimised", "sessions") else PATCH_EVERY
 
 
 def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-    """The change of mix between frames, and (`alone_…`) again and again; how many times longer `SLOWER` take."""
     every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
     rows = []
     for way in sorted(every_frame, key=list(ENGINES).index):

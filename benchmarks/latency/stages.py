@@ -73,7 +73,6 @@ class StageCase:
         self._settle, self._frames = block_frames(self._run(2, 5).ms, every)
 
     def __call__(self) -> Block:
-        """Run one block; its `ms` are without reading."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:
@@ -145,7 +144,6 @@ def _untrained_oracle(size: int) -> bytes:
 
 
 def _gain_table() -> GainTable:
-    """As large as a calibrated one: no patch, and each signature at three strengths."""
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
     shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
     alphas = np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32)

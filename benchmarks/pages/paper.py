@@ -1,7 +1,5 @@
 """The tables of benchmarks/README.md, next to the paper's numbers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -67,8 +65,6 @@ def _found(name: str, scale: str) -> Results:
 
 
 def _everywhere(found: Results, template: str, title: str = "") -> list[Column]:
-    """Return a column for each of the paper's, from rows that hold the same row of each result."""
-
     def cell(index: int) -> Callable[[Any], str]:
         return lambda cells: template.format(**cells[index])
 

@@ -69,7 +69,6 @@ def compare_inits(measure: Measure) -> Result:
 
 @torch.no_grad()
 def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
-    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016)."""
     # ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
     seen: list[Tensor] = []
     for layer in model.modules():
@@ -86,7 +85,6 @@ def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
 def _compare(
     measure: Measure, name: str, norm: str, epochs: str, init: nn.Module, trained: Callable[[str, Corrupted], nn.Module]
 ) -> list[Result]:
-    """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
     std = trained("std", Corrupted())
     tensors = shallow_tensors(std, 5)
     kinds = {"residual": (std, "per_tensor"), "plain": (std, "plain")}

@@ -49,9 +49,7 @@ def run_in_workers(
     """Run a module's function in several new processes, which share out the jobs that it names.
 
     `threads` are of torch in each; None shares the cores out.
-
-    Raises:
-        RwsError: if one failed; what it said is on standard error.
+    Raise RwsError if one failed; what it said is on standard error.
     """
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
