@@ -1,7 +1,4 @@
-"""The models that latency and storage are measured on: a bundle, any ONNX file, or a named architecture.
-
-Time and size do not depend on what the weights have learned, so a named architecture is not trained.
-"""
+"""What latency and storage are measured on: a bundle, an ONNX file, or an untrained architecture: it costs the same."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

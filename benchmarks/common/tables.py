@@ -57,10 +57,7 @@ def plain(*titles: str, words: int = 1) -> list[Column]:
 
 
 def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) -> tuple[list[Column], list[list[str]]]:
-    """Turn a table: each of `lines` becomes a line, its title first, then a cell for each row.
-
-    `titles` holds the heading of the first column, then one for each row. `markdown` and others take what is returned.
-    """
+    """Turn a table: a line for each of `lines`, its title first; `titles`: the first heading, then the rows'."""
     return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
 
 

@@ -1,7 +1,4 @@
-"""`rws bench latency`: what a frame costs with live weights, next to the untouched model and what users do instead.
-
-One timed frame is the change of the mix, if one is due, plus the prediction.
-"""
+"""`rws bench latency`: what a frame (a change of mix if due, and the prediction) costs, next to the untouched model."""
 
 import gc
 import random
@@ -65,10 +62,7 @@ def measure_latency(
     progress: Callable[[str], None] = ignore,
     save: Callable[[LatencyResult], None] = ignore,
 ) -> LatencyResult:
-    """Measure models; `save` gets the result so far, after each model and thread count.
-
-    Raise RwsError if even the untouched model cannot run, or the source gives too few frames.
-    """
+    """Measure models; `save` gets the result so far; RwsError if `untouched` cannot run or the source is too short."""
     result = LatencyResult(
         baseline="",
         weights={f"{model.name}:{model.size}": model.weights for model in models},
@@ -112,6 +106,7 @@ class EngineCase:
         self._settle, self._frames = block_frames(self._run(2, 3).ms, every)
 
     def __call__(self) -> Block:
+        """Run one block."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:

@@ -1,7 +1,4 @@
-"""The whole frame as a device has it: read, preprocess, oracle, policy, patch, predict, through the frame loop itself.
-
-The temporal filter and the policy do all of their work; then the schedule's mix replaces their answer.
-"""
+"""The whole frame, by the frame loop itself; at the end the schedule's mix replaces the policy's answer."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -73,6 +70,7 @@ class StageCase:
         self._settle, self._frames = block_frames(self._run(2, 5).ms, every)
 
     def __call__(self) -> Block:
+        """Run one block; its `ms` are without reading."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:
@@ -88,10 +86,7 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """How the deployed model's weights change, and the model in a frame loop, once for each rate of change.
-
-    SourceError if the source cannot be opened, InputError if it has too few frames.
-    """
+    """The way of patching, and a frame loop for each rate; SourceError or InputError if the source is unfit."""
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)

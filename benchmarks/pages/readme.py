@@ -205,8 +205,6 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("bytes of the file", "bytes", ","),
     ),
 }
-
-
 VALUES: dict[str, Callable[[], str]] = {
     "bundle MB": partial(_bundle_megabytes, BUNDLE_FILES),
     **{f"{file} MB": partial(_bundle_megabytes, (file,)) for file in BUNDLE_FILES},

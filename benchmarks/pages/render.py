@@ -39,10 +39,7 @@ def evaluate(expression: str) -> str:
 
 
 def render(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return the text of a page, a path from the root of the repository, with every table and value rebuilt.
-
-    Raise InputError if the page has no place for a table.
-    """
+    """Return a page (a path from the repository's root) rebuilt; InputError if it has no place for a table."""
     text = (ROOT / page).read_text()
     folder = os.path.relpath(RESULTS, (ROOT / page).parent)
 

@@ -39,10 +39,7 @@ def value(expression: str) -> str:
 
 
 def table(rows: str | Callable[[], Iterable[Any]], *columns: Column | Iterable[Column]) -> Callable[[], str]:
-    """Return what makes a Markdown table of rows that `lookup` finds or a function returns.
-
-    Objects by name become rows, with the name as `name`.
-    """
+    """Return what makes a Markdown table of rows that `lookup` finds or a function returns; keys become `name`."""
 
     def make() -> str:
         found = lookup(rows) if isinstance(rows, str) else rows()

@@ -65,10 +65,7 @@ _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`; CIFAR from torchvision.
-
-    Raise InputError if a folder is missing or a name unknown.
-    """
+    """Where each data set is, from `ROOT` or `NAME=FOLDER`; InputError if a folder is missing or a name unknown."""
     known = {column.dataset for column in COLUMNS.values()}
     found = {name: name for name in TORCHVISION_DATASETS}
     for argument in arguments:
@@ -88,10 +85,7 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
 
 
 class ColumnBuild(Build):
-    """The trainings of a column; its oracle may be that of a bundle or of another column.
-
-    Raise InputError if the column's data set is nowhere to be found.
-    """
+    """The trainings of a column; the oracle may be another's; InputError if the data set is nowhere to be found."""
 
     def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
         if column.dataset not in place.data:

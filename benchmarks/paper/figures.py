@@ -238,10 +238,7 @@ def draw_fig7(result: Mapping[str, Any]) -> Figure:
 
 
 def fig8(measure: Measure, images: int = 300) -> Result:
-    """Signatures of four corruptions alone and in pairs, on each corruption and on two over one another.
-
-    The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
-    """
+    """Signatures of four corruptions alone and in pairs (`Measure.both`), on each corruption and on two at once."""
     test, validation = measure.clean.first(images), measure.validation.first(images)
     pairs = list(combinations(COMPOSED, 2))
     found = {}

@@ -81,23 +81,17 @@ Result = dict[str, object]
 
 
 class Score(TypedDict):
-    """Accuracies in percent, by corruption but for `ta`, and `bytes` of everything that a device carries.
-
-    `alpha` holds each signature's strength, `validation` its accuracy on validation images; empty for whole models.
-    """
+    """Accuracies in percent, and `bytes` of everything that a device carries."""
 
     ta: float
-    ra: dict[str, float]
+    ra: dict[str, float]  # by corruption
     bytes: int
-    alpha: dict[str, float]
-    validation: dict[str, float]
+    alpha: dict[str, float]  # each signature's strength; empty for whole models
+    validation: dict[str, float]  # each signature's accuracy on validation images; empty for whole models
 
 
 class Measure:
-    """The judged sets of a column, and its scores; trainings of `build` are done when they are needed.
-
-    `limit` is of test images, `validation_limit` of those by which strengths are chosen.
-    """
+    """The judged sets of a column, and its scores; the limits are of test and validation images."""
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit

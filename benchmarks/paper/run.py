@@ -51,10 +51,7 @@ class Task:
 
 
 def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
-    """All results, or those of some names and columns (a joint one needs all of its columns).
-
-    Raise InputError if a name, column or scale is unknown.
-    """
+    """All results, or those of some names and columns; InputError if a name, column or scale is unknown."""
     known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
     for given, known, what in known_names:
         if unknown := [name for name in given if name not in known]:
