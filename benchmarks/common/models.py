@@ -43,11 +43,7 @@ class BenchmarkModel:
 def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
-    """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
-
-    The bundle comes first; the default is taken if nothing is given at all. `layers` and `seed` as in `load_model`.
-    Raise InputError if an architecture has no size or is unknown, BundleError if a file or a bundle is not valid.
-    """
+    """Load `vgg16:224`, `path/to/any.onnx`, …, the bundle first; InputError or BundleError if one is unfit."""
     found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
     for spec in specs:
         if spec.endswith(".onnx"):

@@ -14,11 +14,7 @@ from rws.edge.common.files import atomic_write_bytes
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
-
-    `cell` reads a row: a key, keys of nested rows with dots between, a position, or a function of the row. A missing
-    key or None leaves the cell empty.
-    """
+    """One column; `cell`: a key, dotted keys, a position, or a function of the row; what is missing stays empty."""
 
     title: str
     cell: str | int | Callable[[Any], object]

@@ -23,8 +23,7 @@ class LatencyOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.engines if name not in ENGINES]
-        if unknown:
+        if unknown := [name for name in self.engines if name not in ENGINES]:
             raise InputError(f"way {unknown[0]!r} is unknown; known: {', '.join(ENGINES)}")
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"device is {self.device!r}, expected cpu or cuda")

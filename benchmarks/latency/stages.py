@@ -139,6 +139,7 @@ def _untrained_oracle(size: int) -> bytes:
 
 
 def _gain_table() -> GainTable:
+    # As large as a calibrated one: no patch, and each signature at three strengths.
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
     shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
     alphas = np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32)

@@ -43,7 +43,6 @@ STARTS = {
     "continued": "(b) a standard model",
     "restart": "(c) as (b), θ_std = init",
 }
-
 GOALS = {
     "TA": "≥ 92.6 at full scale",
     "RA, 8 bit, perfect oracle": "≥ 86 at full scale (the paper: 82.99)",
@@ -209,10 +208,9 @@ def pictures() -> str:
 
 def done() -> str:
     """How much of each scale is done."""
-    rows = status(RESULTS)
     lines = []
     for scale in SCALES:
-        of_scale = [row for row in rows if row["scale"] == scale]
+        of_scale = [row for row in status(RESULTS) if row["scale"] == scale]
         missing = [row for row in of_scale if not row["done"]]
         names = ", ".join(dict.fromkeys(row["name"] for row in missing)) or "nothing"
         lines.append([scale, f"{len(of_scale) - len(missing)} of {len(of_scale)}", names])

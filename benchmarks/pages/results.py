@@ -16,8 +16,7 @@ def read(name: str) -> Any:
 
 def matching(pattern: str) -> list[Any]:
     """Return all committed results whose name fits a pattern, sorted by name."""
-    paths = sorted(RESULTS.glob(f"{pattern}.json"))
-    return [read(path.relative_to(RESULTS).with_suffix("").as_posix()) for path in paths]
+    return [read(p.relative_to(RESULTS).with_suffix("").as_posix()) for p in sorted(RESULTS.glob(f"{pattern}.json"))]
 
 
 def lookup(path: str) -> Any:

@@ -1,8 +1,4 @@
-"""The columns of the tables: a data set, a model, and the recipe of every training, at two scales.
-
-`full` is the paper's: VGG-16 and ResNet-50, all the images there are, for a GPU. `small` is for two CPU cores: a
-quarter of the width and a fixed part of the images; it shows orders, not the paper's numbers.
-"""
+"""The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` for two CPU cores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""What the models and signatures of a column reach: accuracies by corruption, each measured once and kept in a file.
-
-Everything that is told which corruption it sees (the paper's perfect oracle) uses that corruption's own signature, at
-the strength that is best on validation images.
-"""
+"""Accuracies by corruption, kept; the perfect oracle takes a corruption's own signature, at its best strength."""
 
 import copy
 import math
