@@ -111,7 +111,6 @@ def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 
     """
     with require("bench"):
         from rws.benchmarks.common.models import load_models
-
     check_targets(report)
     _storage(load_models(model or [], bundle, layers=layers), report, layers)
 
@@ -152,7 +151,6 @@ def latency(
     with require("bench"):
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.options import LatencyOptions
-
     cases = (tuple(way or ()), tuple(threads or (1,)))
     options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
     check_targets(report)

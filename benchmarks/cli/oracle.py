@@ -47,7 +47,6 @@ def policies(
     with require("bench"):
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
         from rws.training.evaluation.evaluator import EvaluationOptions
-
     options = EvaluationOptions(limit, validation_limit, None, seed, threads, typer.echo)
     result = compare_policies(*_inputs(data, bundle, cache, report), options)
     print_policies(result, _console())
@@ -74,7 +73,6 @@ def pairs(
     with require("bench"):
         from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
         from rws.training.evaluation.evaluator import EvaluationOptions
-
     options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, typer.echo)
     result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
     print_pairs(result, _console())
@@ -105,7 +103,6 @@ def unseen(
         import torch
 
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
-
     torch.set_num_threads(threads)
     chosen, splits = _inputs(data, bundle, cache, report)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)

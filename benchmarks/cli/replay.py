@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rws.benchmarks.replay.streams import StreamOptions
     from rws.training.evaluation.evaluator import EvaluationOptions
 
-
 Data = Annotated[
     str,
     typer.Option(help="Clean test folder or data set (corrupted here), ImageNet-C folders, or CIFAR-10-C .npy files."),
@@ -75,7 +74,6 @@ def replay(
         from rws.benchmarks.replay.streams import StreamOptions
         from rws.benchmarks.streams.protocols import PROTOCOLS
         from rws.training.evaluation.evaluator import EvaluationOptions
-
     check_targets(report, table)
     if not protocol:
         options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)

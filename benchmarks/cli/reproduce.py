@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
 """What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
 
-
 Data = Annotated[
     list[str] | None,
     typer.Option(

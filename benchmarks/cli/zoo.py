@@ -43,7 +43,6 @@ def zoo(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-
     options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, typer.echo)
     result = run_entry(model, images, work, out, options)
     save(report, result)
@@ -72,7 +71,6 @@ def zoo_curve(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_curve
-
     options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=typer.echo)
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)

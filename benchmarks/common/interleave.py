@@ -33,10 +33,7 @@ class Block:
     parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def typical(self, part: str | None = None) -> float:
-        """Milliseconds of a frame or part: the medians of frames with and without a change, each by its share.
-
-        A plain median would not see a patch on every tenth frame, a mean would see every interruption.
-        """
+        """Milliseconds: medians of frames with and without a change, by share: one median would miss rare patches."""
         ms = self.ms if part is None else self.parts[part]
         share = float(self.changed.mean())
         parts = ((share, self.changed), (1 - share, ~self.changed))
@@ -99,10 +96,7 @@ def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
 
 
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
-    """Return what runs one block of a step without changes of mix, and gives its milliseconds per frame.
-
-    The step works through `frames` frames, and runs a few times at once, to know how long it takes.
-    """
+    """Return what runs one block of `frames` frames without changes of mix, and gives its milliseconds per frame."""
 
     def once() -> float:
         before = time.perf_counter()
@@ -126,10 +120,7 @@ def interleave(
     rng: random.Random,
     into: dict[Key, Measured],
 ) -> list[Block]:
-    """Measure one repeat, and return the baseline's blocks; those of the cases are added to `into`.
-
-    Each of `rounds` visits every case once, in an order that `rng` shuffles. A call runs one block.
-    """
+    """Measure one repeat, cases in an order that `rng` shuffles, into `into`; return the baseline's blocks."""
     for key in cases:
         measured = into.setdefault(key, Measured())
         measured.blocks.append([])

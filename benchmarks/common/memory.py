@@ -1,7 +1,4 @@
-"""What a process holds in memory: Python and its packages alone, with untouched sessions, or with a live model.
-
-Counted is private, anonymous memory: whether pages of libraries are shared depends on what else runs on the machine.
-"""
+"""A process's private, anonymous memory (shared pages depend on others): imports alone, sessions, or a live model."""
 
 import ctypes
 import gc

@@ -1,7 +1,4 @@
-"""The models that latency and storage are measured on: a bundle, any ONNX file, or a named architecture.
-
-Time and size do not depend on what the weights have learned, so a named architecture is not trained.
-"""
+"""What latency and storage are measured on: a bundle, an ONNX file, or an untrained architecture: it costs the same."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,14 +43,7 @@ class BenchmarkModel:
 def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
-    """Load the models that a command line names: `vgg16:224`, `resnet50:32`, …, `path/to/any.onnx`.
-
-    The bundle comes first; the default is taken if nothing is given at all. `layers` and `seed` as in `load_model`.
-
-    Raises:
-        InputError: if an architecture has no size or is unknown.
-        BundleError: if a file or a bundle is not valid.
-    """
+    """Load `vgg16:224`, `path/to/any.onnx`, …, the bundle first; InputError or BundleError if one is unfit."""
     found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
     for spec in specs:
         if spec.endswith(".onnx"):
@@ -131,7 +121,6 @@ def _module(architecture: str, size: int, seed: int) -> nn.Module:
 
 
 def _random_signatures(clean: dict[str, np.ndarray], seed: int) -> SignatureSet:
-    """One signature a corruption, 8 bit per channel, normal with 5 % of each tensor's standard deviation."""
     rng = np.random.default_rng(seed)
     # Biases that the export or `prepare` added are all zero, and must move too.
     spread = {name: RELATIVE_DELTA * (float(array.std()) or 0.1) for name, array in clean.items()}

@@ -17,10 +17,7 @@ Reading = tuple[float | None, float | None, float | None]
 
 
 class Sensors:
-    """Reads `clock_mhz`, `temperature_c` and `power_w` of what computes; None where the platform does not tell.
-
-    On a Jetson they are of the board (`jtop`), for CUDA of the GPU (NVML, package `nvidia-ml-py`), else of the CPU.
-    """
+    """Reads MHz, °C, W of a Jetson's board (jtop), else, for CUDA, of the GPU (NVML), or of the CPU; None if untold."""
 
     def __init__(self, device: str) -> None:
         self._device, self._stack = device, ExitStack()

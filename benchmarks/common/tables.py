@@ -14,11 +14,7 @@ from rws.edge.common.files import atomic_write_bytes
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
-
-    `cell` reads a row: a key, keys of nested rows with dots between, a position, or a function of the row. A missing
-    key or None leaves the cell empty.
-    """
+    """One column; `cell`: a key, dotted keys, a position, or a function of the row; what is missing stays empty."""
 
     title: str
     cell: str | int | Callable[[Any], object]
@@ -57,10 +53,7 @@ def plain(*titles: str, words: int = 1) -> list[Column]:
 
 
 def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) -> tuple[list[Column], list[list[str]]]:
-    """Turn a table: each of `lines` becomes a line, its title first, then a cell for each row.
-
-    `titles` holds the heading of the first column, then one for each row. `markdown` and others take what is returned.
-    """
+    """Turn a table: a line for each of `lines`, its title first; `titles`: the first heading, then the rows'."""
     return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
 
 

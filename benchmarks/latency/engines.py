@@ -1,7 +1,4 @@
-"""Engines: a classifier whose weights change, behind one interface: ours, the untouched model, and what users do.
-
-On a GPU where ONNX Runtime has no CUDA provider, `untouched` is the unpatched Torch module, eager.
-"""
+"""Engines: models whose weights change; on a GPU without a CUDA provider, `untouched` is the Torch module, eager."""
 
 import copy
 import time
@@ -68,10 +65,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model that is ready to run.
-
-    `change` puts the mix of that number into effect, None the clean weights; it is None where there is no change.
-    """
+    """A model ready to run; `change` puts the mix of that number into effect, None the clean weights."""
 
     name: str
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, 3, H, W) → logits (1, K)
@@ -124,8 +118,6 @@ def deployed_model(setting: Setting) -> PatchableModel:
 
 
 class _Session:
-    """As users make and call it; `level` of optimisation None takes all, `optimised` is where to save the graph."""
-
     def __init__(self, setting: Setting, model: bytes | Path, level: Any = None, optimised: Path | None = None) -> None:
         if not setting.onnx_runs:
             raise RwsError(NO_CUDA)

@@ -10,11 +10,7 @@ from rws.errors import InputError
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How to measure.
-
-    Raises:
-        InputError: if an engine is unknown or the device unavailable.
-    """
+    """How to measure; raise InputError if an engine is unknown or the device unavailable."""
 
     engines: tuple[str, ...] = ()  # beside `untouched`; empty: all that the device could have
     threads: tuple[int, ...] = (1,)  # counts to measure with, one after another
@@ -27,8 +23,7 @@ class LatencyOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.engines if name not in ENGINES]
-        if unknown:
+        if unknown := [name for name in self.engines if name not in ENGINES]:
             raise InputError(f"way {unknown[0]!r} is unknown; known: {', '.join(ENGINES)}")
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"device is {self.device!r}, expected cpu or cuda")

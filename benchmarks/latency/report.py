@@ -1,7 +1,5 @@
 """Tables of `rws bench latency`: on the terminal, and as CSV."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

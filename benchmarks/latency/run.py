@@ -1,7 +1,4 @@
-"""`rws bench latency`: what a frame costs with live weights, next to the untouched model and what users do instead.
-
-One timed frame is the change of the mix, if one is due, plus the prediction.
-"""
+"""`rws bench latency`: what a frame (a change of mix if due, and the prediction) costs, next to the untouched model."""
 
 import gc
 import random
@@ -65,11 +62,7 @@ def measure_latency(
     progress: Callable[[str], None] = ignore,
     save: Callable[[LatencyResult], None] = ignore,
 ) -> LatencyResult:
-    """Measure models; `save` gets the result so far, after each model and thread count.
-
-    Raises:
-        RwsError: if even the untouched model cannot run, or the source gives too few frames.
-    """
+    """Measure models; `save` gets the result so far; RwsError if `untouched` cannot run or the source is too short."""
     result = LatencyResult(
         baseline="",
         weights={f"{model.name}:{model.size}": model.weights for model in models},
@@ -145,8 +138,6 @@ class EngineCase:
 
 
 class _Bench:
-    """One model with one thread count."""
-
     def __init__(
         self, model: BenchmarkModel, threads: int, options: LatencyOptions, source: str, progress: Callable[[str], None]
     ) -> None:
@@ -270,14 +261,12 @@ class _Bench:
 
 
 def _rates(engine: Engine) -> tuple[int, ...]:
-    """The rates of change to measure; without one, a session that is reloaded or kept is an untouched one."""
     if engine.change is None:
         return (0,)
     return PATCH_EVERY[1:] if engine.name in ("reload", "reload_optimised", "sessions") else PATCH_EVERY
 
 
 def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-    """The change of mix between frames, and (`alone_…`) again and again; how many times longer `SLOWER` take."""
     every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
     rows = []
     for way in sorted(every_frame, key=list(ENGINES).index):

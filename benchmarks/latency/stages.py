@@ -1,7 +1,4 @@
-"""The whole frame as a device has it: read, preprocess, oracle, policy, patch, predict, through the frame loop itself.
-
-The temporal filter and the policy do all of their work; then the schedule's mix replaces their answer.
-"""
+"""The whole frame, by the frame loop itself; at the end the schedule's mix replaces the policy's answer."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -89,10 +86,7 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """How the deployed model's weights change, and the model in a frame loop, once for each rate of change.
-
-    SourceError if the source cannot be opened, InputError if it has too few frames.
-    """
+    """The way of patching, and a frame loop for each rate; SourceError or InputError if the source is unfit."""
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
@@ -145,7 +139,7 @@ def _untrained_oracle(size: int) -> bytes:
 
 
 def _gain_table() -> GainTable:
-    """As large as a calibrated one: no patch, and each signature at three strengths."""
+    # As large as a calibrated one: no patch, and each signature at three strengths.
     signature = np.repeat(np.arange(len(CORRUPTIONS)), 3)
     shape = (1 + len(CORRUPTIONS) * len(LEVELS), 1 + len(signature))
     alphas = np.concatenate([[0], np.tile([0.5, 0.75, 1.0], len(CORRUPTIONS))]).astype(np.float32)

@@ -1,7 +1,5 @@
 """The tables of benchmarks/README.md, next to the paper's numbers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,7 +43,6 @@ STARTS = {
     "continued": "(b) a standard model",
     "restart": "(c) as (b), θ_std = init",
 }
-
 GOALS = {
     "TA": "≥ 92.6 at full scale",
     "RA, 8 bit, perfect oracle": "≥ 86 at full scale (the paper: 82.99)",
@@ -67,8 +64,6 @@ def _found(name: str, scale: str) -> Results:
 
 
 def _everywhere(found: Results, template: str, title: str = "") -> list[Column]:
-    """Return a column for each of the paper's, from rows that hold the same row of each result."""
-
     def cell(index: int) -> Callable[[Any], str]:
         return lambda cells: template.format(**cells[index])
 
@@ -213,10 +208,9 @@ def pictures() -> str:
 
 def done() -> str:
     """How much of each scale is done."""
-    rows = status(RESULTS)
     lines = []
     for scale in SCALES:
-        of_scale = [row for row in rows if row["scale"] == scale]
+        of_scale = [row for row in status(RESULTS) if row["scale"] == scale]
         missing = [row for row in of_scale if not row["done"]]
         names = ", ".join(dict.fromkeys(row["name"] for row in missing)) or "nothing"
         lines.append([scale, f"{len(of_scale) - len(missing)} of {len(of_scale)}", names])

@@ -61,8 +61,6 @@ def _minutes(seconds: float | None) -> str | None:
 
 
 def _engines(result: str, model: str, size: int) -> dict[str, Any]:
-    """Return the rows of a model in a result of latencies: engines by name and rate, the change of mix, the frame."""
-
     def own(rows: str) -> list[dict[str, Any]]:
         return [r for r in lookup(f"{result}.{rows}") if (r["model"], r["size"]) == (model, size)]
 
@@ -207,8 +205,6 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("bytes of the file", "bytes", ","),
     ),
 }
-
-
 VALUES: dict[str, Callable[[], str]] = {
     "bundle MB": partial(_bundle_megabytes, BUNDLE_FILES),
     **{f"{file} MB": partial(_bundle_megabytes, (file,)) for file in BUNDLE_FILES},

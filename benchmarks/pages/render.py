@@ -4,8 +4,6 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, on lines of their o
 `<!-- EXPRESSION -->` and `<!-- / -->` in a line that begins with a word: one that begins with a comment is HTML.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -41,11 +39,7 @@ def evaluate(expression: str) -> str:
 
 
 def render(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return the text of a page, a path from the root of the repository, with every table and value rebuilt.
-
-    Raises:
-        InputError: if the page has no place for a table.
-    """
+    """Return a page (a path from the repository's root) rebuilt; InputError if it has no place for a table."""
     text = (ROOT / page).read_text()
     folder = os.path.relpath(RESULTS, (ROOT / page).parent)
 

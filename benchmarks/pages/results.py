@@ -16,8 +16,7 @@ def read(name: str) -> Any:
 
 def matching(pattern: str) -> list[Any]:
     """Return all committed results whose name fits a pattern, sorted by name."""
-    paths = sorted(RESULTS.glob(f"{pattern}.json"))
-    return [read(path.relative_to(RESULTS).with_suffix("").as_posix()) for path in paths]
+    return [read(p.relative_to(RESULTS).with_suffix("").as_posix()) for p in sorted(RESULTS.glob(f"{pattern}.json"))]
 
 
 def lookup(path: str) -> Any:
@@ -39,10 +38,7 @@ def value(expression: str) -> str:
 
 
 def table(rows: str | Callable[[], Iterable[Any]], *columns: Column | Iterable[Column]) -> Callable[[], str]:
-    """Return what makes a Markdown table of rows that `lookup` finds or a function returns.
-
-    Objects by name become rows, with the name as `name`.
-    """
+    """Return what makes a Markdown table of rows that `lookup` finds or a function returns; keys become `name`."""
 
     def make() -> str:
         found = lookup(rows) if isinstance(rows, str) else rows()

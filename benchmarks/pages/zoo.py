@@ -60,7 +60,6 @@ def _won_back(result: Result) -> str:
 
 
 def _by_corruption() -> Mapping[str, Result]:
-    """Return the accuracy of the first entry on each corruption, both severities."""
     rows: dict[str, dict[str, str]] = {}
     for row in lookup(f"{ENTRIES[0]}.rows"):
         known = rows.setdefault(row["corruption"], {})

@@ -1,8 +1,4 @@
-"""The columns of the tables: a data set, a model, and the recipe of every training, at two scales.
-
-`full` is the paper's: VGG-16 and ResNet-50, all the images there are, for a GPU. `small` is for two CPU cores: a
-quarter of the width and a fixed part of the images; it shows orders, not the paper's numbers.
-"""
+"""The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` for two CPU cores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,11 +61,7 @@ _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Where each data set is, from `ROOT` (a folder that holds `cifar10/`, …) or `NAME=FOLDER`; CIFAR from torchvision.
-
-    Raises:
-        InputError: if a folder is missing or a name unknown.
-    """
+    """Where each data set is, from `ROOT` or `NAME=FOLDER`; InputError if a folder is missing or a name unknown."""
     known = {column.dataset for column in COLUMNS.values()}
     found = {name: name for name in TORCHVISION_DATASETS}
     for argument in arguments:
@@ -89,11 +81,7 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
 
 
 class ColumnBuild(Build):
-    """The trainings of a column; its oracle may be that of a bundle or of another column.
-
-    Raises:
-        InputError: if the column's data set is nowhere to be found.
-    """
+    """The trainings of a column; the oracle may be another's; InputError if the data set is nowhere to be found."""
 
     def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
         if column.dataset not in place.data:

@@ -25,7 +25,6 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def _by_layer(measure: Measure, deltas: Deltas) -> list[Tensor]:
-    """A signature's values, weights and biases, of each layer, flat."""
     return [
         torch.cat([part.double().flatten() for name, part in deltas.items() if name.rpartition(".")[0] in members])
         for members in measure.groups
@@ -33,7 +32,6 @@ def _by_layer(measure: Measure, deltas: Deltas) -> list[Tensor]:
 
 
 def _projected(measure: Measure) -> list[list[Tensor]]:
-    """The projection residuals of the 19, each by layer."""
     return [_by_layer(measure, measure.deltas("projected", name, ALL_LAYERS)) for name in CORRUPTIONS]
 
 
@@ -240,10 +238,7 @@ def draw_fig7(result: Mapping[str, Any]) -> Figure:
 
 
 def fig8(measure: Measure, images: int = 300) -> Result:
-    """Signatures of four corruptions alone and in pairs, on each corruption and on two over one another.
-
-    The pairs are R_a + R_b at the common strength that is best on validation images with both (severity 3 each).
-    """
+    """Signatures of four corruptions alone and in pairs (`Measure.both`), on each corruption and on two at once."""
     test, validation = measure.clean.first(images), measure.validation.first(images)
     pairs = list(combinations(COMPOSED, 2))
     found = {}

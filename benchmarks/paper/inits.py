@@ -21,10 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def compare_inits(measure: Measure) -> Result:
-    """RA over four corruptions, from each init, of whole robust models and of signatures on five layers.
-
-    `rows` of the result hold accuracies in percent; none where a training diverged.
-    """
+    """RA in percent over four corruptions, from each init, of robust models and signatures; none where it diverged."""
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -69,8 +66,7 @@ def compare_inits(measure: Measure) -> Result:
 
 @torch.no_grad()
 def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
-    """Scale each layer, front to back, so that its outputs have variance 1 (LSUV, Mishkin & Matas 2016)."""
-    # ImageNet's VGG-16 without BatchNorm has features in the hundreds: fresh layers behind them would not train.
+    # LSUV (Mishkin & Matas 2016): fresh layers behind VGG-16's features, which are in the hundreds, would not train.
     seen: list[Tensor] = []
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -86,7 +82,6 @@ def _to_unit_variance(model: nn.Module, x: Tensor) -> None:
 def _compare(
     measure: Measure, name: str, norm: str, epochs: str, init: nn.Module, trained: Callable[[str, Corrupted], nn.Module]
 ) -> list[Result]:
-    """The rows of one init: `trained` gives a folded model, standard or robust, that began from it."""
     std = trained("std", Corrupted())
     tensors = shallow_tensors(std, 5)
     kinds = {"residual": (std, "per_tensor"), "plain": (std, "plain")}

@@ -1,8 +1,4 @@
-"""What the models and signatures of a column reach: accuracies by corruption, each measured once and kept in a file.
-
-Everything that is told which corruption it sees (the paper's perfect oracle) uses that corruption's own signature, at
-the strength that is best on validation images.
-"""
+"""Accuracies by corruption, kept; the perfect oracle takes a corruption's own signature, at its best strength."""
 
 import copy
 import math
@@ -81,23 +77,17 @@ Result = dict[str, object]
 
 
 class Score(TypedDict):
-    """Accuracies in percent, by corruption but for `ta`, and `bytes` of everything that a device carries.
-
-    `alpha` holds each signature's strength, `validation` its accuracy on validation images; empty for whole models.
-    """
+    """Accuracies in percent, and `bytes` of everything that a device carries."""
 
     ta: float
-    ra: dict[str, float]
+    ra: dict[str, float]  # by corruption
     bytes: int
-    alpha: dict[str, float]
-    validation: dict[str, float]
+    alpha: dict[str, float]  # each signature's strength; empty for whole models
+    validation: dict[str, float]  # each signature's accuracy on validation images; empty for whole models
 
 
 class Measure:
-    """The judged sets of a column, and its scores; trainings of `build` are done when they are needed.
-
-    `limit` is of test images, `validation_limit` of those by which strengths are chosen.
-    """
+    """The judged sets of a column, and its scores; the limits are of test and validation images."""
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit

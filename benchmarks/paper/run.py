@@ -51,11 +51,7 @@ class Task:
 
 
 def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
-    """All results, or those of some names and columns (a joint one needs all of its columns).
-
-    Raises:
-        InputError: if a name, column or scale is unknown.
-    """
+    """All results, or those of some names and columns; InputError if a name, column or scale is unknown."""
     known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
     for given, known, what in known_names:
         if unknown := [name for name in given if name not in known]:
@@ -90,7 +86,6 @@ def measured_column(column: str, place: Place) -> Measure:
 
 
 def _scores(measure: Measure, names: Collection[str]) -> Jobs:
-    """Jobs that several tables share, so that no two processes measure the same."""
     kinds = {kind for name in names for kind in ENTRIES[name].kinds}
     variants = [Variant("std"), *(Variant(kind) for kind in kinds if kind.startswith("tuned"))]
     if "robust" in kinds:
@@ -104,7 +99,6 @@ def _scores(measure: Measure, names: Collection[str]) -> Jobs:
 
 
 def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -> None:
-    """Measure one task, unless it is in the work folder with the same recipes and images, and write its files."""
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
     pretrained = place.pretrained if task.name == "init" else ""
@@ -154,10 +148,7 @@ def reproduce(
     """Make results of one scale, and return their files; what is trained or measured already is not done again.
 
     `out` gets `<scale>/<name>-<column>.json`, and `.png` where there is a picture; `workers`, `threads` as in `train`.
-
-    Raises:
-        InputError: if a data set is nowhere to be found.
-        RwsError: if a worker failed.
+    Raise InputError if a data set is nowhere to be found, RwsError if a worker failed.
     """
     columns = list(dict.fromkeys(column for task in chosen for column in task.sources))
     for column in columns:

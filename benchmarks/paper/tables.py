@@ -99,10 +99,7 @@ def table1(measure: Measure) -> Result:
 
 
 def table3(measures: Sequence[Measure]) -> Result:
-    """RA of the signatures of one data set on the standard model of another, by way, float32, strengths by validation.
-
-    In `rows` of the result, source "" is the target's model without a signature.
-    """
+    """RA of the signatures of one data set on the standard model of another, by way; source "" is never patched."""
     rows = []
     for target in measures:
         name = target.build.column.dataset
@@ -145,10 +142,7 @@ def table5(measure: Measure) -> Result:
 
 
 def tuned(measure: Measure, pairs: int = 10) -> Result:
-    """The methods to make a signature, side by side: accuracy, loss at 8 and 4 bits, pairs (`Measure.both`), cost.
-
-    Accuracies are in percent; `train_seconds` are of all 19 jobs, which may have shared the machine.
-    """
+    """The ways to make a signature, side by side, percent; `train_seconds` are of all 19 jobs on a shared machine."""
     recipe = measure.build.recipe
     chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)

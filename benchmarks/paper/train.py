@@ -46,13 +46,7 @@ def _print(record: dict[str, Any]) -> None:
 def run_in_workers(
     function: Callable[..., None], arguments: tuple[Any, ...], workers: int, threads: int | None = None
 ) -> None:
-    """Run a module's function in several new processes, which share out the jobs that it names.
-
-    `threads` are of torch in each; None shares the cores out.
-
-    Raises:
-        RwsError: if one failed; what it said is on standard error.
-    """
+    """Run a module's function in new processes, `threads` of torch each (None: cores shared); RwsError if one fails."""
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_start, args=(function, arguments, threads)) for _ in range(workers)]
@@ -78,8 +72,5 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
 
 
 def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
-    """Train whatever is missing of `kinds`: `std`, `robust`, `augmented`, `oracle` and the tuned ones of `WAYS`.
-
-    On a GPU, take as many workers as fill it; `threads` and errors as in `run_in_workers`.
-    """
+    """Train what is missing of `kinds`: `std`, `robust`, `augmented`, `oracle`, `WAYS`; else as `run_in_workers`."""
     run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)
