@@ -142,7 +142,7 @@ class Evaluator:
 def prepare(
     bundle: Bundle, images: Images, cells: Sequence[Layers], options: EvaluationOptions, purpose: str = "test"
 ) -> tuple[Evaluator, list[Belief]]:
-    """Return an evaluator of shuffled images, corrupted as `cells` say, and the oracle's beliefs of them.""" ""
+    """Return an evaluator of shuffled images, corrupted as `cells` say, and the oracle's beliefs of them."""
     order = shuffled(images, None, options.seed)
     limit = options.validation_limit if purpose == "validation" else options.limit
     frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
