@@ -59,7 +59,7 @@ class Normalise(nn.Module):
 
 
 class VGG16(nn.Module):
-    """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, global average, one layer."""
+    """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, a global mean, one layer."""
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()

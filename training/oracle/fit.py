@@ -46,7 +46,7 @@ def fit_oracle(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> OracleNetwork:
-    """Train the oracle on clean images, without labels. Its states are clean and `corruptions`, in this order."""
+    """Train the oracle on clean images without labels. Its states are clean and `corruptions`, in this order."""
     torch.manual_seed(seed)
     device = data.pixels.device
     network = channels_last(_network(recipe, corruptions), device)
