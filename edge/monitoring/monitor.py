@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from rws.edge.common.redact import hide_password
 from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
-from rws.edge.sources.base import Clock, Source
+from rws.edge.sources.base import Source
+from rws.records import Clock
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
