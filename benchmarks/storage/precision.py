@@ -150,8 +150,7 @@ def compare_encodings(
 ) -> Precision:
     """Measure each encoding on a test set; `source`, `severity` as in `evaluation_sets`, `work` as in `encodings_of`.
 
-    Raises:
-        InputError: if the source has no clean images or does not fit the bundle, or the work folder does not.
+    Raises InputError if the source has no clean images or does not fit the bundle, or the work folder does not.
     """
     encodings = encodings_of(bundle, work)
     content = bundle.read(MODEL)
