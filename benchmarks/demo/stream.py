@@ -30,7 +30,7 @@ class DemoStream:
 
 
 def load_stream(folder: Path = DEMO_DATA) -> DemoStream:
-    """Read what `rws.benchmarks.demo.render` wrote."""
+    """Read what `tests/support/demo_frames.py` wrote."""
     record = json.loads((folder / "frames.json").read_text())
     sheet = np.asarray(cv2.imread(str(folder / "frames.webp"), cv2.IMREAD_COLOR))[:, :, ::-1]
     size, count = record["size"], len(record["frames"])

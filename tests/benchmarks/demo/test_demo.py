@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.benchmarks.demo.render import scenario
 from rws.benchmarks.demo.stream import load_stream
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import rws
+from support.demo_frames import scenario
 
 
 def test_the_scenario_shows_every_corruption_clear_spells_and_mixtures():

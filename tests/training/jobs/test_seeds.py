@@ -14,7 +14,6 @@ from rws.training.jobs.seeds import derive_seed
 PURPOSES = {
     "calibration",
     "continued training",
-    "demo",
     "frames",
     "oracle calibration",
     "oracle training",

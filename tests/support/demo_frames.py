@@ -1,4 +1,6 @@
-"""Render the demo's stream: real test images under corruptions that come, grow, mix over and go.
+"""Render the frames of the demo and the tests: real images under corruptions that come, grow, mix over and go.
+
+PYTHONPATH=tests python -m support.demo_frames --data ~/data/cifar10
 
 Writes `frames.webp`, one sheet with all frames, row by row, and `frames.json`, what is true of each.
 """
@@ -63,7 +65,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(out / "frames.webp"), sheet[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100: lossless
     record = {
-        "command": f"python -m rws.benchmarks.demo.render --data cifar10 --seed {seed}",
+        "command": f"PYTHONPATH=tests python -m support.demo_frames --data cifar10 --seed {seed}",
         "size": images.size,
         "classes": images.classes,
         "frames": [
