@@ -26,9 +26,8 @@ types: $(VENV)/.test
 	cd build/lint && $(abspath $(BIN))/lint-imports ../../pyproject.toml
 	$(BIN)/mypy
 
-# Known to fail there: onnx 1.16 cannot split a graph without shapes, pydantic 2.7 takes a name with a line break, and two
-# cases of the drill (black frames, SIGINT). The floors must rise, then this list goes.
-LOWEST_FAILS := --ignore=tests/edge/live/test_session.py --ignore=tests/edge/faults \
+# Known to fail there: pydantic 2.7 takes a name with a line break. The drill is slow, and runs in `make test`.
+LOWEST_FAILS := --ignore=tests/edge/faults \
     --deselect=tests/edge/signatures/test_signature_set.py::test_deltas_that_make_no_set
 
 # The tests of a device, which has no torch, with the lowest versions that pyproject.toml allows.

@@ -203,7 +203,9 @@ def split_after(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mode
         raise ValueError("there is nothing after the patched convolutions")
     cut, between = min(reversed(crossing.items()), key=lambda item: len(item[1]))
     inputs = data_inputs(model)
-    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
+    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred.graph.value_info.extend(inferred.graph.output)  # where onnx before 1.19 looks for them
+    extractor = onnx.utils.Extractor(inferred)
     stem = extractor.extract_model(_read(nodes[:cut], inputs), [name for name in between if name not in inputs])
     outputs = [value.name for value in model.graph.output if value.name not in between]
     return stem, extractor.extract_model(_read(nodes[cut:], between), outputs)
