@@ -26,13 +26,9 @@ types: $(VENV)/.test
 	cd build/lint && $(abspath $(BIN))/lint-imports ../../pyproject.toml
 	$(BIN)/mypy
 
-# Known to fail there: pydantic 2.7 takes a name with a line break. The drill is slow, and runs in `make test`.
-LOWEST_FAILS := --ignore=tests/edge/faults \
-    --deselect=tests/edge/signatures/test_signature_set.py::test_deltas_that_make_no_set
-
 # The tests of a device, which has no torch, with the lowest versions that pyproject.toml allows.
 lowest: $(VENV)/.lowest
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/oracle tests/edge tests/test_cli.py $(LOWEST_FAILS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/oracle tests/edge tests/test_cli.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -36,7 +36,7 @@ def distinct(items: Collection[object]) -> bool:
 
 # For a `Literal` of integers, to which pydantic would also count 8.0 and True.
 Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
-Text = Annotated[str, Field(min_length=1), required("printable text", str.isprintable)]
+Text = Annotated[str, required("printable text", lambda text: text != "" and text.isprintable())]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
