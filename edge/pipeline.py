@@ -15,6 +15,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
+from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
 from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
@@ -66,7 +67,7 @@ class Result:
     mix: Mapping[str, float]  # the signatures in effect for this frame, {name: alpha}; {} is the clean model
     changed: bool  # whether the weights were changed for this frame
     times_ms: Mapping[str, float]  # of each stage in `STAGES`; the temporal filter counts as oracle
-    task: Classify  # draws the output and puts it into plain types
+    task: Task[Classification, ClassificationRecord]  # draws the output and puts it into plain types
     frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
     unpatched: Prediction | None = None  # what the clean model says of the same frame; None if nobody asked
@@ -147,7 +148,7 @@ class Pipeline:
     oracle: CorruptionOracle
     policy: Policy
     filter: BeliefFilter | None  # None treats every frame as independent of the others
-    task: Classify
+    task: Task[Classification, ClassificationRecord]
     input_size: tuple[int, int]  # the model's (height, width), pixels
     name: str = ""  # of the bundle
 
@@ -160,14 +161,12 @@ class Pipeline:
             options: how its model runs; its threads hold for the oracle, too.
             independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
         """
-        options = options or ModelOptions()
-        manifest = bundle.manifest
+        options, manifest = options or ModelOptions(), bundle.manifest
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
         policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
         task, size = Classify(manifest.classes), (manifest.input.height, manifest.input.width)
-        pipeline = cls(model, oracle, policy, smoothing, task, size, manifest.name)
         bundle.release()
-        return pipeline
+        return cls(model, oracle, policy, smoothing, task, size, manifest.name)
 
     def step(
         self, frame: Frame, held: Result | None = None, *, read_ms: float = 0.0, clock: Clock = time.monotonic
@@ -244,6 +243,4 @@ def describe_mix(mix: Mapping[str, float]) -> str:
 
 
 def _prediction_record(prediction: Prediction | None) -> _PredictionRecord | None:
-    if prediction is None:
-        return None
-    return {"label": prediction.label, "confidence": round(prediction.confidence, 4)}
+    return None if prediction is None else {"label": prediction.label, "confidence": round(prediction.confidence, 4)}

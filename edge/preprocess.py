@@ -37,7 +37,7 @@ def check_image(image: object) -> None:
             advice = "it has no pixels: check the crop"
         elif image.dtype != np.uint8:
             advice = "scale its values to 0…255 and convert it with .astype(np.uint8)"
-        elif image.ndim == 2 or image.shape[-1] == 1:
+        elif image.ndim == 2 or image.shape[-1:] == (1,):
             advice = "it is grey: cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) gives three channels"
         elif image.ndim == 3 and image.shape[2] == 4:
             advice = "it has a fourth channel: image[:, :, :3] leaves it out"

@@ -23,8 +23,6 @@ from rws.errors import InputError
 from rws.records import Clock, Frame
 
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
-
-
 Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
 
 
@@ -93,9 +91,10 @@ class Runtime(Closing):
                         self.reset()
                     yield None
                     continue
+                read_ms = (self.clock() - started) * 1e3
                 for change in changes:
                     frame = change(frame)
-                result = self._process(frame, (self.clock() - started) * 1e3)
+                result = self._process(frame, read_ms)
                 for sink in sinks:
                     sink.write(frame, result)
                 yield result

@@ -11,7 +11,7 @@ BITS, CELL = 24, 16
 
 
 def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
-    """The picture, uint8 (H ≥ 32, W ≥ 384, 3), with `number`, 0…2²⁴ − 1, as black and white squares at its top left."""
+    """Return the image, uint8 (H ≥ 32, W ≥ 384, 3), with `number`, 0…2²⁴ − 1, as black and white squares on top."""
     marked: NDArray[np.uint8] = image.copy()
     bits = np.array([(number >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
     # The second row is the first one's negative: what does not read as such was no stamp.
@@ -21,7 +21,7 @@ def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
 
 
 def read_stamp(image: NDArray[np.uint8]) -> int | None:
-    """The number that a picture carries; None if it carries none that can be read."""
+    """Return the number that an image, uint8 (H, W, 3), carries; None if it carries none that can be read."""
     if image.shape[0] < 2 * CELL or image.shape[1] < BITS * CELL:
         return None
     cells = image[: 2 * CELL, : BITS * CELL].mean(axis=2).reshape(2, CELL, BITS, CELL).mean(axis=(1, 3))
@@ -31,7 +31,7 @@ def read_stamp(image: NDArray[np.uint8]) -> int | None:
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A picture with soft shapes and the grain of a sensor, uint8 (height, width, 3), RGB."""
+    """Return an image with soft shapes and the grain of a sensor, uint8 (height, width, 3), RGB."""
     rng = np.random.default_rng(seed)
     soft = cv2.resize(rng.integers(40, 216, (6, 8, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     grain = rng.integers(-6, 7, (height, width, 3), np.int16)
@@ -39,12 +39,12 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """An RGB picture, uint8 (H, W, 3), as JPEG."""
+    """Encode an RGB image, uint8 (H, W, 3), as JPEG; `quality` is 0…100."""
     return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
 
 
 def encode_h264(path: Path, frames: int) -> None:
-    """A real H.264 file of a moving scene, 320 x 240, with a key frame every 24 frames."""
+    """Write a real H.264 file of a moving scene, 320 x 240, with a key frame every 24 frames."""
     background = scene(240, 320 + frames)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "h264", rate=25)
@@ -57,7 +57,7 @@ def encode_h264(path: Path, frames: int) -> None:
 
 
 def flip_bytes(source: Path, target: Path, flips: int, seed: int, part: float = 0.9) -> None:
-    """Copy a video with `flips` x 3 bytes changed in the first `part` of its pictures; its header is left alone."""
+    """Copy a video with `flips` x 3 bytes changed in the first `part` of its frames; its header is left alone."""
     data = bytearray(source.read_bytes())
     rng = np.random.default_rng(seed)
     start = data.find(b"mdat") + 1000

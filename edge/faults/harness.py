@@ -170,9 +170,9 @@ class Case:
         return outcome
 
 
-def fault(name: str, slow: bool = False) -> Callable[[Callable[[Drill], None]], Case]:
-    """Return a decorator that makes a case of a function; its docstring is the promise."""
-    return lambda function: Case(name, function.__doc__ or "", function, slow)
+def fault(name: str, promised: str, slow: bool = False) -> Callable[[Callable[[Drill], None]], Case]:
+    """Return a decorator that makes a case of a function."""
+    return lambda function: Case(name, promised, function, slow)
 
 
 class _Stamps:

@@ -15,7 +15,7 @@ PIPELINE = (
 
 
 def main() -> None:
-    """Serve until killed; says `ready` on standard output."""
+    """Serve until killed; print `ready` first."""
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")

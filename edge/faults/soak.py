@@ -48,7 +48,7 @@ class SoakReport:
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
-    """Run `rws run` on a camera on loopback with its page open, for at least 120 s; an `RwsError` if it ends early."""
+    """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
         assert camera.stdout is not None
@@ -97,7 +97,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
 
 
 def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[str], None]) -> list[float]:
-    """Sample the memory for so long; the samples after the warm-up, MB."""
+    """Sample the memory for N seconds; return the samples after the warm-up, MB."""
     memory: list[tuple[float, float]] = []
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:
@@ -132,7 +132,7 @@ class _Viewer:
 
 
 def _part_length(stream: IO[bytes]) -> int:
-    """Read the head of a part of a multipart stream; the bytes that follow it, 0 at the end."""
+    """Read the head of a part of a multipart stream; return the number of bytes that follow, 0 at the end."""
     length = 0
     for line in iter(stream.readline, b""):
         name, _, value = line.partition(b":")
@@ -161,7 +161,7 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Resident memory of a process and its children, MB; what they share is counted in each."""
+    """Return the resident memory of a process and its children, MB; what they share is counted in each."""
     processes = [str(pid)]
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -107,9 +107,7 @@ class BackgroundSink:
             failed.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop(error, self.timeout)
         if error is None:
             self._raise()

@@ -74,10 +74,10 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     path = Path(text)
     if text.isdecimal():
         return CaptureSettings(int(text), "camera", f"camera {text}", latest)
+    if "://" in text and " ! " not in text:
+        return CaptureSettings(text, "network", hide_password(text), latest)
     if " ! " in text or path.is_char_device():
         return CaptureSettings(text, "camera", "pipeline" if " ! " in text else text, latest)
-    if "://" in text:
-        return CaptureSettings(text, "network", hide_password(text), latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         return CaptureSettings(os.path.abspath(text), "file", text, latest)
@@ -94,7 +94,7 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
         return ImageSource(paths, name, clock)
     if suffix == ".npy":
         try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
+            images = np.lib.format.open_memmap(path, mode="r")
         except (ValueError, OSError, EOFError) as error:
             raise SourceError(f"{name}: is not a NumPy array file ({error})") from error
         return ArraySource(images, name=name, clock=clock)

@@ -37,11 +37,9 @@ class Classify:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise an `InputError` if the shape is not (1, K)."""
-        if shape != (1, len(self.classes)):
-            raise InputError(
-                f"model: gives logits of shape {shape}, expected (1, {len(self.classes)}), one per class; give the "
-                "names of all classes"
-            )
+        if shape != (expected := (1, len(self.classes))):
+            advice = "one per class; give the names of all classes"
+            raise InputError(f"model: gives logits of shape {shape}, expected {expected}, {advice}")
 
     def read(self, outputs: NDArray[np.float32]) -> Classification:
         """Read the logits of one image, float32, shape (1, K)."""

@@ -51,6 +51,7 @@ def test_shrinking_averages_areas():
         (np.zeros((4, 4, 4), np.uint8), "fourth channel"),
         (np.zeros((3, 4, 4, 3), np.uint8), "one image with the channels last"),
         (np.zeros((3, 5, 5), np.uint8), "channels last"),
+        (np.array(5, np.uint8), "channels last"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (np.zeros((4, 4, 3), np.float32), "0…255.*uint8"),
         (np.zeros((4, 4, 3), np.int64), "uint8"),

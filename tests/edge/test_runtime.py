@@ -266,12 +266,19 @@ def test_a_frame_that_is_corrupted_on_purpose_is_compared_with_what_it_was():
         def write(self, frame, result):
             seen.append((frame.image is DARK, frame.original is not None))
 
-    frames = [replace(frame, image=DARK, original=frame.image) for frame in array_source(BRIGHT, BRIGHT)]
-    results = list(make_runtime(model).stream(frames, [Keep()]))
+    clock = TickingClock()
+
+    def darken(frame):
+        clock()  # takes time that is not the camera's
+        return replace(frame, image=DARK, original=frame.image)
+
+    plain = list(make_runtime(FakeModel()).stream(array_source(BRIGHT)))
+    results = list(make_runtime(model, clock=clock).results(array_source(BRIGHT, BRIGHT), [Keep()], [darken]))
     assert [result.label for result in results] == ["dog", "dog"]
     assert [(result.unpatched.label, result.on_original.label) for result in results] == [("cat", "cat")] * 2
     assert seen == [(True, True)] * 2
     assert [result.changed for result in results] == [True, False]
+    assert results[0].times_ms["read"] == plain[0].times_ms["read"]
     assert results[0].to_dict()["on_original"]["label"] == "cat"
     summary = Summary()
     for result in results:

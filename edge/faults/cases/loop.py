@@ -32,9 +32,12 @@ from rws.records import Frame
 FULL = Path("/dev/full")  # a device that has never room
 
 
-@fault("a sink that blocks", slow=True)
+@fault(
+    "a sink that blocks",
+    "The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most.",
+    slow=True,
+)
 def _sink_blocks(drill: Drill) -> None:
-    """The loop goes on at its own speed; what the sink loses is counted; the end waits 1 s at most."""
     release = threading.Event()
 
     class Stuck:
@@ -55,9 +58,8 @@ def _sink_blocks(drill: Drill) -> None:
     drill.check(ending < 2.0, "the end waits 1 s at most")
 
 
-@fault("the disk is full")
+@fault("the disk is full", "The run ends with an error that names the file and its cause; the weights are clean.")
 def _disk_full(drill: Drill) -> None:
-    """The run ends with an error that names the file and its cause; the weights are clean."""
     if not FULL.exists():
         raise NotHereError(f"{FULL} is missing")
     source, _, fake = scripted([("open", ""), *images(50, bad=True)])
@@ -72,9 +74,8 @@ def _disk_full(drill: Drill) -> None:
         drill.check(False, "it raises an error")
 
 
-@fault("an exception in source, model or sink")
+@fault("an exception in source, model or sink", "It surfaces with its type; the weights are clean.")
 def _exceptions(drill: Drill) -> None:
-    """It surfaces with its type; the weights are clean."""
     calls = iter(range(99))
 
     def break_model() -> None:
@@ -101,9 +102,12 @@ def _exceptions(drill: Drill) -> None:
             drill.say(f"{type(error).__name__}: {error}")
 
 
-@fault("a model that is too slow", slow=True)
+@fault(
+    "a model that is too slow",
+    "Frames are skipped before it lags: the age stays that of one frame, drops are counted.",
+    slow=True,
+)
 def _too_slow(drill: Drill) -> None:
-    """Frames are skipped before it lags: the age stays that of one frame, drops are counted."""
     slow = faulty(drill.pipeline.model, lambda: time.sleep(0.2))
     source = PatternSource(160, 120, 30.0)
     seen = drill.play(source, reached(15), pipeline=replace(drill.pipeline, model=slow))
@@ -113,9 +117,8 @@ def _too_slow(drill: Drill) -> None:
     drill.check(oldest < 400, "no result is older than two of its frames")
 
 
-@fault("10,000 mix changes")
+@fault("10,000 mix changes", "Each change is exact, the weights are clean afterwards, and memory stays flat.")
 def _mix_changes(drill: Drill) -> None:
-    """Each change is exact, the weights are clean afterwards, and memory stays flat."""
     model = drill.pipeline.model
     names = sorted(drill.bundle.signatures.names)
     rng = np.random.default_rng(0)
@@ -143,9 +146,8 @@ def _mix_changes(drill: Drill) -> None:
     drill.check(grown < 5, "memory grows by less than 5 MB")
 
 
-@fault("a broken bundle is put in place")
+@fault("a broken bundle is put in place", "It is refused with a reason and the old one stays; a good one takes over.")
 def _broken_bundle(drill: Drill) -> None:
-    """It is refused with a reason and the old one stays; a good one takes over."""
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
     built: list[Bundle] = []

@@ -25,6 +25,7 @@ from rws.records import Frame
 
 SCENES = 8
 RETURN_SECONDS = 2.0  # from the return of a camera to its first result
+_RETURNS = "A result within 2 s of its return; meanwhile no frame is invented."
 Fault = Callable[[int, bytes], bytes]  # what becomes of the n-th JPEG of a camera
 
 
@@ -39,9 +40,8 @@ def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) 
         return drill.play(source, lambda seen: bool(seen) and (seen[-1].stamp or 0) >= last), source
 
 
-@fault("truncated JPEG")
+@fault("truncated JPEG", "Pictures that were cut are kept from the oracle and counted as damaged.")
 def _truncated(drill: Drill) -> None:
-    """Pictures that were cut are kept from the oracle and counted as damaged."""
     seen, source = _play_mjpeg(drill, lambda n, jpeg: jpeg[: len(jpeg) // 2] if 30 <= n < 45 else jpeg)
     wrong = [one.stamp for one in seen if one.stamp is None or 30 <= one.stamp < 45]
     rejected = source.rejections["damaged"] + source.rejections["undecodable"]
@@ -50,9 +50,8 @@ def _truncated(drill: Drill) -> None:
     drill.check(rejected == 15, "all 15 are counted")
 
 
-@fault("black frames")
+@fault("black frames", "They are kept from the oracle and counted; the camera is not taken for lost.")
 def _black(drill: Drill) -> None:
-    """They are kept from the oracle and counted; the camera is not taken for lost."""
     dark = encode_jpeg(np.zeros((480, 640, 3), np.uint8))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: dark if 30 <= n < 45 else jpeg)
     drill.say(f"{source.rejections['black']} of 15 rejected, reconnects {source.reconnects}")
@@ -61,9 +60,12 @@ def _black(drill: Drill) -> None:
     drill.check(all(one.stamp is not None for one in seen), "only real pictures have results")
 
 
-@fault("frozen picture", slow=True)
+@fault(
+    "frozen picture",
+    "Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on.",
+    slow=True,
+)
 def _frozen(drill: Drill) -> None:
-    """Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on."""
     held = encode_jpeg(stamped(scene(480, 640, 30 % SCENES), 30))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: held if 30 <= n < 210 else jpeg, last=240, stall=2.0)
     repeated, frozen = sum(one.stamp == 30 for one in seen), source.rejections["frozen"]
@@ -73,9 +75,8 @@ def _frozen(drill: Drill) -> None:
     drill.check(source.reconnects >= 1, "it is opened anew")
 
 
-@fault("the resolution changes", slow=True)
+@fault("the resolution changes", "Every picture of every size has a result.", slow=True)
 def _resolution(drill: Drill) -> None:
-    """Every picture of every size has a result."""
     sizes = {30: (720, 1280), 45: (480, 848), 60: (1080, 1920)}
     images = {start: scene(*size, seed=start) for start, size in sizes.items()}
 
@@ -91,9 +92,8 @@ def _resolution(drill: Drill) -> None:
     drill.check(all(any(lo <= (s or 0) < lo + 15 for s in stamps) for lo in (15, *sizes)), "each size has results")
 
 
-@fault("empty and garbled JPEG")
+@fault("empty and garbled JPEG", "What is no picture is counted and has no result.")
 def _garbled(drill: Drill) -> None:
-    """What is no picture is counted and has no result."""
     garbled = {30: b"", 33: b"", 36: b""} | {number: os.urandom(5000) for number in range(39, 45)}
     seen, source = _play_mjpeg(drill, lambda n, jpeg: garbled.get(n, jpeg))
     wrong = sum(one.stamp is None or 39 <= one.stamp < 45 for one in seen)
@@ -102,15 +102,13 @@ def _garbled(drill: Drill) -> None:
     drill.check(source.rejected >= 6, "they are counted")
 
 
-@fault("MJPEG camera is killed and returns", slow=True)
+@fault("MJPEG camera is killed and returns", _RETURNS, slow=True)
 def _mjpeg_returns(drill: Drill) -> None:
-    """A result within 2 s of its return; meanwhile no frame is invented."""
     _away_and_back(drill, partial(MjpegServer, _camera(), 30.0))
 
 
-@fault("RTSP camera is killed and returns", slow=True)
+@fault("RTSP camera is killed and returns", _RETURNS, slow=True)
 def _rtsp_returns(drill: Drill) -> None:
-    """A result within 2 s of its return; meanwhile no frame is invented."""
     if missing := RtspServer.missing():
         raise NotHereError(missing)
     _away_and_back(drill, RtspServer)
@@ -161,9 +159,8 @@ def _play_and_signal(
     return seen, source, *signalled[0]
 
 
-@fault("the capture process is killed (kill -9)")
+@fault("the capture process is killed (kill -9)", "A new one takes over within 2 s; what the old one held is counted.")
 def _capture_killed(drill: Drill) -> None:
-    """A new one takes over within 2 s; what the old one held is counted."""
     seen, source, _, killed = _play_and_signal(drill, signal.SIGKILL, 5.0, lambda seen, at, _: seen[-1].at > at + 0.5)
     back = next(one.at for one in seen if one.at > killed + 0.1) - killed
     drill.say(f"back after {back:.2f} s, reconnects {source.reconnects}")
@@ -171,9 +168,12 @@ def _capture_killed(drill: Drill) -> None:
     drill.check(back < RETURN_SECONDS, "within 2 s")
 
 
-@fault("the capture process is blocked (SIGSTOP)", slow=True)
+@fault(
+    "the capture process is blocked (SIGSTOP)",
+    "It is killed when it has said nothing for so long, and replaced.",
+    slow=True,
+)
 def _capture_blocked(drill: Drill) -> None:
-    """It is killed when it has said nothing for so long, and replaced."""
     seen, _, blocked, _ = _play_and_signal(
         drill, signal.SIGSTOP, 1.0, lambda seen, blocked, source: source.reconnects == 1 and len(seen) >= 60
     )
@@ -187,9 +187,8 @@ def _capture_blocked(drill: Drill) -> None:
     drill.check(gap < 1.0 + RETURN_SECONDS, "within 2 s of the end of its patience of 1 s")
 
 
-@fault("a whole video")
+@fault("a whole video", "It is played to the last frame that OpenCV can read, and each frame has a result.")
 def _whole_video(drill: Drill) -> None:
-    """It is played to the last frame that OpenCV can read, and each frame has a result."""
     path = _video(drill)
     capture, count = cv2.VideoCapture(str(path)), 0
     while capture.read()[0]:
@@ -203,9 +202,11 @@ def _whole_video(drill: Drill) -> None:
     drill.check(source.dropped == 0, "none is dropped")
 
 
-@fault("a damaged video (H.264)")
+@fault(
+    "a damaged video (H.264)",
+    "Most damaged frames are kept from the oracle and counted; the rest of the file is played.",
+)
 def _damaged_h264(drill: Drill) -> None:
-    """Most damaged frames are kept from the oracle and counted; the rest of the file is played."""
     whole, damaged = _video(drill), drill.folder / "damaged.mp4"
     flip_bytes(whole, damaged, flips=12, seed=0, part=0.7)
     with open_source(whole) as source:

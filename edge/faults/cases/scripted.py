@@ -15,9 +15,10 @@ from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 
 
-@fault("blocks for ever")
+@fault(
+    "blocks for ever", "A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer."
+)
 def _blocks(drill: Drill) -> None:
-    """A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer."""
     source, capture, time = scripted([("open", ""), *images(3, bad=True), ("hang", None), ("open", ""), *images(3, 3)])
     start = time.now
     seen = drill.play(source, reached(6), clock=time)
@@ -27,9 +28,8 @@ def _blocks(drill: Drill) -> None:
     drill.check(time.now - start <= 5 + 3 * TICK, "within 5 s of the silence")
 
 
-@fault("unplugged and plugged in again")
+@fault("unplugged and plugged in again", "Sought with growing pauses of at most 1 s; meanwhile the weights are clean.")
 def _unplugged(drill: Drill) -> None:
-    """Sought with growing pauses of at most 1 s; meanwhile the weights are clean."""
     away = [("end", "gives no more frames"), *[("open", "cannot be opened")] * 40]
     source, capture, time = scripted([("open", ""), *images(5, bad=True), *away, ("open", ""), *images(5, 5)])
     late_mixes: list[dict[str, float]] = []
@@ -52,9 +52,8 @@ def _unplugged(drill: Drill) -> None:
     drill.check(float(pauses.max()) <= LAST_BACKOFF + 1e-6, "no pause is longer than 1 s")
 
 
-@fault("stays lost, with --retries 3")
+@fault("stays lost, with --retries 3", "An error after the third attempt, with the cause, and clean weights.")
 def _gives_up(drill: Drill) -> None:
-    """An error after the third attempt, with the cause, and clean weights."""
     steps = [("open", ""), *images(2, bad=True), ("end", "gives no more frames"), *[("open", "cannot be opened")] * 9]
     source, capture, time = scripted(steps, retries=3)
     try:
@@ -75,9 +74,8 @@ def _on_the_minute(time: FakeTime) -> Iterator[Step]:
         yield "frame", scene(64, 64, seed)
 
 
-@fault("one frame a minute")
+@fault("one frame a minute", "Its rhythm is learned; once it is, it is not opened anew.")
 def _one_a_minute(drill: Drill) -> None:
-    """Its rhythm is learned; once it is, it is not opened anew."""
     source, capture, time = scripted(_on_the_minute)
     opened: list[int] = []
 
@@ -92,9 +90,8 @@ def _one_a_minute(drill: Drill) -> None:
     drill.check(len(set(opened[-100:])) == 1, "it is not opened anew once its rhythm is known")
 
 
-@fault("gives only damaged frames")
+@fault("gives only damaged frames", "They are kept from the oracle and counted; the camera is opened anew.")
 def _only_damage(drill: Drill) -> None:
-    """They are kept from the oracle and counted; the camera is opened anew."""
     broken = [step for _ in range(12) for step in (("reject", "damaged"), ("wait", 0.5))]
     source, _, time = scripted([("open", ""), *images(2), *broken, ("hang", None), ("open", ""), *images(2, 2)])
     seen = drill.play(source, reached(4), clock=time)
@@ -103,9 +100,8 @@ def _only_damage(drill: Drill) -> None:
     drill.check(len(seen) == 4, "good frames have results")
 
 
-@fault("the clock jumps")
+@fault("the clock jumps", "No time of the loop is waited for: an hour forwards or back disturbs nothing.")
 def _clock_jumps(drill: Drill) -> None:
-    """No time of the loop is waited for: an hour forwards or back disturbs nothing."""
     source, _, time = scripted([("open", ""), *images(40)])
     jumps = itertools.cycle([3600.0, -7200.0, 3600.0])
 
@@ -120,9 +116,8 @@ def _clock_jumps(drill: Drill) -> None:
     drill.check(source.reconnects == 0, "the source is not taken for lost")
 
 
-@fault("a 10 kHz source")
+@fault("a 10 kHz source", "The freshest frames are classified, the others are dropped and counted; nothing piles up.")
 def _ten_kilohertz(drill: Drill) -> None:
-    """The freshest frames are classified, the others are dropped and counted; nothing piles up."""
     source = PatternSource(64, 64, 10_000.0)
     seen = drill.play(source, reached(300))
     ages = sorted(one.result.age_ms for one in seen)
@@ -132,9 +127,8 @@ def _ten_kilohertz(drill: Drill) -> None:
     drill.check(ages[len(ages) // 2] < 50, "results are fresh")
 
 
-@fault("an empty frame")
+@fault("an empty frame", "A frame without pixels is kept from the oracle and counted.")
 def _empty_frame(drill: Drill) -> None:
-    """A frame without pixels is kept from the oracle and counted."""
     flaw = image_flaw(np.empty((0, 0, 3), np.uint8))
     source, _, time = scripted([("open", ""), *images(2), ("reject", flaw), *images(2, 2)])
     seen = drill.play(source, reached(4), clock=time)

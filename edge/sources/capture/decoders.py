@@ -165,15 +165,10 @@ class StreamDecoder(Decoder):
             self._container.close()
 
     def _demux(self) -> Iterator[Packet[Any]]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except (self._av.error.FFmpegError, OSError) as error:
-                raise SourceError(_why(error, LONGEST_SILENCE)) from error
-            yield packet
+        try:
+            yield from self._container.demux(self._stream)
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise SourceError(_why(error, LONGEST_SILENCE)) from error
 
     def _declared_length(self) -> int | None:
         if self._stream.frames:

@@ -17,7 +17,7 @@ COUNTERS = ("received", "dropped", "discarded", *REASONS)
 
 
 def shared_memory(size: int) -> int:
-    """A file descriptor of `size` bytes of memory without a name; they are freed with the last process that has it."""
+    """Return a descriptor of `size` bytes of memory without a name, freed with the last process that has it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("rws-capture")
     else:
@@ -43,14 +43,14 @@ class Counters:
         return int(self._values[COUNTERS.index(name)])
 
     def add(self, name: str, count: int = 1) -> int:
-        """Count up; returns the total before."""
+        """Count up; return the total before."""
         with self._lock:
             before = self[name]
             self._values[COUNTERS.index(name)] = before + count
         return before
 
     def snapshot(self) -> dict[str, int]:
-        """All of them, read once; `received` last, so that what is being counted now is not missing there."""
+        """Return all of them, read once; `received` last, so that what is being counted now is not missing there."""
         return {name: self[name] for name in (*COUNTERS[1:], "received")}
 
     @property

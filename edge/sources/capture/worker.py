@@ -38,7 +38,7 @@ class Worker:
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def serve(self) -> None:
-        """Until the loop closes the connection."""
+        """Answer until the loop closes the connection."""
         with self._connection.makefile("r", encoding="utf-8") as lines:
             for line in lines:
                 self._question, question = decode(line)
@@ -103,7 +103,7 @@ def _die_with_the_loop(loop: int) -> None:
 
 
 def main() -> None:
-    """`worker.py SOCKET COUNTERS`: both are inherited file descriptors."""
+    """Run `worker.py SOCKET COUNTERS`: both are inherited file descriptors."""
     threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -106,6 +106,7 @@ BROKEN = {
     "broken.npy": (lambda path: path.write_bytes(b"\x93NUMPY"), "is not a NumPy array file"),
     "grey.npy": (lambda path: np.save(path, np.zeros((2, 8, 8), np.uint8)), r"uint8 of shape \(2, 8, 8\)"),
     "float.npy": (lambda path: np.save(path, np.zeros((2, 8, 8, 3))), "float64"),
+    "archive.npy": (lambda path: np.savez(path.open("wb"), np.zeros(2)), "is not a NumPy array file"),
     "pickle.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "is not a NumPy array file"),
 }
 
@@ -141,6 +142,15 @@ def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
         assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert "rtsp://me:***@127.0.0.1" in str(caught.value)
     assert "hush" not in str(caught.value) + source.name + source.error + caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:hush@cam/live?token=" + "a" * 5000, "rtspsrc location=rtsp://cam ! appsink"]
+)
+def test_an_address_is_no_path_however_long_it_is(address):
+    with open_source(address) as source:
+        assert source.live
+        assert source.name in ("pipeline", hide_password(address))
 
 
 def test_a_truncated_video_ends_early_and_says_so(tmp_path, caplog):
