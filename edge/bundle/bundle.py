@@ -77,7 +77,7 @@ class Bundle:
         arguments = (self.signatures, self.signatures.tensors, options.provider, options.threads, options.strategy)
         if options.backend == "onnx":
             size = (self.manifest.input.height, self.manifest.input.width)
-            return OnnxModel(self._networks.get(MODEL) or self.read(MODEL), *arguments, image_size=size)
+            return OnnxModel(self._networks.pop(MODEL, None) or self.read(MODEL), *arguments, image_size=size)
         from rws.edge.live.torch_model import TorchModel
 
         return TorchModel.from_onnx(self.read(MODEL), *arguments)
