@@ -60,7 +60,7 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
 def add_signatures(
     path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
 ) -> Bundle:
-    """Append signatures, all or those of these names, to a bundle, atomically; with `transfer` made for other weights.
+    """Append signatures, all or those named, to a bundle, atomically; `transfer` accepts those made for other weights.
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.

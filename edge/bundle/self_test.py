@@ -11,7 +11,7 @@ from rws.oracle.belief import CorruptionOracle
 
 
 def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
-    """Run every network and signature of a bundle, leaving both clean; a line for each that works, or RwsError."""
+    """Run every network and signature of a bundle, leaving the model clean; returns a line per part, or RwsError."""
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
     model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()

@@ -117,7 +117,7 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
 
 
 def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """Return initializers, float32, in the given order; raise BundleError if one is missing, not finite, …."""
+    """Return initializers, in order; BundleError if none is named, or one is missing, empty or not finite float32."""
     tensors = _initializers(model)
     clean = {}
     for name in names:
