@@ -23,8 +23,8 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     for name in bundle.signatures.names:
         model.apply({name: 1.0})
         if not np.isfinite(model.predict(x)).all():
-            fault = f"with {name!r} its logits are not finite; extract that signature again"
-            raise BundleError(f"{bundle.path / MODEL}: {fault}")
+            where = bundle.path / MODEL
+            raise BundleError(f"{where}: with {name!r} its logits are not finite; extract that signature again")
     model.reset()
     if not np.array_equal(model.predict(x), clean):
         raise RwsError("the clean weights did not come back after a patch; report this with the versions in `pip list`")

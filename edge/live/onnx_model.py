@@ -43,7 +43,7 @@ class OnnxModel(LiveSession, PatchableModel):
             strategy=strategy,
             provider=provider,
             threads=threads,
-            sample={name: x.astype(np.float32) for name, x in random_feeds(proto, image_size or FREE_SIZE).items()},
+            sample=random_feeds(proto, image_size or FREE_SIZE),
         )
         self._logits = [self.get_outputs()[0].name]
 
