@@ -97,7 +97,7 @@ class GainTable:
         return replace(self, signature=self.signature[kept], alpha=self.alpha[kept], accuracy=self.accuracy[:, kept])
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The arrays that `policy.safetensors` holds."""
+        """Return the arrays that `policy.safetensors` holds."""
         return {"gain.signature": self.signature, "gain.alpha": self.alpha, "gain.accuracy": self.accuracy}
 
     @classmethod

@@ -1,7 +1,7 @@
 """Smoothing the belief over the frames of one stream: the forward pass of a hidden Markov model (Rabiner 1989, III.A).
 
 The hidden states are those of `Belief.joint`. From one frame to the next the state stays, drifts to a neighbouring
-level of the same corruption (clean counts as level 0 of each), or jumps to a newly drawn one.
+level of the same corruption (clean is level 0 of each), or jumps to a new one. Likelihood: the belief over its prior.
 """
 
 from collections.abc import Sequence

@@ -65,19 +65,19 @@ class Bundle:
         return self._contents.get(name) or _read_file(self.path / name, self.manifest.files[name])
 
     def release(self) -> None:
-        """Let go of what was read of the files, once model and oracle are built: they hold their own copies."""
+        """Drop the contents of the files; call it once model and oracle are built, which hold their own copies."""
         self._contents.clear()
         self._networks.clear()
 
     def model(self, options: ModelOptions | None = None) -> PatchableModel:
-        """Build the clean model; BundleError, InputError or MissingExtraError if its options cannot be had here."""
+        """Build the clean model; BundleError, InputError or MissingExtraError if an option is unavailable here."""
         options = options or ModelOptions()
         if options.backend not in ("onnx", "torch"):
             raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
         arguments = (self.signatures, self.signatures.tensors, options.provider, options.threads, options.strategy)
         if options.backend == "onnx":
             size = (self.manifest.input.height, self.manifest.input.width)
-            return OnnxModel(self._networks.get(MODEL) or self.read(MODEL), *arguments, image_size=size)
+            return OnnxModel(self._networks.pop(MODEL, None) or self.read(MODEL), *arguments, image_size=size)
         from rws.edge.live.torch_model import TorchModel
 
         return TorchModel.from_onnx(self.read(MODEL), *arguments)

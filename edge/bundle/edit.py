@@ -60,7 +60,7 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
 def add_signatures(
     path: str | Path, signatures: SignatureSet, names: Iterable[str] | None = None, transfer: bool = False
 ) -> Bundle:
-    """Append signatures, all or those of these names, to a bundle, atomically; with `transfer` made for other weights.
+    """Append signatures, all or those named, to a bundle, atomically; `transfer` accepts those made for other weights.
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
@@ -98,8 +98,7 @@ def check_bundle_folder(target: Path) -> None:
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
-        cure = "move it, or give another folder"
-        raise BundleError(f"{target}: holds {foreign[0]!r}, which is no part of a bundle; {cure}")
+        raise BundleError(f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder")
 
 
 def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:

@@ -11,7 +11,7 @@ from rws.oracle.belief import CorruptionOracle
 
 
 def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: CorruptionOracle | None = None) -> list[str]:
-    """Run every network and signature of a bundle, leaving both clean; a line for each that works, or RwsError."""
+    """Run every network and signature of a bundle, leaving the model clean; returns a line per part, or RwsError."""
     size = bundle.manifest.input
     x = np.random.default_rng(0).random((3, size.height, size.width), np.float32)
     model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()
@@ -23,8 +23,8 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     for name in bundle.signatures.names:
         model.apply({name: 1.0})
         if not np.isfinite(model.predict(x)).all():
-            fault = f"with {name!r} its logits are not finite; extract that signature again"
-            raise BundleError(f"{bundle.path / MODEL}: {fault}")
+            where = bundle.path / MODEL
+            raise BundleError(f"{where}: with {name!r} its logits are not finite; extract that signature again")
     model.reset()
     if not np.array_equal(model.predict(x), clean):
         raise RwsError("the clean weights did not come back after a patch; report this with the versions in `pip list`")

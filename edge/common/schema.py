@@ -86,7 +86,7 @@ def shorten(value: object, most: int = 80) -> str:
 def _explain(schema: Any, fault: ValidationError) -> str:
     first = fault.errors(include_url=False)[0]
     place, kind = first["loc"], first["type"]
-    path = ".".join(map(str, place)) or "the document"
+    path = shorten(".".join(map(str, place)) or "the document")  # keys are foreign text, too
     known: list[str] = []
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     for key in place:
@@ -98,10 +98,10 @@ def _explain(schema: Any, fault: ValidationError) -> str:
     if kind == "json_invalid":
         return f"not plain JSON ({first['msg']})"
     if kind.startswith("missing"):
-        return f"key {path!r} is missing"
+        return f"key {path} is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"key {path!r} is unknown" + (f"; known: {', '.join(known)}" if known else "")
-    return f"{path} is {shorten(first['input'])}, expected {expected}"
+        return f"key {path} is unknown" + (f"; known: {', '.join(known)}" if known else "")
+    return f"{path[1:-1]} is {shorten(first['input'])}, expected {expected}"
 
 
 def _depth(value: Any) -> int:

@@ -19,7 +19,7 @@ def multiply_add_numpy(
     out: NDArray[np.float32],
     pieces: NDArray[np.int64],
 ) -> None:
-    """out = base + values · factors, each (n,), each product and each sum rounded to float32; `base` may be `out`.
+    """Write out = base + values · factors, (n,) each; every product and sum is rounded to float32; `base` may be `out`.
 
     Args:
         factors: those of one piece after those of another.

@@ -55,7 +55,7 @@ class LiveSession(Patchable):
         known = [kind.name for kind in STRATEGIES]
         if strategy not in ("auto", *known):
             raise InputError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
-        proto = model if isinstance(model, onnx.ModelProto) else read_model(model)
+        proto = read_model(model)
         if layers is not None and tensors is None:
             proto = prepare(proto)
             tensors = shallow_tensors(proto, layers)

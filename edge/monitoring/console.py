@@ -42,7 +42,7 @@ class LossyOutput(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Queue a piece of text, without waiting."""
+        """Queue a piece of text; waits only if the queue is full and nothing may be lost."""
         if self._descriptor is None:
             return self._stream.write(text)
         with self._changed:

@@ -38,7 +38,7 @@ class Reservoir:
             self._values[place] = value
 
     def percentile(self, q: float) -> float:
-        """The q-th percentile, 0 ≤ q ≤ 100, linearly interpolated; NaN if nothing was added."""
+        """Return the q-th percentile, 0 ≤ q ≤ 100, linearly interpolated; NaN if nothing was added."""
         return float(np.percentile(self._values, q)) if self._values else float("nan")
 
 

@@ -104,8 +104,7 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
     """Return weight and bias of a prepared model's first `count` convolutions; BundleError if one lacks them."""
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
-        expected = f"at least 1 and at most that many, not {count}"
-        raise BundleError(f"model has {len(nodes)} convolutions, expected {expected}")
+        raise BundleError(f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}")
     tensors = _initializers(model)
     names: list[str] = []
     for node in nodes[:count]:
@@ -117,14 +116,16 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
 
 
 def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """Return initializers, float32, in the given order; raise BundleError if one is missing, not finite, …."""
+    """Return initializers, in order; BundleError if none is named, or one is missing, empty or not finite float32."""
     tensors = _initializers(model)
     clean = {}
     for name in names:
         if name not in tensors:
-            cure = "export it with its shallow weights as initializers"
-            raise BundleError(f"model has no tensor {name!r} to patch; {cure}")
-        array = numpy_helper.to_array(tensors[name])
+            raise BundleError(f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers")
+        try:
+            array = numpy_helper.to_array(tensors[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"model: tensor {name!r} is malformed ({first_line(error)}); export it again") from error
         if array.dtype != np.float32:
             raise BundleError(f"model: tensor {name!r} is {array.dtype}, expected float32; export the model in float32")
         if not array.ndim or not array.size:
@@ -144,12 +145,15 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape (None: a free length) of the one image input; raise BundleError if there is not one."""
+    """Return name and shape (None: a free length) of the one image input; BundleError unless there is one, float32."""
     inputs = data_inputs(model)
     if len(inputs) != 1:
         found = ", ".join(inputs) or "none"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
-    return next((name, value_shape(value)) for name, value in inputs.items())
+    name, value = next(iter(inputs.items()))
+    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise BundleError(f"{source}: input {name!r} is not float32; export it with a float32 image, 0…1")
+    return name, value_shape(value)
 
 
 def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

@@ -19,7 +19,7 @@ class Quantised:
     """A quantised tensor: `values · scale`."""
 
     values: NDArray[np.int8 | np.int16]  # (out, ...), int8 for 4 and 8 bit, at most 2^(bits−1) − 1 in size
-    scale: NDArray[np.float32]  # above 0, shape (out,) for one a channel or () for one a tensor
+    scale: NDArray[np.float32]  # above 0, shape (out,) for one per channel or () for one per tensor
 
     @property
     def columns(self) -> NDArray[np.float32]:
@@ -28,12 +28,12 @@ class Quantised:
 
 
 def largest_value(bits: Bits) -> int:
-    """The largest integer of a symmetric code of `bits` bits: 7, 127 or 32767."""
+    """Return the largest integer of a symmetric code of `bits` bits: 7, 127 or 32767."""
     return int(2 ** (bits - 1) - 1)
 
 
 def value_dtype(bits: Bits) -> type[np.int8] | type[np.int16]:
-    """The integer type that holds values of `bits` bits in memory."""
+    """Return the integer type that holds values of `bits` bits in memory."""
     return np.int16 if bits == 16 else np.int8
 
 
@@ -61,7 +61,7 @@ def quantise(delta: NDArray[np.float32], bits: Bits = 8, per: Per = "channel") -
 
 
 def dequantise(quantised: Quantised) -> NDArray[np.float32]:
-    """`values · scale`: float32, the shape of `values`."""
+    """Return `values · scale`, float32, in the shape of `values`."""
     return np.multiply(quantised.values, quantised.columns, dtype=np.float32)
 
 

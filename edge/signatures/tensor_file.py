@@ -20,7 +20,7 @@ _METADATA_KEY = "rws"
 
 
 def write_tensors(tensors: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> bytes:
-    """The bytes of a safetensors file with `tensors`, and `description` as JSON metadata."""
+    """Return the bytes of a safetensors file with `tensors`, and `description` as JSON metadata."""
     metadata = {_METADATA_KEY: json.dumps(description, sort_keys=True)}
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     return bytes(safetensors.numpy.save(contiguous, metadata))

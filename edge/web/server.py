@@ -56,8 +56,8 @@ class PageServer(Closing):
 
     A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
     the frame. It costs nothing without viewers and never blocks on slow ones. `address` is `HOST:PORT`, port 0 any that
-    is free; raises RwsError on entry if it cannot serve there. Without a `token` one is generated, but at a loopback
-    address, where anyone may look. After `stale_after` seconds without a result `/health` answers 503.
+    is free. Without a `token` one is generated, but at a loopback address, where anyone may look. After `stale_after`
+    seconds without a result `/health` answers 503. Raises InputError for a bad token, on entry RwsError if it cannot.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class PageServer(Closing):
         self.address, self.monitor, self.stale_after = address, monitor, stale_after
         self.token = None if token is None else check_token(token)
         self.port, self.url = 0, ""
+        self._thread: threading.Thread | None = None
         self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -86,10 +87,9 @@ class PageServer(Closing):
 
     def __enter__(self) -> "PageServer":
         listener = addresses.listen(self.address)
-        place = listener.getsockname()
-        self.port = place[1]
+        host, self.port = listener.getsockname()[:2]
         self.url = addresses.url(self.address, listener)
-        if self.token is None and not addresses.is_loopback(place[0]):
+        if self.token is None and not addresses.is_loopback(host):
             self.token = secrets.token_urlsafe(16)
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(listener, started), name="rws page", daemon=True)
@@ -98,9 +98,10 @@ class PageServer(Closing):
         return self
 
     def close(self) -> None:
-        """Stop serving."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        """Stop serving; a second call does nothing."""
+        if self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
 
     def _run(self, listener: socket.socket, started: Future[None]) -> None:
         try:
@@ -127,8 +128,7 @@ class PageServer(Closing):
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        host, _ = addresses.parse(self.address)
-        auth = TokenAuth(self.token, port=self.port, hosts=[host.lower()])
+        auth = TokenAuth(self.token, port=self.port, hosts=[addresses.parse(self.address)[0].lower()])
         application = web.Application(middlewares=[auth.admit])
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():

@@ -414,6 +414,7 @@ ABUSIVE_MANIFESTS = {
     "measured as a number": (put("measured", 93), "measured is 93"),
     "a path out of the folder": (put("files", "../../etc/passwd", GOOD_FILE), "files is .* and no other file"),
     "an absolute path": (put("files", "/etc/passwd", GOOD_FILE), "and no other file"),
+    "an escape in a file's name": (put("files", "a\n\x1b[2J", 5), r"files\.a\\n\\x1b\[2J is 5, expected"),
     "a file left out": (lambda d: d["files"].pop("oracle.onnx"), "files is"),
     "short hash": (put("files", "oracle.onnx", "sha256", "00"), "files.oracle.onnx.sha256 is '00'"),
     "no bytes": (put("files", "oracle.onnx", "bytes", 0), "files.oracle.onnx.bytes is 0"),

@@ -426,6 +426,14 @@ class TestInputs:
         with pytest.raises(BundleError, match=r"input 'image' has the shape \(\), expected \(N, 3, height, width\)"):
             OnnxModel(proto.SerializeToString(), None, small[2])
 
+    @pytest.mark.parametrize("kind", [onnx.TensorProto.UINT8, onnx.TensorProto.DOUBLE])
+    def test_an_image_that_is_not_float32(self, small, kind):
+        proto = onnx.load_from_string(small[0])
+        proto.graph.input[0].name, proto.graph.input[0].type.tensor_type.elem_type = "raw", kind
+        proto.graph.node.insert(0, onnx.helper.make_node("Cast", ["raw"], ["image"], to=onnx.TensorProto.FLOAT))
+        with pytest.raises(BundleError, match=r"cannot run it on float32 \(1, 3, 8, 8\) .*export it again"):
+            OnnxModel(proto.SerializeToString(), None, small[2], threads=1)
+
     def test_no_tensor_is_named(self, small):
         with pytest.raises(BundleError, match="no tensor to patch is named"):
             OnnxModel(small[0], None, [])

@@ -301,6 +301,16 @@ def test_it_stops_at_once_with_its_streams(monitor):
         get(server, "/health")
 
 
+def test_it_can_be_closed_twice_and_before_it_serves(monitor):
+    server = PageServer("127.0.0.1:0", monitor)
+    server.close()
+    with server:
+        assert get(server, "/health")[0] == 200
+        server.close()
+    with pytest.raises(ConnectionRefusedError):
+        get(server, "/health")
+
+
 def test_the_port_is_free_afterwards(monitor):
     with PageServer("127.0.0.1:0", monitor) as server:
         port = server.port
