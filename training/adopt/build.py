@@ -31,7 +31,7 @@ from rws.training.adopt.tuning import Tuned, distil
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.data.pictures import Pictures
-from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.evaluator import as_input, percent_right
 from rws.training.evaluation.gain import measure_gain
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T, job_log
@@ -149,7 +149,7 @@ class AdoptionBuild:
         labels = self._labels
         if labels is None:
             model = OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
-            parts = [model.predict(part.numpy() / np.float32(255)) for part in torch.split(self._held_out, 25)]
+            parts = [model.predict(as_input(part)) for part in torch.split(self._held_out, 25)]
             labels = torch.from_numpy(np.concatenate(parts).argmax(1))
         return Images(self._held_out, labels, self.classes)
 
@@ -259,7 +259,7 @@ class AdoptionBuild:
         took = time.monotonic() - began
         files = [self.work / f"signature-{name}.safetensors" for name in CORRUPTIONS if name != corruption]
         left = sum(not file.exists() for file in files)
-        ends, minutes = [losses[0], losses[-1]], round(left * took / 60, 1)
+        ends, minutes = losses[:1] + losses[-1:], round(left * took / 60, 1)  # no losses if all steps were done before
         report({"took": round(took, 1), "loss": ends, "signatures_left": left, "minutes_left": minutes})
         return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
 

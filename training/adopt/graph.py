@@ -107,7 +107,7 @@ def free_batch(proto: onnx.ModelProto) -> None:
         if node.op_type == "Constant":
             weights[node.output[0]] = node.attribute[0]
     for node in proto.graph.node:
-        shape = weights.get(node.input[1]) if node.op_type == "Reshape" else None
+        shape = weights.get(node.input[1]) if node.op_type == "Reshape" and len(node.input) > 1 else None
         if shape is None:
             continue
         if isinstance(shape, onnx.AttributeProto):

@@ -65,8 +65,9 @@ class AdoptRecipe:
 
     def quick(self) -> "AdoptRecipe":
         """Return the recipe of a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
+        alphas = tuple(sorted({0.5, 1.0, *self.calibration.neighbour_alphas}))
         calibration = replace(
-            self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=(0.5, 1.0)
+            self.calibration, images=25, coarse_images=10, neighbours=1, severities=(3, 5), alphas=alphas
         )
         steps, common, oracle = max(1, self.steps // 9), self.common // 9, self.oracle.quick()
         return replace(self, steps=steps, common=common, draws=2, calibration=calibration, oracle=oracle)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError
+from rws.errors import InputError, first_line
 from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -78,9 +78,10 @@ class Build:
             recipe, size = _as_the_bundle_was_split(recipe, onto), size or onto.manifest.input.height
         self.recipe, self.source, self.work, self.size = recipe, source, work, size
         self.onto, self.ancestor = onto, ancestor
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {device!r}: torch finds no CUDA device here; take cpu")
+        try:
+            self.device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device!r} cannot be used ({first_line(error)}); take cpu") from error
         work.mkdir(parents=True, exist_ok=True)
         self._store, self._report = Store(work, "refuse"), partial(job_log, work, progress=progress)
 
@@ -328,7 +329,8 @@ class Build:
 
 
 def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:
-    """With the bundle's seed and part of the images: none that its model has learnt from is for validation."""
-    told = bundle.manifest.provenance.get("recipe", {})
-    part = {name: told["data"][name] for name in ("validation", "images", "classes") if name in told.get("data", {})}
-    return replace(recipe, seed=told.get("seed", recipe.seed), data=replace(recipe.data, **part))
+    """Return a recipe with the bundle's seed and split: no image that its model has learnt from is for validation."""
+    before = bundle.manifest.provenance.get("recipe", {})
+    data = {key: before["data"][key] for key in ("validation", "images", "classes") if key in before.get("data", {})}
+    part = {"seed": before.get("seed", recipe.seed), "data": data}
+    return check_recipe(Recipe, part, f"provenance of bundle {bundle.manifest.name}", recipe)

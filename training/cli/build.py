@@ -27,12 +27,12 @@ def build(
         str | None,
         Option(help="Image folder <class>/<image> (or with train/ and test/ above it), or cifar10, cifar100."),
     ] = None,
-    size: Annotated[int | None, Option(help="Resize and crop images to this side, in pixels.")] = None,
+    size: Annotated[int | None, Option(min=8, help="Resize and crop images to this side, in pixels.")] = None,
     work: Annotated[
         Path | None, Option(help="Folder for checkpoints; a stopped build goes on from it. Left out: in runs/.")
     ] = None,
     device: Annotated[str, Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, Option(help="CPU threads.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
     job: Annotated[
         list[str] | None,
         Option(

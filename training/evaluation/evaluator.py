@@ -17,7 +17,7 @@ from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
-from rws.training.evaluation.frames import Frames, Layers, batches, make_frames, shuffled
+from rws.training.evaluation.frames import Frames, Layers, make_frames, shuffled
 
 BATCH = 50  # frames that a network takes at once: larger batches leave the CPU's cache and are slower
 
@@ -60,7 +60,7 @@ def mix_key(mix: Mapping[str, float]) -> MixKey:
 
 def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
     """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each image, uint8 (N, 3, H, W), on its own."""
-    return np.concatenate([oracle.observe_batch(as_input(part)) for part in batches(pixels, BATCH)])
+    return np.concatenate([oracle.observe_batch(as_input(part)) for part in torch.split(pixels, BATCH)])
 
 
 def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
@@ -92,7 +92,7 @@ def classify(
     classes = np.empty(len(mixes), np.int64)
     for key, members in groups.items():
         model.apply(dict(key))
-        for part in batches(torch.tensor(members), BATCH):
+        for part in torch.split(torch.tensor(members), BATCH):
             shown = part if frames is None else torch.from_numpy(frames)[part]
             classes[part.numpy()] = model.predict(as_input(pixels[shown])).argmax(1)
     return classes
@@ -100,7 +100,7 @@ def classify(
 
 def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
     """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability."""
-    logits = np.concatenate([model.predict(as_input(part)) for part in batches(pixels, BATCH)])
+    logits = np.concatenate([model.predict(as_input(part)) for part in torch.split(pixels, BATCH)])
     right = labels.cpu().numpy()
     if not soft:
         return 100 * float((logits.argmax(1) == right).mean())

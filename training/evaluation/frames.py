@@ -1,6 +1,6 @@
 """Evaluation images: the splits of a bundle's data, seeded subsets, and frames of known corruption."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,6 @@ def make_frames(
     return Frames(torch.cat(pixels), labels, cell, image, tuple(cells))
 
 
-def batches(values: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield parts of at most `size` entries."""
-    return (values[start : start + size] for start in range(0, len(values), size))
-
-
 def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, purpose: str = "test") -> Tensor:
     """Corrupt images, uint8 (N, 3, H, H), RGB; every benchmark gets the same images for the same arguments.
 
@@ -131,6 +126,6 @@ def corrupted(pixels: Tensor, layers: Sequence[tuple[str, float]], seed: int, pu
     """
     for place, (name, severity) in enumerate(layers):
         drawn = seeds_for(derive_seed(seed, purpose, name, severity, place), len(pixels))
-        parts = zip(batches(pixels, 500), batches(drawn, 500), strict=True)
+        parts = zip(torch.split(pixels, 500), torch.split(drawn, 500), strict=True)
         pixels = torch.cat([corrupt(part, name, float(severity), seeds) for part, seeds in parts])
     return pixels

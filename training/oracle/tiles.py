@@ -53,7 +53,7 @@ class ViewRecipe:
     """
 
     tile: Annotated[int, Field(ge=16)] = 48
-    frames: Count = 10_000
+    frames: Annotated[int, Field(ge=2)] = 10_000
     looks: Count = 2
     epochs: Count = 4
     batch_size: BatchSize = 64

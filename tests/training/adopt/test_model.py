@@ -116,12 +116,22 @@ def without_convolutions() -> onnx.ModelProto:
     return proto
 
 
+def with_old_reshape() -> onnx.ModelProto:
+    """A model for one image with the Reshape of opset 1, whose lengths are no input."""
+    proto = tiny()
+    node = next(node for node in proto.graph.node if node.op_type == "Flatten")
+    node.CopyFrom(helper.make_node("Reshape", [node.input[0]], [node.output[0]]))
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return proto
+
+
 @pytest.mark.parametrize(
     ("proto", "size", "error", "message"),
     [
         (tiny(), 64, InputError, "takes 32x32"),
         (grey(), None, BundleError, r"\(N, 3, H, W\)"),
         (without_convolutions(), None, BundleError, "float32 model"),
+        (with_old_reshape(), None, BundleError, "cannot load it"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(proto, size, error, message):

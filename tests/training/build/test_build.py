@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.edit import remove_signature
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
-from rws.errors import InputError
+from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -206,7 +206,8 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
         (("extract", "--std", "bad.pt", "--out", "o"), "needs --robust"),
         (("extract", "--way", "tuned", "--std", "bad.pt", "--out", "o"), "needs --data"),
         (("build", "--recipe", "nothing"), "no recipe"),
-        (("build", "--device", "cuda:99", "--work", "w"), "CUDA device"),
+        (("build", "--device", "cuda:99", "--work", "w"), "device 'cuda:99' cannot be used"),
+        (("build", "--device", "gpu", "--work", "w"), "device 'gpu' cannot be used"),
         (("build", "--work", "bad.pt"), "bad.pt"),
         (("build", "--data", "nowhere", "--work", "w"), "no folder nowhere"),
         (("build", "--job", "magic", "--data", "nowhere", "--work", "w"), "unknown job"),
@@ -219,6 +220,23 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--size", "--threads"])
+def test_a_number_that_no_build_can_use_is_refused_by_name(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed = invoke("build", option, 0, check=False)
+    assert failed.returncode == 2
+    assert option in failed.stderr
+
+
+def test_a_bundle_whose_provenance_has_a_wrong_split_is_not_built_onto(tiny_recipe, tmp_path):
+    shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    manifest["provenance"]["recipe"]["data"]["validation"] = "many"
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match=r"provenance of bundle .*data.validation is 'many'"):
+        Build(load_recipe(tiny_recipe), "nowhere", tmp_path / "work", onto=Bundle.load(tmp_path / "bundle"))
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -62,7 +63,9 @@ def test_folding_changes_no_output_and_survives_the_export(architecture, width):
 @pytest.mark.slow
 def test_biases_that_are_all_zero_keep_their_slot():
     folded = fold_batchnorm(build_model(ModelSpec("resnet18"), 10))  # untrained: every folded bias is zero
-    export_onnx(folded, 32, keep=shallow_tensors(folded, 2))
+    model = onnx.load_from_string(export_onnx(folded, 32, keep=shallow_tensors(folded, 2)))
+    assert set(shallow_tensors(folded, 2)) <= {tensor.name for tensor in model.graph.initializer}
+    assert "1.conv1.bias" in shallow_tensors(folded, 2)
 
 
 def test_an_unknown_architecture_or_depth_is_refused():
