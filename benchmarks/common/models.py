@@ -106,9 +106,8 @@ def _module(architecture: str, size: int, seed: int) -> nn.Module:
     small = size < 100  # 10 classes and a small stem, as for CIFAR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = architectures.build_model(
-            architectures.ModelSpec(architecture, small_input=small), 10 if small else 1000
-        )
+        spec = architectures.ModelSpec(architecture, small_input=small)
+        model = architectures.build_model(spec, 10 if small else 1000)
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight, 0.8, 1.2)

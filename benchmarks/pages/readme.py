@@ -7,7 +7,7 @@ from typing import Any
 
 from rws.benchmarks.common.committed import RESULTS, ROOT
 from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
-from rws.benchmarks.pages.results import find, interval, link, lookup, matching, read, spoken, table
+from rws.benchmarks.pages.results import find, interval, link, lookup, machine, matching, read, spoken, table
 
 ARMS = {
     "std": "never patched",
@@ -153,11 +153,6 @@ def _precision() -> list[dict[str, Any]]:
     return [never, *result["rows"]]
 
 
-def _machine(result: Any) -> str:
-    device: str = result.get("device", "cpu")
-    return result["machine"]["processor"] if device == "cpu" else device
-
-
 def _bundle_megabytes(files: tuple[str, ...]) -> str:
     sizes = json.loads(BUNDLE.read_text())["files"]
     return f"{sum(sizes[file]['bytes'] for file in files) / 1e6:.2f}"
@@ -168,7 +163,7 @@ RESULTS_TABLE = table(
     label("result", lambda result: f"[{result['file']}](benchmarks/results/{result['file']})"),
     label("command", lambda result: f"`{result['command']}`"),
     label("commit", "commit"),
-    label("machine", _machine),
+    label("machine", machine),
     Column("seed", "seed"),
 )
 TABLES: dict[str, Callable[[], str]] = {

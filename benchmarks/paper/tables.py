@@ -1,4 +1,4 @@
-"""What each table of the paper holds, measured: plain data that `page` writes beside the paper's numbers."""
+"""What each table of the paper holds, measured: plain data that `rws.benchmarks.pages.paper` writes."""
 
 import hashlib
 import random
