@@ -53,7 +53,7 @@ class AllCorrupted(Corrupted):
 
 
 def folded_weights(model: bytes) -> dict[str, Tensor]:
-    """The initialisers of an ONNX model by name, float32."""
+    """Return the initialisers of an ONNX model by name, float32."""
     graph = onnx.load_model_from_string(model).graph
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
