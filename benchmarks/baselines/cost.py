@@ -2,7 +2,6 @@
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,22 +19,19 @@ from rws.benchmarks.baselines.base import to_torch
 from rws.benchmarks.baselines.models import BaselineModels
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
-from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, status_bytes
+from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, run_main, status_bytes
 from rws.benchmarks.streams.ours import Ours
 from rws.benchmarks.streams.protocols import Floats, Ints, Method
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.common.child import python_command
-from rws.errors import InputError, RwsError
+from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 
 DEVICE = ("frame", "trained")
 """Those of our methods that run on a device: they need the oracle."""
 ENGINES = {"torch": (*COMPARED, *BASELINES, *DEVICE), "onnx": ("std", *DEVICE)}
 """What is measured on which engine."""
-
-_STATUS = Path("/proc/self/status")
 
 
 class Sample(NamedTuple):
@@ -67,7 +63,7 @@ class MethodMemory(TypedDict, total=False):
 
 
 class CostRow(Timing, MethodMemory):
-    """A method on an engine at a batch size, and the bytes that it carries; without `MethodMemory` but on Linux."""
+    """A method on an engine at a batch size, and the bytes that it carries; `MethodMemory` on Linux only."""
 
     engine: str
     method: str
@@ -120,13 +116,8 @@ def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
 
 def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> MethodMemory:
     """Measure the memory of a method in a fresh process; Linux only. Raise RwsError if the process fails."""
-    given = (engine, name, str(bundle.path), str(work), str(batch))
-    command = python_command("from rws.benchmarks.baselines.cost import main; main()", *given)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise RwsError(f"the process that measures the memory of {name!r} failed: {reason}")
-    memory: MethodMemory = json.loads(done.stdout)
+    arguments = (engine, name, str(bundle.path), str(work), str(batch))
+    memory: MethodMemory = run_main("rws.benchmarks.baselines.cost", name, *arguments)
     return memory
 
 
@@ -207,8 +198,8 @@ def main() -> None:
     give_back_unused()
     held = private_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
-    resident = status_bytes("VmRSS:", _STATUS)
+    resident = status_bytes("VmRSS:")
     for _ in range(3):
         method.classify(x, types, severities)
-    peak = status_bytes("VmHWM:", _STATUS)
+    peak = status_bytes("VmHWM:")
     print(json.dumps(MethodMemory(held=held - before, peak=peak - resident)))

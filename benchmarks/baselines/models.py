@@ -53,7 +53,7 @@ class AllCorrupted(Corrupted):
 
 
 def folded_weights(model: bytes) -> dict[str, Tensor]:
-    """The initialisers of an ONNX model by name, float32."""
+    """Return the initialisers of an ONNX model by name, float32."""
     graph = onnx.load_model_from_string(model).graph
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
@@ -144,9 +144,9 @@ def _statistics(
 def _recipe_of(bundle: Bundle) -> Recipe:
     # The oracle's part may be of another version and is left out.
     stored = bundle.manifest.provenance.get("recipe")
-    if stored is None:
-        raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build`")
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
+    if not isinstance(stored, dict) or not {"name", "seed", *parts} <= stored.keys():
+        raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build --data`")
     parsed: dict[str, Any] = {
         name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
     }

@@ -51,6 +51,7 @@ def ways(
         rws build --data ~/data/cifar10 --job tuned --job residual
         rws bench ways --work runs/build --data ~/data/cifar10 --json ways.json
     """
+    check_targets(report)
     with require("bench"):
         import torch
 
@@ -199,7 +200,6 @@ def gpu(
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.options import LatencyOptions
     options = LatencyOptions(device="cuda", rounds=rounds, repeats=repeats, duration=duration)
-    out.mkdir(parents=True, exist_ok=True)
     models = load_models(["vgg16:32", "vgg16:224", "resnet50:32", "resnet50:224"])
     _latency(models, options, 5, out / "latency.json", out)
     _storage(models, out / "storage.json", 5)
@@ -213,6 +213,8 @@ def _latency(
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
+    if table is not None:
+        table.mkdir(parents=True, exist_ok=True)
     often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:

@@ -1,1 +1,1 @@
-"""What several benchmarks share: interleaved timing, sensors, memory, Markdown."""
+"""What several benchmarks share: interleaved timing, sensors, memory, tables."""

@@ -33,7 +33,7 @@ class Block:
     parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def typical(self, part: str | None = None) -> float:
-        """Milliseconds: medians of frames with and without a change, by share: one median would miss rare patches."""
+        """Return ms: medians of frames with and without a change, by share: one median would miss rare patches."""
         ms = self.ms if part is None else self.parts[part]
         share = float(self.changed.mean())
         parts = ((share, self.changed), (1 - share, ~self.changed))
@@ -48,22 +48,22 @@ class Measured:
     baseline: list[list[float]] = field(default_factory=list)
 
     def values(self, part: str | None = None) -> NDArray[np.float64]:
-        """Every single frame of every block, milliseconds."""
+        """Return every single frame of every block, milliseconds."""
         return np.concatenate([b.ms if part is None else b.parts[part] for row in self.blocks for b in row])
 
     def typical(self, part: str | None = None) -> NDArray[np.float64]:
-        """`Block.typical` by repeat and round, (repeats, rounds)."""
+        """Return `Block.typical` by repeat and round, (repeats, rounds)."""
         return np.array([[block.typical(part) for block in row] for row in self.blocks])
 
     def ratio(self, part: str | None = None) -> tuple[float, float, float]:
-        """Ratio to the baseline and its 95 % interval."""
+        """Return the ratio to the baseline and its 95 % interval."""
         return paired_ratio(self.typical(part), np.array(self.baseline))
 
 
 def paired_ratio(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
-    """The ratio of two times measured in the same rounds, and its 95 % interval.
+    """Return the ratio of two times measured in the same rounds, and its 95 % interval.
 
     Median over the rounds of a repeat, mean over the repeats; the interval is a percentile bootstrap on two levels,
     repeats and rounds within them (Davison & Hinkley 1997, Sec. 3.8), so that it also covers how two makings of the
@@ -79,18 +79,18 @@ def paired_ratio(
 
 
 def frames_per_block(frame_ms: float, every: int) -> int:
-    """How many frames of a case count in one block: about a tenth of a second, and whole periods of its changes."""
+    """Return how many frames count in one block: about a tenth of a second, and whole periods of the changes."""
     frames = int(np.clip(round(BLOCK_SECONDS * 1e3 / frame_ms), FEWEST_FRAMES, MOST_FRAMES))
     return frames if every < 2 else every * -(-frames // every)
 
 
 def settling_frames(frame_ms: float) -> int:
-    """How many frames go before a block without counting: until caches and clock are as this case has them."""
+    """Return how many frames precede a block uncounted: until caches and clock have settled for this case."""
     return 2 if frame_ms < 20 else 1
 
 
 def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
-    """How many frames settle and how many count in a block, from the milliseconds of a trial's frames."""
+    """Return how many frames settle and how many count in a block, from the milliseconds of trial frames, (n,)."""
     frame_ms = float(np.median(ms))
     return settling_frames(frame_ms), frames_per_block(frame_ms, every)
 

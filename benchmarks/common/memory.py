@@ -39,17 +39,22 @@ def can_measure() -> bool:
 
 
 def measure(kind: Kind, size: int, files: Sequence[Path] = ()) -> Memory:
-    """Memory of a fresh process, one thread a session, after every model in it has run on `size` x `size` pixels.
+    """Measure a fresh process, one thread per session, after each model in it has run on `size` x `size` pixels.
 
     `imports`: the packages only; `sessions`: an untouched session for each of `files`; `live`: an `OnnxModel` of the
     first file with the signatures of the second, each of them patched once. RwsError if the process fails.
     """
-    command = python_command("from rws.benchmarks.common.memory import main; main()", kind, str(size), *map(str, files))
+    return Memory(**run_main("rws.benchmarks.common.memory", kind, kind, str(size), *map(str, files)))
+
+
+def run_main(module: str, what: str, *arguments: str) -> Any:
+    """Return what `main` of a module prints as JSON in a fresh process; RwsError, naming `what`, if that fails."""
+    command = python_command(f"from {module} import main; main()", *arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise RwsError(f"the process that measures {kind!r} failed: {reason}; take a smaller model")
-    return Memory(**json.loads(done.stdout))
+        raise RwsError(f"the process that measures {what!r} failed: {reason}; take a smaller model or batch")
+    return json.loads(done.stdout)
 
 
 def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
@@ -84,12 +89,12 @@ def give_back_unused() -> None:
 
 
 def private_bytes() -> int:
-    """Bytes of private, anonymous memory that this process holds; see `can_measure`."""
+    """Return the bytes of private, anonymous memory that this process holds; see `can_measure`."""
     return status_bytes("Anonymous:", _COUNTS)
 
 
-def status_bytes(field: str, file: Path) -> int:
-    """A line of one of Linux's status files of a process, in bytes."""
+def status_bytes(field: str, file: Path = Path("/proc/self/status")) -> int:
+    """Return a line of one of Linux's status files of a process, in bytes."""
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(field))
 
 
@@ -99,5 +104,5 @@ def main() -> None:
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
     give_back_unused()
     # getrusage would give the parent's peak where that was higher: Linux hands it down through exec.
-    peak = status_bytes("VmHWM:", Path("/proc/self/status"))
+    peak = status_bytes("VmHWM:")
     print(json.dumps(asdict(Memory(private_bytes(), peak, held[0].description if kind == "live" else ""))))

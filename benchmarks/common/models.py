@@ -57,7 +57,7 @@ def load_models(
 
 
 def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, seed: int = 0) -> BenchmarkModel:
-    """One model with 19 signatures: an architecture of `rws.training.models`, the path of an ONNX file, or a bundle.
+    """Load a model with 19 signatures: an architecture of `rws.training.models`, an ONNX file, or a bundle.
 
     `size` is for an architecture or an ONNX file that leaves it free; the shallowest `layers` are patched, convolutions
     or a ResNet's blocks; a bundle has its own.
@@ -86,7 +86,7 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
 
 
 def patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """The patched tensors with a mix in them, float32, in the order of the network."""
+    """Return the patched tensors with a mix in them, float32, in the order of the network."""
     weights = {name: array.copy() for name, array in clean_tensors(read_model(model.onnx), model.tensor_names).items()}
     for signature, alpha in mix.items():
         for name, delta in model.signatures.get(signature).items():
@@ -95,7 +95,7 @@ def patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str
 
 
 def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
-    """The ONNX file of the model with a mix in its weights."""
+    """Return the ONNX file of the model with a mix in its weights."""
     proto = read_model(model.onnx)
     with replaced_tensors(proto, patched_weights(model, mix)):
         content: bytes = proto.SerializeToString()
@@ -106,9 +106,8 @@ def _module(architecture: str, size: int, seed: int) -> nn.Module:
     small = size < 100  # 10 classes and a small stem, as for CIFAR
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = architectures.build_model(
-            architectures.ModelSpec(architecture, small_input=small), 10 if small else 1000
-        )
+        spec = architectures.ModelSpec(architecture, small_input=small)
+        model = architectures.build_model(spec, 10 if small else 1000)
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight, 0.8, 1.2)

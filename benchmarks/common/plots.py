@@ -23,11 +23,11 @@ COLOUR_MAPS = {"noise": "Reds", "blur": "Blues", "weather": "Greens", "digital":
 CLEAN_COLOUR = "#e9ebef"
 INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
 ARM_STYLES = {
-    "std": ("never patched", "#9aa3b2", 1.6),
-    "perfect": ("told the truth", "#1d2433", 1.4),
+    "std": ("no patch", "#9aa3b2", 1.6),
     "trained": ("trained oracle", "#e4572e", 2.4),
+    "perfect": ("perfect oracle", "#1d2433", 1.4),
 }
-"""Label, colour and line width of what running accuracies show."""
+"""Label, colour and line width of each arm, in the order of the demo's table."""
 
 
 def corruption_colours() -> dict[str, str]:

@@ -17,7 +17,7 @@ Reading = tuple[float | None, float | None, float | None]
 
 
 class Sensors:
-    """Reads MHz, °C, W of a Jetson's board (jtop), else, for CUDA, of the GPU (NVML), or of the CPU; None if untold."""
+    """Reads MHz, °C, W of a Jetson (jtop), else, for CUDA, of the GPU (nvidia-ml-py), or of the CPU; None: unknown."""
 
     def __init__(self, device: str) -> None:
         self._device, self._stack = device, ExitStack()
@@ -44,7 +44,7 @@ class Sensors:
         self._stack.close()
 
     def read(self) -> Readings:
-        """What they say now; MHz, °C, W."""
+        """Return the readings of now: MHz, °C, W."""
         rounded = (None if value is None else round(value, 1) for value in self._read())
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
@@ -77,7 +77,7 @@ def describe_platform(device: str) -> Platform:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, a board's as its device tree has it, or the processor's."""
+    """Return the name of the GPU, of the board (from its device tree), or of the processor."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     board, info = Path("/proc/device-tree/model"), Path("/proc/cpuinfo")

@@ -44,7 +44,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
-    """What the reference draws for one image, for a batch of one of ours; None where draws cannot be replayed.
+    """Return the reference's draws for one image, for a batch of one of ours; None if they cannot be replayed.
 
     `stream` is NumPy's legacy generator, seeded as the reference's global one was.
     """
@@ -95,7 +95,7 @@ def _plasma_draws(side: int, stream: np.random.RandomState) -> Any:
 
 
 def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomState) -> Tensor | None:
-    """One image uint8 (3, H, H), corrupted by our function with the reference's draws; None if they cannot be had."""
+    """Corrupt an image uint8 (3, H, H) by our function with the reference's draws; None if they are unavailable."""
     draws = replayed_draws(name, image.shape[-1], severity, stream)
     if draws is None:
         return None
@@ -158,7 +158,7 @@ class Reference:
         return Reference(size, clean, arrays, json.loads((folder / "golden_stats.json").read_text())[str(size)])
 
     def difference(self, name: str, severity: int) -> Difference | None:
-        """Of our corruption under the reference's draws from the reference's arrays; None where there are none."""
+        """Compare ours under the reference's draws with the reference's arrays; None if there are none."""
         if name not in self.arrays:
             return None
         expected = self.arrays[name][severity - 1]
@@ -172,7 +172,7 @@ class Reference:
         return difference(torch.stack(ours), expected)
 
     def deviations(self, name: str, severity: int, draws: int, seed: int = 0) -> dict[str, Deviation]:
-        """`statistics` of ours beside the reference's; where `name` is random, each image is corrupted 2+ `draws`."""
+        """Compare the `statistics`; if `name` is random, each image is corrupted `draws` (2 or more) times."""
         known = self.statistics[name]
         random = known["draws"] > 1
         draws = draws if random else 1
@@ -191,14 +191,14 @@ class Reference:
 
 
 def difference(a: Tensor, b: Tensor) -> Difference:
-    """Between two uint8 tensors of one shape."""
+    """Compare two uint8 tensors of one shape."""
     levels = (a.int() - b.int()).abs()
     differing, far = (round(float((levels > by).double().mean()) * 100, 3) for by in (0, 3))
     return Difference(int(levels.max()), differing, far)
 
 
 def statistics(images: Tensor, clean: Tensor) -> dict[str, Tensor]:
-    """Of uint8 images (N, 3, H, H) against clean ones: PSNR (dB), mean error, variance of what a 3×3 box leaves."""
+    """Return PSNR (dB), mean error (grey levels), high-pass (3×3) variance of uint8 (N, 3, H, H) against clean."""
     y, x = images.double(), clean.double()
     square = ((y - x) ** 2).mean((1, 2, 3))
     high = y - F.avg_pool2d(F.pad(y, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -210,7 +210,7 @@ def statistics(images: Tensor, clean: Tensor) -> dict[str, Tensor]:
 
 
 def imagecorruptions_difference(image: Tensor, name: str, severity: int, seed: int) -> Difference:
-    """Between `imagecorruptions` and ours with its draws, for one image uint8 (3, 224, 224)."""
+    """Compare `imagecorruptions` and ours with its draws, for one image uint8 (3, 224, 224)."""
     theirs = _imagecorruptions(image.permute(1, 2, 0).numpy(), name, severity, seed)
     ours = replay(image, name, severity, np.random.RandomState(seed))
     assert ours is not None

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from rws.benchmarks.common.plots import ARM_STYLES
 from rws.benchmarks.demo.stream import DemoStream, load_stream
 from rws.benchmarks.demo.timeline import draw_timeline
 from rws.edge.bundle.bundle import Bundle
@@ -128,7 +129,7 @@ def print_summary(summary: DemoSummary, console: Console) -> None:
     headings = [Column(heading, justify="right") for heading in ("all", "clear", "corrupted")]
     accuracy = Table("", *headings, title=f"accuracy on {summary['frames']} frames, %")
     parts = (summary["accuracy"], summary["accuracy_clear"], summary["accuracy_corrupted"])
-    for arm, label in (("std", "no patch"), ("trained", "trained oracle"), ("perfect", "perfect oracle")):
+    for arm, (label, *_) in ARM_STYLES.items():
         accuracy.add_row(label, *(f"{part[arm]:.1f}" for part in parts))
     console.print(accuracy)
     headings = [Column(stage, justify="right") for stage in STAGES]

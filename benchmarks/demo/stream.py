@@ -1,4 +1,4 @@
-"""The demo's stream: frames and what is true of them."""
+"""The demo's stream: frames and their ground truth."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ COLUMNS = 20  # frames in a row of the sheet
 
 @dataclass(frozen=True)
 class DemoStream:
-    """The demo's frames and what is true of them."""
+    """The demo's frames and their ground truth."""
 
     images: NDArray[np.uint8]  # (N, H, W, 3), RGB
     labels: NDArray[np.int64]  # (N,), indices into the classes of the bundle
@@ -24,7 +24,7 @@ class DemoStream:
     classes: tuple[str, ...]
 
     def dominant(self, index: int) -> tuple[str, float]:
-        """The strongest corruption of a frame and its severity; (`clean`, 0) where it is clear."""
+        """Return the strongest corruption of a frame and its severity; (`clean`, 0) if it is clear."""
         layers = self.corruptions[index]
         return max(layers.items(), key=lambda item: item[1]) if layers else (CLEAN, 0.0)
 

@@ -1,4 +1,4 @@
-"""The picture of a stream: what was true, what the oracle believed, what was patched, and what it bought."""
+"""The picture of a stream: ground truth, the oracle's belief, the mix, and the running accuracy of each arm."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -56,7 +56,7 @@ def _film_strip(axis: Axes, stream: DemoStream, shown: int = 24) -> None:
     strip = np.concatenate([part for index in centres for part in (stream.images[index], gap)][:-1], axis=1)
     axis.imshow(strip, interpolation="nearest", aspect="equal")
     axis.axis("off")
-    _caption(axis, f"{count} test images, one a frame")
+    _caption(axis, f"{count} test images, one per frame")
 
 
 def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ def _truth(axis: Axes, stream: DemoStream, colours: Mapping[str, str]) -> None:
         if name != CLEAN:
             centre = (members[0] + members[-1] + 1) / 2
             axis.text(centre, 5.25, name.replace("_", " "), rotation=38, ha="left", va="bottom", fontsize=8, color=INK)
-    _caption(axis, "what is true", 5, "severity", pad=62)
+    _caption(axis, "ground truth", 5, "severity", pad=62)
 
 
 def _areas(axis: Axes, layers: Sequence[Mapping[str, float]], colours: Mapping[str, str]) -> None:
@@ -82,13 +82,13 @@ def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -
     order = [names.index(name) for name in colours if name in names]
     edges = np.arange(len(results)) + 0.5
     axis.stackplot(edges, probability[order], colors=[colours[names[index]] for index in order], step="mid", lw=0)
-    _caption(axis, "what the oracle believes (pale grey: clean)", 1, "P(corruption)")
+    _caption(axis, "belief of the trained oracle (pale grey: clean)", 1, "P(corruption)")
 
 
 def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
     _areas(axis, [result.mix for result in results], colours)
     changes = sum(result.changed for result in results)
-    _caption(axis, f"which signature is patched in, and how strongly ({changes} switches)", 1.3)
+    _caption(axis, f"mix: signatures patched in, and their strength α ({changes} mix changes)", 1.3)
     axis.set_ylabel("α", color=MUTED, rotation=0, labelpad=12)
     axis.grid(axis="y", color=GRID, lw=0.6)
 

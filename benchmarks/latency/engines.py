@@ -111,7 +111,7 @@ def check_outputs(
 
 
 def deployed_model(setting: Setting) -> PatchableModel:
-    """The model as a device would run it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
+    """Make the model as a device runs it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
     if setting.onnx_runs:
         return _onnx_model(setting, "auto")
     return _torch_model(setting, "torch_cuda_graph")
@@ -303,5 +303,5 @@ ENGINES: dict[str, Callable[[str, Setting], Engine]] = {
 
 
 def default_engines(device: str) -> tuple[str, ...]:
-    """Every engine that the device could have, but for `untouched`, which is always measured."""
+    """Return every engine that the device could have, without `untouched`, which is always measured."""
     return tuple(name for name in ENGINES if name != "untouched" and (device == "cuda" or name != "torch_cuda_graph"))

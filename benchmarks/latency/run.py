@@ -236,7 +236,7 @@ class _Bench:
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:
-        """The deployed model under load, a new patch on every frame."""
+        """Measure the deployed model under load, a new patch on every frame."""
         setting = self.setting(Path())
         model, mixes, number = deployed_model(setting), setting.mixes, 0
         started = time.perf_counter()

@@ -46,7 +46,7 @@ class ScheduledPolicy:
         self._every, self._frame = every, -settle
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix that the schedule has for the next frame."""
+        """Return the mix that the schedule has for the next frame."""
         self._policy.choose(belief)
         if self._every and self._frame % self._every == 0:
             self._number += 1
@@ -54,7 +54,7 @@ class ScheduledPolicy:
         return self._mixes[self._number % len(self._mixes)] if self._every else {}
 
     def mixes(self, joint: NDArray[np.float32]) -> list[Mix]:
-        """The policy's own mixes of independent frames; see `Policy.mixes`."""
+        """Return the policy's own mixes of independent frames; see `Policy.mixes`."""
         return self._policy.mixes(joint)
 
     def reset(self) -> None:
@@ -86,7 +86,7 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """The way of patching, and a frame loop for each rate; SourceError or InputError if the source is unfit."""
+    """Return the strategy, and a frame loop for each rate; SourceError or InputError if the source is unfit."""
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
@@ -98,7 +98,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
 
 
 def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
-    """A row for each stage; for the whole frame, without and with reading it, also the ratio to `untouched`."""
+    """Return a row per stage; for the whole frame, without and with reading, also the ratio to `untouched`."""
     rows: list[Row] = []
     for (every, measured), stage in product(stages.items(), (*STAGES, WHOLE, WHOLE_WITH_READ)):
         part = None if stage == WHOLE else stage

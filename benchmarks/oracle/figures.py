@@ -1,4 +1,4 @@
-"""The pictures of the README, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
+"""The pictures of docs/oracle.md, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
 From `replay_all.json`: `confusion`, `regret_split`; from the bundle's table: `gain_table`, what each signature wins on
 each corruption at severity 5; from `streams.json`: `stream`, what was believed and patched, and the accuracy."""
@@ -146,7 +146,7 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
 
 
 def draw_gain_table(table: GainTable) -> Figure:
-    """What each signature, at the best of its alphas, wins over no patch at the strongest level, in points."""
+    """Draw what each signature, at its best alpha, wins over no patch at the strongest level, in points."""
     steps = len(table.levels)
     order = _in_family_order(table.corruptions)
     names = [table.corruptions[index] for index in order]
@@ -224,9 +224,9 @@ def draw_stream(timeline: Timeline) -> Figure:
 
 
 def _bands(axis: Axes, timeline: Timeline) -> list[int]:
-    """Draw runs of types, a row for each method; returns the starts of the true ones."""
+    """Draw runs of types, a row for each method; return the starts of the true ones."""
     colours, names = corruption_colours(), timeline["types"]
-    labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "told"}
+    labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "perfect oracle"}
     bands = {"true": timeline["true"]}
     bands |= {f"believed, {labels[key]}": runs for key, runs in timeline["believed"].items()}
     bands |= {f"patched, {labels[key]}": runs for key, runs in timeline["mix"].items()}

@@ -16,7 +16,7 @@ class FramePolicy(Protocol):
     """Chooses a mix for a frame on its own."""
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix, {signature: alpha}; {} is no patch."""
+        """Return the mix, {signature: alpha}; {} is no patch."""
 
 
 def own_alphas(table: GainTable) -> NDArray[np.float32]:
@@ -43,7 +43,7 @@ class HardPolicy:
         self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
+        """Return the mix for one frame."""
         probability = belief.probability.copy()
         probability[0] *= self.clean_weight
         probability /= probability.sum()
@@ -59,7 +59,7 @@ class ExpectedPolicy(ExpectedGainPolicy):
     """The gain table's action with the best expected accuracy, each frame on its own."""
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
+        """Return the mix for one frame."""
         self.reset()
         return super().choose(belief)
 
@@ -80,7 +80,7 @@ class ComposingPolicy:
         self._alphas, self._levels = own_alphas(table), np.array(table.levels, np.float32)
 
     def choose(self, belief: Belief) -> Mix:
-        """The mix for one frame."""
+        """Return the mix for one frame."""
         probability = belief.probability[1:]
         first, second = np.argsort(-probability, kind="stable")[:2]
         if probability[second] < self.threshold:

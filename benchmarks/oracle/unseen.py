@@ -297,15 +297,11 @@ def summary(rows: Sequence[UnseenRow]) -> Summary:
     )
 
 
-def _mean_of(arm: str, row: Mapping[str, Any]) -> float:
-    return float(np.mean(row[arm]))
-
-
 _COLUMNS = (
     label("never seen", "corruption"),
     label("chosen most", lambda row: "{} {:.0f} %".format(*row["chosen"][0]) if row["chosen"] else "none"),
     label("best to borrow", lambda row: row["neighbour"] or "none"),
-    *columns({arm: partial(_mean_of, arm) for arm in ARMS}, ".2f"),
+    *columns({arm: arm for arm in ARMS}, ".2f"),
     *columns({"gain": "gain", "worst": "worst"}, "+.2f"),
     Column("TA loss", "ta_loss", ".2f"),
 )
@@ -313,7 +309,9 @@ _COLUMNS = (
 
 def print_unseen(result: UnseenResult, console: Console) -> None:
     """Print the table on a console: means over the severities."""
-    console.print(terminal(_COLUMNS, result["rows"]))
+    every: Sequence[Mapping[str, Any]] = result["rows"]  # arms are read by name
+    rows = [{**row, **{arm: float(np.mean(row[arm])) for arm in ARMS}} for row in every]
+    console.print(terminal(_COLUMNS, rows))
     if result["rows"]:
         share = "" if result["share_of_own"] is None else f", {result['share_of_own']} % of what its own would give"
         console.print(f"gained by borrowing: {result['gain_of_borrowing']:+.2f} points{share}")

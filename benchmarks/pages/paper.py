@@ -82,14 +82,14 @@ def images(name: str) -> str:
 
 
 def paper_table1() -> str:
-    """The paper's own Table 1."""
+    """Return the paper's own Table 1."""
     cells = PAPER_TABLE1.items()
     rows = [[name, *(f"{ta:.2f} / {ra:.2f}" for ta, ra in scores), storage] for name, (scores, storage) in cells]
     return markdown(plain("the paper: TA / RA", *(TITLES[column] for column in TABLE_COLUMNS), "storage"), rows)
 
 
 def table1(scale: str, found: Results) -> str:
-    """TA / RA of every column that is done, and storage."""
+    """Return TA / RA of every column that is done, and storage."""
 
     def name(cells: Any) -> str:
         row = cells[0]
@@ -105,7 +105,7 @@ def table1(scale: str, found: Results) -> str:
 
 
 def residuals(scale: str, found: Results) -> str:
-    """The residual of each recipe, and what its oracle knows."""
+    """Return the residual of each recipe, and the scores of its oracle."""
     rows = [
         {"name": TITLES[column], "made": METHODS[find(result["rows"], way="residual")["made"]], **result["oracle"]}
         for column, result in found.items()
@@ -116,7 +116,7 @@ def residuals(scale: str, found: Results) -> str:
 
 
 def table3(scale: str, found: Results) -> str:
-    """RA on the target's test images by source."""
+    """Return RA on the target's test images by source."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in sorted(found["vgg16"]["rows"], key=lambda row: row["way"] != ""):
         own = "**" if row["source"] == row["target"] else ""
@@ -129,7 +129,7 @@ def table3(scale: str, found: Results) -> str:
 
 
 def table4(scale: str, found: Results) -> str:
-    """Every corruption, a table for each column."""
+    """Return the accuracy on every corruption, a table for each column."""
     parts = []
     for column, result in found.items():
         first = label(f"{TITLES[column]}, {scale} scale", lambda row: spoken(row["corruption"]))
@@ -139,7 +139,7 @@ def table4(scale: str, found: Results) -> str:
 
 
 def table5(scale: str, found: Results) -> str:
-    """Few bits for whole models, few bits for signatures."""
+    """Return TA / RA / storage of whole models at few bits, and of signatures at few bits."""
 
     def name(cells: Any) -> str:
         return f"{'' if cells[0]['way'] == 'robust' else 'signatures: '}{METHODS[cells[0]['way']]}"
@@ -149,7 +149,7 @@ def table5(scale: str, found: Results) -> str:
 
 
 def init(scale: str, found: Results) -> str:
-    """What everything starts from."""
+    """Return the scores by what everything starts from."""
     scores = {"ta": "TA", "ra_std": "RA standard", "ra_robust": "RA whole robust models"}
     scores |= {"validation": "RA, 5 layers, validation images", "ra": "RA, 5 layers"}
     rows = [
@@ -162,7 +162,7 @@ def init(scale: str, found: Results) -> str:
 
 
 def tuned(scale: str, found: Results) -> str:
-    """The methods to make a signature."""
+    """Return the scores of the methods to make a signature."""
     scores = {"RA, validation images": "validation", "RA": "ra", "8 bit": "ra_8bit", "4 bit": "ra_4bit"}
     rows = [
         {"column": TITLES[column]} | row | ({"minutes": row["train_seconds"] / 60} if row["way"] else {})
@@ -180,7 +180,7 @@ def tuned(scale: str, found: Results) -> str:
 
 
 def smaller(scale: str, found: Results) -> str:
-    """RA against bytes."""
+    """Return RA against bytes."""
     method = METHODS[next(iter(found.values()))["way"]]
     sized = {
         column: {"rows": [row | {"share": row["bytes"] / result["model_bytes"]} for row in result["rows"]]}
@@ -192,7 +192,7 @@ def smaller(scale: str, found: Results) -> str:
 
 
 def pictures() -> str:
-    """All pictures that are committed, and the results they are drawn from."""
+    """Return all pictures that are committed, and the results they are drawn from."""
     shown = []
     for task in sorted(tasks(), key=lambda task: SCALES.index(task.scale)):
         picture = task.path(RESULTS, ".png")
@@ -207,7 +207,7 @@ def pictures() -> str:
 
 
 def done() -> str:
-    """How much of each scale is done."""
+    """Return how much of each scale is done."""
     lines = []
     for scale in SCALES:
         of_scale = [row for row in status(RESULTS) if row["scale"] == scale]
@@ -218,7 +218,7 @@ def done() -> str:
 
 
 def goals() -> str:
-    """What CIFAR-10 with VGG-16 should reach, and does: our signatures of five layers, by the paper's yardsticks."""
+    """Return what CIFAR-10 with VGG-16 should reach, and does: our five-layer signatures, measured as the paper's."""
     results = [_found("table1", scale).get("cifar10-vgg16") for scale in SCALES]
     reached = [_reached(result["rows"]) if result else {} for result in results]
     rows = [[name, wanted, *(found.get(name, "") for found in reached)] for name, wanted in GOALS.items()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rws.benchmarks.common.committed import RESULTS, ROOT
 from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
-from rws.benchmarks.pages.results import find, interval, link, lookup, matching, read, spoken, table
+from rws.benchmarks.pages.results import find, interval, link, lookup, machine, matching, read, spoken, table
 
 ARMS = {
     "std": "never patched",
@@ -74,7 +74,7 @@ def _engines(result: str, model: str, size: int) -> dict[str, Any]:
 
 
 def latency_table() -> str:
-    """What a frame costs with live weights and with everything else, relative to the untouched session."""
+    """Return the time of a frame with live weights and with each other engine, relative to the untouched session."""
     cases = [
         {"live": _engines(live, model, size), "others": _engines(others, model, size)}
         for _, model, size, live, others in LATENCIES
@@ -102,7 +102,7 @@ def _models(result: str) -> dict[str, tuple[str, int]]:
 
 
 def threads_table() -> str:
-    """The same with two threads, in short."""
+    """Return the same with two threads, in short."""
     models = _models("latency_2threads")
     lines = {
         "a second untouched session": "untouched_again 0.interval",
@@ -115,7 +115,7 @@ def threads_table() -> str:
 
 
 def default_latency_table() -> str:
-    """The stages of a frame of the bundled default."""
+    """Return the stages of a frame of the bundled default."""
     name = json.loads(BUNDLE.read_text())["name"]
     rows = [row for row in lookup("latency_default.stages") if row["model"] == name]
     lines: dict[int, dict[str, str]] = {every: {"name": title} for every, title in RATES.items()}
@@ -126,7 +126,7 @@ def default_latency_table() -> str:
 
 
 def storage_table() -> str:
-    """Bytes on disk and in memory."""
+    """Return bytes on disk and in memory."""
     result, models = read("storage"), _models("storage")
     cases = []
     for of in models.values():
@@ -153,11 +153,6 @@ def _precision() -> list[dict[str, Any]]:
     return [never, *result["rows"]]
 
 
-def _machine(result: Any) -> str:
-    device: str = result.get("device", "cpu")
-    return result["machine"]["processor"] if device == "cpu" else device
-
-
 def _bundle_megabytes(files: tuple[str, ...]) -> str:
     sizes = json.loads(BUNDLE.read_text())["files"]
     return f"{sum(sizes[file]['bytes'] for file in files) / 1e6:.2f}"
@@ -168,7 +163,7 @@ RESULTS_TABLE = table(
     label("result", lambda result: f"[{result['file']}](benchmarks/results/{result['file']})"),
     label("command", lambda result: f"`{result['command']}`"),
     label("commit", "commit"),
-    label("machine", _machine),
+    label("machine", machine),
     Column("seed", "seed"),
 )
 TABLES: dict[str, Callable[[], str]] = {

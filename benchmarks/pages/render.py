@@ -59,9 +59,10 @@ def main(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> 
     check_checkout()
     for page, tables in PAGES.items():
         new = render(page, tables)
-        if check and new != (ROOT / page).read_text():
+        if not check:
+            (ROOT / page).write_text(new)
+        elif new != (ROOT / page).read_text():
             raise SystemExit(f"{page} is out of date: run python -m rws.benchmarks.pages.render")
-        (ROOT / page).write_text(new)
 
 
 if __name__ == "__main__":

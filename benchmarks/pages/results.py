@@ -61,8 +61,15 @@ def made_by(*results: Mapping[str, Any]) -> str:
     for result in results:
         by_commit.setdefault(result.get("commit") or "an unknown commit", []).append(link(result))
     cited = "; ".join(f"{', '.join(dict.fromkeys(links))}, made at {at}" for at, links in by_commit.items())
-    seed = f", seed {results[0]['seed']}" if "seed" in results[0] else ""
-    return f"{cited} ({results[0]['machine']['processor']}{seed})"
+    machines = ", ".join(dict.fromkeys(map(machine, results)))
+    seeds = ", ".join(dict.fromkeys(str(result["seed"]) for result in results if "seed" in result))
+    return f"{cited} ({machines}{seeds and f', seed {seeds}'})"
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """Return the GPU that a result was made on, else the processor."""
+    device: str = result.get("device", "cpu")
+    return result["machine"]["processor"] if device == "cpu" else device
 
 
 def versions(name: str) -> str:

@@ -42,7 +42,7 @@ class Column:
     ancestor: str = ""
 
     def recipe(self, place: Place) -> Recipe:
-        """How everything in it is trained."""
+        """Load the recipe by which everything in it is trained."""
         return load_recipe(place.recipes / place.scale / f"{self.name}.toml")
 
 
@@ -61,7 +61,7 @@ _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Where each data set is, from `ROOT` or `NAME=FOLDER`; InputError if a folder is missing or a name unknown."""
+    """Return where each data set is, from `ROOT` or `NAME=FOLDER`; InputError if one is missing or unknown."""
     known = {column.dataset for column in COLUMNS.values()}
     found = {name: name for name in TORCHVISION_DATASETS}
     for argument in arguments:
@@ -98,7 +98,7 @@ class ColumnBuild(Build):
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
 
     def oracle(self) -> tuple[bytes, OracleScores]:
-        """The oracle as ONNX bytes, and its scores on validation images."""
+        """Return the oracle as ONNX bytes, and its scores on validation images."""
         if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
             bundle = Bundle.load()
             return bundle.read(ORACLE), bundle.manifest.measured["oracle"]
@@ -107,7 +107,7 @@ class ColumnBuild(Build):
         return self._oracle_of.oracle()
 
     def test(self, limit: int) -> Images:
-        """At most `limit` test images of the recipe's classes, shuffled, on the build's device."""
+        """Return at most `limit` test images of the recipe's classes, shuffled, on the build's device."""
         size, seed, classes = self.column.size, self.recipe.seed, self.recipe.data.classes or None
         cache = self.work / "images"
         images = load_images(self.source, "test", size=size, cache=cache, images=limit, classes=classes, seed=seed)

@@ -34,7 +34,7 @@ class Entry:
     for_picture: tuple[str, ...] = ()  # keys of the result that only the picture needs; they are not kept
 
     def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each result's column, by name, and the columns that it is measured from."""
+        """Yield each result's column, by name, and the columns that it is measured from."""
         yield from [("vgg16", self.columns)] if self.joint else [(column, (column,)) for column in self.columns]
 
 

@@ -52,7 +52,7 @@ def _rounded(values: Any, digits: int = 3) -> Any:
 
 
 def fig2(measure: Measure) -> Result:
-    """Norm of the signatures, layer by layer, beside the norm of what it changes."""
+    """Measure the norm of the signatures by layer, and the norm of the weights that they change."""
     std = dict(measure.std.named_parameters())
     clean = _by_layer(measure, {name: std[name].detach().cpu() for name in measure.tensors(ALL_LAYERS)})
 
@@ -67,7 +67,7 @@ def fig2(measure: Measure) -> Result:
 
 
 def draw_fig2(result: Mapping[str, Any]) -> Figure:
-    """Norms, and norms relative to the weights', by layer."""
+    """Draw norms, and norms relative to the weights', by layer."""
     figure, axes = _beside(2, (7.4, 2.7))
     norm = np.array(list(result["norm"].values()))
     layers = np.arange(1, norm.shape[1] + 1)
@@ -84,7 +84,7 @@ def draw_fig2(result: Mapping[str, Any]) -> Figure:
 
 
 def fig3(measure: Measure) -> Result:
-    """Cosine similarity between the signatures of two corruptions, layer by layer."""
+    """Measure the cosine similarity between the signatures of two corruptions, layer by layer."""
     off = ~np.eye(len(CORRUPTIONS), dtype=bool)
     layers = [_cosines(parts)[off] for parts in zip(*_projected(measure), strict=True)]
     return {
@@ -95,7 +95,7 @@ def fig3(measure: Measure) -> Result:
 
 
 def draw_fig3(result: Mapping[str, Any]) -> Figure:
-    """The mean over pairs, half of them, and all of them."""
+    """Draw the mean over pairs, half of them, and all of them."""
     figure, axis = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
     layers = np.arange(1, len(result["mean"]) + 1)
     for key, shade, label in (("extremes", 0.15, "all pairs"), ("quartiles", 0.35, "half of the pairs")):
@@ -109,7 +109,7 @@ def draw_fig3(result: Mapping[str, Any]) -> Figure:
 
 
 def fig4(measure: Measure, images: int = 200) -> Result:
-    """Similarity of the 19 projection residuals; what each residual of the recipe wins on every corruption, points."""
+    """Measure the similarity of the 19 projection residuals, and each recipe residual's gain per corruption, points."""
     projected = [flat(measure.deltas("projected", name)) for name in CORRUPTIONS]
     deltas = {name: measure.deltas("residual", name) for name in CORRUPTIONS}
     alphas = measure.score(Variant("residual"))["alpha"]
@@ -132,7 +132,7 @@ def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str],
 
 
 def draw_fig4(result: Mapping[str, Any]) -> Figure:
-    """Both matrices."""
+    """Draw both matrices."""
     figure, axes = _beside(2, (8.6, 4))
     titles = {"similarity": "cosine similarity of signatures", "gain": "accuracy won, points"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
@@ -145,7 +145,7 @@ def draw_fig4(result: Mapping[str, Any]) -> Figure:
 
 
 def fig5(measures: Sequence[Measure]) -> Result:
-    """Similarity between the signatures of two data sets: of the same corruption, and of different ones, by layer."""
+    """Measure, by layer, how alike the signatures of two data sets are: of the same corruption, of different ones."""
     found = []
     same = np.eye(len(CORRUPTIONS), dtype=bool)
     by_layer = [list(zip(*_projected(measure), strict=True)) for measure in measures]
@@ -158,7 +158,7 @@ def fig5(measures: Sequence[Measure]) -> Result:
 
 
 def draw_fig5(result: Mapping[str, Any]) -> Figure:
-    """Same and cross, a line each, for every pair of data sets."""
+    """Draw same and cross, a line each, for every pair of data sets."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
     for colour, pair in zip(_COLOURS, result["pairs"], strict=False):
         layers = np.arange(1, len(pair["same"]) + 1)
@@ -172,7 +172,7 @@ def draw_fig5(result: Mapping[str, Any]) -> Figure:
 
 
 def fig6(measure: Measure, images: int = 300) -> Result:
-    """RA against the number of patched layers, at strength 1; the last entry has every tensor, the head included."""
+    """Measure RA against the number of patched layers, at strength 1; the last has every tensor, the head included."""
     counts = [*range(1, len(measure.groups) + 1), ALL_LAYERS]
     values = {name: parameter.numel() for name, parameter in measure.std.named_parameters()}
 
@@ -194,7 +194,7 @@ def fig6(measure: Measure, images: int = 300) -> Result:
 
 
 def draw_fig6(result: Mapping[str, Any]) -> Figure:
-    """The curve between no patch and the whole robust models."""
+    """Draw the curve between no patch and the whole robust models."""
     figure, axis = plt.subplots(figsize=(4.8, 2.8), layout="constrained")
     places = np.arange(len(result["layers"]) + 1)
     axis.plot(places, [result["never_patched"], *result["ra"]], color=_COLOURS[0], lw=1.8, marker="o", ms=3.5)
@@ -208,7 +208,7 @@ def draw_fig6(result: Mapping[str, Any]) -> Figure:
 
 
 def fig7(measure: Measure, images: int = 100) -> Result:
-    """Accuracy (mean of the 19) by strength and severity, of the paper's signatures and of the column's own."""
+    """Measure accuracy (mean of 19) by strength and severity, of the paper's signatures and of the column's own."""
     found = {}
     for way in dict.fromkeys(("residual", measure.shipped)):
         table = np.zeros((5, len(_ALPHAS)))
@@ -223,7 +223,7 @@ def fig7(measure: Measure, images: int = 100) -> Result:
 
 
 def draw_fig7(result: Mapping[str, Any]) -> Figure:
-    """A line a severity."""
+    """Draw one line per severity."""
     figure, axes = _beside(len(result["ra"]), (7.4, 2.9), sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
     for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
@@ -238,7 +238,7 @@ def draw_fig7(result: Mapping[str, Any]) -> Figure:
 
 
 def fig8(measure: Measure, images: int = 300) -> Result:
-    """Signatures of four corruptions alone and in pairs (`Measure.both`), on each corruption and on two at once."""
+    """Measure four signatures, alone and in pairs (`Measure.both`), on each corruption and on two at once."""
     test, validation = measure.clean.first(images), measure.validation.first(images)
     pairs = list(combinations(COMPOSED, 2))
     found = {}
@@ -258,7 +258,7 @@ def fig8(measure: Measure, images: int = 300) -> Result:
 
 
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
-    """What each mix wins over no patch, in points."""
+    """Draw what each mix wins over no patch, in points."""
     figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
     for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
@@ -272,7 +272,7 @@ def draw_fig8(result: Mapping[str, Any]) -> Figure:
 
 
 def fig9(measure: Measure) -> Result:
-    """How far what the first deep layer sees is from what it sees of the clean image, standard and patched.
+    """Measure how far the first deep layer's input is from that of the clean image, standard and patched.
 
     `distance` is |f(x_c) − f(x)| / |f(x)|, mean of 200 images; `maps` are uint8, of four channels of one image: the
     clean one in the standard model, the corrupted one in it, and in the patched one.
@@ -307,7 +307,7 @@ def fig9(measure: Measure) -> Result:
 
 
 def draw_fig9(result: Mapping[str, Any]) -> Figure:
-    """Picture and four maps: clean, then corrupted in the standard and in the patched model."""
+    """Draw the image and four maps: clean, then corrupted in the standard and in the patched model."""
     rows = [("clean, standard", "clean", next(iter(result["maps"])), 0)]
     for name in result["maps"]:
         label = name.replace("_", " ")
@@ -324,7 +324,7 @@ def draw_fig9(result: Mapping[str, Any]) -> Figure:
 
 
 def draw_smaller(result: Mapping[str, Any]) -> Figure:
-    """RA against bytes of all 19 signatures, as a share of the clean model."""
+    """Draw RA against bytes of all 19 signatures, as a share of the clean model."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
     curves: dict[str, list[Any]] = {"no basis, 32 to 4 bits": []}
     for row in sorted(result["rows"], key=lambda row: -row["bits"]):

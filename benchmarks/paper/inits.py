@@ -21,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def compare_inits(measure: Measure) -> Result:
-    """RA in percent over four corruptions, from each init, of robust models and signatures; none where it diverged."""
+    """Measure RA, percent, over four corruptions from each init, of robust models and signatures; none if diverged."""
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -54,7 +54,7 @@ class Variant:
 
 
 def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
-    """The tensors after they were stored at `bits` bits and read again."""
+    """Return the tensors after they were stored at `bits` bits and read again."""
     if bits == 32:
         return deltas
     return {
@@ -64,7 +64,7 @@ def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
 
 
 def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
-    """Bytes of values and scales of one signature (or model), without the file's header."""
+    """Return the bytes of values and scales of one signature (or model), without the file's header."""
     total = 0
     for shape in shapes:
         scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
@@ -128,7 +128,7 @@ class Measure:
         return code_bytes([tuple(parameter.shape) for parameter in self.std.parameters()], 32)
 
     def sizes(self) -> dict[str, int]:
-        """How many images everything is judged by."""
+        """Return how many images everything is evaluated on."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
 
     @cached_property
@@ -145,7 +145,7 @@ class Measure:
         return fold_batchnorm(self.build.init())
 
     def tensors(self, layers: int) -> tuple[str, ...]:
-        """Names of the tensors of the shallowest `layers` layers; 0: of all, the head included."""
+        """Return the names of the tensors of the shallowest `layers` layers; 0: of all, the head included."""
         if layers == ALL_LAYERS:
             return tuple(name for name, _ in self.std.named_parameters())
         return shallow_tensors(self.std, layers)
@@ -156,7 +156,7 @@ class Measure:
         return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
 
     def deltas(self, way: str, corruption: str, layers: int = 5) -> Deltas:
-        """One signature, float32, on the CPU; `way` as in `Variant`."""
+        """Return one signature, float32, on the CPU; `way` as in `Variant`."""
         if way.startswith("tuned"):
             return self.build.signature(way, corruption)
         init, std, robust = (dict(m.named_parameters()) for m in (self.init, self.std, self.robust(corruption)))
@@ -170,7 +170,7 @@ class Measure:
     def calibrated(
         self, base: nn.Module, deltas: Deltas, images: Images, alphas: Sequence[float] = ALPHAS
     ) -> tuple[float, float]:
-        """The strength that is best on corrupted validation images, and what it reaches there (percent)."""
+        """Return the strength that is best on corrupted validation images, and the accuracy there, percent."""
         scores = [accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
@@ -186,7 +186,7 @@ class Measure:
         return composed([(total, alpha)])
 
     def canonical(self, variant: Variant) -> Variant:
-        """The same variant, where the recipe's own residual is one that has a name of its own."""
+        """Return the same variant, under its own name if the recipe's residual has one."""
         if variant.way != "residual":
             return variant
         names = {"per_tensor": "projected", "plain": "plain"}
@@ -205,7 +205,7 @@ class Measure:
         return Store(self.build.work / "scores")
 
     def identity(self) -> Any:
-        """What every score depends on: code, trainings and test images, as plain JSON data."""
+        """Return what every score depends on: code, trainings and test images, as plain JSON data."""
         return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
 
     def _measure(self, variant: Variant) -> Score:
@@ -251,10 +251,10 @@ def _stored(model: nn.Module, variant: Variant) -> nn.Module:
 
 
 def mean(by_corruption: Mapping[str, float]) -> float:
-    """RA: the mean over corruptions."""
+    """Return RA: the mean over corruptions."""
     return float(np.mean(list(by_corruption.values())))
 
 
 def flat(deltas: Deltas) -> Tensor:
-    """A signature as one vector, float64."""
+    """Return a signature as one vector, float64."""
     return torch.cat([delta.double().flatten() for delta in deltas.values()])

@@ -46,12 +46,12 @@ class Task:
         return ENTRIES[self.name]
 
     def path(self, folder: Path, suffix: str = ".json") -> Path:
-        """Its file in a folder of results."""
+        """Return its file in a folder of results."""
         return folder / self.scale / f"{self.name}-{self.column}{suffix}"
 
 
 def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
-    """All results, or those of some names and columns; InputError if a name, column or scale is unknown."""
+    """Yield all results, or those of some names and columns; InputError if a name, column or scale is unknown."""
     known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
     for given, known, what in known_names:
         if unknown := [name for name in given if name not in known]:
@@ -78,7 +78,7 @@ def status(results: Path) -> list[Status]:
 
 
 def measured_column(column: str, place: Place) -> Measure:
-    """The measure of a column, with as many images as its scale has time for."""
+    """Make the measure of a column, with as many images as its scale has time for."""
     size = COLUMNS[column].size
     limit, validation = _LIMITS.get((place.scale, size), _FULL)
     most = place.limit or limit
@@ -161,6 +161,6 @@ def reproduce(
 
 
 def data_of(build: ColumnBuild) -> dict[str, str | int]:
-    """Which images a column was trained on."""
+    """Describe the images that a column was trained on."""
     train, name = build.train, Path(build.source).name
     return {"source": name, "train": len(train), "classes": len(train.classes), "sha256": train.digest()[:16]}

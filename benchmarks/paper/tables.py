@@ -1,4 +1,4 @@
-"""What each table of the paper holds, measured: plain data that `page` writes beside the paper's numbers."""
+"""What each table of the paper holds, measured: plain data that `rws.benchmarks.pages.paper` writes."""
 
 import hashlib
 import random
@@ -45,7 +45,7 @@ class Trained(TypedDict):
 
 
 def trained(measure: Measure) -> Trained:
-    """Return how the bundle with the signatures that the column's recipe ships does, under its oracle and told."""
+    """Evaluate the bundle with the signatures that the recipe ships, under its oracle and under the perfect one."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
     identity = [measure.identity(), oracle]
     found: Trained = measure.scores.get("trained.json", identity, lambda: _run_bundle(measure), JSON)
@@ -71,7 +71,7 @@ def _run_bundle(measure: Measure) -> Trained:
 
 
 def row(measure: Measure, variant: Variant) -> Result:
-    """One row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
+    """Return a row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
     score = measure.score(variant)
     return {
         "way": variant.way,
@@ -85,7 +85,7 @@ def row(measure: Measure, variant: Variant) -> Result:
 
 
 def table1(measure: Measure) -> Result:
-    """TA, RA and storage of everything."""
+    """Measure TA, RA and storage of everything."""
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
     shipped = next(r for r in rows if (r["way"], r["bits"]) == (measure.shipped, 8))
@@ -99,7 +99,7 @@ def table1(measure: Measure) -> Result:
 
 
 def table3(measures: Sequence[Measure]) -> Result:
-    """RA of the signatures of one data set on the standard model of another, by way; source "" is never patched."""
+    """Measure RA of the signatures of one data set on the standard model of another; source "" is no patch."""
     rows = []
     for target in measures:
         name = target.build.column.dataset
@@ -123,7 +123,7 @@ def _transferred(way: str, source: Measure, target: Measure) -> dict[str, float]
 
 
 def table4(measure: Measure) -> Result:
-    """Accuracy on each corruption."""
+    """Measure the accuracy on each corruption."""
     own = trained(measure)
     variants = {"standard": Variant("std"), "augmentation": Variant("augmented"), "20 models": Variant("robust")}
     variants |= {f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS}
@@ -137,12 +137,12 @@ def table4(measure: Measure) -> Result:
 
 
 def table5(measure: Measure) -> Result:
-    """Whole models at few bits against signatures at few bits."""
+    """Compare whole models at few bits with signatures at few bits."""
     return {"rows": [row(measure, variant) for variant in TABLE5], **measure.sizes()}
 
 
 def tuned(measure: Measure, pairs: int = 10) -> Result:
-    """The ways to make a signature, side by side, percent; `train_seconds` are of all 19 jobs on a shared machine."""
+    """Compare the methods to make a signature, percent; `train_seconds` are of all 19 jobs on a shared machine."""
     recipe = measure.build.recipe
     chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)
@@ -176,7 +176,7 @@ def _jobs(measure: Measure, way: str) -> set[str]:
 
 
 def smaller(measure: Measure) -> Result:
-    """RA against bytes of all 19: fewer bits, and a basis that the 19 signatures share.
+    """Measure RA against bytes of all 19: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
     tensors at b bits a value, and 19 × r coefficients in float32.

@@ -18,7 +18,7 @@ Stage = dict[str, Callable[[], Any]]
 
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[Stage]:
-    """Jobs by name; those of one stage are independent of one another and need only those of the stages before."""
+    """Return jobs by name; those of one stage are independent of one another and need only the stages before."""
     models: Stage = {"std": build.std, "augmented": build.augmented}
     second = {kind: job for kind, job in models.items() if kind in kinds}
     if "robust" in kinds:

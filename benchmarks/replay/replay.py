@@ -200,12 +200,10 @@ def replay(
 
     Raises InputError if the source holds no corrupted images, or does not fit the bundle.
     """
-    manifest = bundle.manifest
+    classes, size = bundle.manifest.classes, bundle.manifest.input.height
     replayer = Replayer(bundle, options.threads)
     sums = _Sums(replayer.oracle.corruptions)
-    for test in evaluation_sets(
-        source, manifest.classes, manifest.input.height, severities, options.limit, options.seed
-    ):
+    for test in evaluation_sets(source, classes, size, severities, options.limit, options.seed):
         scores = sums.add(test, replayer.run(test))
         line = "  ".join(f"{arm} {scores[arm]:6.2f}" for arm in ARMS)
         options.progress(f"{test.corruption:18s} {test.severity}  {line}")

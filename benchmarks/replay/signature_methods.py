@@ -113,7 +113,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def train_seconds(log: Path, jobs: Collection[str]) -> float:
-    """Seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
+    """Return the seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
     total, clock = 0.0, dict[str, float]()
     for record in map(json.loads, log.read_text().splitlines()):
         job, seconds = record["job"], record["seconds"]

@@ -46,18 +46,18 @@ class Encoding:
     bytes: int
 
     def mix(self, mix: Mix) -> Mix:
-        """A mix {signature: alpha}, with both parts of those that have two."""
+        """Return a mix {signature: alpha}, with both parts of those that have two."""
         return {**mix, **{name + _REST: mix[name] for name in mix if name + _REST in self.signatures.names}}
 
 
 def float_file(deltas: ArrayDeltas) -> bytes:
-    """A safetensors file of float32 changes {signature: {tensor: change}}, named as in a signature file."""
+    """Return a safetensors file of float32 changes {signature: {tensor: change}}, named as in a signature file."""
     tensors = {f"{name}/{tensor}": delta for name, parts in deltas.items() for tensor, delta in parts.items()}
     return write_tensors(tensors, {"names": list(deltas)})
 
 
 def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
-    """Float32 signatures for a model that mixes integers: each is a 16-bit one and another of what it left over.
+    """Encode float32 signatures for a model that mixes integers: each is a 16-bit one and another of the rest.
 
     The error of a value is below 2⁻³¹ of its channel's largest, less than float32 itself has there.
     `deltas`: {signature: {tensor: change}}; `clean_hash`: `shallow_sha256` of the clean tensors.
@@ -72,7 +72,7 @@ def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
 
 
 def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
-    """What can be compared: every encoding, if the build's float32 signatures are there; else the bundle's own.
+    """Return what can be compared: all encodings, if the build's float32 signatures are there; else the bundle's own.
 
     Raises:
         InputError: if `work`, of the build that made it, does not hold the signatures that the bundle's are made from.

@@ -76,7 +76,7 @@ def print_storage(result: Storage, console: Console) -> None:
 
 
 def weighted_tensors(proto: ModelProto) -> tuple[str, ...]:
-    """Names of the weights and biases of all convolutions and linear layers of a `prepare`d graph, in its order."""
+    """Return the weights and biases, by name, of all convolutions and linear layers of a `prepare`d graph, in order."""
     initializers = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     return tuple(dict.fromkeys(name for node in nodes for name in node.input if name in initializers))

@@ -9,7 +9,7 @@ from rws.training.data.images import Images, fitted, load_images
 
 
 def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
-    """The corruptions that the bundle knows; raise InputError if streams cannot show one of them."""
+    """Return the corruptions that the bundle knows; raise InputError if streams cannot show one of them."""
     if unknown := [name for name in bundle.manifest.corruptions if name not in CORRUPTIONS]:
         raise InputError(
             f"{bundle.path} knows the corruption {unknown[0]!r}, which streams cannot show; take a bundle that only "
@@ -19,7 +19,7 @@ def known_corruptions(bundle: Bundle) -> tuple[str, ...]:
 
 
 def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Images:
-    """Clean images at the bundle's size, with its class order; see `rws.training.data.images.load_images`.
+    """Load clean images at the bundle's size, with its class order; see `rws.training.data.images.load_images`.
 
     A folder without split folders is taken as it is. Raises InputError if they are not there, do not fit the bundle, or
     are corrupted already.

@@ -53,7 +53,7 @@ class Stream:
         return len(self.image)
 
     def block_starts(self) -> Ints:
-        """Frames at which the true type changes or methods are reset, the first one included; int64, ascending."""
+        """Return the frames at which the true type changes or methods are reset, the first too; int64, ascending."""
         changed = np.concatenate([[True], self.type[1:] != self.type[:-1]])
         return np.flatnonzero(changed | self.cut)
 

@@ -65,7 +65,7 @@ def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: Ints)
 
 
 def switch_rate(stream: Stream, mix: Ints) -> float:
-    """Percent of the frames, cuts left out, at which the mix is another than at the frame before."""
+    """Return the percent of the frames, without cuts, at which the mix differs from that of the frame before."""
     counted = ~stream.cut[1:]
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
 
@@ -124,12 +124,12 @@ def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Reaction | N
 
 
 def run_lengths(values: Ints) -> list[list[int]]:
-    """[[value, length], …] of a sequence."""
+    """Return [[value, length], …] of a sequence."""
     return [[value, len(list(run))] for value, run in groupby(values.tolist())]
 
 
 def running_mean(correct: Flags, window: int, step: int) -> list[int]:
-    """Percent correct of the last `window` frames (fewer at the start), after every `step`-th frame, whole numbers."""
+    """Return percent correct, whole, of the last `window` frames (fewer at the start), after every `step`-th one."""
     total = np.concatenate([[0], np.cumsum(correct)])
     stops = np.arange(step, len(correct) + 1, step)
     starts = np.maximum(stops - window, 0)

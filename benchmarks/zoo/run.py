@@ -192,7 +192,7 @@ def halves(images: Images) -> tuple[Images, Images]:
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share, in percent (Wilson 1927)."""
+    """Return the 95 % interval of a share, in percent (Wilson 1927)."""
     z, share = 1.96, count / of
     middle, spread = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     low, high = ((middle + sign * spread) / (1 + z * z / of) for sign in (-1, 1))
@@ -276,7 +276,7 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
-    """Median milliseconds of the model, and of oracle and policy, one thread, one picture."""
+    """Return the median milliseconds of the model, and of oracle and policy, one thread, one image."""
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x = as_input(test.pixels[:1])[0]
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
@@ -366,7 +366,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
 
 
 def parts_of_build(work: Path) -> dict[str, float]:
-    """Minutes of each part of a build, from its log: a build that was stopped counts what was kept."""
+    """Return the minutes of each part of a build, from its log: a build that was stopped counts what was kept."""
     spent: dict[str, dict[str, float]] = {}
     for line in (work / "log.jsonl").read_text().splitlines():
         record = json.loads(line)

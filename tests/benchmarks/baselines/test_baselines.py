@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -261,6 +263,13 @@ def test_models_are_trained_once_and_kept(trained, image_folder):
     assert not torch.equal(again.robust("fog").features[0].weight, again.unfolded().features[0].weight)
     with pytest.raises(InputError, match="made from another recipe"):
         BaselineModels(bundle, str(image_folder), work).augmented()
+
+
+@pytest.mark.parametrize("provenance", [{}, {"recipe": None}, {"recipe": {"steps": 400, "layers": 12}}])
+def test_a_bundle_without_the_recipe_of_its_classifier_is_refused(provenance, tmp_path):
+    bundle = SimpleNamespace(path="adopted", manifest=SimpleNamespace(provenance=provenance))
+    with pytest.raises(InputError, match="adopted does not say by which recipe it was built"):
+        BaselineModels(bundle, None, tmp_path)
 
 
 def test_without_images_nothing_is_trained(trained, tmp_path):

@@ -146,4 +146,4 @@ def test_the_streams_runs_cover_its_frames(timeline):
     assert bottom.get_xlim() == (0, 400)
     lines = {line.get_label(): line for line in bottom.get_lines() if not line.get_label().startswith("_")}
     assert len(lines) == 4
-    assert lines["never patched"].get_xdata().tolist() == list(range(20, 401, 20))
+    assert lines["no patch"].get_xdata().tolist() == list(range(20, 401, 20))

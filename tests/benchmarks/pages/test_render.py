@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rws.benchmarks.pages.render import PAGES, RESULTS, ROOT, render
+from rws.benchmarks.pages.render import PAGES, RESULTS, ROOT, main, render
 from rws.benchmarks.pages.results import made_by
 
 
@@ -33,3 +33,14 @@ def test_results_of_one_commit_are_cited_together():
         "[b.json](benchmarks/results/deep/b.json), made at 89abcde; "
         "[d.json](benchmarks/results/d.json), made at an unknown commit (a CPU, seed 3)"
     )
+
+
+def test_every_machine_and_seed_of_cited_results_is_named():
+    made = {"commit": "1234567", "machine": {"processor": "a CPU"}}
+    results = [{**made, "file": "a.json", "seed": 0}, {**made, "file": "b.json", "seed": 3, "device": "a GPU"}]
+    assert made_by(*results).endswith("made at 1234567 (a CPU, a GPU, seed 0, 3)")
+
+
+def test_a_check_of_the_pages_writes_nothing(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_text", pytest.fail)
+    main(check=True)

@@ -9,6 +9,7 @@ from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.training.data.images import Images
+from support.command_line import invoke
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,11 @@ def test_the_page_holds_the_numbers(result):
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="efficientnet_lite0"):
         zoo.run_entry("alexnet", "nowhere", tmp_path, None, zoo.ZooOptions())
+
+
+@pytest.mark.parametrize("command", ["zoo", "zoo-curve"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_build(command, tmp_path):
+    given = ("--images", tmp_path, "--json", tmp_path / "none" / "zoo.json")
+    refused = invoke("bench", command, *given, check=False)
+    assert refused.returncode == 2
+    assert "its folder does not exist" in refused.stderr
