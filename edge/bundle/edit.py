@@ -98,7 +98,9 @@ def check_bundle_folder(target: Path) -> None:
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
-        raise BundleError(f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder")
+        raise BundleError(
+            f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
+        )
 
 
 def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:

@@ -60,7 +60,9 @@ def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | No
         outputs = session.run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
-        raise BundleError(f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again") from error
+        raise BundleError(
+            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again"
+        ) from error
     found = tuple(session.get_providers())
     if provider != "auto" and found[0] != maker.providers[0]:
         fault = "is installed but does not start here (its libraries or its device are missing)"

@@ -203,7 +203,9 @@ def _learn_slots(target: PatchTarget, path: Path) -> dict[str, NDArray[np.int32]
         if np.array_equal(found, backward[name], equal_nan=True):
             continue
         if not np.array_equal(found, -backward[name]) or not np.isin(found, np.append(numbers, 0)).all():
-            raise StrategyUnavailableError(f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out")
+            raise StrategyUnavailableError(
+                f"ONNX Runtime computes {name!r} from the weights; it does not only lay them out"
+            )
         slots[name] = found.astype(np.int32) - 1
     used = np.zeros(total + 1, bool)
     for slot in slots.values():

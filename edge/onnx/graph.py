@@ -104,7 +104,9 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
     """Return weight and bias of a prepared model's first `count` convolutions; BundleError if one lacks them."""
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
-        raise BundleError(f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}")
+        raise BundleError(
+            f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}"
+        )
     tensors = _initializers(model)
     names: list[str] = []
     for node in nodes[:count]:
@@ -121,7 +123,9 @@ def clean_tensors(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, NDA
     clean = {}
     for name in names:
         if name not in tensors:
-            raise BundleError(f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers")
+            raise BundleError(
+                f"model has no tensor {name!r} to patch; export it with its shallow weights as initializers"
+            )
         try:
             array = numpy_helper.to_array(tensors[name])
         except (KeyError, TypeError, ValueError) as error:
