@@ -45,13 +45,22 @@ class PacketReader:
         The newest frame will do if each is `independent`; else a lag above half a second ends at the newest key frame.
         """
         for packet, at in self:
-            with self._changed:
-                keys = [place for place, (later, _) in enumerate(self._queue) if later.is_keyframe]
-                skip = bool(keys) and (independent or self._clock() - at > CATCH_UP_SECONDS)
-                skipped = [at, *(self._take()[1] for _ in range(keys[-1]))] if skip else []
-            yield from ((None, skipped_at) for skipped_at in skipped)
-            if not skip:
+            keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]
+            if keys and (independent or self._clock() - at > CATCH_UP_SECONDS):
+                yield None, at
+                yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
+            else:
                 yield packet, at
+
+    def waiting(self) -> list[Arrival]:
+        """Return what has arrived and was not taken yet."""
+        with self._changed:
+            return list(self._queue)
+
+    def skip(self, count: int) -> list[Arrival]:
+        """Take the next `count` at once."""
+        with self._changed:
+            return [self._take() for _ in range(count)]
 
     def stop(self) -> bool:
         """Stop reading; return whether the thread has ended, so that the container can be closed."""
