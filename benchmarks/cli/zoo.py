@@ -46,7 +46,7 @@ def zoo(
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
     options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, typer.echo)
     result = run_entry(model, images, work, out, options)
-    save(report, result)
+    save(report, "zoo/1", result)
     shown = ("clean", "summary", "build_minutes", "sizes", "torch")
     typer.echo(json.dumps({key: value for key, value in result.items() if key in shown}))
 
@@ -76,4 +76,4 @@ def zoo_curve(
     options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=typer.echo)
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
-    save(report, result)
+    save(report, "zoo-curve/1", result)

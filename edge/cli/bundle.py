@@ -28,13 +28,13 @@ def inspect(
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import atomic_write_bytes
+    from rws.edge.common.provenance import write_json
 
     bundle = Bundle.load(path)
     description = _describe(bundle)
     _print(description)
     if report is not None:
-        atomic_write_bytes(report, json.dumps(description, indent=1, ensure_ascii=False).encode())
+        write_json(report, "inspect/1", description)
 
 
 def verify(path: BundleArgument = None) -> None:

@@ -19,7 +19,7 @@ def oracle(
     \b
     Examples:
         rws oracle photo.jpg
-        rws oracle photos/ --json beliefs.json        # a list of {file, corruption, probability, severity}
+        rws oracle photos/ --json beliefs.json        # per image: file, corruption, probability, severity
         rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
     """
     from rich.console import Console
@@ -59,4 +59,4 @@ def oracle(
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     console.print(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
-        write_json(report, rows)
+        write_json(report, "oracle/1", {"images": rows})
