@@ -40,7 +40,7 @@ class DemoSummary(TypedDict):
     accuracy: dict[str, float]
     accuracy_clear: dict[str, float]
     accuracy_corrupted: dict[str, float]
-    switches: int
+    mix_changes: int
     signatures: dict[str, int]
     times_ms: dict[str, dict[str, float]]
     seconds: float
@@ -117,7 +117,7 @@ def _summary(
         "accuracy": {arm: round(100 * float(flags.mean()), 3) for arm, flags in right.items()},
         "accuracy_clear": {arm: round(100 * float(flags[clear].mean()), 3) for arm, flags in right.items()},
         "accuracy_corrupted": {arm: round(100 * float(flags[~clear].mean()), 3) for arm, flags in right.items()},
-        "switches": sum(result.changed for result in results),
+        "mix_changes": sum(result.changed for result in results),
         "signatures": dict(Counter(name for result in results for name in result.mix).most_common()),
         "times_ms": {stage: {f"p{q}": round(float(np.percentile(ms, q)), 3) for q in (50, 95)} for stage, ms in times},
         "seconds": 0.0,
@@ -133,7 +133,7 @@ def print_summary(summary: DemoSummary, console: Console) -> None:
         accuracy.add_row(label, *(f"{part[arm]:.1f}" for part in parts))
     console.print(accuracy)
     headings = [Column(stage, justify="right") for stage in STAGES]
-    times = Table("", *headings, title=f"milliseconds per frame, {summary['switches']} mix changes")
+    times = Table("", *headings, title=f"milliseconds per frame, {summary['mix_changes']} mix changes")
     for quantile in ("p50", "p95"):
         times.add_row(quantile, *(f"{summary['times_ms'][stage][quantile]:.3f}" for stage in STAGES))
     console.print(times)
