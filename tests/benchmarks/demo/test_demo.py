@@ -60,7 +60,7 @@ def test_the_demo_writes_all_it_promises(tmp_path):
     assert accuracy["trained"] > accuracy["std"] + 10
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(count))
-    assert sum(line["changed"] for line in lines) == summary["switches"]
+    assert sum(line["changed"] for line in lines) == summary["mix_changes"]
     assert done.stdout.count("→") >= 19
     video = cv2.VideoCapture(str(out / "frames.mp4"))
     frames = 0
