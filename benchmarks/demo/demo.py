@@ -160,6 +160,6 @@ def _compare(trained: NDArray[np.bool_], perfect: NDArray[np.bool_]) -> str:
         "Can the trained oracle beat the perfect one? The perfect oracle knows the strongest corruption of a frame and "
         "takes its signature at the α that is best on average; another α or a mix can suit a single image better. Here "
         f"they differ on {np.count_nonzero(difference)} of {len(difference)} frames: trained − perfect = "
-        f"{difference.mean():+.1f} points, standard error {error:.1f}; less than twice that may be chance. On the whole "
-        "test set the bundled model is more accurate with the perfect oracle."
+        f"{difference.mean():+.1f} points, standard error {error:.1f}; less than twice that may be chance. On the "
+        "whole test set the bundled model is more accurate with the perfect oracle."
     )
