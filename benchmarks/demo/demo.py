@@ -25,7 +25,6 @@ from rws.edge.pipeline import STAGES, Result
 from rws.edge.preprocess import preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sinks.jsonl import JsonlSink
-from rws.edge.sinks.video import VideoSink
 from rws.edge.sources.arrays import ArraySource
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
@@ -100,7 +99,7 @@ def _results(runtime: Runtime, stream: DemoStream, out: Path, console: Console, 
     source = ArraySource(stream.images, name="demo", sequential=True, fps=FPS)
     with (
         JsonlSink(out / "results.jsonl") as lines,
-        VideoSink(out / "frames.mp4", FPS, draw=DemoVideo(stream).draw) as video,
+        DemoVideo(out / "frames.mp4", FPS, stream) as video,
         Progress(console=console, transient=True) as progress,
     ):
         task = progress.add_task("frames", total=len(stream.labels))

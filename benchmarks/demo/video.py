@@ -1,7 +1,7 @@
-"""One image of the demo's video: a frame, its truth, and what the model says without and with the patch."""
+"""The video of the demo: each frame, its truth, and what the model says without and with the patch."""
 
-from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from matplotlib import get_data_path
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rws.benchmarks.common.plots import ARM_STYLES
 from rws.benchmarks.demo.stream import DemoStream
 from rws.edge.pipeline import Result
+from rws.edge.sinks.video import VideoSink
 from rws.oracle.belief import CLEAN
 from rws.records import Frame
 
@@ -25,15 +26,15 @@ WORDS = {
 """The demo's words, one line each."""
 
 
-@dataclass
-class DemoVideo:
-    """Draws the frames of a stream in order; it counts what was right so far."""
+class DemoVideo(VideoSink):
+    """The frames of a stream, in order; results must say what the model answers without a patch (`unpatched`)."""
 
-    stream: DemoStream
-    right: dict[str, int] = field(default_factory=lambda: {"std": 0, "trained": 0})
+    def __init__(self, path: Path, fps: float, stream: DemoStream) -> None:
+        super().__init__(path, fps)
+        self.stream, self.right = stream, {"std": 0, "trained": 0}
 
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
-        """Return the next image of the video, uint8, shape (540, 960, 3), RGB; `result.unpatched` must be there."""
+        """Return the next image, uint8, shape (540, 960, 3), RGB, and count who is right."""
         assert result.unpatched is not None
         index, said = frame.index, {"std": result.unpatched, "trained": result.top[0]}
         image = Image.new("RGB", SIZE, BACKGROUND)

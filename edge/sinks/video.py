@@ -1,7 +1,6 @@
 """Annotated frames as a video file."""
 
 import os
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -19,10 +18,6 @@ from rws.errors import InputError
 from rws.records import Frame
 
 
-def _annotated(frame: Frame, result: Result) -> NDArray[np.uint8]:
-    return annotate(frame.image, result, frame.original)
-
-
 class VideoSink(FileSink):
     """Annotated frames (`rws.edge.tasks.annotate.annotate`) as a video. Without a frame, there is no file.
 
@@ -33,33 +28,25 @@ class VideoSink(FileSink):
         fps: frames per second, 0.001…1000; None takes 25.
         endless: show each frame at its `captured_at`, in fragments: after a crash all but about two seconds and a dozen
             frames can be played. An existing file gets the first free name of `<name>.1.mp4`, `<name>.2.mp4`, ….
-        draw: draws a frame and its result as an image, uint8, shape (h, w, 3), RGB, h and w even.
 
     Raises an `InputError` or `RwsError` if an argument is out of range or no encoder works, and as `FileSink`.
     """
 
     errors = (OSError, av.FFmpegError)
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        fps: float | None = None,
-        *,
-        endless: bool = False,
-        draw: Callable[[Frame, Result], NDArray[np.uint8]] = _annotated,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
         super().__init__(path, endless=endless)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
         if fps is not None and not 0.001 <= fps <= 1000:
             raise InputError(f"{self.path}: cannot show {fps:g} frames per second; expected 0.001 to 1000")
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
-        self.frames, self._size, self._draw = 0, (0, 0), draw
+        self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result next to the frame and append it."""
-        image = self._draw(frame, result)
+        image = self.draw(frame, result)
         with self._one_line_errors():
             if self._video is None:
                 self._size = (image.shape[1], image.shape[0])
@@ -69,6 +56,10 @@ class VideoSink(FileSink):
                 self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
             self._video.write(_letterbox(image, *self._size), frame.captured_at)
         self.frames += 1
+
+    def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
+        """Return a frame with its result as an image, uint8, shape (h, w, 3), RGB, h and w even."""
+        return annotate(frame.image, result, frame.original)
 
 
 def _set_aside(path: Path) -> None:
