@@ -95,7 +95,7 @@ def _keys(body: str) -> Iterator[Key]:
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any, bool]]:
-    """Each value with its path, and whether it is a record of its own; a key of a list of objects ends in `[]`."""
+    """Each value with its path, and whether it is a separate record; a key of a list of objects ends in `[]`."""
     if isinstance(value, dict) and path and "schema" in value:
         yield path, value, True
     elif isinstance(value, dict) and (value or not path):
