@@ -33,7 +33,8 @@ class CapturedSource(Source):
         stall: seconds without a frame after which a live source counts as lost.
         sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
             the capture process stamps the frames with `time.monotonic`.
-        capture, jitter: for tests; see `Backoff`.
+        capture: makes the capture process; for tests.
+        jitter: see `Backoff`; for tests.
     """
 
     sequential = True
