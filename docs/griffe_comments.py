@@ -16,5 +16,5 @@ class CommentsAsDocstrings(Extension):
         if attr.docstring is None and not attr.is_alias and attr.parent is not None and attr.parent.is_class:
             found = _COMMENT.search(attr.source)
             if found:
-                text = found[1][0].upper() + found[1][1:]
+                text = f"{found[1][0].upper()}{found[1][1:].rstrip('.')}."
                 attr.docstring = Docstring(text, lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)
