@@ -161,7 +161,7 @@ def baselines(
 
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/benchmarks"),
     bundle: BundleFolder = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this picture; once for each.")] = None,
 ) -> None:
@@ -169,7 +169,7 @@ def figures(
 
     \b
     Example:
-        rws bench figures --results benchmarks/results --out docs
+        rws bench figures --results benchmarks/results --out docs/benchmarks
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all

@@ -1,4 +1,4 @@
-"""The pictures of docs/oracle.md, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
+"""The charts of docs/benchmarks/{oracle,streams}.md, drawn from committed results and the bundle: nothing is measured.
 
 From `replay_all.json`: `confusion`, `regret_split`; from the bundle's table: `gain_table`, what each signature wins on
 each corruption at severity 5; from `streams.json`: `stream`, what was believed and patched, and the accuracy."""

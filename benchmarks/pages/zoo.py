@@ -1,4 +1,4 @@
-"""The zoo's tables, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
+"""The tables of docs/benchmarks/adopted_models.md, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from rws.benchmarks.pages.results import lookup, matching, read, spoken, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
-LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
+LABELS = {"std": "clean model", "trained": "trained oracle", "perfect": "perfect oracle"}
 
 Result = Mapping[str, Any]
 
@@ -29,13 +29,13 @@ def zoo_table(results: Sequence[Result]) -> str:
             for severity in TWO_SEVERITIES
             for arm, title in LABELS.items()
         ),
-        Column("**accuracy won back, told, %**", "summary.accuracy.won_back.told", ".1f"),
+        Column("**accuracy won back, perfect oracle, %**", "summary.accuracy.won_back.perfect", ".1f"),
         Column("**accuracy won back, trained oracle, %**", "summary.accuracy.won_back.trained", ".1f"),
         Column("clean predictions changed, % (95 %)", _changed),
         Column("a signature, % of the model's bytes", "sizes.signature_percent", ".2f"),
         Column("bundle, MB", lambda r: r["sizes"]["bundle_bytes"] / 1e6, ".1f"),
         Column("build, minutes", "build_minutes.all", ".0f"),
-        Column("model / oracle and policy, ms", _times),
+        Column("model / oracle and policy, ms", "{0[frame][model_ms]:.1f} / {0[frame][oracle_ms]:.1f}".format),
         *columns({"images built from, without labels": "build_images", "test images": "test_images"}),
     ]
     return markdown(*spread(lines, results, ["", *map(_title, results)]))
@@ -45,10 +45,6 @@ def _title(result: Result) -> str:
     return f"{spoken(result['model'])}{', quick' if result['quick'] else ''}"
 
 
-def _times(result: Result) -> str:
-    return f"{result['frame']['model_ms']:.1f} / {result['frame']['oracle_ms']:.1f}"
-
-
 def _changed(result: Result) -> str:
     low, high = result["clean"]["changed_interval"]
     return f"{result['clean']['changed']:.1f} ({low:.1f}–{high:.1f})"
@@ -56,7 +52,7 @@ def _changed(result: Result) -> str:
 
 def _won_back(result: Result) -> str:
     won = result["summary"]["accuracy"]["won_back"]
-    return f"**{won['trained']:.1f}** / {won['told']:.1f}"
+    return f"**{won['trained']:.1f}** / {won['perfect']:.1f}"
 
 
 def _by_corruption() -> Mapping[str, Result]:
@@ -72,6 +68,16 @@ def _entries() -> list[Result]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "zoo summary": table(
+        _entries,
+        label("", _title),
+        Column("clean", "clean.accuracy", ".1f"),
+        columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
+        Column("won back, trained / perfect oracle, %", _won_back),
+        Column("clean answers changed, % (95 %)", _changed),
+        Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
+        Column("build, minutes", "build_minutes.all", ".0f"),
+    ),
     "zoo": lambda: zoo_table(_entries()),
     "zoo corruptions": table(
         _by_corruption,
@@ -90,19 +96,7 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("first n convolutions", "layers"),
         Column("parameters", "parameters", ","),
         Column("% of the model's bytes", "signature_percent", ".2f"),
-        columns({"never patched": "std", "told": "told"}, ".1f"),
+        columns({"no patch": "std", "perfect oracle": "perfect"}, ".1f"),
     ),
-}
-README_TABLES: dict[str, Callable[[], str]] = {
-    "zoo summary": table(
-        _entries,
-        label("", _title),
-        Column("clean", "clean.accuracy", ".1f"),
-        columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
-        Column("won back, trained / told, %", _won_back),
-        Column("clean answers changed, % (95 %)", _changed),
-        Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
-        Column("build, minutes", "build_minutes.all", ".0f"),
-    )
 }
 VALUES = {"curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))}
