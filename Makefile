@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 
 # The site, in build/site; a broken link or anchor is an error. It is built and read without a network.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a change needs before it is committed, in under 3 minutes on two cores.
 check: lint
