@@ -1,4 +1,5 @@
 # All targets but `system` work on a fresh machine: they make the virtual environment themselves.
+SHELL  := /bin/bash
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo docs check test lint types lowest system clean
 
 demo: $(VENV)/.demo
-	$(BIN)/rws demo --out demo
+	@$(BIN)/rws demo --out demo
 
 # The site, in build/site; a broken link or anchor is an error. It is built and read without a network.
 docs: $(VENV)/.docs
@@ -35,10 +36,15 @@ lowest: $(VENV)/.lowest
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/oracle tests/edge tests/test_cli.py
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml edge/live/_kernel.c
-	$(BIN)/pip install --quiet -e '.[demo]'
+	@echo "Installing ONNX Runtime, OpenCV, PyAV, NumPy and Matplotlib, no torch: 200 MB to download, 600 MB on disk"
+	@set -o pipefail; $(BIN)/pip install -e '.[demo]' | sed -n \
+	    -e 's/^ *\(Downloading [^-]*-[^-]*\)-.* \((.*MB)\)$$/  \1 \2/p' \
+	    -e 's/^Processing .*\/\([^-]*-[^-]*\)-.*/  \1/p' \
+	    -e 's/^Installing collected .*/  Unpacking all of it: up to a minute/p'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kernel.c
