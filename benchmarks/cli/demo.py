@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rws import terminal
 from rws.benchmarks.cli.options import BundleFolder, open_bundle
 from rws.edge.common.extras import require
 
@@ -24,10 +25,8 @@ def demo(
         rws demo --out my_demo --threads 2
     """
     with require("demo"):
-        from rich.console import Console
-
         from rws.benchmarks.demo.demo import play, print_summary
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     summary = play(open_bundle(bundle), out, threads, console)
     print_summary(summary, console)
     console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")

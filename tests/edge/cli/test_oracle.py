@@ -31,5 +31,5 @@ def test_it_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_pa
     assert "1 images, 1 rejected" in rws("oracle", folder).output
     for bad in (video, tmp_path / "nowhere.png", folder / "1.png"):
         result = rws("oracle", bad, "--json", tmp_path / "b.json")
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
         assert not (tmp_path / "b.json").exists()
