@@ -103,15 +103,16 @@ def show(result: object) -> None:
         result_console().print(result)
 
 
-def console(file: TextIO | None = None) -> Console:
-    """Return a console for lines and progress: long lines are not wrapped, nothing is printed with -q.
+def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
+    """Return a console for lines and progress that prints nothing with -q.
 
     Args:
         file: a stream in place of `stream()`.
+        wrap: break lines at the width of the terminal.
     """
     from rich.console import Console
 
-    return Console(file=file, stderr=_state.document, quiet=_state.quiet, highlight=False, soft_wrap=True)
+    return Console(file=file, stderr=_state.document, quiet=_state.quiet, highlight=False, soft_wrap=not wrap)
 
 
 def result_console() -> Console:

@@ -95,7 +95,7 @@ def signatures(
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     show(terminal(COLUMNS, result["rows"]))
-    show(f"never patched: RA {result['ra_never_patched']:.2f}, TA {result['ta']:.2f}")
+    show(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
     save(report, result, data, threads=threads)
 
 
