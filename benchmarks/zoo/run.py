@@ -1,7 +1,8 @@
 """Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
 
 `std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
-is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image."""
+is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image.
+"""
 
 import json
 import math
