@@ -206,7 +206,7 @@ def _validated(table: GainTable, evaluator: Evaluator, beliefs: Sequence[Belief]
 
 
 def _paired(frames: Frames, right: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the mean difference in RA, points, and its standard error over images: frames of one image are dependent."""
+    """Return the mean difference in RA, points, and its standard error over images: an image's frames are dependent."""
     corrupted = frames.where(number for number, layers in enumerate(frames.cells) if layers)
     difference = 100 * (right[corrupted].astype(float) - other[corrupted])
     image = frames.image[corrupted]
