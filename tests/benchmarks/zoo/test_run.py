@@ -91,7 +91,7 @@ def test_the_page_holds_the_numbers(result):
     text = zoo_table([result, quick])
     assert "|  | vgg16 | vgg16, quick |" in text
     won = f"{result['summary']['accuracy']['won_back']['perfect']:.1f}"
-    assert f"| **accuracy won back, told, %** | {won} | {won} |" in text
+    assert f"| **accuracy won back, perfect oracle, %** | {won} | {won} |" in text
     assert f"| test images | {result['test_images']} |" in text
 
 
