@@ -1,4 +1,4 @@
-"""One fault: what is promised, what is done, and what came of it."""
+"""One fault: what is promised, what is done, and the outcome."""
 
 import time
 from collections import Counter
@@ -26,7 +26,7 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to: what happened in words, the frames that came, and the promises that failed."""
+    """The outcome of a case: what happened in words, the frames received, and the promises that failed."""
 
     name: str
     promised: str
@@ -95,12 +95,12 @@ class Drill:
         self.check(clean, "the weights are clean afterwards, bit for bit")
 
     def account(self, source: Source, results: int, failed: int) -> None:
-        """Check that each frame of a closed source is out, dropped, rejected or in hand when the loop `failed`."""
+        """Check that each frame of a closed source is out, dropped, rejected or in progress when the loop `failed`."""
         outcome = self.outcome
         outcome.frames_in += source.received
         outcome.frames_out += results
         outcome.dropped += source.dropped
-        outcome.rejected += source.rejections + Counter({"in hand at an exception": failed})
+        outcome.rejected += source.rejections + Counter({"in progress at an exception": failed})
         self.check(source.delivered == results + failed, f"each of {source.delivered} delivered frames has a result")
         self.check(outcome.accounted, "frames in = out + dropped + rejected")
 
