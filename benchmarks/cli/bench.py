@@ -96,7 +96,7 @@ def signatures(
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
-    typer.echo(f"never patched: RA {result['ra_never_patched']:.2f}, TA {result['ta']:.2f}")
+    typer.echo(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
     save(report, result, data, threads=threads)
 
 

@@ -204,15 +204,15 @@ def _calibrated(
     network: OracleNetwork, held_out: Tensor, recipe: ViewRecipe, seed: int, generator: torch.Generator
 ) -> tuple[Calibration, OracleScores]:
     count = max(400, min(2000, 12 * len(held_out)))
-    views = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
-    logits = oracle_logits(network, views.x, _CHUNK)
+    corrupted = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
+    logits = oracle_logits(network, corrupted.x, _CHUNK)
     clean = [views(held_out, recipe.tile), *(views(held_out, recipe.tile, generator) for _ in range(4))]
     clean_logits = oracle_logits(network, torch.cat(clean), _CHUNK)
-    found = calibrate_oracle(logits, views.target, clean_logits, recipe.clean_recall)
+    found = calibrate_oracle(logits, corrupted.target, clean_logits, recipe.clean_recall)
     named = named_types(found.joint(logits))
     return found, OracleScores(
         temperature=round(found.temperature, 4),
         clean_weight=round(found.clean_weight, 3),
-        type_accuracy=percent(named == views.types),
-        corrupted_called_clean=percent(named[views.types >= 0] < 0),
+        type_accuracy=percent(named == corrupted.types),
+        corrupted_called_clean=percent(named[corrupted.types >= 0] < 0),
     )
