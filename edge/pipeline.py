@@ -1,4 +1,4 @@
-"""The way of one frame: model input → oracle → policy → patch → predict → task."""
+"""The stages of one frame: model input → oracle → policy → patch → predict → task."""
 
 import time
 import weakref
@@ -159,7 +159,7 @@ class Pipeline:
         Args:
             bundle: a loaded one; a `BundleError` or `MissingExtraError` if it cannot run with these options here.
             options: how its model runs; its threads hold for the oracle, too.
-            independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
+            independent: observe each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
         """
         options, manifest = options or ModelOptions(), bundle.manifest
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
