@@ -127,9 +127,7 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
     for name in ("my_bundle", "current"):
         shutil.copytree(DEFAULT_BUNDLE, tmp_path / name)
     shutil.copy(DEFAULT_BUNDLE / "model.onnx", tmp_path / "model.onnx")
-    (tmp_path / "docs").mkdir()
-    for path in ROOT.glob("docs/*.png"):
-        shutil.copy(path, tmp_path / "docs")
+    shutil.copytree(ROOT / "examples/images", tmp_path / "examples/images")
     (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
