@@ -19,6 +19,8 @@ SUFFIXES = {".css", ".html", ".js", ".md", ".py", ".pyi", ".toml", ".yaml", ".ym
 NAMES = ("Makefile", "Dockerfile", "rws.")
 QUOTES = ("tests/test_english.py", "CHANGELOG.md", "benchmarks/results/")
 """What quotes old words: this table, the history, and recorded results with their commands."""
+RECORDED = re.compile(r"<!-- (sources|drill|clips) -->.*?<!-- /\1 -->", re.DOTALL)
+"""Tables of a page that quote recorded commands, or what a case of the drill recorded."""
 
 THING = r"(?:line|frame|image|step|cell|class|type|row|record|signature|model|corruption|session|second|minute)"
 OF_PICTURES = (
@@ -94,7 +96,8 @@ def texts() -> dict[str, str]:
         pytest.skip("not a git checkout")
     paths = [ROOT / name for name in done.stdout.split("\0")[:-1] if not name.startswith(QUOTES)]
     chosen = [path for path in paths if path.suffix in SUFFIXES or path.name.startswith(NAMES)]
-    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in chosen if path.is_file()}
+    found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in chosen if path.is_file()}
+    return {name: RECORDED.sub(lambda match: "\n" * match[0].count("\n"), text) for name, text in found.items()}
 
 
 @cache

@@ -56,7 +56,7 @@ def latency_table() -> str:
         {"live": _engines(live, model, size), "others": _engines(others, model, size)}
         for _, model, size, live, others in LATENCIES
     ]
-    again = "a change of mix, live weights: between frames / again and again, ms"
+    again = "a change of mix, live weights: between frames / in a tight loop, ms"
     lines = [
         Column("untouched ONNX Runtime session, ms", "live.untouched 0.p50_ms", ".2f"),
         Column("a second one, identical: the noise", "live.untouched_again 0.interval"),

@@ -75,7 +75,7 @@ def _rows(found: Results) -> list[tuple[Any, ...]]:
 
 
 def images(name: str) -> str:
-    """Return how many test and validation images the results of a table were judged by."""
+    """Return how many test and validation images the results of a table were measured on."""
     results = [result for scale in SCALES for result in _found(name, scale).values()]
     counts = sorted({(result["test_images"], result["validation_images"]) for result in results}, reverse=True)
     return ", ".join(f"{test:,} and {validation:,}" for test, validation in counts)

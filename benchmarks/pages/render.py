@@ -1,6 +1,6 @@
 """Write the tables and values of README.md and of the pages in docs/benchmarks/ out of `benchmarks/results/`.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, on lines of their own, a value between
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, each on a separate line, a value between
 `<!-- EXPRESSION -->` and `<!-- / -->` in a line that begins with a word: one that begins with a comment is HTML.
 """
 
