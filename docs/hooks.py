@@ -23,6 +23,7 @@ from rws import errors
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "source"
 ROOMS = ("rws", "edge", "oracle", "training", "benchmarks")
+COMMON = ("-h", "-q", "-v", "--help")  # options of every command; the page says so once
 # What is shown as code, and in which language; other files are copied.
 LANGUAGES = {
     ".py": "python",
@@ -160,7 +161,8 @@ def _command(words: str, command: Any, context: Any) -> str:
         ]
         parts.append("\n".join(["| command | does |", "| --- | --- |", *rows]))
     for kind in ("argument", "option"):
-        if rows := [_row(row) for row in _records(command, context, kind)]:
+        records = _records(command, context, kind)
+        if rows := [_row(row) for row in records if words == "rws" or not row[0].startswith(COMMON)]:
             parts.append("\n".join([f"| {kind} | default | meaning |", "| --- | --- | --- |", *rows]))
     return "\n\n".join(parts)
 
@@ -210,22 +212,26 @@ def _escaped(text: str) -> str:
 
 
 def config_reference() -> str:
-    """Return the keys of a configuration file: the options of `rws run`."""
+    """Return the keys of a configuration file: the argument and the options of `rws run`."""
     _, command, context = next(found for found in commands() if found[0] == "rws run")
-    keys = {name: parameter for parameter in command.params for name in parameter.opts}
-    rows = [
-        _row((keys[name.split()[0].split(",")[0]].name, default, text))
-        for name, default, text in _records(command, context, "option")
-        if not name.startswith(("--config", "--help", "-h"))
-    ]
-    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+    rows = []
+    for kind in ("argument", "option"):
+        for name, default, text in _records(command, context, kind):
+            spelled, _, value = name.partition(" ")
+            long = next((part for part in re.split(r"[ ,/]+", name) if part.startswith("--")), spelled)
+            key = long.removeprefix("--").replace("-", "_").lower().strip("[]{}.…")
+            if key != "config" and not name.startswith(COMMON):
+                value = re.sub(r"^[-/, \w]*(?=<)|\brange\b|[<>]", "", value).strip() if "<" in value else value
+                typed = "true or false" if not value or value.startswith(("/", "-")) else value
+                rows.append(f"| `{key}` | {_cell(typed)} | {_code(default)} | {_cell(text)} |")
+    return "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
 def error_reference() -> str:
     """Return a table of the errors a user can cause, and the exit code of each."""
     found = [value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == "rws.errors"]
     rows = [
-        f"| `{error.__name__}` | {getattr(error, 'exit_code', 3)} | {_cell(inspect.getdoc(error).splitlines()[0])} |"
+        f"| `{error.__name__}` | {error.exit_code} | {_cell(inspect.getdoc(error).splitlines()[0])} |"
         for error in found
     ]
     return "\n".join(["| error | exit code | raised if |", "| --- | ---: | --- |", *rows])
