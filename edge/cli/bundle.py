@@ -114,7 +114,7 @@ def list_bundles(
         table.add_row(*(Text(str(value), overflow="fold") for value in values))
     show(table)
     if report is not None:
-        write_json(report, rows)
+        write_json(report, "bundle-list/1", {"bundles": rows})
 
 
 @bundle.command()

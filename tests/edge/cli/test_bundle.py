@@ -42,7 +42,7 @@ def test_inspect_shows_what_is_inside_and_writes_it(bundle_path, tmp_path):
 
 @pytest.fixture
 def shelf(bundle_path, tmp_path):
-    """A folder of bundles: a good one, a damaged one, and what is no bundle."""
+    """A folder of bundles: a good one, a damaged one, and another folder."""
     shelf = tmp_path / "shelf"
     for name in ("damaged", "good"):
         shutil.copytree(bundle_path, shelf / name)
@@ -53,7 +53,7 @@ def shelf(bundle_path, tmp_path):
 
 def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shelf, caplog):
     document = json.loads(rws("bundle", "list", bundle_path, shelf, "--json", "-").stdout)
-    ships, tiny, good = document
+    ships, tiny, good = document["bundles"]
     assert (ships["name"], ships["signatures"], ships["classes"]) == ("cifar10-vgg16", 19, 10)
     assert tiny == {
         "name": "tiny",
