@@ -96,7 +96,10 @@ def _errors_in_one_line() -> Iterator[None]:
     except OSError as error:
         named = "" if error.filename is None else f"{error.filename}: "
         raise _failed(f"{named}{error.strerror or error}", RwsError.exit_code) from error
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, ImportError) as error:
+        # Ctrl-C while a compiled module is imported is an ImportError.
+        if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         raise _failed("interrupted", _INTERRUPTED) from error
 
 

@@ -63,6 +63,11 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def interrupted_import() -> None:
+    """Be stopped with Ctrl-C while a compiled module is initialised."""
+    raise ImportError("initialization failed") from KeyboardInterrupt()
+
+
 def buggy() -> None:
     """Raise an error that we caused."""
     raise ZeroDivisionError("oops")
@@ -100,7 +105,8 @@ def one() -> None:
     typer.echo("one")
 
 
-NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "heavy", "tools")
+NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "interrupted_import")
+NAMES += ("heavy", "tools")
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +151,7 @@ def test_a_group_stays_a_group_even_with_one_command():
         ("full", 3, "error: No space left on device\n"),
         ("unreachable", 3, "error: no route\n"),
         ("interrupted", 130, "error: interrupted\n"),
+        ("interrupted_import", 130, "error: interrupted\n"),
         ("heavy", 3, "error: this needs the Python package 'nowhere_to_be_found', which is not installed here; "),
         ("absent", 3, "error: `rws absent` is installed but cannot be loaded here (ModuleNotFoundError: "),
         ("renamed", 3, "error: `rws renamed` is installed but cannot be loaded here (AttributeError: "),
