@@ -1,4 +1,4 @@
-"""Options that several commands have, and the file that a result goes to."""
+"""Options that several commands share, and the file of a result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ import typer
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder. Default: the bundled default.")]
 Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 Models = Annotated[
     list[str] | None,
-    typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; several times; left out: a bundle."),
+    typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; repeatable. Default: a bundle."),
 ]
-Layers = Annotated[int, typer.Option(min=1, help="Shallowest layers that are patched; a bundle has its own.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")]
-Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loaded anew.")]
+Layers = Annotated[int, typer.Option(min=1, help="Number of shallowest layers to patch; a bundle has its own.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of all cases in a repeat.")]
+Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loaded again.")]
 
 
 def check_targets(*paths: Path | None) -> None:
@@ -37,7 +37,7 @@ def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
 
 
 def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:
-    """Write a result as JSON, if a file is asked for, with its provenance: images, and what else `made` says."""
+    """Write a result as JSON, if a file is asked for, with its provenance: the images, and what `made` adds."""
     from rws.edge.common.provenance import provenance, write_json
 
     if report is not None:

@@ -98,7 +98,7 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
     try:
         way = bundle.manifest.provenance["recipe"]["signatures"]["way"]
     except (KeyError, TypeError) as error:
-        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws build` wrote"
+        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws train` wrote"
         raise InputError(f"{bundle.path}: {reason}; leave --work out") from error
     deltas = {}
     for name in bundle.signatures.names:

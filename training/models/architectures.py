@@ -133,7 +133,7 @@ def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Modu
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
+    """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws train`), never unpickling code.
 
     Raises InputError, FormatError if there is no such file, or it does not hold a state dict.
     """
