@@ -99,7 +99,7 @@ def signatures(
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
-    typer.echo(f"no patch: robust accuracy {result['ra_never_patched']:.2f}, clean accuracy {result['ta']:.2f}")
+    typer.echo(f"no patch: robust accuracy {result['ra_no_patch']:.2f}, clean accuracy {result['ta']:.2f}")
     save(report, result, data, threads=threads)
 
 

@@ -15,6 +15,7 @@ def demo(
     ),
     bundle: BundleFolder = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each mix change.")] = False,
 ) -> None:
     """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.
 
@@ -27,7 +28,7 @@ def demo(
         from rich.console import Console
 
         from rws.benchmarks.demo.demo import play, print_summary
-    console = Console(highlight=False, soft_wrap=True)
-    summary = play(open_bundle(bundle), out, threads, console)
-    print_summary(summary, console)
-    console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")
+    console = Console(highlight=False)
+    summary, right = play(open_bundle(bundle), out, threads, console, verbose)
+    print_summary(summary, right, console)
+    console.print(f"{summary['seconds']} s. Look at {out}/timeline.png and {out}/frames.mp4", soft_wrap=True)

@@ -61,7 +61,7 @@ def drill(
         result = run_soak(soak, fps, loaded.path, console.print)
         for key, value in vars(result).items():
             console.print(f"{key}: {value}", markup=False)
-        content, failed = {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
+        content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
@@ -108,5 +108,5 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s")
     console.print(f"    promised: {outcome.promised}", markup=False)
     console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
-    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected.total()}"
+    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected_by_reason.total()}"
     console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)

@@ -101,7 +101,7 @@ class RunSession:
         if options.corrupt is not None:
             self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
         self._console.print(f"model: {pipeline.model.description}", markup=False)
-        self._monitor = Monitor(source, bundle=pipeline.name, way=pipeline.model.strategy)
+        self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
@@ -156,8 +156,8 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
-        self._monitor.count_event("bundle_switched")
+        self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
+        self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
@@ -173,7 +173,7 @@ class RunSession:
             "source": portable_path(self._source.name),
             "bundle": status.bundle,
             "backend": options.model.backend,
-            "way": model.strategy,
+            "strategy": model.strategy,
             "provider": model.provider,
             "threads": options.model.threads,
             "independent": self._independent,

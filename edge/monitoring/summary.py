@@ -50,9 +50,9 @@ class SummaryRecord(TypedDict):
     dropped: int
     buffered: int  # decoded ahead in a run that stopped before them
     rejected: int
-    rejections: dict[str, int]
+    rejected_by_reason: dict[str, int]
     reconnects: int
-    switches: int  # changes of mix
+    mix_changes: int
     agreement: "NotRequired[dict[str, float]]"
     fps: float | None
     classes: dict[str, int]
@@ -112,9 +112,9 @@ class Summary:
             "dropped": source.dropped,
             "buffered": source.buffered,
             "rejected": source.rejected,
-            "rejections": dict(source.rejected_by_reason),
+            "rejected_by_reason": dict(source.rejected_by_reason),
             "reconnects": source.reconnects,
-            "switches": totals.mix_changes,
+            "mix_changes": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
             "classes": dict(Counter(totals.classes).most_common()),
             "corruptions": dict(Counter(totals.corruptions).most_common()),
@@ -130,7 +130,7 @@ class Summary:
         source, totals = status.source, status.totals
         rate = "" if self.fps is None else f", {self.fps:.1f} a second"
         reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
-        head = Text(f"frames {totals.results}{rate} · switches {totals.mix_changes}", style="bold")
+        head = Text(f"frames {totals.results}{rate} · mix changes {totals.mix_changes}", style="bold")
         head.append(f" · dropped {source.dropped} · rejected {source.rejected}{f' ({reasons})' if reasons else ''}")
         head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
         if not self.results:

@@ -33,7 +33,7 @@ class BackgroundSink:
         timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
             complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
 
-    `accepted` frames are `written` + `dropped` + `waiting` in the queue + `in_hand` (1 while the other sink writes).
+    `accepted` frames are `written` + `dropped` + `waiting` in the queue + `writing` (1 while the other sink writes).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class BackgroundSink:
             raise InputError(f"background sink: capacity is {capacity}, expected at least 1")
         self.sink, self.capacity = sink, capacity
         self._when_full, self._timeout = when_full, timeout
-        self.accepted = self.written = self.dropped = self.in_hand = 0
+        self.accepted = self.written = self.dropped = self.writing = 0
         self.abandoned = self._open = False  # `abandoned`: whether the exit gave up on a sink that did not return
         self._queue: deque[tuple[Frame, Result]] = deque()
         self._changed = threading.Condition()
@@ -76,7 +76,7 @@ class BackgroundSink:
     def counts(self) -> dict[str, int]:
         """Return the five counters at one moment, by name; any thread may ask."""
         with self._changed:
-            return {name: getattr(self, name) for name in ("accepted", "written", "dropped", "waiting", "in_hand")}
+            return {name: getattr(self, name) for name in ("accepted", "written", "dropped", "waiting", "writing")}
 
     def write(self, frame: Frame, result: Result) -> None:
         """Put a frame into the queue; raise what the other sink raised before, or a `ValueError` if it is not open."""
@@ -144,7 +144,7 @@ class BackgroundSink:
             while (item := self._next()) is not None:
                 self.sink.write(*item)
                 with self._changed:
-                    self.in_hand = 0
+                    self.writing = 0
                     self.written += 1
         except BaseException as error:
             self._fail(error)
@@ -160,14 +160,14 @@ class BackgroundSink:
             self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:
                 return None
-            self.in_hand = 1
+            self.writing = 1
             self._changed.notify_all()
             return self._queue.popleft()
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
-            self.dropped += self.in_hand
-            self.in_hand = 0
+            self.dropped += self.writing
+            self.writing = 0
             self._drop_waiting()
             if self._error is None:
                 self._error, self._trace = error, error.__traceback__

@@ -80,7 +80,7 @@ def test_a_result_says_where_it_comes_from(reproduced):
 
 def test_table1_has_every_row_of_the_paper_and_storage_that_adds_up(reproduced):
     rows = json.loads((reproduced[0] / "small" / "table1-cifar10-vgg16.json").read_text())["rows"]
-    found = {(row["way"], row["layers"], row["bits"]): row for row in rows if "oracle" not in row}
+    found = {(row["method"], row["layers"], row["bits"]): row for row in rows if "oracle" not in row}
     assert found["std", None, 32]["storage"] == 1
     assert found["robust", None, 32]["storage"] == 20
     assert found["residual", 0, 32]["storage"] == 20
@@ -99,7 +99,7 @@ def test_table4_is_table1_corruption_by_corruption(reproduced):
         json.loads((reproduced[0] / "small" / f"{n}-cifar10-vgg16.json").read_text()) for n in ("table1", "table4")
     )
     assert [row["corruption"] for row in four["rows"]] == list(CORRUPTIONS)
-    standard = next(row["ra"] for row in one["rows"] if row["way"] == "std")
+    standard = next(row["ra"] for row in one["rows"] if row["method"] == "std")
     assert sum(row["standard"] for row in four["rows"]) / 19 == pytest.approx(standard, abs=0.02)
 
 

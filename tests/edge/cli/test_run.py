@@ -374,7 +374,7 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
     assert "bundle switched to other" in output
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["bundle"] == "other"
-    assert summary["events"] == {"bundle_refused": 1, "bundle_switched": 1}
+    assert summary["events"] == {"bundle_refused": 1, "bundle_swapped": 1}
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
 
 

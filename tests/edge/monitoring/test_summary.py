@@ -40,7 +40,7 @@ def test_counts_and_times():
         for taker in (summary, monitor):
             taker.add(make_result(index, label=label, belief=belief, changed=index in (3, 7), predict_ms=float(index)))
     found = json.loads(json.dumps(summary.to_dict(monitor.status()), allow_nan=False))
-    assert (found["frames"], found["switches"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
+    assert (found["frames"], found["mix_changes"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
     assert found["classes"] == {"cat": 6, "dog": 4}
     assert found["corruptions"] == {"snow": 7, "clean": 3}
     assert found["fps"] == pytest.approx(10.0)
@@ -58,12 +58,12 @@ def render(summary, monitor):
 
 def test_the_printed_summary():
     summary, monitor = Summary(TickingClock()), Monitor(SOURCE)
-    assert render(summary, monitor).strip() == "frames 0 · switches 0 · dropped 0 · rejected 0"
+    assert render(summary, monitor).strip() == "frames 0 · mix changes 0 · dropped 0 · rejected 0"
     for index in range(4):
         summary.add(make_result(index, changed=index == 1))
         monitor.add(make_result(index, changed=index == 1))
     text = render(summary, monitor)
-    assert "frames 4, 1000.0 a second · switches 1" in text
+    assert "frames 4, 1000.0 a second · mix changes 1" in text
     assert "classes: cat 4" in text
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("ms", "p50", "p95"))}
     assert rows["ms"] == ["read", "preprocess", "oracle", "policy", "patch", "predict", "total", "age"]

@@ -79,10 +79,10 @@ def test_a_live_source_loses_the_oldest_and_never_waits():
         put(sink, 0)
         gate.wait_inside()
         put(sink, *range(1, 9))
-        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "in_hand": 1}
+        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "writing": 1}
         gate.go.set()
     assert gate.seen == [0, 6, 7, 8]
-    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "writing": 0}
     assert gate.left == [None]
     assert gate.threads == {sink._thread}
     assert not sink.abandoned
@@ -104,7 +104,7 @@ def test_a_file_waits_and_loses_nothing():
         assert not writer.is_alive()
         put(sink, *range(4, 30))
     assert gate.seen == list(range(30))
-    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "writing": 0}
 
 
 @pytest.mark.parametrize("when_full", ["drop", "wait"])
@@ -124,7 +124,7 @@ def test_an_exception_surfaces_with_its_type_and_cause(when_full):
     assert isinstance(caught.value.__cause__, OSError)
     assert gate.seen == [0]
     assert gate.left == [caught.value]
-    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "writing": 0}
     with pytest.raises(RwsError) as again:
         sink.close()
     assert again.value is caught.value
@@ -164,7 +164,7 @@ def test_an_exception_wakes_a_writer_that_waits_for_room():
     with pytest.raises(RwsError) as caught:
         run_on()
     assert found == [caught.value]
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "writing": 0}
 
 
 def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
@@ -220,7 +220,7 @@ def test_a_sink_that_never_comes_back_is_given_up(caplog):
         started = time.monotonic()
     assert 0.09 < time.monotonic() - started < LONG / 2
     assert sink.abandoned
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "in_hand": 1}
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "writing": 1}
     assert "Gate has not returned for 0.1 s and is given up; 2 frames are lost" in caplog.text
     with pytest.raises(ValueError, match="not open"):
         put(sink, 3)
@@ -228,7 +228,7 @@ def test_a_sink_that_never_comes_back_is_given_up(caplog):
     gate.go.set()
     sink._thread.join(LONG)
     assert gate.left == [None]
-    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "writing": 0}
 
 
 def test_a_file_gets_more_time_than_a_live_view():
@@ -269,7 +269,7 @@ def test_close_twice_and_outside_of_with():
         with pytest.raises(ValueError, match="not open"):
             put(sink, 2)
     sink.close()
-    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "writing": 0}
 
 
 def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
@@ -339,7 +339,7 @@ def test_the_counters_always_add_up(capacity, when_full, writes, slow, fail_at):
         raised = error
     assert balanced(sink)
     assert sink.counts()["accepted"] == len(accepted)
-    assert sink.counts()["waiting"] == sink.counts()["in_hand"] == 0
+    assert sink.counts()["waiting"] == sink.counts()["writing"] == 0
     assert gate.seen == sorted(set(gate.seen))
     assert len(gate.seen) == sink.written
     assert len(gate.left) == 1
