@@ -149,6 +149,9 @@ def _recipe_of(bundle: Bundle) -> Recipe:
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
     if not isinstance(stored, dict) or not {"name", "seed", *parts} <= stored.keys():
         raise InputError(f"{bundle.path} does not say by which recipe it was built; use a bundle of `rws train`")
+    # Of the signatures only the severity is needed; bundles of before also have keys that are unknown today.
+    signatures = {key: value for key, value in dict(stored["signatures"]).items() if key == "severity"}
+    stored = {**stored, "signatures": signatures}
     parsed: dict[str, Any] = {
         name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
     }

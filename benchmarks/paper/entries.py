@@ -53,6 +53,6 @@ ENTRIES: dict[str, Entry] = {
     "fig8": Entry("two signatures at once", TINY, SHIPPED, figures.fig8, figures.draw_fig8),
     "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")),
     "init": Entry("what everything starts from", CIFAR, PAPER, compare_inits),
-    "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
+    "tuned": Entry("methods that make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
     "smaller": Entry("RA against bytes", CIFAR, SHIPPED, tables.smaller, figures.draw_smaller),
 }

@@ -1,4 +1,4 @@
-"""`rws replay --protocol`: our methods and the baselines over the same streams, summed up.
+"""`rws bench streams`: our methods and the baselines over the same streams, summed up.
 
 Our methods decide frame by frame at any batch, so they have one row, of batch 1; baselines one per batch size."""
 

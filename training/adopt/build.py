@@ -70,11 +70,11 @@ ADOPT_VERSION = 1  # raise it when the same model, pictures and recipe give othe
 
 
 class HeldOutScores(TypedDict):
-    """Agreement with the labels on held-out images, percent: clean, and at severity 5 without and with signatures."""
+    """Agreement with the labels on held-out images, percent: clean; at severity 5 with no patch, perfect oracle."""
 
     clean: float
-    never_patched_severity_5: float
-    told_severity_5: float
+    no_patch_severity_5: float
+    perfect_severity_5: float
 
 
 class AdoptionBuild:
@@ -304,7 +304,7 @@ class AdoptionBuild:
         """Return the gain table, whose cells are mean probabilities of the label, and its held-out scores."""
         digest = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
-        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability")
+        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability, no_patch")
         arrays = dict(entry.get(self._measure_gain))
         scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
@@ -332,7 +332,7 @@ class AdoptionBuild:
             scores.append([right(pixels, {}), right(pixels, policy.mix(name, 5))])
         unpatched, patched = (round(float(np.mean(reached)), 2) for reached in zip(*scores, strict=True))
         clean = round(right(data.pixels, {}), 2)
-        return HeldOutScores(clean=clean, never_patched_severity_5=unpatched, told_severity_5=patched)
+        return HeldOutScores(clean=clean, no_patch_severity_5=unpatched, perfect_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""

@@ -44,20 +44,24 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def run_adopt(options: AdoptOptions, progress: Progress) -> None:
-    """Make the bundle, and print what it is made from; `progress`: as in `AdoptionBuild`."""
+    """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
     pictures, classes = _pictures(options, model.size, model.classes)
-    name, recipe, pixels = Path(options.model).stem.replace(":", "-"), _recipe(options), pictures.pixels
+    name, recipe = Path(options.model).stem.replace(":", "-"), _recipe(options)
     build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
-    say(
-        f"model: {model.size} px, {model.classes} classes; trains the first {build.layers} convolutions "
-        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; {len(pixels)} pictures"
-    )
+    held_out = len(pictures.pixels) - len(build.train)
+    say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")
+    share = f"{build.layers} convolutions, about {build.share:.2f} % of the model's bytes per signature"
+    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle; work folder: {options.work}")
     if build.why_shallow:
-        say(f"model: its shallow part is trained alone, which wins less back: {build.why_shallow}")
+        say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)
+    scores = build.gain()[1]
+    measured = "accuracy" if options.labels else "agreement with the clean model on clean images"
+    won = f"{scores['no_patch_severity_5']} % with no patch, {scores['perfect_severity_5']} % with the perfect oracle"
+    say(f"held-out images at severity 5, {measured}: {won}")
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 

@@ -241,7 +241,7 @@ class Build:
         if self.onto is not None:
             return self.onto.signatures
         settings = self.recipe.signatures
-        made = {name: self.signature(method or settings.way, name) for name in CORRUPTIONS}
+        made = {name: self.signature(method or settings.method, name) for name in CORRUPTIONS}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
         clean_hash = shallow_sha256(self.clean_tensors())
         return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)
@@ -333,7 +333,7 @@ class Build:
 
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
-        made = () if self.onto is not None else ("std", self.recipe.signatures.way)
+        made = () if self.onto is not None else ("std", self.recipe.signatures.method)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
         if unknown := [job for job in jobs if job not in JOBS]:
             raise UsageError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")

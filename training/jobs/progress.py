@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from rws.terminal import detail, say
+from rws.terminal import detail, is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
 Probe = Callable[[], tuple[Callable[[], object], float]]
 """Prepares a function that does a few units of some kind of work, and says how many."""
 
+_IN_LINE = ("job", "seconds", "done", "minutes_left")
 _SHORT_PROBE = 5.0  # seconds: a probe that took less ran cold, so it is repeated
 
 
@@ -119,28 +120,25 @@ def job_log(
 
 
 class JobLines:
-    """Prints a line per finished job, and one per minute of a long one, with the time left; with -v, all records.
+    """Prints a line with the time left per finished job, at the first estimate, and per minute; with -v, all records.
 
     Args:
         every: seconds.
     """
 
     def __init__(self, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every, self._clock = every, clock
-        self._due = clock()  # the first record is shown at once: it says how long all will take
+        self._every, self._clock, self._estimated, self._due = every, clock, False, clock() + every
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Print what a job reported."""
-        hidden = ("job", "seconds", "done", "minutes_left")
-        values = "  ".join(f"{key} {value}" for key, value in record.items() if key not in hidden)
-        line = (
-            f"{record['job']:32s} {record['seconds']:8.1f} s  {left_in_words(record.get('minutes_left')):22s} {values}"
-        )
-        if "done" not in record and self._clock() < self._due:
-            detail(line.rstrip())
+        done, left = "done" in record, left_in_words(record.get("minutes_left"))
+        line = f"{record['job']:32s} {record['seconds']:8.1f} s  {left:20s}"
+        values = [f"{key} {value}" for key, value in record.items() if key not in _IN_LINE]
+        if not done and self._clock() < self._due and (self._estimated or not left):
+            detail("  ".join([line, *values]))
             return
-        say(line.rstrip())
-        self._due = self._clock() + self._every
+        say("  ".join([line, *(values if done or is_verbose() else [])]).rstrip())
+        self._due, self._estimated = self._clock() + self._every, self._estimated or bool(left)
 
 
 def left_in_words(minutes: float | None) -> str:
