@@ -43,7 +43,7 @@ def replay(
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = run(open_bundle(bundle), data, severities, options)
     show(format_replay(result))
-    save(report, result, data)
+    save(report, "replay/1", result, data)
 
 
 def _severities(text: str) -> list[int]:

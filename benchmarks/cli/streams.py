@@ -69,6 +69,6 @@ def streams(
     )
     result = replay_streams(open_bundle(bundle), data, options)
     show(format_streams(result))
-    save(report, result, data, threads=threads)
+    save(report, "streams/1", result, data, threads=threads)
     if table is not None:
         write_accuracies(table, result)

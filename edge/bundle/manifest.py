@@ -98,6 +98,6 @@ class Manifest:
             return ""
         return (
             f"frames of {width}x{height} are larger than the {self.input.width}x{self.input.height} pixels that the "
-            f"oracle of bundle {self.name} was calibrated on: on clear pictures it may see corruption that is not "
-            "there; adopt a model with your own pictures (`rws adopt`, see docs/your_own_model.md)"
+            f"oracle of bundle {self.name} was calibrated on: on clear frames it may see corruption that is not "
+            "there; adopt a model with your own images (`rws adopt`, see docs/guides/own_model.md)"
         )

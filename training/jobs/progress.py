@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rws.records import utc
 from rws.terminal import detail, is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
@@ -111,8 +112,9 @@ def job_log(
                 left.finish(job)
             if (minutes := left.minutes()) is not None:
                 record["minutes_left"] = round(minutes, 1)
+        line = {"schema": "job-log/1", "written_at": utc(time.time()), **record}
         with open(folder / "log.jsonl", "a") as handle:
-            handle.write(json.dumps(record) + "\n")
+            handle.write(json.dumps(line) + "\n")
         if progress is not None:
             progress(record)
 

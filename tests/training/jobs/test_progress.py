@@ -129,7 +129,9 @@ def test_the_log_counts_the_units_of_a_record_and_passes_it_on(tmp_path):
     report = job_log(tmp_path, "train", seen.append, left, {"steps": "step"})
     report({"epoch": 1, "steps": 3, "steps_left": 1})
     report({"done": True})
-    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == seen
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["schema"] for line in lines] == ["job-log/1"] * 2
+    assert [{key: line[key] for key in record} for line, record in zip(lines, seen, strict=True)] == seen
     assert [record["job"] for record in seen] == ["train", "train"]
     assert seen[0]["minutes_left"] >= 0
     assert "minutes_left" not in seen[1]
