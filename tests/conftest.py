@@ -74,8 +74,8 @@ def tiny_recipe(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tiny_recipe, image_folder, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws build`)."""
+    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws train`)."""
     root = tmp_path_factory.mktemp("build")
     out, work = root / "bundle", root / "work"
-    done = rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", out, "--threads", 1)
+    done = rws("train", image_folder, "--recipe", tiny_recipe, "--work", work, "--out", out, "--threads", 1)
     return out, work, done

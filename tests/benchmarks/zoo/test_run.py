@@ -80,7 +80,11 @@ def test_both_engines_say_the_same(test_images):
 
 
 def test_minutes_of_a_build_count_each_part_once(tmp_path):
-    records = [{"job": "signature-fog", "took": 60}, {"job": "signature-fog", "took": 30}, {"job": "gain", "took": 60}]
+    records = [
+        {"job": "signature-fog", "done": True, "seconds": 60},
+        {"job": "signature-fog", "done": True, "seconds": 30},
+        {"job": "gain", "done": True, "seconds": 60},
+    ]
     lines = [json.dumps({**record, "seconds": 0}) for record in (*records, {"job": "gain", "corruption": "fog"})]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     assert zoo.parts_of_build(tmp_path) == {"signature": 0.5, "gain": 1.0, "all": 1.5}

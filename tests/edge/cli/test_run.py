@@ -113,7 +113,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     [
         ((10, 12), {}, True),
         ((10, 12), {"source": "cifar10"}, True),
-        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws build --model`
+        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws adopt`
         ((8, 8), {}, False),
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
@@ -133,7 +133,7 @@ def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once
     warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
     assert len(warned) == warns
     assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
-    assert all("`rws build --model`" in line and "\n" not in line for line in warned)
+    assert all("`rws adopt`" in line and "\n" not in line for line in warned)
 
 
 def test_limit(rws, video, tmp_path):
