@@ -75,11 +75,11 @@ def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None =
     return table
 
 
-def write_csv(path: Path, columns: Sequence[Column], rows: Iterable[Any]) -> None:
-    """Write titles and unformatted values as CSV, and create missing folders."""
+def write_csv(path: Path, schema: str, columns: Sequence[Column], rows: Iterable[Any]) -> None:
+    """Write titles and unformatted values as CSV, `schema` first in each row; create missing folders."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.title for column in columns)
-    writer.writerows([column.value(row) for column in columns] for row in rows)
+    writer.writerow(["schema", *(column.title for column in columns)])
+    writer.writerows([schema, *(column.value(row) for column in columns)] for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, text.getvalue().encode())

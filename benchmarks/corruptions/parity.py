@@ -253,7 +253,7 @@ def parity(
                     cell["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
                 row["severity"][str(severity)] = cell
             result.setdefault(name, {})[str(size)] = row
-    _publish(json_file, parity_table, seed=seed, corruptions=result)
+    _publish(json_file, "corruption-parity/1", parity_table, seed=seed, corruptions=result)
 
 
 _BATCH = {32: 256, 64: 64, 224: 8}  # images in one call of ours; the package takes one at a time
@@ -293,7 +293,7 @@ def throughput(
                     times["imagecorruptions"].append((end - middle) * 1e3 / len(singles))
             result.setdefault(name, {})[str(size)] = {who: _quartiles(values) for who, values in times.items()}
     details = {"severity": severity, "rounds": rounds, "batch": _BATCH, "ms_per_image": result}
-    _publish(json_file, throughput_table, seed=seed, **details)
+    _publish(json_file, "corruption-throughput/1", throughput_table, seed=seed, **details)
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
@@ -306,12 +306,12 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _publish(json_file: Path | None, table: Callable[[dict[str, Any]], str], **details: Any) -> None:
+def _publish(json_file: Path | None, schema: str, table: Callable[[dict[str, Any]], str], **details: Any) -> None:
     command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
     content: dict[str, Any] = provenance(command=command, threads=1, **details)
     content["versions"] |= {"imagecorruptions-imaug": version("imagecorruptions-imaug")}
     if json_file:
-        write_json(json_file, content)
+        write_json(json_file, schema, content)
     typer.echo(table(content))
 
 

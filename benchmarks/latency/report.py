@@ -80,7 +80,7 @@ def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
 
 def write_rows(path: Path, result: LatencyResult) -> None:
     """Write the rows of the engines as CSV, in `CSV_COLUMNS`; times in milliseconds."""
-    write_csv(path, columns({name: name for name in CSV_COLUMNS}), result["rows"])
+    write_csv(path, "latency-row/1", columns({name: name for name in CSV_COLUMNS}), result["rows"])
 
 
 def csv_name(result: LatencyResult) -> str:

@@ -105,7 +105,8 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
     pretrained = place.pretrained if task.name == "init" else ""
-    identity = [REPRODUCE_VERSION, [m.build.identity() for m in used], limits, pretrained]
+    schema = f"reproduce-{task.name}/1"
+    identity = [REPRODUCE_VERSION, schema, [m.build.identity() for m in used], limits, pretrained]
 
     def measured() -> dict[str, Result]:
         result = task.entry.measure(used if task.entry.joint else used[0])
@@ -122,7 +123,7 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
         task.path(out, ".png").parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(task.path(out, ".png"), content)
     kept = {key: value for key, value in found["result"].items() if key not in task.entry.only_drawn}
-    write_json(task.path(out), found["provenance"] | kept)
+    write_json(task.path(out), schema, found["provenance"] | kept)
 
 
 def _provenance(task: Task, used: Sequence[Measure]) -> Result:
