@@ -31,8 +31,8 @@ class CapturedSource(Source):
     Args:
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
         stall: seconds without a frame after which a live source counts as lost.
-        sleep: waits for that many seconds. Time is told by what was waited for, so a clock that jumps disturbs nothing;
-            the capture process stamps the frames with `time.monotonic`.
+        sleep: waits for that many seconds. Time is the sum of these waits, so a clock that jumps disturbs nothing; the
+            capture process stamps the frames with `time.monotonic`.
         capture, jitter: for tests; see `Backoff`.
     """
 

@@ -51,7 +51,7 @@ class StallDetector:
         """Note that the source is given up as silent, and whether anything came since it was opened."""
         self._fell_silent = True
         if not something_came:
-            # It may be slower than anybody thought.
+            # It may be slower than expected.
             self._stretch = min(2 * self._stretch, round(LONGEST_PATIENCE))
 
     def frame_came(self, idle_for: float) -> None:
