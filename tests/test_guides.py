@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from rws import terminal
 from rws.cli import app
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE
 from support.command_line import invoke
@@ -103,7 +104,7 @@ def descend(words: list[str]) -> tuple[Any, list[str], typer.Context]:
 def parse(words: list[str]) -> dict[str, object]:
     """Parse a command line as `rws` would, without running it; its parameters."""
     command, rest, context = descend(words)
-    with suppress(typer.Exit):
+    with terminal.session(), suppress(typer.Exit):
         return command.make_context(command.name, list(rest), parent=context.parent).params
     return {}
 
@@ -140,8 +141,16 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def write_files(page: str) -> None:
+    """Write each block of TOML that begins with `# NAME.toml` into the working directory."""
+    for block in blocks(page):
+        if block.kind in TOML and (name := re.match(r"# (\w+\.toml)\n", block.text)):
+            Path(name[1]).write_text(block.text)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_each_command_exists_and_takes_its_options(page):
+def test_each_command_exists_and_takes_its_options(page, folder):
+    write_files(page)
     for words in filter(None, map(rws_words, commands(page))):
         try:
             parse(words)
@@ -161,11 +170,10 @@ def test_commands_in_a_sentence_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_can_run_here_runs(page, folder, capsys):
+    write_files(page)
     ran, printed = 0, ""
     for block in blocks(page):
-        if block.kind in TOML and (name := re.match(r"# (\w+\.toml)\n", block.text)):
-            (folder / name[1]).write_text(block.text)
-        elif block.note == "output":
+        if block.note == "output":
             compare(block.text, printed)
         elif block.runs:
             done = run_python(page, block.text, capsys) if block.kind in PYTHON else run_commands(page, block)
