@@ -200,9 +200,13 @@ def run_commands(page: str, block: Block) -> list[str]:
 
 def compare(shown: str, printed: str) -> None:
     """Compare output on a page with what was printed: the words exactly, numbers roughly, milliseconds not at all."""
-    lines = {_NUMBER.sub("0", line.strip()): line for line in printed.splitlines()}
+
+    def kind_of(line: str) -> str:
+        return " ".join(_NUMBER.sub("0", line).split())
+
+    lines = {kind_of(line): line for line in printed.splitlines()}
     for line in filter(str.strip, shown.splitlines()):
-        kind = _NUMBER.sub("0", line.strip())
+        kind = kind_of(line)
         assert kind in lines, f"{line!r} is not among {list(lines.values())}"
         if not re.match(r"ms|p\d\d| ms$", line.strip()):
             found, expected = (np.array(_NUMBER.findall(text), float) for text in (lines[kind], line))
