@@ -22,6 +22,7 @@ from rws.benchmarks.cli.options import (
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
+from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.common.models import BenchmarkModel
@@ -62,8 +63,8 @@ def ways(
         from rws.training.evaluation.frames import shuffled
     test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
     build = Build(load_recipe(recipe), data, work, size=size)
-    result = compare_methods(build, test, seed, typer.echo)
-    save(report, result, data, seed=seed, threads=torch.get_num_threads())
+    result = compare_methods(build, test, seed, say)
+    save(report, "methods/1", result, data, seed=seed, threads=torch.get_num_threads())
 
 
 @bench.command()
@@ -88,16 +89,14 @@ def signatures(
         rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # its own bits alone
     """
     with require("bench"):
-        from rich.console import Console
-
         from rws.benchmarks.common.tables import terminal
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
+    options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
-    Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
-    typer.echo(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
-    save(report, result, data, threads=threads)
+    show(terminal(COLUMNS, result["rows"]))
+    show(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
+    save(report, "signatures/1", result, data, threads=threads)
 
 
 @bench.command()
@@ -179,8 +178,8 @@ def oracle_cost(
         from rws.benchmarks.oracle.cost import measure_oracle
     chosen = open_bundle(bundle, report)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
-    result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=typer.echo)
-    save(report, result, seed=0, threads=1)
+    result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=say)
+    save(report, "oracle-cost/1", result, seed=0, threads=1)
 
 
 @bench.command()
@@ -208,8 +207,6 @@ def gpu(
 def _latency(
     models: Sequence[BenchmarkModel], options: LatencyOptions, layers: int, report: Path | None, table: Path | None
 ) -> None:
-    from rich.console import Console
-
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
@@ -218,18 +215,16 @@ def _latency(
     often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:
-        save(report, found, seed=options.seed, layers=layers, device=options.device, **often)
+        save(report, "latency/1", found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)
 
-    print_latency(measure_latency(models, options, typer.echo, keep), Console(highlight=False))
+    print_latency(measure_latency(models, options, say, keep), result_console())
 
 
 def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int) -> None:
-    from rich.console import Console
-
     from rws.benchmarks.storage.sizes import measure_storage, print_storage
 
-    result = measure_storage(models, progress=typer.echo)
-    print_storage(result, Console(highlight=False))
-    save(report, result, seed=0, layers=layers)
+    result = measure_storage(models, progress=say)
+    print_storage(result, result_console())
+    save(report, "storage/1", result, seed=0, layers=layers)

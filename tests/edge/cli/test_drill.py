@@ -38,7 +38,7 @@ def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
 def test_an_unknown_fault_is_a_clear_error():
     result = runner.invoke(app, ["drill", "--only", "meteorite"])
     assert result.exit_code == 2
-    assert "no fault's name holds 'meteorite'" in result.stderr
+    assert "no fault's name contains 'meteorite'" in result.stderr
 
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):
