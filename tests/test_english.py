@@ -53,14 +53,14 @@ TABLE = [
     ("what became of", r"\b(?:became|came|come) of\b", "outcome of"),
     ("frames that came", r"\b(?:frames?|images?|pictures?|packets?|results?|one) that (?:came|comes?)\b", "received"),
     ("so many", r"\bso many\b", "N; at most N"),
-    ("left out: …", r"\bleft out[:;]", "default: …"),
+    ("left out: …", r"[;.,:(] left out[:;]|\bLeft out[:;]", "default: …"),
     ("once for each", r"\bonce for each\b|[;,] several times\b", "repeatable"),
     ("told", r"(?i)\btold\b", "perfect oracle; given, set, called with"),
     ("never patched", r"(?i)\bnever[ -]patched\b", "no patch"),
     ("rivals", r"(?i)\brivals?\b", "baselines"),
     ("never lies", r"\bnever (?:lies|dies|lags)\b", "the property: drops old frames, counted"),
     ("pictures", rf"(?i)\b(?:{OF_PICTURES}) pictures?\b", "image for a model's input; frame of a video; figure"),
-    ("pictures of", r"(?i)\bpictures? (?:without|with|that|from|of)\b", "image; frame; figure"),
+    ("pictures of", r"\b[Pp]ictures? (?:without|with|that|of)\b", "image; frame; figure"),
     ("beside", r"(?i)\bbeside\b", "next to; compared with"),
     ("judge", r"(?i)\bjudg(?:e|es|ed|ing)\b", "evaluate, classify; Evaluator"),
     ("stranger, workshop", r"(?i)\bstrangers?\b|\bworkshop\b", "HeldOutOracle, evaluate_held_out; build"),
@@ -68,7 +68,7 @@ TABLE = [
     ("a line a frame", rf"\b(?:an?|one|two|\d+) {THING}s? a {THING}\b", "one line per frame"),
     (
         "where",
-        r"(?i)\bwhere (?:there (?:is|are) (?:no|none|nothing|one|only)|(?:it|they|that|none|nothing) (?:is|are) "
+        r"(?i)\bwhere (?:there (?:is|are) (?:no|none|nothing|only)|(?:it|they|that|none|nothing) (?:is|are) "
         r"(?:absent|asked|cut|free|known|listed|missing|needed|not|possible|random|unavailable|unknown))\b",
         "if",
     ),
