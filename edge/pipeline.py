@@ -1,4 +1,4 @@
-"""The way of one frame: model input → oracle → policy → patch → predict → task."""
+"""The stages of one frame: model input → oracle → policy → patch → predict → task."""
 
 import time
 import weakref
@@ -73,7 +73,7 @@ class Result:
     task: Task[Classification, ClassificationRecord]  # draws the output and puts it into plain types
     frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
-    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if nobody asked
+    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
 
     @property
@@ -164,7 +164,7 @@ class Pipeline:
         Args:
             bundle: a loaded one; a `BundleError` or `MissingExtraError` if it cannot run with these options here.
             options: how its model runs; its threads hold for the oracle, too.
-            independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
+            independent: observe each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
         """
         options, manifest = options or ModelOptions(), bundle.manifest
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)

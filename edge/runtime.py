@@ -75,7 +75,7 @@ class Runtime(Closing):
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
 
-        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is no uint8 (H, W, 3).
+        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is not uint8 (H, W, 3).
         """
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
@@ -83,7 +83,7 @@ class Runtime(Closing):
     def results(
         self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
     ) -> Generator[Result | None, None, None]:
-        """As `stream`, with `changes` to each frame first, and None four times a second while no frame comes."""
+        """Process frames as `stream` does, with `changes` to each first; yield None each 0.25 s without a frame."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))

@@ -15,8 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from support.command_line import CLASSES, TINY, rws
+
+settings.register_profile("rws", deadline=None)  # no test depends on the speed of the machine
+settings.load_profile("rws")
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
@@ -25,7 +29,7 @@ _SLOW_FIXTURES = {"built", "command_built", "compared", "report", "reproduced", 
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """A device installs no torch; where it is absent, the tests of the other rooms are left out."""
+    """Skip the tests of the other rooms if torch is absent, as on a device."""
     if TORCH or collection_path.suffix != ".py" or not _NEEDS_TORCH.search(collection_path.read_text()):
         return None
     return True
@@ -74,8 +78,8 @@ def tiny_recipe(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tiny_recipe, image_folder, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws build`)."""
+    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws train`)."""
     root = tmp_path_factory.mktemp("build")
     out, work = root / "bundle", root / "work"
-    done = rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", out, "--threads", 1)
+    done = rws("train", image_folder, "--recipe", tiny_recipe, "--work", work, "--out", out, "--threads", 1)
     return out, work, done

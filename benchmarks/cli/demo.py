@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rws import terminal
 from rws.benchmarks.cli.options import BundleFolder, open_bundle
 from rws.edge.common.extras import require
 
@@ -15,20 +16,17 @@ def demo(
     ),
     bundle: BundleFolder = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = 1,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each mix change.")] = False,
 ) -> None:
     """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.
 
     \b
     Examples:
         rws demo
-        rws demo --out my_demo --threads 2
+        rws demo --out my_demo --verbose         # and a line per mix change
     """
     with require("demo"):
-        from rich.console import Console
-
         from rws.benchmarks.demo.demo import play, print_summary
-    console = Console(highlight=False)
-    summary, right = play(open_bundle(bundle), out, threads, console, verbose)
-    print_summary(summary, right, console)
-    console.print(f"{summary['seconds']} s. Look at {out}/timeline.png and {out}/frames.mp4", soft_wrap=True)
+    console = terminal.console(wrap=True)
+    summary, right = play(open_bundle(bundle), out, threads, console, terminal.is_verbose())
+    print_summary(summary, right, terminal.result_console())
+    terminal.say(f"{summary['seconds']} s. Look at {out}/timeline.png and {out}/frames.mp4")

@@ -1,8 +1,7 @@
-"""What the oracle is worth: `rws bench policies`, `pairs`, `unseen`, `filter`, `rivals` and `figures`."""
+"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines` and `figures`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +10,9 @@ import typer
 
 from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
 from rws.edge.common.extras import require
+from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rws.edge.bundle.bundle import Bundle
     from rws.training.evaluation.frames import Splits
 
@@ -22,10 +20,7 @@ Data = Annotated[str, typer.Option(help="The images that the bundle was built fr
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded images for the next run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
 Seed = Annotated[int, typer.Option(help="Seed of the images and corruptions.")]
-ValidationLimit = Annotated[int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")]
-
-_PIPED_WIDTH = 140
-"""Columns of a table that goes to no terminal: rich would cut it at 80."""
+ValidationLimit = Annotated[int, typer.Option(min=1, help="The same for the images that thresholds are chosen on.")]
 
 
 def policies(
@@ -38,7 +33,7 @@ def policies(
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """From a belief to a mix: hard choice, weighted composition, expected accuracy, each with thresholds.
+    """Compare policies, from a belief to a mix: hard choice, weighted composition, expected accuracy.
 
     \b
     Example:
@@ -47,9 +42,9 @@ def policies(
     with require("bench"):
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit, validation_limit, None, seed, threads, typer.echo)
+    options = EvaluationOptions(limit, validation_limit, None, seed, threads, say)
     result = compare_policies(*_inputs(data, bundle, cache, report), options)
-    print_policies(result, _console())
+    print_policies(result, result_console())
     save(report, "policies/1", result, data, seed=seed, threads=threads)
 
 
@@ -64,7 +59,7 @@ def pairs(
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """Two corruptions at once: what one signature gives, two composed, and what each policy makes of it.
+    """Measure two corruptions at once: one signature, two composed, and what each policy chooses.
 
     \b
     Example:
@@ -73,27 +68,27 @@ def pairs(
     with require("bench"):
         from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, typer.echo)
+    options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, say)
     result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
-    print_pairs(result, _console())
+    print_pairs(result, result_console())
     save(report, "pairs/1", result, data, seed=seed, threads=threads)
 
 
 def unseen(
     data: Data,
-    work: Annotated[Path, typer.Option(help="Folder of the jobs' files; several processes may share it.")],
+    work: Annotated[Path, typer.Option(help="Folder for the jobs' files; several processes may share it.")],
     bundle: BundleFolder = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each oracle.")] = 8,
-    only: Annotated[list[str] | None, typer.Option(help="Leave out this corruption; once for each; none: all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each oracle.")] = 8,
+    only: Annotated[list[str] | None, typer.Option(help="Hold out this corruption; repeatable. Default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """Corruptions that the oracle never saw: each one in turn is left out of oracle, signatures and gain table.
+    """Measure corruptions that the oracle never saw: each one is held out of oracle, signatures and gain table.
 
-    It trains an oracle for each, keeps what is done in --work, and goes on from there.
+    It trains an oracle per corruption, keeps what is done in --work, and resumes from there.
 
     \b
     Example:
@@ -106,8 +101,8 @@ def unseen(
     torch.set_num_threads(threads)
     chosen, splits = _inputs(data, bundle, cache, report)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
-    result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=typer.echo)
-    print_unseen(result, _console())
+    result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=say)
+    print_unseen(result, result_console())
     save(report, "unseen/1", result, data, seed=seed, threads=threads)
 
 
@@ -116,7 +111,9 @@ def tune_filter(
     bundle: BundleFolder = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="How many of the settings tried to write, the best first.")] = 12,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Write at most this many of the settings tried, the best first.")
+    ] = 12,
     report: Report = None,
 ) -> None:
     """Search the settings of temporal filter and policy on validation streams of all protocols.
@@ -128,52 +125,53 @@ def tune_filter(
     with require("bench"):
         from rws.benchmarks.oracle import filter_tuning
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(seed=seed, progress=typer.echo)
+    options = EvaluationOptions(seed=seed, progress=say)
     result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
-    typer.echo(f"best: {result['best']}")
+    show(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
     save(report, "filter/1", shown, data, seed=seed, threads=1)
 
 
 def baselines(
     data: Data,
-    work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training goes on from it.")],
+    work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training resumes from it.")],
     bundle: BundleFolder = None,
     threads: Threads = 1,
 ) -> None:
-    """Train the rivals' models: one with all corruptions as augmentation, and one for each corruption.
+    """Train the baselines' models: one with all corruptions as augmentation, and one per corruption.
 
-    `rws replay --protocol … --rivals WORK` then measures them.
+    `rws bench streams --baselines WORK` then measures them.
 
     \b
     Example:
-        rws bench rivals --data ~/data/cifar10 --work runs/rivals
+        rws bench baselines --data ~/data/cifar10 --work runs/baselines
     """
     with require("bench"):
         import torch
 
         from rws.benchmarks.baselines.models import BaselineModels
+        from rws.training.jobs.progress import JobLines
     torch.set_num_threads(threads)
-    models = BaselineModels(open_bundle(bundle), data, work, progress=lambda record: typer.echo(str(record)))
+    models = BaselineModels(open_bundle(bundle), data, work, progress=JobLines())
     models.train_all()
-    typer.echo(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
+    say(f"models in {models.folder}; try: rws bench streams --data {data} --baselines {work}")
 
 
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/benchmarks"),
     bundle: BundleFolder = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this picture; once for each.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this picture; repeatable.")] = None,
 ) -> None:
-    """Draw confusion matrix, gain table, the regret's split and a stream's timeline from the results.
+    """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.
 
     \b
     Example:
-        rws bench figures --results benchmarks/results --out docs
+        rws bench figures --results benchmarks/results --out docs/benchmarks
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all
-    draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=typer.echo)
+    draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=say)
 
 
 def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
@@ -183,17 +181,11 @@ def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | N
     return chosen, load_splits(chosen, data, cache)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-
-
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "policies": policies,
     "pairs": pairs,
     "unseen": unseen,
     "filter": tune_filter,
-    "rivals": baselines,
+    "baselines": baselines,
     "figures": figures,
 }

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rws.edge.common.extras import require
-from rws.errors import InputError
+from rws.errors import UsageError
+from rws.terminal import say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
     from rws.benchmarks.paper.run import Task
 NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
-"""What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
+"""What can be reproduced: the names of `paper.entries`, known before torch is imported."""
 
 Data = Annotated[
     list[str] | None,
     typer.Option(
         help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
-        "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
+        "val/; or NAME=FOLDER; repeatable. CIFAR is downloaded if it is not there."
     ),
 ]
 
@@ -31,27 +32,29 @@ def reproduce(
     ] = None,
     scale: Annotated[str, typer.Option(help="small (two CPU cores) or full (a GPU).")] = "small",
     column: Annotated[
-        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; several times.")
+        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; repeatable.")
     ] = None,
     data: Data = None,
-    work: Annotated[Path, typer.Option(help="Checkpoints and scores; a stopped run goes on from them.")] = Path(
-        "runs/reproduce"
-    ),
+    work: Annotated[
+        Path, typer.Option(help="Folder for checkpoints and scores; a stopped run resumes from them.")
+    ] = Path("runs/reproduce"),
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results; default: --work, with --status the committed ones of a checkout."),
+        typer.Option(
+            help="Folder for the results. Default: --work; with --status, the committed results of a checkout."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; left out: the cores shared.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each. Default: the cores, shared.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many test and validation images.")] = None,
     recipes: Annotated[
-        Path | None, typer.Option(help="Folder of <scale>/<column>.toml; left out: those that ship.")
+        Path | None, typer.Option(help="Folder of <scale>/<column>.toml. Default: those that ship.")
     ] = None,
     pretrained: Annotated[
         str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
     ] = "IMAGENET1K_V1",
-    status: Annotated[bool, typer.Option("--status", help="Only list what is done and what is missing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="List what is done and what is missing, and exit.")] = False,
     report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
 ) -> None:
     """Reproduce the paper's tables and figures, from data to table or picture.
@@ -64,13 +67,13 @@ def reproduce(
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
     if report is not None and not status:
-        raise InputError("--json is for --status; results are written to --out")
+        raise UsageError("--json is for --status; results are written to --out")
     if not names and not status:
-        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
+        raise UsageError("name what to reproduce, such as table1 or all; --status lists what there is")
     if unknown := [name for name in names or () if name not in (*NAMES, "all")]:
-        raise InputError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
+        raise UsageError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
     if limit is not None and out is None:
-        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
+        raise UsageError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     if status:
         _list_results(out, work, report)
         return
@@ -80,7 +83,7 @@ def reproduce(
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
     chosen = _chosen(names or [], column or [], place)
     for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
@@ -90,8 +93,8 @@ def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
     results = out or (RESULTS if RESULTS.is_dir() else work)
     rows = status(results)
     for row in rows:
-        typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
-    typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
+        show(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
+    show(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
     if report is not None:
         write_json(report, "reproduce-status/1", {"results": rows})
 
@@ -104,9 +107,9 @@ def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:
     if "all" in names:
         absent = {c for task in chosen for c in task.sources if COLUMNS[c].dataset not in place.data}
         if absent:
-            typer.echo(f"left out, since --data names no images for them: {', '.join(sorted(absent))}")
+            say(f"skipped, because --data names no images for them: {', '.join(sorted(absent))}")
         chosen = [task for task in chosen if not absent & set(task.sources)]
     if not chosen:
         why = f"nothing to do at the {place.scale} scale with these columns and data"
-        raise InputError(f"{', '.join(names)}: {why} (a joint result needs all of its columns); see --status")
+        raise UsageError(f"{', '.join(names)}: {why} (a joint result needs all of its columns); see --status")
     return chosen

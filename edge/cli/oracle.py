@@ -5,25 +5,25 @@ from typing import Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption
+from rws.terminal import say, show
 
 
 def oracle(
-    images: Annotated[list[str], typer.Argument(help="Images, folders or quoted globs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders or quoted globs.")],
     bundle: BundleOption = None,
-    report: Annotated[Path | None, optional("--json", help="Write the beliefs to this file.")] = None,
+    report: JsonOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Classify the corruption of each image and estimate its severity, each image on its own.
+    """Name the corruption of each image and estimate its severity, each image on its own.
 
     \b
     Examples:
         rws oracle photo.jpg
         rws oracle photos/ --json beliefs.json        # per image: file, corruption, probability, severity
+        rws oracle photos/ --json - | jq .            # the same on stdout
         rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
     """
-    from rich.console import Console
-
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.common.files import check_target
@@ -47,7 +47,6 @@ def oracle(
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
-    console = Console(highlight=False, soft_wrap=True)
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         belief = network.observe(preprocess(frame.image, *size))
@@ -55,8 +54,8 @@ def oracle(
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
         line = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"
-        console.print(f"{frame.name}  {line}", markup=False)
+        show(f"{frame.name}  {line}")
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
-    console.print(f"{len(rows)} images, {source.rejected} rejected")
+    say(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
         write_json(report, "oracle/1", {"images": rows})

@@ -1,4 +1,4 @@
-"""Files and folders that are either the old ones or the complete new ones, even if the process dies half way."""
+"""Files and folders that are either the old ones or the complete new ones, even if the process ends half-way."""
 
 import ctypes
 import os
@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rws.errors import InputError
+from rws.terminal import STDOUT
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path, before long work, if a file can be written there; raise InputError if not."""
+    """Return the path, before long work, if a file can be written there; raise InputError if not. `-` is stdout."""
     target = Path(path)
+    if target == STDOUT:
+        return target
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
     if target.is_dir():
@@ -35,7 +38,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is built there, a file or a folder, takes its place at the end.
+    """Yield a temporary path next to `path`; what is built there, a file or a folder, takes its place at the end.
 
     An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
     one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed.

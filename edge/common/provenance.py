@@ -17,11 +17,12 @@ from typing import Any
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.redact import hide_password
 from rws.records import utc
+from rws.terminal import STDOUT
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {
     **dict.fromkeys(("--json", "--jsonl", "--csv", "--out", "--save"), "$OUT"),
-    **dict.fromkeys(("--work", "--cache", "--rivals"), "$WORK"),
+    **dict.fromkeys(("--work", "--cache", "--baselines"), "$WORK"),
     "--bundle": "$BUNDLE",
 }
 # A path that a device of the same kind would not have; /dev/video0 it would have.
@@ -107,8 +108,11 @@ def _processor() -> str:
 
 
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
-    """Write a record, atomically, with `schema` (`name/version`) and the time first; lists have one object per line."""
+    """Write a record, atomically, or to stdout for `-`; `schema` (`name/version`) and the time come first."""
     content = {"schema": schema, "written_at": utc(time.time()), **content}
+    if path == STDOUT:
+        print(_formatted(content))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, (_formatted(content) + "\n").encode())
 

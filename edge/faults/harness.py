@@ -1,4 +1,4 @@
-"""One fault: what is promised, what is done, and what came of it."""
+"""One fault: what is promised, what is done, and the outcome."""
 
 import time
 from collections import Counter
@@ -26,7 +26,7 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to: what happened in words, the frames that came, and the promises that failed."""
+    """The outcome of a case: what happened in words, the frames received, and the promises that failed."""
 
     name: str
     promised: str
@@ -150,7 +150,7 @@ def reached(count: int) -> Until:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault of the drill, what the frame loop promises, and what does it; `--quick` leaves out what is slow."""
+    """A fault of the drill, what the frame loop promises, and what does it; `--quick` skips it if it is slow."""
 
     name: str
     promised: str

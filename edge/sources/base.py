@@ -14,15 +14,15 @@ State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 
 
 class Source(Closing):
-    """Frames in order, read once: `for frame in source`. A context manager that lets go of its device or file.
+    """Frames in order, read once: `for frame in source`. A context manager that releases its device or file.
 
     Always `received` = `delivered` + `dropped` + `rejected` + `buffered`, all of them frames so far.
     """
 
-    name: str  # what a person calls it; a password in a URL is left out
-    live: bool = False  # frames come at their own pace and are lost if nobody reads them
+    name: str  # for people; without the password of a URL
+    live: bool = False  # frames come at their own pace and are lost if they are not read
     sequential: bool = False  # neighbouring frames follow one another in time, so a temporal filter makes sense
-    length: int | None = None  # number of frames where it is known in advance; a video's header may be wrong
+    length: int | None = None  # number of frames, if known in advance; a video's header may be wrong
     fps: float | None = None  # as declared
     state: State = "running"  # `reconnecting`: lost, and being reopened; `lost`: given up
     error: str = ""  # the last one, in one line
@@ -54,4 +54,4 @@ class Source(Closing):
         return (frame for frame in self.frames() if frame is not None)
 
     def close(self) -> None:
-        """Let go of the device or file; most sources hold none."""
+        """Release the device or file; most sources hold none."""

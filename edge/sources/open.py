@@ -40,7 +40,8 @@ def open_source(
             RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test image. A folder
             whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
         clock: stamps the frames that are read in this process.
-        latest, retries: see `CaptureSettings` and `CapturedSource`.
+        latest: whether older frames are dropped for newer ones; None: of cameras and streams, but not of files.
+        retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
 
     Raises a `SourceError` if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
@@ -79,7 +80,7 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     if " ! " in text or path.is_char_device():
         return CaptureSettings(text, "camera", "pipeline" if " ! " in text else text, latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
-        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        # Absolute, because FFmpeg mistakes what stands before a colon for a protocol.
         return CaptureSettings(os.path.abspath(text), "file", text, latest)
     return None
 
@@ -90,7 +91,7 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
         lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
         paths = [path.parent / line for line in lines if line and not line.startswith("#")]
         if not paths:
-            raise SourceError(f"{name}: lists no file; expected one image path a line")
+            raise SourceError(f"{name}: lists no file; expected one image path per line")
         return ImageSource(paths, name, clock)
     if suffix == ".npy":
         try:
@@ -103,7 +104,7 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
 
 def _open_images(candidates: Iterable[Path], name: str, clock: Callable[[], float]) -> ImageSource:
     def natural(path: Path) -> list[tuple[int, int, str]]:
-        # Text and numbers never meet in one comparison: each part says first which of the two it is.
+        # Text and numbers are never compared: the first item of each part says which of the two it is.
         return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
     paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=natural)

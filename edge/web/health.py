@@ -16,7 +16,7 @@ class Health:
 
 
 def health(status: RunStatus, stale_after: float) -> Health:
-    """Judge the status of a run, which may go `stale_after` seconds without a result, at its start as well."""
+    """Check the status of a run, which may go `stale_after` seconds without a result, at its start as well."""
     source, since = status.source, status.since_result_s
     silent = status.uptime_s if since is None else since
     word, reason = "ok", ""

@@ -15,7 +15,7 @@ QUALITY = 80
 
 
 class JpegEncoder:
-    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it."""
+    """Encodes the newest frame, at most `max_fps` per second; any thread may replace it, one event loop asks for it."""
 
     def __init__(self, max_fps: float) -> None:
         self.frame: Frame | None = None
@@ -39,6 +39,6 @@ class JpegEncoder:
 
 def encode(image: NDArray[np.uint8]) -> bytes:
     """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
-    picture = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    resized = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

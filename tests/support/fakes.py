@@ -40,7 +40,7 @@ class StillClock:
 
 
 class FakeModel:
-    """Clean, it says cat; patched, dog. Fails at the n-th frame if told to."""
+    """Clean, it says cat; patched, dog. Fails at the n-th frame on request."""
 
     def __init__(self, fail_at=None):
         self.mix, self.log, self.fail_at, self.frames = {}, [], fail_at, -1

@@ -1,4 +1,4 @@
-"""Detects images that say nothing of the world: black, frozen or half-decoded ones. They are not for the oracle.
+"""Detects unusable frames: black, frozen or half-decoded ones. They are kept from the oracle.
 
 Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
 """
@@ -41,7 +41,7 @@ class FreezeDetector:
     """
 
     def __init__(self, patience: float) -> None:
-        self.patience, self._since, self._coded_anew = patience, 0.0, False
+        self.patience, self._since, self._coded_again = patience, 0.0, False
         self._sample: NDArray[np.uint8] | None = None
 
     def frozen(self, image: NDArray[np.uint8], at: float, key: bool = True) -> bool:
@@ -51,7 +51,7 @@ class FreezeDetector:
         """
         sample = image[::STRIDE, ::STRIDE]
         if self._sample is None or sample.shape != self._sample.shape or not np.array_equal(sample, self._sample):
-            self._sample, self._since, self._coded_anew = sample.copy(), at, False
+            self._sample, self._since, self._coded_again = sample.copy(), at, False
             return False
-        self._coded_anew = self._coded_anew or key
-        return self._coded_anew and at - self._since > self.patience
+        self._coded_again = self._coded_again or key
+        return self._coded_again and at - self._since > self.patience

@@ -33,7 +33,7 @@ _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrame:
-    """A frame as it came."""
+    """A frame as received."""
 
     image: NDArray[np.uint8]  # shape (H, W, 3), RGB; without pixels if there is a `loss`, unless it is only damaged
     captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
@@ -47,7 +47,7 @@ def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
 
 
 class Decoder(ABC):
-    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is no failure."""
+    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is not a failure."""
 
     fps: float | None = None
     length: int | None = None
@@ -59,7 +59,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the device, file or connection."""
+        """Release the device, file or connection."""
 
 
 class CameraDecoder(Decoder):
@@ -91,7 +91,7 @@ class CameraDecoder(Decoder):
         raise SourceError("gives no more frames; check the cable")
 
     def close(self) -> None:
-        """Let go of the camera."""
+        """Release the camera."""
         self._capture.release()
 
 
@@ -118,7 +118,7 @@ class StreamDecoder(Decoder):
         if target.startswith("rtsp"):
             # What was read to find out about a live stream is old by the time that is known.
             options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        # A silent stream is for the loop to judge, which knows its rhythm; only opening has a limit here.
+        # The loop knows the frame interval and notices a silent stream; only opening has a limit here.
         limits = (timeout, LONGEST_SILENCE) if network else None
         try:
             container: Any = av.open(target, options=options, timeout=limits)
@@ -157,10 +157,10 @@ class StreamDecoder(Decoder):
             else:
                 yield from self._decode(packet, at)
         if not self.finite:
-            raise SourceError("was ended by the other side")
+            raise SourceError("was closed by the other side")
 
     def close(self) -> None:
-        """Let go of the file or connection."""
+        """Release the file or connection."""
         if self._reader is None or self._reader.stop():
             self._container.close()
 
@@ -221,6 +221,6 @@ def _positive(rate: Any) -> float | None:
 
 def _why(error: BaseException, timeout: float) -> str:
     if type(error).__name__ in ("ExitError", "TimeoutError"):
-        return f"timed out: nothing came for {timeout:g} s"
+        return f"timed out: nothing received for {timeout:g} s"
     # PyAV repeats the address, with its password, in the message.
     return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

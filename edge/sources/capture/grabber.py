@@ -66,7 +66,7 @@ class Grabber(threading.Thread):
             return self._frames.popleft()
 
     def stop(self) -> None:
-        """Let go of the source after the current frame."""
+        """Release the source after the current frame."""
         with self._changed:
             self._stopped = True
             self._counters.add("dropped", len(self._frames))

@@ -22,7 +22,7 @@ class Next:
 
 @dataclass(frozen=True)
 class Opened:
-    """The source is open: frames per second and number of frames as declared, and whether its end is no failure."""
+    """The source is open: frames per second and number of frames as declared, and whether its end is not a failure."""
 
     fps: float | None
     length: int | None

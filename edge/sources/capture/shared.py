@@ -1,4 +1,4 @@
-"""Memory that the capture process and the loop share: one frame on its way, and counters that outlive a kill.
+"""Memory that the capture process and the loop share: one frame in transit, and counters that outlive a kill.
 
 Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
 """
@@ -30,7 +30,7 @@ def shared_memory(size: int) -> int:
 class Counters:
     """Totals of a source in `shared_memory(Counters.SIZE)`, readable by both processes, kept when one is killed.
 
-    Several threads of a process may count; of two processes, each counts under names of its own.
+    Several threads of a process may count; two processes count under different names.
     """
 
     SIZE = 8 * len(COUNTERS)
@@ -55,7 +55,7 @@ class Counters:
 
     @property
     def whole(self) -> int:
-        """Frames received that were neither dropped nor rejected: delivered, or on their way."""
+        """Frames received that were neither dropped nor rejected: delivered, or in transit."""
         values = self.snapshot()
         return 2 * values["received"] - sum(values.values())
 

@@ -51,7 +51,7 @@ class StallDetector:
         """Note that the source is given up as silent, and whether anything came since it was opened."""
         self._fell_silent = True
         if not something_came:
-            # It may be slower than anybody thought.
+            # It may be slower than expected.
             self._stretch = min(2 * self._stretch, round(LONGEST_PATIENCE))
 
     def frame_came(self, idle_for: float) -> None:
@@ -61,7 +61,7 @@ class StallDetector:
             self._stretch = 1
             self._longest_gap = max(self._gap, FORGETTING * self._longest_gap)
         elif self._fell_silent and self._gap > PROMPT:
-            # It was open, and silent as before: reopening has not helped, so that is its rhythm.
+            # It was open, and silent as before: reopening has not helped, so that is its frame interval.
             self._longest_gap = max(idle_for, self._longest_gap)
         self._fell_silent = False
         self.silent = self._gap = 0.0

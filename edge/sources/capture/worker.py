@@ -1,4 +1,4 @@
-"""The capture process: opens what it is told to, and hands frames over when asked, on a socket that it inherits.
+"""The capture process: opens a source on request, and hands frames over when asked, on a socket that it inherits.
 
 So no list of processes shows an address, which may hold a password. Frames lie in shared memory; if that is too small,
 the descriptor of larger memory comes with the answer.
@@ -52,7 +52,7 @@ class Worker:
             self._grabber.stop()
             self._grabber.join(timeout=2)
             if self._grabber.is_alive():
-                os._exit(1)  # A driver does not let go of the source; a new process can.
+                os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
         try:
             if settings.kind == "camera":

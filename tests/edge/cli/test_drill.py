@@ -19,7 +19,7 @@ def raise_something(drill):
     raise ZeroDivisionError("oh")
 
 
-def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
+def test_the_command_prints_and_writes_promises_and_counts(tmp_path):
     result = runner.invoke(app, ["drill", "--only", "an empty frame", "--json", str(tmp_path / "d.json")])
     assert result.exit_code == 0, result.output
     assert "in 5 = out 4 + dropped 0 + rejected 1" in result.output
@@ -38,7 +38,7 @@ def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
 def test_an_unknown_fault_is_a_clear_error():
     result = runner.invoke(app, ["drill", "--only", "meteorite"])
     assert result.exit_code == 2
-    assert "no fault's name holds 'meteorite'" in result.stderr
+    assert "no fault's name contains 'meteorite'" in result.stderr
 
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):

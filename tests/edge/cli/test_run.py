@@ -113,7 +113,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     [
         ((10, 12), {}, True),
         ((10, 12), {"source": "cifar10"}, True),
-        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws build --model`
+        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws adopt`
         ((8, 8), {}, False),
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
@@ -133,7 +133,7 @@ def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once
     warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
     assert len(warned) == warns
     assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
-    assert all("`rws build --model`" in line and "\n" not in line for line in warned)
+    assert all("`rws adopt`" in line and "\n" not in line for line in warned)
 
 
 def test_limit(rws, video, tmp_path):
@@ -190,7 +190,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_bundle, tmp_path, case):
     if "--bundle" not in arguments:
         arguments += ["--bundle", str(tiny_bundle.path)]
     result = runner.invoke(app, ["run", *arguments])
-    assert result.exit_code == 2, result.output
+    assert result.exit_code in (3, 4), result.output
     assert re.search(message, result.stderr)
     assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -199,7 +199,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_bundle, tmp_path, case):
 def test_a_truncated_bundle_is_refused_before_anything_is_written(bundle_path, rws, video, tmp_path):
     truncate(bundle_path / "model.onnx")
     result = rws("run", video, "--save", tmp_path / "a.mp4", bundle=bundle_path)
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert "model.onnx" in result.stderr
     assert not (tmp_path / "a.mp4").exists()
 
@@ -253,7 +253,7 @@ def lose_camera():
 def test_what_came_before_a_lost_camera_is_kept(rws, tmp_path, monkeypatch):
     monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4")
-    assert result.exit_code == 2
+    assert result.exit_code == 4
     assert "error: camera 0: lost after 3 frames" in result.stderr
     assert "frames 3" in result.stdout
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
@@ -314,7 +314,7 @@ def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
 
 def test_a_camera_that_never_comes_is_an_error_for_those_who_do_not_wait(rws, tmp_path):
     result = rws("run", "97", "--retries", 1, "--json", tmp_path / "s.json")
-    assert result.exit_code == 2
+    assert result.exit_code == 4
     (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert "camera 97: cannot be opened" in error
     assert not (tmp_path / "s.json").exists()
@@ -397,4 +397,4 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     report = json.loads((tmp_path / "s.json").read_text())
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "rain:3")
-    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (3, True)

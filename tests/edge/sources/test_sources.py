@@ -147,7 +147,7 @@ def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
 @pytest.mark.parametrize(
     "address", ["http://me:hush@cam/live?token=" + "a" * 5000, "rtspsrc location=rtsp://cam ! appsink"]
 )
-def test_an_address_is_no_path_however_long_it_is(address):
+def test_an_address_is_not_a_path_however_long_it_is(address):
     with open_source(address) as source:
         assert source.live
         assert source.name in ("pipeline", hide_password(address))
@@ -277,7 +277,7 @@ def test_an_impossible_pattern_is_refused(spec):
         open_source(spec)
 
 
-def test_image_sources_are_told_apart_from_video(tmp_path):
+def test_image_sources_are_distinguished_from_video(tmp_path):
     write_images(tmp_path, 1)
     assert isinstance(open_source(tmp_path / "0.png"), ImageSource)
 

@@ -67,7 +67,7 @@ def test_what_a_run_shows(server, monitor, source, clock):
     assert all(family.documentation for family in families.values())
 
 
-def test_openmetrics_where_it_is_asked_for(server):
+def test_openmetrics_on_request(server):
     status, headers, body = get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert status == 200
     assert headers["Content-Type"].startswith("application/openmetrics-text")
