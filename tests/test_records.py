@@ -17,7 +17,7 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.records import utc
-from rws.training.jobs.store import job_log
+from rws.training.jobs.progress import job_log
 from support.command_line import invoke
 from support.fakes import write_images, write_video
 from support.http import Events, get, stream
@@ -25,7 +25,7 @@ from support.records import Reference, leaves, read_records
 from support.tiny import bundle_parts
 
 # Trainings and other commands that take too long here; tests/test_commands.py compares what they write.
-ELSEWHERE = {"signature-norms/1", "reproduce-table2/1"}
+ELSEWHERE = {"demo-summary/1", "signature-norms/1", "reproduce-table2/1"}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def written(tmp_path_factory):
     rws("oracle", pictures, *given)
     rws("inspect", bundle.path)
     rws("inspect")
+    rws("bundle", "list")
     rws("drill", *given, "--only", "empty frame")
     rws("reproduce", "--status", "--out", out)
-    invoke("demo", "--out", out / "demo")
     job_log(out, "init", None)({"epoch": 1, "loss": 1.5, "validation_accuracy": 41.0})
     paths = [path for suffix in ("json", "jsonl", "csv") for path in sorted(out.glob(f"**/*.{suffix}"))]
     return [*((path.suffix, record) for path in paths for record in read_records(path)), *_page(bundle)]
