@@ -26,24 +26,16 @@ def oracle(
 
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
+    from rws.edge.cli.results import describe_belief
     from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
-    from rws.edge.sources.images import ImageSource
-    from rws.edge.sources.open import open_source, quiet_opencv
-    from rws.errors import SourceError
+    from rws.edge.sources.open import open_images, quiet_opencv
 
     quiet_opencv()
     if report is not None:
         check_target(report)
-    paths: list[Path] = []
-    for spec in images:
-        found = open_source(spec)
-        if not isinstance(found, ImageSource):
-            found.close()
-            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
-        paths.extend(found.paths)
-    source = ImageSource(paths, ", ".join(images))
+    source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
@@ -54,7 +46,7 @@ def oracle(
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
-        line = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"
+        line = f"{describe_belief(belief)}  ({others})"
         console.print(f"{frame.name}  {line}", markup=False)
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     console.print(f"{len(rows)} images, {source.rejected} rejected")

@@ -1,4 +1,4 @@
 """Where frames come from: cameras, streams, files, arrays, a test pattern.
 
-A frame that cannot be decoded is counted, never replaced. Cameras, videos and streams have a process of their own.
+A frame that cannot be decoded is counted, never replaced. Cameras, videos and streams are read in a separate process.
 """

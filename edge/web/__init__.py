@@ -1,4 +1,4 @@
-"""A web page, a picture stream, metrics and a health check of a running frame loop; needs the extra `serve`."""
+"""A web page, an image stream, metrics and a health check of a running frame loop; needs the extra `serve`."""
 
 from rws.edge.common.extras import require
 

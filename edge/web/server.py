@@ -32,10 +32,10 @@ from rws.oracle.belief import FAMILIES
 from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
-LOOK_PERIOD = 1 / 60  # seconds between two looks for a newer image
-REPEAT_AFTER = 0.2  # seconds until an image is sent again: browsers show one only when the next begins
+LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
+REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
-BOUNDARY = "rws-picture"
+BOUNDARY = "rws-image"
 SECURITY = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -46,7 +46,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
-VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # what the page knows of the project
+VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,17 @@ log = logging.getLogger(__name__)
 class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
-    A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
-    the frame. It costs nothing without viewers and never blocks on slow ones. `address` is `HOST:PORT`, port 0 any that
-    is free. Without a `token` one is generated, but at a loopback address, where anyone may look. After `stale_after`
-    seconds without a result `/health` answers 503. Raises InputError for a bad token, on entry RwsError if it cannot.
+    A context manager that serves from entry to exit, and a sink: any thread may call `write`, which only keeps the
+    frame. It costs nothing without viewers and does not wait for slow ones.
+
+    Args:
+        address: `HOST:PORT`; port 0 chooses a free one.
+        monitor: of the run.
+        token: access token; None generates one, except at a loopback address, which needs none.
+        stale_after: seconds without a result after which `/health` answers 503.
+        max_fps: images per second that are encoded at most.
+
+    Raises an InputError for a bad token, and an RwsError on entry if it cannot serve.
     """
 
     def __init__(
@@ -144,9 +151,9 @@ class PageServer(Closing):
         return application
 
     async def _frame(self, request: web.Request) -> web.Response:
-        if (picture := await self._encoder.newest()) is None:
-            return web.Response(status=503, text="no picture has come yet\n")
-        return web.Response(body=picture, content_type="image/jpeg")
+        if (image := await self._encoder.newest()) is None:
+            return web.Response(status=503, text="no frame has come yet\n")
+        return web.Response(body=image, content_type="image/jpeg")
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
@@ -183,12 +190,12 @@ class PageServer(Closing):
     async def _parts(self) -> AsyncIterator[bytes]:
         shown, repeat_at = None, math.inf
         while not self._stop.is_set():
-            picture = await self._encoder.newest()
-            if picture is not None and (picture is not shown or time.monotonic() >= repeat_at):
-                repeat_at = math.inf if picture is shown else time.monotonic() + REPEAT_AFTER
-                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                yield head.encode() + picture + b"\r\n"
-                shown = picture
+            image = await self._encoder.newest()
+            if image is not None and (image is not shown or time.monotonic() >= repeat_at):
+                repeat_at = math.inf if image is shown else time.monotonic() + REPEAT_AFTER
+                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+                yield head.encode() + image + b"\r\n"
+                shown = image
             await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
 
     async def _reports(self) -> AsyncIterator[bytes]:

@@ -45,7 +45,7 @@ def read_until(client, pattern, data=b""):
 class PartReader:
     """The pictures of a multipart stream, one after the other."""
 
-    def __init__(self, client, boundary=b"rws-picture"):
+    def __init__(self, client, boundary=b"rws-image"):
         self.client, self.boundary = client, boundary
         self.head, self.rest = read_until(client, b"\r\n\r\n")
 

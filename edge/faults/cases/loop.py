@@ -53,7 +53,7 @@ def _sink_blocks(drill: Drill) -> None:
     age = float(np.median([one.result.age_ms for one in seen]))
     drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s")
     drill.check(sink.accepted == len(seen), "the sink was offered each frame")
-    drill.check(sink.written + sink.dropped + sink.waiting + sink.in_hand == sink.accepted, "the sink's books close")
+    drill.check(sink.written + sink.dropped + sink.waiting + sink.writing == sink.accepted, "the sink's books close")
     drill.check(age < 50, "the loop does not wait for it")
     drill.check(ending < 2.0, "the end waits 1 s at most")
 

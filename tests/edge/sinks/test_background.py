@@ -73,16 +73,16 @@ def wait_for(condition):
         time.sleep(0.001)
 
 
-def test_a_live_source_loses_the_oldest_and_never_waits():
+def test_a_live_source_drops_the_oldest_frame_and_does_not_wait():
     gate = Gate()
     with BackgroundSink(gate, capacity=3) as sink:
         put(sink, 0)
         gate.wait_inside()
         put(sink, *range(1, 9))
-        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "in_hand": 1}
+        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "writing": 1}
         gate.go.set()
     assert gate.seen == [0, 6, 7, 8]
-    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "writing": 0}
     assert gate.left == [None]
     assert gate.threads == {sink._thread}
     assert not sink.abandoned
@@ -104,7 +104,7 @@ def test_a_file_waits_and_loses_nothing():
         assert not writer.is_alive()
         put(sink, *range(4, 30))
     assert gate.seen == list(range(30))
-    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "writing": 0}
 
 
 @pytest.mark.parametrize("when_full", ["drop", "wait"])
@@ -124,7 +124,7 @@ def test_an_exception_surfaces_with_its_type_and_cause(when_full):
     assert isinstance(caught.value.__cause__, OSError)
     assert gate.seen == [0]
     assert gate.left == [caught.value]
-    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "writing": 0}
     with pytest.raises(RwsError) as again:
         sink.close()
     assert again.value is caught.value
@@ -164,10 +164,10 @@ def test_an_exception_wakes_a_writer_that_waits_for_room():
     with pytest.raises(RwsError) as caught:
         run_on()
     assert found == [caught.value]
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "writing": 0}
 
 
-def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
+def test_an_exception_of_the_sinks_exit_is_raised():
     class Unfinished(Gate):
         def __exit__(self, kind, error, trace):
             raise RwsError("the last fragment cannot be written")
@@ -179,7 +179,7 @@ def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
     assert gate.seen == [0]
 
 
-def test_an_error_of_the_run_goes_on_and_reaches_the_sink(caplog):
+def test_an_error_of_the_run_reaches_the_sink_and_the_caller(caplog):
     gate = Gate(fail_at=1)
     gate.go.set()
     run_error = KeyboardInterrupt()
@@ -210,7 +210,7 @@ def test_an_error_that_is_raised_for_months_does_not_grow():
     assert len(set(lengths)) == 1
 
 
-def test_a_sink_that_never_comes_back_is_given_up(caplog):
+def test_a_sink_that_never_returns_is_abandoned(caplog):
     gate = Gate()
     sink = BackgroundSink(gate, capacity=4, timeout=0.1)
     with caplog.at_level(logging.WARNING), sink:
@@ -220,15 +220,15 @@ def test_a_sink_that_never_comes_back_is_given_up(caplog):
         started = time.monotonic()
     assert 0.09 < time.monotonic() - started < LONG / 2
     assert sink.abandoned
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "in_hand": 1}
-    assert "Gate has not returned for 0.1 s and is given up; 2 frames are lost" in caplog.text
+    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "writing": 1}
+    assert "Gate has not returned for 0.1 s and is abandoned; 2 frames are lost" in caplog.text
     with pytest.raises(ValueError, match="not open"):
         put(sink, 3)
     # If it does come back, it is left in good order and the numbers still add up.
     gate.go.set()
     sink._thread.join(LONG)
     assert gate.left == [None]
-    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "writing": 0}
 
 
 def test_a_file_gets_more_time_than_a_live_view():
@@ -269,10 +269,10 @@ def test_close_twice_and_outside_of_with():
         with pytest.raises(ValueError, match="not open"):
             put(sink, 2)
     sink.close()
-    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "in_hand": 0}
+    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "writing": 0}
 
 
-def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
+def test_a_sink_that_cannot_be_entered_is_refused(tmp_path):
     with pytest.raises(InputError, match="capacity is 0"):
         BackgroundSink(Gate(), capacity=0)
     sink = BackgroundSink(JsonlSink(tmp_path / "no" / "out.jsonl"))
@@ -281,7 +281,7 @@ def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
     assert not sink._thread.is_alive()
 
 
-def test_a_thread_that_cannot_start_leaves_the_sink():
+def test_a_thread_that_cannot_start_exits_the_sink():
     gate = Gate()
     sink = BackgroundSink(gate)
     sink._thread.start = lambda: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
@@ -290,7 +290,7 @@ def test_a_thread_that_cannot_start_leaves_the_sink():
     assert [type(error) for error in gate.left] == [RuntimeError]
 
 
-def test_frames_are_let_go_when_they_are_written():
+def test_frames_are_released_once_they_are_written():
     gate = Gate()
     gate.go.set()
     with BackgroundSink(gate) as sink:
@@ -339,7 +339,7 @@ def test_the_counters_always_add_up(capacity, when_full, writes, slow, fail_at):
         raised = error
     assert balanced(sink)
     assert sink.counts()["accepted"] == len(accepted)
-    assert sink.counts()["waiting"] == sink.counts()["in_hand"] == 0
+    assert sink.counts()["waiting"] == sink.counts()["writing"] == 0
     assert gate.seen == sorted(set(gate.seen))
     assert len(gate.seen) == sink.written
     assert len(gate.left) == 1

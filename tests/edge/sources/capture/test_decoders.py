@@ -37,7 +37,7 @@ def without_end(picture):
     ],
     ids=["line end", "zeros", "ones", "trailer", "no end at all"],
 )
-def test_cameras_whose_jpeg_ends_in_their_own_way_are_trusted(spoil):
+def test_jpegs_with_unusual_endings_are_accepted(spoil):
     server = MjpegServer(lambda number: spoil(jpeg(number)), 100.0)
     try:
         with open_source(server.url) as source:
@@ -48,7 +48,7 @@ def test_cameras_whose_jpeg_ends_in_their_own_way_are_trusted(spoil):
         server.close()
 
 
-def test_a_cut_picture_among_whole_ones_is_damaged():
+def test_a_cut_image_among_complete_ones_is_damaged():
     server = MjpegServer(lambda number: jpeg(number)[:-200] if number % 5 == 4 else jpeg(number), 100.0)
     try:
         with open_source(server.url, latest=False) as source:
@@ -74,13 +74,13 @@ def numbers(found):
     return [None if packet is None else packet.number for packet, _ in found]
 
 
-def test_of_pictures_that_wait_the_newest_is_decoded_and_the_others_are_counted():
+def test_of_waiting_frames_the_newest_is_decoded_and_the_others_are_counted():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
     assert numbers(reader.fresh(independent=True)) == [None] * 4 + [4]
 
 
-def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_frame():
+def test_a_small_lag_is_accepted_and_a_larger_one_ends_at_the_newest_key_frame():
     stream = packets(True, False, False, True, False, True, False)
     for lag, expected in [(0.1, list(range(7))), (0.6, [None] * 5 + [5, 6])]:
         clock = StillClock()
@@ -90,13 +90,13 @@ def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_fram
         assert numbers(reader.fresh(independent=False)) == expected
 
 
-def test_who_wants_every_frame_gets_every_frame():
+def test_every_frame_is_delivered_on_request():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
     assert numbers(reader) == list(range(5))
 
 
-def test_what_ends_the_reading_is_raised_after_the_last_packet():
+def test_the_readers_error_is_raised_after_the_last_packet():
     def broken():
         yield from packets(True, True)
         raise SourceError("gone")
@@ -107,7 +107,7 @@ def test_what_ends_the_reading_is_raised_after_the_last_packet():
         next(reader)
 
 
-def test_a_reader_that_is_stopped_ends_and_does_not_read_on_for_ever():
+def test_a_stopped_reader_reads_no_further():
     reader = PacketReader((packet for packet in itertools.cycle(packets(True))), lambda: 0.0)
     ready(reader, 64)
     time.sleep(0.05)

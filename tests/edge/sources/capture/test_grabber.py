@@ -55,7 +55,7 @@ def taken(grabber):
     return found
 
 
-def test_every_picture_comes_in_order_and_decoding_waits_for_whoever_takes_them(counters):
+def test_every_frame_comes_in_order_and_decoding_waits_for_the_reader(counters):
     pictures = good(20)
     grabber, decoder = grab(pictures, counters)
     found = taken(grabber)
@@ -73,7 +73,7 @@ def test_the_latest_one_is_kept_and_the_others_are_counted(counters):
     assert (counters["received"], counters["dropped"], counters.whole) == (50, 49, 1)
 
 
-def test_flaws_are_counted_by_reason_and_nothing_of_them_comes_through(counters):
+def test_flawed_frames_are_counted_by_reason_and_not_delivered(counters):
     flawed = [
         lost_frame(0.0, "undecodable"),
         DecodedFrame(scene(16, 24), 0.0, "damaged"),
@@ -86,7 +86,7 @@ def test_flaws_are_counted_by_reason_and_nothing_of_them_comes_through(counters)
     assert counters.whole == 3
 
 
-def test_a_freeze_is_seen_across_two_openings(counters):
+def test_a_freeze_is_detected_across_two_openings(counters):
     detector = FreezeDetector(2.0)
     same = [DecodedFrame(scene(16, 24), 0.5 * n) for n in range(20)]
     first = taken(grab(same[:4], counters, freeze=detector)[0])
@@ -98,18 +98,18 @@ def test_a_freeze_is_seen_across_two_openings(counters):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (SourceError("was ended by the other side"), "was ended by the other side"),
+        (SourceError("was ended by the server"), "was ended by the server"),
         (ZeroDivisionError("oh"), "cannot be read (ZeroDivisionError: oh)"),
     ],
 )
-def test_what_ends_it_is_told_after_the_last_picture(counters, error, reason):
+def test_the_reason_of_the_end_comes_after_the_last_frame(counters, error, reason):
     grabber, decoder = grab(good(3), counters, error=error)
     assert len(taken(grabber)) == 3
     assert grabber.reason == reason
     assert decoder.closed
 
 
-def test_stopping_counts_what_nobody_took_as_dropped(counters):
+def test_frames_not_taken_count_as_dropped_when_it_stops(counters):
     grabber, decoder = grab(good(30), counters)
     assert grabber.next(5.0)[0] == 0
     grabber.stop()
