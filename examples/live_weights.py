@@ -2,35 +2,32 @@
 
     python examples/live_weights.py [model.onnx] [number of shallow convolutions]
 
-Without a model it takes the one of the bundle that ships with rws. It writes other weights into a session that runs,
-compares the outputs with those of a session that was built from a file with the same weights, and goes back.
+Without a model it takes the model of the bundle that ships with rws. It writes new weights into an open session,
+compares the outputs with those of a session built from a file with the same weights, and restores the clean weights.
 """
-
-from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE
-from rws.edge.live.session import LiveSession
+from rws import LiveSession
 from rws.edge.onnx.graph import prepare
 
+MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
 
-def rebuilt(path: str, tensors: dict[str, np.ndarray]) -> onnxruntime.InferenceSession:
+
+def rebuilt(model: onnx.ModelProto, name: str, weights: np.ndarray) -> onnxruntime.InferenceSession:
     """Build a session the usual way: write the weights into the model and load all of it."""
-    model = prepare(onnx.load(path))
-    for tensor in model.graph.initializer:
-        if tensor.name in tensors:
-            tensor.CopyFrom(numpy_helper.from_array(tensors[tensor.name], tensor.name))
+    next(t for t in model.graph.initializer if t.name == name).CopyFrom(numpy_helper.from_array(weights, name))
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def main(path: str = str(DEFAULT_BUNDLE / "model.onnx"), layers: int = 5) -> None:
+def main(path: str = str(MODEL), layers: int = 5) -> None:
     """Open, run, write, run, compare, reset, run."""
     session = LiveSession(path, layers=layers, provider="cpu")
     print(f"{session.description}; tensors: {', '.join(session.tensor_names)}")
@@ -39,22 +36,22 @@ def main(path: str = str(DEFAULT_BUNDLE / "model.onnx"), layers: int = 5) -> Non
     frame = np.random.default_rng(0).random(lengths, np.float32)
     clean = session.run(None, {image.name: frame})
 
-    name = session.tensor_names[0]
-    weights = next(tensor for tensor in prepare(onnx.load(path)).graph.initializer if tensor.name == name)
-    halved = numpy_helper.to_array(weights) * np.float32(0.5)
+    model, name = prepare(onnx.load(path)), session.tensor_names[0]  # names are those of the prepared graph
+    weights = numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+    halved = weights * np.float32(0.5)
     started = time.perf_counter()
     session.write(name, halved)
     print(f"wrote {name} {halved.shape} in {(time.perf_counter() - started) * 1e3:.2f} ms")
     written = session.run(None, {image.name: frame})
 
-    expected = rebuilt(path, {name: halved}).run(None, {image.name: frame})
+    expected = rebuilt(model, name, halved).run(None, {image.name: frame})
     for found, wanted, before in zip(written, expected, clean, strict=True):
         error, change = np.abs(found - wanted).max(), np.abs(wanted - before).max()
         print(f"outputs changed by {change:.3g}; a session rebuilt from a file differs by {error:.1g}")
 
     session.reset()
-    back = session.run(None, {image.name: frame})
-    same = all(one.tobytes() == other.tobytes() for one, other in zip(back, clean, strict=True))
+    restored = session.run(None, {image.name: frame})
+    same = all(one.tobytes() == other.tobytes() for one, other in zip(restored, clean, strict=True))
     print(f"after reset the outputs are {'the same, bit for bit' if same else 'different'}")
 
 

@@ -3,15 +3,21 @@
 Each is loaded when it is needed. One that cannot be loaded stays in the list and says why when called.
 """
 
-import errno
 import os
-from collections.abc import Callable
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from rws import terminal
 from rws.errors import RwsError
 
 GROUP = "rws.commands"
@@ -31,11 +37,16 @@ COMMANDS = {
 }
 """Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a write fails with without a file name
+_INTERRUPTED = 130
+_WIDEST = 120  # columns of a help text
 
 
 class CommandGroup(TyperGroup):
-    """Finds commands among the entry points, and prints an `RwsError` as one line, with exit code 2."""
+    """Finds commands among the entry points; an `RwsError` or OSError is one line, and an exit code."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.params.extend(_common_options())
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, sorted."""
@@ -44,23 +55,63 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of that name, a stand-in that explains itself if it cannot be loaded, or None."""
         if cmd_name in COMMANDS:
-            return _load(EntryPoint(cmd_name, COMMANDS[cmd_name], GROUP))
+            return _with_common_options(_load(EntryPoint(cmd_name, COMMANDS[cmd_name], GROUP)))
         found = list(entry_points(group=GROUP, name=cmd_name))
         return _load(found[0]) if found else None
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name; the error for an unknown one suggests others."""
+        names: dict[str, Any] = dict.fromkeys(self.list_commands(ctx))
+        self.commands = names  # Typer looks here for names to suggest.
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run a command line."""
+        with terminal.session():
+            return super().main(*args, **settings)
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """Read the options that stand before the command."""
+        with _errors_in_one_line():
+            return super().make_context(*args, **settings)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        try:
+        with _errors_in_one_line():
             return super().invoke(ctx)
-        except RwsError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
-        except OSError as error:
-            if error.filename is None and error.errno not in _DISK:
-                raise
-            named = "" if error.filename is None else f"{error.filename}: "
-            typer.echo(f"error: {named}{error.strerror}", err=True)
-            raise typer.Exit(2) from error
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Replace errors that are not our mistakes by an exit code, after a line that says what is wrong."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        error.message = _with_suggestion(error.message)
+        raise
+    except RwsError as error:
+        raise _failed(str(error), error.exit_code) from error
+    except BrokenPipeError:
+        raise  # Whoever read our output has gone: Typer ends quietly.
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename}: "
+        raise _failed(f"{named}{error.strerror or error}", RwsError.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise _failed("interrupted", _INTERRUPTED) from error
+
+
+def _failed(message: str, code: int) -> typer.Exit:
+    if terminal.is_verbose():
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return typer.Exit(code)
+
+
+def _with_suggestion(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    value, *choices = re.findall(r"'([^']*)'", message) if " is not one of " in message else [""]
+    close = get_close_matches(value, choices, 1)
+    return f"{message} Did you mean '{close[0]}'?" if close else message
 
 
 def _load(entry_point: EntryPoint) -> Any:
@@ -81,6 +132,27 @@ def _single(name: str, function: Callable[..., Any], **settings: Any) -> Any:
     return typer.main.get_command(single)
 
 
+def _common_options() -> list[Any]:
+    hidden = partial(typer.Option, expose_value=False)
+    quiet = hidden("--quiet", "-q", callback=terminal.set_quiet, help="Print errors and results only.")
+    verbose = hidden("--verbose", "-v", callback=terminal.set_verbose, help="Print details, log and tracebacks.")
+
+    def holder(quiet: Annotated[bool, quiet] = False, verbose: Annotated[bool, verbose] = False) -> None:
+        """Hold the options."""
+
+    options: list[Any] = _single("common", holder).params
+    return options
+
+
+def _with_common_options(command: Any) -> Any:
+    """Add the options of every command, to its subcommands too; a whole sentence says what it does in lists."""
+    command.params.extend(_common_options())
+    command.short_help = (command.help or "").split("\n\n")[0].replace("\n", " ")
+    for child in getattr(command, "commands", {}).values():
+        _with_common_options(child)
+    return command
+
+
 def _unavailable(name: str, error: Exception) -> Any:
     reason = f"{type(error).__name__}: {error}"
 
@@ -91,7 +163,12 @@ def _unavailable(name: str, error: Exception) -> Any:
     return _single(name, stand_in, help=f"Unavailable here ({reason}).", context_settings=settings)
 
 
-app = typer.Typer(cls=CommandGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST},
+)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,12 +1,26 @@
 """Errors a user can cause; every message says what was found, what was expected and what to do."""
 
+from typing import ClassVar
+
 
 class RwsError(Exception):
-    """Base of every error that this project raises on bad input; the CLI prints it as one line and exits with 2."""
+    """Base of every error that this project raises on bad input.
+
+    The command line prints it as one line and exits with its class's `exit_code`: 2 for wrong usage, 3 for refused
+    input, 4 for a source that never opened or was lost.
+    """
+
+    exit_code: ClassVar[int] = 3
 
 
 class InputError(RwsError, ValueError):
     """An image, array or argument has a shape, dtype or value that the callee cannot take."""
+
+
+class UsageError(InputError):
+    """Options or arguments have a value, or a combination of values, that the command cannot take."""
+
+    exit_code = 2
 
 
 class FormatError(RwsError, ValueError):
@@ -27,6 +41,8 @@ class SignatureError(RwsError, ValueError):
 
 class SourceError(RwsError):
     """A camera, video, folder or image cannot be read."""
+
+    exit_code = 4
 
 
 class MissingExtraError(RwsError, ImportError):

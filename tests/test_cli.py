@@ -1,8 +1,10 @@
 import errno
+import logging
 import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 import typer
@@ -10,10 +12,14 @@ from typer.testing import CliRunner
 
 import rws.cli
 from rws.cli import app
+from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
-from rws.errors import MissingExtraError, SourceError
+from rws.edge.common.provenance import write_json
+from rws.errors import InputError, MissingExtraError, SourceError, UsageError
+from rws.terminal import claim_stdout, detail, say, session, show
 
 runner = CliRunner()
+log = logging.getLogger("rws.test")
 
 
 def good(name: str = "world") -> None:
@@ -26,9 +32,29 @@ def good(name: str = "world") -> None:
     typer.echo(f"hello {name}")
 
 
+def misused() -> None:
+    """Refuse options."""
+    raise UsageError("--a and --b exclude each other")
+
+
 def refused() -> None:
-    """Raise an error that the user caused."""
-    raise SourceError("camera 0:\n  cannot be opened")
+    """Refuse a file."""
+    raise InputError("x.png:\n  is not an image")
+
+
+def lost() -> None:
+    """Lose a camera."""
+    raise SourceError("camera 0: cannot be opened")
+
+
+def unreachable() -> None:
+    """Raise an OSError of a library, which has a text alone."""
+    raise ConnectionError("no route")
+
+
+def interrupted() -> None:
+    """Be stopped with Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def buggy() -> None:
@@ -47,6 +73,17 @@ def heavy() -> None:
         import nowhere_to_be_found  # noqa: F401
 
 
+def ours(report: JsonOption = None) -> None:
+    """Print all that a command of ours prints."""
+    say("a note")
+    detail("a detail")
+    show("a result")
+    log.warning("a warning")
+    log.info("an event")
+    if report is not None:
+        write_json(report, {"a": 1})
+
+
 tools = typer.Typer(help="A group.")
 
 
@@ -56,14 +93,17 @@ def one() -> None:
     typer.echo("one")
 
 
+NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "heavy", "tools")
+
+
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     here = __name__
-    points = {name: f"{here}:{name}" for name in ("good", "refused", "buggy", "full", "heavy", "tools")}
+    points = {name: f"{here}:{name}" for name in NAMES}
     points |= {"absent": "nowhere_to_be_found:command", "renamed": f"{here}:no_such_function"}
     all_points = EntryPoints(EntryPoint(name, value, rws.cli.GROUP) for name, value in points.items())
     monkeypatch.setattr(rws.cli, "entry_points", lambda **query: all_points.select(**query))
-    monkeypatch.setattr(rws.cli, "COMMANDS", {})
+    monkeypatch.setattr(rws.cli, "COMMANDS", {"ours": f"{here}:ours", "our-tools": f"{here}:tools"})
 
 
 def test_help_lists_every_command_even_those_that_cannot_be_loaded():
@@ -90,18 +130,22 @@ def test_a_group_stays_a_group_even_with_one_command():
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
+    ("command", "code", "message"),
     [
-        ("refused", "error: camera 0: cannot be opened\n"),
-        ("full", "error: No space left on device\n"),
-        ("heavy", "error: this needs the Python package 'nowhere_to_be_found', which is not installed here; "),
-        ("absent", "error: `rws absent` is installed but cannot be loaded here (ModuleNotFoundError: "),
-        ("renamed", "error: `rws renamed` is installed but cannot be loaded here (AttributeError: "),
+        ("misused", 2, "error: --a and --b exclude each other\n"),
+        ("refused", 3, "error: x.png: is not an image\n"),
+        ("lost", 4, "error: camera 0: cannot be opened\n"),
+        ("full", 3, "error: No space left on device\n"),
+        ("unreachable", 3, "error: no route\n"),
+        ("interrupted", 130, "error: interrupted\n"),
+        ("heavy", 3, "error: this needs the Python package 'nowhere_to_be_found', which is not installed here; "),
+        ("absent", 3, "error: `rws absent` is installed but cannot be loaded here (ModuleNotFoundError: "),
+        ("renamed", 3, "error: `rws renamed` is installed but cannot be loaded here (AttributeError: "),
     ],
 )
-def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(command, message):
+def test_an_error_of_the_user_is_one_line_on_stderr_and_an_exit_code(command, code, message):
     result = runner.invoke(app, [command])
-    assert result.exit_code == 2
+    assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
@@ -109,12 +153,64 @@ def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(command, message):
 
 def test_an_unloadable_command_takes_any_arguments():
     result = runner.invoke(app, ["absent", "file", "--option", "3"])
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
     result = runner.invoke(app, ["buggy"])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "options", [("ours",), ("-q", "ours"), ("ours", "--quiet"), ("ours", "-v"), ("-v", "ours", "-v")]
+)
+def test_quiet_and_verbose_stand_before_or_after_the_command(options):
+    result = runner.invoke(app, options)
+    assert result.exit_code == 0
+    verbose, quiet = "-v" in options, {"-q", "--quiet"} & {*options}
+    lines = [*([] if quiet else ["a note"]), *(["a detail"] if verbose else []), "a result"]
+    assert result.stdout.splitlines() == lines
+    logged = ["WARNING rws.test: a warning", "INFO rws.test: an event"] if verbose else []
+    assert [line for line in result.stderr.splitlines() if line.startswith(("WARNING", "INFO"))] == logged
+    assert logging.getLogger("rws").level == logging.NOTSET
+    assert runner.invoke(app, ["ours"]).stdout == "a note\na result\n"
+
+
+def test_a_document_takes_stdout_and_people_read_stderr():
+    result = runner.invoke(app, ["ours", "--json", "-"])
+    assert result.stdout == '{\n "a": 1\n}\n'
+    assert [line for line in result.stderr.splitlines() if "warning" not in line] == ["a note", "a result"]
+    assert "result" not in runner.invoke(app, ["ours", "--json", "-", "-q"]).stderr
+
+
+def test_one_document_only_takes_stdout():
+    with session():
+        claim_stdout(None)
+        claim_stdout(Path("x.json"))
+        claim_stdout(Path("-"))
+        with pytest.raises(UsageError, match="only one output can go to stdout"):
+            claim_stdout(Path("-"))
+
+
+@pytest.mark.parametrize("arguments", [["-q", "-v", "ours"], ["ours", "-v", "-q"], ["-q", "ours", "-v"]])
+def test_quiet_and_verbose_exclude_each_other(arguments):
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "error: --quiet and --verbose exclude each other; give one of them"
+
+
+def test_verbose_shows_the_traceback_of_an_error():
+    result = runner.invoke(app, ["-v", "refused"])
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.splitlines()[-1] == "error: x.png: is not an image"
+
+
+@pytest.mark.parametrize("command", [[], ["ours"], ["our-tools"], ["our-tools", "one"]])
+def test_every_command_of_ours_has_the_common_options(command):
+    text = runner.invoke(app, [*command, "-h"]).output
+    assert all(option in text for option in ("-q, --quiet", "-v, --verbose", "-h, --help"))
+    assert text == runner.invoke(app, [*command, "--help"]).output
 
 
 def test_an_unknown_command_or_option_is_refused():

@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
         lambda x: ("--bundle", x.tiny, "--rounds", 1, "--repeats", 1, "--json", x.folder / "out.json")
     ),
     "bench gpu": Case(
-        lambda x: ("--out", x.folder), 2, "no GPU", reason="it takes a GPU, and minutes; this is its refusal"
+        lambda x: ("--out", x.folder), 3, "no GPU", reason="it takes a GPU, and minutes; this is its refusal"
     ),
 }
 

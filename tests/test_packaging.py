@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 import rws
 
@@ -22,6 +25,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ROOMS = ("edge", "oracle", "training", "benchmarks")
 NOT_INSTALLED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -111,6 +115,34 @@ def test_the_wheel_holds_all_files_but_pages_and_results(source, wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name for name in names if not name.endswith((".so", ".pyd"))} == expected
     assert "rws/edge/bundle/default/model.onnx" in expected
+
+
+def test_the_sdist_holds_all_tracked_files(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = run("git", "ls-files", "-z", folder=ROOT).stdout.split("\0")[:-1]
+    for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    run(sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('dist')", folder=tmp_path)
+    (path,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        members = [member.name.partition("/")[2] for member in archive if member.isfile()]
+    made = {name for name in members if name in ("PKG-INFO", "setup.cfg") or name.startswith("rws_edge.egg-info/")}
+    assert sorted(set(members) - made) == sorted(tracked)
+    assert {"CHANGELOG.md", "examples/opencv_loop.py", "tests/test_packaging.py"} < set(members)
+
+
+def test_the_metadata_names_the_tested_versions_of_python(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    assert re.findall(r"^Classifier: .*Python :: (3\.\d+)$", metadata, re.MULTILINE) == list(PYTHONS)
+    assert "Project-URL: Paper, https://proceedings.mlr.press/v202/cai23a.html" in metadata
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
+    assert tuple(jobs["all"]["strategy"]["matrix"]["python"]) == PYTHONS
+    builds = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]["build"]
+    assert builds == [f"cp{version.replace('.', '')}-*" for version in PYTHONS]
 
 
 def test_the_packages_of_a_user_do_not_shadow_ours(installed, foreign):

@@ -22,6 +22,7 @@ from rws.benchmarks.cli.options import (
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
+from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.common.models import BenchmarkModel
@@ -62,7 +63,7 @@ def ways(
         from rws.training.evaluation.frames import shuffled
     test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
     build = Build(load_recipe(recipe), data, work, size=size)
-    result = compare_methods(build, test, seed, typer.echo)
+    result = compare_methods(build, test, seed, say)
     save(report, result, data, seed=seed, threads=torch.get_num_threads())
 
 
@@ -88,15 +89,13 @@ def signatures(
         rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # its own bits alone
     """
     with require("bench"):
-        from rich.console import Console
-
         from rws.benchmarks.common.tables import terminal
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
+    options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
-    Console(highlight=False).print(terminal(COLUMNS, result["rows"]))
-    typer.echo(f"never patched: RA {result['ra_never_patched']:.2f}, TA {result['ta']:.2f}")
+    show(terminal(COLUMNS, result["rows"]))
+    show(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
     save(report, result, data, threads=threads)
 
 
@@ -179,7 +178,7 @@ def oracle_cost(
         from rws.benchmarks.oracle.cost import measure_oracle
     chosen = open_bundle(bundle, report)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
-    result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=typer.echo)
+    result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=say)
     save(report, result, seed=0, threads=1)
 
 
@@ -208,8 +207,6 @@ def gpu(
 def _latency(
     models: Sequence[BenchmarkModel], options: LatencyOptions, layers: int, report: Path | None, table: Path | None
 ) -> None:
-    from rich.console import Console
-
     from rws.benchmarks.latency.report import csv_name, print_latency, write_rows
     from rws.benchmarks.latency.run import measure_latency
 
@@ -222,14 +219,12 @@ def _latency(
         if table is not None:
             write_rows(table / csv_name(found), found)
 
-    print_latency(measure_latency(models, options, typer.echo, keep), Console(highlight=False))
+    print_latency(measure_latency(models, options, say, keep), result_console())
 
 
 def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int) -> None:
-    from rich.console import Console
-
     from rws.benchmarks.storage.sizes import measure_storage, print_storage
 
-    result = measure_storage(models, progress=typer.echo)
-    print_storage(result, Console(highlight=False))
+    result = measure_storage(models, progress=say)
+    print_storage(result, result_console())
     save(report, result, seed=0, layers=layers)

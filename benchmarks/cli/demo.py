@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rws import terminal
 from rws.benchmarks.cli.options import BundleFolder, open_bundle
 from rws.edge.common.extras import require
 
@@ -21,13 +22,11 @@ def demo(
     \b
     Examples:
         rws demo
-        rws demo --out my_demo --threads 2
+        rws demo --out my_demo --verbose         # and a line per mix change
     """
     with require("demo"):
-        from rich.console import Console
-
         from rws.benchmarks.demo.demo import play, print_summary
-    console = Console(highlight=False, soft_wrap=True)
-    summary = play(open_bundle(bundle), out, threads, console)
-    print_summary(summary, console)
-    console.print(f"{summary['seconds']} s; look at {out}/timeline.png and {out}/frames.mp4")
+    console = terminal.console(wrap=True)
+    summary, right = play(open_bundle(bundle), out, threads, console, terminal.is_verbose())
+    print_summary(summary, right, terminal.result_console())
+    terminal.say(f"{summary['seconds']} s. Look at {out}/timeline.png and {out}/frames.mp4")

@@ -6,22 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rws.edge.cli.parameters import BundleOption, JsonOption
+
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder; left out: the bundled default.")]
-Report = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+BundleFolder = BundleOption
+Report = JsonOption
 Models = Annotated[
     list[str] | None,
-    typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; several times; left out: a bundle."),
+    typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; repeatable; default: a bundle."),
 ]
 Layers = Annotated[int, typer.Option(min=1, help="Shallowest layers that are patched; a bundle has its own.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each case comes round in a repeat.")]
-Repeats = Annotated[int, typer.Option(min=1, help="How often everything is loaded anew.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each case per repeat.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everything.")]
 
 
 def check_targets(*paths: Path | None) -> None:
-    """Raise InputError for a file that cannot be written, before anything is measured."""
+    """Raise InputError if a file cannot be written, before anything is measured."""
     from rws.edge.common.files import check_target
 
     for path in filter(None, paths):

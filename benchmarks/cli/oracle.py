@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +10,9 @@ import typer
 
 from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
 from rws.edge.common.extras import require
+from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rws.edge.bundle.bundle import Bundle
     from rws.training.evaluation.frames import Splits
 
@@ -23,9 +21,6 @@ Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded 
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
 Seed = Annotated[int, typer.Option(help="Seed of the images and corruptions.")]
 ValidationLimit = Annotated[int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")]
-
-_PIPED_WIDTH = 140
-"""Columns of a table that goes to no terminal: rich would cut it at 80."""
 
 
 def policies(
@@ -47,9 +42,9 @@ def policies(
     with require("bench"):
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit, validation_limit, None, seed, threads, typer.echo)
+    options = EvaluationOptions(limit, validation_limit, None, seed, threads, say)
     result = compare_policies(*_inputs(data, bundle, cache, report), options)
-    print_policies(result, _console())
+    print_policies(result, result_console())
     save(report, result, data, seed=seed, threads=threads)
 
 
@@ -73,9 +68,9 @@ def pairs(
     with require("bench"):
         from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, typer.echo)
+    options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, say)
     result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
-    print_pairs(result, _console())
+    print_pairs(result, result_console())
     save(report, result, data, seed=seed, threads=threads)
 
 
@@ -106,8 +101,8 @@ def unseen(
     torch.set_num_threads(threads)
     chosen, splits = _inputs(data, bundle, cache, report)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
-    result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=typer.echo)
-    print_unseen(result, _console())
+    result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=say)
+    print_unseen(result, result_console())
     save(report, result, data, seed=seed, threads=threads)
 
 
@@ -128,9 +123,9 @@ def tune_filter(
     with require("bench"):
         from rws.benchmarks.oracle import filter_tuning
         from rws.training.evaluation.evaluator import EvaluationOptions
-    options = EvaluationOptions(seed=seed, progress=typer.echo)
+    options = EvaluationOptions(seed=seed, progress=say)
     result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
-    typer.echo(f"best: {result['best']}")
+    show(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
     save(report, shown, data, seed=seed, threads=1)
 
@@ -154,9 +149,9 @@ def baselines(
 
         from rws.benchmarks.baselines.models import BaselineModels
     torch.set_num_threads(threads)
-    models = BaselineModels(open_bundle(bundle), data, work, progress=lambda record: typer.echo(str(record)))
+    models = BaselineModels(open_bundle(bundle), data, work, progress=lambda record: say(str(record)))
     models.train_all()
-    typer.echo(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
+    say(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
 
 
 def figures(
@@ -173,7 +168,7 @@ def figures(
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all
-    draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=typer.echo)
+    draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=say)
 
 
 def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
@@ -181,12 +176,6 @@ def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | N
 
     chosen = open_bundle(bundle, report)
     return chosen, load_splits(chosen, data, cache)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

@@ -9,7 +9,8 @@ import typer
 
 from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
 from rws.edge.common.extras import require
-from rws.errors import InputError
+from rws.errors import UsageError
+from rws.terminal import say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.replay.streams import StreamOptions
@@ -67,16 +68,16 @@ def replay(
     _check(protocol, rivals, {"--frames": frames, "--rivals": rivals, "--batch": batch, "--csv": table}, remeasure)
     severities = _severities(severity)
     if protocol and limit is not None:
-        raise InputError("--limit is for sets of images; with --protocol give --frames")
+        raise UsageError("--limit is for sets of images; with --protocol give --frames")
     if protocol and severity != "all" and len(severities) != 1:
-        raise InputError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
+        raise UsageError(f"--severity {severity!r}: with --protocol expected one of 1 to 5, or all")
     with require("bench"):
         from rws.benchmarks.replay.streams import StreamOptions
         from rws.benchmarks.streams.protocols import PROTOCOLS
         from rws.training.evaluation.evaluator import EvaluationOptions
     check_targets(report, table)
     if not protocol:
-        options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=typer.echo)
+        options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
         _replay_sets(data, bundle, severities, options, report)
         return
     streams = StreamOptions(
@@ -90,7 +91,7 @@ def replay(
         resume=resume,
         remeasure=remeasure,
         threads=threads or 1,
-        progress=typer.echo,
+        progress=say,
     )
     _replay_streams(data, bundle, streams, report, table)
 
@@ -98,10 +99,10 @@ def replay(
 def _check(protocol: list[str] | None, rivals: Path | None, for_streams: dict[str, object], remeasure: bool) -> None:
     misplaced = [option for option, value in for_streams.items() if value is not None]
     if misplaced and not protocol:
-        raise InputError(f"{misplaced[0]} is for streams; give --protocol as well")
+        raise UsageError(f"{misplaced[0]} is for streams; give --protocol as well")
     for option, given in (("--batch", for_streams["--batch"]), ("--remeasure", remeasure)):
         if given and rivals is None:
-            raise InputError(f"{option} is for the rivals; give --rivals as well")
+            raise UsageError(f"{option} is for the rivals; give --rivals as well")
 
 
 def _replay_sets(
@@ -111,7 +112,7 @@ def _replay_sets(
     from rws.benchmarks.replay.replay import replay as run
 
     result = run(open_bundle(bundle), data, severities, options)
-    typer.echo(format_replay(result))
+    show(format_replay(result))
     save(report, result, data)
 
 
@@ -121,7 +122,7 @@ def _replay_streams(
     from rws.benchmarks.replay.streams import format_streams, replay_streams, write_accuracies
 
     result = replay_streams(open_bundle(bundle), data, options)
-    typer.echo(format_streams(result))
+    show(format_streams(result))
     save(report, result, data, threads=options.threads)
     if table is not None:
         write_accuracies(table, result)
@@ -132,5 +133,5 @@ def _severities(text: str) -> list[int]:
         return [1, 2, 3, 4, 5]
     parts = text.split(",")
     if not all(part.strip() in {"1", "2", "3", "4", "5"} for part in parts):
-        raise InputError(f"--severity {text!r}: expected 1 to 5, a list such as 1,3,5, or all")
+        raise UsageError(f"--severity {text!r}: expected 1 to 5, a list such as 1,3,5, or all")
     return sorted({int(part) for part in parts})

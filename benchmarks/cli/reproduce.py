@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rws.edge.common.extras import require
-from rws.errors import InputError
+from rws.errors import UsageError
+from rws.terminal import say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
@@ -64,13 +65,13 @@ def reproduce(
         rws reproduce table2 --scale full --data imagenet=/data/imagenet --device cuda
     """
     if report is not None and not status:
-        raise InputError("--json is for --status; results are written to --out")
+        raise UsageError("--json is for --status; results are written to --out")
     if not names and not status:
-        raise InputError("name what to reproduce, such as table1 or all; --status lists what there is")
+        raise UsageError("name what to reproduce, such as table1 or all; --status lists what there is")
     if unknown := [name for name in names or () if name not in (*NAMES, "all")]:
-        raise InputError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
+        raise UsageError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
     if limit is not None and out is None:
-        raise InputError("--limit is for trying things; give --out as well, so that it replaces no whole result")
+        raise UsageError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     if status:
         _list_results(out, work, report)
         return
@@ -80,7 +81,7 @@ def reproduce(
     place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
     chosen = _chosen(names or [], column or [], place)
     for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
@@ -90,8 +91,8 @@ def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
     results = out or (RESULTS if RESULTS.is_dir() else work)
     rows = status(results)
     for row in rows:
-        typer.echo(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
-    typer.echo(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
+        show(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
+    show(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
     if report is not None:
         write_json(report, rows)
 
@@ -104,9 +105,9 @@ def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:
     if "all" in names:
         absent = {c for task in chosen for c in task.sources if COLUMNS[c].dataset not in place.data}
         if absent:
-            typer.echo(f"left out, since --data names no images for them: {', '.join(sorted(absent))}")
+            say(f"skipped, because --data names no images for them: {', '.join(sorted(absent))}")
         chosen = [task for task in chosen if not absent & set(task.sources)]
     if not chosen:
         why = f"nothing to do at the {place.scale} scale with these columns and data"
-        raise InputError(f"{', '.join(names)}: {why} (a joint result needs all of its columns); see --status")
+        raise UsageError(f"{', '.join(names)}: {why} (a joint result needs all of its columns); see --status")
     return chosen

@@ -8,6 +8,7 @@ import typer
 
 from rws.benchmarks.cli.options import Report, check_targets, save
 from rws.edge.common.extras import require
+from rws.terminal import say, show
 
 Names = Annotated[
     Path | None, typer.Option(help="Class folders' names in the order of the logits; left out: the folders'.")
@@ -44,11 +45,11 @@ def zoo(
     check_targets(report)
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, typer.echo)
+    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say)
     result = run_entry(model, images, work, out, options)
     save(report, result)
     shown = ("clean", "summary", "build_minutes", "sizes", "torch")
-    typer.echo(json.dumps({key: value for key, value in result.items() if key in shown}))
+    show(json.dumps({key: value for key, value in result.items() if key in shown}))
 
 
 def zoo_curve(
@@ -73,7 +74,7 @@ def zoo_curve(
     check_targets(report)
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_curve
-    options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=typer.echo)
+    options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=say)
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
     save(report, result)

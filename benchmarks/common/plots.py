@@ -6,9 +6,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_hex
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,24 +17,26 @@ from rws.oracle.belief import CLEAN, FAMILIES
 LARGEST = 45_000
 PALETTES = (96, 64, 48, 32, 24, 16)
 
-# One hue per family, shades within it.
-COLOUR_MAPS = {"noise": "Reds", "blur": "Blues", "weather": "Greens", "digital": "Purples"}
+# Okabe and Ito's colours, which the colour-blind can distinguish: one per family, shades within it. Hatches show the
+# family in grey.
+FAMILY_COLOURS = {"noise": "#D55E00", "blur": "#0072B2", "weather": "#009E73", "digital": "#CC79A7"}
+FAMILY_HATCHES = {"noise": "....", "blur": "", "weather": "////", "digital": "xxxx"}
 CLEAN_COLOUR = "#e9ebef"
 INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
 ARM_STYLES = {
-    "std": ("no patch", "#9aa3b2", 1.6),
-    "trained": ("trained oracle", "#e4572e", 2.4),
-    "perfect": ("perfect oracle", "#1d2433", 1.4),
+    "std": ("no patch", "#6b7486", 1.6, "--"),
+    "trained": ("trained oracle", "#D55E00", 2.6, "-"),
+    "perfect": ("perfect oracle", "#1d2433", 1.6, ":"),
 }
-"""Label, colour and line width of each arm, in the order of the demo's table."""
+"""Label, colour, line width and line style of each arm, in the order of the demo's table."""
 
 
 def corruption_colours() -> dict[str, str]:
     """Return one colour for each corruption, and a pale grey for clean."""
     colours = {CLEAN: CLEAN_COLOUR}
     for family, members in FAMILIES.items():
-        shades = np.linspace(0.45, 0.9, len(members))
-        drawn = map(to_hex, plt.get_cmap(COLOUR_MAPS[family])(shades))
+        shades = LinearSegmentedColormap.from_list(family, ["white", FAMILY_COLOURS[family], "black"])
+        drawn = map(to_hex, shades(np.linspace(0.25, 0.7, len(members))))
         colours |= dict(zip(members, drawn, strict=True))
     return colours
 

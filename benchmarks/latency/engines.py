@@ -264,24 +264,29 @@ def _load_state_dict(name: str, setting: Setting) -> Engine:
     return Engine(name, model.predict, change, setting.device)
 
 
-def _onnx_model(setting: Setting, way: str) -> OnnxModel:
+def _onnx_model(setting: Setting, strategy: str) -> OnnxModel:
     model = setting.model
     return OnnxModel(
-        model.onnx, model.signatures, model.tensor_names, provider=setting.device, threads=setting.threads, strategy=way
+        model.onnx,
+        model.signatures,
+        model.tensor_names,
+        provider=setting.device,
+        threads=setting.threads,
+        strategy=strategy,
     )
 
 
-def _torch_model(setting: Setting, way: str) -> TorchModel:
+def _torch_model(setting: Setting, strategy: str) -> TorchModel:
     model = setting.model
     torch.set_num_threads(setting.threads)
-    if way == "torch_compile":
+    if strategy == "torch_compile":
         # Each repeat compiles again; after eight, Dynamo would give up and run eagerly without a word.
         torch.compiler.reset()
     patches, on = (model.signatures, model.tensor_names), setting.device
     if model.module is None:
-        return TorchModel.from_onnx(model.onnx, *patches, device=on, threads=setting.threads, strategy=way)
+        return TorchModel.from_onnx(model.onnx, *patches, device=on, threads=setting.threads, strategy=strategy)
     shape = (3, model.size, model.size)
-    return TorchModel(copy.deepcopy(model.module), *patches, image_shape=shape, device=on, strategy=way)
+    return TorchModel(copy.deepcopy(model.module), *patches, image_shape=shape, device=on, strategy=strategy)
 
 
 ENGINES: dict[str, Callable[[str, Setting], Engine]] = {

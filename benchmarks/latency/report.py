@@ -14,11 +14,11 @@ from rws.benchmarks.common.tables import Column, columns, label, terminal, write
 from rws.benchmarks.latency.run import LISTS, LatencyResult
 
 CSV_COLUMNS = (
-    *("model", "size", "threads", "way", "patch_every", "p50_ms", "p95_ms", "p99_ms", "ratio", "ratio_low"),
+    *("model", "size", "threads", "strategy", "patch_every", "p50_ms", "p95_ms", "p99_ms", "ratio", "ratio_low"),
     *("ratio_high", "runs", "load_ms", "warmup_ms", "provider"),
 )
 ENGINES = [
-    label("way", "way"),
+    label("strategy", "strategy"),
     Column("every", lambda row: row["patch_every"] or "never"),
     *columns({"p50": "p50_ms", "p95": "p95_ms", "p99": "p99_ms"}, ".2f"),
     Column("ratio", "ratio", ".3f"),
@@ -26,7 +26,7 @@ ENGINES = [
     Column("first", "warmup_ms", ".1f"),
 ]
 CHANGES = [
-    label("way", "way"),
+    label("strategy", "strategy"),
     *(
         Column(f"{title} {name}".strip(), f"{key}{suffix}", digits)
         for title, key in (("", ""), ("alone", "alone_"))
@@ -59,12 +59,12 @@ def print_latency(result: LatencyResult, console: Console) -> None:
         if found["stages"]:
             _print_stages(found["stages"], title, console)
         if found["sustained"]:
-            way = found["sustained"][0]["way"]
-            console.print(terminal(SUSTAINED, found["sustained"], f"{title}: sustained, {way}"))
+            strategy = found["sustained"][0]["strategy"]
+            console.print(terminal(SUSTAINED, found["sustained"], f"{title}: sustained, {strategy}"))
         for row in found["left_out"]:
             console.print(f"left out: {row['reason']}")
         for row in found["notes"]:
-            console.print(f"{row['way']}: {row['note']}")
+            console.print(f"{row['strategy']}: {row['note']}")
 
 
 def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
@@ -74,8 +74,8 @@ def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
         line = lines.setdefault(row["stage"], {"stage": str(row["stage"]).replace("_", " ")})
         line[f"patch every {row['patch_every'] or 'never'}"] = f"{row['p50_ms']:.3f}{ratio or ''}"
     rates = columns({title: title for title in next(iter(lines.values())) if title != "stage"})
-    way = f"the whole frame, {rows[0]['way']}, p50 ms"
-    console.print(terminal([label("stage", "stage"), *rates], lines.values(), f"{title}: {way}"))
+    strategy = f"the whole frame, {rows[0]['strategy']}, p50 ms"
+    console.print(terminal([label("stage", "stage"), *rates], lines.values(), f"{title}: {strategy}"))
 
 
 def write_rows(path: Path, result: LatencyResult) -> None:

@@ -144,9 +144,9 @@ class _Bench:
         self._model, self._threads, self._options, self._source = model, threads, options, source
         self._progress, self._rng = progress, random.Random(options.seed)
         self._inputs = np.random.default_rng(options.seed).random((8, 1, 3, model.size, model.size), np.float32)
-        self._ways: dict[tuple[str, int], Measured] = {}
+        self._strategies: dict[tuple[str, int], Measured] = {}
         self._stages: dict[int, Measured] = {}
-        self._stage_way = ""
+        self._stage_strategy = ""
         self._untouched: list[Block] = []
         self._times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self._providers: dict[str, str] = {}
@@ -165,23 +165,23 @@ class _Bench:
 
     def _repeat(self, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
         engines: dict[str, Engine] = {}
-        wanted = [way for way in ("untouched", *self._options.compared) if way not in self._left_out]
-        for way in self._rng.sample(wanted, len(wanted)):
+        wanted = [strategy for strategy in ("untouched", *self._options.compared) if strategy not in self._left_out]
+        for strategy in self._rng.sample(wanted, len(wanted)):
             try:
-                engines[way] = self._make(way, setting, expected)
+                engines[strategy] = self._make(strategy, setting, expected)
             except RwsError as error:
-                if way == "untouched":
+                if strategy == "untouched":
                     raise
-                self._left_out[way] = str(error)
+                self._left_out[strategy] = str(error)
                 self._tell(f"left out: {error}")
         cases = self._cases(engines, setting)
         baseline = cases.pop(("untouched", 0))
-        self._untouched += interleave(baseline, cases, self._options.rounds, self._rng, self._ways)
+        self._untouched += interleave(baseline, cases, self._options.rounds, self._rng, self._strategies)
         # A device holds one model: the whole frame is measured without the others in memory.
         cases.clear()
         engines.clear()
         try:
-            self._stage_way, stages = stage_cases(setting, self._source, PATCH_EVERY)
+            self._stage_strategy, stages = stage_cases(setting, self._source, PATCH_EVERY)
         except BundleError as error:
             self._left_out["whole frame"] = str(error)
             self._tell(f"left out: the whole frame: {error}")
@@ -190,49 +190,53 @@ class _Bench:
 
     def _cases(self, engines: Mapping[str, Engine], setting: Setting) -> dict[tuple[str, int], EngineCase]:
         cases = {}
-        for way, engine in engines.items():
-            numbers = count()  # one for all rates: what a way changes to is never what it has
+        for strategy, engine in engines.items():
+            numbers = count()  # one for all rates: what a strategy changes to is never what it has
             for every in _rates(engine):
-                cases[way, every] = EngineCase(engine, every, setting, self._inputs, numbers)
+                cases[strategy, every] = EngineCase(engine, every, setting, self._inputs, numbers)
         return cases
 
-    def _make(self, way: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Engine:
-        engine = make_engine(way, setting)
+    def _make(
+        self, strategy: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
+    ) -> Engine:
+        engine = make_engine(strategy, setting)
         started = time.perf_counter()
         engine.predict(self._inputs[0])
         warmup_ms = (time.perf_counter() - started) * 1e3
         check_outputs(engine, self._inputs[0], *expected)
-        self._times[way].append((engine.load_ms, warmup_ms))
-        self._providers[way], self._notes[way] = engine.provider, engine.note
+        self._times[strategy].append((engine.load_ms, warmup_ms))
+        self._providers[strategy], self._notes[strategy] = engine.provider, engine.note
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
-        ways = {key: measured for key, measured in self._ways.items() if key[0] not in self._left_out}
+        strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._left_out}
         return {
-            "rows": self._rows(ways),
-            "changes": _changes(ways),
-            "stages": stage_rows(self._stages, self._stage_way),
-            "left_out": [{"way": way, "reason": reason} for way, reason in self._left_out.items()],
-            "notes": [{"way": w, "note": note} for w, note in self._notes.items() if note and w not in self._left_out],
+            "rows": self._rows(strategies),
+            "changes": _changes(strategies),
+            "stages": stage_rows(self._stages, self._stage_strategy),
+            "left_out": [{"strategy": strategy, "reason": reason} for strategy, reason in self._left_out.items()],
+            "notes": [
+                {"strategy": w, "note": note} for w, note in self._notes.items() if note and w not in self._left_out
+            ],
         }
 
-    def _rows(self, ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
+    def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
         untouched = np.concatenate([block.ms for block in self._untouched])
-        ordered = sorted(ways, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
-        rows = [self._row(*key, ways[key].values(), ways[key].ratio()) for key in ordered]
+        ordered = sorted(strategies, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
+        rows = [self._row(*key, strategies[key].values(), strategies[key].ratio()) for key in ordered]
         return [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0)), *rows]
 
-    def _row(self, way: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
-        load_ms, warmup_ms = np.median(self._times[way], axis=0)
+    def _row(self, strategy: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
+        load_ms, warmup_ms = np.median(self._times[strategy], axis=0)
         return {
-            "way": way,
+            "strategy": strategy,
             "patch_every": every,
             **percentiles(values),
             **dict(zip(("ratio", "ratio_low", "ratio_high"), (round(value, 4) for value in ratio), strict=True)),
             "runs": len(values),
             "load_ms": round(float(load_ms), 2),
             "warmup_ms": round(float(warmup_ms), 3),
-            "provider": self._providers[way],
+            "provider": self._providers[strategy],
         }
 
     def sustain(self, sensors: Sensors) -> list[Row]:
@@ -248,7 +252,11 @@ class _Bench:
                 model.predict(self._inputs[number % len(self._inputs)])
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
-            row: Row = {"way": model.strategy, "patch_every": 1, "seconds": round(time.perf_counter() - started, 1)}
+            row: Row = {
+                "strategy": model.strategy,
+                "patch_every": 1,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows
@@ -266,12 +274,12 @@ def _rates(engine: Engine) -> tuple[int, ...]:
     return PATCH_EVERY[1:] if engine.name in ("reload", "reload_optimised", "sessions") else PATCH_EVERY
 
 
-def _changes(ways: Mapping[tuple[str, int], Measured]) -> list[Row]:
-    every_frame = {way: measured for (way, every), measured in ways.items() if every == 1}
+def _changes(strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
+    every_frame = {strategy: measured for (strategy, every), measured in strategies.items() if every == 1}
     rows = []
-    for way in sorted(every_frame, key=list(ENGINES).index):
-        measured = every_frame[way]
-        row: Row = {"way": way, "runs": len(measured.values())}
+    for strategy in sorted(every_frame, key=list(ENGINES).index):
+        measured = every_frame[strategy]
+        row: Row = {"strategy": strategy, "runs": len(measured.values())}
         for part, prefix in (("change", ""), ("alone", "alone_")):
             row |= {prefix + key: value for key, value in percentiles(measured.values(part)).items()}
             for slower in SLOWER:

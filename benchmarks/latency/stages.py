@@ -97,12 +97,12 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
-def stage_rows(stages: Mapping[int, Measured], way: str) -> list[Row]:
+def stage_rows(stages: Mapping[int, Measured], strategy: str) -> list[Row]:
     """Return a row per stage; for the whole frame, without and with reading, also the ratio to `untouched`."""
     rows: list[Row] = []
     for (every, measured), stage in product(stages.items(), (*STAGES, WHOLE, WHOLE_WITH_READ)):
         part = None if stage == WHOLE else stage
-        row: Row = {"way": way, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
+        row: Row = {"strategy": strategy, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
         ratio = [None] * 3 if stage in STAGES else [round(value, 4) for value in measured.ratio(part)]
         rows.append(row | dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True)))
     return rows

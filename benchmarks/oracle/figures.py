@@ -198,9 +198,13 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     axis.set_axisbelow(True)
     axis.tick_params(length=0, colors=INK, labelsize=8.5)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_xlabel("regret, points of accuracy (below 0: better than being told)", color=MUTED)
+    axis.set_xlabel("regret, points of accuracy (below 0: better than the perfect oracle)", color=MUTED)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5, columnspacing=1.2, handlelength=1.2)
-    _title(axis, "What keeps us from being as good as told?", "single frames, severities 1–5, mean of the severities")
+    _title(
+        axis,
+        "What keeps us from being as good as a perfect oracle?",
+        "single frames, severities 1–5, mean of the severities",
+    )
     return figure
 
 

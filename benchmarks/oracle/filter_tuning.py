@@ -15,7 +15,7 @@ import numpy as np
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import observe_streams
 from rws.benchmarks.streams.protocols import PROTOCOLS, Floats, Ints, Stream, make_stream
-from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, perfect_accuracy, switch_rate
+from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, mix_change_rate, perfect_accuracy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.oracle.belief import Belief
@@ -51,7 +51,7 @@ SPACE: Space = {
 
 
 class TriedSettings(TypedDict):
-    """Settings, and what they reach: see `tune_filter`; by protocol regret and loss (points), percent of switches."""
+    """Settings, and what they reach (see `tune_filter`): by protocol regret and loss, points; mix changes, percent."""
 
     filter: dict[str, Any]
     policy: dict[str, Any]
@@ -60,7 +60,7 @@ class TriedSettings(TypedDict):
     clean_loss: float
     regret: dict[str, float]
     ta_lost: dict[str, float]
-    switch_rate: dict[str, float]
+    mix_change_rate: dict[str, float]
 
 
 class FilterResult(TypedDict):
@@ -190,7 +190,7 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Tri
     smooth = BeliefFilter(bundle.manifest.corruptions, bundle.manifest.severity_levels, **prior, **settings["filter"])
     policy = make_policy(bundle.table, settings["policy"])
     scores, losses, clean_losses = [], [], []
-    regret, ta_lost, switches = (defaultdict[str, list[float]](list) for _ in range(3))
+    regret, ta_lost, changes = (defaultdict[str, list[float]](list) for _ in range(3))
     for case in cases:
         accuracy, chosen = _expected(case.stream, bundle.table, list(_mixes(case, smooth, policy)))
         by_type = mean_by_type(case.stream, accuracy)
@@ -199,7 +199,7 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Tri
         clean_losses.append(float(perfect[0]) - ta)
         regret[protocol].append(float(np.nanmean(perfect[1:])) - ra)
         ta_lost[protocol].append(clean_losses[-1])
-        switches[protocol].append(switch_rate(case.stream, chosen))
+        changes[protocol].append(mix_change_rate(case.stream, chosen))
         if protocol == "mixed":
             losses.append(case.baseline - float(np.nanmean(by_type)))
         else:
@@ -212,7 +212,7 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Tri
         clean_loss=round(float(np.mean(clean_losses)), 3),
         regret=_means(regret),
         ta_lost=_means(ta_lost),
-        switch_rate=_means(switches),
+        mix_change_rate=_means(changes),
     )
 
 

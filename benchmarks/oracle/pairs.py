@@ -35,10 +35,10 @@ Pair = tuple[str, str]
 
 
 class PairRow(TypedDict, total=False):
-    """An arm (`way`), whether it knows the pair (`told`), and percent: accuracies, and frames under two signatures."""
+    """An arm, whether it knows the pair (`perfect_oracle`); percent: accuracies, and frames under two signatures."""
 
-    way: str
-    told: bool
+    arm: str
+    perfect_oracle: bool
     accuracy: float
     accuracy_3: float
     accuracy_5: float
@@ -196,7 +196,9 @@ def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> Scores:
 def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> PairRow:
     percent = partial(frames.percent, right)
     accuracy, accuracy_3, accuracy_5 = (round(percent(2, severity), 2) for severity in (None, 3, 5))
-    row = PairRow(way=arm, told=arm in KNOWING, accuracy=accuracy, accuracy_3=accuracy_3, accuracy_5=accuracy_5)
+    row = PairRow(
+        arm=arm, perfect_oracle=arm in KNOWING, accuracy=accuracy, accuracy_3=accuracy_3, accuracy_5=accuracy_5
+    )
     if arm not in KNOWING:
         row["ta"], row["single"] = round(percent(0), 2), round(percent(1), 2)
         if arm != "std":
@@ -221,8 +223,8 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs
 
 _ACCURACIES = {"accuracy": "accuracy", **{f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}}
 _COLUMNS = (
-    label("way", "way"),
-    label("told", lambda row: "yes" if row["told"] else "no"),
+    label("arm", "arm"),
+    label("perfect oracle", lambda row: "yes" if row["perfect_oracle"] else "no"),
     *columns(_ACCURACIES | {"clean": "ta", "one corruption": "single", "% composed": "composed"}, ".2f"),
 )
 

@@ -20,7 +20,7 @@ def _soak() -> list[tuple[str, str]]:
     memory, ages = soak["memory_mb"], soak["age_ms"]
 
     def age(what: str) -> str:
-        return f"{ages[f'{what}, p50']:.1f} / {ages[f'{what}, p95']:.1f}"
+        return f"{ages[f'{what}_p50']:.1f} / {ages[f'{what}_p95']:.1f}"
 
     received = f"{soak['received']:,} = {soak['frames']:,} + {soak['dropped']:,} + {soak['rejected']:,}"
     return [
@@ -28,10 +28,10 @@ def _soak() -> list[tuple[str, str]]:
         ("frames per second, 640 x 480", f"{soak['fps']:.0f}"),
         ("frames sent by the camera", f"{soak['sent']:,}"),
         ("received = results + dropped + rejected", received),
-        ("from the camera's picture to the client's, ms, p50 / p95", age("from camera to client")),
-        ("from arrival to result, ms, p50 / p95", age("from arrival to result")),
-        ("memory after a minute / at the end, MB", f"{memory['after warm-up']:.1f} / {memory['at the end']:.1f}"),
-        *((promise, "yes" if kept else "**no**") for promise, kept in soak["held"].items()),
+        ("from the camera's picture to the client's, ms, p50 / p95", age("camera_to_client")),
+        ("from arrival to result, ms, p50 / p95", age("arrival_to_result")),
+        ("memory after a minute / at the end, MB", f"{memory['after_warm_up']:.1f} / {memory['at_end']:.1f}"),
+        *((promise, "yes" if kept else "**no**") for promise, kept in soak["promises"].items()),
     ]
 
 
@@ -44,7 +44,7 @@ TABLES = {
         label("promised", lambda case: case["promised"].rstrip(".")),
         label("happened", _happened),
         columns({"in": "frames_in", "out": "frames_out", "dropped": "dropped"}, ","),
-        Column("rejected", lambda case: sum(case["rejected"].values()), ","),
+        Column("rejected", lambda case: sum(case["rejected_by_reason"].values()), ","),
     ),
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
     "soak": _SOAK,

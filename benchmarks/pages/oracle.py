@@ -6,7 +6,7 @@ from typing import Any
 from rws.benchmarks.common.tables import Column, columns, label
 from rws.benchmarks.pages.results import find, interval, lookup, spoken, table
 
-RULES = {"std": "never patched", "perfect": "told type and severity", "best": "told, best of the gain table"}
+RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
 CHOSEN = {
     "plain": "",
@@ -15,18 +15,18 @@ CHOSEN = {
     "both": ", weight on clean and threshold",
 }
 PAIRS = {
-    "std": "never patched",
-    "single": "told: the best single signature",
-    "both": "told: both signatures, each at its α",
-    "averaged": "told: both, at half their α",
-    "scaled": "told: both, at the best common scale of α",
+    "std": "no patch",
+    "single": "perfect oracle: the best single signature",
+    "both": "perfect oracle: both signatures, each at its α",
+    "averaged": "perfect oracle: both, at half their α",
+    "scaled": "perfect oracle: both, at the best common scale of α",
     "shipped": "**the bundle's policy**",
     "expected": "expected accuracy: one signature",
     "composed": "expected accuracy, but both of the two most probable where both are probable",
 }
 METHODS = {
-    "std": "never patched",
-    "std_unfolded": "never patched, BatchNorm as layers",
+    "std": "no patch",
+    "std_unfolded": "no patch, BatchNorm as layers",
     "always": "all signatures averaged, always",
     "augmented": "one model, all corruptions as augmentation",
     "bn_batch": "BatchNorm statistics of the batch",
@@ -35,9 +35,9 @@ METHODS = {
     "tent_scaled": "Tent, rate scaled to the batch",
     "frame": "**ours, frame by frame**",
     "trained": "**ours, with the temporal filter**",
-    "perfect": "told type and severity",
-    "best": "told, best of the gain table",
-    "all_models": "told: 20 whole models, two epochs each",
+    "perfect": "perfect oracle",
+    "best": "perfect oracle, best of the gain table",
+    "all_models": "perfect oracle: 20 whole models, two epochs each",
 }
 ENGINES = {"torch": "Torch", "onnx": "ONNX Runtime"}
 CASES = {
@@ -108,7 +108,7 @@ def _by_method(row: Row) -> tuple[Any, ...]:
 
 def _baselines() -> list[Row]:
     rows: dict[Any, dict[str, Any]] = {}
-    for row in sorted(lookup("rivals.rows"), key=_by_method):
+    for row in sorted(lookup("baselines.rows"), key=_by_method):
         rows.setdefault(_by_method(row), dict(row))[row["protocol"]] = f"{row['ra']:.1f} / {row['ta']:.1f}"
     return list(rows.values())
 
@@ -153,7 +153,7 @@ TABLES = {
     ),
     "pairs": table(
         "pairs.rows",
-        label("", lambda row: PAIRS[row["way"]]),
+        label("", lambda row: PAIRS[row["arm"]]),
         columns({"two at once": "accuracy", "severity 3": "accuracy_3", "severity 5": "accuracy_5"}, ".2f"),
         columns({"TA": "ta", "one at once": "single"}, ".2f"),
     ),
@@ -165,8 +165,8 @@ TABLES = {
     "unseen": table(
         _unseen,
         label("left out", lambda row: spoken(row["corruption"])),
-        columns({"never patched": "std", "ours": "ours"}, ".2f"),
-        columns({"told: best neighbour's": "borrowed", "told: its own": "own"}, ".2f"),
+        columns({"no patch": "std", "ours": "ours"}, ".2f"),
+        columns({"perfect oracle: best neighbour's": "borrowed", "perfect oracle: its own": "own"}, ".2f"),
         columns({"gain": "gain", "worst severity": "worst"}, "+.2f"),
         Column("neighbour", "neighbour"),
     ),
@@ -174,7 +174,7 @@ TABLES = {
         _ours,
         label("", lambda row: f"{row['protocol']}, {_method(row)}"),
         columns({"RA": "ra", "regret": "regret", "TA": "ta"}, ".2f"),
-        columns({"right mix, %": "right", "switches, %": "switch_rate"}, ".1f"),
+        columns({"right mix, %": "right", "mix changes, %": "mix_change_rate"}, ".1f"),
         Column("delay: median / mean / p95", _delay),
     ),
     "baselines": table(
@@ -184,7 +184,7 @@ TABLES = {
         columns({protocol: protocol for protocol in PROTOCOLS}),
     ),
     "baselines cost": table(
-        lambda: sorted(lookup("rivals.cost.rows"), key=_by_method),
+        lambda: sorted(lookup("baselines.cost.rows"), key=_by_method),
         label("cost", _method),
         Column("engine", lambda row: ENGINES[row["engine"]]),
         Column("batch", "batch"),

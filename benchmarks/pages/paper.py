@@ -94,7 +94,7 @@ def table1(scale: str, found: Results) -> str:
     def name(cells: Any) -> str:
         row = cells[0]
         layers = "" if row["layers"] is None else f", {row['layers'] or 'all'} layers, {row['bits']} bit"
-        return METHODS[row["way"]] + layers + (f": **{row['oracle']}**" if "oracle" in row else "")
+        return METHODS[row["method"]] + layers + (f": **{row['oracle']}**" if "oracle" in row else "")
 
     def storage(cells: Any) -> str:
         values = sorted({f"{cell['storage']:.2f}" for cell in cells}, key=float)
@@ -107,7 +107,7 @@ def table1(scale: str, found: Results) -> str:
 def residuals(scale: str, found: Results) -> str:
     """Return the residual of each recipe, and the scores of its oracle."""
     rows = [
-        {"name": TITLES[column], "made": METHODS[find(result["rows"], way="residual")["made"]], **result["oracle"]}
+        {"name": TITLES[column], "made": METHODS[find(result["rows"], method="residual")["made"]], **result["oracle"]}
         for column, result in found.items()
     ]
     knows = {"oracle, one frame: type at severity 5, %": "type_accuracy", "clean recall, %": "clean_recall"}
@@ -118,9 +118,9 @@ def residuals(scale: str, found: Results) -> str:
 def table3(scale: str, found: Results) -> str:
     """Return RA on the target's test images by source."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in sorted(found["vgg16"]["rows"], key=lambda row: row["way"] != ""):
+    for row in sorted(found["vgg16"]["rows"], key=lambda row: row["method"] != ""):
         own = "**" if row["source"] == row["target"] else ""
-        method, source = METHODS.get(row["way"], "never patched"), row["source"] and f"signatures from {row['source']}"
+        method, source = METHODS.get(row["method"], "no patch"), row["source"] and f"signatures from {row['source']}"
         known = rows.setdefault((method, source), {"method": method, "source": source})
         known[row["target"]] = f"{own}{row['ra']:.2f}{own}"
     targets = dict.fromkeys(row["target"] for row in found["vgg16"]["rows"])
@@ -142,7 +142,7 @@ def table5(scale: str, found: Results) -> str:
     """Return TA / RA / storage of whole models at few bits, and of signatures at few bits."""
 
     def name(cells: Any) -> str:
-        return f"{'' if cells[0]['way'] == 'robust' else 'signatures: '}{METHODS[cells[0]['way']]}"
+        return f"{'' if cells[0]['method'] == 'robust' else 'signatures: '}{METHODS[cells[0]['method']]}"
 
     heads = [label(f"{scale} scale: TA / RA / storage", name), Column("bits", lambda cells: cells[0]["bits"])]
     return markdown([*heads, *_everywhere(found, "{ta:.1f} / {ra:.1f} / {storage:.2f}")], _rows(found))
@@ -165,13 +165,13 @@ def tuned(scale: str, found: Results) -> str:
     """Return the scores of the methods to make a signature."""
     scores = {"RA, validation images": "validation", "RA": "ra", "8 bit": "ra_8bit", "4 bit": "ra_4bit"}
     rows = [
-        {"column": TITLES[column]} | row | ({"minutes": row["train_seconds"] / 60} if row["way"] else {})
+        {"column": TITLES[column]} | row | ({"minutes": row["train_seconds"] / 60} if row["method"] else {})
         for column, result in found.items()
-        for row in ({"way": "", "ra_pairs": result["ra_pairs_never_patched"]}, *result["rows"])
+        for row in ({"method": "", "ra_pairs": result["ra_pairs_no_patch"]}, *result["rows"])
     ]
     table = [
         label(f"{scale} scale", "column"),
-        label("signatures", lambda row: METHODS.get(row["way"], "never patched")),
+        label("signatures", lambda row: METHODS.get(row["method"], "no patch")),
         *columns({**scores, "two corruptions at once": "ra_pairs"}, ".2f"),
         Column("epochs", "epochs"),
         Column("training of 19, minutes", "minutes", ".1f"),
@@ -181,7 +181,7 @@ def tuned(scale: str, found: Results) -> str:
 
 def smaller(scale: str, found: Results) -> str:
     """Return RA against bytes."""
-    method = METHODS[next(iter(found.values()))["way"]]
+    method = METHODS[next(iter(found.values()))["method"]]
     sized = {
         column: {"rows": [row | {"share": row["bytes"] / result["model_bytes"]} for row in result["rows"]]}
         for column, result in found.items()
@@ -226,12 +226,12 @@ def goals() -> str:
 
 
 def _reached(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    found = {(row["way"], row["layers"], row["bits"], row.get("oracle")): row for row in rows}
-    shipped = next(row["way"] for row in rows if row.get("oracle"))
+    found = {(row["method"], row["layers"], row["bits"], row.get("oracle")): row for row in rows}
+    shipped = next(row["method"] for row in rows if row.get("oracle"))
     exact, eight, four = (found[shipped, 5, bits, None] for bits in (32, 8, 4))
     paper = max(found["projected", 5, 32, None]["ra"], found["restart", 5, 32, None]["ra"])
     ours = found[shipped, 5, 8, "trained oracle"]["ra"]
-    robust, augmented = (found[way, None, 32, None]["ra"] for way in ("robust", "augmented"))
+    robust, augmented = (found[kind, None, 32, None]["ra"] for kind in ("robust", "augmented"))
     values = [f"{value:.2f}" for value in (eight["ta"], eight["ra"], robust - eight["ra"], eight["ra"] - paper)]
     values += [f"{row['storage']:.3f}" for row in (eight, four)]
     values += [f"{value:.2f}" for value in (exact["ra"] - four["ra"], ours - paper, ours - augmented)]

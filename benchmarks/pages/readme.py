@@ -10,10 +10,10 @@ from rws.benchmarks.common.tables import Column, columns, label, markdown, sprea
 from rws.benchmarks.pages.results import find, interval, link, lookup, machine, matching, read, spoken, table
 
 ARMS = {
-    "std": "never patched",
+    "std": "no patch",
     "trained": "**trained oracle**",
-    "perfect": "told type and severity (perfect oracle)",
-    "best": "told, best action of the gain table",
+    "perfect": "perfect oracle (type and severity known)",
+    "best": "perfect oracle, best action of the gain table",
     "always": "all signatures averaged, always on",
 }
 SLOWER = {
@@ -39,7 +39,7 @@ LATENCIES = (
     ("ResNet-50, 224 px", "resnet50", 224, "latency_live", "latency"),
     ("MobileNetV2, 224 px", "mobilenet_v2", 224, "latency_live_small", "latency"),
 )
-RATES = {0: "never patched", 10: "patched on every tenth frame", 1: "patched on every frame"}
+RATES = {0: "no patch", 10: "patched on every tenth frame", 1: "patched on every frame"}
 BUNDLE = ROOT / "edge/bundle/default/bundle.json"
 BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors")
 
@@ -51,9 +51,9 @@ def _replay() -> Iterator[dict[str, Any]]:
 
 
 def _methods() -> list[dict[str, Any]]:
-    result = read("ways")
+    result = read("methods")
     std = {key: result["std"][key] for key in ("ra", "ra_two_corruptions")}
-    return [{"name": "never patched"} | std, *({"name": name} | result[name] for name in ("tuned", "residual"))]
+    return [{"name": "no patch"} | std, *({"name": name} | result[name] for name in ("tuned", "residual"))]
 
 
 def _minutes(seconds: float | None) -> str | None:
@@ -64,8 +64,8 @@ def _engines(result: str, model: str, size: int) -> dict[str, Any]:
     def own(rows: str) -> list[dict[str, Any]]:
         return [r for r in lookup(f"{result}.{rows}") if (r["model"], r["size"]) == (model, size)]
 
-    rows = {f"{r['way']} {r['patch_every']}": r | {"interval": interval(r, "ratio_")} for r in own("rows")}
-    change = find(own("changes"), way="live")
+    rows = {f"{r['strategy']} {r['patch_every']}": r | {"interval": interval(r, "ratio_")} for r in own("rows")}
+    change = find(own("changes"), strategy="live")
     for key in [key for key in change if f"alone_{key}" in change]:
         change[f"{key} alone"] = f"{change[key]:.0f} / {change[f'alone_{key}']:.0f}"
     frame = find(own("stages"), stage="whole", patch_every=1)
@@ -83,7 +83,7 @@ def latency_table() -> str:
     lines = [
         Column("untouched ONNX Runtime session, ms", "live.untouched 0.p50_ms", ".2f"),
         Column("a second one, identical: the noise", "live.untouched_again 0.interval"),
-        Column("**live weights, never patched**", "live.live 0.interval"),
+        Column("**live weights, no patch**", "live.live 0.interval"),
         Column("live weights, a new patch on every tenth frame", "live.live 10.interval"),
         Column("**live weights, a new patch on every frame**", "live.live 1.interval"),
         Column(again, lambda case: "{p50_ms:.3f} / {alone_p50_ms:.3f}".format(**case["others"]["change"])),
@@ -92,7 +92,7 @@ def latency_table() -> str:
         Column("load, untouched / live weights, ms", "live.loads"),
         *columns({f"{title}, every tenth frame": f"others.{e} 10.ratio" for e, title in OTHERS.items()}, ".2f"),
         Column("source: untouched, live weights, whole frame, load", "live.source"),
-        Column("source: change of mix, other ways", "others.source"),
+        Column("source: change of mix, other strategies", "others.source"),
     ]
     return markdown(*spread(lines, cases, ["one thread, batch 1", *(row[0] for row in LATENCIES)]))
 
@@ -106,7 +106,7 @@ def threads_table() -> str:
     models = _models("latency_2threads")
     lines = {
         "a second untouched session": "untouched_again 0.interval",
-        "live weights, never patched": "live 0.interval",
+        "live weights, no patch": "live 0.interval",
         "live weights, a new patch on every frame": "live 1.interval",
         "weights as graph inputs": "inputs 0.interval",
     }
@@ -149,8 +149,8 @@ def storage_table() -> str:
 
 def _precision() -> list[dict[str, Any]]:
     result = read("signatures")
-    never = {"bits": "never patched", "ra": result["ra_never_patched"], "ta_after_reset": result["ta"]}
-    return [never, *result["rows"]]
+    no_patch = {"bits": "no patch", "ra": result["ra_no_patch"], "ta_after_reset": result["ta"]}
+    return [no_patch, *result["rows"]]
 
 
 def _bundle_megabytes(files: tuple[str, ...]) -> str:
@@ -175,8 +175,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "corruptions": table(
         "replay_severity5.per_corruption",
         label("severity 5", "name"),
-        columns({"never patched": "std", "trained oracle": "trained"}, ".1f"),
-        columns({"told type and severity": "perfect", ARMS["always"]: "always"}, ".1f"),
+        columns({"no patch": "std", "trained oracle": "trained"}, ".1f"),
+        columns({"perfect oracle": "perfect", ARMS["always"]: "always"}, ".1f"),
     ),
     "methods": table(
         _methods,

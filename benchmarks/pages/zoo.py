@@ -10,7 +10,7 @@ from rws.benchmarks.pages.results import lookup, matching, read, spoken, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
-LABELS = {"std": "clean model", "trained": "trained oracle", "told": "told"}
+LABELS = {"std": "clean model", "trained": "trained oracle", "perfect": "perfect oracle"}
 
 Result = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def zoo_table(results: Sequence[Result]) -> str:
             for severity in TWO_SEVERITIES
             for arm, title in LABELS.items()
         ),
-        Column("**accuracy won back, told, %**", "summary.accuracy.won_back.told", ".1f"),
+        Column("**accuracy won back, perfect oracle, %**", "summary.accuracy.won_back.perfect", ".1f"),
         Column("**accuracy won back, trained oracle, %**", "summary.accuracy.won_back.trained", ".1f"),
         Column("clean predictions changed, % (95 %)", _changed),
         Column("a signature, % of the model's bytes", "sizes.signature_percent", ".2f"),
@@ -56,7 +56,7 @@ def _changed(result: Result) -> str:
 
 def _won_back(result: Result) -> str:
     won = result["summary"]["accuracy"]["won_back"]
-    return f"**{won['trained']:.1f}** / {won['told']:.1f}"
+    return f"**{won['trained']:.1f}** / {won['perfect']:.1f}"
 
 
 def _by_corruption() -> Mapping[str, Result]:
@@ -90,7 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("first n convolutions", "layers"),
         Column("parameters", "parameters", ","),
         Column("% of the model's bytes", "signature_percent", ".2f"),
-        columns({"never patched": "std", "told": "told"}, ".1f"),
+        columns({"no patch": "std", "perfect oracle": "perfect"}, ".1f"),
     ),
 }
 README_TABLES: dict[str, Callable[[], str]] = {
@@ -99,7 +99,7 @@ README_TABLES: dict[str, Callable[[], str]] = {
         label("", _title),
         Column("clean", "clean.accuracy", ".1f"),
         columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
-        Column("won back, trained / told, %", _won_back),
+        Column("won back, trained / perfect oracle, %", _won_back),
         Column("clean answers changed, % (95 %)", _changed),
         Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
         Column("build, minutes", "build_minutes.all", ".0f"),

@@ -15,7 +15,7 @@ from rws.training.jobs.store import Progress
 from rws.training.oracle.calibration import OracleScores
 
 SCALES = ("small", "full")
-WAYS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
+METHODS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
 RECIPES = Path(__file__).parent / "recipes"
 
 

@@ -187,7 +187,7 @@ def fig6(measure: Measure, images: int = 300) -> Result:
         "layers": counts,
         "ra": _rounded([reached(with_layers(layers)) for layers in counts], 2),
         "share": _rounded([sum(values[name] for name in measure.tensors(n)) / sum(values.values()) for n in counts], 4),
-        "never_patched": round(reached([measure.std] * len(CORRUPTIONS)), 2),
+        "no_patch": round(reached([measure.std] * len(CORRUPTIONS)), 2),
         "whole_robust_models": round(reached(map(measure.robust, CORRUPTIONS)), 2),
         "test_images": min(images, len(measure.clean)),
     }
@@ -197,7 +197,7 @@ def draw_fig6(result: Mapping[str, Any]) -> Figure:
     """Draw the curve between no patch and the whole robust models."""
     figure, axis = plt.subplots(figsize=(4.8, 2.8), layout="constrained")
     places = np.arange(len(result["layers"]) + 1)
-    axis.plot(places, [result["never_patched"], *result["ra"]], color=_COLOURS[0], lw=1.8, marker="o", ms=3.5)
+    axis.plot(places, [result["no_patch"], *result["ra"]], color=_COLOURS[0], lw=1.8, marker="o", ms=3.5)
     axis.axhline(result["whole_robust_models"], color=_COLOURS[1], lw=1.2, ls="--", label="19 whole robust models")
     axis.axvline(5, color=GRID, lw=6, zorder=0)
     labels = ["0", *map(str, result["layers"][:-1]), "all"]
@@ -210,15 +210,15 @@ def draw_fig6(result: Mapping[str, Any]) -> Figure:
 def fig7(measure: Measure, images: int = 100) -> Result:
     """Measure accuracy (mean of 19) by strength and severity, of the paper's signatures and of the column's own."""
     found = {}
-    for way in dict.fromkeys(("residual", measure.shipped)):
+    for method in dict.fromkeys(("residual", measure.shipped)):
         table = np.zeros((5, len(_ALPHAS)))
         for corruption in CORRUPTIONS:
-            deltas = measure.deltas(way, corruption)
+            deltas = measure.deltas(method, corruption)
             models = [patched(measure.std, composed([(deltas, alpha)])) for alpha in _ALPHAS]
             for severity in range(1, 6):
                 test = measure.tests(corruption, severity).first(images)
                 table[severity - 1] += [accuracy(model, test) for model in models]
-        found[way] = _rounded(table / len(CORRUPTIONS), 2)
+        found[method] = _rounded(table / len(CORRUPTIONS), 2)
     return {"alphas": list(_ALPHAS), "ra": found, "test_images": min(images, len(measure.clean))}
 
 
@@ -226,12 +226,12 @@ def draw_fig7(result: Mapping[str, Any]) -> Figure:
     """Draw one line per severity."""
     figure, axes = _beside(len(result["ra"]), (7.4, 2.9), sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
-    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
+    for axis, (method, table) in zip(axes, result["ra"].items(), strict=True):
         for severity, (shade, line) in enumerate(zip(shades, table, strict=True), start=1):
             axis.plot(result["alphas"], line, color=shade, lw=1.6, label=f"severity {severity}")
             best = int(np.argmax(line))
             axis.plot(result["alphas"][best], line[best], "o", color=shade, ms=5)
-        axis.set(xlabel="strength α", title=way)
+        axis.set(xlabel="strength α", title=method)
     axes[0].set_ylabel("accuracy, mean of 19, %")
     axes[0].legend(frameon=False, fontsize=7.5)
     return figure
@@ -242,16 +242,16 @@ def fig8(measure: Measure, images: int = 300) -> Result:
     test, validation = measure.clean.first(images), measure.validation.first(images)
     pairs = list(combinations(COMPOSED, 2))
     found = {}
-    for way in dict.fromkeys(("residual", measure.shipped)):
-        alphas = measure.score(Variant(way))["alpha"]
+    for method in dict.fromkeys(("residual", measure.shipped)):
+        alphas = measure.score(Variant(method))["alpha"]
         mixes: dict[str, Deltas] = {"none": {}}
-        mixes |= {name: composed([(measure.deltas(way, name), alphas[name])]) for name in COMPOSED}
+        mixes |= {name: composed([(measure.deltas(method, name), alphas[name])]) for name in COMPOSED}
         for pair in pairs:
-            mixes[" + ".join(pair)] = measure.both(way, pair, measure.doubled(validation, pair, "validation"))
+            mixes[" + ".join(pair)] = measure.both(method, pair, measure.doubled(validation, pair, "validation"))
         models = [patched(measure.std, mix) for mix in mixes.values()]
         tests = {name: measure.tests(name).first(images) for name in COMPOSED}
         tests |= {" + ".join(pair): measure.doubled(test, pair) for pair in pairs}
-        found[way] = {
+        found[method] = {
             name: _rounded([accuracy(model, judged) for model in models], 1) for name, judged in tests.items()
         }
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
@@ -260,13 +260,13 @@ def fig8(measure: Measure, images: int = 300) -> Result:
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
     """Draw what each mix wins over no patch, in points."""
     figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
-    for axis, (way, table) in zip(axes, result["ra"].items(), strict=True):
+    for axis, (method, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
         gain = scores[:, 1:] - scores[:, :1]
         _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
         for (row, column), value in np.ndenumerate(gain):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
-        axis.set(title=f"{way}: points won", xlabel="signatures")
+        axis.set(title=f"{method}: points won", xlabel="signatures")
     axes[0].set_ylabel("test images")
     return figure
 

@@ -36,12 +36,12 @@ WHOLE = ("std", "augmented", "robust")
 class Variant:
     """Which weights are judged.
 
-    `way` is `std`, `augmented` (one model, all corruptions as augmentation) or `robust` (a whole model a corruption),
-    or how signatures are made: one of `WAYS` (`residual`: the recipe's projection), `projected` (the paper's residual),
+    `method` is `std`, `augmented` (one model, all corruptions as augmentation), `robust` (a model per corruption),
+    or how signatures are made: one of `METHODS` (`residual`: the recipe's projection), `projected` (the paper's),
     `plain` (θ_r − θ_std) or `restart` (the paper's second option: θ_r − θ_init on θ_init as the standard model).
     """
 
-    way: str
+    method: str
     layers: int = 5  # of signatures: the shallowest n; 0: all, the head included
     bits: int = 32  # 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models
     per: str = "channel"  # one scale a `channel` or a `tensor`
@@ -49,8 +49,8 @@ class Variant:
     @property
     def key(self) -> str:
         """Its name in files."""
-        layers = "" if self.way in WHOLE else f"-{self.layers or 'all'}layers"
-        return f"{self.way}{layers}-{self.bits}bit" + ("-per_tensor" if self.per == "tensor" else "")
+        layers = "" if self.method in WHOLE else f"-{self.layers or 'all'}layers"
+        return f"{self.method}{layers}-{self.bits}bit" + ("-per_tensor" if self.per == "tensor" else "")
 
 
 def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
@@ -118,7 +118,7 @@ class Measure:
 
     @property
     def shipped(self) -> str:
-        """The way of the signatures that the column's bundle carries."""
+        """The method of the signatures that the column's bundle carries."""
         settings = self.build.recipe
         return f"tuned-{settings.tuned.target}" if settings.signatures.way == "tuned" else settings.signatures.way
 
@@ -155,16 +155,16 @@ class Measure:
         """The convolutions of each layer; a ResNet's block is one."""
         return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
 
-    def deltas(self, way: str, corruption: str, layers: int = 5) -> Deltas:
-        """Return one signature, float32, on the CPU; `way` as in `Variant`."""
-        if way.startswith("tuned"):
-            return self.build.signature(way, corruption)
+    def deltas(self, method: str, corruption: str, layers: int = 5) -> Deltas:
+        """Return one signature, float32, on the CPU; `method` as in `Variant`."""
+        if method.startswith("tuned"):
+            return self.build.signature(method, corruption)
         init, std, robust = (dict(m.named_parameters()) for m in (self.init, self.std, self.robust(corruption)))
-        if way == "restart":
+        if method == "restart":
             std = init
         own = self.build.recipe.signatures.projection
         projection = {"residual": own, "projected": "per_tensor", "restart": "per_tensor", "plain": "plain"}
-        found = residual_signature(init, std, robust, self.tensors(layers), projection[way])
+        found = residual_signature(init, std, robust, self.tensors(layers), projection[method])
         return {name: delta.cpu() for name, delta in found.items()}
 
     def calibrated(
@@ -179,18 +179,18 @@ class Measure:
         pixels = corrupted(images.pixels, [(name, 3.0) for name in pair], self.build.recipe.seed, purpose)
         return Images(pixels, images.labels, images.classes)
 
-    def both(self, way: str, pair: Sequence[str], doubled: Images) -> Deltas:
+    def both(self, method: str, pair: Sequence[str], doubled: Images) -> Deltas:
         """Return R_a + R_b at the common strength that is best on validation images with both corruptions."""
-        total = composed([(self.deltas(way, name), 1.0) for name in pair])
+        total = composed([(self.deltas(method, name), 1.0) for name in pair])
         alpha, _ = self.calibrated(self.std, total, doubled)
         return composed([(total, alpha)])
 
     def canonical(self, variant: Variant) -> Variant:
         """Return the same variant, under its own name if the recipe's residual has one."""
-        if variant.way != "residual":
+        if variant.method != "residual":
             return variant
         names = {"per_tensor": "projected", "plain": "plain"}
-        return replace(variant, way=names.get(self.build.recipe.signatures.projection, "residual"))
+        return replace(variant, method=names.get(self.build.recipe.signatures.projection, "residual"))
 
     def score(self, variant: Variant) -> Score:
         """Return the scores of a variant; measured once, then read."""
@@ -209,26 +209,26 @@ class Measure:
         return [REPRODUCE_VERSION, self.build.identity(), self.clean.digest()]
 
     def _measure(self, variant: Variant) -> Score:
-        if variant.way not in WHOLE:
+        if variant.method not in WHOLE:
             return self._measure_signatures(variant)
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
         size = code_bytes(shapes, variant.bits, variant.per)
-        one = _stored(self.std if variant.way != "augmented" else fold_batchnorm(self.build.augmented()), variant)
+        one = _stored(self.std if variant.method != "augmented" else fold_batchnorm(self.build.augmented()), variant)
         score = Score(ta=accuracy(one, self.clean), ra={}, bytes=size, alpha={}, validation={})
         for name in CORRUPTIONS:
-            model = _stored(self.robust(name), variant) if variant.way == "robust" else one
+            model = _stored(self.robust(name), variant) if variant.method == "robust" else one
             score["ra"][name] = accuracy(model, self.tests(name))
-        if variant.way == "robust":
+        if variant.method == "robust":
             score["bytes"] += len(CORRUPTIONS) * size
         return score
 
     def _measure_signatures(self, variant: Variant) -> Score:
-        base = self.init if variant.way == "restart" else self.std
+        base = self.init if variant.method == "restart" else self.std
         exact = replace(variant, bits=32, per="channel")
         known = self.score(exact) if variant.bits != 32 else None
         score = Score(ta=accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
         for name in CORRUPTIONS:
-            deltas = code(self.deltas(variant.way, name, variant.layers), variant.bits, variant.per)
+            deltas = code(self.deltas(variant.method, name, variant.layers), variant.bits, variant.per)
             if known is None:
                 alpha, reached = self.calibrated(base, deltas, self.validations(name))
             else:

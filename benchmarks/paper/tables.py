@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from rws.benchmarks.paper.columns import WAYS
+from rws.benchmarks.paper.columns import METHODS
 from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Variant, code, code_bytes, mean
 from rws.benchmarks.replay.replay import Replayer
 from rws.benchmarks.replay.signature_methods import train_seconds
@@ -30,9 +30,9 @@ TABLE1 = (
     *map(Variant, ("std", "augmented", "robust", "projected", "plain", "restart")),
     Variant("residual", ALL_LAYERS),
     *(Variant("residual", bits=bits) for bits in BITS),
-    *(Variant(way, bits=bits) for way in WAYS if way != "residual" for bits in (32, 8, 4)),
+    *(Variant(method, bits=bits) for method in METHODS if method != "residual" for bits in (32, 8, 4)),
 )
-TABLE5 = tuple(Variant(way, bits=bits) for way in ("robust", "residual", "tuned-labels") for bits in BITS)
+TABLE5 = tuple(Variant(method, bits=bits) for method in ("robust", "residual", "tuned-labels") for bits in BITS)
 
 
 class Trained(TypedDict):
@@ -71,12 +71,12 @@ def _run_bundle(measure: Measure) -> Trained:
 
 
 def row(measure: Measure, variant: Variant) -> Result:
-    """Return a row: `way`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
+    """Return a row: `method`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
     score = measure.score(variant)
     return {
-        "way": variant.way,
-        "made": measure.canonical(variant).way,
-        "layers": None if variant.way in WHOLE else variant.layers,
+        "method": variant.method,
+        "made": measure.canonical(variant).method,
+        "layers": None if variant.method in WHOLE else variant.layers,
         "bits": variant.bits,
         "ta": round(score["ta"], 2),
         "ra": round(mean(score["ra"]), 2),
@@ -88,11 +88,11 @@ def table1(measure: Measure) -> Result:
     """Measure TA, RA and storage of everything."""
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
-    shipped = next(r for r in rows if (r["way"], r["bits"]) == (measure.shipped, 8))
+    shipped = next(r for r in rows if (r["method"], r["bits"]) == (measure.shipped, 8))
     for arm, name in (("perfect", "perfect oracle"), ("trained", TRAINED), ("always", "all signatures averaged")):
         reached = {"ta": round(own["ta"][arm], 2), "ra": round(mean(own["ra"][arm]), 2), "storage": shipped["storage"]}
         rows.append(
-            {"way": measure.shipped, "made": measure.shipped, "oracle": name, "layers": 5, "bits": 8, **reached}
+            {"method": measure.shipped, "made": measure.shipped, "oracle": name, "layers": 5, "bits": 8, **reached}
         )
     oracle = {"type_accuracy": round(own["type_accuracy"], 2), "clean_recall": round(own["clean_recall"], 2)}
     return {"rows": rows, "oracle": oracle, **measure.sizes()}
@@ -103,19 +103,21 @@ def table3(measures: Sequence[Measure]) -> Result:
     rows = []
     for target in measures:
         name = target.build.column.dataset
-        rows.append({"way": "", "source": "", "target": name, "ra": round(mean(target.score(Variant("std"))["ra"]), 2)})
-        for way, source in product(WAYS, measures):
-            ra = round(mean(_transferred(way, source, target)), 2)
-            rows.append({"way": way, "source": source.build.column.dataset, "target": name, "ra": ra})
+        rows.append(
+            {"method": "", "source": "", "target": name, "ra": round(mean(target.score(Variant("std"))["ra"]), 2)}
+        )
+        for method, source in product(METHODS, measures):
+            ra = round(mean(_transferred(method, source, target)), 2)
+            rows.append({"method": method, "source": source.build.column.dataset, "target": name, "ra": ra})
     return {"rows": rows, **measures[0].sizes()}
 
 
-def _transferred(way: str, source: Measure, target: Measure) -> dict[str, float]:
+def _transferred(method: str, source: Measure, target: Measure) -> dict[str, float]:
     if source is target:
-        return target.score(Variant(way))["ra"]
+        return target.score(Variant(method))["ra"]
     ra = {}
     for corruption in CORRUPTIONS:
-        deltas = source.deltas(way, corruption)
+        deltas = source.deltas(method, corruption)
         alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))
         model = patched(target.std, composed([(deltas, alpha)]))
         ra[corruption] = accuracy(model, target.tests(corruption))
@@ -126,7 +128,7 @@ def table4(measure: Measure) -> Result:
     """Measure the accuracy on each corruption."""
     own = trained(measure)
     variants = {"standard": Variant("std"), "augmentation": Variant("augmented"), "20 models": Variant("robust")}
-    variants |= {f"{way}, 8 bit": Variant(way, bits=8) for way in WAYS}
+    variants |= {f"{method}, 8 bit": Variant(method, bits=8) for method in METHODS}
     columns = {name: measure.score(variant)["ra"] for name, variant in variants.items()}
     columns[f"{measure.shipped}, {TRAINED}"] = own["ra"]["trained"]
     rows = [
@@ -154,24 +156,26 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
         return round(float(np.mean(scores)), 2)
 
     rows = []
-    for way in WAYS:
-        scores = {bits: measure.score(Variant(way, bits=bits)) for bits in (32, 8, 4)}
+    for method in METHODS:
+        scores = {bits: measure.score(Variant(method, bits=bits)) for bits in (32, 8, 4)}
         rows.append(
             {
-                "way": way,
+                "method": method,
                 "validation": round(mean(scores[32]["validation"]), 2),
                 **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
-                "ra_pairs": over_pairs({pair: measure.both(way, pair, found) for pair, found in validations.items()}),
-                "epochs": (recipe.robust if way == "residual" else recipe.tuned).epochs,
-                "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, way))),
+                "ra_pairs": over_pairs(
+                    {pair: measure.both(method, pair, found) for pair, found in validations.items()}
+                ),
+                "epochs": (recipe.robust if method == "residual" else recipe.tuned).epochs,
+                "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, method))),
             }
         )
-    never = over_pairs({pair: {} for pair in chosen})
-    return {"rows": rows, "pairs": chosen, "ra_pairs_never_patched": never, **measure.sizes()}
+    no_patch = over_pairs({pair: {} for pair in chosen})
+    return {"rows": rows, "pairs": chosen, "ra_pairs_no_patch": no_patch, **measure.sizes()}
 
 
-def _jobs(measure: Measure, way: str) -> set[str]:
-    kind = "robust" if way == "residual" else f"signature-{measure.build.method_name(way)}"
+def _jobs(measure: Measure, method: str) -> set[str]:
+    kind = "robust" if method == "residual" else f"signature-{measure.build.method_name(method)}"
     return {f"{kind}-{name}" for name in CORRUPTIONS}
 
 
@@ -181,10 +185,10 @@ def smaller(measure: Measure) -> Result:
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
     tensors at b bits a value, and 19 × r coefficients in float32.
     """
-    way = measure.shipped
+    method = measure.shipped
     names = measure.tensors(5)
-    exact = {corruption: measure.deltas(way, corruption) for corruption in CORRUPTIONS}
-    alphas = measure.score(Variant(way))["alpha"]
+    exact = {corruption: measure.deltas(method, corruption) for corruption in CORRUPTIONS}
+    alphas = measure.score(Variant(method))["alpha"]
     shapes = [tuple(exact[CORRUPTIONS[0]][name].shape) for name in names]
     test = min(len(measure.clean), 1000)
 
@@ -216,4 +220,4 @@ def smaller(measure: Measure) -> Result:
             for corruption, mixed in zip(CORRUPTIONS, (share.double() @ stored).float(), strict=True):
                 coded[corruption][name] = mixed.reshape(shape)
         rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": judge(coded)})
-    return {"rows": rows, "way": way, "model_bytes": measure.model_bytes, **measure.sizes(), "test_images": test}
+    return {"rows": rows, "method": method, "model_bytes": measure.model_bytes, **measure.sizes(), "test_images": test}

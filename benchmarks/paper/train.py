@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rws.benchmarks.paper.columns import COLUMNS, WAYS, ColumnBuild, Place
+from rws.benchmarks.paper.columns import COLUMNS, METHODS, ColumnBuild, Place
 from rws.errors import RwsError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.jobs.store import run_jobs
@@ -25,8 +25,8 @@ def stages(build: ColumnBuild, kinds: Collection[str]) -> list[Stage]:
         second |= {f"robust-{name}": partial(build.robust, name) for name in CORRUPTIONS}
     if "oracle" in kinds:
         second["oracle"] = build.oracle
-    signatures = product([kind for kind in kinds if kind in WAYS], CORRUPTIONS)
-    third: Stage = {f"{way}-{name}": partial(build.signature, way, name) for way, name in signatures}
+    signatures = product([kind for kind in kinds if kind in METHODS], CORRUPTIONS)
+    third: Stage = {f"{method}-{name}": partial(build.signature, method, name) for method, name in signatures}
     return [{"init": build.init}, second, third]
 
 
@@ -72,5 +72,5 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
 
 
 def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
-    """Train what is missing of `kinds`: `std`, `robust`, `augmented`, `oracle`, `WAYS`; else as `run_in_workers`."""
+    """Train what is missing of `kinds`: `std`, `robust`, `augmented`, `oracle`, `METHODS`; else as `run_in_workers`."""
     run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)

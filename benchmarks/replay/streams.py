@@ -26,10 +26,10 @@ from rws.benchmarks.streams.scores import (
     Reaction,
     delays,
     mean_by_type,
+    mix_change_rate,
     right_mix,
     run_lengths,
     running_mean,
-    switch_rate,
 )
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
@@ -87,7 +87,7 @@ class StreamRow(TypedDict, total=False):
     """A method at a batch size on a protocol, percent; differences (`regret`, `ta_lost`) are to `perfect`.
 
     `per_type`: in the order of `types`, None if the bundle does not know a corruption. Those of `CHOOSING` also have
-    `switch_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
+    `mix_change_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
     """
 
     protocol: str
@@ -98,7 +98,7 @@ class StreamRow(TypedDict, total=False):
     regret: float | None
     ta_lost: float | None
     per_type: list[float | None]
-    switch_rate: float | None
+    mix_change_rate: float | None
     right: float | None
     delay: Reaction | None
     delay_severity: Reaction | None
@@ -225,7 +225,7 @@ def _scores(stream: Stream, labels: Ints, method: str, outcome: Outcome, perfect
         per_type=[_rounded(value) for value in by_type],
     )
     if method in CHOOSING:
-        row["switch_rate"] = _rounded(switch_rate(stream, outcome.mix))
+        row["mix_change_rate"] = _rounded(mix_change_rate(stream, outcome.mix))
         right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
         unpatched = right_mix(stream, bundle.table, [{}], np.zeros(len(stream), np.int64))
         row["right"] = _rounded(100 * right.mean())
@@ -252,14 +252,14 @@ def write_accuracies(path: Path, result: StreamResult) -> None:
 
 def format_streams(result: StreamResult) -> str:
     """Return RA, TA and what the mixes did as text: a table per protocol."""
-    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "switch_rate": 10, "right": 7}
+    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "mix_change_rate": 10, "right": 7}
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
-        lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost  switches  right  delay (95 %), never"]
+        lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost   changes  right  delay (95 %), never"]
         for row in result["rows"]:
             if row["protocol"] == protocol:
                 cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
                 if delay := row.get("delay"):
-                    cells += f"  {delay['median']:g} ({delay['p95']:g}), {delay['never']:g} %"
+                    cells += f"  {delay['median']:g} ({delay['p95']:g}), {delay['never_right']:g} %"
                 lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}".rstrip())
     return "\n".join(lines)
 

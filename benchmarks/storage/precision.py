@@ -128,7 +128,7 @@ class Precision(TypedDict):
     """What `compare_encodings` finds: next to the rows the clean model's accuracies, and the alphas."""
 
     ta: float
-    ra_never_patched: float
+    ra_no_patch: float
     rows: list[EncodingRow]
     alphas: dict[str, float]
     images: int
@@ -180,7 +180,7 @@ def compare_encodings(
     after = [round(percent_right(model, clean.pixels, clean.labels), 2) for model in models]
     return Precision(
         ta=round(clean_model.pop(CLEAN), 2),
-        ra_never_patched=round(float(np.mean(list(clean_model.values()))), 2),
+        ra_no_patch=round(float(np.mean(list(clean_model.values()))), 2),
         rows=[
             EncodingRow(bits=e.bits, per=e.per, ra=round(float(ra), 2), ta_after_reset=ta, bytes=e.bytes)
             for e, ra, ta in zip(encodings, np.mean(patched, axis=0), after, strict=True)

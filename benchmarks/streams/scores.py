@@ -64,19 +64,19 @@ def right_mix(stream: Stream, table: GainTable, mixes: Sequence[Mix], mix: Ints)
     return right
 
 
-def switch_rate(stream: Stream, mix: Ints) -> float:
+def mix_change_rate(stream: Stream, mix: Ints) -> float:
     """Return the percent of the frames, without cuts, at which the mix differs from that of the frame before."""
     counted = ~stream.cut[1:]
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
 
 
 class Reaction(TypedDict):
-    """Frames until the mix is right, over `blocks` stretches; `never`: percent of those in which it never is."""
+    """Frames until the mix is right, over `blocks` stretches; `never_right`: percent of those in which it never is."""
 
     median: float
     mean: float
     p95: float
-    never: float
+    never_right: float
     blocks: int
 
 
@@ -93,7 +93,7 @@ def reaction(right: Flags, starts: Ints, stops: Ints) -> Reaction | None:
         "median": float(np.median(frames)),
         "mean": round(float(np.mean(frames)), 2),
         "p95": round(float(np.percentile(frames, 95)), 2),
-        "never": round(100 * float(np.mean([len(hits) == 0 for hits in found])), 2),
+        "never_right": round(100 * float(np.mean([len(hits) == 0 for hits in found])), 2),
         "blocks": len(found),
     }
 

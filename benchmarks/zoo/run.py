@@ -1,7 +1,7 @@
 """Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
 
-`std` is the model as it was received, `told` takes the true type's own signature at its calibrated alpha, `trained` is
-the bundle's oracle and policy on single images. Agreement is with the clean model's answer to the clean image."""
+`std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
+is the bundle's oracle and policy on single images. Agreement is with the clean model's answer to the clean image."""
 
 import json
 import math
@@ -51,7 +51,7 @@ from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
 from rws.training.models.export import export_onnx
 
-ARMS = ("std", "trained", "told")
+ARMS = ("std", "trained", "perfect")
 Shares = dict[str, float]
 """Percent by arm."""
 
@@ -103,7 +103,7 @@ class Mean(TypedDict):
 
     std: float
     trained: float
-    told: float
+    perfect: float
     won_back: Shares
 
 
@@ -151,7 +151,7 @@ class CurveRow(TypedDict):
     parameters: int
     signature_percent: float
     std: float
-    told: float
+    perfect: float
 
 
 class CurveResult(TypedDict):
@@ -214,7 +214,7 @@ def measure(
         answers = {
             "std": evaluator.answers([{}] * len(frames)),
             "trained": evaluator.answers(asked),
-            "told": evaluator.answers(ground_truth_mixes(truth, frames)),
+            "perfect": evaluator.answers(ground_truth_mixes(truth, frames)),
         }
         accuracy = {arm: _percent(found == frames.labels) for arm, found in answers.items()}
         if made.corruption == CLEAN:
@@ -248,8 +248,8 @@ def summarise(clean: float, rows: Sequence[ZooRow]) -> Summary:
     def against(best: float, values: Sequence[Shares]) -> Mean:
         mean = {arm: float(np.mean([value[arm] for value in values])) for arm in ARMS}
         lost = best - mean["std"]
-        won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "told")}
-        return Mean(std=mean["std"], trained=mean["trained"], told=mean["told"], won_back=won)
+        won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "perfect")}
+        return Mean(std=mean["std"], trained=mean["trained"], perfect=mean["perfect"], won_back=won)
 
     return Summary(
         named=float(np.mean([row["named"] for row in rows])),
@@ -390,16 +390,16 @@ def run_curve(
         deltas = {name: {tensor: found[tensor].numpy() for tensor in adoption.tensors} for name, found in exact.items()}
         signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
         patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
-        scores: dict[str, list[float]] = {"std": [], "told": []}
+        scores: dict[str, list[float]] = {"std": [], "perfect": []}
         for name, severity in product(corruptions, TWO_SEVERITIES):
             pixels = corrupted(test.pixels, ((name, severity),), options.seed)
-            for arm, mix in (("std", {}), ("told", {name: 1.0})):
+            for arm, mix in (("std", {}), ("perfect", {name: 1.0})):
                 patched.apply(mix)
                 scores[arm].append(percent_right(patched, pixels, test.labels))
-        std, told = (float(np.mean(found)) for found in scores.values())
+        std, perfect = (float(np.mean(found)) for found in scores.values())
         size = sum(array.size for array in adoption.clean.values())
         share = 100 * signature_bytes(proto, count) / len(onnx)
-        rows.append(CurveRow(layers=count, parameters=size, signature_percent=share, std=std, told=told))
+        rows.append(CurveRow(layers=count, parameters=size, signature_percent=share, std=std, perfect=perfect))
         options.progress(json.dumps(rows[-1]))
     return CurveResult(
         model=model,

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.edge.cli.parameters import argument, optional
+from rws.edge.cli.parameters import JsonOption, argument, optional
+from rws.terminal import say, show
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleArgument = Annotated[Path | None, argument(help="Bundle folder; left out: the bundled default.")]
+BundleArgument = Annotated[Path | None, argument(help="Bundle folder; default: the bundled one.")]
 Folder = Annotated[Path, argument(help="Bundle folder.")]
 
 
-def inspect(
-    path: BundleArgument = None, report: Annotated[Path | None, optional("--json", help="Write the same here.")] = None
-) -> None:
+def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
     """Show what a bundle carries, where it came from and what was measured; all of it is checked first.
 
     \b
@@ -28,13 +27,15 @@ def inspect(
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import atomic_write_bytes
+    from rws.edge.common.files import check_target
+    from rws.edge.common.provenance import write_json
 
-    bundle = Bundle.load(path)
-    description = _describe(bundle)
+    if report is not None:
+        check_target(report)
+    description = _describe(Bundle.load(path))
     _print(description)
     if report is not None:
-        atomic_write_bytes(report, json.dumps(description, indent=1, ensure_ascii=False).encode())
+        write_json(report, description)
 
 
 def verify(path: BundleArgument = None) -> None:
@@ -49,9 +50,9 @@ def verify(path: BundleArgument = None) -> None:
     from rws.edge.bundle.self_test import self_test
 
     loaded = Bundle.load(path)
-    typer.echo(f"ok  {loaded.path}: format, sizes, hashes, names, shapes and values")
+    show(f"ok  {loaded.path}: format, sizes, hashes, names, shapes and values")
     for line in self_test(loaded):
-        typer.echo(f"ok  {line}")
+        show(f"ok  {line}")
 
 
 bundle = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -73,9 +74,7 @@ def _bundle() -> None:
 def add(
     path: Folder,
     signatures: Annotated[Path, argument(help="Signature file, from `rws extract`.")],
-    name: Annotated[
-        list[str] | None, optional(help="Add only this one of the file; may be given several times.")
-    ] = None,
+    name: Annotated[list[str] | None, optional(help="Add only this one of the file; repeatable.")] = None,
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes.")
     ] = False,
@@ -133,16 +132,16 @@ def switch(
     changed = switch_bundle(current, new, other_classes)
     where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)
     count = len(changed.manifest.classes)
-    typer.echo(f"{where} is now {changed.manifest.name}: {count} classes, {len(changed.signatures.names)} signatures")
+    say(f"{where} is now {changed.manifest.name}: {count} classes, {len(changed.signatures.names)} signatures")
 
 
 def _print_change(changed: Bundle) -> None:
     measured = {changed.manifest.corruptions[index] for index in changed.table.signature if index >= 0}
     names = changed.signatures.names
-    typer.echo(f"{changed.path} now has {len(names)} signatures: {', '.join(names)}")
+    say(f"{changed.path} now has {len(names)} signatures: {', '.join(names)}")
     if unused := [name for name in names if name not in measured]:
-        typer.echo(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
-    typer.echo("Accuracies measured before no longer hold; measure again with `rws replay`.")
+        say(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
+    say("Accuracies measured before no longer hold; measure again with `rws replay`.")
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
@@ -164,8 +163,8 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _print(description: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     signatures, size, oracle = description["signatures"], description["input"], description["oracle"]
     tensors, names = description["patched_tensors"], signatures["names"]
@@ -186,8 +185,8 @@ def _print(description: dict[str, Any]) -> None:
     }
     table = Table(title=description["name"], show_header=False, title_justify="left")
     for label, text in rows.items():
-        table.add_row(label, text)
-    Console(markup=False, highlight=False).print(table)
+        table.add_row(label, Text(text))
+    show(table)
 
 
 def _lines(values: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, optional
+from rws.terminal import console as line_console
+from rws.terminal import result_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,31 +20,29 @@ if TYPE_CHECKING:
 
 def drill(
     bundle: BundleOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes longer than a few seconds.")] = False,
-    only: Annotated[str | None, optional(help="Only the faults whose name holds this text.")] = None,
-    video: Annotated[Path | None, optional(help="An H.264 file to play, and to damage; default: one is made.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip what takes longer than a few seconds.")] = False,
+    only: Annotated[str | None, optional(help="Only the faults whose name contains this text.")] = None,
+    video: Annotated[Path | None, optional(help="An H.264 file to play, and to damage; default: generated.")] = None,
     soak: Annotated[
         float | None,
-        optional(min=10, help="Instead: a soak test for N seconds on a stream on loopback; needs the extra `serve`."),
+        optional(min=10, help="Instead: a soak test of N seconds on a stream on loopback; needs the extra `serve`."),
     ] = None,
     fps: Annotated[float, typer.Option(min=1, max=240, help="Frames per second of the soak's camera.")] = 30.0,
-    report: Annotated[Path | None, optional("--json", help="Write what happened to this file.")] = None,
+    report: JsonOption = None,
 ) -> None:
     """Put the frame loop through everything that goes wrong with a camera; no camera is needed.
 
-    For each fault: what is promised, what happened, and the frames' books: in = out + dropped + rejected. The exit code
-    is 1 if a promise was not kept.
+    Prints for each fault what is promised, what happened, and the counts of frames: in = out + dropped + rejected. The
+    exit code is 1 if a promise was not kept.
 
     \b
     Examples:
         rws drill                                # a minute; every fault
         rws drill --quick --json drill.json
         rws drill --only RTSP
-        rws drill --only video --video clip.mp4  # play a file of yours, whole and damaged
+        rws drill --only video --video clip.mp4  # play your own file, whole and damaged
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
     """
-    from rich.console import Console
-
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.common.files import check_target
     from rws.edge.common.provenance import provenance, write_json
@@ -51,7 +51,7 @@ def drill(
     quiet_opencv()
     if report is not None:
         check_target(report)
-    console = Console(highlight=False, soft_wrap=True)
+    console = line_console()
     loaded = Bundle.load(bundle)
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
@@ -61,11 +61,11 @@ def drill(
         result = run_soak(soak, fps, loaded.path, console.print)
         for key, value in vars(result).items():
             console.print(f"{key}: {value}", markup=False)
-        content, failed = {"soak": vars(result)}, [promise for promise, held in result.held.items() if not held]
+        content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
         write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
-        console.print(f"not kept: {promise}", style="red", markup=False)
+        result_console().print(f"not kept: {promise}", style="red", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -80,11 +80,11 @@ def _run_cases(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.faults.cases import CASES
     from rws.edge.pipeline import Pipeline
-    from rws.errors import InputError
+    from rws.errors import UsageError
 
     chosen = [case for case in CASES if only is None or only.lower() in case.name.lower()]
     if not chosen:
-        raise InputError(f"no fault's name holds {only!r}; there are: {', '.join(case.name for case in CASES)}")
+        raise UsageError(f"no fault's name contains {only!r}; there are: {', '.join(case.name for case in CASES)}")
     outcomes = []
     logger = logging.getLogger("rws")
     with contextlib.ExitStack() as stack:
@@ -108,5 +108,5 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s")
     console.print(f"    promised: {outcome.promised}", markup=False)
     console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
-    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected.total()}"
+    counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected_by_reason.total()}"
     console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)

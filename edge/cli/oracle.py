@@ -1,29 +1,28 @@
 """`rws oracle`. What needs time to import is imported when the command runs, not for its help text."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption
+from rws.terminal import say, show
 
 
 def oracle(
     images: Annotated[list[str], typer.Argument(help="Images, folders or quoted globs.")],
     bundle: BundleOption = None,
-    report: Annotated[Path | None, optional("--json", help="Write the beliefs to this file.")] = None,
+    report: JsonOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Classify the corruption of each image and estimate its severity, each image on its own.
+    """Name the corruption of each image and estimate its severity, each image on its own.
 
     \b
     Examples:
         rws oracle photo.jpg
         rws oracle photos/ --json beliefs.json        # a list of {file, corruption, probability, severity}
+        rws oracle photos/ --json - | jq .            # the same on stdout
         rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
     """
-    from rich.console import Console
-
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.results import describe_belief
@@ -39,7 +38,6 @@ def oracle(
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
-    console = Console(highlight=False, soft_wrap=True)
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         belief = network.observe(preprocess(frame.image, *size))
@@ -47,8 +45,8 @@ def oracle(
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
         line = f"{describe_belief(belief)}  ({others})"
-        console.print(f"{frame.name}  {line}", markup=False)
+        show(f"{frame.name}  {line}")
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
-    console.print(f"{len(rows)} images, {source.rejected} rejected")
+    say(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
         write_json(report, rows)

@@ -115,7 +115,7 @@ class RunSession:
             self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}", markup=False)
-        self._monitor = Monitor(source, bundle=pipeline.name, way=pipeline.model.strategy)
+        self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
@@ -190,9 +190,9 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.way = pipeline.name, pipeline.model.strategy
-        self._monitor.count_event("bundle_switched")
-        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
+        self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
+        self._monitor.count_event("bundle_swapped")
+        self._console.print(f"bundle swapped: {pipeline.name}: {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
@@ -207,7 +207,7 @@ class RunSession:
             "source": portable_path(self._source.name),
             "bundle": status.bundle,
             "backend": options.model.backend,
-            "way": model.strategy,
+            "strategy": model.strategy,
             "provider": model.provider,
             "threads": options.model.threads,
             "independent": self._independent,

@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rws.errors import InputError
+from rws.terminal import STDOUT
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path, before long work, if a file can be written there; raise InputError if not."""
+    """Return the path, before long work, if a file can be written there; raise InputError if not. `-` is stdout."""
     target = Path(path)
+    if target == STDOUT:
+        return target
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
     if target.is_dir():

@@ -15,11 +15,12 @@ from typing import Any
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.redact import hide_password
+from rws.terminal import STDOUT
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {
     **dict.fromkeys(("--json", "--jsonl", "--csv", "--out", "--save"), "$OUT"),
-    **dict.fromkeys(("--work", "--cache", "--rivals"), "$WORK"),
+    **dict.fromkeys(("--work", "--cache", "--baselines"), "$WORK"),
     "--bundle": "$BUNDLE",
 }
 # A path that a device of the same kind would not have; /dev/video0 it would have.
@@ -105,7 +106,10 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a result, atomically; a list of objects takes a line for each of them."""
+    """Write a result, atomically, or to stdout if the path is `-`; a list of objects takes a line for each of them."""
+    if path == STDOUT:
+        print(_formatted(content))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, (_formatted(content) + "\n").encode())
 

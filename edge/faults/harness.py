@@ -34,7 +34,7 @@ class Outcome:
     frames_in: int = 0  # from the source
     frames_out: int = 0  # with a result
     dropped: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected_by_reason: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     skipped: str = ""  # why it was not run
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Outcome:
     @property
     def accounted(self) -> bool:
         """Whether in = out + dropped + rejected."""
-        return self.frames_in == self.frames_out + self.dropped + self.rejected.total()
+        return self.frames_in == self.frames_out + self.dropped + self.rejected_by_reason.total()
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields and whether it passed in plain types."""
@@ -95,12 +95,12 @@ class Drill:
         self.check(clean, "the weights are clean afterwards, bit for bit")
 
     def account(self, source: Source, results: int, failed: int) -> None:
-        """Check that each frame of a closed source is out, dropped, rejected or in hand when the loop `failed`."""
+        """Check that each frame of a closed source is out, dropped, rejected or current when the loop `failed`."""
         outcome = self.outcome
         outcome.frames_in += source.received
         outcome.frames_out += results
         outcome.dropped += source.dropped
-        outcome.rejected += source.rejections + Counter({"in hand at an exception": failed})
+        outcome.rejected_by_reason += source.rejections + Counter({"exception": failed})
         self.check(source.delivered == results + failed, f"each of {source.delivered} delivered frames has a result")
         self.check(outcome.accounted, "frames in = out + dropped + rejected")
 

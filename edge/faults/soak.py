@@ -24,7 +24,7 @@ from rws.errors import RwsError
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
 SAMPLE_EVERY = 2.0
 LARGEST_GROWTH_MB = 5.0
-_FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "switches", "sinks")
+_FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "mix_changes", "sinks")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class SoakReport:
     dropped: int
     rejected: int
     reconnects: int
-    switches: int
+    mix_changes: int
     sinks: dict[str, object]
-    pictures_seen_by_client: int
+    frames_seen_by_client: int
     age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
     memory_mb: dict[str, float]  # of loop and capture process
-    held: dict[str, bool]  # whether each promise was kept
+    promises: dict[str, bool]  # whether each promise was kept
 
 
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
@@ -74,20 +74,20 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         fps=fps,
         sent=sent,
         **{key: measured[key] for key in _FROM_SUMMARY},
-        pictures_seen_by_client=viewer.pictures,
+        frames_seen_by_client=viewer.pictures,
         age_ms={
-            "from camera to client, p50": round(p50, 1),
-            "from camera to client, p95": round(p95, 1),
-            "from arrival to result, p50": measured["age_ms"]["p50"],
-            "from arrival to result, p95": measured["age_ms"]["p95"],
+            "camera_to_client_p50": round(p50, 1),
+            "camera_to_client_p95": round(p95, 1),
+            "arrival_to_result_p50": measured["age_ms"]["p50"],
+            "arrival_to_result_p95": measured["age_ms"]["p95"],
         },
         memory_mb={
-            "after warm-up": round(first, 2),
-            "at the end": round(last, 2),
+            "after_warm_up": round(first, 2),
+            "at_end": round(last, 2),
             "growth": round(last - first, 2),
             "largest": round(max(settled), 2),
         },
-        held={
+        promises={
             "every frame accounted for": measured["received"] == counted,
             "no frame lost on the way": abs(sent - measured["received"]) <= 3,
             f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,

@@ -33,7 +33,7 @@ class _RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         status = self.monitor.status()
         source, totals = status.source, status.totals
-        info = {"bundle": status.bundle, "way": status.way, "version": self.version}
+        info = {"bundle": status.bundle, "strategy": status.strategy, "version": self.version}
         yield InfoMetricFamily("rws", "Bundle, weight update and version in use", value=info)
         yield Gauge("rws_uptime_seconds", "Time since the start", status.uptime_s)
         yield Counter("rws_frames_received", "Frames received", source.received)

@@ -39,9 +39,15 @@ class Monitor:
     """
 
     def __init__(
-        self, source: Source, *, bundle: str = "", way: str = "", window: float = 300.0, clock: Clock = time.monotonic
+        self,
+        source: Source,
+        *,
+        bundle: str = "",
+        strategy: str = "",
+        window: float = 300.0,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self.source, self.bundle, self.way = source, bundle, way
+        self.source, self.bundle, self.strategy = source, bundle, strategy
         self.events: Counter[str] = Counter()
         self._clock, self._started = clock, clock()
         self._lock = threading.Lock()
@@ -73,7 +79,7 @@ class Monitor:
                 self._current(self._clock()).lost = True
 
     def count_event(self, event: str) -> None:
-        """Count an event that has no counter of its own, e.g. `bundle_switched`."""
+        """Count an event that has no counter of its own, e.g. `bundle_swapped`."""
         with self._lock:
             self.events[event] += 1
 
@@ -89,7 +95,7 @@ class Monitor:
                 moments = tuple(moment for moment in (*self._timeline, *second) if moment.at >= since)
             return RunStatus(
                 bundle=self.bundle,
-                way=self.way,
+                strategy=self.strategy,
                 uptime_s=round(now - self._started, 1),
                 fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
                 since_result_s=None if self._last_at is None else round(now - self._last_at, 2),

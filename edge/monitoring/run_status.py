@@ -71,7 +71,7 @@ class RunStatus:
     """
 
     bundle: str
-    way: str  # how the weights are updated (`PatchableModel.strategy`)
+    strategy: str  # how the weights are updated (`PatchableModel.strategy`)
     uptime_s: float
     fps: float  # results per second over the last three seconds
     since_result_s: float | None
@@ -83,7 +83,7 @@ class RunStatus:
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:
         """Return plain types, ready for `json.dumps`; `counts` are the totals, `classes` only if asked for."""
-        counts = {"results": self.totals.results, "switches": self.totals.mix_changes}
+        counts = {"results": self.totals.results, "mix_changes": self.totals.mix_changes}
         per_class = {"classes": dict(self.totals.classes)} if classes else {}
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
         return document | {

@@ -50,9 +50,9 @@ class SummaryRecord(TypedDict):
     dropped: int
     buffered: int  # decoded, but not processed before the run stopped
     rejected: int
-    rejections: dict[str, int]
+    rejected_by_reason: dict[str, int]
     reconnects: int
-    switches: int  # changes of mix
+    mix_changes: int
     agreement: "NotRequired[dict[str, float]]"
     fps: float | None
     classes: dict[str, int]
@@ -112,9 +112,9 @@ class Summary:
             "dropped": source.dropped,
             "buffered": source.buffered,
             "rejected": source.rejected,
-            "rejections": dict(source.rejected_by_reason),
+            "rejected_by_reason": dict(source.rejected_by_reason),
             "reconnects": source.reconnects,
-            "switches": totals.mix_changes,
+            "mix_changes": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
             "classes": dict(Counter(totals.classes).most_common()),
             "corruptions": dict(Counter(totals.corruptions).most_common()),

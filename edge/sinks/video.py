@@ -47,7 +47,7 @@ class VideoSink(FileSink):
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result next to the frame and append it."""
-        image = annotate(frame.image, result, frame.original)
+        image = self.draw(frame, result)
         with self._one_line_errors():
             if self._video is None:
                 self._size = (image.shape[1], image.shape[0])
@@ -57,6 +57,10 @@ class VideoSink(FileSink):
                 self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
             self._video.write(_letterbox(image, *self._size), frame.captured_at)
         self.frames += 1
+
+    def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
+        """Return a frame with its result as an image, uint8, shape (h, w, 3), RGB, h and w even."""
+        return annotate(frame.image, result, frame.original)
 
 
 def _set_aside(path: Path) -> None:

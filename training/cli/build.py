@@ -8,7 +8,8 @@ import typer
 from typer import Option
 
 from rws.edge.common.extras import require
-from rws.errors import InputError
+from rws.errors import UsageError
+from rws.terminal import say
 
 Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
 _OWN_MODEL = ["images", "more_images", "labels", "names", "layers", "target", "quick", "mean", "std", "scale", "bgr"]
@@ -103,7 +104,7 @@ def build(
     wanted = Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr)
     sources = (model, images, wanted, out, work or Path("runs/adopt"), more_images, names, labels, size, every, limit)
     goal = None if target is None else target.value
-    run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), typer.echo, _print_progress)
+    run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), say, _print_progress)
 
 
 def _build_labelled(
@@ -119,18 +120,18 @@ def _build_labelled(
     made.run(job)
     if not job:
         made.bundle(out)
-        typer.echo(f"wrote {out}; try: rws inspect {out}")
+        say(f"wrote {out}; try: rws inspect {out}")
 
 
 def _check_options(ctx: typer.Context, model: bool, images: bool) -> None:
     if model != images:
-        raise InputError("a model of your own needs both --model and --images")
+        raise UsageError("a model of your own needs both --model and --images")
     others, where = (_FROM_LABELS, "without") if model else (_OWN_MODEL, "with")
     for name in others:
         if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
-            raise InputError(f"--{name.replace('_', '-')} goes {where} --model; leave one of them out")
+            raise UsageError(f"--{name.replace('_', '-')} goes {where} --model; leave one of them out")
 
 
 def _print_progress(record: dict[str, Any]) -> None:
     values = "  ".join(f"{key} {value}" for key, value in record.items() if key not in ("job", "seconds"))
-    typer.echo(f"{record['job']:32s} {record['seconds']:8.1f} s  {values}")
+    say(f"{record['job']:32s} {record['seconds']:8.1f} s  {values}")

@@ -4,9 +4,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, echo
+from typer import Option
 
 from rws.edge.common.extras import require
+from rws.terminal import say
 
 Method = Enum("Method", {"residual": "residual", "tuned": "tuned"})
 
@@ -47,4 +48,4 @@ def extract(
         from rws.training.build.extract import ExtractOptions, run_extract
 
     sources = (std, out, way.value, tuple(robust or ()), init, projection, data, tuple(corruption or ()), severity)
-    run_extract(ExtractOptions(*sources, layers, bits, per, recipe, classes, report), echo)
+    run_extract(ExtractOptions(*sources, layers, bits, per, recipe, classes, report), say)

@@ -48,10 +48,10 @@ def evaluation_sets(
     if (folder / "labels.npy").is_file():
         sets = _npy_sets(folder, classes, severities)
     elif any((folder / name / "1").is_dir() or (folder / name / "5").is_dir() for name in CORRUPTIONS):
-        sets = _folder_sets(folder, severities)
+        sets = _folder_sets(folder, severities, limit, seed)
     else:
         split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
-        sets = corrupted_sets(load_images(source, split, size=size), severities, limit, seed)
+        sets = corrupted_sets(load_images(source, split, size=size, images=limit, seed=seed), severities, limit, seed)
     for found in sets:
         images = fitted(found.images, classes, size, source)
         yield replace(found, images=subset(images, limit, seed))
@@ -69,11 +69,11 @@ def corrupted_sets(
             yield EvaluationSet(name, severity, replace(chosen, pixels=pixels))
 
 
-def _folder_sets(folder: Path, severities: Sequence[int]) -> Iterator[EvaluationSet]:
+def _folder_sets(folder: Path, severities: Sequence[int], limit: int | None, seed: int) -> Iterator[EvaluationSet]:
     sets = [(name, severity, folder / name / str(severity)) for name in CORRUPTIONS for severity in severities]
     for name, severity, place in [(CLEAN, 0, folder / CLEAN), *sets]:
         if place.is_dir():
-            yield EvaluationSet(name, severity, load_images(place))
+            yield EvaluationSet(name, severity, load_images(place, images=limit, seed=seed))
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[EvaluationSet]:

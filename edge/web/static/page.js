@@ -105,7 +105,7 @@ function show(next) {
   timeline.add(next);
   $("bundle").textContent = next.bundle;
   $("name").textContent = next.source.name;
-  $("way").textContent = next.way && `weights: ${next.way}`;
+  $("strategy").textContent = next.strategy && `weights: ${next.strategy}`;
   $("picture").alt = `The newest frame of ${next.source.name}`;
   if (result) {
     showPrediction(result);
@@ -177,7 +177,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
     "last result": since == null ? "none yet" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
     latency: result ? `${fixed(result.age_ms, 1)} ms` : "–",
     "running for": duration(uptime),
-    "mix changes": plain.format(counts.switches),
+    "mix changes": plain.format(counts.mix_changes),
     received: plain.format(source.received),
     classified: plain.format(counts.results),
     dropped: plain.format(source.dropped),

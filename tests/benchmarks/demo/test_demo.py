@@ -3,8 +3,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from rws.benchmarks.demo.stream import load_stream
+from rws.benchmarks.demo.video import RIGHT, WRONG, DemoVideo
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.runtime import Runtime
+from rws.records import Frame
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import rws
 from support.demo_frames import scenario
@@ -26,10 +31,28 @@ def test_the_bundled_stream_is_the_scenario(demo_stream):
     assert load_stream().images.std() > 20
 
 
+def test_the_video_shows_right_and_wrong(demo_stream, tmp_path):
+    runtime, video = Runtime.from_bundle(Bundle.load()), DemoVideo(tmp_path / "frames.mp4", 5.0, demo_stream)
+    runtime.compare = True
+    seen = set()
+    for index in (0, 47, 52):
+        result = runtime.classify(demo_stream.images[index], "rgb")
+        image = video.draw(Frame(index, demo_stream.images[index], 0.0, "demo"), result)
+        assert image.shape == (540, 960, 3)
+        panel = image[130:230, 420:]
+        for half, said in zip((panel[:, :260], panel[:, 260:]), (result.unpatched, result.top[0]), strict=True):
+            correct = said.class_index == demo_stream.labels[index]
+            seen.add(correct)
+            for (_, colour), shown in ((RIGHT, correct), (WRONG, not correct)):
+                assert (half == ImageColor.getrgb(colour)).all(axis=-1).any() == shown
+    assert seen == {True, False}
+    assert 0 <= video.right["std"] <= video.right["trained"] <= 3
+
+
 @pytest.mark.slow
 def test_the_demo_writes_all_it_promises(tmp_path):
     out = tmp_path / "demo"
-    done = rws("demo", "--out", out)
+    done = rws("demo", "--out", out, "-v")
     summary = json.loads((out / "summary.json").read_text())
     count = len(scenario(0))
     assert summary["frames"] == count
@@ -37,13 +60,20 @@ def test_the_demo_writes_all_it_promises(tmp_path):
     assert accuracy["trained"] > accuracy["std"] + 10
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(count))
-    assert sum(line["changed"] for line in lines) == summary["switches"]
+    assert sum(line["changed"] for line in lines) == summary["mix_changes"]
     assert done.stdout.count("→") >= 19
     video = cv2.VideoCapture(str(out / "frames.mp4"))
     frames = 0
     while video.read()[0]:
         frames += 1
     assert frames == count
-    picture = cv2.imread(str(out / "timeline.png"))
-    assert picture.shape[1] > 1500
-    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 1000
+    assert video.get(cv2.CAP_PROP_FRAME_HEIGHT) == 540
+    figure = cv2.imread(str(out / "timeline.png"))
+    assert figure.shape[1] > 1500
+    assert np.unique(figure.reshape(-1, 3), axis=0).shape[0] > 1000
+    border = np.concatenate([figure[:2].ravel(), figure[-2:].ravel(), figure[:, :2].ravel(), figure[:, -2:].ravel()])
+    assert (border == 255).all(), "a label is cut off at the edge"
+    brief = [line for line in done.stdout.splitlines() if "→" not in line]
+    assert len(brief) <= 24
+    for said in ("oracle  ", "patch  ", "α  ", "no patch", "trained oracle", "perfect oracle", "standard error"):
+        assert any(said in line for line in brief)

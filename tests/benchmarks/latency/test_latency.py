@@ -67,7 +67,7 @@ def result(tiny):
 
 def test_every_engine_is_measured_at_every_rate_it_has(result):
     assert result["left_out"] == []
-    found = {(row["way"], row["patch_every"]) for row in result["rows"]}
+    found = {(row["strategy"], row["patch_every"]) for row in result["rows"]}
     changing = {way for way in ENGINES if way != "untouched_again"}
     expected = {(way, every) for way in changing for every in PATCH_EVERY}
     expected -= {(way, 0) for way in ("reload", "reload_optimised", "sessions")}  # an untouched session each
@@ -84,14 +84,14 @@ def test_rows_are_complete_and_their_ratios_lie_in_their_intervals(result):
         assert row["load_ms"] > 0
         assert row["warmup_ms"] > 0
         assert (row["model"], row["size"], row["threads"], row["provider"]) == ("tiny", SIZE, 1, "cpu")
-    assert result["rows"][0]["way"] == "untouched"
+    assert result["rows"][0]["strategy"] == "untouched"
     assert result["rows"][0]["ratio"] == 1
 
 
 def test_the_change_of_mix_is_reported_alone(result):
-    changes = {row["way"]: row for row in result["changes"]}
+    changes = {row["strategy"]: row for row in result["changes"]}
     assert changes.keys() == set(ENGINES) - {"untouched_again"}
-    frames = {row["way"]: row for row in result["rows"] if row["patch_every"] == 1}
+    frames = {row["strategy"]: row for row in result["rows"] if row["patch_every"] == 1}
     for way, row in changes.items():
         assert 0 < row["p50_ms"] < frames[way]["p50_ms"]
         assert 0 < row["alone_p50_ms"] <= row["alone_p95_ms"]
@@ -113,7 +113,7 @@ def test_sustained_load_and_platform(result):
     assert len(result["sustained"]) >= 2
     for row in result["sustained"]:
         assert row["frames"] > 0
-        assert {"seconds", "p50_ms", "p99_ms", "clock_mhz", "temperature_c", "power_w", "way"} <= row.keys()
+        assert {"seconds", "p50_ms", "p99_ms", "clock_mhz", "temperature_c", "power_w", "strategy"} <= row.keys()
     assert result["platform"]["cores"] >= 1
     assert result["platform"]["before"].keys() == {"clock_mhz", "temperature_c", "power_w"}
     assert "session.run" in result["baseline"]
@@ -128,7 +128,7 @@ def test_results_are_written_and_printed(result, tmp_path, capsys):
     assert re.fullmatch(r"latency-[\w.]+-cpu-ort[\d.]+-torch[\w.]+\.csv", name)
     with (tmp_path / "out" / name).open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["way"] for row in rows] == [row["way"] for row in result["rows"]]
+    assert [row["strategy"] for row in rows] == [row["strategy"] for row in result["rows"]]
     print_latency(result, Console(width=80))
     text = capsys.readouterr().out
     assert all(word in text for word in ("load_state_dict", "preprocess", "sustained", "ONNX Runtime session"))
@@ -153,8 +153,8 @@ def test_an_engine_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=10))
     options = LatencyOptions(engines=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
     found = measure_latency([tiny], options)
-    assert [row["way"] for row in found["rows"]] == ["untouched"]
-    reasons = {row["way"]: row["reason"] for row in found["left_out"]}
+    assert [row["strategy"] for row in found["rows"]] == ["untouched"]
+    reasons = {row["strategy"]: row["reason"] for row in found["left_out"]}
     assert reasons.keys() == {"sessions", "torch_cuda_graph"}
     assert "GiB" in reasons["sessions"]
 
@@ -198,7 +198,7 @@ def test_a_source_that_is_too_short_is_refused(tiny, tmp_path):
 
 
 def test_options_are_checked():
-    with pytest.raises(InputError, match="way 'fast' is unknown"):
+    with pytest.raises(InputError, match="strategy 'fast' is unknown"):
         LatencyOptions(engines=("fast",))
     with pytest.raises(InputError, match="expected cpu or cuda"):
         LatencyOptions(device="tpu")
@@ -209,7 +209,7 @@ def test_options_are_checked():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_command_says_so_in_one_line(tmp_path):
     done = invoke("bench", "gpu", "--out", tmp_path / "out", check=False)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "no GPU" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ def result(image_folder):
 
 
 def test_told_composition_wins_accuracy_on_real_images(result):
-    accuracy = {row["way"]: row["accuracy"] for row in result["rows"]}
+    accuracy = {row["arm"]: row["accuracy"] for row in result["rows"]}
     assert list(accuracy) == ["std", "single", "both", "averaged", "scaled", "shipped", "expected", "composed"]
     assert accuracy["both"] > accuracy["std"] + 10
     assert accuracy["shipped"] > accuracy["std"] + 5
@@ -90,8 +90,8 @@ def test_the_averages_are_those_of_the_parts(result):
     for number, row in enumerate(result["rows"]):
         assert row["accuracy"] == pytest.approx((row["accuracy_3"] + row["accuracy_5"]) / 2, abs=0.02)
         assert row["accuracy"] == pytest.approx(np.mean([pair[2 + number] for pair in result["per_pair"]]), abs=0.06)
-        assert row["told"] == (row["way"] in ("single", "both", "averaged", "scaled"))
-    rows = {row["way"]: row for row in result["rows"]}
+        assert row["perfect_oracle"] == (row["arm"] in ("single", "both", "averaged", "scaled"))
+    rows = {row["arm"]: row for row in result["rows"]}
     assert rows["expected"]["composed"] == 0 < rows["shipped"]["composed"]
     assert result["oracle"]["both_named"] <= result["oracle"]["one_named"] <= 100
     assert 0 <= result["oracle"]["lesser_probability"] <= 0.5
@@ -103,7 +103,7 @@ def test_validation_says_what_each_policy_is_worth(result):
     for way in ("shipped", "expected", "composed"):
         assert validation[way]["pairs"] > validation["std"]["pairs"]
         assert validation[way]["single"] > validation["std"]["single"]
-    assert {row["way"] for row in result["rows"] if "single" in row} == set(validation)
+    assert {row["arm"] for row in result["rows"] if "single" in row} == set(validation)
 
 
 def test_the_result_is_plain_json_and_prints(result):

@@ -10,7 +10,9 @@ from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data.images import load_images
 from rws.training.evaluation.evaluator import EvaluationOptions
+from rws.training.evaluation.frames import subset
 from rws.training.evaluation.sets import evaluation_sets
 from support.command_line import CLASSES, invoke
 
@@ -119,6 +121,19 @@ def test_a_set_in_imagenet_cs_folders_is_read(corrupted, clear, tmp_path):
             cv2.imwrite(str(root / name / "extra.png"), pictures[0][:, :, ::-1])
     sets = list(evaluation_sets(str(tmp_path), CLASSES, 32, (5,), None, 0))
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("clean", 0, 30), ("fog", 5, 30)]
+
+
+def test_a_limit_decodes_only_the_chosen_images(image_folder, tmp_path):
+    place = tmp_path / "fog/5"
+    shutil.copytree(image_folder / "test", place)
+    whole = load_images(place)
+    chosen = next(evaluation_sets(str(tmp_path), CLASSES, 32, (5,), 12, 3)).images
+    assert torch.equal(chosen.pixels, subset(whole, 12, 3).pixels)
+    for index, path in enumerate(sorted(place.rglob("*.png"))):
+        if not (chosen.pixels == whole.pixels[index]).flatten(1).all(1).any():
+            path.write_bytes(b"not an image")
+    again = next(evaluation_sets(str(tmp_path), CLASSES, 32, (5,), 12, 3)).images
+    assert torch.equal(again.pixels, chosen.pixels)
 
 
 def test_bad_data_is_named(image_folder, tmp_path):

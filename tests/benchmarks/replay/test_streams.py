@@ -38,7 +38,7 @@ def test_every_protocol_has_a_row_for_every_method(result):
             assert row["ra"] == pytest.approx(np.mean(row["per_type"][1:]), abs=0.02)
             assert row["regret"] == pytest.approx(perfect["ra"] - row["ra"], abs=0.02)
             assert row["ta_lost"] == pytest.approx(perfect["ta"] - row["ta"], abs=0.02)
-            assert ("switch_rate" in row) == (method not in ("std", "always"))
+            assert ("mix_change_rate" in row) == (method not in ("std", "always"))
         assert perfect["regret"] == perfect["ta_lost"] == 0
         assert rows[protocol, "trained"]["ra"] > rows[protocol, "std"]["ra"] + 5
         assert (rows[protocol, "trained"]["delay"] is None) == (protocol == "mixed")
@@ -48,7 +48,7 @@ def test_every_protocol_has_a_row_for_every_method(result):
         for method in ("std", "always", "perfect", "best", "frame"):
             assert rows[protocol, method]["per_type"] == rows["iid", method]["per_type"]
     assert rows["continual", "perfect"]["delay"]["mean"] == 0
-    assert rows["continual", "trained"]["switch_rate"] < rows["continual", "frame"]["switch_rate"]
+    assert rows["continual", "trained"]["mix_change_rate"] < rows["continual", "frame"]["mix_change_rate"]
     assert rows["gradual", "trained"]["delay_severity"]["blocks"] > 100
     assert rows["gradual", "perfect"]["delay"]["mean"] == 0
 

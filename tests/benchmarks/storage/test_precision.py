@@ -60,7 +60,7 @@ def test_a_bundle_alone_gives_what_the_replay_gives_of_its_own_bits(image_folder
     row = {"bits": 8, "per": "channel", "bytes": bundle.manifest.files["signatures.safetensors"].bytes}
     assert result["rows"] == [row | {"ra": replayed["ra"]["perfect"], "ta_after_reset": replayed["ta"]["std"]}]
     assert result["ta"] == replayed["ta"]["std"]
-    assert result["ra_never_patched"] == replayed["ra"]["std"]
+    assert result["ra_no_patch"] == replayed["ra"]["std"]
 
 
 def test_float_signatures_patch_as_float_weights_do():

@@ -7,12 +7,12 @@ from rws.benchmarks.streams.scores import (
     delays,
     mean_by_type,
     mix_accuracy,
+    mix_change_rate,
     perfect_accuracy,
     reaction,
     right_mix,
     run_lengths,
     running_mean,
-    switch_rate,
 )
 from rws.oracle.belief import CLEAN
 from rws.oracle.policy import GainTable
@@ -84,15 +84,15 @@ def test_of_a_composition_the_table_gives_an_estimate():
 
 def test_switches_are_counted_between_frames_but_not_over_cuts():
     mix = np.array([0, 0, 1, 1, 2, 2])
-    assert switch_rate(make([0] * 6), mix) == pytest.approx(40)
-    assert switch_rate(make([0] * 6, cuts=(0, 2)), mix) == pytest.approx(25)
-    assert switch_rate(make([0] * 3, cuts=(0, 1, 2)), mix[:3]) == 0
+    assert mix_change_rate(make([0] * 6), mix) == pytest.approx(40)
+    assert mix_change_rate(make([0] * 6, cuts=(0, 2)), mix) == pytest.approx(25)
+    assert mix_change_rate(make([0] * 3, cuts=(0, 1, 2)), mix[:3]) == 0
 
 
 def test_the_reaction_is_the_first_right_frame_and_never_counts_in_full():
     right = np.array([1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1], bool)
     found = reaction(right, np.array([0, 1, 5, 10]), np.array([1, 5, 10, 12]))
-    assert found == {"median": 1.5, "mean": 2.0, "p95": 4.55, "never": 25.0, "blocks": 4}
+    assert found == {"median": 1.5, "mean": 2.0, "p95": 4.55, "never_right": 25.0, "blocks": 4}
     assert reaction(right, np.zeros(0, np.int64), np.zeros(0, np.int64)) is None
 
 
@@ -100,9 +100,9 @@ def test_delays_of_types_and_of_severities_are_apart():
     stream = make([FOG] * 6 + [SNOW] * 4, [1, 1.2, 2, 2, 3, 3, 3, 3, 4, 4])
     right = np.array([0, 1, 0, 0, 1, 1, 0, 0, 0, 1], bool)
     of_type, of_severity = delays(stream, right, np.zeros(10, bool))
-    assert of_type == {"median": 2.0, "mean": 2.0, "p95": 2.9, "never": 0.0, "blocks": 2}
+    assert of_type == {"median": 2.0, "mean": 2.0, "p95": 2.9, "never_right": 0.0, "blocks": 2}
     # Fog at 2 is never right in its 2 frames, at 3 at once; snow at 4 after 1.
-    assert of_severity == {"median": 1.0, "mean": 1.0, "p95": 1.9, "never": 33.33, "blocks": 3}
+    assert of_severity == {"median": 1.0, "mean": 1.0, "p95": 1.9, "never_right": 33.33, "blocks": 3}
     both = np.array([True, True])
     assert delays(make([FOG, SNOW], protocol="mixed"), both, both)[0] is None
 

@@ -47,7 +47,7 @@ def test_halves_share_no_image(test_images):
 def test_signatures_win_back_a_part_of_what_is_lost(result):
     assert len(result["rows"]) == 2 * 19
     won = result["summary"]["accuracy"]["won_back"]
-    assert 0 < won["told"] <= 100
+    assert 0 < won["perfect"] <= 100
     assert won["trained"] > 0
     for row in result["rows"]:
         assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.ARMS)
@@ -56,14 +56,14 @@ def test_signatures_win_back_a_part_of_what_is_lost(result):
 def test_what_is_won_back_is_a_share_of_what_was_lost():
     rows = [
         {
-            "accuracy": {"std": 40.0, "trained": 50.0, "told": 60.0},
+            "accuracy": {"std": 40.0, "trained": 50.0, "perfect": 60.0},
             "agreement": dict.fromkeys(zoo.ARMS, 100.0),
             "named": 1.0,
         }
     ]
     summary = zoo.summarise(80.0, rows)
-    assert summary["accuracy"]["won_back"] == {"trained": 25.0, "told": 50.0}
-    assert summary["agreement"]["won_back"] == {"trained": 0.0, "told": 0.0}
+    assert summary["accuracy"]["won_back"] == {"trained": 25.0, "perfect": 50.0}
+    assert summary["agreement"]["won_back"] == {"trained": 0.0, "perfect": 0.0}
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 250), (2, 250), (250, 250)])
@@ -90,8 +90,8 @@ def test_the_page_holds_the_numbers(result):
     quick = {**result, "quick": True}
     text = zoo_table([result, quick])
     assert "|  | vgg16 | vgg16, quick |" in text
-    won = f"{result['summary']['accuracy']['won_back']['told']:.1f}"
-    assert f"| **accuracy won back, told, %** | {won} | {won} |" in text
+    won = f"{result['summary']['accuracy']['won_back']['perfect']:.1f}"
+    assert f"| **accuracy won back, perfect oracle, %** | {won} | {won} |" in text
     assert f"| test images | {result['test_images']} |" in text
 
 
@@ -104,5 +104,5 @@ def test_an_unknown_model_is_refused(tmp_path):
 def test_a_report_that_cannot_be_written_is_refused_before_the_build(command, tmp_path):
     given = ("--images", tmp_path, "--json", tmp_path / "none" / "zoo.json")
     refused = invoke("bench", command, *given, check=False)
-    assert refused.returncode == 2
+    assert refused.returncode == 3
     assert "its folder does not exist" in refused.stderr

@@ -241,7 +241,7 @@ def test_the_command(current, link, new, monkeypatch, tmp_path):
     assert f"{tmp_path / 'current'} -> v2 is now other" in result.output
     damage(new)
     result = rws("bundle", "switch", "bundle", "elsewhere/v2")
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert result.stdout == ""
     assert "truncated" in result.stderr
     assert len(result.stderr.splitlines()) == 1

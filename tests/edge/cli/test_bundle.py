@@ -59,19 +59,19 @@ def test_transfer(bundle_path, tmp_path):
     bundle = Bundle.load(bundle_path)
     clean = clean_tensors(read_model(bundle.read("model.onnx")), bundle.signatures.tensors)
     make_signatures({name: array + 1 for name, array in clean.items()}, ["rain"]).save(tmp_path / "other.safetensors")
-    assert rws("bundle", "add", bundle_path, tmp_path / "other.safetensors").exit_code == 2
+    assert rws("bundle", "add", bundle_path, tmp_path / "other.safetensors").exit_code == 3
     assert rws("bundle", "add", bundle_path, tmp_path / "other.safetensors", "--transfer").exit_code == 0
     assert "rain" in Bundle.load(bundle_path).signatures.names
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["verify"], ["bundle", "remove"], ["bundle", "add"]])
-def test_a_truncated_bundle_is_one_line_and_exit_code_2(bundle_path, extra, command):
+def test_a_truncated_bundle_is_one_line_and_exit_code_3(bundle_path, extra, command):
     data = (bundle_path / "model.onnx").read_bytes()
     (bundle_path / "model.onnx").write_bytes(data[: len(data) // 2])
     before = sorted(os.listdir(bundle_path))
     more = {"remove": ["fog"], "add": [extra]}.get(command[-1], [])
     result = rws(*command, bundle_path, *more)
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert result.stdout == ""
     assert "truncated" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -92,7 +92,7 @@ def test_a_refused_change_is_one_line_and_changes_nothing(bundle_path, monkeypat
     monkeypatch.chdir(bundle_path.parent)
     before = {path.name: path.read_bytes() for path in bundle_path.iterdir()}
     result = rws("bundle", arguments[0], "bundle", *arguments[1:])
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in bundle_path.iterdir()} == before
@@ -118,7 +118,7 @@ def test_the_installed_command(bundle_path):
     script = os.path.join(os.path.dirname(sys.executable), "rws")
     (bundle_path / "policy.safetensors").write_bytes(b"x")
     found = subprocess.run([script, "verify", str(bundle_path)], capture_output=True, text=True, check=False)
-    assert found.returncode == 2
+    assert found.returncode == 3
     assert found.stdout == ""
     assert found.stderr.startswith("error: ")
     assert len(found.stderr.splitlines()) == 1

@@ -25,7 +25,7 @@ def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
     assert "in 5 = out 4 + dropped 0 + rejected 1" in result.output
     assert "1 of 1 passed" in result.output
     (case,) = json.loads((tmp_path / "d.json").read_text())["cases"]
-    assert (case["passed"], case["accounted"], case["rejected"]) == (True, True, {"empty": 1})
+    assert (case["passed"], case["accounted"], case["rejected_by_reason"]) == (True, True, {"empty": 1})
 
 
 def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
@@ -38,7 +38,7 @@ def test_the_command_fails_when_a_promise_is_broken(monkeypatch):
 def test_an_unknown_fault_is_a_clear_error():
     result = runner.invoke(app, ["drill", "--only", "meteorite"])
     assert result.exit_code == 2
-    assert "no fault's name holds 'meteorite'" in result.stderr
+    assert "no fault's name contains 'meteorite'" in result.stderr
 
 
 def test_quick_leaves_out_what_takes_long(monkeypatch):

@@ -378,10 +378,10 @@ def test_a_bundle_is_swapped_while_the_loop_runs_and_a_broken_one_is_refused(run
     output = process.communicate(timeout=20)[0]
     assert process.returncode == 0
     assert "bundle refused, the old one stays" in output
-    assert "bundle switched to other" in output
+    assert "bundle swapped: other" in output
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["bundle"] == "other"
-    assert summary["events"] == {"bundle_refused": 1, "bundle_switched": 1}
+    assert summary["events"] == {"bundle_refused": 1, "bundle_swapped": 1}
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
 
 

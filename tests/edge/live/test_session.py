@@ -21,7 +21,6 @@ from support.tiny import make_signatures, network
 RNG = np.random.default_rng(8)
 X = RNG.random((2, 3, 8, 8), np.float32)
 STRATEGIES = ("live", "split", "inputs")
-EXAMPLE = Path(__file__).parents[3] / "examples" / "live_weights.py"
 
 
 def several() -> onnx.ModelProto:
@@ -305,13 +304,3 @@ def test_neither_torch_nor_the_rest_of_edge_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_example_runs(tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(network(3, 4, seed=0).SerializeToString())
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, path, "2"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "after reset the outputs are the same, bit for bit" in done.stdout

@@ -24,7 +24,7 @@ def source():
 
 @pytest.fixture
 def monitor(source, clock):
-    return Monitor(source, bundle="tiny", way="live", window=10, clock=clock)
+    return Monitor(source, bundle="tiny", strategy="live", window=10, clock=clock)
 
 
 def test_before_the_first_result(monitor, clock):
@@ -32,11 +32,11 @@ def test_before_the_first_result(monitor, clock):
     status = monitor.status(since=0)
     assert json.loads(json.dumps(status.to_dict())) == {
         "bundle": "tiny",
-        "way": "live",
+        "strategy": "live",
         "uptime_s": 2.5,
         "fps": 0.0,
         "since_result_s": None,
-        "counts": {"results": 0, "switches": 0, "classes": {}, "corruptions": {}},
+        "counts": {"results": 0, "mix_changes": 0, "classes": {}, "corruptions": {}},
         "events": {},
         "timeline": [],
         "source": {
@@ -64,7 +64,7 @@ def test_totals_and_the_latest_result(monitor, clock):
     clock.now += 1.25
     status = monitor.status()
     assert status.totals == RunTotals(3, 2, {"cat": 1, "dog": 2}, {"clean": 1, "fog": 2})
-    assert status.to_dict()["counts"]["switches"] == 2
+    assert status.to_dict()["counts"]["mix_changes"] == 2
     assert status.result.to_dict() == make_result(2, label="dog", changed=True).to_dict()
     assert status.since_result_s == 1.25
     assert status.timeline == ()
@@ -135,9 +135,9 @@ def test_memory_does_not_grow_with_the_run(monitor, clock):
 
 
 def test_events_are_counted(monitor):
-    for event in ("bundle_switched", "sink_dropped", "sink_dropped"):
+    for event in ("bundle_swapped", "sink_dropped", "sink_dropped"):
         monitor.count_event(event)
-    assert monitor.status().events == {"bundle_switched": 1, "sink_dropped": 2}
+    assert monitor.status().events == {"bundle_swapped": 1, "sink_dropped": 2}
 
 
 def test_snapshots_from_other_threads_are_consistent():

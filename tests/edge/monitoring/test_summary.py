@@ -40,7 +40,7 @@ def test_counts_and_times():
         for taker in (summary, monitor):
             taker.add(make_result(index, label=label, belief=belief, changed=index in (3, 7), predict_ms=float(index)))
     found = json.loads(json.dumps(summary.to_dict(monitor.status()), allow_nan=False))
-    assert (found["frames"], found["switches"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
+    assert (found["frames"], found["mix_changes"], found["dropped"], found["rejected"]) == (10, 2, 0, 0)
     assert found["classes"] == {"cat": 6, "dog": 4}
     assert found["corruptions"] == {"snow": 7, "clean": 3}
     assert found["fps"] == pytest.approx(10.0)

@@ -20,4 +20,4 @@ def source():
 
 @pytest.fixture
 def monitor(source, clock):
-    return Monitor(source, bundle="tiny", way="live", clock=clock)
+    return Monitor(source, bundle="tiny", strategy="live", clock=clock)

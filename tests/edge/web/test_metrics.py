@@ -39,7 +39,7 @@ def test_the_metrics_of_a_run(server, monitor, source, clock):
     source.received, source.delivered, source.dropped, source.reconnects = 9, 2, 3, 1
     source.rejections.update(damaged=3, frozen=1)
     source.state = "reconnecting"
-    monitor.count_event("bundle_switched")
+    monitor.count_event("bundle_swapped")
     clock.now += 4
     _, families, samples = read(server)
     assert samples["rws_frames_received_total",] == 9
@@ -59,11 +59,11 @@ def test_the_metrics_of_a_run(server, monitor, source, clock):
     assert ("rws_alpha", "clean") not in samples
     assert samples["rws_stage_seconds", "predict"] == pytest.approx(0.002)
     assert samples["rws_result_age_seconds",] == 4
-    assert samples["rws_events_total", "bundle_switched"] == 1
+    assert samples["rws_events_total", "bundle_swapped"] == 1
     assert samples["rws_uptime_seconds",] == 4
     info = families["rws_info"].samples[0].labels
-    assert (info["bundle"], info["way"]) == ("tiny", "live")
-    assert set(info) == {"bundle", "way", "version"}
+    assert (info["bundle"], info["strategy"]) == ("tiny", "live")
+    assert set(info) == {"bundle", "strategy", "version"}
     assert all(family.documentation for family in families.values())
 
 

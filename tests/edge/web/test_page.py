@@ -40,7 +40,7 @@ def run(source, tmp_path):
     """Run `look(tab, show, server, stop)` against a page; `show` takes a result as a loop would."""
 
     def start(look, **options):
-        monitor = Monitor(source, bundle="tiny", way="live")
+        monitor = Monitor(source, bundle="tiny", strategy="live")
 
         async def inside():
             with ExitStack() as stack:

@@ -1,0 +1,192 @@
+"""What README.md and the guides tell a reader to type: each command exists, and what ends in seconds is run."""
+
+from __future__ import annotations
+
+import glob
+import re
+import shlex
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from rws.cli import app
+from rws.edge.bundle.bundle import DEFAULT_BUNDLE
+from support.command_line import invoke
+
+ROOT = Path(__file__).parents[1]
+GUIDES = ("docs/get_started.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/guides/*.md")))
+PAGES = ("README.md", *GUIDES)
+SHELL, PYTHON, TOML = ("bash", "console", "sh", "shell"), ("python", "py"), ("toml",)
+SLOW = {"adopt", "bench", "demo", "drill", "extract", "reproduce", "train"}
+ENDLESS = {"serve", "show", "watch"}
+"""Options of `rws run` that wait for a person."""
+USAGE_ERROR = typer.BadParameter.__bases__[0]  # of the click that typer uses, its own or the installed one
+OPENED = ("source", "images", "data", "bundle", "path", "current", "new", "config", "onto")
+"""Parameters that name what must exist: a file, a folder, a glob, or the test pattern."""
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*).*?\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+_INDENTED = re.compile(r"(?<=\n\n)(?:(?: {4}.*)?\n)+(?=\S|\Z)")
+_NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\Z")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page; `runs` is False if a comment before it says why it is not run."""
+
+    kind: str
+    text: str
+    runs: bool
+
+    def commands(self) -> list[list[str]]:
+        """Return the words of each command of a shell block, without `sudo` and what is set before it."""
+        found: list[list[str]] = []
+        for line in re.sub(r"\\\n\s*", " ", self.text).splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+            lexer.whitespace_split = True
+            found.append([])
+            for word in lexer:
+                if set(word) <= set(";&|"):
+                    found.append([])
+                elif found[-1] or not (word == "sudo" or re.match(r"\w+=", word)):
+                    found[-1].append(word)
+        return [words for words in found if words]
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the blocks of a page in order: fenced, or indented by four spaces, which are taken for shell."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found: list[tuple[int, Block]] = []
+    for match in _FENCE.finditer(text):
+        runs = not _NOT_RUN.search(text, 0, match.start())
+        found.append((match.start(), Block(match["kind"], match["text"].replace(f"\n{match['indent']}", "\n"), runs)))
+    outside = _FENCE.sub(lambda match: re.sub(r"[^\n]", "x", match[0]), text)
+    for match in _INDENTED.finditer(outside):
+        found.append((match.start(), Block("bash", re.sub(r"^ {4}", "", match[0], flags=re.MULTILINE), True)))
+    return [block for _, block in sorted(found, key=lambda item: item[0])]
+
+
+def commands(page: str) -> list[list[str]]:
+    return [words for block in blocks(page) if block.kind in SHELL for words in block.commands()]
+
+
+def rws_words(words: list[str]) -> list[str] | None:
+    """Return what follows `rws`, or None for another program."""
+    return words[1:] if Path(words[0]).name == "rws" else None
+
+
+def descend(words: list[str]) -> tuple[Any, list[str], typer.Context]:
+    """Return the command that the words name, and the words after its name."""
+    command: Any = get_command(app)
+    context = typer.Context(command, info_name="rws")
+    while isinstance(command, TyperGroup) and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+        found = command.get_command(context, words[0])
+        assert found is not None, f"rws has no command {words[0]}: {' '.join(words)}"
+        command, words = found, words[1:]
+        context = typer.Context(command, info_name=command.name, parent=context)
+    return command, words, context
+
+
+def parse(words: list[str]) -> dict[str, object]:
+    """Parse a command line as `rws` would, without running it; its parameters."""
+    command, rest, context = descend(words)
+    with suppress(typer.Exit):
+        return command.make_context(command.name, list(rest), parent=context.parent).params
+    return {}
+
+
+def runs_here(words: list[str]) -> bool:
+    """Tell whether a command ends by itself in seconds, and all that it opens is in the working directory."""
+    given = parse(words)
+    if words[0] in SLOW or any(given.get(name) for name in ENDLESS):
+        return False
+    named = [given[name] for name in OPENED if given.get(name) is not None]
+    values = [str(value) for one in named for value in (one if isinstance(one, list | tuple) else [one])]
+    bounded = given.get("limit") is not None
+    return all(Path(value).exists() or glob.glob(value) or (value == "pattern" and bounded) for value in values)
+
+
+@pytest.fixture
+def folder(clear, tmp_path, monkeypatch) -> Path:
+    """A working directory with what the pages name: images, a video, bundles, a model, a log."""
+    images = clear[0]
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images[:6]):
+        cv2.imwrite(str(tmp_path / "photos" / f"{number}.jpg"), image[:, :, ::-1])
+    shutil.copy(tmp_path / "photos/0.jpg", tmp_path / "photo.jpg")
+    video = cv2.VideoWriter(str(tmp_path / "video.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 30, (64, 64))
+    for image in images[:20]:
+        video.write(cv2.resize(image[:, :, ::-1], (64, 64)))
+    video.release()
+    for name in ("my_bundle", "current"):
+        shutil.copytree(DEFAULT_BUNDLE, tmp_path / name)
+    shutil.copy(DEFAULT_BUNDLE / "model.onnx", tmp_path / "model.onnx")
+    (tmp_path / "docs").mkdir()
+    for path in ROOT.glob("docs/*.png"):
+        shutil.copy(path, tmp_path / "docs")
+    (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_exists_and_takes_its_options(page):
+    for words in filter(None, map(rws_words, commands(page))):
+        try:
+            parse(words)
+        except USAGE_ERROR as error:
+            pytest.fail(f"{page}: rws {' '.join(words)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/concepts.md"])
+def test_commands_in_a_sentence_exist(page):
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for span in re.findall(r"`rws ([^`]+)`", text):
+        command, rest, context = descend(span.split())
+        known = {option for parameter in command.get_params(context) for option in parameter.opts}
+        known |= {option for parameter in command.get_params(context) for option in parameter.secondary_opts}
+        assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"{page}: rws {span}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_can_run_here_runs(page, folder):
+    ran = 0
+    for block in blocks(page):
+        if block.kind in TOML and (name := re.match(r"# (\w+\.toml)\n", block.text)):
+            (folder / name[1]).write_text(block.text)
+        elif block.kind in PYTHON and block.runs:
+            exec(compile(block.text, page, "exec"), {"__name__": "__main__"})
+            ran += 1
+        elif block.kind in SHELL and block.runs:
+            for words in filter(None, map(rws_words, block.commands())):
+                if runs_here(words):
+                    invoke(*words)
+                    ran += 1
+                else:
+                    assert page not in GUIDES, f"{page}: mark as not run, with the reason: rws {' '.join(words)}"
+    assert ran or page.endswith("deploy.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_targets_extras_and_files_exist(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    # tomllib is missing in Python 3.10.
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = set(
+        re.findall(r"^(\w+) = \[", project.split("[project.optional-dependencies]")[1].split("[project.")[0], re.M)
+    )
+    for program, *words in commands(page):
+        text = " ".join(words)
+        if program == "make":
+            assert {word for word in words if "=" not in word} <= targets, text
+        if program.endswith("pip"):
+            named = re.findall(r"(?:\.|whl\)|rws-edge)\[([\w,]+)\]", text)
+            assert {extra for group in named for extra in group.split(",")} <= extras, text
+        for path in re.findall(r"(?<![/\w.])(?:deploy|docs|examples|edge)/[\w./-]+", text):
+            assert (ROOT / path).exists(), text
