@@ -20,14 +20,9 @@ CAMERA = "camera"  # a table for each of several cameras, one day
 def read_config(command: Callable[..., None], context: typer.Context, path: Path) -> None:
     """Make the values of a TOML file the defaults of a command; command line and environment come before them.
 
-    A key is the long name of an option, with underscores (`oracle_every`), or the name of an argument; an argument
-    that takes several values may be given one. A relative path in the file is relative to the working directory.
-
-    Args:
-        command: the annotations of its parameters are the schema.
-        context: of its call; gets a new `default_map`.
-        path: the file; an `InputError` or `FormatError` if it cannot be read as TOML, if a key is unknown, or if a
-            value has the wrong type or is out of range.
+    The annotations of the command's parameters are the schema. A key is an option's long name with underscores
+    (`oracle_every`) or an argument's name; an argument of several values may have one. Paths are relative to the
+    working directory. Raises an `InputError` or `FormatError` if the file, a key, a type or a value is not accepted.
     """
     document, fields, names = read_toml(path), [], {}
     for name, hint in get_type_hints(command, include_extras=True).items():

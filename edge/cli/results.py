@@ -1,11 +1,14 @@
 """What a person reads of a result: the class, how good the image is, and what was patched."""
 
+import textwrap
+
 from rich.text import Text
 
 from rws.edge.pipeline import Result, describe_mix
 from rws.oracle.belief import CLEAN, Belief
 from rws.records import Prediction
 
+INDENT = "    "
 MOST_CLASSES = 3
 SURE = 0.8  # below this probability, the second type is named, too
 
@@ -39,15 +42,13 @@ def image_block(result: Result) -> Text:
 def image_line(result: Result, width: int | None) -> Text:
     """Return the same in a line, or in several if it has more than `width` columns."""
     classes = ", ".join(map(_share, result.top[:MOST_CLASSES]))
-    facts = [classes, describe_belief(result.belief), f"patch {describe_mix(result.mix)}" if result.mix else "no patch"]
+    patch = f"patch {describe_mix(result.mix)}" if result.mix else "no patch"
+    facts = (classes, describe_belief(result.belief), patch)
     line = Text.assemble((result.name, "bold"), "  ", " · ".join(facts))
     if width is None or line.cell_len <= width:
         return line
-    rows = [f"    {facts[0]}"]
-    for fact in facts[1:]:
-        together = f"{rows[-1]} · {fact}"
-        rows = [*rows[:-1], together] if len(together) <= width else [*rows, f"    {fact}"]
-    return Text("\n").join([Text(result.name, style="bold"), *map(Text, rows)])
+    indented = textwrap.fill(" · ".join(facts), width, initial_indent=INDENT, subsequent_indent=INDENT)
+    return Text.assemble((result.name, "bold"), "\n", indented)
 
 
 def change_line(result: Result) -> Text:

@@ -192,7 +192,7 @@ class RunSession:
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
         self._monitor.count_event("bundle_swapped")
-        self._console.print(f"bundle swapped: {pipeline.name}: {pipeline.model.description}", markup=False)
+        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)

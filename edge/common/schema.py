@@ -95,10 +95,8 @@ def read_toml(path: Path) -> dict[str, object]:
         raise FormatError(f"{path}: is larger than {MAX_TOML:,} bytes; give a TOML file")
     try:
         document: dict[str, object] = tomllib.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # a number may be too long for Python, or tables too deep
-        raise FormatError(f"{path}: is not valid TOML ({first_line(error)}); correct it") from error
+    except (ValueError, RecursionError) as error:  # the text is no UTF-8 or TOML, a number too long, a list too deep
+        raise FormatError(f"{path}: is not valid TOML in UTF-8 ({first_line(error)}); correct it") from error
     return document
 
 

@@ -17,12 +17,9 @@ ON_TERMINAL, IN_LOG = 0.25, 10.0  # seconds between two lines
 
 
 def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") -> str:
-    """Return one line: rate, age, mix, class and what was lost; while it waits for the source, its name and why.
+    """Return one line: rate, age, mix, class and losses, with `timings` of each stage too.
 
-    Args:
-        status: of the run.
-        timings: add the time of each stage.
-        how_to_end: is added while it waits.
+    While the loop waits for the source, the line begins with its name, `how_to_end` and the reason instead.
     """
     source, result = status.source, status.result
     parts = [f"{status.fps:.1f} fps"]

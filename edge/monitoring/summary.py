@@ -126,13 +126,7 @@ class Summary:
         return found
 
     def render(self, status: RunStatus, timings: bool = False, images: bool = False) -> RenderableType:
-        """Return what was seen, for `rich.print`.
-
-        Args:
-            status: of the run, for the counters.
-            timings: add a table of the stage times.
-            images: of still images; without `timings`, rates and frame accounting are omitted.
-        """
+        """Return counters and what was seen, for `rich.print`; of still `images` counters only with `timings`."""
         source, totals = status.source, status.totals
         reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
         rejected = f" · rejected {source.rejected}{f' ({reasons})' if reasons else ''}"

@@ -55,16 +55,9 @@ class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
     A context manager that serves from entry to exit, and a sink: any thread may call `write`, which only keeps the
-    frame. It costs nothing without viewers and does not wait for slow ones.
-
-    Args:
-        address: `HOST:PORT`; port 0 chooses a free one.
-        monitor: of the run.
-        token: access token; None generates one, except at a loopback address, which needs none.
-        stale_after: seconds without a result after which `/health` answers 503.
-        max_fps: images per second that are encoded at most.
-
-    Raises an InputError for a bad token, and an RwsError on entry if it cannot serve.
+    frame. It costs nothing without viewers and does not wait for slow ones. `address` is `HOST:PORT`; port 0 chooses a
+    free one. Without a `token` one is generated, except at a loopback address, which needs none. After `stale_after`
+    seconds without a result `/health` answers 503. Raises InputError for a bad token, RwsError on entry if it cannot.
     """
 
     def __init__(

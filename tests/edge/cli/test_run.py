@@ -378,7 +378,7 @@ def test_a_bundle_is_swapped_while_the_loop_runs_and_a_broken_one_is_refused(run
     output = process.communicate(timeout=20)[0]
     assert process.returncode == 0
     assert "bundle refused, the old one stays" in output
-    assert "bundle swapped: other" in output
+    assert "bundle swapped: now other" in output
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["bundle"] == "other"
     assert summary["events"] == {"bundle_refused": 1, "bundle_swapped": 1}
@@ -449,7 +449,7 @@ def test_the_lines_about_an_image():
     assert image_line(patched, len(line)).plain == line
     assert image_line(patched, 40).plain.splitlines() == [
         "frame 0",
-        "    cat 75% · fog 100%, severity 3.2",
+        "    cat 75% · fog 100%, severity 3.2 ·",
         "    patch fog 0.80",
     ]
     assert image_line(unpatched, 80).plain == "frame 0  cat 75% · clean 100% · no patch"
@@ -528,11 +528,11 @@ BAD_CONFIGS = {
     "list of numbers": ("source = [1]", "expected a valid string"),
     "date": ("limit = 2020-01-01", "not plain JSON"),
     "no number": ("stall = nan", "not plain JSON"),
-    "no TOML": ("limit = ", "is not valid TOML"),
-    "key twice": ("limit = 1\nlimit = 2", "is not valid TOML"),
-    "deep": ("a = " + "[" * 100_000, "is not valid TOML"),
+    "no TOML": ("limit = ", "is not valid TOML in UTF-8"),
+    "key twice": ("limit = 1\nlimit = 2", "is not valid TOML in UTF-8"),
+    "deep": ("a = " + "[" * 100_000, "is not valid TOML in UTF-8"),
     "large": ("# " + "x" * 2**20, "is larger than 1,048,576 bytes"),
-    "endless number": ("limit = " + "9" * 5000, "is not valid TOML"),
+    "endless number": ("limit = " + "9" * 5000, "is not valid TOML in UTF-8"),
 }
 
 
@@ -547,7 +547,11 @@ def test_a_bad_configuration_file_is_refused_in_one_line(tmp_path, case):
 def test_a_configuration_that_is_no_text_file_is_refused(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b'source = "caf\xe9.png"')
     os.mkfifo(tmp_path / "fifo.toml")
-    found = {"latin.toml": "is not UTF-8", "fifo.toml": "is not a regular file", "nowhere.toml": "no such file"}
+    found = {
+        "latin.toml": "is not valid TOML in UTF-8 ('utf-8' codec can't decode",
+        "fifo.toml": "is not a regular file",
+        "nowhere.toml": "no such file",
+    }
     for name, message in found.items():
         result = runner.invoke(app, ["run", "--config", str(tmp_path / name)])
         assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
