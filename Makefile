@@ -53,7 +53,7 @@ $(VENV)/.lowest: $(VENV)/bin/python pyproject.toml constraints-lowest.txt edge/l
 	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve]' pytest pytest-xdist hypothesis pyyaml
 	@touch $@
 
-# Optional, on Debian, as root: what the tests of the page, the window and RTSP need beside Python.
+# Optional, on Debian, as root: what the tests of the page, the window and RTSP need in addition to Python.
 system:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium xvfb python3-gi \

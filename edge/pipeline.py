@@ -1,4 +1,4 @@
-"""The way of one frame: model input → oracle → policy → patch → predict → task."""
+"""The stages of one frame: model input → oracle → policy → patch → predict → task."""
 
 import time
 import weakref
@@ -21,7 +21,7 @@ from rws.errors import InputError
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.records import Clock, Frame, Prediction
+from rws.records import Clock, Frame, Prediction, WallClock, utc
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
@@ -41,9 +41,11 @@ class _BeliefRecord(TypedDict):
 class ResultRecord(ClassificationRecord):
     """A result in plain types: all but the logits, rounded to what is worth reading."""
 
+    schema: str
     index: int
     name: str
-    captured_at: float
+    captured_at: str
+    captured_monotonic_s: float
     age_ms: float
     belief: _BeliefRecord
     mix: dict[str, float]
@@ -61,6 +63,7 @@ class Result:
     index: int  # of the frame in its source
     name: str  # of the frame
     captured_at: float  # seconds of the source's clock
+    captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
     output: Classification
     belief: Belief  # of the oracle, and of the temporal filter, if any
@@ -117,9 +120,11 @@ class Result:
         belief = self.belief
         pairs = zip(belief.names, belief.probability.tolist(), strict=True)
         return {
+            "schema": "run-result/1",
             "index": self.index,
             "name": self.name,
-            "captured_at": round(self.captured_at, 6),
+            "captured_at": utc(self.captured_time),
+            "captured_monotonic_s": round(self.captured_at, 6),
             "age_ms": round(self.age_ms, 3),
             **self.task.to_dict(self.output),
             "belief": {
@@ -159,7 +164,7 @@ class Pipeline:
         Args:
             bundle: a loaded one; a `BundleError` or `MissingExtraError` if it cannot run with these options here.
             options: how its model runs; its threads hold for the oracle, too.
-            independent: judge each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
+            independent: observe each frame alone; otherwise the bundle's temporal filter and hysteresis are on.
         """
         options, manifest = options or ModelOptions(), bundle.manifest
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
@@ -169,7 +174,13 @@ class Pipeline:
         return cls(model, oracle, policy, smoothing, task, size, manifest.name)
 
     def step(
-        self, frame: Frame, held: Result | None = None, *, read_ms: float = 0.0, clock: Clock = time.monotonic
+        self,
+        frame: Frame,
+        held: Result | None = None,
+        *,
+        read_ms: float = 0.0,
+        clock: Clock = time.monotonic,
+        wall_clock: WallClock = time.time,
     ) -> Result:
         """Patch the model for a frame and let it predict.
 
@@ -178,6 +189,7 @@ class Pipeline:
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
             read_ms: what reading the frame took.
             clock: the one that stamps the frames.
+            wall_clock: read once, for the time of day of the capture.
         """
         marks = [clock()]
         x = preprocess(frame.image, *self.input_size)
@@ -190,12 +202,14 @@ class Pipeline:
         marks.append(clock())
         outputs = self.model.predict(x)
         marks.append(clock())
+        age = marks[-1] - frame.captured_at
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
             index=frame.index,
             name=frame.name,
             captured_at=frame.captured_at,
-            age_ms=(marks[-1] - frame.captured_at) * 1e3,
+            captured_time=wall_clock() - age,
+            age_ms=age * 1e3,
             output=self.task.read(outputs),
             belief=belief,
             mix=dict(mix),

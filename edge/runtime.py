@@ -20,7 +20,7 @@ from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
-from rws.records import Clock, Frame
+from rws.records import Clock, Frame, WallClock
 
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
@@ -34,13 +34,21 @@ class Runtime(Closing):
     Args:
         oracle_every: the oracle looks at every n-th frame only (n ≥ 1); the mix stays until it looks again.
         clock: the same clock must stamp the frames, or their age means nothing.
+        wall_clock: for the time of day in the results; a jump of it disturbs nothing else.
     """
 
-    def __init__(self, pipeline: Pipeline, *, oracle_every: int = 1, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        oracle_every: int = 1,
+        clock: Clock = time.monotonic,
+        wall_clock: WallClock = time.time,
+    ) -> None:
         if oracle_every < 1:
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
         self.compare = False  # whether the clean model classifies each frame as well (`Result.unpatched`)
-        self.clock = clock
+        self.clock, self.wall_clock = clock, wall_clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
         self._last: Result | None = None
         self._frame: Frame | None = None
@@ -67,7 +75,7 @@ class Runtime(Closing):
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
 
-        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is no uint8 (H, W, 3).
+        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is not uint8 (H, W, 3).
         """
         with closing(self.results(source, sinks)) as results:
             yield from (result for result in results if result is not None)
@@ -75,7 +83,7 @@ class Runtime(Closing):
     def results(
         self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
     ) -> Generator[Result | None, None, None]:
-        """As `stream`, with `changes` to each frame first, and None four times a second while no frame comes."""
+        """Process frames as `stream` does, with `changes` to each first; yield None each 0.25 s without a frame."""
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))
@@ -135,7 +143,7 @@ class Runtime(Closing):
         held = self._last if self._count % self._oracle_every else None
         self._count += 1
         self._frame = frame  # so that `Result.plot` finds the newest one
-        result = self._pipeline.step(frame, held, read_ms=read_ms, clock=self.clock)
+        result = self._pipeline.step(frame, held, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock)
         if self.compare or frame.original is not None:
             result = self._pipeline.compare(frame, result)
         self._last = result

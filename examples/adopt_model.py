@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="training steps per signature; default: 50")
     options = parser.parse_args()
 
-    # A model that wants 0…255 or ImageNet's mean and std says so here: Preprocessing(scale=255, mean=…, std=…).
+    # For a model that expects 0…255, or ImageNet's mean and std: Preprocessing(scale=255, mean=…, std=…).
     model = adopt_model(load_classifier(options.model, size=None), Preprocessing(), size=None)
     images = load_pictures(options.images, model.size) if options.images else demo_images()
     recipe = replace(AdoptRecipe(steps=options.steps, common=2 * options.steps).quick(), steps=options.steps)

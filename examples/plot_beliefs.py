@@ -3,7 +3,7 @@
     python examples/plot_beliefs.py [folder, glob or list of images] [--bundle FOLDER] [--out beliefs.png]
 
 Without a source it takes the images in examples/images. Each row of the PNG shows an image, the probability of
-each corruption type that reaches 2 %, and the class that the patched model predicts. Each image is judged on its own.
+each corruption type that reaches 2 %, and the class that the patched model predicts for this image alone.
 Needs matplotlib: pip install 'rws-edge[demo]'.
 """
 

@@ -33,7 +33,7 @@ class Oracle:
         source, where = (network, "oracle network") if isinstance(network, bytes) else (str(network), str(network))
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises types of its own that share no base but Exception
+        except Exception as error:  # ONNX Runtime raises types that share no base but Exception
             raise FormatError(f"{where}: ONNX Runtime cannot load it ({first_line(error)})") from error
         self.corruptions = tuple(corruptions)
         self.levels = tuple(float(level) for level in levels)

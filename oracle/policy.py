@@ -120,7 +120,7 @@ class WeightedPolicy:
     """Every probable corruption's own signature, at its probability times its calibrated alpha, the best of its row.
 
     A corruption without a signature gets the best action of its row: a neighbour's signature, if one helps.
-    Corruptions less probable than `threshold`, 0…1, are left out; `clean_weight` is a factor on the odds of clean: how
+    Corruptions less probable than `threshold`, 0…1, are ignored; `clean_weight` is a factor on the odds of clean: how
     much likelier a clean frame is in use than the oracle assumes. The mix is kept while no alpha differs by more than
     `hold`, but removing the patch takes effect immediately; 0 for independent images.
     """
@@ -138,7 +138,7 @@ class WeightedPolicy:
         self._current: Mix = {}
 
     def reset(self) -> None:
-        """Back to no patch."""
+        """Return to no patch."""
         self._current = {}
 
     def choose(self, belief: Belief) -> Mix:
@@ -180,7 +180,7 @@ class ExpectedGainPolicy:
         self._current = 0
 
     def reset(self) -> None:
-        """Back to no patch."""
+        """Return to no patch."""
         self._current = 0
 
     def expected(self, joint: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -211,8 +211,8 @@ class ExpectedGainPolicy:
 class ReferencePolicy:
     """Answers the true type and severity of a frame, as a perfect oracle would report them.
 
-    Of kind "perfect" it takes the type's own signature at its calibrated alpha (the paper's reading: clean is never
-    patched, a corruption always); of kind "best" the best action of the whole table.
+    Of kind "perfect" it takes the type's own signature at its calibrated alpha (the paper's reading: a corruption is
+    always patched, clean never); of kind "best" the best action of the whole table.
     """
 
     def __init__(self, table: GainTable, kind: str) -> None:

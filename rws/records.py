@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
 
 Clock = Callable[[], float]  # seconds, monotonic
+WallClock = Callable[[], float]  # seconds since 1970, UTC; may jump, so nothing waits or measures by it
+_LAST_SECOND = 253402300799.0  # of the year 9999
 Mix = dict[str, float]  # signature name → strength alpha; {} is the clean model
 
 
@@ -28,3 +31,9 @@ class Prediction:
     label: str
     class_index: int
     confidence: float
+
+
+def utc(seconds: float) -> str:
+    """Return seconds since 1970 as ISO 8601 in UTC, with milliseconds, `2026-11-29T08:45:54.000Z`; years 1970…9999."""
+    seconds = min(max(seconds, 0.0), _LAST_SECOND)  # a frame may carry any stamp
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -25,7 +25,7 @@ _SLOW_FIXTURES = {"built", "command_built", "compared", "report", "reproduced", 
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """A device installs no torch; where it is absent, the tests of the other rooms are left out."""
+    """Skip the tests of the other rooms if torch is absent, as on a device."""
     if TORCH or collection_path.suffix != ".py" or not _NEEDS_TORCH.search(collection_path.read_text()):
         return None
     return True

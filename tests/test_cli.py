@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -81,7 +82,7 @@ def ours(report: JsonOption = None) -> None:
     log.warning("a warning")
     log.info("an event")
     if report is not None:
-        write_json(report, {"a": 1})
+        write_json(report, "test/1", {"a": 1})
 
 
 tools = typer.Typer(help="A group.")
@@ -178,7 +179,8 @@ def test_quiet_and_verbose_stand_before_or_after_the_command(options):
 
 def test_a_document_takes_stdout_and_people_read_stderr():
     result = runner.invoke(app, ["ours", "--json", "-"])
-    assert result.stdout == '{\n "a": 1\n}\n'
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["a"]) == ("test/1", 1)
     assert [line for line in result.stderr.splitlines() if "warning" not in line] == ["a note", "a result"]
     assert "result" not in runner.invoke(app, ["ours", "--json", "-", "-q"]).stderr
 

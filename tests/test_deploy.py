@@ -112,7 +112,7 @@ def test_systemd_accepts_the_unit_and_the_addition_for_jetson(tmp_path):
     assert complaints == []
 
 
-def test_the_unit_restarts_for_ever_and_watches():
+def test_the_unit_restarts_indefinitely_and_watches():
     settings = unit()
     assert settings["Type"] == ["notify"]
     assert settings["Restart"] == ["always"]

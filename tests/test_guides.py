@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import typer
 from typer.core import TyperGroup
@@ -33,16 +34,21 @@ OPENED = ("source", "images", "data", "bundle", "path", "current", "new", "confi
 """Parameters that name what must exist: a file, a folder, a glob, or the test pattern."""
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*).*?\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 _INDENTED = re.compile(r"(?<=\n\n)(?:(?: {4}.*)?\n)+(?=\S|\Z)")
-_NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\Z")
+_NOTE = re.compile(r"<!-- (not run: .+|output) -->\n\Z")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code of a page; `runs` is False if a comment before it says why it is not run."""
+    """A block of code of a page, and the note in the comment before it: `not run: reason`, or `output`."""
 
     kind: str
     text: str
-    runs: bool
+    note: str
+
+    @property
+    def runs(self) -> bool:
+        return self.kind in (*SHELL, *PYTHON) and not self.note
 
     def commands(self) -> list[list[str]]:
         """Return the words of each command of a shell block, without `sudo` and what is set before it."""
@@ -64,11 +70,12 @@ def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
     found: list[tuple[int, Block]] = []
     for match in _FENCE.finditer(text):
-        runs = not _NOT_RUN.search(text, 0, match.start())
-        found.append((match.start(), Block(match["kind"], match["text"].replace(f"\n{match['indent']}", "\n"), runs)))
+        note = _NOTE.search(text, 0, match.start())
+        code = match["text"].replace(f"\n{match['indent']}", "\n")
+        found.append((match.start(), Block(match["kind"], code, note[1] if note else "")))
     outside = _FENCE.sub(lambda match: re.sub(r"[^\n]", "x", match[0]), text)
     for match in _INDENTED.finditer(outside):
-        found.append((match.start(), Block("bash", re.sub(r"^ {4}", "", match[0], flags=re.MULTILINE), True)))
+        found.append((match.start(), Block("bash", re.sub(r"^ {4}", "", match[0], flags=re.MULTILINE), "")))
     return [block for _, block in sorted(found, key=lambda item: item[0])]
 
 
@@ -127,9 +134,7 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
     for name in ("my_bundle", "current"):
         shutil.copytree(DEFAULT_BUNDLE, tmp_path / name)
     shutil.copy(DEFAULT_BUNDLE / "model.onnx", tmp_path / "model.onnx")
-    (tmp_path / "docs").mkdir()
-    for path in ROOT.glob("docs/*.png"):
-        shutil.copy(path, tmp_path / "docs")
+    shutil.copytree(ROOT / "examples/images", tmp_path / "examples/images")
     (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -155,22 +160,45 @@ def test_commands_in_a_sentence_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_can_run_here_runs(page, folder):
-    ran = 0
+def test_what_can_run_here_runs(page, folder, capsys):
+    ran, printed = 0, ""
     for block in blocks(page):
         if block.kind in TOML and (name := re.match(r"# (\w+\.toml)\n", block.text)):
             (folder / name[1]).write_text(block.text)
-        elif block.kind in PYTHON and block.runs:
-            exec(compile(block.text, page, "exec"), {"__name__": "__main__"})
-            ran += 1
-        elif block.kind in SHELL and block.runs:
-            for words in filter(None, map(rws_words, block.commands())):
-                if runs_here(words):
-                    invoke(*words)
-                    ran += 1
-                else:
-                    assert page not in GUIDES, f"{page}: mark as not run, with the reason: rws {' '.join(words)}"
+        elif block.note == "output":
+            compare(block.text, printed)
+        elif block.runs:
+            done = run_python(page, block.text, capsys) if block.kind in PYTHON else run_commands(page, block)
+            ran, printed = ran + len(done), "".join(done)
     assert ran or page.endswith("deploy.md")
+
+
+def run_python(page: str, code: str, capsys) -> list[str]:
+    """Run a block of Python as it stands; what it prints."""
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    return [capsys.readouterr().out]
+
+
+def run_commands(page: str, block: Block) -> list[str]:
+    """Run the commands of a block that can run here, which in a guide are all; what each prints."""
+    done = []
+    for words in filter(None, map(rws_words, block.commands())):
+        if runs_here(words):
+            done.append(invoke(*words).stdout)
+        else:
+            assert page not in GUIDES, f"{page}: mark as not run, with the reason: rws {' '.join(words)}"
+    return done
+
+
+def compare(shown: str, printed: str) -> None:
+    """Compare output on a page with what was printed: the words exactly, numbers roughly, milliseconds not at all."""
+    lines = {_NUMBER.sub("0", line.strip()): line for line in printed.splitlines()}
+    for line in filter(str.strip, shown.splitlines()):
+        kind = _NUMBER.sub("0", line.strip())
+        assert kind in lines, f"{line!r} is not among {list(lines.values())}"
+        if not re.match(r"ms|p\d\d| ms$", line.strip()):
+            found, expected = (np.array(_NUMBER.findall(text), float) for text in (lines[kind], line))
+            np.testing.assert_allclose(found, expected, atol=3)
 
 
 @pytest.mark.parametrize("page", PAGES)

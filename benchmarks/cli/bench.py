@@ -64,7 +64,7 @@ def ways(
     test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
     build = Build(load_recipe(recipe), data, work, size=size)
     result = compare_methods(build, test, seed, say)
-    save(report, result, data, seed=seed, threads=torch.get_num_threads())
+    save(report, "methods/1", result, data, seed=seed, threads=torch.get_num_threads())
 
 
 @bench.command()
@@ -96,7 +96,7 @@ def signatures(
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     show(terminal(COLUMNS, result["rows"]))
     show(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
-    save(report, result, data, threads=threads)
+    save(report, "signatures/1", result, data, threads=threads)
 
 
 @bench.command()
@@ -179,7 +179,7 @@ def oracle_cost(
     chosen = open_bundle(bundle, report)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
     result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=say)
-    save(report, result, seed=0, threads=1)
+    save(report, "oracle-cost/1", result, seed=0, threads=1)
 
 
 @bench.command()
@@ -215,7 +215,7 @@ def _latency(
     often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
     def keep(found: LatencyResult) -> None:
-        save(report, found, seed=options.seed, layers=layers, device=options.device, **often)
+        save(report, "latency/1", found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)
 
@@ -227,4 +227,4 @@ def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int)
 
     result = measure_storage(models, progress=say)
     print_storage(result, result_console())
-    save(report, result, seed=0, layers=layers)
+    save(report, "storage/1", result, seed=0, layers=layers)

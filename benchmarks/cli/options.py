@@ -38,10 +38,12 @@ def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
     return Bundle.load(folder)
 
 
-def save(report: Path | None, result: Mapping[str, object], data: str | None = None, **made: object) -> None:
+def save(
+    report: Path | None, schema: str, result: Mapping[str, object], data: str | None = None, **made: object
+) -> None:
     """Write a result as JSON, if a file is asked for, with its provenance: images, and what else `made` says."""
     from rws.edge.common.provenance import provenance, write_json
 
     if report is not None:
         images = {} if data is None else {"data": Path(data).name}
-        write_json(report, provenance(**images, **made) | dict(result))
+        write_json(report, schema, provenance(**images, **made) | dict(result))

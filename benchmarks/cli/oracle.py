@@ -45,7 +45,7 @@ def policies(
     options = EvaluationOptions(limit, validation_limit, None, seed, threads, say)
     result = compare_policies(*_inputs(data, bundle, cache, report), options)
     print_policies(result, result_console())
-    save(report, result, data, seed=seed, threads=threads)
+    save(report, "policies/1", result, data, seed=seed, threads=threads)
 
 
 def pairs(
@@ -71,7 +71,7 @@ def pairs(
     options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, say)
     result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
     print_pairs(result, result_console())
-    save(report, result, data, seed=seed, threads=threads)
+    save(report, "pairs/1", result, data, seed=seed, threads=threads)
 
 
 def unseen(
@@ -103,7 +103,7 @@ def unseen(
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
     result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=say)
     print_unseen(result, result_console())
-    save(report, result, data, seed=seed, threads=threads)
+    save(report, "unseen/1", result, data, seed=seed, threads=threads)
 
 
 def tune_filter(
@@ -127,7 +127,7 @@ def tune_filter(
     result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
     show(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
-    save(report, shown, data, seed=seed, threads=1)
+    save(report, "filter/1", shown, data, seed=seed, threads=1)
 
 
 def baselines(

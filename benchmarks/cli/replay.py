@@ -113,7 +113,7 @@ def _replay_sets(
 
     result = run(open_bundle(bundle), data, severities, options)
     show(format_replay(result))
-    save(report, result, data)
+    save(report, "replay/1", result, data)
 
 
 def _replay_streams(
@@ -123,7 +123,7 @@ def _replay_streams(
 
     result = replay_streams(open_bundle(bundle), data, options)
     show(format_streams(result))
-    save(report, result, data, threads=options.threads)
+    save(report, "streams/1", result, data, threads=options.threads)
     if table is not None:
         write_accuracies(table, result)
 

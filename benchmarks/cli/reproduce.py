@@ -94,7 +94,7 @@ def _list_results(out: Path | None, work: Path, report: Path | None) -> None:
         show(f"{row['scale']:6s} {row['name']:8s} {row['column']:24s} {'done' if row['done'] else 'missing'}")
     show(f"{sum(row['done'] for row in rows)} of {len(rows)} done in {results}")
     if report is not None:
-        write_json(report, rows)
+        write_json(report, "reproduce-status/1", {"results": rows})
 
 
 def _chosen(names: list[str], columns: list[str], place: Place) -> list[Task]:

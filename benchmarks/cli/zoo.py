@@ -47,7 +47,7 @@ def zoo(
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
     options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say)
     result = run_entry(model, images, work, out, options)
-    save(report, result)
+    save(report, "zoo/1", result)
     shown = ("clean", "summary", "build_minutes", "sizes", "torch")
     show(json.dumps({key: value for key, value in result.items() if key in shown}))
 
@@ -77,4 +77,4 @@ def zoo_curve(
     options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=say)
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
-    save(report, result)
+    save(report, "zoo-curve/1", result)

@@ -1,7 +1,7 @@
-"""Comparing times on a machine that is never quite still: interleaved blocks, paired ratios, intervals.
+"""Compare times on a machine whose speed drifts: interleaved blocks, paired ratios, intervals.
 
-A block of the baseline stands before and after each case's block: the ratio to the mean of these neighbours cancels a
-slow drift of the clock. Everything is rebuilt in each repeat: where its memory lies makes two equal sessions differ.
+A block of the baseline runs before and after each case's block. The ratio to the mean of these neighbours cancels a
+slow drift of the clock. Each repeat rebuilds everything, since two equal sessions differ by where their memory lies.
 """
 
 import gc
@@ -26,14 +26,17 @@ Row = dict[str, str | int | float | None]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Frames of one case that stood together: milliseconds of each, of its parts, and whether its mix changed; (n,)."""
+    """Consecutive frames of one case: milliseconds of each, of its parts, and whether its mix changed; shape (n,)."""
 
     ms: NDArray[np.float64]
     changed: NDArray[np.bool_]
     parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def typical(self, part: str | None = None) -> float:
-        """Return ms: medians of frames with and without a change, by share: one median would miss rare patches."""
+        """Return milliseconds: the medians of frames with and without a change, weighted by their share.
+
+        One median of all would miss rare patches.
+        """
         ms = self.ms if part is None else self.parts[part]
         share = float(self.changed.mean())
         parts = ((share, self.changed), (1 - share, ~self.changed))
@@ -52,7 +55,7 @@ class Measured:
         return np.concatenate([b.ms if part is None else b.parts[part] for row in self.blocks for b in row])
 
     def typical(self, part: str | None = None) -> NDArray[np.float64]:
-        """Return `Block.typical` by repeat and round, (repeats, rounds)."""
+        """Return `Block.typical` by repeat and round, milliseconds, shape (repeats, rounds)."""
         return np.array([[block.typical(part) for block in row] for row in self.blocks])
 
     def ratio(self, part: str | None = None) -> tuple[float, float, float]:
@@ -63,11 +66,11 @@ class Measured:
 def paired_ratio(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the ratio of two times measured in the same rounds, and its 95 % interval.
+    """Return the ratio of two times measured in the same rounds, both (repeats, rounds), and its 95 % interval.
 
-    Median over the rounds of a repeat, mean over the repeats; the interval is a percentile bootstrap on two levels,
-    repeats and rounds within them (Davison & Hinkley 1997, Sec. 3.8), so that it also covers how two makings of the
-    same thing differ. Both are of shape (repeats, rounds).
+    It is the median over the rounds of a repeat, averaged over the repeats. The interval is a percentile bootstrap on
+    two levels, repeats and rounds within them (Davison & Hinkley 1997, Sec. 3.8). So it also covers how two builds of
+    the same thing differ.
     """
     ratios = numerator / denominator
     repeats, rounds = ratios.shape
@@ -85,7 +88,7 @@ def frames_per_block(frame_ms: float, every: int) -> int:
 
 
 def settling_frames(frame_ms: float) -> int:
-    """Return how many frames precede a block uncounted: until caches and clock have settled for this case."""
+    """Return how many frames precede a block and do not count: caches and clock settle for this case."""
     return 2 if frame_ms < 20 else 1
 
 
@@ -96,7 +99,10 @@ def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
 
 
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
-    """Return what runs one block of `frames` frames without changes of mix, and gives its milliseconds per frame."""
+    """Return a function that runs one block; each of its times is of a `step`, which holds `frames` frames.
+
+    The block's milliseconds are per frame, and its mix never changes.
+    """
 
     def once() -> float:
         before = time.perf_counter()
@@ -120,7 +126,10 @@ def interleave(
     rng: random.Random,
     into: dict[Key, Measured],
 ) -> list[Block]:
-    """Measure one repeat, cases in an order that `rng` shuffles, into `into`; return the baseline's blocks."""
+    """Measure one repeat of all cases, in an order that `rng` shuffles, and return the baseline's blocks.
+
+    `into` gets a block for each case and round.
+    """
     for key in cases:
         measured = into.setdefault(key, Measured())
         measured.blocks.append([])

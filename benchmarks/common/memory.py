@@ -26,7 +26,7 @@ _COUNTS = Path("/proc/self/smaps_rollup")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process holds: private, anonymous memory; the most it had resident; a live model's own note."""
+    """Bytes that a process holds: private, anonymous memory, and its peak of resident memory; a live model's note."""
 
     private: int
     peak_rss: int
@@ -34,7 +34,7 @@ class Memory:
 
 
 def can_measure() -> bool:
-    """Whether this platform counts a process's memory as `measure` needs it: Linux does."""
+    """Return whether this platform counts a process's memory as `measure` needs it: Linux does."""
     return _COUNTS.exists()
 
 
@@ -74,7 +74,7 @@ def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
     options.intra_op_num_threads = 1
     sessions = [onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"]) for file in files]
     for session in sessions:
-        # From the second run on a session holds more: it then plans its buffers.
+        # A session plans its buffers in its second run, and holds more from then on.
         for _ in range(_RUNS):
             session.run(None, {session.get_inputs()[0].name: x})
     return sessions
@@ -94,15 +94,15 @@ def private_bytes() -> int:
 
 
 def status_bytes(field: str, file: Path = Path("/proc/self/status")) -> int:
-    """Return a line of one of Linux's status files of a process, in bytes."""
+    """Return a field of one of Linux's status files of a process, in bytes."""
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(field))
 
 
 def main() -> None:
-    """Measure this process: `sys.argv` holds the arguments of `measure`; prints a `Memory` as JSON."""
+    """Measure this process and print a `Memory` as JSON; `sys.argv` holds the arguments of `measure`."""
     kind, size, *files = sys.argv[1:]
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
     give_back_unused()
-    # getrusage would give the parent's peak where that was higher: Linux hands it down through exec.
+    # getrusage would give the parent's peak if that was higher: Linux hands it down through exec.
     peak = status_bytes("VmHWM:")
     print(json.dumps(asdict(Memory(private_bytes(), peak, held[0].description if kind == "live" else ""))))

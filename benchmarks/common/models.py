@@ -1,4 +1,4 @@
-"""What latency and storage are measured on: a bundle, an ONNX file, or an untrained architecture: it costs the same."""
+"""Models for latency and storage: a bundle, an ONNX file, or an architecture (untrained, which costs the same)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class BenchmarkModel:
     onnx: bytes  # of the clean model, after `rws.edge.onnx.graph.prepare`; one image input
     tensor_names: tuple[str, ...]  # those patched, in the order of the network
     signatures: SignatureSet
-    module: nn.Module | None = None  # the same in Torch, in eval mode on the CPU; None where there is only ONNX
+    module: nn.Module | None = None  # the same in Torch, in eval mode on the CPU; None if there is only ONNX
     bundle: Bundle | None = None
 
     @property
     def weights(self) -> str:
-        """Where weights and signatures come from, for a result."""
+        """The origin of weights and signatures, for a result."""
         if self.bundle is not None:
             return "trained: the bundle's own"
         return f"{'random' if self.module is not None else 'the file’s'} weights, random signatures"
@@ -86,7 +86,7 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
 
 
 def patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Return the patched tensors with a mix in them, float32, in the order of the network."""
+    """Return the shallow tensors under a mix, float32, in the order of the network."""
     weights = {name: array.copy() for name, array in clean_tensors(read_model(model.onnx), model.tensor_names).items()}
     for signature, alpha in mix.items():
         for name, delta in model.signatures.get(signature).items():
@@ -95,7 +95,7 @@ def patched_weights(model: BenchmarkModel, mix: Mapping[str, float]) -> dict[str
 
 
 def patched_onnx(model: BenchmarkModel, mix: Mapping[str, float]) -> bytes:
-    """Return the ONNX file of the model with a mix in its weights."""
+    """Return the model under a mix as the bytes of an ONNX file."""
     proto = read_model(model.onnx)
     with replaced_tensors(proto, patched_weights(model, mix)):
         content: bytes = proto.SerializeToString()
@@ -113,7 +113,7 @@ def _module(architecture: str, size: int, seed: int) -> nn.Module:
                 nn.init.uniform_(layer.weight, 0.8, 1.2)
                 nn.init.normal_(layer.bias, 0, 0.1)
                 layer.momentum = 1.0
-        # Statistics of real activations: with made-up ones they would vanish or explode with depth.
+        # Statistics of real activations: with invented ones, activations would vanish or explode with depth.
         with torch.no_grad():
             model.train()(torch.rand(8, 3, size, size))
     return architectures.fold_batchnorm(model)

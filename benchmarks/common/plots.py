@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and a small PNG."""
+"""Shared by all figures: colours, and a small PNG."""
 
 import io
 
@@ -32,7 +32,7 @@ ARM_STYLES = {
 
 
 def corruption_colours() -> dict[str, str]:
-    """Return one colour for each corruption, and a pale grey for clean."""
+    """Return a colour for each corruption, and a pale grey for clean."""
     colours = {CLEAN: CLEAN_COLOUR}
     for family, members in FAMILIES.items():
         shades = LinearSegmentedColormap.from_list(family, ["white", FAMILY_COLOURS[family], "black"])
@@ -52,4 +52,4 @@ def small_png(figure: Figure) -> bytes:
         palette.save(small, "PNG", optimize=True)
         if small.tell() < LARGEST:
             return small.getvalue()
-    raise InputError(f"a picture takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")
+    raise InputError(f"a figure takes {small.tell()} bytes, expected below {LARGEST}; draw less of it")

@@ -1,4 +1,4 @@
-"""Clock, temperature and power of the machine, as far as it tells: NVML, jtop on a Jetson, else psutil."""
+"""Clock, temperature and power of the machine, if it reports them: NVML, jtop on a Jetson, else psutil."""
 
 import os
 import platform
@@ -44,13 +44,13 @@ class Sensors:
         self._stack.close()
 
     def read(self) -> Readings:
-        """Return the readings of now: MHz, °C, W."""
+        """Return the current readings: MHz, °C, W."""
         rounded = (None if value is None else round(value, 1) for value in self._read())
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
 
 class Platform(TypedDict, total=False):
-    """What else decides a time: the device, how busy it was already, and what the sensors said `before` and `after`."""
+    """What else decides a time: the device, its load, and the sensors' readings `before` and `after`."""
 
     device: str
     cores: int
@@ -63,7 +63,7 @@ class Platform(TypedDict, total=False):
 
 
 def describe_platform(device: str) -> Platform:
-    """Return what is known before anything is measured."""
+    """Describe the platform before anything is measured."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     affinity = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else ()
     return Platform(
@@ -89,7 +89,7 @@ def device_name(device: str) -> str:
 
 
 def read_jetson(jetson: Any, device: str) -> Reading:
-    """Return MHz, °C and W of a board: `jtop`'s reading."""
+    """Return MHz, °C and W of a board, as `jtop` reads them."""
     units = jetson.gpu.values() if device == "cuda" else jetson.cpu["cpu"]
     clocks = [unit["freq"]["cur"] / 1e3 for unit in units if unit.get("freq")]
     temperatures = [sensor["temp"] for sensor in jetson.temperature.values() if sensor.get("online", True)]
@@ -98,7 +98,7 @@ def read_jetson(jetson: Any, device: str) -> Reading:
 
 
 def read_nvml(nvml: Any) -> Reading:
-    """Return MHz, °C and W of the current GPU: NVML's reading."""
+    """Return MHz, °C and W of the current GPU, as NVML reads them."""
     # By its UUID: NVML does not number devices as CUDA_VISIBLE_DEVICES does.
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

@@ -1,4 +1,4 @@
-"""One specification of a table's columns, from which Markdown, CSV and the terminal's table are made."""
+"""Tables as Markdown, CSV and on the terminal, from one specification of their columns."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from rws.edge.common.files import atomic_write_bytes
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `cell`: a key, dotted keys, a position, or a function of the row; what is missing stays empty."""
+    """One column; `cell`: a key, dotted keys, a position, or a function of the row; a missing value stays empty."""
 
     title: str
     cell: str | int | Callable[[Any], object]
@@ -53,7 +53,7 @@ def plain(*titles: str, words: int = 1) -> list[Column]:
 
 
 def spread(lines: Sequence[Column], rows: Sequence[Any], titles: Sequence[str]) -> tuple[list[Column], list[list[str]]]:
-    """Turn a table: a line for each of `lines`, its title first; `titles`: the first heading, then the rows'."""
+    """Transpose a table: a row for each of `lines`, its title first; `titles`: the first heading, then one per row."""
     return plain(*titles), [[line.title, *map(line.text, rows)] for line in lines]
 
 
@@ -75,11 +75,11 @@ def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None =
     return table
 
 
-def write_csv(path: Path, columns: Sequence[Column], rows: Iterable[Any]) -> None:
-    """Write titles and unformatted values as CSV; missing folders are made."""
+def write_csv(path: Path, schema: str, columns: Sequence[Column], rows: Iterable[Any]) -> None:
+    """Write titles and unformatted values as CSV, `schema` first in each row; create missing folders."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.title for column in columns)
-    writer.writerows([column.value(row) for column in columns] for row in rows)
+    writer.writerow(["schema", *(column.title for column in columns)])
+    writer.writerows([schema, *(column.value(row) for column in columns)] for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, text.getvalue().encode())

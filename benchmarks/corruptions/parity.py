@@ -1,4 +1,4 @@
-"""How close the corruptions come to the reference, and how fast they are beside `imagecorruptions`.
+"""Compare the corruptions with the reference's outputs, and their speed with that of `imagecorruptions`.
 
 python -m rws.benchmarks.corruptions.parity COMMAND --json benchmarks/results/corruption_COMMAND.json
 """
@@ -44,9 +44,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def replayed_draws(name: str, size: int, severity: int, stream: np.random.RandomState) -> tuple[Tensor, ...] | None:
-    """Return the reference's draws for one image, for a batch of one of ours; None if they cannot be replayed.
+    """Return the reference's draws for one image, as a batch of one; None if they cannot be replayed.
 
-    `stream` is NumPy's legacy generator, seeded as the reference's global one was.
+    `stream` is NumPy's legacy generator with the seed of the reference's global one.
     """
     c = constants_of(name, size, torch.tensor([float(severity)]))[0].tolist()
     plane = (size, size)
@@ -104,7 +104,7 @@ def replay(image: Tensor, name: str, severity: int, stream: np.random.RandomStat
 
 
 class Difference(NamedTuple):
-    """Between uint8 images: the largest, in grey levels; percentages of values that differ, and by more than three."""
+    """Difference of uint8 images: the largest, in grey levels; percent of values that differ, and by over three."""
 
     largest: int
     differing: float
@@ -113,7 +113,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Deviation:
-    """A statistic of ours beside the reference's, with the standard error of their difference."""
+    """A statistic of ours and the reference's, with the standard error of their difference."""
 
     ours: float
     reference: float
@@ -121,7 +121,7 @@ class Deviation:
 
     @property
     def within(self) -> bool:
-        """Whether four standard errors and 0.2 % explain the difference, or 1 % where nothing is random."""
+        """Whether four standard errors and 0.2 % explain the difference, or 1 % if nothing is random."""
         # float64 in the reference and float32 here truncate up to a tenth of the whole grey levels to different sides.
         rounding = 0.002 if self.error else 0.01
         return abs(self.ours - self.reference) <= 4 * self.error + rounding * abs(self.reference)
@@ -132,14 +132,14 @@ def _decoded(stored: NDArray[np.uint8], by_severity: bool) -> NDArray[np.uint8]:
         return stored
     pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR)
     if pixels is None:
-        raise InputError("a reference output is no picture; restore tests/data/corruptions")
+        raise InputError("a reference output is not an image; restore tests/data/corruptions")
     frames: NDArray[np.uint8] = np.asarray(pixels[:, :, ::-1]).reshape(-1, pixels.shape[1], pixels.shape[1], 3)
     return frames.reshape(5, -1, *frames.shape[1:]) if by_severity else frames
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference made of clean images, uint8 (N, 3, H, H): arrays of the first or all, statistics of all."""
+    """The reference's outputs for clean images, uint8 (N, 3, H, H): arrays of the first or all, statistics of all."""
 
     size: int
     clean: Tensor
@@ -158,7 +158,7 @@ class Reference:
         return Reference(size, clean, arrays, json.loads((folder / "golden_stats.json").read_text())[str(size)])
 
     def difference(self, name: str, severity: int) -> Difference | None:
-        """Compare ours under the reference's draws with the reference's arrays; None if there are none."""
+        """Compare our images under the reference's draws with the reference's; None if there are none."""
         if name not in self.arrays:
             return None
         expected = self.arrays[name][severity - 1]
@@ -228,10 +228,10 @@ def _imagecorruptions(image: Any, name: str, severity: int, seed: int) -> Any:
 
 @app.command()
 def parity(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     reference: Annotated[Path, typer.Option(help="Folder with the reference outputs.")] = REFERENCE,
-    draws: Annotated[int, typer.Option(help="Draws of each image at 32 and 64 px; 224 px: 40 % of it.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of our draws.")] = 0,
+    draws: Annotated[int, typer.Option(help="Draws of each image at 32 and 64 px; 40 % of it at 224 px.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of our draws.")] = 0,
 ) -> None:
     """Compare with the reference's outputs, and at 224 px with `imagecorruptions`."""
     _one_thread()
@@ -253,24 +253,24 @@ def parity(
                     cell["imagecorruptions"] = max(pairs, key=lambda d: d.largest)._asdict()
                 row["severity"][str(severity)] = cell
             result.setdefault(name, {})[str(size)] = row
-    _publish(json_file, parity_table, seed=seed, corruptions=result)
+    _publish(json_file, "corruption-parity/1", parity_table, seed=seed, corruptions=result)
 
 
-_BATCH = {32: 256, 64: 64, 224: 8}  # what we are given at once; the package takes one image at a time
+_BATCH = {32: 256, 64: 64, 224: 8}  # images in one call of ours; the package takes one at a time
 _THEIRS = {32: 16, 64: 8, 224: 1}
 
 
 @app.command()
 def throughput(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; ours and theirs alternate.")] = 15,
-    severity: Annotated[int, typer.Option(help="1…5, whole, for both.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    severity: Annotated[int, typer.Option(help="Severity for both, a whole number 1…5.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
 ) -> None:
-    """Milliseconds an image, one thread, of ours in batches and of `imagecorruptions` one by one, in turns.
+    """Measure milliseconds per image, one thread: ours in batches, `imagecorruptions` one by one, in turns.
 
-    `imagecorruptions` has only the 224 px constants, so below that the two do not make the same pictures: this
-    compares speed.
+    `imagecorruptions` has only the constants of 224 px. Below that the two make different images, and only their speed
+    is compared.
     """
     _one_thread()
     result: dict[str, Any] = {}
@@ -293,7 +293,7 @@ def throughput(
                     times["imagecorruptions"].append((end - middle) * 1e3 / len(singles))
             result.setdefault(name, {})[str(size)] = {who: _quartiles(values) for who, values in times.items()}
     details = {"severity": severity, "rounds": rounds, "batch": _BATCH, "ms_per_image": result}
-    _publish(json_file, throughput_table, seed=seed, **details)
+    _publish(json_file, "corruption-throughput/1", throughput_table, seed=seed, **details)
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
@@ -306,12 +306,12 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _publish(json_file: Path | None, table: Callable[[dict[str, Any]], str], **details: Any) -> None:
+def _publish(json_file: Path | None, schema: str, table: Callable[[dict[str, Any]], str], **details: Any) -> None:
     command = portable_command(["python -m rws.benchmarks.corruptions.parity", *sys.argv[1:]])
     content: dict[str, Any] = provenance(command=command, threads=1, **details)
     content["versions"] |= {"imagecorruptions-imaug": version("imagecorruptions-imaug")}
     if json_file:
-        write_json(json_file, content)
+        write_json(json_file, schema, content)
     typer.echo(table(content))
 
 

@@ -90,7 +90,7 @@ def play(
     draw_timeline(stream, results, right, out / "timeline.png")
     summary = _summary(bundle.manifest.name, results, right, stream)
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(out / "summary.json", {**summary, **provenance()})
+    write_json(out / "summary.json", "demo-summary/1", {**summary, **provenance()})
     return summary, right
 
 

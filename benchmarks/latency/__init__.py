@@ -1,1 +1,1 @@
-"""Latency of patched models beside untouched sessions."""
+"""Latency of patched models compared with untouched sessions."""

@@ -1,4 +1,7 @@
-"""Engines: models whose weights change; on a GPU without a CUDA provider, `untouched` is the Torch module, eager."""
+"""Engines: models whose weights change, and `untouched`, the baseline.
+
+The baseline is a plain ONNX Runtime session. On a GPU without a CUDA provider it is the Torch module, eager.
+"""
 
 import copy
 import time
@@ -23,7 +26,7 @@ from rws.edge.onnx.graph import data_input, read_model
 from rws.errors import RwsError, first_line
 
 ALPHA = 0.75
-PREPARED = 3  # patched files or whole state dicts that are taken in turn: more than caches hold, less than memory
+PREPARED = 3  # patched files or state dicts, used in turn: more than caches hold, less than memory
 MEMORY_PER_SESSION = 2.5  # times the model's file: its weights, their packed copies, and the activations
 # The largest error of a patched output, as a part of what the patch changes; TF32 on a GPU needs most of it.
 TOLERANCE = 0.05
@@ -33,16 +36,16 @@ NO_CUDA = "this ONNX Runtime has no CUDA provider that starts; install onnxrunti
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What an engine is made for: `threads` inside an operator, on `cpu` or `cuda`; `folder` is empty, for models."""
+    """What an engine is built for: a model, threads per operator, a device, and an empty folder for its files."""
 
     model: BenchmarkModel
     threads: int
-    device: str
+    device: str  # `cpu` or `cuda`
     folder: Path
 
     @property
     def mixes(self) -> tuple[dict[str, float], ...]:
-        """The mixes that every engine changes between, one per signature."""
+        """The mixes that an engine changes between: each signature alone, at `ALPHA`."""
         return tuple({name: ALPHA} for name in self.model.signatures.names)
 
     @property
@@ -52,23 +55,27 @@ class Setting:
 
     @property
     def baseline(self) -> str:
-        """What `untouched` is here."""
+        """What `untouched` is on this device, in words."""
         if self.onnx_runs:
             return f"ONNX Runtime session, all optimisations, {self.device}, session.run(None, inputs)"
         return "Torch module, eager, cuda: this ONNX Runtime has no CUDA provider, or it does not start"
 
     def synchronise(self) -> None:
-        """Wait until the device has done what it was told."""
+        """Wait until the device has finished its work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model ready to run; `change` puts the mix of that number into effect, None the clean weights."""
+    """A model that is ready to run.
+
+    `change` applies the mix at an index of `Setting.mixes`, or the clean weights for None. It is None if the weights
+    cannot change.
+    """
 
     name: str
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, 3, H, W) → logits (1, K)
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # images, RGB, 0…1, (1, 3, H, W) → logits (1, K)
     change: Callable[[int | None], object] | None
     provider: str
     note: str = ""
@@ -76,7 +83,7 @@ class Engine:
 
 
 def make_engine(name: str, setting: Setting) -> Engine:
-    """Make one of `ENGINES`, and time it; raise RwsError if it cannot run here."""
+    """Build one of `ENGINES` and time that, in milliseconds; raise RwsError if it cannot run here."""
     started = time.perf_counter()
     try:
         made = ENGINES[name](name, setting)
@@ -88,7 +95,10 @@ def make_engine(name: str, setting: Setting) -> Engine:
 
 
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the logits of an input, float32 (1, 3, H, W), with clean weights and with the first mix; on the CPU."""
+    """Return the logits (1, K) of an input, float32 (1, 3, H, W), with clean weights and under the first mix.
+
+    ONNX Runtime computes them on the CPU, from two separate files.
+    """
     cpu = replace(setting, device="cpu")
     return _Session(cpu, setting.model.onnx)(x), _Session(cpu, patched_onnx(setting.model, setting.mixes[0]))(x)
 
@@ -96,7 +106,12 @@ def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[
 def check_outputs(
     engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """Raise RwsError unless the outputs follow the weights: clean, patched, and clean again; see `expected_outputs`."""
+    """Raise RwsError unless an engine's logits follow its weights: clean, patched, and clean again.
+
+    Args:
+        x: input, float32, shape (1, 3, H, W).
+        clean, patched: what `expected_outputs` returns for it, float32, shape (1, K).
+    """
     allowed = TOLERANCE * float(np.abs(patched - clean).max())
     steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]
     if engine.change is not None:
@@ -111,7 +126,7 @@ def check_outputs(
 
 
 def deployed_model(setting: Setting) -> PatchableModel:
-    """Make the model as a device runs it: live weights in ONNX Runtime; on a GPU without it a Torch CUDA graph."""
+    """Build the model as a device runs it: live weights in ONNX Runtime, else (on a GPU) a Torch CUDA graph."""
     if setting.onnx_runs:
         return _onnx_model(setting, "auto")
     return _torch_model(setting, "torch_cuda_graph")
@@ -141,7 +156,7 @@ class _Session:
 
 @cache
 def cuda_starts() -> bool:
-    """Whether ONNX Runtime's CUDA provider is there and starts: without its libraries it takes the CPU, unasked."""
+    """Return whether ONNX Runtime's CUDA provider starts; without its libraries, a session falls back to the CPU."""
     if PROVIDERS[0] not in onnxruntime.get_available_providers():
         return False
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
@@ -280,7 +295,7 @@ def _torch_model(setting: Setting, strategy: str) -> TorchModel:
     model = setting.model
     torch.set_num_threads(setting.threads)
     if strategy == "torch_compile":
-        # Each repeat compiles again; after eight, Dynamo would give up and run eagerly without a word.
+        # Each repeat compiles again; after eight, Dynamo would silently run eagerly.
         torch.compiler.reset()
     patches, on = (model.signatures, model.tensor_names), setting.device
     if model.module is None:
@@ -295,12 +310,12 @@ ENGINES: dict[str, Callable[[str, Setting], Engine]] = {
     "live": _patched_in_place,
     "split": _patched_in_place,
     "inputs": _patched_in_place,
-    "reload": _reload,  # a change of mix makes a new session from a patched file
+    "reload": _reload,  # a change of mix opens a new session from a patched file
     "reload_optimised": _reload,  # the same, from a file that ONNX Runtime has optimised before
-    "sessions": _sessions,  # an untouched session for each mix
+    "sessions": _sessions,  # an untouched session per mix
     "lora": _lora,  # a session whose shallow weights ONNX Runtime's LoRA adapters override
     "load_state_dict": _load_state_dict,  # Torch, eager: the whole model's weights, from memory
-    "load_state_dict_shallow": _load_state_dict,  # the patched layers' weights, float32, one set a mix
+    "load_state_dict_shallow": _load_state_dict,  # the shallow weights only, float32, one set per mix
     "torch": _patched_in_place,
     "torch_compile": _patched_in_place,
     "torch_cuda_graph": _patched_in_place,
@@ -308,5 +323,5 @@ ENGINES: dict[str, Callable[[str, Setting], Engine]] = {
 
 
 def default_engines(device: str) -> tuple[str, ...]:
-    """Return every engine that the device could have, without `untouched`, which is always measured."""
+    """Return the names of all engines for a device, `cpu` or `cuda`, without `untouched`, which is always measured."""
     return tuple(name for name in ENGINES if name != "untouched" and (device == "cuda" or name != "torch_cuda_graph"))

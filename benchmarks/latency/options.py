@@ -12,14 +12,15 @@ from rws.errors import InputError
 class LatencyOptions:
     """How to measure; raise InputError if an engine is unknown or the device unavailable."""
 
-    engines: tuple[str, ...] = ()  # beside `untouched`; empty: all that the device could have
-    threads: tuple[int, ...] = (1,)  # counts to measure with, one after another
+    engines: tuple[str, ...] = ()  # next to `untouched`; empty: all that the device can run
+    threads: tuple[int, ...] = (1,)  # thread counts, measured one after another
     device: str = "cpu"
-    rounds: int = 5
-    # With 3 the intervals cover 84 % if two builds differ as much as two rounds do, with 10 they cover 95 %.
+    rounds: int = 5  # blocks of each case in a repeat
+    # How often everything is rebuilt. With 3 the intervals cover 84 % if two builds differ as much as two rounds do,
+    # with 10 they cover 95 %.
     repeats: int = 8
     duration: float = 0.0  # seconds of sustained load for each model and thread count
-    source: str | None = None  # 40 frames or more, as `open_source` takes them; None: a video of the demo's frames
+    source: str | None = None  # as for `open_source`, at least 40 frames; None: a video of the demo's frames
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -32,6 +33,6 @@ class LatencyOptions:
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The engines to be measured, without `untouched`."""
+        """The engines to measure, without `untouched`."""
         named = self.engines or default_engines(self.device)
         return tuple(dict.fromkeys(name for name in named if name != "untouched"))

@@ -43,7 +43,7 @@ SUSTAINED = columns({key: key for key in _SHOWN})
 
 
 def print_latency(result: LatencyResult, console: Console) -> None:
-    """Print a table of the engines, one of the whole frame, one of sustained load for each model and thread count."""
+    """Print tables per model and thread count: the engines, the whole frame, and sustained load, in milliseconds."""
     console.print(f"untouched: {result['baseline']}")
     for name, weights in result["weights"].items():
         console.print(f"{name}: {weights}")
@@ -62,7 +62,7 @@ def print_latency(result: LatencyResult, console: Console) -> None:
             strategy = found["sustained"][0]["strategy"]
             console.print(terminal(SUSTAINED, found["sustained"], f"{title}: sustained, {strategy}"))
         for row in found["left_out"]:
-            console.print(f"left out: {row['reason']}")
+            console.print(f"not measured: {row['reason']}")
         for row in found["notes"]:
             console.print(f"{row['strategy']}: {row['note']}")
 
@@ -79,8 +79,8 @@ def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
 
 
 def write_rows(path: Path, result: LatencyResult) -> None:
-    """Write the rows of the engines as CSV."""
-    write_csv(path, columns({name: name for name in CSV_COLUMNS}), result["rows"])
+    """Write the rows of the engines as CSV, in `CSV_COLUMNS`; times in milliseconds."""
+    write_csv(path, "latency-row/1", columns({name: name for name in CSV_COLUMNS}), result["rows"])
 
 
 def csv_name(result: LatencyResult) -> str:

@@ -1,4 +1,4 @@
-"""`rws bench latency`: what a frame (a change of mix if due, and the prediction) costs, next to the untouched model."""
+"""`rws bench latency`: the time of a frame (a change of mix if due, and the prediction), and that of the baseline."""
 
 import gc
 import random
@@ -32,7 +32,7 @@ from rws.errors import BundleError, RwsError
 
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
-BUSY = 0.2  # load a core before anything was started
+BUSY = 0.2  # load per core before the measurement
 ListName = Literal["rows", "changes", "stages", "sustained", "left_out", "notes"]
 LISTS: tuple[ListName, ...] = ("rows", "changes", "stages", "sustained", "left_out", "notes")
 SLOWER = ("reload", "reload_optimised", "load_state_dict", "load_state_dict_shallow")
@@ -42,18 +42,18 @@ class LatencyResult(TypedDict):
     """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`."""
 
     baseline: str  # what `untouched` is
-    weights: dict[str, str]  # where they come from
+    weights: dict[str, str]  # by `<model>:<size>`: their origin
     platform: Platform
     rows: list[Row]  # frames of each engine
     changes: list[Row]  # the change of mix alone
     stages: list[Row]  # the whole frame through the loop
-    sustained: list[Row]
+    sustained: list[Row]  # the deployed model under load, a row per 5 seconds
     left_out: list[Row]  # engines that could not run, and why
-    notes: list[Row]  # what engines say of themselves
+    notes: list[Row]  # what engines report about themselves
 
 
 def ignore(_: object) -> None:
-    """Report nothing."""
+    """Do nothing: the default of `progress` and `save`."""
 
 
 def measure_latency(
@@ -62,7 +62,17 @@ def measure_latency(
     progress: Callable[[str], None] = ignore,
     save: Callable[[LatencyResult], None] = ignore,
 ) -> LatencyResult:
-    """Measure models; `save` gets the result so far; RwsError if `untouched` cannot run or the source is too short."""
+    """Measure the latency of models, in milliseconds, as ratios to the untouched model with 95 % intervals.
+
+    Args:
+        progress: called with a line per repeat and per engine that cannot run.
+        save: called with the result so far after each model and thread count.
+
+    Raises:
+        RwsError: if `untouched` cannot run; other engines that cannot are listed in `left_out`.
+        InputError: if the source has too few frames.
+        SourceError: if the source cannot be opened.
+    """
     result = LatencyResult(
         baseline="",
         weights={f"{model.name}:{model.size}": model.weights for model in models},
@@ -97,7 +107,10 @@ def measure_latency(
 
 
 class EngineCase:
-    """One engine whose mix changes every so many frames; a call runs one block."""
+    """An engine whose mix changes every `every` frames (0: never); a call runs one block.
+
+    `inputs`: float32, shape (n, 1, 3, H, W). `numbers`: counts the changes; shared, so that each change is a real one.
+    """
 
     def __init__(
         self, engine: Engine, every: int, setting: Setting, inputs: NDArray[np.float32], numbers: Iterator[int]
@@ -106,7 +119,7 @@ class EngineCase:
         self._settle, self._frames = block_frames(self._run(2, 3).ms, every)
 
     def __call__(self) -> Block:
-        """Run one block."""
+        """Run one block; its parts are the change of mix, and (if each frame has one) the change alone."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:
@@ -173,25 +186,25 @@ class _Bench:
                 if strategy == "untouched":
                     raise
                 self._left_out[strategy] = str(error)
-                self._tell(f"left out: {error}")
+                self._tell(f"not measured: {error}")
         cases = self._cases(engines, setting)
         baseline = cases.pop(("untouched", 0))
         self._untouched += interleave(baseline, cases, self._options.rounds, self._rng, self._strategies)
-        # A device holds one model: the whole frame is measured without the others in memory.
+        # A device holds one model, so the whole frame is measured without the others in memory.
         cases.clear()
         engines.clear()
         try:
             self._stage_strategy, stages = stage_cases(setting, self._source, PATCH_EVERY)
         except BundleError as error:
             self._left_out["whole frame"] = str(error)
-            self._tell(f"left out: the whole frame: {error}")
+            self._tell(f"not measured: the whole frame: {error}")
             return
         interleave(baseline, stages, self._options.rounds, self._rng, self._stages)
 
     def _cases(self, engines: Mapping[str, Engine], setting: Setting) -> dict[tuple[str, int], EngineCase]:
         cases = {}
         for strategy, engine in engines.items():
-            numbers = count()  # one for all rates: what a strategy changes to is never what it has
+            numbers = count()  # shared by all rates, so that each change is to another mix
             for every in _rates(engine):
                 cases[strategy, every] = EngineCase(engine, every, setting, self._inputs, numbers)
         return cases

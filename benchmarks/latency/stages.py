@@ -1,4 +1,4 @@
-"""The whole frame, by the frame loop itself; at the end the schedule's mix replaces the policy's answer."""
+"""The whole frame in the frame loop, whose mix follows a schedule instead of the policy's answer."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -31,22 +31,22 @@ from rws.training.oracle.sampling import LEVELS
 WHOLE, WHOLE_WITH_READ = "whole", "whole_with_read"
 FRAME_SIZE = (480, 640)
 VIDEO_FRAMES = 60
-PIXELS_A_FRAME = 3
+PIXELS_PER_FRAME = 3
 
 
 class ScheduledPolicy:
-    """Asks a policy about every belief, and answers with the next of `mixes` every so many frames."""
+    """Asks a policy about every belief, but answers with `mixes` in turn, each for a number of frames."""
 
     def __init__(self, policy: Policy, mixes: Sequence[Mix]) -> None:
         self._policy, self._mixes = policy, mixes
         self._every = self._frame = self._number = 0
 
     def start(self, every: int, settle: int) -> None:
-        """Begin a block whose first `settle` frames do not count; `every` 0 answers with no patch at all."""
+        """Begin a block whose first `settle` frames do not count; the mix changes every `every` frames, 0: no patch."""
         self._every, self._frame = every, -settle
 
     def choose(self, belief: Belief) -> Mix:
-        """Return the mix that the schedule has for the next frame."""
+        """Return the scheduled mix of the next frame."""
         self._policy.choose(belief)
         if self._every and self._frame % self._every == 0:
             self._number += 1
@@ -58,19 +58,22 @@ class ScheduledPolicy:
         return self._policy.mixes(joint)
 
     def reset(self) -> None:
-        """Forget the past; the schedule goes on."""
+        """Reset the policy; the schedule continues."""
         self._policy.reset()
 
 
 class StageCase:
-    """The frame loop with a mix that changes every so many frames; a call runs one block, from the source's start."""
+    """The frame loop with a mix that changes every `every` frames (0: no patch).
+
+    A call runs one block, from the start of the source; InputError if the source has too few frames.
+    """
 
     def __init__(self, runtime: Runtime, policy: ScheduledPolicy, every: int, source: str) -> None:
         self._runtime, self._policy, self._every, self._source = runtime, policy, every, source
         self._settle, self._frames = block_frames(self._run(2, 5).ms, every)
 
     def __call__(self) -> Block:
-        """Run one block; its `ms` are without reading."""
+        """Run one block; its `ms` are without reading, its parts are `STAGES` and the whole with reading."""
         return self._run(self._settle, self._frames)
 
     def _run(self, settle: int, frames: int) -> Block:
@@ -86,7 +89,10 @@ class StageCase:
 
 
 def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[str, dict[int, StageCase]]:
-    """Return the strategy, and a frame loop for each rate; SourceError or InputError if the source is unfit."""
+    """Return the model's strategy, and a frame loop for each rate (frames per change of mix).
+
+    Raise SourceError if the source cannot be opened, InputError if it has too few frames.
+    """
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
@@ -98,7 +104,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
 
 
 def stage_rows(stages: Mapping[int, Measured], strategy: str) -> list[Row]:
-    """Return a row per stage; for the whole frame, without and with reading, also the ratio to `untouched`."""
+    """Return a row per stage and rate, milliseconds; for the whole frame, without and with reading, also the ratio."""
     rows: list[Row] = []
     for (every, measured), stage in product(stages.items(), (*STAGES, WHOLE, WHOLE_WITH_READ)):
         part = None if stage == WHOLE else stage
@@ -109,7 +115,7 @@ def stage_rows(stages: Mapping[int, Measured], strategy: str) -> list[Row]:
 
 
 def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
-    """Write an `.mp4` of 640 x 480 pixels: a camera pans over a wall of the demo's frames; RwsError without a codec."""
+    """Write an `.mp4` of 640 x 480 pixels that pans over a wall of the demo's frames; RwsError without a codec."""
     images = load_stream().images
     height, width = FRAME_SIZE[0] // images.shape[1], FRAME_SIZE[1] // images.shape[2]
     wall = images[np.arange(height * width) % len(images)].reshape(height, width, *images.shape[1:])
@@ -118,7 +124,7 @@ def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
     if not writer.isOpened():
         raise RwsError("this OpenCV cannot encode a video; install the wheel (pip install opencv-python)")
     for frame in range(frames):
-        writer.write(np.roll(wall, frame * PIXELS_A_FRAME, axis=1))
+        writer.write(np.roll(wall, frame * PIXELS_PER_FRAME, axis=1))
     writer.release()
     return path
 

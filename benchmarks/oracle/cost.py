@@ -1,7 +1,7 @@
 """What the oracle costs per frame, compared with models.
 
-`in_turn` is the time of a frame in which belief, filter, policy and the model run one after another, minus the model
-alone: there each finds the caches as the other left them."""
+`in_turn` is the time of a frame in which belief, filter, policy and the model run one after another, minus that of the
+model alone: each finds the caches as the others left them."""
 
 import random
 from collections.abc import Callable, Mapping

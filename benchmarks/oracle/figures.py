@@ -1,7 +1,7 @@
-"""The pictures of docs/oracle.md, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
+"""The figures of the page on the oracle, drawn from `benchmarks/results/` and the bundle: nothing is measured here.
 
 From `replay_all.json`: `confusion`, `regret_split`; from the bundle's table: `gain_table`, what each signature wins on
-each corruption at severity 5; from `streams.json`: `stream`, what was believed and patched, and the accuracy."""
+each corruption at severity 5; from `streams.json`: `stream`, the beliefs, the patches and the accuracy."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ _SHADES = LinearSegmentedColormap.from_list(
 _SHARES = {
     "type": ("wrong type", "#D55E00"),
     "severity": ("wrong severity", "#E69F00"),
-    "clean": ("taken for clean", "#56B4E9"),
+    "clean": ("mistaken for clean", "#56B4E9"),
     "policy": ("the policy itself", "#9aa3b2"),
 }
 
@@ -44,7 +44,7 @@ _SHARES = {
 def draw_all(
     results: Path, out: Path, *, bundle: Bundle | None = None, only: Sequence[str] = (), progress: Progress = silent
 ) -> list[Path]:
-    """Draw the pictures as `<name>.png`, each below 45 kB, and return the files in the order of `FIGURES`.
+    """Draw the figures as `<name>.png`, each below 45 kB, and return the files in the order of `FIGURES`.
 
     Args:
         results: folder of `replay_all.json` and `streams.json`; InputError if what is to be drawn is missing.
@@ -131,7 +131,7 @@ def _in_family_order(names: Sequence[str]) -> list[int]:
 
 
 def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
-    """Draw the confusion matrix, in percent of each row, from `names` and `counts`: a row a true type."""
+    """Draw the confusion matrix, in percent of each row, from `names` and `counts`; a row is a true type."""
     order = _in_family_order(confusion["names"])
     names = [confusion["names"][index] for index in order]
     counts = np.array(confusion["counts"], float)[np.ix_(order, order)]
@@ -146,7 +146,7 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
 
 
 def draw_gain_table(table: GainTable) -> Figure:
-    """Draw what each signature, at its best alpha, wins over no patch at the strongest level, in points."""
+    """Draw the gain of each signature, at its best alpha, over no patch at the strongest level, in points."""
     steps = len(table.levels)
     order = _in_family_order(table.corruptions)
     names = [table.corruptions[index] for index in order]
@@ -164,7 +164,7 @@ def draw_gain_table(table: GainTable) -> Figure:
     axis.set_xlabel("signature that is patched in, at its best α", color=MUTED)
     axis.set_ylabel(f"true corruption, severity {table.levels[-1]:g}", color=MUTED)
     note = "points of accuracy over no patch, validation images; empty: no gain, or not among the neighbours measured"
-    _title(axis, "What does each signature win?", note)
+    _title(axis, "What does each signature gain?", note)
     return figure
 
 
@@ -245,14 +245,13 @@ def _bands(axis: Axes, timeline: Timeline) -> list[int]:
 
 
 def _running_accuracy(axis: Axes, timeline: Timeline) -> None:
-    styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4)}
+    styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4, "-.")}
     styles["trained"] = ("trained oracle, over frames", *styles["trained"][1:])
     frames = timeline["step"] * (1 + np.arange(timeline["frames"] // timeline["step"]))
     for arm in ("std", "frame", "trained", "perfect"):
         if arm in timeline["correct"]:
-            label, colour, width = styles[arm]
+            label, colour, width, style = styles[arm]
             values = np.array(timeline["correct"][arm], float)
-            style = ":" if arm == "perfect" else "-"
             axis.plot(frames[: len(values)], values, color=colour, lw=width, ls=style, label=label)
     axis.set_ylim(0, 104)
     axis.set_ylabel(f"% correct of the last {timeline['window']}", color=MUTED)

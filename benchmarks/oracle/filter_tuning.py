@@ -29,10 +29,10 @@ from rws.training.jobs.seeds import derive_seed
 Settings = dict[str, dict[str, Any]]
 Space = Mapping[str, Sequence[Any]]
 
-# Points; below the last, of the score, is no reason to change a setting.
+# Points. A score that is better by less than the last one is no reason to change a setting.
 LARGEST_LOSS_ON_MIXED, LARGEST_CLEAN_LOSS, LEAST_GAIN = 0.05, 0.2, 0.01
 ROUNDS = 2
-"""How often each setting comes round."""
+"""How often each setting is tried."""
 SEVERITIES: tuple[float | Literal["all"], ...] = (5.0, "all")
 
 SPACE: Space = {
@@ -46,7 +46,7 @@ SPACE: Space = {
 }
 """Values to try for each setting, in the order in which they are tried, of every kind of policy.
 
-`clean_weight` is not among them: it changes single frames, which streams cannot judge.
+`clean_weight` is not among them: it changes single frames, and streams do not measure that.
 """
 
 
@@ -87,7 +87,7 @@ class _Case:
 def tune_filter(
     bundle: Bundle, source: str, frames: int, options: EvaluationOptions, space: Space | None = None
 ) -> FilterResult:
-    """Find the settings with the highest score, one setting after another, the others as they are best so far.
+    """Find the settings with the highest score, one setting after another, the others at their best values so far.
 
     The score is the mean over all streams but `mixed` of (RA + TA) / 2, expected accuracies (RA: mean over the types).
     On no `mixed` stream may the accuracy (mean over all types) be more than 0.05 point below that of the starting
@@ -150,7 +150,7 @@ def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions)
             protocol, labels, frames=frames, severity=severity, seed=seed, corruptions=corruptions
         )
         for severity, protocol in product(SEVERITIES, PROTOCOLS)
-        # This one runs through all severities anyhow.
+        # `gradual` has all severities already.
         if protocol != "gradual" or severity == SEVERITIES[0]
     }
     joint = observe_streams(bundle.oracle(threads=options.threads), streams, validation.pixels)

@@ -30,7 +30,7 @@ def own_alphas(table: GainTable) -> NDArray[np.float32]:
 class HardPolicy:
     """The most probable type's own signature, at its calibrated alpha for the type's expected severity.
 
-    There is no patch where that type's probability is below `threshold`, 0…1. The odds of clean are multiplied by
+    There is no patch if that type's probability is below `threshold`, 0…1. The odds of clean are multiplied by
     `clean_weight`, above 0, first.
     """
 
@@ -65,10 +65,10 @@ class ExpectedPolicy(ExpectedGainPolicy):
 
 
 class ComposingPolicy:
-    """Both signatures of the two most probable corruptions where both are probable enough; else another policy.
+    """Both signatures of the two most probable corruptions if both are probable enough; else another policy.
 
     Args:
-        base: decides where at most one corruption is probable enough.
+        base: decides if at most one corruption is probable enough.
         threshold: least probability of either, above 0, at most 0.5.
         scale: what both calibrated alphas are multiplied by; above 0.
     """

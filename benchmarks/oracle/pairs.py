@@ -1,7 +1,7 @@
 """Two corruptions at once (fog and noise, …): no patch, one signature, both composed; by ground truth or the oracle.
 
-Of the arms that know the pair, `single` has the one signature, of all, that is best for it; `averaged` has its two own
-at half strength; `scaled` at the best one. The pair's order is that of laying; what is best: on validation images."""
+These arms know the pair: `single` takes the one signature that is best for it, `averaged` its two own at half strength,
+`scaled` at the best strength. The first corruption of a pair is applied first. Best means: on validation images."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 ALLOWED_LOSS = 0.1
 """Points that `composed` may lose on clean images, and on single corruptions, on validation images."""
 CLEAN_LIMIT = 2000
-"""Clean images of either part."""
+"""Clean images of each part, test and validation, at most."""
 KNOWING = ("single", "both", "averaged", "scaled")
 
 Pair = tuple[str, str]
@@ -48,7 +48,7 @@ class PairRow(TypedDict, total=False):
 
 
 class OracleOnPairs(TypedDict):
-    """Percent: the two most probable are the pair, the most probable is of it; P of the lesser of the pair, mean."""
+    """Percent: the two most probable types are the pair; the most probable is in it; mean P of its lesser one."""
 
     both_named: float
     one_named: float
@@ -80,13 +80,13 @@ class PairsResult(TypedDict):
 
 
 def draw_pairs(count: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS) -> list[Pair]:
-    """Draw pairs of corruptions, each once at most; all if `count` is more."""
+    """Draw `count` different pairs of corruptions; all of them if there are no more."""
     every = list(combinations(corruptions, 2))
     return every if count >= len(every) else random.Random(seed).sample(every, count)
 
 
 def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: EvaluationOptions) -> PairsResult:
-    """Compare answers to as many pairs, drawn by the seed; what is best is found on `validation` images."""
+    """Compare the arms on `pairs` pairs, drawn by the seed; their settings are chosen on validation images."""
     corruptions, say = bundle.manifest.corruptions, options.progress
     drawn = draw_pairs(pairs, options.seed, corruptions)
     cells_of = {(a, b): [((a, float(s)), (b, float(s))) for s in TWO_SEVERITIES] for a, b in drawn}

@@ -1,7 +1,7 @@
-"""From a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
+"""Policies, from a belief to a mix, compared on the same beliefs: hard, weighted, expected gain, with thresholds.
 
-Each family comes plain; with a weight on clean; with a threshold; and with both. These are chosen on validation images,
-all else is measured on test images, every frame on its own."""
+Each family is tried plain, with a weight on clean, with a threshold, and with both. These settings are chosen on
+validation images; everything else is measured on test images, each frame on its own."""
 
 import time
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ THRESHOLDS: dict[str, tuple[float, ...]] = {
     "weighted": (0.0, 0.05, 0.1, 0.2, 0.4),
     "expected": (0.0, 0.25, 0.5, 1.0, 2.0),
 }
-"""The grid; it holds the plain values. Below the threshold: for `hard` the most probable type's probability (nothing is
-patched), for `weighted` a corruption's (it is left out), for `expected` the points that a patch must win."""
+"""The grid, plain values included. The threshold is on: for `hard` the most probable type's probability (below: no
+patch), for `weighted` each corruption's (below: not in the mix), for `expected` the gain of a patch in points."""
 ALLOWED_TA_LOSS = 0.2
 """Points of clean accuracy that a setting may lose on validation images."""
 RULES = ("plain", "clean weight", "threshold", "both")
 
 Key = tuple[str, str]
-"""Policy (`std`, `perfect`, `best`, `shipped`, or a family) and rule ("" but for families)."""
+"""Policy (`std`, `perfect`, `best`, `shipped`, or a family) and rule ("" except for families)."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
 def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions) -> PoliciesResult:
     """Compare the policies in one table: 19 corruptions at severities 1…5, and clean images.
 
-    Settings are chosen on `validation`, the table is measured on `test`. Take all clean images: 0.2 points are 2 images
-    in 1000.
+    Settings are chosen on `validation`, the table is measured on `test`. All clean images should be used: 0.2 points
+    are 2 images in 1000.
     """
     table, cells = bundle.table, ((), *single_cells(SEVERITIES))
     shipped = bundle.policy(independent=True)
@@ -206,7 +206,7 @@ def _validated(table: GainTable, evaluator: Evaluator, beliefs: Sequence[Belief]
 
 
 def _paired(frames: Frames, right: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the mean difference in RA, points, and its standard error; a frame's luck is its image's, in all cells."""
+    """Return the mean difference in RA, points, and its standard error over images: an image's frames are dependent."""
     corrupted = frames.where(number for number, layers in enumerate(frames.cells) if layers)
     difference = 100 * (right[corrupted].astype(float) - other[corrupted])
     image = frames.image[corrupted]

@@ -1,7 +1,7 @@
 """Unseen corruptions: each of the 19 in turn is held out of the oracle, of the signatures and of the gain table.
 
-`borrowed` knows the corruption and takes the one other signature, or none, that is best on validation images; `own` has
-its own. The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a neighbour's signature helps."""
+`borrowed` knows the corruption and takes the other signature (or none) that is best on validation images; `own` takes
+its own. The hypothesis is the paper's (Cai et al. 2023, end of Sec. 4): a similar corruption's signature helps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,12 @@ ARMS = ("std", "ours", "borrowed", "own")
 
 @dataclass(frozen=True)
 class UnseenRecipe:
-    """What decides the result of a job, apart from the bundle and the images.
+    """The settings that decide a job's result, apart from the bundle and the images.
 
     Args:
         limit, clean_limit: test images at each severity, and clean ones; None: all.
         validation_limit: validation images at each severity, for `borrowed`.
-        clean_recall: percent of the clean validation images that each oracle must name so; see `bundle_recall`.
+        clean_recall: percent of the clean validation images that each oracle must name clean; see `bundle_recall`.
     """
 
     oracle: OracleRecipe
@@ -225,7 +225,7 @@ def leave_one_out(
     threads: int = 1,
     progress: Progress = silent,
 ) -> UnseenResult:
-    """Do the jobs that are neither done nor being done by another process, and sum up those that are done.
+    """Do the jobs that no process has done or is doing, and sum up the finished ones.
 
     Args:
         work: folder of the jobs' files; several processes may share it, and a stopped run continues.

@@ -1,4 +1,4 @@
-"""The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` for two CPU cores."""
+"""The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` is for two CPU cores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Place:
-    """Where images lie and work is kept; plain data, so that a worker process can be given it."""
+    """Where images and work are, and on which device; plain data, so that it can be sent to a worker process."""
 
     data: Mapping[str, str]  # data set → folder or torchvision's name
     work: Path  # for checkpoints; each scale and column has its own folder in it
     scale: str
     device: str = "cpu"
-    limit: int | None = None  # test and validation images at most; None takes what the scale takes
+    limit: int | None = None  # test and validation images at most; None: as many as the scale has
     recipes: Path = RECIPES  # of `<scale>/<column>.toml`
     pretrained: str = "IMAGENET1K_V1"  # ImageNet weights of VGG-16 for `init`: a file, or torchvision's name
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the paper's tables: images of `size` pixels, and the column whose init this one's begins from."""
+    """A column of the paper's tables: images of `size` pixels; its init is trained from that of `ancestor`, if any."""
 
     name: str
     dataset: str
@@ -42,7 +42,7 @@ class Column:
     ancestor: str = ""
 
     def recipe(self, place: Place) -> Recipe:
-        """Load the recipe by which everything in it is trained."""
+        """Load the recipe of its trainings; raise FormatError or InputError if the file is missing or wrong."""
         return load_recipe(place.recipes / place.scale / f"{self.name}.toml")
 
 
@@ -55,13 +55,16 @@ _COLUMNS = (
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
 
-# At the small scale, the oracle of the bundled default does where it fits: it reads no labels.
+# At the small scale the bundled oracle serves these columns: it reads no labels.
 _ORACLE_OF_THE_DEFAULT = {("small", "cifar10-vgg16"), ("small", "cifar100-vgg16")}
 _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:
-    """Return where each data set is, from `ROOT` or `NAME=FOLDER`; InputError if one is missing or unknown."""
+    """Return {data set: folder or torchvision's name} from `ROOT` or `NAME=FOLDER`.
+
+    Raise InputError if a folder is missing or a data set unknown.
+    """
     known = {column.dataset for column in COLUMNS.values()}
     found = {name: name for name in TORCHVISION_DATASETS}
     for argument in arguments:
@@ -81,7 +84,7 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
 
 
 class ColumnBuild(Build):
-    """The trainings of a column; the oracle may be another's; InputError if the data set is nowhere to be found."""
+    """The trainings of a column; its oracle may be another column's. Raise InputError if its data set was not given."""
 
     def __init__(self, column: Column, place: Place, progress: Progress | None = None) -> None:
         if column.dataset not in place.data:
@@ -107,10 +110,10 @@ class ColumnBuild(Build):
         return self._oracle_of.oracle()
 
     def test(self, limit: int) -> Images:
-        """Return at most `limit` test images of the recipe's classes, shuffled, on the build's device."""
+        """Return at most `limit` test images of the recipe's classes, shuffled by its seed, on the build's device."""
         size, seed, classes = self.column.size, self.recipe.seed, self.recipe.data.classes or None
         cache = self.work / "images"
         images = load_images(self.source, "test", size=size, cache=cache, images=limit, classes=classes, seed=seed)
         images = fitted(images, self.train.classes, size, self.source)
-        # Folders are listed class by class: shuffled, the first images of the set show all classes.
+        # Folders are listed class by class; shuffled, the first images of the set show all classes.
         return shuffled(images, None, seed).to(self.device)

@@ -1,4 +1,4 @@
-"""Which tables and figures there are, what each needs, and how it is measured and drawn."""
+"""The tables and figures: what each needs, and how it is measured and drawn."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class Entry:
     """A table or figure."""
 
     title: str
-    columns: tuple[str, ...]  # those that it has a result of each for
+    columns: tuple[str, ...]  # it has a result for each
     kinds: tuple[str, ...]  # trainings that it needs
-    measure: Callable[..., Result]  # from a column's measure, or of a `joint` entry from those of all columns
-    draw: Callable[[Mapping[str, Any]], Figure] | None = None  # of what was measured; None for a table
+    measure: Callable[..., Result]  # takes a column's measure, or a `joint` entry those of all columns
+    draw: Callable[[Mapping[str, Any]], Figure] | None = None  # takes what was measured; None for a table
     joint: bool = False  # one result from all columns together
     scales: tuple[str, ...] = SCALES
-    for_picture: tuple[str, ...] = ()  # keys of the result that only the picture needs; they are not kept
+    only_drawn: tuple[str, ...] = ()  # keys of the result that only the figure needs; not in its JSON
 
     def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield each result's column, by name, and the columns that it is measured from."""
+        """Yield the name of each result's column, and the columns that it is measured from."""
         yield from [("vgg16", self.columns)] if self.joint else [(column, (column,)) for column in self.columns]
 
 
@@ -51,8 +51,8 @@ ENTRIES: dict[str, Entry] = {
     "fig6": Entry("RA against the number of patched layers", FIG6_COLUMNS, PAPER, figures.fig6, figures.draw_fig6),
     "fig7": Entry("strength and severity", CIFAR, SHIPPED, figures.fig7, figures.draw_fig7),
     "fig8": Entry("two signatures at once", TINY, SHIPPED, figures.fig8, figures.draw_fig8),
-    "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, for_picture=("maps", "pictures")),
+    "fig9": Entry("feature maps", TINY, PAPER, figures.fig9, figures.draw_fig9, only_drawn=("maps", "pictures")),
     "init": Entry("what everything starts from", CIFAR, PAPER, compare_inits),
-    "tuned": Entry("ways to make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
+    "tuned": Entry("methods that make a signature", TABLE_COLUMNS, (*PAPER, *TUNED), tables.tuned),
     "smaller": Entry("RA against bytes", CIFAR, SHIPPED, tables.smaller, figures.draw_smaller),
 }

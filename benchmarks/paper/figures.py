@@ -1,4 +1,4 @@
-"""What each figure of the paper shows, measured, and the picture of it."""
+"""Measure and draw the figures of the paper."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -145,7 +145,7 @@ def draw_fig4(result: Mapping[str, Any]) -> Figure:
 
 
 def fig5(measures: Sequence[Measure]) -> Result:
-    """Measure, by layer, how alike the signatures of two data sets are: of the same corruption, of different ones."""
+    """Measure, by layer, the cosine similarity of two data sets' signatures: same corruption, different ones."""
     found = []
     same = np.eye(len(CORRUPTIONS), dtype=bool)
     by_layer = [list(zip(*_projected(measure), strict=True)) for measure in measures]
@@ -158,7 +158,7 @@ def fig5(measures: Sequence[Measure]) -> Result:
 
 
 def draw_fig5(result: Mapping[str, Any]) -> Figure:
-    """Draw same and cross, a line each, for every pair of data sets."""
+    """Draw two lines per pair of data sets: similarity of the same and of different corruptions."""
     figure, axis = plt.subplots(figsize=(4.8, 3), layout="constrained")
     for colour, pair in zip(_COLOURS, result["pairs"], strict=False):
         layers = np.arange(1, len(pair["same"]) + 1)
@@ -172,7 +172,7 @@ def draw_fig5(result: Mapping[str, Any]) -> Figure:
 
 
 def fig6(measure: Measure, images: int = 300) -> Result:
-    """Measure RA against the number of patched layers, at strength 1; the last has every tensor, the head included."""
+    """Measure RA, percent, by number of patched layers, at strength 1; 0 layers: all tensors, the head included."""
     counts = [*range(1, len(measure.groups) + 1), ALL_LAYERS]
     values = {name: parameter.numel() for name, parameter in measure.std.named_parameters()}
 
@@ -238,7 +238,7 @@ def draw_fig7(result: Mapping[str, Any]) -> Figure:
 
 
 def fig8(measure: Measure, images: int = 300) -> Result:
-    """Measure four signatures, alone and in pairs (`Measure.both`), on each corruption and on two at once."""
+    """Measure four signatures, alone and in pairs (`Measure.both`), on one corruption and on two at once, percent."""
     test, validation = measure.clean.first(images), measure.validation.first(images)
     pairs = list(combinations(COMPOSED, 2))
     found = {}
@@ -252,13 +252,13 @@ def fig8(measure: Measure, images: int = 300) -> Result:
         tests = {name: measure.tests(name).first(images) for name in COMPOSED}
         tests |= {" + ".join(pair): measure.doubled(test, pair) for pair in pairs}
         found[method] = {
-            name: _rounded([accuracy(model, judged) for model in models], 1) for name, judged in tests.items()
+            name: _rounded([accuracy(model, test_set) for model in models], 1) for name, test_set in tests.items()
         }
     return {"mixes": list(mixes), "ra": found, "test_images": len(test)}
 
 
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
-    """Draw what each mix wins over no patch, in points."""
+    """Draw the gain of each mix over no patch, in points."""
     figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
     for axis, (method, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
@@ -266,7 +266,7 @@ def draw_fig8(result: Mapping[str, Any]) -> Figure:
         _matrix(axis, gain, list(table), result["mixes"][1:], vmin=-60, vmax=60)
         for (row, column), value in np.ndenumerate(gain):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=INK)
-        axis.set(title=f"{method}: points won", xlabel="signatures")
+        axis.set(title=f"{method}: gain, points", xlabel="signatures")
     axes[0].set_ylabel("test images")
     return figure
 
@@ -287,7 +287,7 @@ def fig9(measure: Measure) -> Result:
 
     clean = measure.clean.first(200)
     aim = seen(measure.std, clean.pixels)
-    # The channels that carry most, of an image with a plain subject.
+    # The strongest channels, of an image with a simple subject.
     channels = aim.std((0, 2, 3)).topk(4).indices.tolist()
     distance, maps, pictures = {}, {}, {}
     for corruption in CORRUPTIONS:

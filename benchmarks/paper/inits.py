@@ -1,4 +1,4 @@
-"""Which model everything should start from: the question that the paper answers with ImageNet weights."""
+"""Compare models to start all training from; the paper starts from ImageNet weights."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def compare_inits(measure: Measure) -> Result:
     build = measure.build
     recipe, pretrained = build.recipe, build.place.pretrained
     spec = replace(recipe.model, weights=pretrained, batch_norm=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    # As many epochs in all: what (b) spends once on the first model, (a) spreads over its 20.
+    # As many epochs in all: (b) spends them once on the first model, (a) divides them among its 20.
     spread = math.ceil(recipe.init.epochs / MODELS) + recipe.robust.epochs
     schedule = replace(recipe.init, epochs=spread, batch_size=recipe.robust.batch_size, learning_rate=0.01)
     torch.manual_seed(recipe.seed)

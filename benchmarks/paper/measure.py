@@ -1,4 +1,4 @@
-"""Accuracies by corruption, kept; the perfect oracle takes a corruption's own signature, at its best strength."""
+"""Accuracies by corruption, stored; signatures are chosen by a perfect oracle, at the best strength on validation."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ WHOLE = ("std", "augmented", "robust")
 
 @dataclass(frozen=True)
 class Variant:
-    """Which weights are judged.
+    """The weights that are evaluated.
 
     `method` is `std`, `augmented` (one model, all corruptions as augmentation), `robust` (a model per corruption),
     or how signatures are made: one of `METHODS` (`residual`: the recipe's projection), `projected` (the paper's),
@@ -42,19 +42,19 @@ class Variant:
     """
 
     method: str
-    layers: int = 5  # of signatures: the shallowest n; 0: all, the head included
-    bits: int = 32  # 32, 16, 8 or 4, of the signatures; of `std` and `robust`: of the whole models
-    per: str = "channel"  # one scale a `channel` or a `tensor`
+    layers: int = 5  # shallowest layers of signatures; 0: all, the head included
+    bits: int = 32  # 32, 16, 8 or 4: of the signatures, or of the whole models
+    per: str = "channel"  # one scale per `channel` or `tensor`
 
     @property
     def key(self) -> str:
-        """Its name in files."""
+        """The variant's name in file names."""
         layers = "" if self.method in WHOLE else f"-{self.layers or 'all'}layers"
         return f"{self.method}{layers}-{self.bits}bit" + ("-per_tensor" if self.per == "tensor" else "")
 
 
 def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
-    """Return the tensors after they were stored at `bits` bits and read again."""
+    """Return tensors, float32, as they are after storage at `bits` bits, one scale per `per`."""
     if bits == 32:
         return deltas
     return {
@@ -64,7 +64,7 @@ def code(deltas: Deltas, bits: int, per: str = "channel") -> Deltas:
 
 
 def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel") -> int:
-    """Return the bytes of values and scales of one signature (or model), without the file's header."""
+    """Return the bytes of values and float32 scales of tensors of these shapes, without the file's header."""
     total = 0
     for shape in shapes:
         scales = 0 if bits == 32 else (shape[0] if per == "channel" else 1)
@@ -73,11 +73,11 @@ def code_bytes(shapes: Sequence[tuple[int, ...]], bits: int, per: str = "channel
 
 
 Result = dict[str, object]
-"""What a table or figure holds, plain data for its JSON file."""
+"""The content of a table or figure, plain data for its JSON file."""
 
 
 class Score(TypedDict):
-    """Accuracies in percent, and `bytes` of everything that a device carries."""
+    """Accuracies in percent (`ta` clean, `ra` robust), and the `bytes` that a device carries."""
 
     ta: float
     ra: dict[str, float]  # by corruption
@@ -87,11 +87,11 @@ class Score(TypedDict):
 
 
 class Measure:
-    """The judged sets of a column, and its scores; the limits are of test and validation images."""
+    """The evaluation sets of a column and its scores; `limit` and `validation_limit` are numbers of images."""
 
     def __init__(self, build: ColumnBuild, limit: int, validation_limit: int) -> None:
         self.build, self.limit, self.validation_limit = build, limit, validation_limit
-        # Every variant is judged on the same sets and needs the same models.
+        # Every variant is evaluated on the same sets and needs the same models.
         self.tests = lru_cache(maxsize=1 + len(CORRUPTIONS))(self._tests)
         self.validations = lru_cache(maxsize=len(CORRUPTIONS))(self._validations)
         self.robust = lru_cache(maxsize=len(CORRUPTIONS))(self._robust)
@@ -128,12 +128,12 @@ class Measure:
         return code_bytes([tuple(parameter.shape) for parameter in self.std.parameters()], 32)
 
     def sizes(self) -> dict[str, int]:
-        """Return how many images everything is evaluated on."""
+        """Return the numbers of test and validation images, as keys of a result."""
         return {"test_images": len(self.clean), "validation_images": len(self.validation)}
 
     @cached_property
     def std(self) -> nn.Module:
-        """θ_std, folded."""
+        """θ_std, with BatchNorm folded."""
         return self.build.folded
 
     def _robust(self, corruption: str) -> nn.Module:
@@ -141,22 +141,22 @@ class Measure:
 
     @cached_property
     def init(self) -> nn.Module:
-        """θ_init, folded."""
+        """θ_init, with BatchNorm folded."""
         return fold_batchnorm(self.build.init())
 
     def tensors(self, layers: int) -> tuple[str, ...]:
-        """Return the names of the tensors of the shallowest `layers` layers; 0: of all, the head included."""
+        """Return the tensor names of the shallowest `layers` layers; 0: of all layers, the head included."""
         if layers == ALL_LAYERS:
             return tuple(name for name, _ in self.std.named_parameters())
         return shallow_tensors(self.std, layers)
 
     @cached_property
     def groups(self) -> list[list[str]]:
-        """The convolutions of each layer; a ResNet's block is one."""
+        """The names of each layer's convolutions; a ResNet's block is one layer."""
         return group_layers([name for name, module in self.std.named_modules() if isinstance(module, nn.Conv2d)])
 
     def deltas(self, method: str, corruption: str, layers: int = 5) -> Deltas:
-        """Return one signature, float32, on the CPU; `method` as in `Variant`."""
+        """Return one signature, {tensor: change}, float32, on the CPU; `method` and `layers` as in `Variant`."""
         if method.startswith("tuned"):
             return self.build.signature(method, corruption)
         init, std, robust = (dict(m.named_parameters()) for m in (self.init, self.std, self.robust(corruption)))
@@ -170,30 +170,30 @@ class Measure:
     def calibrated(
         self, base: nn.Module, deltas: Deltas, images: Images, alphas: Sequence[float] = ALPHAS
     ) -> tuple[float, float]:
-        """Return the strength that is best on corrupted validation images, and the accuracy there, percent."""
+        """Return the strength, one of `alphas`, that is most accurate on `images`, and that accuracy, percent."""
         scores = [accuracy(patched(base, composed([(deltas, alpha)])), images) for alpha in alphas]
         return alphas[int(np.argmax(scores))], max(scores)
 
     def doubled(self, images: Images, pair: Sequence[str], purpose: str = "test") -> Images:
-        """Return images with two corruptions over one another, severity 3 each."""
+        """Return images under a pair of corruptions, the second on top of the first, severity 3 each."""
         pixels = corrupted(images.pixels, [(name, 3.0) for name in pair], self.build.recipe.seed, purpose)
         return Images(pixels, images.labels, images.classes)
 
     def both(self, method: str, pair: Sequence[str], doubled: Images) -> Deltas:
-        """Return R_a + R_b at the common strength that is best on validation images with both corruptions."""
+        """Return R_a + R_b at the common strength that is best on `doubled`: images with both corruptions."""
         total = composed([(self.deltas(method, name), 1.0) for name in pair])
         alpha, _ = self.calibrated(self.std, total, doubled)
         return composed([(total, alpha)])
 
     def canonical(self, variant: Variant) -> Variant:
-        """Return the same variant, under its own name if the recipe's residual has one."""
+        """Return the same variant; the recipe's residual under its own name, if it has one (`projected` or `plain`)."""
         if variant.method != "residual":
             return variant
         names = {"per_tensor": "projected", "plain": "plain"}
         return replace(variant, method=names.get(self.build.recipe.signatures.projection, "residual"))
 
     def score(self, variant: Variant) -> Score:
-        """Return the scores of a variant; measured once, then read."""
+        """Return the scores of a variant, measured the first time and read from a file afterwards."""
         variant = self.canonical(variant)
         identity = [self.identity(), variant, len(self.validation)]
         score: Score = self.scores.get(f"{variant.key}.json", identity, lambda: self._measure(variant), JSON)
@@ -201,7 +201,7 @@ class Measure:
 
     @property
     def scores(self) -> Store:
-        """Where scores are kept."""
+        """The store of the scores."""
         return Store(self.build.work / "scores")
 
     def identity(self) -> Any:
@@ -251,10 +251,10 @@ def _stored(model: nn.Module, variant: Variant) -> nn.Module:
 
 
 def mean(by_corruption: Mapping[str, float]) -> float:
-    """Return RA: the mean over corruptions."""
+    """Return the mean over corruptions: robust accuracy (RA), percent."""
     return float(np.mean(list(by_corruption.values())))
 
 
 def flat(deltas: Deltas) -> Tensor:
-    """Return a signature as one vector, float64."""
+    """Return a signature as one vector, float64, shape (values,)."""
     return torch.cat([delta.double().flatten() for delta in deltas.values()])

@@ -1,4 +1,4 @@
-"""From names of tables and figures to files: train what is missing, measure, draw; and what is done so far."""
+"""Make the tables and figures: train what is missing, measure, draw; and say what is done so far."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from rws.training.jobs.store import JSON, Store, run_jobs
 RESULTS = committed.RESULTS / "reproduce"
 _STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
 
-# Test and validation images by scale and size of the images: as many as the scale has time for.
+# Numbers of test and validation images by scale and image size: as many as the scale has time for.
 _LIMITS = {("small", 32): (1000, 200), ("small", 64): (500, 120), ("full", 224): (1000, 300)}
 _FULL = (10_000, 2000)
 
@@ -42,7 +42,7 @@ class Task:
 
     @property
     def entry(self) -> Entry:
-        """What it is a result of."""
+        """The table or figure."""
         return ENTRIES[self.name]
 
     def path(self, folder: Path, suffix: str = ".json") -> Path:
@@ -64,7 +64,7 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
 
 
 class Status(TypedDict):
-    """Whether a result is there."""
+    """Whether a result has been made."""
 
     name: str
     column: str
@@ -73,12 +73,15 @@ class Status(TypedDict):
 
 
 def status(results: Path) -> list[Status]:
-    """Return every result that there should be."""
+    """Return the status of every result, by its file in a folder of results."""
     return [Status(name=t.name, column=t.column, scale=t.scale, done=t.path(results).is_file()) for t in tasks()]
 
 
 def measured_column(column: str, place: Place) -> Measure:
-    """Make the measure of a column, with as many images as its scale has time for."""
+    """Return the measure of a column, with the scale's number of images, at most `place.limit`.
+
+    Raise InputError if its data set was not given.
+    """
     size = COLUMNS[column].size
     limit, validation = _LIMITS.get((place.scale, size), _FULL)
     most = place.limit or limit
@@ -102,7 +105,8 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
     used = [measures[source] for source in task.sources]
     limits = [[measure.limit, measure.validation_limit] for measure in used]
     pretrained = place.pretrained if task.name == "init" else ""
-    identity = [REPRODUCE_VERSION, [m.build.identity() for m in used], limits, pretrained]
+    schema = f"reproduce-{task.name}/1"
+    identity = [REPRODUCE_VERSION, schema, [m.build.identity() for m in used], limits, pretrained]
 
     def measured() -> dict[str, Result]:
         result = task.entry.measure(used if task.entry.joint else used[0])
@@ -118,8 +122,8 @@ def _result(task: Task, place: Place, measures: dict[str, Measure], out: Path) -
             plt.close(figure)
         task.path(out, ".png").parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(task.path(out, ".png"), content)
-    kept = {key: value for key, value in found["result"].items() if key not in task.entry.for_picture}
-    write_json(task.path(out), found["provenance"] | kept)
+    kept = {key: value for key, value in found["result"].items() if key not in task.entry.only_drawn}
+    write_json(task.path(out), schema, found["provenance"] | kept)
 
 
 def _provenance(task: Task, used: Sequence[Measure]) -> Result:
@@ -134,7 +138,7 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
     for column, measure in measures.items():
         names = {task.name for task in chosen if column in task.sources}
         jobs = _scores(measure, names)
-        # Strengths come from float32 variants: first these, then the others, which read them.
+        # The float32 variants come first: the others read their strengths.
         exact = {name: job for name, job in jobs.items() if "-32bit" in name}
         run_jobs(exact, measure.build.work)
         run_jobs({name: job for name, job in jobs.items() if name not in exact}, measure.build.work)
@@ -145,14 +149,19 @@ def _measure_all(chosen: Sequence[Task], place: Place, out: Path) -> None:
 def reproduce(
     chosen: Sequence[Task], place: Place, *, out: Path, workers: int = 1, threads: int | None = None
 ) -> list[Path]:
-    """Make results of one scale, and return their files; what is trained or measured already is not done again.
+    """Make results of one scale and return their files; trainings and measurements that exist are used again.
 
-    `out` gets `<scale>/<name>-<column>.json`, and `.png` where there is a picture; `workers`, `threads` as in `train`.
-    Raise InputError if a data set is nowhere to be found, RwsError if a worker failed.
+    Args:
+        out: gets `<scale>/<name>-<column>.json`, and `.png` for a figure.
+        workers, threads: as for `train`.
+
+    Raises:
+        InputError: if a data set was not given.
+        RwsError: if a worker failed.
     """
     columns = list(dict.fromkeys(column for task in chosen for column in task.sources))
     for column in columns:
-        ColumnBuild(COLUMNS[column], place)  # refuse what is missing before hours of training, not after
+        ColumnBuild(COLUMNS[column], place)  # raise before hours of training, not after
     for column in columns:
         kinds = {kind for task in chosen if column in task.sources for kind in task.entry.kinds}
         train(column, place, kinds=kinds, workers=workers, threads=threads)

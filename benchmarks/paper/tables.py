@@ -1,4 +1,4 @@
-"""What each table of the paper holds, measured: plain data that `rws.benchmarks.pages.paper` writes."""
+"""Measure the tables of the paper: plain data that `rws.benchmarks.pages.paper` formats."""
 
 import hashlib
 import random
@@ -36,7 +36,7 @@ TABLE5 = tuple(Variant(method, bits=bits) for method in ("robust", "residual", "
 
 
 class Trained(TypedDict):
-    """A column's bundle by arm (`std`, `trained`, `perfect`, `always`), and its oracle on the same images; percent."""
+    """Accuracies of a column's bundle by arm (`ARMS`) and of its oracle on the same images, percent."""
 
     ta: dict[str, float]
     ra: dict[str, dict[str, float]]
@@ -45,7 +45,7 @@ class Trained(TypedDict):
 
 
 def trained(measure: Measure) -> Trained:
-    """Evaluate the bundle with the signatures that the recipe ships, under its oracle and under the perfect one."""
+    """Evaluate the column's bundle with no patch, its trained oracle, a perfect oracle, and all signatures averaged."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
     identity = [measure.identity(), oracle]
     found: Trained = measure.scores.get("trained.json", identity, lambda: _run_bundle(measure), JSON)
@@ -71,7 +71,7 @@ def _run_bundle(measure: Measure) -> Trained:
 
 
 def row(measure: Measure, variant: Variant) -> Result:
-    """Return a row: `method`, `layers`, `bits`, `ta`, `ra` (mean, percent) and `storage` (times the clean model)."""
+    """Return a row: `ta` and `ra` (mean over corruptions) in percent, `storage` in sizes of the clean model."""
     score = measure.score(variant)
     return {
         "method": variant.method,
@@ -85,7 +85,7 @@ def row(measure: Measure, variant: Variant) -> Result:
 
 
 def table1(measure: Measure) -> Result:
-    """Measure TA, RA and storage of everything."""
+    """Measure TA, RA and storage of whole models and of signatures at several bits."""
     own = trained(measure)
     rows = [row(measure, variant) for variant in TABLE1]
     shipped = next(r for r in rows if (r["method"], r["bits"]) == (measure.shipped, 8))
@@ -99,7 +99,10 @@ def table1(measure: Measure) -> Result:
 
 
 def table3(measures: Sequence[Measure]) -> Result:
-    """Measure RA of the signatures of one data set on the standard model of another; source "" is no patch."""
+    """Measure RA of the signatures of one data set on the standard model of another; source "" is no patch.
+
+    Strengths are calibrated on the validation images of the target.
+    """
     rows = []
     for target in measures:
         name = target.build.column.dataset
@@ -125,7 +128,7 @@ def _transferred(method: str, source: Measure, target: Measure) -> dict[str, flo
 
 
 def table4(measure: Measure) -> Result:
-    """Measure the accuracy on each corruption."""
+    """Measure the accuracy on each corruption at severity 5, percent."""
     own = trained(measure)
     variants = {"standard": Variant("std"), "augmentation": Variant("augmented"), "20 models": Variant("robust")}
     variants |= {f"{method}, 8 bit": Variant(method, bits=8) for method in METHODS}
@@ -139,12 +142,15 @@ def table4(measure: Measure) -> Result:
 
 
 def table5(measure: Measure) -> Result:
-    """Compare whole models at few bits with signatures at few bits."""
+    """Measure TA, RA and storage of whole models and of signatures at 32 to 4 bits."""
     return {"rows": [row(measure, variant) for variant in TABLE5], **measure.sizes()}
 
 
 def tuned(measure: Measure, pairs: int = 10) -> Result:
-    """Compare the methods to make a signature, percent; `train_seconds` are of all 19 jobs on a shared machine."""
+    """Compare the methods to make a signature: RA on single corruptions and on `pairs` pairs, percent.
+
+    `train_seconds` is the sum over all 19 jobs, on a shared machine.
+    """
     recipe = measure.build.recipe
     chosen = random.Random(recipe.seed).sample(list(combinations(CORRUPTIONS, 2)), pairs)
     test, validation = measure.clean.first(500), measure.validation.first(200)
@@ -183,7 +189,7 @@ def smaller(measure: Measure) -> Result:
     """Measure RA against bytes of all 19: fewer bits, and a basis that the 19 signatures share.
 
     The basis is the singular value decomposition of the 19 signatures of each tensor (19 × values), cut at rank r: r
-    tensors at b bits a value, and 19 × r coefficients in float32.
+    tensors at b bits per value, and 19 × r coefficients in float32.
     """
     method = measure.shipped
     names = measure.tensors(5)
@@ -192,7 +198,7 @@ def smaller(measure: Measure) -> Result:
     shapes = [tuple(exact[CORRUPTIONS[0]][name].shape) for name in names]
     test = min(len(measure.clean), 1000)
 
-    def judge(deltas: dict[str, Deltas]) -> float:
+    def robust_accuracy(deltas: dict[str, Deltas]) -> float:
         scores = []
         for corruption in CORRUPTIONS:
             model = patched(measure.std, composed([(deltas[corruption], alphas[corruption])]))
@@ -205,7 +211,9 @@ def smaller(measure: Measure) -> Result:
             continue
         coded = {corruption: code(deltas, bits, per) for corruption, deltas in exact.items()}
         size = len(CORRUPTIONS) * code_bytes(shapes, bits, per)
-        rows.append({"what": f"one scale per {per}", "bits": bits, "rank": None, "bytes": size, "ra": judge(coded)})
+        rows.append(
+            {"what": f"one scale per {per}", "bits": bits, "rank": None, "bytes": size, "ra": robust_accuracy(coded)}
+        )
     for rank, bits in product((1, 2, 3, 4, 6, 8, 12), (8, 4)):
         coded = {corruption: {} for corruption in CORRUPTIONS}
         size = 0
@@ -219,5 +227,5 @@ def smaller(measure: Measure) -> Result:
             size += len(right) * code_bytes([shape], bits) + 4 * share.numel()
             for corruption, mixed in zip(CORRUPTIONS, (share.double() @ stored).float(), strict=True):
                 coded[corruption][name] = mixed.reshape(shape)
-        rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": judge(coded)})
+        rows.append({"what": "shared basis", "bits": bits, "rank": rank, "bytes": size, "ra": robust_accuracy(coded)})
     return {"rows": rows, "method": method, "model_bytes": measure.model_bytes, **measure.sizes(), "test_images": test}

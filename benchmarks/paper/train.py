@@ -1,4 +1,4 @@
-"""Run the trainings of columns, several at once; what is done is not done again, what was stopped goes on."""
+"""Run the trainings of columns in parallel; finished ones are skipped, stopped ones continue."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ Stage = dict[str, Callable[[], Any]]
 
 
 def stages(build: ColumnBuild, kinds: Collection[str]) -> list[Stage]:
-    """Return jobs by name; those of one stage are independent of one another and need only the stages before."""
+    """Return jobs by name, in stages: the jobs of one stage are independent and need only the stages before."""
     models: Stage = {"std": build.std, "augmented": build.augmented}
     second = {kind: job for kind, job in models.items() if kind in kinds}
     if "robust" in kinds:
@@ -46,7 +46,12 @@ def _print(record: dict[str, Any]) -> None:
 def run_in_workers(
     function: Callable[..., None], arguments: tuple[Any, ...], workers: int, threads: int | None = None
 ) -> None:
-    """Run a module's function in new processes, `threads` of torch each (None: cores shared); RwsError if one fails."""
+    """Run a module-level function in new processes; raise RwsError if one fails.
+
+    Args:
+        workers: number of processes; each gets the same arguments, and they share the jobs.
+        threads: of torch in each process; None: the cores divided by the workers.
+    """
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_start, args=(function, arguments, threads)) for _ in range(workers)]
@@ -60,7 +65,7 @@ def run_in_workers(
             if process.is_alive():
                 process.terminate()
     if failed := [process for process in processes if process.exitcode]:
-        raise RwsError(f"{len(failed)} of {workers} processes failed; their messages stand above")
+        raise RwsError(f"{len(failed)} of {workers} processes failed; see their messages above")
 
 
 def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
@@ -72,5 +77,8 @@ def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: i
 
 
 def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1, threads: int | None = None) -> None:
-    """Train what is missing of `kinds`: `std`, `robust`, `augmented`, `oracle`, `METHODS`; else as `run_in_workers`."""
+    """Train what is missing of `kinds`: `std`, `robust`, `augmented`, `oracle` and `METHODS`.
+
+    `workers`, `threads` and errors are those of `run_in_workers`; InputError if the data set was not given.
+    """
     run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)

@@ -247,7 +247,7 @@ def write_accuracies(path: Path, result: StreamResult) -> None:
         (row["protocol"], row["method"], row["batch"], *map(_cell, (row["ra"], row["ta"], *row["per_type"])))
         for row in result["rows"]
     ]
-    write_csv(path, plain("protocol", "method", "batch", "ra", "ta", *NAMES), rows)
+    write_csv(path, "streams-row/1", plain("protocol", "method", "batch", "ra", "ta", *NAMES), rows)
 
 
 def format_streams(result: StreamResult) -> str:

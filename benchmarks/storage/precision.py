@@ -46,7 +46,7 @@ class Encoding:
     bytes: int
 
     def mix(self, mix: Mix) -> Mix:
-        """Return a mix {signature: alpha}, with both parts of those that have two."""
+        """Return a mix {signature: alpha} with both parts of each signature that has two."""
         return {**mix, **{name + _REST: mix[name] for name in mix if name + _REST in self.signatures.names}}
 
 
@@ -57,10 +57,13 @@ def float_file(deltas: ArrayDeltas) -> bytes:
 
 
 def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
-    """Encode float32 signatures for a model that mixes integers: each is a 16-bit one and another of the rest.
+    """Encode float32 signatures for a model that mixes integers: each as a 16-bit one, and a second one of the rest.
 
-    The error of a value is below 2⁻³¹ of its channel's largest, less than float32 itself has there.
-    `deltas`: {signature: {tensor: change}}; `clean_hash`: `shallow_sha256` of the clean tensors.
+    The error of a value is below 2⁻³¹ of its channel's largest, less than that of float32.
+
+    Args:
+        deltas: {signature: {tensor: change}}, float32.
+        clean_hash: `shallow_sha256` of the clean tensors.
     """
     coarse = SignatureSet.from_deltas(deltas, 16, "channel", clean_hash=clean_hash)
     left_over = {}
@@ -72,10 +75,10 @@ def float_encoding(deltas: ArrayDeltas, clean_hash: str) -> Encoding:
 
 
 def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
-    """Return what can be compared: all encodings, if the build's float32 signatures are there; else the bundle's own.
+    """Return all encodings if the build's float32 signatures are available, else only the bundle's own.
 
     Raises:
-        InputError: if `work`, of the build that made it, does not hold the signatures that the bundle's are made from.
+        InputError: if `work`, the folder of a build, lacks the signatures that the bundle's are made from.
         FormatError: if one of its files is damaged.
     """
     own = bundle.signatures
@@ -148,7 +151,9 @@ COLUMNS = [
 def compare_encodings(
     bundle: Bundle, source: str, work: Path | None = None, severity: int = 5, options: EvaluationOptions = DEFAULTS
 ) -> Precision:
-    """Measure each encoding on a test set; `source`, `severity` as in `evaluation_sets`, `work` as in `encodings_of`.
+    """Measure each encoding on a test set, in percent.
+
+    `source` and `severity` are those of `evaluation_sets`, `work` is that of `encodings_of`.
 
     Raises InputError if the source has no clean images or does not fit the bundle, or the work folder does not.
     """

@@ -1,4 +1,4 @@
-"""Bytes on disk and in memory: the clean model, a model for every corruption, and one model with signatures."""
+"""Bytes on disk and in memory: the clean model, a model per corruption, and one model with signatures."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Storage(TypedDict):
     """What `measure_storage` finds in real files and fresh processes; each row names its `model` and `size`.
 
     `rows`: `bytes` on disk of `what`; signatures of the patched tensors (`scope` `shallow`) or of all convolutions and
-    linear layers (`full`); `bits` 32 is float32; `ratio`: all that has to be stored over the model. `memory`: empty if
+    linear layers (`full`); `bits` 32 is float32; `ratio`: all that a device stores, over the model. `memory`: empty if
     it cannot be measured; `imports` is a process with the packages only, the others come on top; `ratio`: over one
     untouched session.
     """
@@ -83,7 +83,7 @@ def weighted_tensors(proto: ModelProto) -> tuple[str, ...]:
 
 
 def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
-    """Write what the signatures replace; return the clean model's file, then one with each signature at alpha 1."""
+    """Write the models that signatures replace: the clean one, then one per signature at alpha 1; return the files."""
     files = [folder / f"{name}.onnx" for name in ("clean", *model.signatures.names)]
     files[0].write_bytes(model.onnx)
     for name, file in zip(model.signatures.names, files[1:], strict=True):

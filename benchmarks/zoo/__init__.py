@@ -1,1 +1,1 @@
-"""Adopted models, measured."""
+"""Measure adopted models."""

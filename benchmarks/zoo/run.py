@@ -1,7 +1,8 @@
 """Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
 
 `std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
-is the bundle's oracle and policy on single images. Agreement is with the clean model's answer to the clean image."""
+is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image.
+"""
 
 import json
 import math
@@ -58,7 +59,7 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True)
 class ZooOptions:
-    """What builds and measurements of the zoo have in common.
+    """Options of all builds and measurements of the zoo.
 
     Args:
         names: file with the folders' names in the order of the logits; None: the folders in their own order.
@@ -88,7 +89,7 @@ class ZooRow(TypedDict):
 
 
 class CleanScores(TypedDict):
-    """On clean images, percent: how many our oracle patches and names clean, and how many answers it changes."""
+    """On clean images, percent: accuracy, predictions that our oracle changes, images patched or named clean."""
 
     accuracy: float
     accuracy_trained: float
@@ -99,7 +100,7 @@ class CleanScores(TypedDict):
 
 
 class Mean(TypedDict):
-    """Means over the rows by arm, and how much of the loss is won back, percent."""
+    """Means over the rows by arm, and the part of the loss that is won back, percent."""
 
     std: float
     trained: float
@@ -116,7 +117,7 @@ class Summary(TypedDict):
 
 
 class Measurement(TypedDict):
-    """What was measured of a bundle."""
+    """The measurements of a bundle."""
 
     clean: CleanScores
     rows: list[ZooRow]
@@ -124,7 +125,7 @@ class Measurement(TypedDict):
 
 
 class ZooResult(Measurement):
-    """A measurement, and what it took to build the bundle."""
+    """A measurement, and the cost of building the bundle."""
 
     model: str
     quick: bool
@@ -155,7 +156,7 @@ class CurveRow(TypedDict):
 
 
 class CurveResult(TypedDict):
-    """Gain against bytes."""
+    """Gain by bytes of the signatures."""
 
     model: str
     corruptions: list[str]
@@ -183,11 +184,11 @@ ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
     "vgg16": (partial(load_classifier, str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
 }
-"""ONNX bytes of each classifier, as its owner would have exported it, and what it wants done to RGB 0…1."""
+"""ONNX bytes of each classifier, as its owner would have exported it, and its preprocessing of RGB 0…1."""
 
 
 def halves(images: Images) -> tuple[Images, Images]:
-    """Split off every second image for the build, the others for the test."""
+    """Return the images of the build, the first and every second after it, and those of the test, the others."""
     return images.take(range(0, len(images), 2)), images.take(range(1, len(images), 2))
 
 
@@ -202,7 +203,7 @@ def interval(count: int, of: int) -> tuple[float, float]:
 def measure(
     bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
 ) -> Measurement:
-    """Measure accuracy and agreement by arm, corruption and severity, on images that were no part of the build."""
+    """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`."""
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[ZooRow] = []
@@ -333,7 +334,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     Args:
         model: one of `ZOO`; InputError if it is unknown or the images do not fit it.
         images: a folder `<class>/<image>`; the build sees no labels.
-        work: folder of the build; one that was stopped continues.
+        work: folder of the build; a stopped build continues.
         out: the bundle; None: in `work`.
     """
     prepared, started = _prepare(model, images, options), time.monotonic()
@@ -366,7 +367,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
 
 
 def parts_of_build(work: Path) -> dict[str, float]:
-    """Return the minutes of each part of a build, from its log: a build that was stopped counts what was kept."""
+    """Return the minutes of each part of a build, from its log; of a stopped build, what was kept counts."""
     spent: dict[str, dict[str, float]] = {}
     for line in (work / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -379,7 +380,7 @@ def parts_of_build(work: Path) -> dict[str, float]:
 def run_curve(
     model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
 ) -> CurveResult:
-    """Measure gain against bytes: what signatures of more and more convolutions win back at alpha 1 and 8 bit."""
+    """Measure gain by bytes: signatures of a growing number of convolutions, at alpha 1 and 8 bits."""
     prepared = _prepare(model, images, options)
     test, onnx = prepared.test, prepared.model.onnx
     proto = read_model(onnx)

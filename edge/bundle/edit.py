@@ -99,7 +99,7 @@ def check_bundle_folder(target: Path) -> None:
     foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
     if foreign:
         raise BundleError(
-            f"{target}: holds {foreign[0]!r}, which is no part of a bundle; move it, or give another folder"
+            f"{target}: holds {foreign[0]!r}, which is not part of a bundle; move it, or give another folder"
         )
 
 

@@ -91,13 +91,13 @@ class Manifest:
     def size_warning(self, height: int, width: int) -> str:
         """Return what to know about frames of this size, pixels, in one line, or "" if there is nothing."""
         # A frame that is shrunk to the model's input looks different from one that was taken at that size. Only
-        # `rws build --model` sees images as the device does, and counts them in its provenance.
+        # `rws adopt` sees images as the device does, and counts them in its provenance.
         data = self.provenance.get("data")
         adopted = isinstance(data, dict) and "pictures" in data
         if adopted or height <= self.input.height or width <= self.input.width:
             return ""
         return (
             f"frames of {width}x{height} are larger than the {self.input.width}x{self.input.height} pixels that the "
-            f"oracle of bundle {self.name} was calibrated on: on clear pictures it may see corruption that is not "
-            "there; adopt a model with your own pictures (`rws build --model`, see docs/your_own_model.md)"
+            f"oracle of bundle {self.name} was calibrated on: on clear frames it may see corruption that is not "
+            "there; adopt a model with your own images (`rws adopt`, see docs/guides/own_model.md)"
         )

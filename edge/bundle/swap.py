@@ -54,7 +54,7 @@ def _check_classes(current: Path, new: Bundle) -> None:
     parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
     changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
     found = f"other classes than {current} ({'; '.join(changes) or 'the same in another order'})"
-    raise InputError(f"{new.path}: has {found}; add --other-classes if whoever reads the results knows")
+    raise InputError(f"{new.path}: has {found}; add --other-classes if all readers of the results know")
 
 
 def _copy(bundle: Bundle, place: Path) -> None:
@@ -63,7 +63,7 @@ def _copy(bundle: Bundle, place: Path) -> None:
 
 
 def _point(link: Path, bundle: Bundle) -> None:
-    """Point a link to the bundle, or to a copy of it beside the folder that the link points to now."""
+    """Point a link to the bundle, or to a copy of it next to the folder that the link points to now."""
     place = Path(os.path.realpath(link)).with_name(bundle.path.name)
     if place != bundle.path:
         if place.exists():

@@ -20,9 +20,9 @@ class BundleWatcher(Closing, Generic[T]):
 
     Create it before you load the bundle that will run; it then notices a change in between.
     `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
-    stays the same for one interval (somebody may be copying file by file), a thread calls `build`, which makes what the
+    stays the same for one interval (files may be copied one by one), a thread calls `build`, which makes what the
     caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
-    until something in the folder changes; the old one goes on running.
+    until something in the folder changes; the old one continues.
     `failures` counts changes that could not be loaded; `error` is why the last could not, in one line, or "".
     """
 

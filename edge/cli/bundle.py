@@ -35,7 +35,7 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
     description = _describe(Bundle.load(path))
     _print(description)
     if report is not None:
-        write_json(report, description)
+        write_json(report, "inspect/1", description)
 
 
 def verify(path: BundleArgument = None) -> None:

@@ -54,6 +54,7 @@ def drill(
     console = line_console()
     loaded = Bundle.load(bundle)
     if soak is None:
+        schema = "drill/1"
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
         from rws.edge.faults.soak import soak as run_soak
@@ -61,9 +62,13 @@ def drill(
         result = run_soak(soak, fps, loaded.path, console.print)
         for key, value in vars(result).items():
             console.print(f"{key}: {value}", markup=False)
-        content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
+        schema, content, failed = (
+            "soak/1",
+            {"soak": vars(result)},
+            [promise for promise, kept in result.promises.items() if not kept],
+        )
     if report is not None:
-        write_json(report, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
+        write_json(report, schema, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
         result_console().print(f"not kept: {promise}", style="red", markup=False, soft_wrap=True)
     if failed:

@@ -19,7 +19,7 @@ def oracle(
     \b
     Examples:
         rws oracle photo.jpg
-        rws oracle photos/ --json beliefs.json        # a list of {file, corruption, probability, severity}
+        rws oracle photos/ --json beliefs.json        # per image: file, corruption, probability, severity
         rws oracle photos/ --json - | jq .            # the same on stdout
         rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
     """
@@ -49,4 +49,4 @@ def oracle(
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     say(f"{len(rows)} images, {source.rejected} rejected")
     if report is not None:
-        write_json(report, rows)
+        write_json(report, "oracle/1", {"images": rows})

@@ -218,7 +218,7 @@ class RunSession:
             "events": status.events,
             **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
         }
-        write_json(options.outputs.report, report)
+        write_json(options.outputs.report, "run-summary/1", report)
 
 
 class TimeLeft(TimeRemainingColumn):

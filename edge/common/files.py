@@ -38,7 +38,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is built there, a file or a folder, takes its place at the end.
+    """Yield a temporary path next to `path`; what is built there, a file or a folder, takes its place at the end.
 
     An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
     one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed.

@@ -5,7 +5,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from typing import Any
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.redact import hide_password
+from rws.records import utc
 from rws.terminal import STDOUT
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
@@ -105,8 +107,9 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a result, atomically, or to stdout if the path is `-`; a list of objects takes a line for each of them."""
+def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
+    """Write a record, atomically, or to stdout for `-`; `schema` (`name/version`) and the time come first."""
+    content = {"schema": schema, "written_at": utc(time.time()), **content}
     if path == STDOUT:
         print(_formatted(content))
         return

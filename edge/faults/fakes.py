@@ -1,4 +1,4 @@
-"""A camera that follows a script and a clock that moves only when somebody waits: hours of trouble in milliseconds."""
+"""A camera that follows a script and a clock that moves only during a wait: hours of faults in milliseconds."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Frames that carry their own number, so that the drill knows what came of each, and a real H.264 file, damaged."""
+"""Frames that carry their own number, so that the drill can follow each, and a real H.264 file, damaged."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def stamped(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     """Return the image, uint8 (H ≥ 32, W ≥ 384, 3), with `number`, 0…2²⁴ − 1, as black and white squares on top."""
     marked: NDArray[np.uint8] = image.copy()
     bits = np.array([(number >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
-    # The second row is the first one's negative: what does not read as such was no stamp.
+    # The second row is the first one's negative: anything else is not a stamp.
     squares = np.kron(np.stack([bits, 255 - bits]), np.ones((CELL, CELL), np.uint8))
     marked[: 2 * CELL, : BITS * CELL] = squares[..., None]
     return marked
@@ -51,8 +51,8 @@ def encode_h264(path: Path, frames: int) -> None:
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         stream.options = {"g": "24", "preset": "veryfast", "crf": "20"}
         for number in range(frames):
-            picture = np.ascontiguousarray(background[:, number : number + 320])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.ascontiguousarray(background[:, number : number + 320])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
 
 

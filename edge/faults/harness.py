@@ -1,4 +1,4 @@
-"""One fault: what is promised, what is done, and what came of it."""
+"""One fault: what is promised, what is done, and the outcome."""
 
 import time
 from collections import Counter
@@ -17,7 +17,7 @@ from rws.edge.runtime import Runtime
 from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.errors import first_line
-from rws.records import Frame
+from rws.records import Frame, WallClock
 
 
 class NotHereError(Exception):
@@ -26,7 +26,7 @@ class NotHereError(Exception):
 
 @dataclass
 class Outcome:
-    """What a case came to: what happened in words, the frames that came, and the promises that failed."""
+    """The outcome of a case: what happened in words, the frames received, and the promises that failed."""
 
     name: str
     promised: str
@@ -113,6 +113,7 @@ class Drill:
         limit: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         pipeline: Pipeline | None = None,
+        wall_clock: WallClock = time.time,
     ) -> list[Seen]:
         """Run the loop on a source until a condition holds, asked after each result and each idle moment.
 
@@ -121,7 +122,7 @@ class Drill:
         seen: list[Seen] = []
         deadline = time.monotonic() + limit
         stamps, failed = _Stamps(), 0
-        runtime = Runtime(pipeline or self.pipeline, clock=clock)
+        runtime = Runtime(pipeline or self.pipeline, clock=clock, wall_clock=wall_clock)
         try:
             with closing(runtime.results(source, [stamps, *sinks])) as results:
                 for result in results:

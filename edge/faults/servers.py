@@ -21,7 +21,7 @@ Camera = Callable[[int], bytes | None]
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
+    """Return a free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -46,7 +46,7 @@ class MjpegServer(Closing):
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that leaves is no error."""
+                """Ignore the error of a client that leaves."""
 
         self._server = Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
@@ -54,7 +54,7 @@ class MjpegServer(Closing):
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
-        """Cut all connections at once and stop listening, as a camera without power."""
+        """Cut all connections at once and stop listening, like a camera that loses power."""
         self._running = False
         self._server.shutdown()
         self._server.server_close()
@@ -111,7 +111,7 @@ class RtspServer(Closing):
         return ""
 
     def close(self) -> None:
-        """Kill it, as a camera without power."""
+        """Kill it, like a camera that loses power."""
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:

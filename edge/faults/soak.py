@@ -59,7 +59,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
         viewer = _Viewer(_page_of(loop))
-        settled = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.pictures} pictures seen"))
+        settled = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.images} images seen"))
         viewer.stopped = True
         loop.terminate()
         loop.wait(30)
@@ -74,7 +74,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
         fps=fps,
         sent=sent,
         **{key: measured[key] for key in _FROM_SUMMARY},
-        frames_seen_by_client=viewer.pictures,
+        frames_seen_by_client=viewer.images,
         age_ms={
             "camera_to_client_p50": round(p50, 1),
             "camera_to_client_p95": round(p95, 1),
@@ -112,7 +112,7 @@ def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[st
 
 class _Viewer:
     def __init__(self, page: str) -> None:
-        self.pictures, self.stopped = 0, False
+        self.images, self.stopped = 0, False
         self.ages = Reservoir()  # of the frames seen, milliseconds
         for target, path in ((self._watch, "stream.mjpg"), (self._listen, "events")):
             threading.Thread(target=target, args=(page + path,), daemon=True).start()
@@ -121,7 +121,7 @@ class _Viewer:
         with urllib.request.urlopen(url, timeout=30) as stream:
             while not self.stopped and (length := _part_length(stream)):
                 image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
-                self.pictures += 1
+                self.images += 1
                 if image is not None and (stamp := read_stamp(np.asarray(image, np.uint8))) is not None:
                     self.ages.add(age_ms(stamp))
 

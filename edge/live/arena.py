@@ -159,7 +159,7 @@ class Arena:
         self._mix, self._overwritten = mix, False
 
     def _checked(self, mix: Mapping[str, float]) -> dict[str, float]:
-        """The mix on the grid, without zeros, in the order of the signatures: the sum then has one order and result."""
+        """Return the mix on the grid, without zeros, in the order of the signatures, so that the sum is unique."""
         for name, alpha in mix.items():
             if name not in self._values:
                 raise SignatureError(f"signature {name!r} is not there; known: {', '.join(self._values) or 'none'}")

@@ -14,7 +14,7 @@ class Patchable:
     """Shallow weights W = W_std + Σ α_c·R_c for the mix that was applied last. Not safe for several threads at once."""
 
     strategy: str  # how changed weights reach the model: `live`, `split` or `inputs` (ONNX Runtime), `torch`, …
-    provider: str  # what runs the model: the name of ONNX Runtime's provider, or Torch's device
+    provider: str  # the name of ONNX Runtime's provider, or Torch's device
     description: str  # the strategy in one line; if a faster one is unavailable, why, and what that costs
     _arena: Arena
 

@@ -39,7 +39,7 @@ def multiply_add_numpy(
             repeat, inner = repeat // copies, inner * copies
         part = slice(start, start + outer * repeat * inner)
         shape = (outer, repeat, inner)
-        # In place where that is possible: no further block of cold memory is written.
+        # In place if possible: no further block of cold memory is written.
         change = np.empty(shape, np.float32) if base is out else out[part].reshape(shape)
         np.copyto(change, values[part].reshape(shape))
         np.multiply(change, factor, out=change)

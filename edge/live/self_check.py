@@ -69,14 +69,14 @@ class SelfCheck:
         return float(np.median(patched / plain)), float(np.median(change) * 1e3)
 
     def _limits(self, effects: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each output may be off: less than a tensor that stays stale is. Integers jump when they are rounded."""
+        """Return the tolerance per output: below the error of a stale tensor. Integers jump when they are rounded."""
         sizes = [float(np.abs(output).max(initial=0)) if is_float(output) else np.inf for output in self._expected]
         limits = np.minimum(1e-3 * np.array(sizes), np.where(effects > 0, 0.1 * effects, np.inf))
         return np.where(np.isinf(sizes), np.inf, limits)
 
 
 def _differences(found: Sequence[Any], expected: Sequence[Any]) -> NDArray[np.float64]:
-    """The largest difference in each output; infinite if the shapes differ, 0 in what is no array of numbers."""
+    """Return the largest difference per output; infinite if shapes differ, 0 for an output without numbers."""
     differences = np.zeros(len(found))
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         if isinstance(one, np.ndarray) and one.dtype.kind in "fiub":

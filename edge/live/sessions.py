@@ -78,7 +78,7 @@ def is_float(output: Any) -> bool:
 
 
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
-    """Return one random input, 0…1 or 0…255, of `image_size` where free; BundleError if an input is no numbers."""
+    """Return one random input, 0…1 or 0…255, of `image_size` where free; BundleError if an input is not numeric."""
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
     for name, value in data_inputs(model).items():
@@ -86,7 +86,9 @@ def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"model: input {name!r} is no tensor of numbers; export it with such inputs") from error
+            raise BundleError(
+                f"model: input {name!r} is not a tensor of numbers; export it with such inputs"
+            ) from error
         channels_last = len(lengths) == 4 and lengths[3] in (1, 3, 4) and lengths[1] not in (1, 3, 4)
         usual = (1, *image_size, 3) if channels_last else (1, 3, *image_size)
         free = usual if len(lengths) == 4 else (1,) * len(lengths)

@@ -1,7 +1,8 @@
 """Three strategies to change the weights of an ONNX Runtime session that runs; README.md compares them.
 
-ONNX Runtime lays weights out anew when it optimises. `live` learns the layout by a probe: weights are numbered, the
-graph is optimised and saved, the numbers are read back. It is then loaded with our memory as its initializers.
+ONNX Runtime changes the layout of weights when it optimises. `live` learns the layout by a probe: weights are
+numbered, the graph is optimised and saved, the numbers are read back. It is then loaded with our memory as its
+initializers.
 """
 
 import tempfile

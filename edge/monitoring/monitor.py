@@ -9,7 +9,7 @@ from rws.edge.common.redact import hide_password
 from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
-from rws.records import Clock
+from rws.records import Clock, WallClock
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
@@ -46,10 +46,12 @@ class Monitor:
         strategy: str = "",
         window: float = 300.0,
         clock: Clock = time.monotonic,
+        wall_clock: WallClock = time.time,
     ) -> None:
         self.source, self.bundle, self.strategy = source, bundle, strategy
         self.events: Counter[str] = Counter()
         self._clock, self._started = clock, clock()
+        self._wall_clock, self._started_at = wall_clock, wall_clock()
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
@@ -94,6 +96,8 @@ class Monitor:
                 second = [self._second.moment()] if self._second else []
                 moments = tuple(moment for moment in (*self._timeline, *second) if moment.at >= since)
             return RunStatus(
+                started_at=self._started_at,
+                written_at=self._wall_clock(),
                 bundle=self.bundle,
                 strategy=self.strategy,
                 uptime_s=round(now - self._started, 1),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from rws.edge.common.redact import hide_password
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
+from rws.records import utc
 
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
@@ -70,6 +71,8 @@ class RunStatus:
     Seconds without a frame in which the source was not known to be lost have no moment in `timeline`, oldest first.
     """
 
+    started_at: float  # seconds since 1970, UTC
+    written_at: float  # when this was put together, likewise
     bundle: str
     strategy: str  # how the weights are updated (`PatchableModel.strategy`)
     uptime_s: float
@@ -86,7 +89,8 @@ class RunStatus:
         counts = {"results": self.totals.results, "mix_changes": self.totals.mix_changes}
         per_class = {"classes": dict(self.totals.classes)} if classes else {}
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
-        return document | {
+        times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
+        return {"schema": "status/1", **document, **times} | {
             "counts": {**counts, **per_class, "corruptions": dict(self.totals.corruptions)},
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rws.edge.monitoring.run_status import RunStatus
 from rws.edge.pipeline import STAGES, Result
+from rws.records import utc
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -45,6 +46,7 @@ class Reservoir:
 class SummaryRecord(TypedDict):
     """A summary in plain types; `received` = `frames` + `dropped` + `rejected` + `buffered`."""
 
+    started_at: str
     received: int
     frames: int  # results
     dropped: int
@@ -107,6 +109,7 @@ class Summary:
         """Return plain types, ready for `json.dumps`; the counters are those of a run's status."""
         source, totals = status.source, status.totals
         found: SummaryRecord = {
+            "started_at": utc(status.started_at),
             "received": source.received,
             "frames": totals.results,
             "dropped": source.dropped,

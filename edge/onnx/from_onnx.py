@@ -34,7 +34,7 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> "tuple[torch.nn.
     present = dict(module.named_parameters())
     for tensor, name in parameters.items():
         if name not in present:
-            # An asymmetric padding is a module of its own, in front of the convolution.
+            # An asymmetric padding is a separate module in front of the convolution.
             node, _, leaf = name.rpartition(".")
             parameters[tensor] = f"{node}.1.{leaf}"
     return module, parameters

@@ -1,6 +1,6 @@
 """What has to be done to an ONNX graph so that its shallow convolutions can be patched.
 
-Weight and bias must be initializers of their own. Exporters fold, drop or share them; `prepare` undoes all of it.
+Each weight and bias must be a separate initializer. Exporters fold, drop or share them; `prepare` undoes all of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Return an ONNX model with all its weights, those in files beside a path included; BundleError if it is none."""
+    """Read an ONNX model with all its weights, also from files next to a path; BundleError if it is not a model."""
     if isinstance(model, onnx.ModelProto):
         return model
     try:
@@ -43,7 +43,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
-    Each gets weights of its own and a bias, BatchNorm is folded into it. Opset and IR version stay.
+    Each gets its own weights and bias, and BatchNorm is folded into it. Opset and IR version stay.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
     taken: set[str] = set()
@@ -112,7 +112,7 @@ def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
     for node in nodes[:count]:
         own = [name for name in node.input[1:3] if name in tensors]
         if len(own) != 2 or set(own) & set(names):
-            raise BundleError(f"convolution {node.name!r} has no weight and bias of its own; call prepare() first")
+            raise BundleError(f"convolution {node.name!r} shares its weight or bias, or has none; call prepare() first")
         names += own
     return tuple(names)
 
@@ -225,7 +225,7 @@ def _read(nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> list[str]:
 
 
 def _crossing(model: onnx.ModelProto, cut: int) -> list[str]:
-    """The values, other than initializers, that exist before node `cut` and are read from there on."""
+    """Return the values, other than initializers, that exist before node `cut` and are read from there on."""
     nodes = list(model.graph.node)
     before = [*data_inputs(model), *(name for node in nodes[:cut] for name in node.output)]
     after = {name for node in nodes[cut:] for name in node.input} | {value.name for value in model.graph.output}
@@ -233,7 +233,7 @@ def _crossing(model: onnx.ModelProto, cut: int) -> list[str]:
 
 
 def _constants_to_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which Constants, and Identities of initializers, that feed a Conv or BatchNorm are initializers."""
+    """Return a copy in which Constants and Identities that feed a Conv or BatchNorm are initializers."""
     changed = deepcopy(model)
     graph = changed.graph
     producers = {output: node for node in graph.node for output in node.output}
@@ -282,7 +282,7 @@ def _add_initializer(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> 
 
 
 def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
-    """Remove those of the named initializers that no node reads, also where they are listed as inputs."""
+    """Remove those of the named initializers that no node reads, also if they are listed as inputs."""
     used = {name for node in model.graph.node for name in node.input}
     for part in (model.graph.initializer, model.graph.input):
         for item in [item for item in part if item.name in names - used]:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.sinks.file import LineSink
 from rws.errors import InputError
-from rws.records import Frame
+from rws.records import Frame, utc
 
 _CELLS: dict[str, Callable[[Result], object]] = {
+    "schema": lambda result: "run-row/1",
     "index": lambda result: result.index,
     "name": lambda result: " ".join(result.name.splitlines()),
-    "captured_at": lambda result: f"{result.captured_at:.6f}",
+    "captured_at": lambda result: utc(result.captured_time),
+    "captured_monotonic_s": lambda result: f"{result.captured_at:.6f}",
     "age_ms": lambda result: f"{result.age_ms:.3f}",
     "label": lambda result: result.label,
     "confidence": lambda result: f"{result.confidence:.4f}",
@@ -29,9 +31,8 @@ COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES))
 class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
-    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model; times are milliseconds, except
-    `captured_at`, which is in seconds. Arguments and errors are those of `LineSink`; an `endless` file with other
-    columns is refused with an `InputError`.
+    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model. Arguments and errors are those of
+    `LineSink`; an `endless` file with other columns is refused with an `InputError`.
     """
 
     HEADER = ",".join(COLUMNS) + "\n"

@@ -139,7 +139,7 @@ class _Panel:
         room: float = 300,
         tail: bool = False,
     ) -> None:
-        """Draw a line on the baseline `y`, from `x` or (with `right`) up to `x`; `..` stands where it is cut."""
+        """Draw a line on the baseline `y`, from `x` or (with `right`) up to `x`; a text that is cut ends in `..`."""
         scale, thickness = style.size * self.unit, max(1, round((2 if style.bold else 1) * min(self.unit, 1.5)))
 
         def width(text: str) -> int:

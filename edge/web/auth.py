@@ -22,7 +22,7 @@ WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other 
 def check_token(token: str) -> str:
     """Return the token; raise InputError if it has under 8 characters, or contains a space or a control character."""
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
-        expected = f"at least {MIN_TOKEN}, without spaces: whoever has it sees the camera"
+        expected = f"at least {MIN_TOKEN}, without spaces: it gives access to the camera"
         raise InputError(f"the token has {len(token)} characters; expected {expected}")
     return token
 

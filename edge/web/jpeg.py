@@ -38,7 +38,7 @@ class JpegEncoder:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of a frame, uint8 (H, W, 3), RGB, at most 960 pixels wide; small ones grow by whole factors."""
-    scaled = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", scaled, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
+    resized = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

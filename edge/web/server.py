@@ -35,7 +35,7 @@ EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
 REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
-BOUNDARY = "rws-image"
+BOUNDARY = "rws-frame"
 SECURITY = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -144,9 +144,9 @@ class PageServer(Closing):
         return application
 
     async def _frame(self, request: web.Request) -> web.Response:
-        if (image := await self._encoder.newest()) is None:
-            return web.Response(status=503, text="no frame has come yet\n")
-        return web.Response(body=image, content_type="image/jpeg")
+        if (jpeg := await self._encoder.newest()) is None:
+            return web.Response(status=503, text="no frame received yet\n")
+        return web.Response(body=jpeg, content_type="image/jpeg")
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
@@ -157,7 +157,7 @@ class PageServer(Closing):
 
     async def _health(self, request: web.Request) -> web.Response:
         found = health(self.monitor.status(), self.stale_after)
-        return _json_response(asdict(found), status=200 if found.status == "ok" else 503)
+        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.status == "ok" else 503)
 
     async def _stream(
         self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request
@@ -183,16 +183,16 @@ class PageServer(Closing):
     async def _parts(self) -> AsyncIterator[bytes]:
         shown, repeat_at = None, math.inf
         while not self._stop.is_set():
-            image = await self._encoder.newest()
-            if image is not None and (image is not shown or time.monotonic() >= repeat_at):
-                repeat_at = math.inf if image is shown else time.monotonic() + REPEAT_AFTER
-                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
-                yield head.encode() + image + b"\r\n"
-                shown = image
+            jpeg = await self._encoder.newest()
+            if jpeg is not None and (jpeg is not shown or time.monotonic() >= repeat_at):
+                repeat_at = math.inf if jpeg is shown else time.monotonic() + REPEAT_AFTER
+                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                yield head.encode() + jpeg + b"\r\n"
+                shown = jpeg
             await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
 
     async def _reports(self) -> AsyncIterator[bytes]:
-        """The status as server-sent events; the whole timeline with the first, then only what is new."""
+        """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
         since = 0.0
         fixed: Mapping[str, object] = VOCABULARY
         while not self._stop.is_set():
@@ -230,7 +230,7 @@ def _json(content: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinities, which browsers refuse to read: they become None."""
+    """Replace NaN and infinities, which browsers refuse to read, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

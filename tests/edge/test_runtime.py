@@ -40,7 +40,7 @@ class ListSink:
         self.taken.append((frame.index, result.label))
 
 
-def test_a_stream_follows_the_picture():
+def test_the_mix_follows_the_frames():
     model, sink = FakeModel(), ListSink()
     source = array_source(BRIGHT, DARK, DARK, BRIGHT, names=["a", "b", "c", "d"])
     results = list(make_runtime(model).stream(source, sinks=[sink]))
@@ -63,6 +63,23 @@ def test_times_and_age_come_from_the_injected_clock():
     assert result.age_ms == pytest.approx(3500.0)
 
 
+def test_the_time_of_day_follows_a_jump_of_the_wall_clock_and_nothing_else_does():
+    def played(*wall_times):
+        clock, walls = TickingClock(step=0.5), iter(wall_times)
+        runtime = make_runtime(clock=clock, wall_clock=lambda: next(walls))
+        return [result.to_dict() for result in runtime.stream(array_source(DARK, BRIGHT, DARK, clock=clock))]
+
+    steady, jumped = played(1e9, 1e9 + 1, 1e9 + 2), played(1e9, 1e9 - 3600, 1e12)
+    # Each result is 3.5 s old when it is stamped.
+    assert [record.pop("captured_at") for record in jumped] == [
+        "2001-09-09T01:46:36.500Z",
+        "2001-09-09T00:46:36.500Z",
+        "9999-12-31T23:59:59.000Z",
+    ]
+    assert [record.pop("captured_at") for record in steady][1] == "2001-09-09T01:46:37.500Z"
+    assert jumped == steady
+
+
 def test_confidence_is_the_softmax_of_the_logits():
     (result,) = make_runtime().stream(array_source(BRIGHT))
     expected = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
@@ -75,7 +92,7 @@ def test_frames_of_any_size_are_taken():
     assert [result.label for result in make_runtime().stream(frames)] == ["dog", "cat"]
 
 
-def test_the_filter_sees_beliefs_in_order_and_starts_anew_with_each_stream():
+def test_the_filter_sees_beliefs_in_order_and_is_reset_at_each_stream():
     runtime = make_runtime(filter=HoldFilter())
     assert [r.belief.type for r in runtime.stream(array_source(DARK, BRIGHT))] == ["fog", "fog"]
     assert [r.belief.type for r in runtime.stream(array_source(BRIGHT, DARK))] == ["clean", "clean"]
@@ -143,7 +160,7 @@ def test_the_context_manager_leaves_the_weights_clean():
     assert runtime.pipeline.model is model
 
 
-def test_a_stream_opens_and_closes_what_it_is_told_by_name(tmp_path):
+def test_a_stream_opens_and_closes_a_source_given_by_name(tmp_path):
     write_images(tmp_path, 2)
     assert [result.index for result in make_runtime().stream(tmp_path)] == [0, 1]
     with pytest.raises(SourceError, match="no such file"):
@@ -204,7 +221,7 @@ def test_the_oracle_can_look_at_every_nth_frame_only():
         make_runtime(oracle_every=0)
 
 
-def test_the_clean_model_is_asked_about_the_same_frame_only_while_somebody_wants_to_know():
+def test_the_clean_model_runs_on_the_same_frame_only_on_request():
     model, results = FakeModel(), []
     runtime = make_runtime(model)
     for result in runtime.stream(array_source(DARK, DARK, BRIGHT)):
@@ -249,7 +266,7 @@ class LosingSource(ArraySource):
         yield from frames
 
 
-def test_a_source_that_stays_lost_takes_the_patch_off_and_the_filter_starts_anew():
+def test_a_source_that_stays_lost_removes_the_patch_and_resets_the_filter():
     model, seen = FakeModel(), []
     source = LosingSource(np.stack([DARK, BRIGHT]))
     for result in make_runtime(model, filter=HoldFilter()).results(source):
@@ -339,11 +356,11 @@ def test_a_result_names_its_top_classes_and_fits_on_a_line():
 def test_a_result_is_drawn_while_its_frame_is_the_newest():
     runtime = make_runtime()
     first = runtime.step(DARK, "bgr")
-    picture = first.plot()
-    assert picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture, annotate(DARK, first))
+    plotted = first.plot()
+    assert plotted.dtype == np.uint8
+    np.testing.assert_array_equal(plotted, annotate(DARK, first))
     runtime.step(BRIGHT, "rgb")
     with pytest.raises(InputError, match="no longer in memory"):
         first.plot()
     for result in runtime.stream(array_source(BRIGHT, DARK)):
-        assert result.plot().shape == picture.shape
+        assert result.plot().shape == plotted.shape

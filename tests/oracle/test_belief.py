@@ -28,7 +28,7 @@ def test_wrong_joint_shape_is_refused():
 
 
 @given(severity=st.floats(0, 5), name=st.sampled_from(NAMES))
-def test_certain_has_the_severity_it_was_told(severity, name):
+def test_certain_has_the_given_severity(severity, name):
     belief = certain(NAMES, LEVELS, name, severity)
     assert belief.joint.sum() == pytest.approx(1, abs=1e-6)
     assert belief.expected_severity == pytest.approx(severity, abs=1e-5)

@@ -73,8 +73,8 @@ def test_a_reference_uses_the_own_signature_or_the_best_one():
     assert ReferencePolicy(table(accuracy=helped), "perfect").mix("snow", 5) == {"snow": 1.0}
     with pytest.raises(InputError, match="rain"):
         ReferencePolicy(table(), "perfect").mix("rain", 5)
-    with pytest.raises(InputError, match="'told', expected perfect or best"):
-        ReferencePolicy(table(), "told")
+    with pytest.raises(InputError, match="'always', expected perfect or best"):
+        ReferencePolicy(table(), "always")
 
 
 def test_the_arrays_round_trip():
@@ -174,7 +174,7 @@ def test_frames_on_their_own_get_what_choose_gives():
             assert policy.choose(belief) == mix
 
 
-def test_a_corruption_whose_signature_is_not_at_hand_gets_a_neighbours_if_one_helps():
+def test_a_corruption_without_a_signature_gets_that_of_a_neighbour_if_one_helps():
     only_fog = WeightedPolicy(table().limited_to(("fog",)))
     assert only_fog.choose(certain(NAMES, LEVELS, "snow", 5)) == {"fog": 0.5}  # 50 against 45
     assert only_fog.choose(certain(NAMES, LEVELS, "snow", 1)) == {}  # 84 against 85

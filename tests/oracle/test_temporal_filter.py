@@ -95,7 +95,7 @@ def test_the_update_is_bayes_rule_with_the_trainings_prior():
 
 
 @pytest.mark.parametrize("prior", [[1.0], [0.0] + [1 / 15] * 15, [0.5] * 16])
-def test_a_prior_that_is_no_distribution_is_refused(prior):
+def test_a_prior_that_is_not_a_distribution_is_refused(prior):
     with pytest.raises(InputError, match="prior"):
         BeliefFilter(NAMES, LEVELS, prior=prior)
 

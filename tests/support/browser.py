@@ -95,7 +95,7 @@ class Page:
 
 @asynccontextmanager
 async def tab(profile):
-    """A new tab of a new browser with a profile folder of its own."""
+    """Open a new tab of a new browser with a separate profile folder."""
     program = find()
     assert program is not None, f"none of {', '.join(NAMES)} is installed"
     command = [program, *FLAGS.split(), f"--user-data-dir={profile}"]

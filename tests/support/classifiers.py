@@ -1,4 +1,4 @@
-"""Small classifiers as somebody else might have exported them."""
+"""Small classifiers as a third party might have exported them."""
 
 from __future__ import annotations
 

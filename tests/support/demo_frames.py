@@ -1,4 +1,4 @@
-"""Render the frames of the demo and the tests: real images under corruptions that come, grow, mix over and go.
+"""Render the frames of the demo and the tests: real images whose corruptions appear, grow, cross-fade and disappear.
 
 PYTHONPATH=tests python -m support.demo_frames --data ~/data/cifar10
 

@@ -1,5 +1,6 @@
 """Stand-ins with the shapes of the contracts, for tests of the loop and everything after it."""
 
+import time
 import weakref
 
 import cv2
@@ -39,7 +40,7 @@ class StillClock:
 
 
 class FakeModel:
-    """Clean, it says cat; patched, dog. Fails at the n-th frame if told to."""
+    """Clean, it says cat; patched, dog. Fails at the n-th frame on request."""
 
     def __init__(self, fail_at=None):
         self.mix, self.log, self.fail_at, self.frames = {}, [], fail_at, -1
@@ -98,7 +99,10 @@ class HoldFilter:
 
 def make_runtime(model=None, filter=None, clock=None, **parts):
     return Runtime(
-        make_pipeline(model, filter, **parts), clock=clock or TickingClock(), oracle_every=parts.get("oracle_every", 1)
+        make_pipeline(model, filter, **parts),
+        clock=clock or TickingClock(),
+        oracle_every=parts.get("oracle_every", 1),
+        wall_clock=parts.get("wall_clock", time.time),
     )
 
 
@@ -119,6 +123,7 @@ def make_result(index=0, *, mix=None, label="cat", changed=False, belief=None, p
         index=index,
         name=f"frame {index}",
         captured_at=1.0,
+        captured_time=1e9,
         age_ms=5.0,
         output=Classification((best,), np.zeros(3, np.float32)),
         belief=belief or certain(CORRUPTIONS, LEVELS, "fog", 3.0),

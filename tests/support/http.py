@@ -43,9 +43,9 @@ def read_until(client, pattern, data=b""):
 
 
 class PartReader:
-    """The pictures of a multipart stream, one after the other."""
+    """Yield the images of a multipart stream, one after the other."""
 
-    def __init__(self, client, boundary=b"rws-image"):
+    def __init__(self, client, boundary=b"rws-frame"):
         self.client, self.boundary = client, boundary
         self.head, self.rest = read_until(client, b"\r\n\r\n")
 

@@ -63,7 +63,7 @@ def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
     SignatureSet.from_deltas(arrays, bits, per, clean_hash=clean_hash).save(options.out)
     if options.norms is not None:
         norms = {name: {t: float(torch.linalg.norm(d)) for t, d in parts.items()} for name, parts in made.items()}
-        write_json(options.norms, {"tensors": tensors, "norm": norms})
+        write_json(options.norms, "signature-norms/1", {"tensors": tensors, "norm": norms})
     say(f"wrote {options.out}: {len(made)} signatures over {len(tensors)} tensors, {bits} bits per {per}")
 
 

@@ -21,7 +21,7 @@ ROUNDING = 2.0**-13
 
 
 def truncate(x: Tensor) -> Tensor:
-    """What casting to uint8 keeps: floor, clipped to 0…255, still float32."""
+    """Truncate as a cast to uint8 does: floor, clipped to 0…255, still float32."""
     return (x + ROUNDING).floor_().clamp_(0, 255)
 
 
@@ -36,7 +36,7 @@ def separable(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def gaussian_filter(x: Tensor, sigma: Tensor, truncate: float = 4.0, reflect: bool = False) -> Tensor:
-    """SciPy's and scikit-image's Gaussian filter on (N, C, H, H), sigma in pixels, shape (N,); 0 leaves x as it is.
+    """Filter (N, C, H, H) as SciPy's and scikit-image's Gaussian do; sigma in pixels, shape (N,); 0 leaves x unchanged.
 
     Edges are replicated, or with `reflect` mirrored between pixels; the kernel ends at int(truncate·σ + ½) pixels.
     """
@@ -62,14 +62,14 @@ def _gaussian_matrices(
 
 
 def defocus_table(rows: list[list[Any]]) -> list[list[float]]:
-    """Severity 0…5 → the flattened blur kernel, all of the size of the largest; 0 is the identity."""
+    """Return the flattened blur kernel per severity 0…5, all of the size of the largest; 0 is the identity."""
     kernels = [np.ones((1, 1), np.float32)] + [_disk(radius, alias) for radius, alias in rows]
     side = max(len(k) for k in kernels)
     return [np.pad(k, (side - len(k)) // 2).ravel().tolist() for k in kernels]
 
 
 def _disk(radius: float, alias_blur: float) -> Any:
-    """The reference's antialiased disk, its zero border trimmed; odd side, sum 1."""
+    """Return the reference's antialiased disk, its zero border trimmed; odd side, sum 1."""
     half = 8 if radius <= 8 else int(radius)
     blur = 3 if radius <= 8 else 5
     offset = np.arange(-half, half + 1)
@@ -92,12 +92,12 @@ def defocus_blur(x: Tensor, c: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, c: Tensor) -> Tensor:
-    """Gaussian of σ = c[0] pixels, edges replicated."""
+    """Blur with a Gaussian of σ = c[0] pixels, edges replicated."""
     return gaussian_filter(x, c[:, 0])
 
 
 def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
-    """Blur by σ = c[0], copy pixels from near by (reach c[1], c[2] times), blur again.
+    """Blur by σ = c[0], copy pixels from nearby (reach c[1], c[2] times), blur again.
 
     `offset`: displacement (dx, dy) of the pixel that (h, w) is copied from, int64 (N, most passes, 2, H, H).
     """
@@ -123,14 +123,14 @@ def glass_blur(x: Tensor, c: Tensor, offset: Tensor) -> Tensor:
 
 
 def draw_glass(stream: Stream, c: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Offsets for `glass_blur`, uniform in −reach … reach − 1."""
+    """Draw offsets for `glass_blur`, uniform in −reach … reach − 1."""
     reach = c[:, 1, None, None, None, None]
     unit = stream.uniform(int(c[:, 2].max()), 2, size, size)
     return (torch.minimum((unit * 2 * reach).floor_() - reach, reach - 1).long(),)
 
 
 def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
-    """ImageMagick's motion blur of radius c[0] and σ = c[1] pixels along `angle`, degrees, (N,); whole grey levels.
+    """Blur as ImageMagick does for motion: radius c[0], σ = c[1] pixels, `angle` in degrees, (N,); whole grey levels.
 
     A one-sided half Gaussian at whole-pixel offsets, edges replicated; floored as by the reference's PNG writer.
     """
@@ -156,18 +156,18 @@ def motion_blur(x: Tensor, c: Tensor, angle: Tensor) -> Tensor:
 
 
 def zoom_factors(rows: list[list[Any]]) -> list[float]:
-    """Every zoom factor that some severity uses, ascending, without 1."""
+    """Return every zoom factor that some severity uses, ascending, without 1."""
     return sorted({factor for (row,) in rows for factor in row} - {1.0})
 
 
 def zoom_table(rows: list[list[Any]]) -> list[list[float]]:
-    """Severity 0…5 → weight of each factor of `zoom_factors`; what is left to 1 is the image's own."""
+    """Return the weight of each factor of `zoom_factors` per severity 0…5; the image itself has the rest to 1."""
     factors = zoom_factors(rows)
     return [[0.0] * len(factors)] + [[(f in row) / (len(row) + 1) for f in factors] for (row,) in rows]
 
 
 def zoom_blur(x: Tensor, c: Tensor) -> Tensor:
-    """Weighted mean of the image zoomed by `zoom_factors`, weights `c`, and of the image itself."""
+    """Average the image zoomed by `zoom_factors`, weights `c`, and the image itself."""
     size = x.shape[-1]
     total = x * (1 - c.sum(1))[:, None, None, None]
     for k, factor in enumerate(zoom_factors(levels("zoom_blur", size))):

@@ -13,11 +13,11 @@ NAMES: tuple[str, ...] = tuple(_DATA["parameters"])
 
 
 def scale_for(size: int) -> int:
-    """Which of the three tables an image of `size` pixels uses: the nearest of 32, 64, 224 by ratio."""
+    """Return the table that an image of `size` pixels uses: the nearest of 32, 64, 224 by ratio."""
     return min(SIZES, key=lambda known: abs(math.log(size / known)))
 
 
 def levels(name: str, size: int) -> list[list[Any]]:
-    """Constants of severity 1…5 for a corruption at the scale nearest to `size`; meanings are in the JSON file."""
+    """Return the constants of severity 1…5 at the scale nearest to `size`; meanings are in the JSON file."""
     rows: list[list[Any]] = _DATA["sizes"][str(scale_for(size))][name]
     return rows

@@ -29,7 +29,7 @@ def contrast(x: Tensor, c: Tensor) -> Tensor:
 
 
 def saturate(x: Tensor, c: Tensor) -> Tensor:
-    """HSV's saturation S′ = c[0]·S + c[1], clipped to 0…1: V − (V − x)·S′/S; grey counts as red, as in scikit-image."""
+    """Set HSV's saturation to c[0]·S + c[1], clipped to 0…1: V − (V − x)·S′/S; grey is red, as in scikit-image."""
     factor, offset = c[:, :, None, None, None].unbind(1)
     value = x.amax(1, keepdim=True)
     spread = value - x.amin(1, keepdim=True)
@@ -75,17 +75,17 @@ def jpeg_compression(x: Tensor, c: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, quality: Sequence[int]) -> Tensor:
-    """Each image (N, 3, H, W) uint8 RGB saved as JPEG of its quality and read back."""
-    pictures = images.permute(0, 2, 3, 1).flip(3).cpu().numpy()
-    saved = np.empty_like(pictures)
-    for picture, q, out in zip(pictures, quality, saved, strict=True):
-        _, blob = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, q])
+    """Save each image, uint8 (N, 3, H, W), RGB, as JPEG of its quality, and read it back."""
+    arrays = images.permute(0, 2, 3, 1).flip(3).cpu().numpy()
+    saved = np.empty_like(arrays)
+    for array, q, out in zip(arrays, quality, saved, strict=True):
+        _, blob = cv2.imencode(".jpg", array, [cv2.IMWRITE_JPEG_QUALITY, q])
         out[...] = cv2.imdecode(blob, cv2.IMREAD_COLOR)
     return torch.from_numpy(saved).to(images.device).flip(3).permute(0, 3, 1, 2)
 
 
 def elastic_transform(x: Tensor, c: Tensor, jitter: Tensor, field: Tensor) -> Tensor:
-    """A random affine map, then a smooth random displacement.
+    """Apply a random affine map, then a smooth random displacement.
 
     `c`: strength of the displacement, σ of its smoothing, reach of the affine anchors, in pixels; `jitter` of the
     three anchors' (x, y), (N, 3, 2), and `field` (dx, dy) before smoothing, (N, 2, H, H), uniform in [−1, 1).

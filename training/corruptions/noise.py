@@ -10,29 +10,29 @@ from torch import Tensor
 
 
 def gaussian_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
-    """x + N(0, σ), σ = c[0] of full scale; `z` standard normal like x."""
+    """Return x + N(0, σ), σ = c[0] of full scale; `z` standard normal like x."""
     return torch.addcmul(x, z, c[:, :1, None, None] * 255)
 
 
 def speckle_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
-    """x + x·N(0, c[0]); `z` standard normal like x."""
+    """Return x + x·N(0, c[0]); `z` standard normal like x."""
     return torch.addcmul(x, x * z, c[:, :1, None, None])
 
 
 def impulse_noise(x: Tensor, c: Tensor, u: Tensor) -> Tensor:
-    """A fraction c[0] of all channel values becomes 0 or 255, half each; `u` uniform in [0, 1) like x."""
+    """Set a fraction c[0] of all channel values to 0 or 255, half each; `u` uniform in [0, 1) like x."""
     amount = c[:, :1, None, None]
     return torch.where(u < amount, (u < amount / 2) * 255.0, x)
 
 
 def shot_noise(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
-    """Poisson counts of the light in x, with 1/c[0] photons at full scale; `z` standard normal like x."""
+    """Draw Poisson counts of the light in x, with 1/c[0] photons at full scale; `z` standard normal like x."""
     photons = 1 / (c[:, :1, None, None] * 255)
     return poisson(x * photons, z) / photons
 
 
 def poisson(rate: Tensor, z: Tensor) -> Tensor:
-    """The Poisson(rate) quantile at Φ(z), same shape: below a rate of 4 exact, by the cumulative sum.
+    """Return the Poisson(rate) quantile at Φ(z), same shape: below a rate of 4 exact, by the cumulative sum.
 
     From 4 up: the normal expansion Q_N3 of Giles 2016 (ACM TOMS, Algorithm 955), within 7e-4 in total variation.
     """

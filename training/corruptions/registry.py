@@ -93,7 +93,7 @@ def _table(name: str, size: int) -> Tensor:
 
 
 def constants_of(name: str, size: int, severity: Tensor) -> Tensor:
-    """Constants for severities (N,) of 0…5, float32 (N, P), linear between whole severities."""
+    """Return the constants for severities (N,) of 0…5, float32 (N, P), linear between whole severities."""
     table = _table(name, size).to(severity.device)
     low = severity.floor().long().clamp(max=constants.LEVELS - 1)
     return torch.lerp(table[low], table[low + 1], (severity.double() - low)[:, None]).float()

@@ -27,7 +27,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
-    """One seed for each sample of a data set, int64 (N,); entry i depends on `base_seed` and on index i alone.
+    """Return one seed per sample of a data set, int64 (N,); entry i depends on `base_seed` and on index i alone.
 
     `indices`: the number of samples (meaning 0 … n−1), or the samples' own numbers, int64, shape (N,).
     """
@@ -51,17 +51,17 @@ class Stream:
         return _mix(keys[:, None] + counter).view(torch.int32)[:, :count]
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 in [low, high), shape (N, *shape), in steps of 2^-24 of the range."""
+        """Draw float32 in [low, high), shape (N, *shape), in steps of 2^-24 of the range."""
         unit = (self._bits(math.prod(shape)) >> 8).to(torch.float32)
         unit = unit.mul_((high - low) * 2.0**-24).add_((high + low) / 2)
         return unit.view(len(unit), *shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """int64 in low … high − 1, shape (N, *shape)."""
+        """Draw int64 in low … high − 1, shape (N, *shape)."""
         return self.uniform(*shape, low=low, high=high).floor_().to(torch.int64).clamp_(low, high - 1)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal float32, shape (N, *shape), by Box and Muller 1958."""
+        """Draw standard normal float32, shape (N, *shape), by Box and Muller 1958."""
         count = math.prod(shape)
         half = (count + 1) // 2
         unit = self.uniform(2 * half)

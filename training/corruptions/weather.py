@@ -20,7 +20,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def snow(x: Tensor, c: Tensor, z: Tensor, angle: Tensor) -> Tensor:
-    """Blown flakes over a whitened image; `z` standard normal (N, H, H), `angle` of the motion in degrees, (N,).
+    """Whiten the image and blow flakes over it; `z` standard normal (N, H, H), `angle` of the motion in degrees, (N,).
 
     `c`: mean, deviation, zoom and threshold of the flakes; radius and σ of their motion blur; weight of the image.
     """
@@ -40,31 +40,31 @@ _FROST_RESIZE = {32: 0.2, 64: 0.3, 224: 1.0}
 
 @lru_cache(maxsize=4)
 def frost_overlays(size: int) -> tuple[Tensor, Tensor]:
-    """All pixels of the five overlays, uint8 (3, P), RGB; and each one's first pixel, height, width, int64 (5, 3).
+    """Return all pixels of the five overlays, uint8 (3, P), RGB; and their first pixel, height, width, int64 (5, 3).
 
-    Raises RwsError if the package that carries the pictures is not installed.
+    Raises RwsError if the package that carries the overlays is not installed.
     """
     # Found, not imported: importing it compiles for seconds, and breaks with some versions of what it needs.
     spec = find_spec("imagecorruptions")
     if spec is None or not spec.submodule_search_locations:
-        raise RwsError("frost needs the pictures of `imagecorruptions`, not found: pip install imagecorruptions-imaug")
+        raise RwsError("frost needs the overlays of `imagecorruptions`, not found: pip install imagecorruptions-imaug")
     folder = Path(spec.submodule_search_locations[0]) / "frost"
     scale = _FROST_RESIZE[scale_for(size)] * size / scale_for(size)
     pixels, places, start = [], [], 0
     for name in _FROST_FILES:
-        picture = cv2.imread(str(folder / name))
-        if picture is None:
+        overlay = cv2.imread(str(folder / name))
+        if overlay is None:
             raise RwsError(f"frost overlay {folder / name} cannot be read: reinstall imagecorruptions-imaug")
-        picture = cv2.resize(picture, (0, 0), fx=scale, fy=scale)[:, :, ::-1]
-        height, width = picture.shape[:2]
-        pixels.append(torch.from_numpy(picture.reshape(-1, 3).T.copy()))
+        overlay = cv2.resize(overlay, (0, 0), fx=scale, fy=scale)[:, :, ::-1]
+        height, width = overlay.shape[:2]
+        pixels.append(torch.from_numpy(overlay.reshape(-1, 3).T.copy()))
         places.append((start, height, width))
         start += height * width
     return torch.cat(pixels, 1), torch.tensor(places)
 
 
 def frost(x: Tensor, c: Tensor, which: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """c[0]·x + c[1]·overlay, the overlay's crop starting at `row` and `column`; `which` of the five; int64 (N,)."""
+    """Return c[0]·x + c[1]·overlay, cropped from `row` and `column` on; `which` of the five; int64 (N,)."""
     size = x.shape[-1]
     pixels, places = frost_overlays(size)
     start, _, width = places.to(x.device)[which].unbind(1)
@@ -86,12 +86,12 @@ def fog(x: Tensor, c: Tensor, u: Tensor) -> Tensor:
 
 
 def fog_map(size: int) -> int:
-    """Side of the plasma from which fog for images of `size` pixels is cut: the next power of two."""
+    """Return the side of the plasma from which fog for images of `size` pixels is cut: the next power of two."""
     return 1 << (size - 1).bit_length()
 
 
 def plasma(u: Tensor, decay: Tensor) -> Tensor:
-    """Diamond-square fractal, periodic, scaled to 0…1; each place's own random part is its `u`."""
+    """Draw a diamond-square fractal, periodic, scaled to 0…1; the random part of each place is its `u`."""
     size = u.shape[-1]
     field = torch.zeros_like(u)
     step, wobble = size, torch.full_like(decay, 100.0)
@@ -117,7 +117,7 @@ _MUD = (63.0, 42.0, 20.0)
 
 
 def spatter(x: Tensor, c: Tensor, z: Tensor) -> Tensor:
-    """Drops of water (c[5] = 0) or splashes of mud (1) on the lens; `z` standard normal (N, H, H)."""
+    """Put drops of water (c[5] = 0) or splashes of mud (1) on the lens; `z` standard normal (N, H, H)."""
     mean, deviation, _, threshold, mix, mud = c[:, :, None, None, None].unbind(1)
     liquid = gaussian_filter(z[:, None] * deviation + mean, c[:, 2])
     liquid = torch.where(liquid < threshold, 0.0, liquid)

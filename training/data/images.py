@@ -43,25 +43,25 @@ class Images:
         return int(self.pixels.shape[-1])
 
     def take(self, indices: Tensor | Sequence[int]) -> "Images":
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Images(self.pixels[index], self.labels[index], self.classes)
 
     def first(self, count: int | None) -> "Images":
-        """The first `count` images; all where `count` is None."""
+        """Return the first `count` images; None: all."""
         return self if count is None else self.take(range(min(count, len(self))))
 
     def to(self, device: torch.device | str) -> "Images":
-        """The same images on another device."""
+        """Return the same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
     def relabelled(self, classes: Sequence[str]) -> "Images":
-        """The same images, their labels as indices into `classes`, which hold all of theirs."""
+        """Return the same images with labels as indices into `classes`, which hold all of theirs."""
         order = torch.tensor([list(classes).index(name) for name in self.classes])
         return Images(self.pixels, order[self.labels], tuple(classes))
 
     def digest(self) -> str:
-        """Sha256 of pixels, labels and class names: the identity of the data in provenance records."""
+        """Return the sha256 of pixels, labels and class names: the identity of the data in provenance records."""
         hasher = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
         hasher.update(self.labels.cpu().numpy().tobytes() + json.dumps(self.classes).encode())
         return hasher.hexdigest()
@@ -82,7 +82,7 @@ def load_images(
     Args:
         source: a folder `<class>/<image>`, one that holds `train/` and `test/` (or `val/`) of that form, or the name of
             a torchvision data set, downloaded to `~/.cache/rws/torchvision`, or elsewhere: `cifar10:/my/folder`.
-        split: `train` or `test`; None takes `source` itself, and so does `train` where there are no split folders.
+        split: `train` or `test`; None takes `source` itself, and so does `train` without split folders.
         size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
@@ -123,7 +123,7 @@ def _chosen(labels: Sequence[int], images: int | None, classes: int | None, seed
 
 
 def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Images:
-    """The images of a source with a bundle's class order; InputError if classes or size, pixels, are others."""
+    """Return the images of a source in the class order of a bundle; InputError if classes or size (pixels) differ."""
     missing = [name for name in classes if name not in images.classes]
     unknown = [name for name in images.classes if name not in classes]
     if missing or unknown:
@@ -136,7 +136,7 @@ def fitted(images: Images, classes: Sequence[str], size: int, source: str) -> Im
 
 
 def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Images, Images]:
-    """Split off `validation` images by the seed; InputError if fewer than two images a class are left for training."""
+    """Split off `validation` images by the seed; InputError if fewer than two per class are left for training."""
     if len(data) - validation < 2 * len(data.classes):
         raise InputError(f"{len(data)} images are too few to keep {validation} for validation; lower data.validation")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
@@ -187,7 +187,7 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 
 def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    # Tiny-ImageNet's own layout of its validation split: `images/<file>` and a line `<file> <class> …` for each.
+    # Tiny-ImageNet's own layout of its validation split: `images/<file>` and one line `<file> <class> …` per file.
     rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")

@@ -1,4 +1,4 @@
-"""Clean pictures without labels: a folder, a glob, a list, a video, a camera's stream."""
+"""Clean images, most often without labels: a folder, a glob, a list, a video, a camera's stream."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ class Pictures:
 def load_pictures(
     source: str, size: int, *, every: int = 1, limit: int | None = None, keep: Path | None = None
 ) -> Pictures:
-    """Pictures of a source, cropped and resized as the device does it with frames.
+    """Load the images of a source, cropped and resized as the device does it with frames.
 
     Args:
         source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
-        keep: folder for what a live source gave, for a build that goes on. None: nothing is kept.
-    Raises InputError if a live source has no `limit`, `every` is below 1, it holds no picture, or what was kept has
+        keep: folder for the frames of a live source, for a build that is resumed. None: nothing is kept.
+    Raises InputError if a live source has no `limit`, `every` is below 1, it holds no image, or what was kept has
     another size; SourceError if the source cannot be opened.
     """
     if every < 1:
@@ -50,7 +50,7 @@ def load_pictures(
     if kept is not None and kept.exists():
         pixels = np.load(kept)
         if pixels.shape[1:] != (3, size, size):
-            raise InputError(f"{kept}: holds pictures of {pixels.shape[2]} px, expected {size}; remove it")
+            raise InputError(f"{kept}: holds images of {pixels.shape[2]} px, expected {size}; remove it")
         return Pictures(torch.from_numpy(pixels), True)
     with open_source(source, latest=False) as opened:
         if opened.live and limit is None:
@@ -63,7 +63,7 @@ def load_pictures(
         parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in frames]
         live, sequential = opened.live, opened.sequential
     if not parts:
-        raise InputError(f"{source}: holds no picture")
+        raise InputError(f"{source}: holds no image")
     pixels = np.stack(parts)
     if live and kept is not None:
         save_array(kept, pixels)
@@ -73,10 +73,10 @@ def load_pictures(
 def load_labelled(
     source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
 ) -> Images:
-    """Pictures from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
+    """Load images from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 
-    `classes` are names in the order of the logits, not each of which needs a folder; or the number of logits, where the
-    folders are the classes, by name. InputError if a folder is no class, their number differs, or there is no picture.
+    `classes` are names in the order of the logits, not each of which needs a folder; or the number of logits, if the
+    folders are the classes, by name. InputError if a folder is not a class, their number differs, or there is no image.
     """
     images = load_images(source, size=size, images=limit, seed=seed)
     if isinstance(classes, int):
@@ -90,7 +90,7 @@ def load_labelled(
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names: a line each, or a JSON list, which may be the one list of a JSON object; FormatError if neither."""
+    """Read class names: one per line, or a JSON list, also as the only list of an object; FormatError if neither."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

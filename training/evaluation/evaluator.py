@@ -31,9 +31,10 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What the evaluations of a bundle have in common; limits are numbers of images a cell, None: all.
+    """What the evaluations of a bundle have in common; limits are numbers of images per cell, None: all.
 
-    Thresholds are chosen by `validation_limit` ones; `clean_limit` is of either part. `progress` gets a line a step.
+    Thresholds are chosen by `validation_limit` images; `clean_limit` holds for each part. `progress` gets a line of
+    text per step.
     """
 
     limit: int | None = None

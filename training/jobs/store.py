@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
+from rws.records import utc
 
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], None]
@@ -183,13 +184,14 @@ def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
 
 
 def job_log(folder: Path, job: str, progress: Progress | None) -> Progress:
-    """Append what a job reports to `log.jsonl` of a folder, as {job, seconds since now, …}, and pass it on."""
+    """Append what a job reports to `log.jsonl` of a folder, after `job` and `seconds` since now, and pass it on."""
     start = time.monotonic()
 
     def report(record: dict[str, Any]) -> None:
         record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+        line = {"schema": "job-log/1", "written_at": utc(time.time()), **record}
         with open(folder / "log.jsonl", "a") as handle:
-            handle.write(json.dumps(record) + "\n")
+            handle.write(json.dumps(line) + "\n")
         if progress is not None:
             progress(record)
 

@@ -32,7 +32,7 @@ class ModelSpec:
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
         weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
-            downloaded). Tensors whose name and shape fit are taken, the others start anew. Empty: all start anew.
+            downloaded). Tensors whose name and shape fit are taken, the others start at random. Empty: all do.
     """
 
     architecture: str = "vgg16"
@@ -84,7 +84,7 @@ class VGG16(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch."""
+        """Return the logits of a batch."""
         return cast(Tensor, self.classifier(self.pool(self.features(self.normalise(x))).flatten(1)))
 
 
@@ -133,7 +133,7 @@ def _narrow_resnet(network: nn.Module, spec: ModelSpec, classes: int) -> nn.Modu
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors` or `.pt` (also a checkpoint of `rws build`), never unpickling code.
+    """Read a state dict from `.safetensors` or `.pt` (also a checkpoint of `rws train`), never unpickling code.
 
     Raises InputError, FormatError if there is no such file, or it does not hold a state dict.
     """
@@ -207,12 +207,12 @@ def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept."""
+    """Return a copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept."""
     return fuse(model.eval().float())
 
 
 def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
-    """Names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
+    """Return the names of the weights and biases of the shallowest `layers` layers of a folded model, in forward order.
 
     A layer is a convolution; in a torchvision ResNet a block (stem, residual blocks), as in Cai et al. 2023.
     Raises InputError if the model has fewer layers, or its convolutions still carry BatchNorm.
@@ -230,7 +230,7 @@ def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:
 
 
 def group_layers(convolutions: Sequence[str]) -> list[list[str]]:
-    """Names of convolutions in forward order, those of one residual block of a ResNet (`layer1.0.…`) together."""
+    """Return the names of convolutions in forward order, those of one residual block (`layer1.0.…`) together."""
     blocks: dict[str, list[str]] = {}
     for name in convolutions:
         block = re.search(r"(^|.*\.)layer\d+\.\d+(?=\.)", name)

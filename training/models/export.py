@@ -18,7 +18,7 @@ OPSET = 18
 def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", keep: Sequence[str] = ()) -> bytes:
     """Export with a dynamic batch axis; `image`, float32 (N, 3, size, size), RGB, 0…1 in.
 
-    `module`: in eval mode, left where it is; `keep`: parameters to be initialisers of the graph under their own names.
+    `module`: in eval mode, not moved; `keep`: parameters to be initialisers of the graph under their own names.
     Raises InputError if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
@@ -53,7 +53,7 @@ def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", ke
 
 
 def stored_as_half(network: bytes) -> bytes:
-    """The same network with its weights stored in 16 bits; a Cast widens each again when a session is made."""
+    """Return the same network with its weights stored in 16 bits; a Cast widens each again when a session is made."""
     model = onnx.load_from_string(network)
     casts = []
     for tensor in model.graph.initializer:

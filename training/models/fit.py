@@ -63,7 +63,7 @@ class Corrupted:
 
 
 def to_input(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to the model's input, float32 0…1, channels last in memory."""
+    """Convert uint8 (N, 3, H, W) to the model's input, float32 0…1, channels last in memory."""
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
@@ -74,7 +74,7 @@ def channels_last(model: M, device: torch.device | str = "cpu") -> M:
 
 
 def crop_and_flip(pixels: Tensor, border: int, generator: torch.Generator) -> Tensor:
-    """Random crop out of a reflected border, and horizontal flip; uint8 (N, 3, H, W) in and out."""
+    """Crop at random out of a reflected border, and flip horizontally at random; uint8 (N, 3, H, W) in and out."""
     count, _, height, width = pixels.shape
     offsets = torch.randint(0, 2 * border + 1, (count, 2), generator=generator).to(pixels.device)
     flipped = (torch.rand(count, generator=generator) < 0.5).to(pixels.device)
@@ -102,7 +102,7 @@ def full_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def batches(data: Images, batch_size: int, crop: int, corrupted: Corrupted, epoch: int, seed: int) -> Iterator[Batch]:
-    """One epoch of full batches, the same ones for the same seed and epoch."""
+    """Yield one epoch of full batches, the same ones for the same seed and epoch."""
     drawn = derive_seed(seed, "training", draw=epoch)
     generator = torch.Generator().manual_seed(drawn)
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
@@ -151,11 +151,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @torch.inference_mode()
 def predict(model: nn.Module, pixels: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
+    """Return the logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
     model.eval()
     return torch.cat([model(to_input(part)).float() for part in torch.split(pixels, batch_size)])
 
 
 def accuracy(model: nn.Module, data: Images) -> float:
-    """Share of the images that are classified right, in percent."""
+    """Return the share of the images that are classified right, in percent."""
     return 100 * (predict(model, data.pixels).argmax(1) == data.labels).double().mean().item()

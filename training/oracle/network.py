@@ -33,7 +33,7 @@ class OracleNetwork(nn.Module):
         self.head = nn.Linear(2 * sum(widths), states)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch."""
+        """Return the logits of a batch."""
         maps = F.softsign(F.conv2d(x - 0.5, SHARPNESS * self.front.weight, self.front.bias, padding=1))
         pooled = []
         for index, stage in enumerate(self.stages):

@@ -46,7 +46,7 @@ class OracleRecipe:
 def draw_severities(
     types: Tensor, recipe: OracleRecipe, generator: torch.Generator, corruptions: Sequence[str] = CORRUPTIONS
 ) -> Tensor:
-    """Severities of types, int64 (N,), −1 = clean (0): whole ones, or real ones from the recipe's minimum to 5.
+    """Draw severities of types, int64 (N,), −1 = clean (0): whole ones, or real ones from the recipe's minimum to 5.
 
     Real ones are uniform up to 5.5 and cut at 5: targets are split between levels, so level 5 would get half as much.
     """
@@ -59,13 +59,13 @@ def draw_severities(
 
 
 def draw_types(count: int, recipe: OracleRecipe, kinds: int, generator: torch.Generator) -> Tensor:
-    """Types of training images, int64 (count,): −1 (clean) with the recipe's odds, else one of `kinds`."""
+    """Draw types of training images, int64 (count,): −1 (clean) with the recipe's odds, else one of `kinds`."""
     types = torch.randint(0, kinds, (count,), generator=generator)
     return torch.where(torch.rand(count, generator=generator) < recipe.clean_share, -1, types)
 
 
 def joint_target(types: Tensor, severities: Tensor, kinds: int = len(CORRUPTIONS)) -> Tensor:
-    """Targets, float32 (N, 1 + C·S), of types (N,), −1 = clean, split between the levels around severities (N,)."""
+    """Make targets, float32 (N, 1 + C·S), of types (N,), −1 = clean, split between the levels around severity (N,)."""
     steps, rows = len(LEVELS), torch.arange(len(types))
     target = torch.zeros(len(types), 1 + kinds * steps)
     low = severities.floor().clamp(0, steps - 1).long()
@@ -101,5 +101,5 @@ def draw(count: int, recipe: OracleRecipe, corruptions: Sequence[str], generator
 
 
 def training_prior(recipe: OracleRecipe, draws: int = 400_000, corruptions: Sequence[str] = CORRUPTIONS) -> Tensor:
-    """How often each joint state occurs in training, float32 (1 + C·S,), by a seeded draw."""
+    """Return how often each joint state occurs in training, float32 (1 + C·S,), by a seeded draw."""
     return draw(draws, recipe, corruptions, torch.Generator().manual_seed(0)).target.mean(0)

@@ -47,7 +47,7 @@ class ViewRecipe:
 
     Args:
         tile: side of each of the four tiles, pixels.
-        frames: corrupted frames that are made; each image is used again and again, each time corrupted differently.
+        frames: corrupted frames that are made; each image is used many times, each time corrupted differently.
         looks: views that are taken of each, with their tiles in other places; of small inputs there is only one.
         draws: of the states and severities; its schedule is not used.
     """
@@ -136,20 +136,20 @@ class Views(NamedTuple):
 
 
 def corrupted_views(
-    pictures: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
+    images: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
 ) -> Views:
-    """`count` corrupted frames as the oracle sees them; `report` is called with {frames, of} now and then.
+    """Make `count` corrupted frames as the oracle sees them; `report` is called with {frames, of} now and then.
 
-    `pictures`: uint8 (N, 3, H, H), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
+    `images`: uint8 (N, 3, H, H), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
     """
     generator = torch.Generator().manual_seed(seed)
     types = draw_types(count, recipe.draws, len(CORRUPTIONS), generator)
     severities = draw_severities(types, recipe.draws, generator)
-    which = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(-(-count // len(pictures)))])
+    which = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(-(-count // len(images)))])
     mirrored = torch.rand(count, generator=generator) < 0.5
     made, places = [], []
     for part in torch.split(torch.arange(count), _CHUNK):
-        pixels = pictures[which[part]]
+        pixels = images[which[part]]
         pixels = torch.where(mirrored[part][:, None, None, None], pixels.flip(3), pixels)
         pixels = corrupt_mixed(pixels, types[part], severities[part], seeds_for(seed, part))
         made += [views(pixels, recipe.tile, generator) for _ in range(looks)]
@@ -161,7 +161,7 @@ def corrupted_views(
 
 
 def fit_view_oracle(
-    pictures: Tensor,
+    images: Tensor,
     held_out: Tensor,
     recipe: ViewRecipe,
     *,
@@ -175,10 +175,10 @@ def fit_view_oracle(
     `checkpoint`, `report`: as in `train`; also called while frames are made.
     """
     torch.manual_seed(seed)
-    size = pictures.shape[-1]
+    size = images.shape[-1]
     looks = recipe.looks if size > 2 * recipe.tile else 1
     drawn = derive_seed(seed, "oracle training")
-    data = corrupted_views(pictures, recipe.frames, recipe, drawn, looks=looks, report=report)
+    data = corrupted_views(images, recipe.frames, recipe, drawn, looks=looks, report=report)
     network = channels_last(bundled_network())
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     generator = torch.Generator().manual_seed(seed)
@@ -204,15 +204,15 @@ def _calibrated(
     network: OracleNetwork, held_out: Tensor, recipe: ViewRecipe, seed: int, generator: torch.Generator
 ) -> tuple[Calibration, OracleScores]:
     count = max(400, min(2000, 12 * len(held_out)))
-    judged = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
-    logits = oracle_logits(network, judged.x, _CHUNK)
+    corrupted = corrupted_views(held_out, count, recipe, derive_seed(seed, "oracle calibration"))
+    logits = oracle_logits(network, corrupted.x, _CHUNK)
     clean = [views(held_out, recipe.tile), *(views(held_out, recipe.tile, generator) for _ in range(4))]
     clean_logits = oracle_logits(network, torch.cat(clean), _CHUNK)
-    found = calibrate_oracle(logits, judged.target, clean_logits, recipe.clean_recall)
+    found = calibrate_oracle(logits, corrupted.target, clean_logits, recipe.clean_recall)
     named = named_types(found.joint(logits))
     return found, OracleScores(
         temperature=round(found.temperature, 4),
         clean_weight=round(found.clean_weight, 3),
-        type_accuracy=percent(named == judged.types),
-        corrupted_called_clean=percent(named[judged.types >= 0] < 0),
+        type_accuracy=percent(named == corrupted.types),
+        corrupted_called_clean=percent(named[corrupted.types >= 0] < 0),
     )

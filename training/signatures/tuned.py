@@ -101,7 +101,7 @@ def _loss(
 
 
 def shallow_part(folded: nn.Module, tensors: Sequence[str]) -> nn.Module:
-    """The part of a folded model up to its first convolution or linear layer not in `tensors`; shares parameters.
+    """Return the part of a folded model before its first layer not in `tensors`; it shares the parameters.
 
     Raises InputError if there is none.
     """

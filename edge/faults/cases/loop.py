@@ -53,7 +53,9 @@ def _sink_blocks(drill: Drill) -> None:
     age = float(np.median([one.result.age_ms for one in seen]))
     drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, sink lost {sink.dropped}, ended in {ending:.1f} s")
     drill.check(sink.accepted == len(seen), "the sink was offered each frame")
-    drill.check(sink.written + sink.dropped + sink.waiting + sink.writing == sink.accepted, "the sink's books close")
+    drill.check(
+        sink.written + sink.dropped + sink.waiting + sink.writing == sink.accepted, "the sink accounts for each frame"
+    )
     drill.check(age < 50, "the loop does not wait for it")
     drill.check(ending < 2.0, "the end waits 1 s at most")
 
@@ -112,7 +114,7 @@ def _too_slow(drill: Drill) -> None:
     source = PatternSource(160, 120, 30.0)
     seen = drill.play(source, reached(15), pipeline=replace(drill.pipeline, model=slow))
     oldest = max(one.result.age_ms for one in seen)
-    drill.say(f"{source.received} came, {len(seen)} results, {source.dropped} dropped, oldest {oldest:.0f} ms")
+    drill.say(f"{source.received} received, {len(seen)} results, {source.dropped} dropped, oldest {oldest:.0f} ms")
     drill.check(source.dropped >= 40, "frames are dropped")
     drill.check(oldest < 400, "no result is older than two of its frames")
 
@@ -206,6 +208,6 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
     drill.check(outcome.accounted, "frames in = out + dropped + rejected")
 
 
-_FINISHED = "The frame in hand is finished, files are complete, the exit code is 0."
+_FINISHED = "The current frame is finished, files are complete, the exit code is 0."
 CASES = [_sink_blocks, _disk_full, _exceptions, _too_slow, _mix_changes, _broken_bundle]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]

@@ -40,7 +40,7 @@ def _play_mjpeg(drill: Drill, fault: Fault, last: int = 60, stall: float = 5.0) 
         return drill.play(source, lambda seen: bool(seen) and (seen[-1].stamp or 0) >= last), source
 
 
-@fault("truncated JPEG", "Pictures that were cut are kept from the oracle and counted as damaged.")
+@fault("truncated JPEG", "Truncated frames are kept from the oracle and counted as damaged.")
 def _truncated(drill: Drill) -> None:
     seen, source = _play_mjpeg(drill, lambda n, jpeg: jpeg[: len(jpeg) // 2] if 30 <= n < 45 else jpeg)
     wrong = [one.stamp for one in seen if one.stamp is None or 30 <= one.stamp < 45]
@@ -50,32 +50,32 @@ def _truncated(drill: Drill) -> None:
     drill.check(rejected == 15, "all 15 are counted")
 
 
-@fault("black frames", "They are kept from the oracle and counted; the camera is not taken for lost.")
+@fault("black frames", "They are kept from the oracle and counted; the camera does not count as lost.")
 def _black(drill: Drill) -> None:
     dark = encode_jpeg(np.zeros((480, 640, 3), np.uint8))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: dark if 30 <= n < 45 else jpeg)
     drill.say(f"{source.rejections['black']} of 15 rejected, reconnects {source.reconnects}")
     drill.check(source.rejections["black"] == 15, "all 15 are counted as black")
-    drill.check(source.reconnects == 0, "the source is not opened anew")
-    drill.check(all(one.stamp is not None for one in seen), "only real pictures have results")
+    drill.check(source.reconnects == 0, "the source is not reopened")
+    drill.check(all(one.stamp is not None for one in seen), "only frames of the camera have results")
 
 
 @fault(
-    "frozen picture",
-    "Equal pictures are taken for 2 s, then rejected; the camera is opened anew; then it goes on.",
+    "frozen frames",
+    "Identical frames are accepted for 2 s, then rejected; the camera is reopened; then the run continues.",
     slow=True,
 )
 def _frozen(drill: Drill) -> None:
     held = encode_jpeg(stamped(scene(480, 640, 30 % SCENES), 30))
     seen, source = _play_mjpeg(drill, lambda n, jpeg: held if 30 <= n < 210 else jpeg, last=240, stall=2.0)
     repeated, frozen = sum(one.stamp == 30 for one in seen), source.rejections["frozen"]
-    drill.say(f"{repeated} equal pictures passed, {frozen} rejected, reconnects {source.reconnects}")
-    drill.check(frozen >= 30, "frozen pictures are rejected")
-    drill.check(repeated <= 75, "equal pictures pass for little more than 2 s")
-    drill.check(source.reconnects >= 1, "it is opened anew")
+    drill.say(f"{repeated} identical frames passed, {frozen} rejected, reconnects {source.reconnects}")
+    drill.check(frozen >= 30, "frozen frames are rejected")
+    drill.check(repeated <= 75, "identical frames pass for little more than 2 s")
+    drill.check(source.reconnects >= 1, "it is reopened")
 
 
-@fault("the resolution changes", "Every picture of every size has a result.", slow=True)
+@fault("the resolution changes", "Each frame of each size has a result.", slow=True)
 def _resolution(drill: Drill) -> None:
     sizes = {30: (720, 1280), 45: (480, 848), 60: (1080, 1920)}
     images = {start: scene(*size, seed=start) for start, size in sizes.items()}
@@ -87,12 +87,12 @@ def _resolution(drill: Drill) -> None:
     seen, source = _play_mjpeg(drill, resize, last=75)
     stamps = [one.stamp for one in seen]
     drill.say(f"{len(seen)} results over 4 sizes, {source.dropped} dropped, {source.rejected} rejected")
-    drill.check(None not in stamps, "each picture is whole")
+    drill.check(None not in stamps, "each frame is whole")
     drill.check(source.rejected == 0 and source.reconnects == 0, "none is rejected")
     drill.check(all(any(lo <= (s or 0) < lo + 15 for s in stamps) for lo in (15, *sizes)), "each size has results")
 
 
-@fault("empty and garbled JPEG", "What is no picture is counted and has no result.")
+@fault("empty and garbled JPEG", "Data that cannot be decoded is counted and has no result.")
 def _garbled(drill: Drill) -> None:
     garbled = {30: b"", 33: b"", 36: b""} | {number: os.urandom(5000) for number in range(39, 45)}
     seen, source = _play_mjpeg(drill, lambda n, jpeg: garbled.get(n, jpeg))
@@ -164,7 +164,7 @@ def _capture_killed(drill: Drill) -> None:
     seen, source, _, killed = _play_and_signal(drill, signal.SIGKILL, 5.0, lambda seen, at, _: seen[-1].at > at + 0.5)
     back = next(one.at for one in seen if one.at > killed + 0.1) - killed
     drill.say(f"back after {back:.2f} s, reconnects {source.reconnects}")
-    drill.check(source.reconnects == 1, "a new process opens it anew")
+    drill.check(source.reconnects == 1, "a new process reopens it")
     drill.check(back < RETURN_SECONDS, "within 2 s")
 
 

@@ -1,4 +1,4 @@
-"""Faults that take minutes or hours, with a scripted camera and a clock that moves when somebody waits."""
+"""Faults that take minutes or hours, with a scripted camera and a clock that moves only while the loop waits."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,20 +15,18 @@ from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError
 
 
-@fault(
-    "blocks for ever", "A camera that says nothing is killed after 5 s and opened anew; it is never waited for longer."
-)
+@fault("blocks indefinitely", "A camera that sends nothing is killed after 5 s and reopened; no wait takes longer.")
 def _blocks(drill: Drill) -> None:
     source, capture, time = scripted([("open", ""), *images(3, bad=True), ("hang", None), ("open", ""), *images(3, 3)])
     start = time.now
     seen = drill.play(source, reached(6), clock=time)
     drill.say(f"killed {capture.kills - 1} time(s), back after {time.now - start:.1f} s, {len(seen)} results")
     drill.check(len(seen) == 6, "all 6 frames have results")
-    drill.check(source.reconnects == 1, "it is opened anew once")
+    drill.check(source.reconnects == 1, "it is reopened once")
     drill.check(time.now - start <= 5 + 3 * TICK, "within 5 s of the silence")
 
 
-@fault("unplugged and plugged in again", "Sought with growing pauses of at most 1 s; meanwhile the weights are clean.")
+@fault("unplugged and plugged in again", "Retried with growing pauses of at most 1 s; meanwhile the weights are clean.")
 def _unplugged(drill: Drill) -> None:
     away = [("end", "gives no more frames"), *[("open", "cannot be opened")] * 40]
     source, capture, time = scripted([("open", ""), *images(5, bad=True), *away, ("open", ""), *images(5, 5)])
@@ -60,10 +58,10 @@ def _gives_up(drill: Drill) -> None:
         drill.play(source, reached(99), clock=time)
     except SourceError as error:
         drill.say(f"{len(capture.opened_at) - 1} attempts, then: {error}")
-        drill.check("cannot be opened" in str(error), "the error tells the cause")
+        drill.check("cannot be opened" in str(error), "the error states the cause")
     else:
         drill.check(False, "it raises an error")
-    drill.check(len(capture.opened_at) == 4, "it is sought three times")
+    drill.check(len(capture.opened_at) == 4, "it is retried three times")
     drill.check(source.state == "lost", "the state is `lost`")
 
 
@@ -74,7 +72,7 @@ def _on_the_minute(time: FakeTime) -> Iterator[Step]:
         yield "frame", scene(64, 64, seed)
 
 
-@fault("one frame a minute", "Its rhythm is learned; once it is, it is not opened anew.")
+@fault("one frame per minute", "Its frame interval is learned; after that, it is not reopened.")
 def _one_a_minute(drill: Drill) -> None:
     source, capture, time = scripted(_on_the_minute)
     opened: list[int] = []
@@ -86,17 +84,17 @@ def _one_a_minute(drill: Drill) -> None:
     seen = drill.play(source, enough, clock=time)
     drill.say(f"{len(seen)} frames in {(time() - 1000) / 60:.0f} minutes, opened {opened[-1]} times, all at the start")
     drill.check(len(seen) == 120, "120 frames have results")
-    drill.check(opened[-1] <= 8, "it is opened anew at most seven times before its rhythm is known")
-    drill.check(len(set(opened[-100:])) == 1, "it is not opened anew once its rhythm is known")
+    drill.check(opened[-1] <= 8, "it is reopened at most seven times before its frame interval is known")
+    drill.check(len(set(opened[-100:])) == 1, "it is not reopened once its frame interval is known")
 
 
-@fault("gives only damaged frames", "They are kept from the oracle and counted; the camera is opened anew.")
+@fault("gives only damaged frames", "They are kept from the oracle and counted; the camera is reopened.")
 def _only_damage(drill: Drill) -> None:
     broken = [step for _ in range(12) for step in (("reject", "damaged"), ("wait", 0.5))]
     source, _, time = scripted([("open", ""), *images(2), *broken, ("hang", None), ("open", ""), *images(2, 2)])
     seen = drill.play(source, reached(4), clock=time)
-    drill.say(f"{source.rejections['damaged']} rejected, opened anew {source.reconnects} time(s)")
-    drill.check(source.reconnects == 1, "it is opened anew")
+    drill.say(f"{source.rejections['damaged']} rejected, reopened {source.reconnects} time(s)")
+    drill.check(source.reconnects == 1, "it is reopened")
     drill.check(len(seen) == 4, "good frames have results")
 
 
@@ -113,7 +111,7 @@ def _clock_jumps(drill: Drill) -> None:
     seen = drill.play(source, jump, clock=time)
     drill.say(f"{len(seen)} results over 10 jumps, reconnects {source.reconnects}")
     drill.check(len(seen) == 40, "each frame has a result")
-    drill.check(source.reconnects == 0, "the source is not taken for lost")
+    drill.check(source.reconnects == 0, "the source does not count as lost")
 
 
 @fault("a 10 kHz source", "The freshest frames are classified, the others are dropped and counted; nothing piles up.")
@@ -121,7 +119,7 @@ def _ten_kilohertz(drill: Drill) -> None:
     source = PatternSource(64, 64, 10_000.0)
     seen = drill.play(source, reached(300))
     ages = sorted(one.result.age_ms for one in seen)
-    drill.say(f"{source.received} came, {source.dropped} dropped, age p95 {ages[int(0.95 * len(ages))]:.1f} ms")
+    drill.say(f"{source.received} received, {source.dropped} dropped, age p95 {ages[int(0.95 * len(ages))]:.1f} ms")
     drill.check(source.dropped > 0, "frames are dropped")
     drill.check(all(b.result.index > a.result.index for a, b in itertools.pairwise(seen)), "frames stay in order")
     drill.check(ages[len(ages) // 2] < 50, "results are fresh")
@@ -136,4 +134,32 @@ def _empty_frame(drill: Drill) -> None:
     drill.check(source.rejections["empty"] == 1, "it is counted as empty")
 
 
-CASES = [_blocks, _unplugged, _gives_up, _one_a_minute, _only_damage, _clock_jumps, _ten_kilohertz, _empty_frame]
+@fault("the wall clock jumps", "Results come as without it, with the same ages; their time of day follows the jump.")
+def _wall_clock(drill: Drill) -> None:
+    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once for each result
+    script = [("open", ""), *itertools.chain(*zip([("wait", 0.5)] * 6, images(6, bad=True), strict=True))]
+
+    def played(jumps: list[float]) -> list[Seen]:
+        source, _, time = scripted(script)
+        left = iter(jumps)
+        return drill.play(source, reached(6), clock=time, wall_clock=lambda: time() + next(left))
+
+    steady, jumped = played([1e9] * 6), played(offsets)
+    drill.say(f"{len(jumped)} results, one hour back and a day on")
+    same = [(one.at, one.result.age_ms, one.result.mix) for one in steady]
+    drill.check([(one.at, one.result.age_ms, one.result.mix) for one in jumped] == same, "nothing else changes")
+    found = [one.result.captured_time - one.result.captured_at for one in jumped]
+    drill.check(np.allclose(found, offsets, rtol=0, atol=1e-3), "each result has the time of day of its capture")
+
+
+CASES = [
+    _blocks,
+    _unplugged,
+    _gives_up,
+    _one_a_minute,
+    _only_damage,
+    _clock_jumps,
+    _wall_clock,
+    _ten_kilohertz,
+    _empty_frame,
+]

@@ -47,7 +47,7 @@ def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
 
 
 class Decoder(ABC):
-    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is no failure."""
+    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is not a failure."""
 
     fps: float | None = None
     length: int | None = None

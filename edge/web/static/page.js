@@ -3,7 +3,7 @@
 import { Timeline, name, swatch } from "./timeline.js";
 
 const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
-const PATIENCE = 5; // seconds until a picture stream that shows nothing is asked for anew
+const PATIENCE = 5; // seconds until an image stream that shows nothing is requested again
 const RETRY = 1500; // milliseconds
 const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
 
@@ -64,27 +64,27 @@ setInterval(() => {
   showState();
 }, 500);
 
-// A page that nobody sees costs the device nothing.
+// A hidden page costs the device nothing.
 document.addEventListener("visibilitychange", () => {
   disconnect();
-  if (document.hidden) $("picture").removeAttribute("src");
+  if (document.hidden) $("image").removeAttribute("src");
   else connect();
 });
 
 function watch() {
   watchedAt = performance.now();
-  $("picture").src = `stream.mjpg?${Date.now()}`;
+  $("image").src = `stream.mjpg?${Date.now()}`;
 }
 
-/** Show the picture, or where a stream broke off, with which a browser drops its picture, a copy of the last one. */
-function showPicture() {
-  const [picture, held] = [$("picture"), $("held")];
-  const { naturalWidth: width, naturalHeight: height } = picture;
-  picture.hidden = !width;
+/** Show the live image; after a lost stream, whose image a browser drops, a copy of the last one. */
+function showImage() {
+  const [image, held] = [$("image"), $("held")];
+  const { naturalWidth: width, naturalHeight: height } = image;
+  image.hidden = !width;
   held.hidden = width > 0 || !held.dataset.drawn;
   if (width) {
     if (held.width !== width || held.height !== height) Object.assign(held, { width, height });
-    held.getContext("2d").drawImage(picture, 0, 0);
+    held.getContext("2d").drawImage(image, 0, 0);
     held.dataset.drawn = "yes";
   } else if (connected && performance.now() - watchedAt > PATIENCE * 1e3) {
     watch();
@@ -106,7 +106,7 @@ function show(next) {
   $("bundle").textContent = next.bundle;
   $("name").textContent = next.source.name;
   $("strategy").textContent = next.strategy && `weights: ${next.strategy}`;
-  $("picture").alt = `The newest frame of ${next.source.name}`;
+  $("image").alt = `The newest frame of ${next.source.name}`;
   if (result) {
     showPrediction(result);
     showBelief(result.belief);
@@ -201,8 +201,8 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
 
 // One place decides whether what is shown is old, and says why.
 function showState() {
-  showPicture();
-  const [level, pill, text, stale] = judge();
+  showImage();
+  const [level, pill, text, stale] = condition();
   if (text !== $("banner").textContent) $("banner").textContent = text;
   $("banner").hidden = text === "";
   $("banner").dataset.level = level;
@@ -213,13 +213,13 @@ function showState() {
   const late = report?.since_result_s;
   if (stale && late != null) $("stamp").dataset.at ??= clock(new Date(Date.now() - late * 1e3));
   else delete $("stamp").dataset.at;
-  $("stamp").textContent = $("stamp").dataset.at ? `stale frame, ${$("stamp").dataset.at}` : "waiting for the first picture";
-  $("stamp").hidden = !stale && !$("picture").hidden;
+  $("stamp").textContent = $("stamp").dataset.at ? `stale frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;
   document.title = stale ? `old: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
 }
 
-function judge() {
+function condition() {
   if (!connected) {
     const text = refused
       ? "The device asks for its token again: open the link that rws run printed."
@@ -232,7 +232,7 @@ function judge() {
     return ["bad", "source lost", `The source is lost and being opened again${why}. What you see is old.`, "result"];
   }
   if (source.state === "lost") return ["bad", "source lost", `The source is lost${why}. What you see is old.`, "result"];
-  if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last picture.", "picture"];
+  if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last frame.", "image"];
   if (result === null) return ["wait", "starting", "", ""];
   if (since > QUIET_AFTER) return ["bad", "no results", "No frame is coming in. What you see is old.", "result"];
   return ["ok", `running, ${report.fps.toFixed(1)} /s`, "", ""];

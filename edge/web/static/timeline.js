@@ -1,10 +1,10 @@
-// The last minutes as a picture: a band for the corruption, lines for severity and α, and where nothing came.
+// A plot of the last minutes: a band for the corruption, lines for severity and α, and where nothing came.
 
 const HATCH = "M0 8 6 2M5 12 15 2M12 12 16 8";
 const LINES = { severity: ["dirty", "M0 6H16", ""], alpha: ["patch", "M0 6H16", "5 3"], gap: ["gap", HATCH, ""], lost: ["bad", HATCH, ""] };
 const LONGEST = 300; // seconds that are shown, at most
 const SHORTEST = 60;
-const QUIET = 3; // seconds without a frame that are no gap: some sources are slow
+const QUIET = 3; // seconds without a frame that do not count as a gap: some sources are slow
 const [LEFT, RIGHT, TOP, BAND, SPACE, FOOT] = [18, 42, 4, 18, 8, 20];
 
 export const name = (key) => key.replaceAll("_", " ");

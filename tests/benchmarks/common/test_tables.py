@@ -23,11 +23,11 @@ def test_one_specification_gives_markdown():
 
 
 def test_one_specification_gives_csv_with_exact_values(tmp_path):
-    write_csv(tmp_path / "new" / "rows.csv", COLUMNS, ROWS)
+    write_csv(tmp_path / "new" / "rows.csv", "rows/1", COLUMNS, ROWS)
     with (tmp_path / "new" / "rows.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [
-            {"name": "a", "half": "500.0", "bytes": "1000", "note": ""},
-            {"name": "b", "half": "1.5", "bytes": "3", "note": "small"},
+            {"schema": "rows/1", "name": "a", "half": "500.0", "bytes": "1000", "note": ""},
+            {"schema": "rows/1", "name": "b", "half": "1.5", "bytes": "3", "note": "small"},
         ]
 
 

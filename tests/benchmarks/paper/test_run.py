@@ -130,7 +130,7 @@ def test_the_page_shows_what_is_done_and_says_what_is_missing(reproduced, monkey
 def test_status_lists_every_result_with_its_column_and_scale(reproduced, tmp_path):
     out = reproduced[0]
     done = invoke("reproduce", "--status", "--out", out, "--json", tmp_path / "status.json")
-    rows = json.loads((tmp_path / "status.json").read_text())
+    rows = json.loads((tmp_path / "status.json").read_text())["results"]
     assert rows == status(out)
     assert all(row.keys() == {"name", "column", "scale", "done"} for row in rows)
     assert {(row["name"], row["column"]) for row in rows if row["done"]} == {

@@ -43,7 +43,7 @@ def edit_manifest(folder: Path, change) -> None:
 
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file and let the manifest agree, as someone with bad intentions would."""
+    """Replace a file and let the manifest agree, as an attacker would."""
     (folder / name).write_bytes(data)
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     edit_manifest(folder, lambda document: document["files"].__setitem__(name, entry))
@@ -115,7 +115,7 @@ class TestRoundTrip:
         (tmp_path / "link").symlink_to(bundle_path)
         assert Bundle.load(str(tmp_path / "link")).manifest.name == "tiny"
 
-    def test_the_default_is_found_beside_the_package(self, bundle_path, monkeypatch):
+    def test_the_default_is_found_next_to_the_package(self, bundle_path, monkeypatch):
         monkeypatch.setattr(rws.edge.bundle.bundle, "DEFAULT_BUNDLE", bundle_path)
         assert Bundle.load().path == bundle_path
 
@@ -287,7 +287,7 @@ class TestWriting:
 
     def test_a_folder_with_other_things_is_not_replaced(self, bundle_path, parts):
         (bundle_path / "holiday.jpg").write_bytes(b"precious")
-        with pytest.raises(BundleError, match=r"holds 'holiday\.jpg', which is no part of a bundle"):
+        with pytest.raises(BundleError, match=r"holds 'holiday\.jpg', which is not part of a bundle"):
             write_bundle(bundle_path, parts)
         with pytest.raises(BundleError, match=r"holiday\.jpg"):
             remove_signature(bundle_path, "fog")
@@ -415,7 +415,7 @@ ABUSIVE_MANIFESTS = {
     "a path out of the folder": (put("files", "../../etc/passwd", GOOD_FILE), "files is .* and no other file"),
     "an absolute path": (put("files", "/etc/passwd", GOOD_FILE), "and no other file"),
     "an escape in a file's name": (put("files", "a\n\x1b[2J", 5), r"files\.a\\n\\x1b\[2J is 5, expected"),
-    "a file left out": (lambda d: d["files"].pop("oracle.onnx"), "files is"),
+    "a missing file": (lambda d: d["files"].pop("oracle.onnx"), "files is"),
     "short hash": (put("files", "oracle.onnx", "sha256", "00"), "files.oracle.onnx.sha256 is '00'"),
     "no bytes": (put("files", "oracle.onnx", "bytes", 0), "files.oracle.onnx.bytes is 0"),
     "negative bytes": (put("files", "oracle.onnx", "bytes", -5), "files.oracle.onnx.bytes is -5"),

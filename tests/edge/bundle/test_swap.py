@@ -98,7 +98,7 @@ def test_a_reader_sees_one_bundle_or_the_other(current, new, tiny_bundle):
     assert seen <= {"tiny", "other"}
 
 
-def test_a_link_is_pointed_to_a_copy_beside_the_old_folder(link, current, new, tmp_path):
+def test_a_link_is_pointed_to_a_copy_next_to_the_old_folder(link, current, new, tmp_path):
     before = content(current)
     changed = switch_bundle(link, new)
     assert changed.path == link
@@ -213,11 +213,11 @@ def test_a_disk_that_fails_leaves_all_as_it_was(current, link, new, tmp_path, mo
     assert sorted(os.listdir(tmp_path)) == ["bundle", "current", "elsewhere"]
 
 
-def test_what_is_no_bundle_is_never_replaced(current, new, tmp_path):
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(current, new, tmp_path):
     (current / "notes.txt").touch()
-    with pytest.raises(BundleError, match=r"holds 'notes\.txt', which is no part of a bundle"):
+    with pytest.raises(BundleError, match=r"holds 'notes\.txt', which is not part of a bundle"):
         switch_bundle(current, new)
-    with pytest.raises(BundleError, match="holds 'v2', which is no part"):
+    with pytest.raises(BundleError, match="holds 'v2', which is not part"):
         switch_bundle(new.parent, new)
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="file: cannot be written, it is a file"):

@@ -13,7 +13,7 @@ def test_it_lists_each_image(rws, tiny_bundle, tmp_path):
     shutil.copy(folder / "0.png", tmp_path / "single.png")
     result = rws("oracle", tmp_path / "single.png", folder, f"{folder}/[01].png", "--json", tmp_path / "b.json")
     assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / "b.json").read_text())
+    rows = json.loads((tmp_path / "b.json").read_text())["images"]
     expected = [tmp_path / "single.png", *(folder / f"{n}.png" for n in (0, 1, 2, 0, 1))]
     assert [row["file"] for row in rows] == [str(path) for path in expected]
     assert all(row.keys() == {"file", "corruption", "probability", "severity"} for row in rows)

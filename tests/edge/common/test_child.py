@@ -45,7 +45,7 @@ def test_memory_is_measured_by_our_module():
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
-def test_no_module_starts_python_in_a_way_that_imports_from_the_working_directory(room):
+def test_no_module_starts_python_with_imports_from_the_working_directory(room):
     for path in Path(room.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.List) and path.name != "child.py":

@@ -22,8 +22,12 @@ def test_the_command_is_recorded_without_passwords(monkeypatch, tmp_path):
     assert record["command"] == "rws run rtsp://me:***@camera:554/a --limit 3"
     assert record["seed"] == 3
     assert {"python", "numpy", "onnxruntime", "rws-edge"} <= set(record["versions"])
-    write_json(tmp_path / "deep" / "result.json", record)
-    assert json.loads((tmp_path / "deep" / "result.json").read_text()) == record
+    write_json(tmp_path / "deep" / "result.json", "anything/1", record)
+    written = json.loads((tmp_path / "deep" / "result.json").read_text())
+    assert list(written)[:2] == ["schema", "written_at"]
+    assert written.pop("schema") == "anything/1"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", written.pop("written_at"))
+    assert written == record
 
 
 def test_the_commit_is_that_of_the_checkout():

@@ -196,7 +196,7 @@ def kernel(request, monkeypatch):
     if request.param == "NumPy":
         monkeypatch.setattr("rws.edge.live.arena.multiply_add", multiply_add_numpy)
     elif NAME == "NumPy":
-        pytest.skip("the package was installed where there is no C compiler")
+        pytest.skip("the package was installed without a C compiler")
 
 
 @pytest.mark.usefixtures("kernel")

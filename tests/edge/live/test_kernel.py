@@ -43,7 +43,7 @@ def test_both_kernels_give_what_the_formula_gives(parts, dtype, in_place, seed):
         assert block.tobytes() == expected.tobytes()
 
 
-@pytest.mark.skipif(NAME == "NumPy", reason="the package was installed where there is no C compiler")
+@pytest.mark.skipif(NAME == "NumPy", reason="the package was installed without a C compiler")
 @pytest.mark.parametrize(
     "piece", [(0, 0, 2, 2, 3), (-1, 0, 1, 1, 1), (0, 4, 1, 1, 1), (0, 0, 1, 9, 1), (0, 0, 1, 1, 0), (8, 0, 1, 1, 1)]
 )

@@ -278,10 +278,10 @@ class TestOpening:
         with pytest.raises(BundleError, match=r"cannot run it on float32 \(2, 3, 9, 9\)"):
             LiveSession(model, layers=1, sample={"image": np.zeros((2, 3, 9, 9), np.float32)})
 
-    def test_an_input_that_is_no_tensor_of_numbers(self):
+    def test_an_input_that_is_not_numeric(self):
         model = network(2, 4, seed=0)
         model.graph.input[0].type.tensor_type.elem_type = 0
-        with pytest.raises(BundleError, match="'image' is no tensor of numbers"):
+        with pytest.raises(BundleError, match="'image' is not a tensor of numbers"):
             LiveSession(model, layers=1)
 
 

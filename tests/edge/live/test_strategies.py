@@ -1,4 +1,4 @@
-"""The ways to change the weights of a running session, on networks with all that ONNX Runtime lays out anew."""
+"""The strategies that change the weights of a running session, on networks whose layout ONNX Runtime changes."""
 
 import platform
 from itertools import count
@@ -105,7 +105,7 @@ def patched(clean, signatures, mix):
 
 
 @pytest.mark.parametrize("strategy", ["live", "split", "inputs"])
-def test_every_way_gives_what_a_patched_file_gives(proto, names, signatures, strategy):
+def test_every_strategy_gives_what_a_patched_file_gives(proto, names, signatures, strategy):
     model = OnnxModel(proto.SerializeToString(), signatures, names, threads=1, strategy=strategy)
     assert model.strategy == strategy
     assert model.description == f"{strategy} weights on CPUExecutionProvider"
@@ -237,13 +237,13 @@ class TestFallingBack:
         model.apply({"fog": 1.0})
         model.reset()
 
-    def test_when_no_way_is_left_each_reason_is_given(self, small):
+    def test_if_no_strategy_is_left_each_reason_is_given(self, small):
         model, signatures, names = small
         with pytest.raises(BundleError, match=r"cannot be changed .*\(live: .*; split: .*; inputs: "):
             OnnxModel(dead(model), None, names)
         assert signatures.names == CORRUPTIONS
 
-    def test_a_way_that_was_asked_for_is_not_replaced(self, small, monkeypatch):
+    def test_a_requested_strategy_is_not_replaced(self, small, monkeypatch):
         monkeypatch.setattr("rws.edge.live.strategies.COUNTABLE", 100)
         with pytest.raises(BundleError, match=r"cannot be changed .*\(live: 498 patched weights"):
             OnnxModel(*small, strategy="live")
@@ -264,7 +264,7 @@ def dead(model):
     return proto.SerializeToString()
 
 
-def test_unknown_ways_and_providers(small):
+def test_unknown_strategies_and_providers(small):
     with pytest.raises(InputError, match="strategy is 'fast', expected auto, live, split, inputs"):
         OnnxModel(*small, strategy="fast")
     with pytest.raises(BundleError, match=r"provider 'NoExecutionProvider' .* offers .*CPUExecutionProvider"):

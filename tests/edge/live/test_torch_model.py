@@ -59,7 +59,7 @@ def make(device="cpu", strategy="torch", module=None) -> TorchModel:
 
 
 def expected(mix, x=X) -> np.ndarray:
-    """What a module gives that was never patched, with the weights that the mix makes."""
+    """Return the outputs of a separate module that was built with the weights of the mix."""
     arena = Arena(CLEAN, SIGNATURES)
     arena.apply(mix)
     with torch.inference_mode():
@@ -178,7 +178,7 @@ def test_a_frozen_script_is_refused():
         ({"strategy": "torch_cuda_graph"}, "strategy 'torch_cuda_graph' with device 'cpu' .*expected a CUDA device"),
     ],
 )
-def test_what_is_not_to_be_had_is_refused(options, message):
+def test_what_is_unavailable_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
 

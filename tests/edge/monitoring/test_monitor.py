@@ -24,13 +24,18 @@ def source():
 
 @pytest.fixture
 def monitor(source, clock):
-    return Monitor(source, bundle="tiny", strategy="live", window=10, clock=clock)
+    return Monitor(source, bundle="tiny", strategy="live", window=10, clock=clock, wall_clock=lambda: 1e9 + clock())
 
 
 def test_before_the_first_result(monitor, clock):
     clock.now += 2.5
     status = monitor.status(since=0)
-    assert json.loads(json.dumps(status.to_dict())) == {
+    found = json.loads(json.dumps(status.to_dict()))
+    assert next(iter(found)) == "schema"
+    assert found == {
+        "schema": "status/1",
+        "started_at": "2001-09-09T01:47:30.000Z",
+        "written_at": "2001-09-09T01:47:32.500Z",
         "bundle": "tiny",
         "strategy": "live",
         "uptime_s": 2.5,

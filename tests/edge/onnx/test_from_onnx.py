@@ -53,6 +53,6 @@ def test_operators_without_a_converter_are_named():
     assert unsupported_operators(model) == ["Shrink", "vendor.Conv"]
 
 
-def test_a_tensor_that_is_no_convolutions():
+def test_a_tensor_of_another_operator():
     with pytest.raises(BundleError, match=r"'head\.weight' is not a convolution's own"):
         to_torch(network(2, 4, seed=0), ["head.weight"])

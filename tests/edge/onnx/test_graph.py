@@ -177,7 +177,7 @@ class TestShallowTensors:
             shallow_tensors(network(3, 4, seed=0), count)
 
     def test_a_convolution_that_is_not_ready(self):
-        with pytest.raises(BundleError, match=r"'c1' has no weight and bias of its own; call prepare\(\)"):
+        with pytest.raises(BundleError, match=r"'c1' shares its weight or bias, or has none; call prepare\(\)"):
             shallow_tensors(plain(bias=False), 1)
 
 
@@ -227,7 +227,7 @@ class TestReading:
         onnx.save(model, tmp_path / "m.onnx")
         assert read_model(tmp_path / "m.onnx") == read_model(model.SerializeToString()) == model
 
-    def test_weights_beside_a_file_are_taken_in(self, tmp_path):
+    def test_weights_next_to_a_file_are_read(self, tmp_path):
         model = network(1, 4, seed=0)
         path = tmp_path / "m.onnx"
         onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
@@ -239,7 +239,7 @@ class TestReading:
             read_model(path)
 
     @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\x09", b"\xff" * 64])
-    def test_what_is_no_model(self, data, tmp_path):
+    def test_what_is_not_a_model(self, data, tmp_path):
         with pytest.raises(BundleError, match=r"model: .*export it again"):
             read_model(data)
         (tmp_path / "m.onnx").write_bytes(data)

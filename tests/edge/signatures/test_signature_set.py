@@ -130,7 +130,7 @@ class TestFitting:
 
 
 class TestAddingAndRemoving:
-    def test_both_ways(self):
+    def test_add_and_remove(self):
         few, many = make_signatures(CLEAN, ["fog"]), make_signatures(CLEAN, ["snow", "rain"], seed=1)
         joined = few.with_signatures(many, ["rain"])
         assert joined.names == ("fog", "rain")

@@ -177,8 +177,9 @@ def test_csv_has_one_row_per_result(tmp_path):
     assert float(rows[1]["probability"]) == pytest.approx(belief.probability.max(), abs=1e-4)
     assert float(rows[1]["severity"]) == pytest.approx(belief.type_severity, abs=1e-3)
     assert {stage: float(rows[1][f"{stage}_ms"]) for stage in STAGES} == dict(result.times_ms)
-    numbers = {key: float(rows[1][key]) for key in ("captured_at", "age_ms", "confidence")}
-    assert numbers == {"captured_at": 1.0, "age_ms": 5.0, "confidence": 0.75}
+    numbers = {key: float(rows[1][key]) for key in ("captured_monotonic_s", "age_ms", "confidence")}
+    assert numbers == {"captured_monotonic_s": 1.0, "age_ms": 5.0, "confidence": 0.75}
+    assert (rows[1]["schema"], rows[1]["captured_at"]) == ("run-row/1", "2001-09-09T01:46:40.000Z")
 
 
 @pytest.mark.parametrize("kind", [JsonlSink, CsvSink])
@@ -262,7 +263,7 @@ def test_logrotate_may_empty_the_file_beneath_us(tmp_path, kind, name):
 def test_a_csv_file_with_other_columns_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "out.csv"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"out\.csv: begins with .* expected the columns 'index,name"):
+    with pytest.raises(InputError, match=r"out\.csv: begins with .* expected the columns 'schema,index,name"):
         write_frames(CsvSink(path, endless=True), 1)
     assert path.read_bytes() == content
 

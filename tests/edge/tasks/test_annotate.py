@@ -9,13 +9,13 @@ from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, make_result, spread_belief
 
 
-def count(picture, colour):
-    return int((picture == np.uint8(colour)).all(axis=-1).sum())
+def count(drawn, colour):
+    return int((drawn == np.uint8(colour)).all(axis=-1).sum())
 
 
-def bluish(picture):
+def bluish(drawn):
     # Text is drawn with soft edges: few of its pixels, or none, have the full colour.
-    return int((picture[..., 2].astype(int) - picture[..., 0] > 50).sum())
+    return int((drawn[..., 2].astype(int) - drawn[..., 0] > 50).sum())
 
 
 @pytest.mark.parametrize(
@@ -23,20 +23,20 @@ def bluish(picture):
 )
 def test_small_frames_grow_by_whole_pixels(height, width, factor):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    picture = annotate(image, make_result())
-    np.testing.assert_array_equal(picture[: height * factor : factor, : width * factor : factor], image)
-    assert 320 <= len(picture) <= 720
-    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
-    assert picture.dtype == np.uint8
+    drawn = annotate(image, make_result())
+    np.testing.assert_array_equal(drawn[: height * factor : factor, : width * factor : factor], image)
+    assert 320 <= len(drawn) <= 720
+    assert drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
+    assert drawn.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("height", "width"), [(1080, 1920), (1, 3000), (3000, 1), (719, 333), (1, 1)])
 def test_extreme_frames_stay_within_bounds(height, width):
-    picture = annotate(np.full((height, width, 3), 90, np.uint8), make_result())
-    assert 320 <= picture.shape[0] <= 720
-    assert picture.shape[1] <= 1280 + 526
-    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
-    assert count(picture, (90, 90, 90)) > 0
+    drawn = annotate(np.full((height, width, 3), 90, np.uint8), make_result())
+    assert 320 <= drawn.shape[0] <= 720
+    assert drawn.shape[1] <= 1280 + 526
+    assert drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
+    assert count(drawn, (90, 90, 90)) > 0
 
 
 def test_clean_is_green_and_a_corruption_orange_and_a_mix_blue():

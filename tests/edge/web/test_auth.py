@@ -44,7 +44,7 @@ def test_nothing_without_the_token(guarded, path, method):
         {"Cookie": "rws=1"},
     ],
 )
-def test_a_wrong_token_is_no_token(guarded, headers):
+def test_a_wrong_token_is_refused(guarded, headers):
     assert get(guarded, "/health", **headers)[0] == 401
     assert get(guarded, "/health?token=sesame", **headers)[0] == 401
     assert get(guarded, "/health?token=%FF%00", **headers)[0] == 401

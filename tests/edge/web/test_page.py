@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 FOGGY = replace(
     make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Prediction("dog & ship", 1, 0.4)
 )
-SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#picture').hidden"
+SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#image').hidden"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
@@ -62,7 +62,7 @@ def run(source, tmp_path):
 
 def test_the_text_of_the_page(run, source, tmp_path):
     async def look(tab, show, server, stop):
-        assert "waiting for the first picture" in await tab.text("#stamp")
+        assert "waiting for the first frame" in await tab.text("#stamp")
         source.received, source.dropped = 1234, 56
         source.rejections["damaged"] = 3
         show(FOGGY)
@@ -91,9 +91,9 @@ def test_the_text_of_the_page(run, source, tmp_path):
             await tab.resize(width, 800, mobile=mobile, dark=dark)
             await asyncio.sleep(0.3)
             assert await tab.evaluate(FITS), width
-            picture = tmp_path / f"page_{width}.png"
-            await tab.screenshot(picture)
-            ground = cv2.imread(str(picture))[5, 2]
+            screenshot = tmp_path / f"page_{width}.png"
+            await tab.screenshot(screenshot)
+            ground = cv2.imread(str(screenshot))[5, 2]
             assert (ground.max() < 60) == dark
 
         show(make_result(8, belief=certain(CORRUPTIONS, LEVELS, "clean")))
@@ -110,18 +110,16 @@ def test_the_text_of_the_page(run, source, tmp_path):
     }
 
 
-def test_the_frame_is_live(run):
+def test_the_image_is_live(run):
     brightness = (
         "(() => { const c = document.createElement('canvas').getContext('2d');"
-        "c.drawImage(document.querySelector('#picture'), 0, 0); return c.getImageData(50, 50, 1, 1).data[0]; })()"
+        "c.drawImage(document.querySelector('#image'), 0, 0); return c.getImageData(50, 50, 1, 1).data[0]; })()"
     )
 
     async def look(tab, show, server, stop):
         for index, value in enumerate((40, 120, 230)):
             show(make_result(index), value=value)
-            await tab.wait_for(
-                f"document.querySelector('#picture').naturalWidth && Math.abs({brightness} - {value}) < 4"
-            )
+            await tab.wait_for(f"document.querySelector('#image').naturalWidth && Math.abs({brightness} - {value}) < 4")
 
     run(look)
 
@@ -132,12 +130,12 @@ def test_stale_data_looks_stale(run, source, tmp_path):
     async def look(tab, show, server, stop):
         show(FOGGY)
         await tab.wait_for(SHOWN)
-        assert await tab.evaluate(opacity.format("#picture")) == 1
+        assert await tab.evaluate(opacity.format("#image")) == 1
         source.state, source.error = "reconnecting", "no <frame> for 5 s"
         await tab.wait_for("!document.querySelector('#banner').hidden")
         assert "source is lost and being opened again (no <frame> for 5 s)" in await tab.text("#banner")
         assert "stale frame" in await tab.text("#stamp")
-        assert await tab.evaluate(opacity.format("#picture")) < 0.5
+        assert await tab.evaluate(opacity.format("#image")) < 0.5
         assert await tab.evaluate(opacity.format(".pair")) < 0.5
         assert await tab.evaluate(opacity.format("#facts")) == 1
         assert await tab.text("#state") == "source lost"

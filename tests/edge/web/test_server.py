@@ -33,7 +33,7 @@ def decode(jpeg):
 
 
 def noisy(index, width=640, height=480):
-    """Return an image that hardly compresses; its left half encodes its number."""
+    """Return an image that hardly compresses; its left half states its number."""
     image = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image[:, : width // 2] = index
     return Frame(index, image, 1.0, "noisy")
@@ -103,9 +103,9 @@ def test_the_newest_frame(server):
     server.write(make_frame(1, value=200), make_result())
     status, headers, body = get(server, "/frame.jpg")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    picture = decode(body)
-    assert picture.shape == (320, 320, 3)
-    assert abs(float(picture.mean()) - 200) < 2
+    decoded = decode(body)
+    assert decoded.shape == (320, 320, 3)
+    assert abs(float(decoded.mean()) - 200) < 2
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_the_newest_frame(server):
     [((480, 640), (480, 640)), ((1080, 1920), (540, 960)), ((1920, 1080), (720, 405)), ((32, 32), (320, 320)),
      ((1, 5000), (1, 960)), ((64, 400), (128, 800))],
 )  # fmt: skip
-def test_frames_fit_the_page(shape, expected):
+def test_images_fit_a_page(shape, expected):
     image = np.full((*shape, 3), (200, 100, 0), np.uint8)
-    picture = decode(rws.edge.web.jpeg.encode(image))
-    assert picture.shape[:2] == expected
-    np.testing.assert_allclose(picture.mean(axis=(0, 1)), (0, 100, 200), atol=4)
+    decoded = decode(rws.edge.web.jpeg.encode(image))
+    assert decoded.shape[:2] == expected
+    np.testing.assert_allclose(decoded.mean(axis=(0, 1)), (0, 100, 200), atol=4)
 
 
 def test_status_is_the_snapshot(server, monitor):
@@ -145,11 +145,11 @@ def test_passwords_are_hidden(server, monitor, source):
     source.state = "lost"
     monitor.add(replace(make_result(), name=source.name))
     with stream(server, "/events") as client:
-        told = json.dumps(Events(client).next())
+        said = json.dumps(Events(client).next())
     for path in ("/", "/api/status", "/health", "/metrics"):
-        told += get(server, path)[2].decode()
-    assert "hunter22" not in told
-    assert "rtsp://user:***@camera/" in told
+        said += get(server, path)[2].decode()
+    assert "hunter22" not in said
+    assert "rtsp://user:***@camera/" in said
 
 
 def test_events_carry_the_whole_timeline_once(server, monitor, clock):
@@ -174,11 +174,11 @@ def test_events_carry_the_whole_timeline_once(server, monitor, clock):
         assert 0.7 < time.monotonic() - started < 3
 
 
-def test_an_image_stream(server):
+def test_a_stream_of_images(server):
     server.write(make_frame(0, value=50), make_result())
     with stream(server, "/stream.mjpg") as client:
         parts = PartReader(client)
-        assert b"multipart/x-mixed-replace; boundary=rws-image" in parts.head
+        assert b"multipart/x-mixed-replace; boundary=rws-frame" in parts.head
         # Each comes twice, because a browser shows an image when the next one begins.
         for value in (50, 50):
             assert abs(float(decode(parts.next()).mean()) - value) < 2
@@ -190,7 +190,7 @@ def test_an_image_stream(server):
             parts.next()
 
 
-def test_frames_are_encoded_for_viewers_only_and_not_too_often(server, monkeypatch):
+def test_images_are_encoded_for_viewers_only_and_not_too_often(server, monkeypatch):
     made = []
     encode = rws.edge.web.jpeg.encode
     monkeypatch.setattr(rws.edge.web.jpeg, "encode", lambda image: made.append(time.monotonic()) or encode(image))
@@ -238,7 +238,7 @@ def test_viewers_are_counted(server):
     wait_until(lambda: server.viewers == 0)
 
 
-def test_a_slow_client_delays_nobody_and_gets_no_old_frames(server):
+def test_a_slow_client_delays_nothing_and_gets_no_old_images(server):
     server.write(noisy(0), make_result())
     with stream(server, "/stream.mjpg", receive_buffer=4096) as slow, stream(server, "/stream.mjpg") as quick:
         stalled, reader = PartReader(slow), PartReader(quick)
@@ -287,14 +287,14 @@ def test_it_stops_at_once_with_its_streams(monitor):
     with ExitStack() as stack:
         server = stack.enter_context(PageServer("127.0.0.1:0", monitor))
         server.write(make_frame(), make_result())
-        with stream(server, "/stream.mjpg") as pictures, stream(server, "/events") as told:
-            PartReader(pictures).next()
-            Events(told).next()
+        with stream(server, "/stream.mjpg") as images, stream(server, "/events") as events:
+            PartReader(images).next()
+            Events(events).next()
             started = time.monotonic()
             stack.close()
             assert time.monotonic() - started < 1
             assert server.viewers == 0
-            for client in (pictures, told):
+            for client in (images, events):
                 with pytest.raises((EOFError, ConnectionResetError)):
                     read_until(client, b"what never comes")
     with pytest.raises(ConnectionRefusedError):

@@ -38,7 +38,7 @@ SMOOTH = tuple(
 )
 
 
-def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
+def random_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
     """Smooth coloured blobs with some texture."""
     draws = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=draws)
@@ -49,7 +49,7 @@ def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("size", [32, 40, 64, 224])
 def test_shape_dtype_and_a_visible_change(name, size):
-    images = pictures(2, size)
+    images = random_images(2, size)
     out = corrupt(images, name, 5, seeds_for(0, 2))
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
@@ -58,7 +58,7 @@ def test_shape_dtype_and_a_visible_change(name, size):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_severity_0_changes_nothing(name):
-    images = pictures(3, 32)
+    images = random_images(3, 32)
     severity = torch.tensor([0.0, 4.0, 0.0])
     out = corrupt(images, name, severity, seeds_for(0, 3), as_saved=True)
     assert torch.equal(out[[0, 2]], images[[0, 2]])
@@ -71,7 +71,7 @@ def test_severity_0_changes_nothing(name):
 @settings(max_examples=5, deadline=None)
 def test_a_sample_does_not_depend_on_its_batch(name, data):
     count = data.draw(st.integers(2, 80))
-    images, seeds = pictures(count, 32, seed=count), seeds_for(count, count)
+    images, seeds = random_images(count, 32, seed=count), seeds_for(count, count)
     severity = torch.tensor(data.draw(st.lists(st.floats(0, 5, width=32), min_size=count, max_size=count)))
     whole = corrupt(images, name, severity, seeds)
     some = data.draw(st.permutations(range(count)))[: count // 2]
@@ -80,7 +80,7 @@ def test_a_sample_does_not_depend_on_its_batch(name, data):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_the_seed_decides_the_draw_and_nothing_else_does(name):
-    image = pictures(1, 64)
+    image = random_images(1, 64)
     images, seeds = image.expand(3, -1, -1, -1), torch.tensor([7, 8, 7])
     torch.manual_seed(1)
     np.random.seed(1)
@@ -94,7 +94,7 @@ def test_the_seed_decides_the_draw_and_nothing_else_does(name):
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("size", [32, 64])
 def test_a_real_severity_lies_between_its_neighbours(name, size):
-    images = pictures(12, size)
+    images = random_images(12, size)
     errors = [
         float((corrupt(images, name, severity, seeds_for(3, 12)).int() - images.int()).abs().float().mean())
         for severity in (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5)
@@ -105,7 +105,7 @@ def test_a_real_severity_lies_between_its_neighbours(name, size):
 
 @pytest.mark.parametrize("name", sorted(WHOLE_SEVERITIES))
 def test_some_severities_are_rounded(name):
-    images, seeds = pictures(2, 32), seeds_for(0, 2)
+    images, seeds = random_images(2, 32), seeds_for(0, 2)
     assert torch.equal(corrupt(images, name, 2.6, seeds), corrupt(images, name, 3, seeds))
     assert torch.equal(corrupt(images, name, 0.4, seeds), images)
 
@@ -113,7 +113,7 @@ def test_some_severities_are_rounded(name):
 def test_mixed_equals_one_by_one():
     types = torch.arange(-1, 19).repeat(2)
     count = len(types)
-    images, seeds = pictures(count, 32), seeds_for(5, count)
+    images, seeds = random_images(count, 32), seeds_for(5, count)
     severities = torch.linspace(0.3, 5, count)
     out = corrupt_mixed(images, types, severities, seeds)
     for i, kind in enumerate(types.tolist()):
@@ -125,10 +125,10 @@ def test_mixed_equals_one_by_one():
 
 
 def test_saved_like_the_published_sets():
-    images, seeds = pictures(2, 64), seeds_for(0, 2)
+    images, seeds = random_images(2, 64), seeds_for(0, 2)
     plain = corrupt(images, "gaussian_noise", 3, seeds)
     assert torch.equal(corrupt(images, "gaussian_noise", 3, seeds, as_saved=True), digital.jpeg(plain, [85, 85]))
-    small = pictures(2, 32)
+    small = random_images(2, 32)
     assert torch.equal(
         corrupt(small, "gaussian_noise", 3, seeds, as_saved=True), corrupt(small, "gaussian_noise", 3, seeds)
     )
@@ -158,7 +158,7 @@ def test_the_nearest_scale_by_ratio():
 def test_glass_copies_in_scan_order(reach):
     size, passes = 20, 2
     offset = torch.randint(-reach, reach, (3, passes, 2, size, size), generator=torch.Generator().manual_seed(reach))
-    images = pictures(3, size)
+    images = random_images(3, size)
     ours = glass_blur(images.float(), torch.tensor([[0.0, reach, passes]]).expand(3, 3), offset)
     for image, moves, out in zip(images.numpy(), offset.numpy(), ours.numpy(), strict=True):
         x = image.copy()
@@ -174,7 +174,7 @@ def test_gaussian_filter_keeps_a_flat_image_and_a_sigma_of_zero():
     for reflect in (False, True):
         out = gaussian_filter(flat, torch.tensor([6.4, 20.0]), reflect=reflect)
         assert torch.allclose(out, flat, atol=1e-3)
-    image = pictures(1, 32).float()
+    image = random_images(1, 32).float()
     assert torch.equal(gaussian_filter(image, torch.zeros(1)), image)
 
 

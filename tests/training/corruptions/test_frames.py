@@ -23,7 +23,7 @@ def test_a_frame_is_corrupted_as_the_training_images_are():
     assert (made.shape, made.dtype) == (IMAGE.shape, np.uint8)
 
 
-def test_each_frame_has_noise_of_its_own_and_the_same_frame_the_same():
+def test_each_frame_has_its_own_noise_and_the_same_frame_the_same():
     apply = corrupter("gaussian_noise:3", (32, 32))
     np.testing.assert_array_equal(apply(IMAGE, 1), apply(IMAGE, 1))
     assert (apply(IMAGE, 1) != apply(IMAGE, 2)).any()
@@ -36,7 +36,7 @@ def test_layers_are_laid_over_one_another_and_severity_0_changes_nothing():
 
 
 @pytest.mark.parametrize("spec", ["fog", "fog:6", "rain:3", "fog:3+", "fog:-1", ""])
-def test_what_is_no_corruption_is_refused(spec):
+def test_an_unknown_corruption_is_refused(spec):
     with pytest.raises(InputError, match="expected TYPE:SEVERITY"):
         corrupter(spec, (32, 32))
 

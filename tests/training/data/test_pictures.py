@@ -7,7 +7,7 @@ from rws.training.data.pictures import load_labelled, load_pictures, read_names
 from support.command_line import CLASSES
 
 
-def test_pictures_come_from_folders_and_videos(picture_folder, tmp_path, clear):
+def test_images_are_read_from_folders_and_videos(picture_folder, tmp_path, clear):
     found = load_pictures(str(picture_folder), 32)
     assert found.pixels.shape == (40, 3, 32, 32)
     assert not found.sequential
@@ -25,7 +25,7 @@ def test_pictures_come_from_folders_and_videos(picture_folder, tmp_path, clear):
         load_pictures("pattern", 32)
 
 
-def test_pictures_of_a_live_source_are_kept_for_a_build_that_goes_on(tmp_path):
+def test_frames_of_a_live_source_are_kept_for_a_build_that_is_resumed(tmp_path):
     first = load_pictures("pattern", 32, limit=3, keep=tmp_path)
     again = load_pictures("pattern", 32, limit=3, keep=tmp_path)
     assert first.sequential

@@ -51,7 +51,7 @@ def test_frames_are_corrupted_layer_by_layer(splits):
     alone = make_frames(images, single_cells((3,), ("fog",)), seed=2)
     assert torch.equal(alone.pixels, fog)
     assert not torch.equal(both, swapped)
-    # The second layer is snow over the fog, with draws of its own.
+    # The second layer is snow over the fog, with its own draws.
     assert not torch.equal(both, corrupt(fog, "snow", 5.0, torch.zeros(5, dtype=torch.int64)))
     assert not torch.equal(make_frames(images, cells, seed=3).pixels[5:10], fog)
 

@@ -29,6 +29,6 @@ def page_faults(keep: bool) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_buffers_of_one_step_serve_the_next_without_new_pages():
     assert page_faults(True) * 10 < page_faults(False)

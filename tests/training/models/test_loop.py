@@ -61,7 +61,7 @@ def test_stopped_after_any_epoch_it_goes_on_to_the_same_bits(stop, tmp_path):
         run(9, tmp_path / "c")
 
 
-def test_a_loss_that_is_no_number_ends_the_training():
+def test_a_loss_that_is_not_a_number_ends_the_training():
     model = torch.nn.Linear(1, 1)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(DivergedError, match="lower the learning rate"):

@@ -62,7 +62,7 @@ STEP = st.one_of(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(STEP, max_size=40), st.integers(1, 12))
 def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
-    # Between an opening and its answer nothing else comes, so openings are answered from a script of their own.
+    # Between an opening and its answer nothing else comes, so openings are answered from a separate script.
     answers = [step for step in steps if step[0] == "open"] or [("open", "")]
     rest = [step for step in steps if step[0] != "open"]
 
@@ -99,10 +99,10 @@ def test_none_comes_four_times_per_second_while_no_frame_comes():
     source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
     frames = source.frames()
     assert next(frames) is not None
-    told = []
+    idle = []
     while next(frames) is None:
-        told.append(source.idle_for)
-    assert told == pytest.approx([0.25, 0.5, 0.75, 1.0])
+        idle.append(source.idle_for)
+    assert idle == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert source.idle_for == 0
 
 
@@ -156,8 +156,8 @@ def test_a_process_that_closes_the_connection_is_killed(process_and_worker):
     assert process.pid is None
 
 
-def test_a_frozen_source_is_reopened_at_the_same_rate_indefinitely():
-    # Each opening gives one usable frame or none, then repeats it.
+def test_frozen_frames_are_retried_at_the_same_pace_indefinitely():
+    # Each opening gives a good frame or none, then the same one over and over.
     frozen = [("reject", "frozen"), ("wait", 0.5)]
     time = FakeTime()
     capture = ScriptedCapture(lambda time: itertools.chain([("open", "")], itertools.cycle(frozen)), time)
@@ -312,7 +312,7 @@ def test_a_program_in_the_working_directory_is_not_imported(tmp_path, monkeypatc
     assert len(list(open_source(path))) == 11
 
 
-def test_a_file_that_is_cut_off_while_it_is_read_ends_and_is_not_reopened(tmp_path):
+def test_a_file_that_is_cut_off_while_it_is_read_ends_and_is_not_retried(tmp_path):
     path = write_video(tmp_path / "clip.mkv", range(20, 240))
     path.write_bytes(path.read_bytes()[:-500])
     with open_source(path) as source:
@@ -345,7 +345,7 @@ def test_a_rotated_video_is_turned_upright_as_opencv_does(tmp_path):
     assert np.abs(frame.image.astype(int) - upright[..., ::-1]).mean() < 1
 
 
-def test_a_file_of_only_black_frames_is_an_error(tmp_path):
+def test_a_file_of_black_frames_alone_is_an_error(tmp_path):
     path = write_video(tmp_path / "clip.mp4", [0] * 5)
     with open_source(path) as source, pytest.raises(SourceError, match=r"contains no usable frame .*black 5"):
         list(source)

@@ -7,20 +7,20 @@ from rws.edge.faults.frames import scene
 from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
 
 
-def test_a_real_image_has_no_flaw():
+def test_a_real_frame_has_no_flaw():
     assert image_flaw(scene(48, 64)) == ""
 
 
-def test_a_image_without_pixels_is_empty():
+def test_a_frame_without_pixels_is_empty():
     assert image_flaw(np.empty((0, 4, 3), np.uint8)) == EMPTY
 
 
 @pytest.mark.parametrize("level", [0, 10])
-def test_a_image_without_light_is_black(level):
+def test_a_frame_without_light_is_black(level):
     assert image_flaw(np.full((48, 64, 3), level, np.uint8)) == BLACK
 
 
-def test_one_light_in_the_dark_is_no_black_image():
+def test_one_light_in_the_dark_is_not_a_black_frame():
     night = np.zeros((48, 64, 3), np.uint8)
     night[3, 5] = 200
     assert image_flaw(night) == ""
@@ -28,13 +28,13 @@ def test_one_light_in_the_dark_is_no_black_image():
 
 @pytest.mark.parametrize("fill", [(128, 128, 128), (0, 135, 0), (0, 77, 0)])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_image_whose_rest_was_filled_in_is_half_decoded(fill, share):
-    image = scene(48, 64)
-    image[round(48 * (1 - share)) :] = fill
-    assert image_flaw(image) == HALF
+def test_a_frame_whose_rest_was_filled_in_is_half_decoded(fill, share):
+    frame = scene(48, 64)
+    frame[round(48 * (1 - share)) :] = fill
+    assert image_flaw(frame) == HALF
 
 
-def test_flat_images_and_bars_of_other_colours_are_none_of_that():
+def test_flat_frames_and_bars_of_other_colours_have_no_flaw():
     letterbox = scene(48, 64)
     letterbox[:8] = letterbox[-8:] = 0
     assert image_flaw(letterbox) == ""
@@ -47,16 +47,16 @@ def test_flat_images_and_bars_of_other_colours_are_none_of_that():
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 1.0)), max_size=60))
 def test_frozen_means_the_same_for_longer_than_the_patience(steps):
     detector = FreezeDetector(2.0)
-    images = [scene(16, 16, seed) for seed in range(3)]
+    frames = [scene(16, 16, seed) for seed in range(3)]
     at, since, last = 0.0, 0.0, None
     for number, pause in steps:
         at += pause
         if number != last:
             since, last = at, number
-        assert detector.frozen(images[number], at) == (at - since > 2.0)
+        assert detector.frozen(frames[number], at) == (at - since > 2.0)
 
 
-def test_another_size_is_another_image():
+def test_another_size_is_another_frame():
     detector = FreezeDetector(1.0)
     assert not detector.frozen(np.full((16, 16, 3), 7, np.uint8), 0.0)
     assert not detector.frozen(np.full((32, 16, 3), 7, np.uint8), 5.0)
@@ -64,9 +64,9 @@ def test_another_size_is_another_image():
 
 
 def test_what_an_encoder_repeats_is_frozen_only_across_a_key_frame():
-    detector, image = FreezeDetector(2.0), scene(16, 16)
-    assert not detector.frozen(image, 0.0, key=True)
-    assert not any(detector.frozen(image, at, key=False) for at in (1.0, 3.0, 9.0))
-    assert detector.frozen(image, 10.0, key=True)
-    assert detector.frozen(image, 11.0, key=False)
+    detector, frame = FreezeDetector(2.0), scene(16, 16)
+    assert not detector.frozen(frame, 0.0, key=True)
+    assert not any(detector.frozen(frame, at, key=False) for at in (1.0, 3.0, 9.0))
+    assert detector.frozen(frame, 10.0, key=True)
+    assert detector.frozen(frame, 11.0, key=False)
     assert not detector.frozen(scene(16, 16, 1), 12.0, key=True)

@@ -22,22 +22,22 @@ def jpeg(number):
     return encode_jpeg(stamped(BASE, number))
 
 
-def without_end(picture):
-    return picture[:-2]
+def without_end(jpeg):
+    return jpeg[:-2]
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda picture: picture + b"\r\n",
-        lambda picture: picture + bytes(100),
-        lambda picture: picture + b"\xff" * 40,
-        lambda picture: picture + b"\x01\x02\x03\x04",
+        lambda jpeg: jpeg + b"\r\n",
+        lambda jpeg: jpeg + bytes(100),
+        lambda jpeg: jpeg + b"\xff" * 40,
+        lambda jpeg: jpeg + b"\x01\x02\x03\x04",
         without_end,
     ],
     ids=["line end", "zeros", "ones", "trailer", "no end at all"],
 )
-def test_jpegs_with_unusual_endings_are_accepted(spoil):
+def test_cameras_with_unusual_ends_of_jpeg_are_trusted(spoil):
     server = MjpegServer(lambda number: spoil(jpeg(number)), 100.0)
     try:
         with open_source(server.url) as source:
@@ -48,7 +48,7 @@ def test_jpegs_with_unusual_endings_are_accepted(spoil):
         server.close()
 
 
-def test_a_cut_image_among_complete_ones_is_damaged():
+def test_a_cut_frame_among_whole_ones_is_damaged():
     server = MjpegServer(lambda number: jpeg(number)[:-200] if number % 5 == 4 else jpeg(number), 100.0)
     try:
         with open_source(server.url, latest=False) as source:
@@ -74,7 +74,7 @@ def numbers(found):
     return [None if packet is None else packet.number for packet, _ in found]
 
 
-def test_of_waiting_frames_the_newest_is_decoded_and_the_others_are_counted():
+def test_decodes_the_newest_queued_frame_and_counts_the_others():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
     assert numbers(reader.fresh(independent=True)) == [None] * 4 + [4]
@@ -107,7 +107,7 @@ def test_the_readers_error_is_raised_after_the_last_packet():
         next(reader)
 
 
-def test_a_stopped_reader_reads_no_further():
+def test_a_stopped_reader_ends():
     reader = PacketReader((packet for packet in itertools.cycle(packets(True))), lambda: 0.0)
     ready(reader, 64)
     time.sleep(0.05)

@@ -13,11 +13,11 @@ from rws.errors import SourceError
 
 
 class ScriptedDecoder(Decoder):
-    def __init__(self, pictures, error=None, fps=None):
-        self.pictures, self.error, self.fps, self.closed = pictures, error, fps, False
+    def __init__(self, frames, error=None, fps=None):
+        self.frames, self.error, self.fps, self.closed = frames, error, fps, False
 
     def __iter__(self):
-        yield from self.pictures
+        yield from self.frames
         if self.error is not None:
             raise self.error
 
@@ -40,8 +40,8 @@ def rejections(counters):
     return {reason: counters[reason] for reason in REASONS if counters[reason]}
 
 
-def grab(pictures, counters, *, latest=False, freeze=None, error=None):
-    decoder = ScriptedDecoder(pictures, error)
+def grab(frames, counters, *, latest=False, freeze=None, error=None):
+    decoder = ScriptedDecoder(frames, error)
     grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=False, counters=counters)
     grabber.start()
     return grabber, decoder
@@ -49,17 +49,17 @@ def grab(pictures, counters, *, latest=False, freeze=None, error=None):
 
 def taken(grabber):
     found = []
-    while (picture := grabber.next(5.0)) is not None:
-        found.append(picture)
+    while (frame := grabber.next(5.0)) is not None:
+        found.append(frame)
     grabber.join(5.0)
     return found
 
 
-def test_every_frame_comes_in_order_and_decoding_waits_for_the_reader(counters):
-    pictures = good(20)
-    grabber, decoder = grab(pictures, counters)
+def test_every_frame_is_delivered_in_order_and_decoding_waits_for_the_reader(counters):
+    frames = good(20)
+    grabber, decoder = grab(frames, counters)
     found = taken(grabber)
-    assert found == list(enumerate(pictures))
+    assert found == list(enumerate(frames))
     assert (counters["received"], counters["dropped"], rejections(counters)) == (20, 0, {})
     assert grabber.reason == ""
     assert decoder.closed
@@ -102,14 +102,14 @@ def test_a_freeze_is_detected_across_two_openings(counters):
         (ZeroDivisionError("oh"), "cannot be read (ZeroDivisionError: oh)"),
     ],
 )
-def test_the_reason_of_the_end_comes_after_the_last_frame(counters, error, reason):
+def test_the_cause_of_the_end_is_reported_after_the_last_frame(counters, error, reason):
     grabber, decoder = grab(good(3), counters, error=error)
     assert len(taken(grabber)) == 3
     assert grabber.reason == reason
     assert decoder.closed
 
 
-def test_frames_not_taken_count_as_dropped_when_it_stops(counters):
+def test_stopping_counts_frames_that_were_not_read_as_dropped(counters):
     grabber, decoder = grab(good(30), counters)
     assert grabber.next(5.0)[0] == 0
     grabber.stop()

@@ -1,6 +1,6 @@
-"""Take the picture of the page in README.md: the demo's frames from an MJPEG camera, `rws run --serve`, Chromium.
+"""Take the screenshot of the page for the documentation: the frames of the demo, `rws run --serve`, and Chromium.
 
-PYTHONPATH=tests python tests/edge/web/take_picture.py --out docs/page.webp
+PYTHONPATH=tests python tests/edge/web/take_screenshot.py --out docs/page.webp
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rws.edge.faults.frames import encode_jpeg
 from rws.edge.faults.servers import MjpegServer
 from support import browser
 
-# Each frame is another photograph, so picture and answer get the time to come together.
+# Each frame is another photograph, so image and answer get the time to match.
 SCALE, FPS, SETTLE = 15, 1.0, 0.4
 CHANGED = "document.body.innerText.includes('the patch changes the answer')"
-SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#picture').hidden"
+SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#image').hidden"
 
 
 async def look(page: str, seconds: float, out: Path) -> None:
-    """Watch the page for a while, and take the picture when the patch has changed the answer."""
+    """Watch the page for a while, and take the screenshot when the patch has changed the answer."""
     with tempfile.TemporaryDirectory() as folder:
         async with browser.tab(Path(folder, "profile")) as tab:
             await tab.open(page, width=1180, height=900)
@@ -41,9 +41,9 @@ async def look(page: str, seconds: float, out: Path) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="WebP file to write.")],
-    seconds: Annotated[float, typer.Option(help="How long to watch before the picture is taken.")] = 150.0,
+    seconds: Annotated[float, typer.Option(help="How long to watch before the screenshot is taken.")] = 150.0,
 ) -> None:
-    """Run the loop on the demo's frames with the page open, and take the picture."""
+    """Run the loop on the demo's frames with the page open, and take the screenshot."""
     images = load_stream().images
 
     def camera(number: int) -> bytes:
