@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, config=STRICT)
 class DataRecipe:
-    """Which images, see `load_images`; a command's `--data` comes before `source`.
+    """Which images, see `load_images`; `source` says of what data set, a command's DATA where they are.
 
     At most a tenth of them is kept for validation; `images` holds those, too. 0 images or classes: all.
     """
@@ -38,12 +38,12 @@ class DataRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class SignatureRecipe:
-    """Which signatures to ship: of the shallowest `layers`; `projection` is of the `residual` way.
+    """Which signatures to ship: of the shallowest `layers`; `projection` is for the method `residual`.
 
     With `fold_first` θ_std and θ_r continue from the folded init: deep statistics cannot learn for the shallow weights.
     """
 
-    way: Literal["tuned", "residual"] = "tuned"
+    method: Literal["tuned", "residual"] = "tuned"
     layers: Count = 5
     severity: Annotated[float, Field(gt=0, le=5)] = 5.0
     bits: Bits = 8

@@ -1,4 +1,4 @@
-"""Detects black, frozen and half-decoded images, which do not show the scene. The oracle does not see them.
+"""Detects unusable frames: black, frozen or half-decoded ones. They are kept from the oracle.
 
 Transport damage is not weather: the oracle would mistake the grey lower half of a cut JPEG for fog.
 """

@@ -31,9 +31,10 @@ class CapturedSource(Source):
     Args:
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
         stall: seconds without a frame after which a live source counts as lost.
-        sleep: waits for N seconds. Time is measured by the waits, so a clock that jumps does no harm; the capture
-            process stamps the frames with `time.monotonic`.
-        capture, jitter: for tests; see `Backoff`.
+        sleep: waits for that many seconds. Time is the sum of these waits, so a clock that jumps disturbs nothing; the
+            capture process stamps the frames with `time.monotonic`.
+        capture: makes the capture process; for tests.
+        jitter: see `Backoff`; for tests.
     """
 
     sequential = True
@@ -60,7 +61,7 @@ class CapturedSource(Source):
 
     @property
     def pid(self) -> int | None:
-        """The id of the capture process that runs, else None."""
+        """The ID of the running capture process, or None."""
         return self._capture.pid
 
     def close(self) -> None:
@@ -185,7 +186,7 @@ class CapturedSource(Source):
     def _check_whole(self) -> None:
         if self.received == self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items()) or "it is empty"
-            raise SourceError(f"{self.name}: contains no usable frame ({reasons})")
+            raise SourceError(f"{self.name}: holds no usable frame ({reasons})")
         if self.length is not None and self.received < self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
 

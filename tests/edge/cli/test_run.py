@@ -120,7 +120,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     [
         ((10, 12), {}, True),
         ((10, 12), {"source": "cifar10"}, True),
-        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk images: `rws build --model`
+        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk images: `rws adopt`
         ((8, 8), {}, False),
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
@@ -140,7 +140,7 @@ def test_one_warning_for_frames_larger_than_the_oracle_was_calibrated_on(
     warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
     assert len(warned) == warns
     assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
-    assert all("`rws build --model`" in line and "\n" not in line for line in warned)
+    assert all("`rws adopt`" in line and "\n" not in line for line in warned)
 
 
 def test_limit(rws, video, tmp_path):
@@ -298,7 +298,7 @@ def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bu
     assert f"{describe_belief(belief)}  (" in named.output
     found = json.loads((tmp_path / "r.jsonl").read_text())["belief"]
     (row,) = csv.DictReader((tmp_path / "r.csv").open(newline=""))
-    (named_row,) = json.loads((tmp_path / "b.json").read_text())
+    (named_row,) = json.loads((tmp_path / "b.json").read_text())["images"]
     assert float(row["severity"]) == found["severity"] == named_row["severity"] == round(severity, 3)
     assert found["expected_severity"] == round(belief.expected_severity, 3)
 
@@ -313,7 +313,7 @@ def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
     assert [line["observed"] for line in lines[:6]] == [True, False, False, False, False, True]
     rows = (tmp_path / "r.csv").read_text().splitlines()
     assert len(rows) == 31
-    assert rows[0].startswith("index,name,")
+    assert rows[0].startswith("schema,index,name,")
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
     assert summary["sinks"]["jsonl"]["written"] == summary["frames"] == 15
@@ -564,7 +564,7 @@ def test_it_says_that_it_waits_for_a_camera(rws):
     assert "waiting for camera 97; Ctrl-C ends" in result.stdout
 
 
-@pytest.mark.parametrize(("option", "first"), [("--jsonl", '{"'), ("--csv", "index,name,")])
+@pytest.mark.parametrize(("option", "first"), [("--jsonl", '{"'), ("--csv", "schema,index,name,")])
 def test_lines_stream_to_stdout_and_the_rest_goes_to_stderr(video, tiny_bundle, option, first):
     done = installed_rws("run", video, option, "-", "--bundle", tiny_bundle.path)
     lines = done.stdout.splitlines()

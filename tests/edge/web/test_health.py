@@ -21,7 +21,10 @@ def ask(monitor):
 
 def test_a_start_is_healthy_until_it_takes_too_long(ask, clock):
     clock.now += 9.9
-    assert ask() == (200, {"status": "ok", "reason": "", "since_result_s": None, "source": "running"})
+    assert ask() == (
+        200,
+        {"schema": "health/1", "status": "ok", "reason": "", "since_result_s": None, "source": "running"},
+    )
     clock.now += 0.2
     status, answer = ask()
     assert (status, answer["status"], answer["reason"]) == (503, "stale", "no result for 10 s")

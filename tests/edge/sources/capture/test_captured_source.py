@@ -59,7 +59,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(STEP, max_size=40), st.integers(1, 12))
 def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
     # Between an opening and its answer nothing else comes, so openings are answered from a separate script.
@@ -347,7 +347,7 @@ def test_a_rotated_video_is_turned_upright_as_opencv_does(tmp_path):
 
 def test_a_file_of_black_frames_alone_is_an_error(tmp_path):
     path = write_video(tmp_path / "clip.mp4", [0] * 5)
-    with open_source(path) as source, pytest.raises(SourceError, match=r"contains no usable frame .*black 5"):
+    with open_source(path) as source, pytest.raises(SourceError, match=r"holds no usable frame .*black 5"):
         list(source)
 
 

@@ -98,7 +98,7 @@ def test_a_freeze_is_detected_across_two_openings(counters):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (SourceError("was ended by the server"), "was ended by the server"),
+        (SourceError("was closed by the other side"), "was closed by the other side"),
         (ZeroDivisionError("oh"), "cannot be read (ZeroDivisionError: oh)"),
     ],
 )
