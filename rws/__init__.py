@@ -1,4 +1,4 @@
-"""Robust weight signatures: keep a deployed vision model seeing when the picture goes bad.
+"""Robust weight signatures: keep a deployed vision model accurate in noise, blur and bad weather.
 
 The names below are imported when they are first used, so `import rws` is cheap and needs no extra.
 """

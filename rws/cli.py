@@ -97,7 +97,10 @@ def _errors_in_one_line() -> Iterator[None]:
     except OSError as error:
         named = "" if error.filename is None else f"{error.filename}: "
         raise _failed(f"{named}{error.strerror or error}", RwsError.exit_code) from error
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, ImportError) as error:
+        # Ctrl-C while a compiled module is imported is an ImportError.
+        if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         raise _failed("interrupted", _INTERRUPTED) from error
 
 
@@ -184,14 +187,15 @@ def rws(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Keep a deployed image classifier seeing when the picture goes bad.
+    """Keep a deployed image classifier accurate in noise, blur and bad weather.
 
     \b
     Examples:
-        rws run 0                                # classify the first camera
-        rws run video.mp4 --save annotated.mp4   # every frame of a file
-        rws oracle photos/ --json beliefs.json   # which corruption does each image carry?
-        rws run --help                           # more about one command
+        rws demo                            # see it work
+        rws run 0                           # classify the first camera
+        rws run video.mp4 --save out.mp4    # every frame of a file
+        rws oracle photos/ --json -         # which corruption does each image have?
+        rws adopt model.onnx photos/        # a bundle for your own model
     """
 
 
@@ -199,4 +203,6 @@ def main() -> None:
     """Entry point of the `rws` script."""
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if "_RWS_COMPLETE" in os.environ:
+        os.environ.setdefault("TERMINAL_WIDTH", "1000")  # Typer breaks the lines of a completion there.
     typer.main.get_command(app)(prog_name="rws")

@@ -76,7 +76,7 @@ def claim_stdout(target: Path | None) -> Path | None:
 
 
 def stream() -> TextIO:
-    """Return the stream for what people read."""
+    """Return the stream for lines and tables."""
     return sys.stderr if _state.document else sys.stdout
 
 
@@ -86,21 +86,15 @@ def say(line: str = "") -> None:
         print(line, file=stream(), flush=True)
 
 
-def detail(line: str) -> None:
-    """Print a line that only -v asks for."""
-    if _state.verbose:
-        print(line, file=stream(), flush=True)
-
-
 def show(result: object) -> None:
     """Print what the command was asked for, a text or something that rich renders; also with -q.
 
     With -q and a document on stdout, the document is the result, and nothing is printed.
     """
-    if isinstance(result, str) and not (_state.quiet and _state.document):
-        print(result, file=stream(), flush=True)
-    elif not isinstance(result, str):
+    if not isinstance(result, str):
         result_console().print(result)
+    elif not (_state.quiet and _state.document):
+        print(result, file=stream(), flush=True)
 
 
 def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
@@ -115,13 +109,13 @@ def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
     return Console(file=file, stderr=_state.document, quiet=_state.quiet, highlight=False, soft_wrap=not wrap)
 
 
-def result_console() -> Console:
-    """Return a console for tables; see `show`."""
+def result_console(file: TextIO | None = None) -> Console:
+    """Return a console for results; see `show`, and `console` for the file."""
     from rich.console import Console
 
     width = None if stream().isatty() else _PIPED_WIDTH
     quiet = _state.quiet and _state.document
-    return Console(stderr=_state.document, quiet=quiet, highlight=False, width=width)
+    return Console(file=file, stderr=_state.document, quiet=quiet, highlight=False, width=width)
 
 
 @contextmanager

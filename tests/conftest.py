@@ -15,8 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from support.command_line import CLASSES, TINY, rws
+
+settings.register_profile("rws", deadline=None)  # no test depends on the speed of the machine
+settings.load_profile("rws")
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)

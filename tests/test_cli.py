@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+from enum import Enum
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -17,13 +19,16 @@ from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
 from rws.errors import InputError, MissingExtraError, SourceError, UsageError
-from rws.terminal import claim_stdout, detail, say, session, show
+from rws.terminal import claim_stdout, is_verbose, say, session, show
 
 runner = CliRunner()
 log = logging.getLogger("rws.test")
 
 
-def good(name: str = "world") -> None:
+Shape = Enum("Shape", {"round": "round", "square": "square"})
+
+
+def good(name: str = "world", shape: Shape = Shape.round) -> None:
     """Greet.
 
     \b
@@ -58,6 +63,11 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def interrupted_import() -> None:
+    """Be stopped with Ctrl-C while a compiled module is initialised."""
+    raise ImportError("initialization failed") from KeyboardInterrupt()
+
+
 def buggy() -> None:
     """Raise an error that we caused."""
     raise ZeroDivisionError("oops")
@@ -77,7 +87,8 @@ def heavy() -> None:
 def ours(report: JsonOption = None) -> None:
     """Print all that a command of ours prints."""
     say("a note")
-    detail("a detail")
+    if is_verbose():
+        say("a detail")
     show("a result")
     log.warning("a warning")
     log.info("an event")
@@ -94,7 +105,8 @@ def one() -> None:
     typer.echo("one")
 
 
-NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "heavy", "tools")
+NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "interrupted_import")
+NAMES += ("heavy", "tools")
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +151,7 @@ def test_a_group_stays_a_group_even_with_one_command():
         ("full", 3, "error: No space left on device\n"),
         ("unreachable", 3, "error: no route\n"),
         ("interrupted", 130, "error: interrupted\n"),
+        ("interrupted_import", 130, "error: interrupted\n"),
         ("heavy", 3, "error: this needs the Python package 'nowhere_to_be_found', which is not installed here; "),
         ("absent", 3, "error: `rws absent` is installed but cannot be loaded here (ModuleNotFoundError: "),
         ("renamed", 3, "error: `rws renamed` is installed but cannot be loaded here (AttributeError: "),
@@ -215,11 +228,22 @@ def test_every_command_of_ours_has_the_common_options(command):
     assert text == runner.invoke(app, [*command, "--help"]).output
 
 
-def test_an_unknown_command_or_option_is_refused():
-    for arguments in (["nope"], ["good", "--nope"]):
-        result = runner.invoke(app, arguments)
-        assert result.exit_code == 2
-        assert "nope" in result.stderr.lower()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "No such command 'nope'"),
+        (["godo"], "Did you mean 'good'?"),
+        (["our-tools", "oen"], "Did you mean 'one'?"),
+        (["good", "--nome", "x"], "--name"),
+        (["good", "--shape", "squar"], "'squar' is not one of 'round', 'square'. Did you mean 'square'?"),
+        (["good", "--shape", "x"], "'x' is not one of 'round', 'square'."),
+    ],
+)
+def test_a_mistyped_word_is_refused_with_a_suggestion(arguments, message):
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in " ".join(result.stderr.split())
 
 
 def test_version():
@@ -237,7 +261,7 @@ PROBE = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "torchvision", "matplotlib", "cv2"}:
+        if name.split(".")[0] in {"torch", "torchvision", "matplotlib", "cv2", "onnx", "onnxruntime"}:
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Block())
 sys.argv = ["rws", *sys.argv[1:]]
@@ -254,3 +278,57 @@ def test_help_imports_nothing_heavy(arguments):
     assert "AssertionError" not in done.stdout
     if "--help" in arguments:
         assert "rws run video.mp4" in done.stdout or "rws oracle photo.jpg" in done.stdout
+
+
+def complete(shell, line):
+    """What the shell is given for a line whose last word is not complete."""
+    words = line.split(" ")
+    variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+    variables |= {"_RWS_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    return subprocess.run(
+        [sys.executable, "-c", PROBE], env=os.environ | variables, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("rws bun", ["bundle"]),
+        ("rws bundle s", ["switch"]),
+        ("rws bench late", ["latency"]),
+        ("rws -q run --bac", ["--backend"]),
+        ("rws run --backend t", ["torch"]),
+    ],
+)
+def test_bash_completes_commands_options_and_choices_and_imports_nothing_heavy(line, expected):
+    assert complete("bash", line).split() == expected
+
+
+def test_zsh_and_fish_show_what_each_command_is_for_on_a_line():
+    for line in ("rws ", "rws bench ", "rws run --"):
+        lines = complete("fish", line).splitlines()
+        assert len(lines) > 5
+        assert all("\t" in line for line in lines)
+    assert '"bundle":"' in complete("zsh", "rws bun")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_shown_and_installed(shell, tmp_path):
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True, check=True)
+    shown = run([sys.executable, "-m", "rws", "--show-completion", shell]).stdout
+    assert f"_RWS_COMPLETE=complete_{shell}" in shown
+    run([sys.executable, "-m", "rws", "--install-completion", shell])
+    installed = [path for path in tmp_path.rglob("*") if path.is_file() and "complete_" in path.read_text()]
+    assert len(installed) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_no_line_of_the_list_of_commands_is_cut_off(columns):
+    environment = os.environ | {"COLUMNS": str(columns)}
+    for group in ([], ["bench"], ["bundle"]):
+        command = [sys.executable, "-m", "rws", *group, "--help"]
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        listed = text.partition("Commands:")[2]
+        assert "..." not in listed
+        assert max(map(len, listed.splitlines())) <= min(columns, 120)

@@ -159,7 +159,7 @@ def baselines(
 
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/benchmarks"),
     bundle: BundleFolder = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this picture; repeatable.")] = None,
 ) -> None:
@@ -167,7 +167,7 @@ def figures(
 
     \b
     Example:
-        rws bench figures --results benchmarks/results --out docs
+        rws bench figures --results benchmarks/results --out docs/benchmarks
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all

@@ -1,25 +1,30 @@
-"""`rws inspect`, `rws verify` and `rws bundle add|remove|switch`."""
+"""`rws bundle list|inspect|verify|add|remove|switch`; `rws inspect` and `rws verify` are the same commands."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rws.edge.cli.parameters import JsonOption, argument, optional
-from rws.terminal import say, show
+from rws.errors import BundleError, RwsError
+from rws.terminal import is_verbose, say, show
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleArgument = Annotated[Path | None, argument(help="Bundle folder; default: the bundled one.")]
-Folder = Annotated[Path, argument(help="Bundle folder.")]
+log = logging.getLogger(__name__)
+
+BundleArgument = Annotated[Path | None, argument(metavar="BUNDLE", help="Bundle folder; default: the bundled one.")]
+Folder = Annotated[Path, argument(metavar="BUNDLE", help="Bundle folder.")]
 
 
 def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
-    """Show what a bundle carries, where it came from and what was measured; all of it is checked first.
+    """Show what a bundle contains, where it came from and what was measured.
 
     \b
     Examples:
@@ -39,7 +44,7 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
 
 
 def verify(path: BundleArgument = None) -> None:
-    """Check a bundle's format, sizes and hashes, and run all of its parts once.
+    """Check a bundle's format, sizes and hashes, and run its parts once.
 
     \b
     Examples:
@@ -55,31 +60,75 @@ def verify(path: BundleArgument = None) -> None:
         show(f"ok  {line}")
 
 
-bundle = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+bundle = typer.Typer(add_completion=False, no_args_is_help=True)
+bundle.command()(inspect)
+bundle.command()(verify)
 
 
 @bundle.callback()
 def _bundle() -> None:
-    """Change a bundle, or put another in its place; the old one stays until the new one has been checked.
+    """List, inspect, check, change and switch bundles.
+
+    A change is checked before it takes the place of what was there.
 
     \b
     Examples:
+        rws bundle list                      # the bundles that ship
         rws bundle add my_bundle fog.safetensors
         rws bundle remove my_bundle fog
         rws bundle switch /var/lib/rws/bundle my_bundle
     """
 
 
+@bundle.command("list")
+def list_bundles(
+    folders: Annotated[
+        list[Path] | None, argument(metavar="FOLDER", help="Bundle folders, or folders of bundle folders.")
+    ] = None,
+    report: JsonOption = None,
+) -> None:
+    """List the bundles that ship, and those in the folders given.
+
+    \b
+    Examples:
+        rws bundle list
+        rws bundle list my_bundle /var/lib/rws --json -
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from rws.edge.common.files import check_target
+    from rws.edge.common.provenance import write_json
+
+    if report is not None:
+        check_target(report)
+    table = Table("name", "classes", "input", "signatures", "MB", "path")
+    rows = []
+    for found in _bundles(folders or []):
+        row = _describe(found)
+        row = {key: row[key] for key in ("name", "classes", "input", "signatures", "bytes", "path")}
+        row |= {"classes": len(row["classes"]), "signatures": len(found.signatures.names)}
+        row["bytes"] = sum(row["bytes"].values())
+        rows.append(row)
+        values = row["name"], row["classes"], _input(row), row["signatures"], f"{row['bytes'] / 1e6:.1f}", row["path"]
+        table.add_row(*(Text(str(value), overflow="fold") for value in values))
+    show(table)
+    if report is not None:
+        write_json(report, "bundle-list/1", {"bundles": rows})
+
+
 @bundle.command()
 def add(
     path: Folder,
-    signatures: Annotated[Path, argument(help="Signature file, from `rws extract`.")],
-    name: Annotated[list[str] | None, optional(help="Add only this one of the file; repeatable.")] = None,
+    signatures: Annotated[Path, argument(metavar="FILE", help="Signature file, from `rws extract`.")],
+    name: Annotated[
+        list[str] | None, optional(help="Add only this signature of the file; repeatable; default: all.")
+    ] = None,
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Accept signatures made for other weights of the same names and shapes.")
     ] = False,
 ) -> None:
-    """Append signatures to a bundle.
+    """Add signatures to a bundle.
 
     \b
     Examples:
@@ -94,8 +143,8 @@ def add(
 
 
 @bundle.command()
-def remove(path: Folder, name: Annotated[str, argument(help="The signature's name.")]) -> None:
-    """Take a signature out of a bundle.
+def remove(path: Folder, name: Annotated[str, argument(metavar="NAME", help="The signature's name.")]) -> None:
+    """Remove a signature from a bundle.
 
     \b
     Examples:
@@ -108,23 +157,25 @@ def remove(path: Folder, name: Annotated[str, argument(help="The signature's nam
 
 @bundle.command()
 def switch(
-    current: Annotated[Path, argument(help="Bundle folder that is in use, or a symbolic link to it.")],
-    new: Annotated[Path, argument(help="Bundle folder that takes its place.")],
+    current: Annotated[
+        Path, argument(metavar="CURRENT", help="Bundle folder that is in use, or a symbolic link to it.")
+    ],
+    new: Annotated[Path, argument(metavar="NEW", help="Bundle folder that takes its place.")],
     other_classes: Annotated[
         bool, typer.Option("--other-classes", help="Accept a bundle with other classes, or in another order.")
     ] = False,
 ) -> None:
-    """Put a copy of a bundle in the place of another, in one step, also while a device runs it.
+    """Replace a bundle by a copy of another in one step, also during a run.
 
-    NEW is checked and run first, as `rws verify` does; on any failure CURRENT stays. `rws run --watch` takes the new
-    one up by itself, other runs when they start again. If CURRENT is a symbolic link, the link is what changes: NEW is
-    copied beside the folder that it points to, under NEW's own name (unless it is there already), and the link points
-    to that; the old folder stays, to go back to.
+    NEW is checked and run first, as `rws verify` does; if that fails, CURRENT stays. `rws run --watch` loads the new
+    bundle at once, other runs when they restart. If CURRENT is a symbolic link, only the link changes: NEW is copied
+    next to the folder that the link points to, under its own name (unless that exists already), and the link then
+    points to the copy. The old folder stays, so that you can switch back.
 
     \b
     Examples:
         rws bundle switch /var/lib/rws/bundle my_bundle
-        rws bundle switch /var/lib/rws/current v2                     # a link: v2 is copied beside what it points to
+        rws bundle switch /var/lib/rws/current v2                     # a link: v2 is copied next to its target
         rws bundle switch /var/lib/rws/current /var/lib/rws/v1        # and back
     """
     from rws.edge.bundle.swap import switch_bundle
@@ -133,6 +184,24 @@ def switch(
     where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)
     count = len(changed.manifest.classes)
     say(f"{where} is now {changed.manifest.name}: {count} classes, {len(changed.signatures.names)} signatures")
+
+
+def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
+    """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
+    from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+    from rws.edge.bundle.manifest import MANIFEST
+
+    for folder in (DEFAULT_BUNDLE, *folders):
+        found = (
+            [folder] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+        )
+        if not found:
+            raise BundleError(f"{folder}: no bundle here; give the folder of a bundle, or one that contains bundles")
+        for path in found:
+            try:
+                yield Bundle.load(path)
+            except RwsError as error:
+                log.warning("%s", error)
 
 
 def _print_change(changed: Bundle) -> None:
@@ -162,17 +231,23 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _input(description: dict[str, Any]) -> str:
+    size = description["input"]
+    return f"{size['height']} x {size['width']} {size['colour']}"
+
+
 def _print(description: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    signatures, size, oracle = description["signatures"], description["input"], description["oracle"]
+    signatures, oracle, provenance = (description[key] for key in ("signatures", "oracle", "provenance"))
     tensors, names = description["patched_tensors"], signatures["names"]
     levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
     settings = {k: f"of {len(v)} states" if isinstance(v, list) else v for k, v in description["filter"].items()}
+    origin = _lines(provenance) if is_verbose() else f"{', '.join(provenance)} (-v shows all)"
     rows = {
         "folder": description["path"],
-        "input": f"{size['height']} x {size['width']} {size['colour']}",
+        "input": _input(description),
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
         "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),
@@ -181,7 +256,7 @@ def _print(description: dict[str, Any]) -> None:
         "filter": ", ".join(f"{key} {value}" for key, value in settings.items()) or "default",
         "files": "\n".join(f"{name} {count:,} bytes" for name, count in description["bytes"].items()),
         "measured": _lines(description["measured"]) or "nothing since the signatures changed; see `rws replay`",
-        "provenance": _lines(description["provenance"]) or "not recorded",
+        "provenance": origin if provenance else "not recorded",
     }
     table = Table(title=description["name"], show_header=False, title_justify="left")
     for label, text in rows.items():

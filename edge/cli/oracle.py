@@ -10,7 +10,7 @@ from rws.terminal import say, show
 
 
 def oracle(
-    images: Annotated[list[str], typer.Argument(help="Images, folders or quoted globs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders or quoted globs.")],
     bundle: BundleOption = None,
     report: JsonOption = None,
     threads: ThreadsOption = None,

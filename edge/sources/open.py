@@ -40,7 +40,8 @@ def open_source(
             RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test image. A folder
             whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
         clock: stamps the frames that are read in this process.
-        latest, retries: see `CaptureSettings` and `CapturedSource`.
+        latest: whether older frames are dropped for newer ones; None: of cameras and streams, but not of files.
+        retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
 
     Raises a `SourceError` if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or

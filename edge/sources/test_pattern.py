@@ -14,7 +14,7 @@ from rws.records import Clock, Frame
 
 
 class PatternSource(Source):
-    """A moving test image: colour bars, a grey ramp, a hand that turns once in four seconds, and the frame's number.
+    """A moving test image: colour bars, a grey ramp, a hand that turns once per four seconds, and the frame's number.
 
     It is live: a frame whose time has passed is not made, and counts as received and dropped.
     """
@@ -27,7 +27,7 @@ class PatternSource(Source):
         super().__init__()
         if not (32 <= width <= 8192 and 32 <= height <= 8192 and 0 < fps <= 10_000):
             size = f"{width}x{height}@{fps:g}"
-            raise InputError(f"test pattern: {size}: expected 32 to 8192 pixels, up to 10000 a second")
+            raise InputError(f"test pattern: {size}: expected 32 to 8192 pixels, up to 10000 per second")
         self.name = f"test pattern {width}x{height}"
         self.fps = self._rate = fps
         self._clock, self._sleep = clock, sleep

@@ -15,7 +15,7 @@ QUALITY = 80
 
 
 class JpegEncoder:
-    """Encodes the newest frame, at most `max_fps` a second; any thread may replace it, one event loop asks for it."""
+    """Encodes the newest frame, at most `max_fps` per second; any thread may replace it, one event loop asks for it."""
 
     def __init__(self, max_fps: float) -> None:
         self.frame: Frame | None = None

@@ -206,7 +206,7 @@ class PageServer(Closing):
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    # Requests that are no HTTP come with every port scan; aiohttp would print a traceback for each.
+    # Requests that are not HTTP come with every port scan; aiohttp would print a traceback for each.
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 

@@ -1,4 +1,4 @@
-"""Detects images that say nothing of the world: black, frozen or half-decoded ones. They are not for the oracle.
+"""Detects unusable frames: black, frozen or half-decoded ones. They are kept from the oracle.
 
 Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
 """

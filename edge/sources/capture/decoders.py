@@ -157,7 +157,7 @@ class StreamDecoder(Decoder):
             else:
                 yield from self._decode(packet, at)
         if not self.finite:
-            raise SourceError("was ended by the other side")
+            raise SourceError("was closed by the other side")
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -221,6 +221,6 @@ def _positive(rate: Any) -> float | None:
 
 def _why(error: BaseException, timeout: float) -> str:
     if type(error).__name__ in ("ExitError", "TimeoutError"):
-        return f"timed out: nothing came for {timeout:g} s"
+        return f"timed out: nothing received for {timeout:g} s"
     # PyAV repeats the address, with its password, in the message.
     return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

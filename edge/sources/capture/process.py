@@ -66,7 +66,7 @@ class CaptureProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs, else None."""
+        """The ID of the running capture process, or None."""
         return None if self._process is None else self._process.pid
 
     def open(self) -> None:

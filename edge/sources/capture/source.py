@@ -26,14 +26,15 @@ class CapturedSource(Source):
     What has an end (a file) gives each frame, then ends; its loss is a `SourceError`. What is live gives its freshest
     frame and is reopened when it is lost, falls silent (see `StallDetector`), or gives nothing but damaged or frozen
     frames: with growing, jittered pauses of at most a second (see `Backoff`). Whether a network address is live is
-    found out when it is opened.
+    detected when it is opened.
 
     Args:
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
         stall: seconds without a frame after which a live source counts as lost.
         sleep: waits for that many seconds. Time is the sum of these waits, so a clock that jumps disturbs nothing; the
             capture process stamps the frames with `time.monotonic`.
-        capture, jitter: for tests; see `Backoff`.
+        capture: makes the capture process; for tests.
+        jitter: see `Backoff`; for tests.
     """
 
     sequential = True
@@ -60,7 +61,7 @@ class CapturedSource(Source):
 
     @property
     def pid(self) -> int | None:
-        """Of the capture process that runs, else None."""
+        """The ID of the running capture process, or None."""
         return self._capture.pid
 
     def close(self) -> None:
@@ -185,7 +186,7 @@ class CapturedSource(Source):
     def _check_whole(self) -> None:
         if self.received == self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items()) or "it is empty"
-            raise SourceError(f"{self.name}: holds no frame that is of use ({reasons})")
+            raise SourceError(f"{self.name}: holds no usable frame ({reasons})")
         if self.length is not None and self.received < self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
 

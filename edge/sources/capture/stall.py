@@ -61,7 +61,7 @@ class StallDetector:
             self._stretch = 1
             self._longest_gap = max(self._gap, FORGETTING * self._longest_gap)
         elif self._fell_silent and self._gap > PROMPT:
-            # It was open, and silent as before: reopening has not helped, so that is its rhythm.
+            # It was open, and silent as before: reopening has not helped, so that is its frame interval.
             self._longest_gap = max(idle_for, self._longest_gap)
         self._fell_silent = False
         self.silent = self._gap = 0.0

@@ -1,7 +1,8 @@
-"""`rws inspect`, `rws verify`, `rws bundle add|remove`, as a user calls them."""
+"""`rws inspect`, `rws verify`, `rws bundle list|add|remove`, as a user calls them."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import FILES
 from rws.edge.onnx.graph import clean_tensors, read_model
 from support.tiny import CORRUPTIONS, make_signatures
 
@@ -36,6 +38,53 @@ def test_inspect_shows_what_is_inside_and_writes_it(bundle_path, tmp_path):
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["signatures"] == {"names": list(CORRUPTIONS), "bits": 8, "per": "channel"}
     assert document["measured"] == {"ta": 25.0}
+
+
+@pytest.fixture
+def shelf(bundle_path, tmp_path):
+    """A folder of bundles: a good one, a damaged one, and another folder."""
+    shelf = tmp_path / "shelf"
+    for name in ("damaged", "good"):
+        shutil.copytree(bundle_path, shelf / name)
+    (shelf / "damaged" / "oracle.onnx").write_bytes(b"x")
+    (shelf / "notes").mkdir()
+    return shelf
+
+
+def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shelf, caplog):
+    document = json.loads(rws("bundle", "list", bundle_path, shelf, "--json", "-").stdout)
+    ships, tiny, good = document["bundles"]
+    assert (ships["name"], ships["signatures"], ships["classes"]) == ("cifar10-vgg16", 19, 10)
+    assert tiny == {
+        "name": "tiny",
+        "classes": 4,
+        "input": {"height": 8, "width": 8, "colour": "RGB"},
+        "signatures": 3,
+        "bytes": sum((bundle_path / name).stat().st_size for name in FILES),
+        "path": str(bundle_path),
+    }
+    assert good == {**tiny, "path": str(shelf / "good")}
+    assert "oracle.onnx" in caplog.text
+    shown = rws("bundle", "list", bundle_path).stdout
+    assert [word in shown for word in ("tiny", "8 x 8 RGB", "cifar10-vgg16")] == [True] * 3
+
+
+def test_list_refuses_a_folder_without_bundles(tmp_path):
+    result = rws("bundle", "list", tmp_path)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "no bundle here" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_the_group_has_the_commands_of_the_top_level(bundle_path, command):
+    assert rws("bundle", command, bundle_path).output == rws(command, bundle_path).output
+
+
+def test_a_description_goes_to_stdout_alone(bundle_path):
+    result = rws("inspect", bundle_path, "--json", "-")
+    assert json.loads(result.stdout)["name"] == "tiny"
+    assert "8 x 8 RGB" in result.stderr
+    assert rws("inspect", bundle_path, "--json", "-", "-q").stderr == ""
 
 
 def test_verify_says_what_it_checked(bundle_path):

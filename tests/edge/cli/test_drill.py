@@ -19,7 +19,7 @@ def raise_something(drill):
     raise ZeroDivisionError("oh")
 
 
-def test_the_command_prints_promises_and_books_and_writes_them(tmp_path):
+def test_the_command_prints_and_writes_promises_and_counts(tmp_path):
     result = runner.invoke(app, ["drill", "--only", "an empty frame", "--json", str(tmp_path / "d.json")])
     assert result.exit_code == 0, result.output
     assert "in 5 = out 4 + dropped 0 + rejected 1" in result.output

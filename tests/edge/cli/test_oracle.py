@@ -25,7 +25,17 @@ def test_it_lists_each_image(rws, tiny_bundle, tmp_path):
     assert "6 images, 0 rejected" in result.output
 
 
-def test_it_counts_broken_images_and_refuses_what_is_no_image(rws, video, tmp_path):
+def test_beliefs_go_to_stdout_and_lines_to_stderr(rws, tmp_path):
+    folder = write_images(tmp_path / "images", 2)
+    result = rws("oracle", folder, "--json", "-")
+    assert [row["file"] for row in json.loads(result.stdout)["images"]] == [str(folder / f"{n}.png") for n in (0, 1)]
+    assert "2 images, 0 rejected" in result.stderr
+    quiet = rws("oracle", folder, "-q")
+    assert len(quiet.stdout.splitlines()) == 2
+    assert "rejected" not in quiet.output
+
+
+def test_it_counts_broken_images_and_refuses_other_files(rws, video, tmp_path):
     folder = write_images(tmp_path / "images", 2)
     (folder / "1.png").write_bytes(b"broken")
     assert "1 images, 1 rejected" in rws("oracle", folder).output

@@ -315,7 +315,7 @@ def test_a_finite_file_behind_a_queue(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     capacity=st.integers(1, 5),
     when_full=st.sampled_from(["drop", "wait"]),

@@ -59,7 +59,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(STEP, max_size=40), st.integers(1, 12))
 def test_whatever_happens_each_frame_is_accounted_for_and_the_pauses_stay_short(steps, wanted):
     # Between an opening and its answer nothing else comes, so openings are answered from a separate script.

@@ -98,7 +98,7 @@ def test_a_freeze_is_seen_across_two_openings(counters):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (SourceError("was ended by the other side"), "was ended by the other side"),
+        (SourceError("was closed by the other side"), "was closed by the other side"),
         (ZeroDivisionError("oh"), "cannot be read (ZeroDivisionError: oh)"),
     ],
 )
