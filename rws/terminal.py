@@ -115,13 +115,13 @@ def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
     return Console(file=file, stderr=_state.document, quiet=_state.quiet, highlight=False, soft_wrap=not wrap)
 
 
-def result_console() -> Console:
-    """Return a console for tables; see `show`."""
+def result_console(file: TextIO | None = None) -> Console:
+    """Return a console for results (see `show`); `file` is a stream in place of `stream()`."""
     from rich.console import Console
 
     width = None if stream().isatty() else _PIPED_WIDTH
     quiet = _state.quiet and _state.document
-    return Console(stderr=_state.document, quiet=quiet, highlight=False, width=width)
+    return Console(file=file, stderr=_state.document, quiet=quiet, highlight=False, width=width)
 
 
 @contextmanager
