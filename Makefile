@@ -4,10 +4,14 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo check test lint types lowest system clean
+.PHONY: demo docs check test lint types lowest system clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/rws demo --out demo
+
+# The site, in build/site; a broken link or anchor is an error. It is built and read without a network.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a change needs before it is committed, in under 3 minutes on two cores.
 check: lint
@@ -43,11 +47,15 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml edge/live/_kernel.c
 	    -e 's/^Installing collected .*/  Unpacking all of it: up to a minute/p'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kernel.c
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # torch comes first and alone: an unpinned request would take a CUDA build of several GB.
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kernel.c
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(VENV)/.lowest: $(VENV)/bin/python pyproject.toml constraints-lowest.txt edge/live/_kernel.c
 	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve]' pytest pytest-xdist hypothesis pyyaml

@@ -73,7 +73,7 @@ class Result:
     task: Task[Classification, ClassificationRecord]  # draws the output and puts it into plain types
     frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
-    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if nobody asked
+    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
 
     @property

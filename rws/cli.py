@@ -22,8 +22,8 @@ from rws.errors import RwsError
 
 GROUP = "rws.commands"
 COMMANDS = {
+    "adopt": "rws.training.cli.adopt:adopt",
     "bench": "rws.benchmarks.cli.bench:bench",
-    "build": "rws.training.cli.build:build",
     "bundle": "rws.edge.cli.bundle:bundle",
     "demo": "rws.benchmarks.cli.demo:demo",
     "drill": "rws.edge.cli.drill:drill",
@@ -33,6 +33,7 @@ COMMANDS = {
     "replay": "rws.benchmarks.cli.replay:replay",
     "reproduce": "rws.benchmarks.cli.reproduce:reproduce",
     "run": "rws.edge.cli.run:run",
+    "train": "rws.training.cli.train:train",
     "verify": "rws.edge.cli.bundle:verify",
 }
 """Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""

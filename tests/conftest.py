@@ -15,8 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from support.command_line import CLASSES, TINY, rws
+
+settings.register_profile("rws", deadline=None)  # no test depends on the speed of the machine
+settings.load_profile("rws")
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
@@ -74,8 +78,8 @@ def tiny_recipe(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tiny_recipe, image_folder, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws build`)."""
+    """A complete build on the clear frames: (bundle folder, work folder, the finished `rws train`)."""
     root = tmp_path_factory.mktemp("build")
     out, work = root / "bundle", root / "work"
-    done = rws("build", "--recipe", tiny_recipe, "--data", image_folder, "--work", work, "--out", out, "--threads", 1)
+    done = rws("train", image_folder, "--recipe", tiny_recipe, "--work", work, "--out", out, "--threads", 1)
     return out, work, done

@@ -18,6 +18,7 @@ from rws.cli import app
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
 from support.fakes import write_images
+from support.records import complaints_about
 from support.tiny import CLASSES, bundle_parts, make_signatures, network
 
 ADOPT = """
@@ -47,7 +48,7 @@ class Inputs:
     Args:
         folder: an empty folder of the case's own.
         tiny: a bundle that the case may change: 8 x 8 pixels, three corruptions.
-        built: a bundle with 19 corruptions, 32 x 32 pixels, made by `rws build` with `recipe`; not to be changed.
+        built: a bundle with 19 corruptions, 32 x 32 pixels, made by `rws train` with `recipe`; not to be changed.
         recipe: of that build, a .toml file.
         images: <split>/<class>/<image>, 32 x 32 pixels.
     """
@@ -118,10 +119,16 @@ CASES: dict[str, Case] = {
     "bundle add": Case(lambda x: (x.tiny, x.signatures()), prints="now has 4 signatures"),
     "bundle remove": Case(lambda x: (x.tiny, "fog")),
     "bundle switch": Case(lambda x: (x.tiny, x.other_bundle())),
-    "build": Case(
-        lambda x: ("--recipe", x.recipe, "--data", x.few_images(), "--work", x.folder / "work", "--job", "init"),
+    "adopt": Case(
+        lambda x: (x.model("none.onnx", 1), x.pictures(), "--work", x.folder / "work"),
+        3,
+        "found 2 images, expected 16 or more",
+        reason="its trainings run in tests/training/adopt/test_run.py",
+    ),
+    "train": Case(
+        lambda x: (x.few_images(), "--recipe", x.recipe, "--work", x.folder / "work", "--job", "init"),
         prints="validation_accuracy",
-        reason="one job; the fixture `built` is a whole build",
+        reason="one job; the fixture `built` is a whole training",
     ),
     "extract": Case(
         lambda x: (
@@ -145,8 +152,15 @@ CASES: dict[str, Case] = {
     "bench filter": Case(
         lambda x: ("--bundle", x.built, "--data", x.images, "--frames", 5, "--json", x.folder / "out.json")
     ),
-    "bench rivals": Case(
+    "bench baselines": Case(
         lambda x: ("--bundle", x.built, "--data", x.few_images(), "--work", x.folder / "work"), prints="models in"
+    ),
+    "bench streams": Case(
+        lambda x: (
+            *("--bundle", x.built, "--data", x.images, "--protocol", "iid", "--frames", 2),
+            *("--json", x.folder / "out.json"),
+        ),
+        prints="trained",
     ),
     "bench figures": Case(lambda x: ("--out", x.folder, "--only", "gain_table"), prints="gain_table.png"),
     "bench zoo": Case(
@@ -162,7 +176,7 @@ CASES: dict[str, Case] = {
             *("--json", x.folder / "out.json"),
         )
     ),
-    "bench ways": Case(
+    "bench methods": Case(
         lambda x: (
             *("--work", x.folder / "work", "--data", x.few_images(), "--recipe", x.recipe, "--limit", 4),
             *("--json", x.folder / "out.json"),
@@ -172,7 +186,7 @@ CASES: dict[str, Case] = {
     "bench storage": Case(lambda x: ("--bundle", x.tiny, "--json", x.folder / "out.json")),
     "bench latency": Case(
         lambda x: (
-            *("--bundle", x.tiny, "--rounds", 1, "--repeats", 1, "--way", "live", "--json", x.folder / "out.json"),
+            *("--bundle", x.tiny, "--rounds", 1, "--repeats", 1, "--strategy", "live", "--json", x.folder / "out.json"),
         )
     ),
     "bench oracle": Case(
@@ -218,4 +232,5 @@ def test_the_command_runs(command, inputs, monkeypatch):
     result = CliRunner().invoke(app, [*command.split(), *map(str, case.arguments(inputs))])
     assert result.exit_code == case.code, (result.output, result.exception)
     assert case.prints in result.output
+    assert complaints_about(inputs.folder) == []
     assert (inputs.folder / "out.json").exists() or "--json" not in case.arguments(inputs)

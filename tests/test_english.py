@@ -19,6 +19,8 @@ SUFFIXES = {".css", ".html", ".js", ".md", ".py", ".pyi", ".toml", ".yaml", ".ym
 NAMES = ("Makefile", "Dockerfile", "rws.")
 QUOTES = ("tests/test_english.py", "CHANGELOG.md", "benchmarks/results/")
 """What quotes old words: this table, the history, and recorded results with their commands."""
+RECORDED = re.compile(r"<!-- (sources|drill|clips) -->.*?<!-- /\1 -->", re.DOTALL)
+"""Tables of a page that quote recorded commands, or what a case of the drill recorded."""
 
 THING = r"(?:line|frame|image|step|cell|class|type|row|record|signature|model|corruption|session|second|minute)"
 OF_PICTURES = (
@@ -51,14 +53,14 @@ TABLE = [
     ("what became of", r"\b(?:became|came|come) of\b", "outcome of"),
     ("frames that came", r"\b(?:frames?|images?|pictures?|packets?|results?|one) that (?:came|comes?)\b", "received"),
     ("so many", r"\bso many\b", "N; at most N"),
-    ("left out: …", r"\bleft out[:;]", "default: …"),
+    ("left out: …", r"[;.,:(] left out[:;]|\bLeft out[:;]", "default: …"),
     ("once for each", r"\bonce for each\b|[;,] several times\b", "repeatable"),
     ("told", r"(?i)\btold\b", "perfect oracle; given, set, called with"),
     ("never patched", r"(?i)\bnever[ -]patched\b", "no patch"),
     ("rivals", r"(?i)\brivals?\b", "baselines"),
     ("never lies", r"\bnever (?:lies|dies|lags)\b", "the property: drops old frames, counted"),
     ("pictures", rf"(?i)\b(?:{OF_PICTURES}) pictures?\b", "image for a model's input; frame of a video; figure"),
-    ("pictures of", r"(?i)\bpictures? (?:without|with|that|from|of)\b", "image; frame; figure"),
+    ("pictures of", r"\b[Pp]ictures? (?:without|with|that|of)\b", "image; frame; figure"),
     ("beside", r"(?i)\bbeside\b", "next to; compared with"),
     ("judge", r"(?i)\bjudg(?:e|es|ed|ing)\b", "evaluate, classify; Evaluator"),
     ("stranger, workshop", r"(?i)\bstrangers?\b|\bworkshop\b", "HeldOutOracle, evaluate_held_out; build"),
@@ -66,7 +68,7 @@ TABLE = [
     ("a line a frame", rf"\b(?:an?|one|two|\d+) {THING}s? a {THING}\b", "one line per frame"),
     (
         "where",
-        r"(?i)\bwhere (?:there (?:is|are) (?:no|none|nothing|one|only)|(?:it|they|that|none|nothing) (?:is|are) "
+        r"(?i)\bwhere (?:there (?:is|are) (?:no|none|nothing|only)|(?:it|they|that|none|nothing) (?:is|are) "
         r"(?:absent|asked|cut|free|known|listed|missing|needed|not|possible|random|unavailable|unknown))\b",
         "if",
     ),
@@ -94,7 +96,8 @@ def texts() -> dict[str, str]:
         pytest.skip("not a git checkout")
     paths = [ROOT / name for name in done.stdout.split("\0")[:-1] if not name.startswith(QUOTES)]
     chosen = [path for path in paths if path.suffix in SUFFIXES or path.name.startswith(NAMES)]
-    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in chosen if path.is_file()}
+    found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in chosen if path.is_file()}
+    return {name: RECORDED.sub(lambda match: "\n" * match[0].count("\n"), text) for name, text in found.items()}
 
 
 @cache

@@ -21,10 +21,12 @@ from rws.training.build.build import Build
 from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
 from rws.training.data.images import Images
+from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import STATE, Progress, Store, job_log
+from rws.training.jobs.store import STATE, Store
 from rws.training.models.architectures import ModelSpec, build_model
 from rws.training.models.fit import Corrupted, FitRecipe, fit, predict
+from rws.training.models.loop import Plan
 
 MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""
@@ -146,7 +148,10 @@ def _recipe_of(bundle: Bundle) -> Recipe:
     stored = bundle.manifest.provenance.get("recipe")
     parts = {"data": DataRecipe, "model": ModelSpec, "robust": FitRecipe, "signatures": SignatureRecipe}
     if not isinstance(stored, dict) or not {"name", "seed", *parts} <= stored.keys():
-        raise InputError(f"{bundle.path} does not say by which recipe it was built; take one of `rws build --data`")
+        raise InputError(f"{bundle.path} does not say by which recipe it was built; use a bundle of `rws train`")
+    # Of the signatures only the severity is needed; bundles of before also have keys that are unknown today.
+    signatures = {key: value for key, value in dict(stored["signatures"]).items() if key == "severity"}
+    stored = {**stored, "signatures": signatures}
     parsed: dict[str, Any] = {
         name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
     }
@@ -163,7 +168,7 @@ class BaselineModels:
         source: the images that the bundle was built from: folder or data set name. None trains nothing.
         work: folder for checkpoints. A bundle with another model gets its own folder in it.
         augmented: how to train that model; the robust ones are trained as the bundle's recipe says.
-        progress: called with {job, seconds, epoch, loss} after each epoch.
+        progress: see `rws.training.jobs.progress.job_log`.
     """
 
     def __init__(
@@ -178,13 +183,13 @@ class BaselineModels:
         self.recipe = _recipe_of(bundle)
         self.folder = work / f"{bundle.manifest.name}-{bundle.manifest.files[MODEL].sha256[:12]}"
         self.bundle, self._progress, self._source, self._work = bundle, progress, source, work
-        self._augmented = augmented
+        self._augmented, self._left = augmented, TimeLeft()
 
     @cached_property
     def train(self) -> Images:
         """The images that the bundle's models were trained on."""
         if self._source is None:
-            raise InputError(f"{self.folder} lacks models of the baselines; train them with `rws bench rivals`")
+            raise InputError(f"{self.folder} lacks models of the baselines; train them with `rws bench baselines`")
         self.folder.mkdir(parents=True, exist_ok=True)
         return Build(self.recipe, self._source, self._work, size=self.bundle.manifest.input.height).train
 
@@ -214,16 +219,23 @@ class BaselineModels:
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
-        seed, report = derive_seed(self.recipe.seed, "continued training"), job_log(self.folder, job, self._progress)
+        seed = derive_seed(self.recipe.seed, "continued training")
 
         def trained(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
             model = self.unfolded()
+            report = job_log(self.folder, job, self._progress, self._left, {"steps": f"step of {recipe.batch_size}"})
             fit(model, images, recipe, corrupted=corrupted, seed=seed, checkpoint=checkpoint, report=report)
+            report({"done": True})
             return model.state_dict()
 
         model = self._network()
         model.load_state_dict(self._stored(job, [recipe, repr(corrupted), seed], trained))
+        self._left.finish(job)
         return model
+
+    def _probe(self, recipe: FitRecipe) -> tuple[Callable[[], object], float]:
+        images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
+        return partial(fit, self._network(), images, short, corrupted=AllCorrupted()), 1
 
     def _stored(
         self, name: str, made_by: list[Any], make: Callable[[Images, Path | None], Mapping[str, Tensor]]
@@ -235,7 +247,11 @@ class BaselineModels:
         return entry.get(partial(make, self.train, entry.checkpoint)) if found is None else found
 
     def train_all(self) -> None:
-        """Train whatever is not there yet: the augmented model first, then one model for each corruption."""
+        """Train what is missing: the augmented model first, then one model per corruption."""
+        jobs = {f"robust-{name}": self.recipe.robust for name in CORRUPTIONS} | {"augmented": self._augmented}
+        for job, recipe in jobs.items():
+            plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
+            self._left.plan(job, f"step of {recipe.batch_size}", plan.steps, partial(self._probe, recipe))
         self.augmented()
         for corruption in CORRUPTIONS:
             self.robust(corruption)

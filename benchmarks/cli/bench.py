@@ -20,6 +20,7 @@ from rws.benchmarks.cli.options import (
     save,
 )
 from rws.benchmarks.cli.oracle import COMMANDS
+from rws.benchmarks.cli.streams import streams
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
@@ -30,27 +31,27 @@ if TYPE_CHECKING:
     from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "zoo": zoo, "zoo-curve": zoo_curve}
+_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "streams": streams, "zoo": zoo, "zoo-curve": zoo_curve}
 for _name, _measure in _COMMANDS.items():
     bench.command(_name)(_measure)
 
 
 @bench.command()
-def ways(
-    work: Annotated[Path, typer.Option(help="Work folder of a build whose jobs tuned and residual are done.")],
-    data: Annotated[str, typer.Option(help="The build's images; the test split is reported on.")],
-    recipe: Annotated[str, typer.Option(help="The build's recipe.")] = "cifar10_vgg16",
-    size: Annotated[int | None, typer.Option(help="The build's --size.")] = None,
+def methods(
+    work: Annotated[Path, typer.Option(help="The --work folder of a training whose jobs tuned and residual are done.")],
+    data: Annotated[str, typer.Option(help="The images of that training; the test split is reported on.")],
+    recipe: Annotated[str, typer.Option(help="The recipe of that training.")] = "cifar10_vgg16",
+    size: Annotated[int | None, typer.Option(help="The --size of that training.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     report: Report = None,
 ) -> None:
-    """Compare signatures tuned without labels with the paper's residual: alone, in pairs, quantised, cost.
+    """Compare tuned signatures with the paper's residual: alone, in pairs, quantised, and what they cost.
 
     \b
     Examples:
-        rws build --data ~/data/cifar10 --job tuned --job residual
-        rws bench ways --work runs/build --data ~/data/cifar10 --json ways.json
+        rws train ~/data/cifar10 --job tuned --job residual
+        rws bench methods --work runs/train --data ~/data/cifar10 --json methods.json
     """
     check_targets(report)
     with require("bench"):
@@ -72,7 +73,9 @@ def signatures(
     data: Annotated[str, typer.Option(help="Clean test folder or data set (corrupted here); see `rws replay`.")],
     work: Annotated[
         Path | None,
-        typer.Option(help="Work folder of the build that made the bundle; left out: only the bundle's own bits."),
+        typer.Option(
+            help="The --work folder of the training that made the bundle. Default: only the bundle's own bits."
+        ),
     ] = None,
     bundle: BundleFolder = None,
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of the corruptions.")] = 5,
@@ -81,12 +84,12 @@ def signatures(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the model.")] = None,
     report: Report = None,
 ) -> None:
-    """Accuracy of the signatures at 32, 16, 8 and 4 bits, per tensor and per channel: clean after resets, and patched.
+    """Measure accuracy with signatures of 32, 16, 8 and 4 bits, per tensor and per channel.
 
     \b
     Examples:
         rws bench signatures --data ~/data/cifar10 --work runs/build --json signatures.json
-        rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # its own bits alone
+        rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # only its own bits
     """
     with require("bench"):
         from rws.benchmarks.common.tables import terminal
@@ -95,13 +98,13 @@ def signatures(
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
     show(terminal(COLUMNS, result["rows"]))
-    show(f"no patch: RA {result['ra_no_patch']:.2f}, TA {result['ta']:.2f}")
+    show(f"no patch: robust accuracy {result['ra_no_patch']:.2f}, clean accuracy {result['ta']:.2f}")
     save(report, "signatures/1", result, data, threads=threads)
 
 
 @bench.command()
 def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 5, report: Report = None) -> None:
-    """Bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
+    """Measure bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b
     Examples:
@@ -121,37 +124,38 @@ def latency(
     bundle: BundleFolder = None,
     layers: Layers = 5,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Threads inside an operator; several times; left out: 1.")
+        list[int] | None, typer.Option(min=1, help="Threads inside an operator; repeatable. Default: 1.")
     ] = None,
-    way: Annotated[
-        list[str] | None, typer.Option(help="Only this way, beside the untouched model; several times.")
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Only this strategy, next to the untouched model; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Rounds = 5,
     repeats: Repeats = 8,
-    duration: Annotated[float, typer.Option(min=0, help="Then also seconds of sustained load.")] = 0,
+    duration: Annotated[float, typer.Option(min=0, help="Then also N seconds of sustained load.")] = 0,
     source: Annotated[
-        str | None, typer.Option(help="What the whole frame reads; left out: a video of 640 x 480 pixels, made here.")
+        str | None, typer.Option(help="What the whole frame reads. Default: a video of 640 x 480 pixels, made here.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
     report: Report = None,
     table: Annotated[
-        Path | None, typer.Option("--csv", help="Write the rows into this folder, named by device and versions.")
+        Path | None,
+        typer.Option("--csv", help="Write the rows to a file in this folder, named after device and versions."),
     ] = None,
 ) -> None:
-    """Time of a frame with live weights, beside the untouched model and what users do instead; interleaved.
+    """Measure a frame's time with live weights, next to the untouched model and what users do instead; interleaved.
 
     \b
     Examples:
         rws bench latency                                               # the bundled default
         rws bench latency --model vgg16:32 --model resnet50:224 --threads 1 --threads 2 --json latency.json --csv .
-        rws bench latency --model classifier.onnx --way untouched_again --way live --rounds 30
-        rws bench latency --model vgg16:224 --way live --duration 600   # does it throttle?
+        rws bench latency --model classifier.onnx --strategy untouched_again --strategy live --rounds 30
+        rws bench latency --model vgg16:224 --strategy live --duration 600   # does it throttle?
     """
     with require("bench"):
         from rws.benchmarks.common.models import load_models
         from rws.benchmarks.latency.options import LatencyOptions
-    cases = (tuple(way or ()), tuple(threads or (1,)))
+    cases = (tuple(strategy or ()), tuple(threads or (1,)))
     options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
     check_targets(report)
     _latency(load_models(model or [], bundle, layers=layers, seed=seed), options, layers, report, table)
@@ -161,13 +165,13 @@ def latency(
 def oracle_cost(
     bundle: BundleFolder = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Beside the bundle's own, vgg16, resnet50, …; once for each.")
+        list[str] | None, typer.Option(help="Next to the bundle's own, vgg16, resnet50, …; repeatable.")
     ] = None,
     rounds: Rounds = 20,
     repeats: Repeats = 6,
     report: Report = None,
 ) -> None:
-    """Time of the oracle, the temporal filter and the policy beside the model's own, one thread.
+    """Measure the time of the oracle, the temporal filter and the policy, next to the model's; one thread.
 
     \b
     Example:
@@ -189,7 +193,7 @@ def gpu(
     repeats: Repeats = 8,
     duration: Annotated[float, typer.Option(min=0, help="Seconds of sustained load for each model.")] = 30,
 ) -> None:
-    """Latency and storage of VGG-16 and ResNet-50 at 32 and 224 pixels, on this machine's GPU.
+    """Measure latency and storage of VGG-16 and ResNet-50 at 32 and 224 pixels, on this machine's GPU.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the file that a result goes to."""
+"""Options that several commands share, and the file of a result."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the oracle is worth: `rws bench policies`, `pairs`, `unseen`, `filter`, `rivals` and `figures`."""
+"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines` and `figures`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Data = Annotated[str, typer.Option(help="The images that the bundle was built fr
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the decoded images for the next run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of model and oracle.")]
 Seed = Annotated[int, typer.Option(help="Seed of the images and corruptions.")]
-ValidationLimit = Annotated[int, typer.Option(min=1, help="The same, of those that thresholds are chosen on.")]
+ValidationLimit = Annotated[int, typer.Option(min=1, help="The same for the images that thresholds are chosen on.")]
 
 
 def policies(
@@ -33,7 +33,7 @@ def policies(
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """From a belief to a mix: hard choice, weighted composition, expected accuracy, each with thresholds.
+    """Compare policies, from a belief to a mix: hard choice, weighted composition, expected accuracy.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def pairs(
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """Two corruptions at once: what one signature gives, two composed, and what each policy makes of it.
+    """Measure two corruptions at once: one signature, two composed, and what each policy chooses.
 
     \b
     Example:
@@ -76,19 +76,19 @@ def pairs(
 
 def unseen(
     data: Data,
-    work: Annotated[Path, typer.Option(help="Folder of the jobs' files; several processes may share it.")],
+    work: Annotated[Path, typer.Option(help="Folder for the jobs' files; several processes may share it.")],
     bundle: BundleFolder = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each oracle.")] = 8,
-    only: Annotated[list[str] | None, typer.Option(help="Leave out this corruption; once for each; none: all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each oracle.")] = 8,
+    only: Annotated[list[str] | None, typer.Option(help="Hold out this corruption; repeatable. Default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
     report: Report = None,
 ) -> None:
-    """Corruptions that the oracle never saw: each one in turn is left out of oracle, signatures and gain table.
+    """Measure corruptions that the oracle never saw: each one is held out of oracle, signatures and gain table.
 
-    It trains an oracle for each, keeps what is done in --work, and goes on from there.
+    It trains an oracle per corruption, keeps what is done in --work, and resumes from there.
 
     \b
     Example:
@@ -111,7 +111,9 @@ def tune_filter(
     bundle: BundleFolder = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="How many of the settings tried to write, the best first.")] = 12,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Write at most this many of the settings tried, the best first.")
+    ] = 12,
     report: Report = None,
 ) -> None:
     """Search the settings of temporal filter and policy on validation streams of all protocols.
@@ -132,39 +134,40 @@ def tune_filter(
 
 def baselines(
     data: Data,
-    work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training goes on from it.")],
+    work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training resumes from it.")],
     bundle: BundleFolder = None,
     threads: Threads = 1,
 ) -> None:
-    """Train the rivals' models: one with all corruptions as augmentation, and one for each corruption.
+    """Train the baselines' models: one with all corruptions as augmentation, and one per corruption.
 
-    `rws replay --protocol … --rivals WORK` then measures them.
+    `rws bench streams --baselines WORK` then measures them.
 
     \b
     Example:
-        rws bench rivals --data ~/data/cifar10 --work runs/rivals
+        rws bench baselines --data ~/data/cifar10 --work runs/baselines
     """
     with require("bench"):
         import torch
 
         from rws.benchmarks.baselines.models import BaselineModels
+        from rws.training.jobs.progress import JobLines
     torch.set_num_threads(threads)
-    models = BaselineModels(open_bundle(bundle), data, work, progress=lambda record: say(str(record)))
+    models = BaselineModels(open_bundle(bundle), data, work, progress=JobLines())
     models.train_all()
-    say(f"models in {models.folder}; try: rws replay --data {data} --protocol all --rivals {work}")
+    say(f"models in {models.folder}; try: rws bench streams --data {data} --baselines {work}")
 
 
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/benchmarks"),
     bundle: BundleFolder = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this picture; once for each.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this picture; repeatable.")] = None,
 ) -> None:
-    """Draw confusion matrix, gain table, the regret's split and a stream's timeline from the results.
+    """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.
 
     \b
     Example:
-        rws bench figures --results benchmarks/results --out docs
+        rws bench figures --results benchmarks/results --out docs/benchmarks
     """
     with require("bench"):
         from rws.benchmarks.oracle.figures import draw_all
@@ -183,6 +186,6 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "pairs": pairs,
     "unseen": unseen,
     "filter": tune_filter,
-    "rivals": baselines,
+    "baselines": baselines,
     "figures": figures,
 }

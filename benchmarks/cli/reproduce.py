@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
     from rws.benchmarks.paper.run import Task
 NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
-"""What there is to reproduce: the names of `paper.entries`, known before torch is imported."""
+"""What can be reproduced: the names of `paper.entries`, known before torch is imported."""
 
 Data = Annotated[
     list[str] | None,
     typer.Option(
         help="A folder that holds cifar10/, cifar100/, tiny-imagenet/, imagenet/, each with train/ and test/ or "
-        "val/; or NAME=FOLDER; several times. CIFAR that is not there is downloaded."
+        "val/; or NAME=FOLDER; repeatable. CIFAR is downloaded if it is not there."
     ),
 ]
 
@@ -32,27 +32,29 @@ def reproduce(
     ] = None,
     scale: Annotated[str, typer.Option(help="small (two CPU cores) or full (a GPU).")] = "small",
     column: Annotated[
-        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; several times.")
+        list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; repeatable.")
     ] = None,
     data: Data = None,
-    work: Annotated[Path, typer.Option(help="Checkpoints and scores; a stopped run goes on from them.")] = Path(
-        "runs/reproduce"
-    ),
+    work: Annotated[
+        Path, typer.Option(help="Folder for checkpoints and scores; a stopped run resumes from them.")
+    ] = Path("runs/reproduce"),
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results; default: --work, with --status the committed ones of a checkout."),
+        typer.Option(
+            help="Folder for the results. Default: --work; with --status, the committed results of a checkout."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; left out: the cores shared.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each. Default: the cores, shared.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many test and validation images.")] = None,
     recipes: Annotated[
-        Path | None, typer.Option(help="Folder of <scale>/<column>.toml; left out: those that ship.")
+        Path | None, typer.Option(help="Folder of <scale>/<column>.toml. Default: those that ship.")
     ] = None,
     pretrained: Annotated[
         str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
     ] = "IMAGENET1K_V1",
-    status: Annotated[bool, typer.Option("--status", help="Only list what is done and what is missing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="List what is done and what is missing, and exit.")] = False,
     report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
 ) -> None:
     """Reproduce the paper's tables and figures, from data to table or picture.

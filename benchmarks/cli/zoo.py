@@ -11,31 +11,36 @@ from rws.edge.common.extras import require
 from rws.terminal import say, show
 
 Names = Annotated[
-    Path | None, typer.Option(help="Class folders' names in the order of the logits; left out: the folders'.")
+    Path | None,
+    typer.Option(help="File with the class folders' names in the order of the logits. Default: the folders' order."),
 ]
-RecipeFile = Annotated[Path | None, typer.Option(help="Settings of the build, as in `rws build --recipe`.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many images in all.")]
+RecipeFile = Annotated[Path | None, typer.Option(help="Settings of the adoption; see `rws adopt --recipe`.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many images in all.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
-Seed = Annotated[int, typer.Option(help="Seed of the build and of the test's corruptions.")]
+Seed = Annotated[int, typer.Option(help="Seed of the adoption and of the test's corruptions.")]
 
 
 def zoo(
-    images: Annotated[str, typer.Option(help="Image folder <class>/<image>: half builds, half tests.")],
+    images: Annotated[
+        str, typer.Option(help="Image folder <class>/<image>: one half is adopted with, the other one tests.")
+    ],
     model: Annotated[str, typer.Option(help="efficientnet_lite0, efficientnet_lite1 or vgg16.")] = "efficientnet_lite0",
-    work: Annotated[Path, typer.Option(help="Folder for the build; it goes on from there.")] = Path("runs/zoo"),
-    out: Annotated[Path | None, typer.Option(help="Bundle to write; left out: inside --work.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
+        "runs/zoo"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Bundle to write. Default: inside --work.")] = None,
     names: Names = None,
     titles: Annotated[
-        Path | None, typer.Option(help="What the bundle calls the classes, in the same order; left out: as --names.")
+        Path | None, typer.Option(help="Names of the classes in the bundle, in the same order. Default: --names.")
     ] = None,
     recipe: RecipeFile = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Build as `rws build --quick` does.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Adopt as `rws adopt --quick` does.")] = False,
     limit: Limit = None,
     threads: Threads = 2,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """A classifier of the zoo: build a bundle from half of the pictures without labels, measure it on the other half.
+    """Adopt a classifier of the zoo with half of the images, without labels; measure it on the other half.
 
     \b
     Examples:
@@ -55,8 +60,8 @@ def zoo(
 def zoo_curve(
     images: Annotated[str, typer.Option(help="As in `rws bench zoo`.")],
     model: Annotated[str, typer.Option(help="As in `rws bench zoo`.")] = "efficientnet_lite0",
-    layers: Annotated[list[int] | None, typer.Option(help="First n convolutions, once for each point.")] = None,
-    corruption: Annotated[list[str] | None, typer.Option(help="Once for each corruption to average.")] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="First n convolutions; repeatable, one per point.")] = None,
+    corruption: Annotated[list[str] | None, typer.Option(help="Corruption to average over; repeatable.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the signatures.")] = Path("runs/zoo_curve"),
     names: Names = None,
     recipe: RecipeFile = None,
@@ -65,7 +70,7 @@ def zoo_curve(
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """Gain against bytes: what signatures of more and more convolutions win back, told, at alpha 1.
+    """Measure gain against bytes: what more and more convolutions win back with the perfect oracle, at alpha 1.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The tables of training/corruptions/README.md: parity with the reference, and throughput."""
+"""The tables of docs/benchmarks/corruptions.md: parity with the reference, and throughput."""
 
 from collections.abc import Mapping
 from typing import Any

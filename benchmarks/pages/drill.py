@@ -1,4 +1,4 @@
-"""The tables of `rws drill`: README.md and docs/drill.md."""
+"""The tables of docs/benchmarks/drill.md."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,15 +28,13 @@ def _soak() -> list[tuple[str, str]]:
         ("frames per second, 640 x 480", f"{soak['fps']:.0f}"),
         ("frames sent by the camera", f"{soak['sent']:,}"),
         ("received = results + dropped + rejected", received),
-        ("from the camera's picture to the client's, ms, p50 / p95", age("camera_to_client")),
+        ("from the camera's image to the client's, ms, p50 / p95", age("camera_to_client")),
         ("from arrival to result, ms, p50 / p95", age("arrival_to_result")),
         ("memory after a minute / at the end, MB", f"{memory['after_warm_up']:.1f} / {memory['at_end']:.1f}"),
         *((promise, "yes" if kept else "**no**") for promise, kept in soak["promises"].items()),
     ]
 
 
-_SOAK = table(_soak, label("one stream", 0), Column("", 1))
-README_TABLES = {"soak": _SOAK}
 TABLES = {
     "drill": table(
         "drill.cases",
@@ -47,7 +45,7 @@ TABLES = {
         Column("rejected", lambda case: sum(case["rejected_by_reason"].values()), ","),
     ),
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
-    "soak": _SOAK,
+    "soak": table(_soak, label("one stream", 0), Column("", 1)),
 }
 VALUES: dict[str, Callable[[], str]] = {
     "clip count": lambda: str(len(matching("drill_video_*"))),

@@ -1,4 +1,4 @@
-"""The tables of docs/oracle.md: what the oracle knows, what its errors cost, and how the baselines do."""
+"""The tables of docs/benchmarks/oracle.md and streams.md: what the oracle knows and costs, and the baselines."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -147,39 +147,41 @@ TABLES = {
         label("", _policy),
         Column("threshold", "threshold", ".2f"),
         Column("weight", "clean_weight", ".3f"),
-        columns({"validation: TA lost": "validation.ta_loss", "validation: RA": "validation.ra"}, ".2f"),
-        columns({"TA": "ta", "RA, severity 5": "ra_5", "RA, all": "ra", "regret": "regret"}, ".2f"),
+        columns({"validation: clean lost": "validation.ta_loss", "validation: robust": "validation.ra"}, ".2f"),
+        columns({"clean": "ta", "robust, severity 5": "ra_5", "robust, all": "ra", "regret": "regret"}, ".2f"),
         Column("µs", "microseconds", ".0f"),
     ),
     "pairs": table(
         "pairs.rows",
         label("", lambda row: PAIRS[row["arm"]]),
         columns({"two at once": "accuracy", "severity 3": "accuracy_3", "severity 5": "accuracy_5"}, ".2f"),
-        columns({"TA": "ta", "one at once": "single"}, ".2f"),
+        columns({"clean": "ta", "one at once": "single"}, ".2f"),
     ),
     "pairs validation": table(
         "pairs.validation",
         label("", lambda row: PAIRS[row["name"]]),
-        columns({"two at once": "pairs", "one at once": "single", "TA": "ta"}, ".2f"),
+        columns({"two at once": "pairs", "one at once": "single", "clean": "ta"}, ".2f"),
     ),
     "unseen": table(
         _unseen,
-        label("left out", lambda row: spoken(row["corruption"])),
+        label("removed corruption", lambda row: spoken(row["corruption"])),
         columns({"no patch": "std", "ours": "ours"}, ".2f"),
         columns({"perfect oracle: best neighbour's": "borrowed", "perfect oracle: its own": "own"}, ".2f"),
         columns({"gain": "gain", "worst severity": "worst"}, "+.2f"),
         Column("neighbour", "neighbour"),
     ),
+}
+STREAM_TABLES = {
     "streams": table(
         _ours,
         label("", lambda row: f"{row['protocol']}, {_method(row)}"),
-        columns({"RA": "ra", "regret": "regret", "TA": "ta"}, ".2f"),
+        columns({"robust": "ra", "regret": "regret", "clean": "ta"}, ".2f"),
         columns({"right mix, %": "right", "mix changes, %": "mix_change_rate"}, ".1f"),
         Column("delay: median / mean / p95", _delay),
     ),
     "baselines": table(
         _baselines,
-        label("RA / TA", _method),
+        label("robust / clean", _method),
         Column("batch", "batch"),
         columns({protocol: protocol for protocol in PROTOCOLS}),
     ),

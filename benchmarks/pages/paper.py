@@ -1,4 +1,4 @@
-"""The tables of benchmarks/README.md, next to the paper's numbers."""
+"""The tables of docs/benchmarks/paper.md, next to the paper's numbers."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +75,7 @@ def _rows(found: Results) -> list[tuple[Any, ...]]:
 
 
 def images(name: str) -> str:
-    """Return how many test and validation images the results of a table were judged by."""
+    """Return how many test and validation images the results of a table were measured on."""
     results = [result for scale in SCALES for result in _found(name, scale).values()]
     counts = sorted({(result["test_images"], result["validation_images"]) for result in results}, reverse=True)
     return ", ".join(f"{test:,} and {validation:,}" for test, validation in counts)
@@ -191,8 +191,8 @@ def smaller(scale: str, found: Results) -> str:
     return markdown([*heads, *_everywhere(sized, "{share:.3f}, {ra:.2f}", ": bytes / model, RA")], _rows(sized))
 
 
-def pictures() -> str:
-    """Return all pictures that are committed, and the results they are drawn from."""
+def figures() -> str:
+    """Return all figures that are committed, and the results they are drawn from."""
     shown = []
     for task in sorted(tasks(), key=lambda task: SCALES.index(task.scale)):
         picture = task.path(RESULTS, ".png")
@@ -250,7 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": goals,
     "paper table1": paper_table1,
     "residuals": partial(_at_all_scales, "table1", residuals),
-    "pictures": pictures,
+    "figures": figures,
     **{name: partial(_at_all_scales, name, make) for name, make in _BY_SCALE.items()},
 }
 VALUES: dict[str, Callable[[], str]] = {f"images {name}": partial(images, name) for name in _BY_SCALE}

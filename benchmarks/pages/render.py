@@ -1,6 +1,6 @@
-"""Write the tables and values of README.md and the pages next to it out of `benchmarks/results/`.
+"""Write the tables and values of README.md and of the pages in docs/benchmarks/ out of `benchmarks/results/`.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, on lines of their own, a value between
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, each on a separate line, a value between
 `<!-- EXPRESSION -->` and `<!-- / -->` in a line that begins with a word: one that begins with a comment is HTML.
 """
 
@@ -12,19 +12,30 @@ from typing import Annotated
 import typer
 
 from rws.benchmarks.common.committed import RESULTS, ROOT, check_checkout
-from rws.benchmarks.pages import corruptions, drill, oracle, paper, readme, results, zoo
+from rws.benchmarks.pages import accuracy, corruptions, drill, latency, oracle, paper, readme, results, zoo
+from rws.benchmarks.pages.results import sources
 from rws.errors import InputError
 
-PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {**readme.TABLES, **drill.README_TABLES, **zoo.README_TABLES},
-    "docs/oracle.md": oracle.TABLES,
-    "docs/drill.md": drill.TABLES,
-    "docs/your_own_model.md": zoo.TABLES,
-    "benchmarks/README.md": paper.TABLES,
-    "benchmarks/results/README.md": {"results": readme.RESULTS_TABLE},
-    "training/corruptions/README.md": corruptions.TABLES,
+# The pages of the site: their tables, and the results (or patterns) whose commands they list.
+_SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
+    "accuracy": (accuracy.TABLES, "replay_*"),
+    "signatures": (accuracy.SIGNATURE_TABLES, "methods signatures"),
+    "latency": (latency.TABLES, "latency*"),
+    "storage": (latency.STORAGE_TABLES, "storage"),
+    "oracle": (oracle.TABLES, "replay_* oracle_cost policies pairs unseen"),
+    "streams": (oracle.STREAM_TABLES, "streams filter baselines"),
+    "adopted_models": (zoo.TABLES, "zoo_*"),
+    "drill": (drill.TABLES, "drill drill_video_* soak"),
+    "paper": (paper.TABLES, "reproduce/**/*"),
+    "corruptions": (corruptions.TABLES, "corruption_*"),
 }
-VALUES: dict[str, Callable[[], str]] = {**readme.VALUES, **drill.VALUES, **oracle.VALUES, **paper.VALUES, **zoo.VALUES}
+PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": readme.TABLES,
+    **dict.fromkeys(("docs/get_started.md", "docs/guides/own_model.md"), {}),
+    "benchmarks/results/README.md": {"results": sources("**/*")},
+    **{f"docs/benchmarks/{page}.md": {**made, "sources": sources(names)} for page, (made, names) in _SITE.items()},
+}
+VALUES: dict[str, Callable[[], str]] = {**latency.VALUES, **drill.VALUES, **oracle.VALUES, **paper.VALUES, **zoo.VALUES}
 _VALUE = re.compile(r"<!-- ([^/>][^>]*) -->((?:(?!<!--).)*)<!-- / -->")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.benchmarks.common.committed import RESULTS
-from rws.benchmarks.common.tables import Column, markdown
+from rws.benchmarks.common.tables import Column, label, markdown
 
 
 def read(name: str) -> Any:
@@ -75,6 +75,18 @@ def machine(result: Mapping[str, Any]) -> str:
 def versions(name: str) -> str:
     """Return the versions of all packages that a result was made with."""
     return ", ".join(f"{package} {number}" for package, number in read(name)["versions"].items())
+
+
+def sources(names: str) -> Callable[[], str]:
+    """Return what makes a table of how results were made, from names or patterns of names with spaces between."""
+    return table(
+        lambda: (result for name in names.split() for result in matching(name)),
+        label("result", lambda result: f"[{result['file']}](benchmarks/results/{result['file']})"),
+        label("command", lambda result: f"`{result['command']}`"),
+        Column("commit", "commit"),
+        Column("machine", machine),
+        Column("seed", "seed"),
+    )
 
 
 def link(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The zoo's tables, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
+"""The tables of docs/benchmarks/adopted_models.md, out of what `rws bench zoo` and `rws bench zoo-curve` wrote."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def zoo_table(results: Sequence[Result]) -> str:
         Column("a signature, % of the model's bytes", "sizes.signature_percent", ".2f"),
         Column("bundle, MB", lambda r: r["sizes"]["bundle_bytes"] / 1e6, ".1f"),
         Column("build, minutes", "build_minutes.all", ".0f"),
-        Column("model / oracle and policy, ms", _times),
+        Column("model / oracle and policy, ms", "{0[frame][model_ms]:.1f} / {0[frame][oracle_ms]:.1f}".format),
         *columns({"images built from, without labels": "build_images", "test images": "test_images"}),
     ]
     return markdown(*spread(lines, results, ["", *map(_title, results)]))
@@ -43,10 +43,6 @@ def zoo_table(results: Sequence[Result]) -> str:
 
 def _title(result: Result) -> str:
     return f"{spoken(result['model'])}{', quick' if result['quick'] else ''}"
-
-
-def _times(result: Result) -> str:
-    return f"{result['frame']['model_ms']:.1f} / {result['frame']['oracle_ms']:.1f}"
 
 
 def _changed(result: Result) -> str:
@@ -72,6 +68,16 @@ def _entries() -> list[Result]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "zoo summary": table(
+        _entries,
+        label("", _title),
+        Column("clean", "clean.accuracy", ".1f"),
+        columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
+        Column("won back, trained / perfect oracle, %", _won_back),
+        Column("clean answers changed, % (95 %)", _changed),
+        Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
+        Column("build, minutes", "build_minutes.all", ".0f"),
+    ),
     "zoo": lambda: zoo_table(_entries()),
     "zoo corruptions": table(
         _by_corruption,
@@ -92,17 +98,5 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("% of the model's bytes", "signature_percent", ".2f"),
         columns({"no patch": "std", "perfect oracle": "perfect"}, ".1f"),
     ),
-}
-README_TABLES: dict[str, Callable[[], str]] = {
-    "zoo summary": table(
-        _entries,
-        label("", _title),
-        Column("clean", "clean.accuracy", ".1f"),
-        columns({f"corrupted, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
-        Column("won back, trained / perfect oracle, %", _won_back),
-        Column("clean answers changed, % (95 %)", _changed),
-        Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
-        Column("build, minutes", "build_minutes.all", ".0f"),
-    )
 }
 VALUES = {"curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))}

@@ -1,6 +1,6 @@
 """The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` is for two CPU cores."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rws.training.build.build import Build
 from rws.training.build.recipe import Recipe, load_recipe
 from rws.training.data.images import TORCHVISION_DATASETS, Images, fitted, load_images
 from rws.training.evaluation.frames import shuffled
-from rws.training.jobs.store import Progress
+from rws.training.jobs.progress import Progress
 from rws.training.oracle.calibration import OracleScores
 
 SCALES = ("small", "full")
@@ -108,6 +108,11 @@ class ColumnBuild(Build):
         if self._oracle_of is None:
             return super().oracle()
         return self._oracle_of.oracle()
+
+    def plan(self, kinds: Collection[str]) -> None:
+        """Plan as `Build.plan`; the oracle of another is planned by that one."""
+        shared = self._oracle_of is not None or (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT
+        super().plan([kind for kind in kinds if kind != "oracle" or not shared])
 
     def test(self, limit: int) -> Images:
         """Return at most `limit` test images of the recipe's classes, shuffled by its seed, on the build's device."""

@@ -120,7 +120,7 @@ class Measure:
     def shipped(self) -> str:
         """The method of the signatures that the column's bundle carries."""
         settings = self.build.recipe
-        return f"tuned-{settings.tuned.target}" if settings.signatures.way == "tuned" else settings.signatures.way
+        return f"tuned-{settings.tuned.target}" if settings.signatures.method == "tuned" else settings.signatures.method
 
     @cached_property
     def model_bytes(self) -> int:

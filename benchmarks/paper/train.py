@@ -11,7 +11,9 @@ import torch
 
 from rws.benchmarks.paper.columns import COLUMNS, METHODS, ColumnBuild, Place
 from rws.errors import RwsError
+from rws.terminal import say
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.jobs.progress import JobLines
 from rws.training.jobs.store import run_jobs
 
 Stage = dict[str, Callable[[], Any]]
@@ -30,17 +32,15 @@ def stages(build: ColumnBuild, kinds: Collection[str]) -> list[Stage]:
     return [{"init": build.init}, second, third]
 
 
-def _work(column: str, place: Place, kinds: Collection[str]) -> None:
-    build = ColumnBuild(COLUMNS[column], place, _print)
+def _work(column: str, place: Place, kinds: Collection[str], workers: int) -> None:
     if ancestor := COLUMNS[column].ancestor:
-        _work(ancestor, place, ("init",))
+        _work(ancestor, place, ("init",), workers)
+    say(f"{column}: training {', '.join(sorted(kinds))}")
+    build = ColumnBuild(COLUMNS[column], place, JobLines())
+    build.time_left.workers = workers
+    build.plan(kinds)
     for stage in stages(build, kinds):
         run_jobs(stage, build.work)
-
-
-def _print(record: dict[str, Any]) -> None:
-    values = "  ".join(f"{key} {value}" for key, value in record.items() if key not in ("job", "seconds"))
-    print(f"{record['job']:40s} {record['seconds']:7.1f} s  {values}", flush=True)
 
 
 def run_in_workers(
@@ -81,4 +81,4 @@ def train(column: str, place: Place, *, kinds: Collection[str], workers: int = 1
 
     `workers`, `threads` and errors are those of `run_in_workers`; InputError if the data set was not given.
     """
-    run_in_workers(_work, (column, place, tuple(kinds)), workers, threads)
+    run_in_workers(_work, (column, place, tuple(kinds), workers), workers, threads)

@@ -1,4 +1,4 @@
-"""`rws replay --protocol`: our methods and the baselines over the same streams, summed up.
+"""`rws bench streams`: our methods and the baselines over the same streams, summed up.
 
 Our methods decide frame by frame at any batch, so they have one row, of batch 1; baselines one per batch size."""
 
@@ -34,7 +34,7 @@ from rws.benchmarks.streams.scores import (
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.common.provenance import provenance
-from rws.errors import InputError
+from rws.errors import UsageError
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import Progress, as_input, silent
 from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
@@ -78,9 +78,9 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.protocols if name not in PROTOCOLS]:
-            raise InputError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
+            raise UsageError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
         if not self.batches or min(self.batches) < 1:
-            raise InputError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")
+            raise UsageError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")
 
 
 class StreamRow(TypedDict, total=False):

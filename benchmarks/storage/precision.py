@@ -99,13 +99,14 @@ def encodings_of(bundle: Bundle, work: Path | None) -> list[Encoding]:
 
 def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
     try:
-        way = bundle.manifest.provenance["recipe"]["signatures"]["way"]
+        settings = bundle.manifest.provenance["recipe"]["signatures"]
+        method = settings["method"] if "method" in settings else settings["way"]  # as bundles of before call it
     except (KeyError, TypeError) as error:
-        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws build` wrote"
+        reason = "its provenance does not say how the signatures were made, expected a bundle that `rws train` wrote"
         raise InputError(f"{bundle.path}: {reason}; leave --work out") from error
     deltas = {}
     for name in bundle.signatures.names:
-        path = work / f"signature-{way}-{name}.safetensors"
+        path = work / f"signature-{method}-{name}.safetensors"
         found = read_state_dict(path)
         if set(found) != set(bundle.signatures.tensors):
             reason = f"holds {', '.join(found)}, expected {', '.join(bundle.signatures.tensors)}"

@@ -28,7 +28,7 @@ def clean_images(bundle: Bundle, source: str, split: str | None = "test") -> Ima
     levels = [folder / name / level for name in CORRUPTIONS for level in ("1", "5")]
     if (folder / "labels.npy").is_file() or any(level.is_dir() for level in levels):
         raise InputError(
-            f"{source} holds images that are corrupted already; streams (--protocol) corrupt clean ones themselves: "
+            f"{source} holds images that are corrupted already; streams corrupt clean ones themselves: "
             "give a clean test folder or data set"
         )
     splits = any((folder / name).is_dir() for name in ("train", "test", "val"))

@@ -50,6 +50,7 @@ from rws.training.evaluation.evaluator import (
 )
 from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
+from rws.training.jobs.progress import JobLines
 from rws.training.models.export import export_onnx
 
 ARMS = ("std", "trained", "perfect")
@@ -340,7 +341,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     prepared, started = _prepare(model, images, options), time.monotonic()
     named: dict[str, Any] = {} if options.titles is None else {"classes": read_names(options.titles)}
     recipe = prepared.recipe.quick() if options.quick else prepared.recipe
-    named |= {"name": model, "progress": lambda record: options.progress(json.dumps(record))}
+    named |= {"name": model, "progress": JobLines()}
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
@@ -371,8 +372,8 @@ def parts_of_build(work: Path) -> dict[str, float]:
     spent: dict[str, dict[str, float]] = {}
     for line in (work / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if "took" in record:
-            spent.setdefault(record["job"].split("-")[0], {})[record["job"]] = record["took"]
+        if "done" in record:
+            spent.setdefault(record["job"].split("-")[0], {})[record["job"]] = record["seconds"]
     minutes = {kind: round(sum(took.values()) / 60, 2) for kind, took in spent.items()}
     return {**minutes, "all": round(sum(minutes.values()), 2)}
 

@@ -10,7 +10,7 @@ from rws.errors import MissingExtraError
 def require(extra: str) -> Iterator[None]:
     """Wrap imports that only an extra of `rws-edge` installs; MissingExtraError names the absent module and the extra.
 
-    A module of this project that is absent is a mistake of ours and keeps its ModuleNotFoundError.
+    A module of this project that is absent is a bug of this package and keeps its ModuleNotFoundError.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files and folders that are either the old ones or the complete new ones, even if the process dies half way."""
+"""Files and folders that are either the old ones or the complete new ones, even if the process ends half-way."""
 
 import ctypes
 import os

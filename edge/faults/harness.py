@@ -150,7 +150,7 @@ def reached(count: int) -> Until:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault of the drill, what the frame loop promises, and what does it; `--quick` leaves out what is slow."""
+    """A fault of the drill, what the frame loop promises, and what does it; `--quick` skips it if it is slow."""
 
     name: str
     promised: str

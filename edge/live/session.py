@@ -107,7 +107,7 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
             found = kind(check.target)
             check.check(found)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            # A mistake of ours is none of ONNX Runtime, ONNX, the machine or the check.
+            # A bug of ours is not an error of ONNX Runtime, ONNX, the machine or the check.
             library = type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")
             if not library and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
                 raise

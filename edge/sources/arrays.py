@@ -1,4 +1,4 @@
-"""Images that are in memory already."""
+"""An array of images as a source."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,9 @@ class ArraySource(Source):
     Args:
         images: uint8, shape (N, H, W, 3), RGB (else an `InputError`); a memory-mapped array is read image by image.
         names: one name per frame (default: `name` for all).
-        name, sequential, fps: see `Source`.
+        name: what the source is called.
+        sequential: whether neighbouring frames follow one another in time.
+        fps: frames per second; None: unknown.
     """
 
     def __init__(

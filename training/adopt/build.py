@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -32,15 +31,16 @@ from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_
 from rws.training.data.images import Images
 from rws.training.data.pictures import Pictures
 from rws.training.evaluation.evaluator import as_input, percent_right
-from rws.training.evaluation.gain import measure_gain
+from rws.training.evaluation.gain import count_answers, measure_gain
+from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Progress, Store, T, job_log
+from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
 from rws.training.models.allocator import keep_freed_memory
 from rws.training.models.fit import to_input
 from rws.training.models.loop import Plan, train
 from rws.training.oracle.calibration import OracleScores
 from rws.training.oracle.sampling import LEVELS
-from rws.training.oracle.tiles import fit_view_oracle
+from rws.training.oracle.tiles import count_steps, fit_view_oracle, probe_step
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
 
@@ -70,11 +70,11 @@ ADOPT_VERSION = 1  # raise it when the same model, pictures and recipe give othe
 
 
 class HeldOutScores(TypedDict):
-    """Agreement with the labels on held-out images, percent: clean, and at severity 5 without and with signatures."""
+    """Agreement with the labels on held-out images, percent: clean; at severity 5 with no patch, perfect oracle."""
 
     clean: float
-    never_patched_severity_5: float
-    told_severity_5: float
+    no_patch_severity_5: float
+    perfect_severity_5: float
 
 
 class AdoptionBuild:
@@ -100,8 +100,8 @@ class AdoptionBuild:
     ) -> None:
         pixels = pictures.pixels
         if len(pixels) < FEWEST:
-            found = f"--images: found {len(pixels)} pictures, expected {FEWEST} or more, better a hundred"
-            raise InputError(f"{found}; of a video, take more of its frames with a smaller --every")
+            found = f"found {len(pixels)} images, expected {FEWEST} or more, better a hundred"
+            raise InputError(f"{found}; if it is a video, take more of its frames with a smaller --every")
         if tuple(pixels.shape[1:]) != (3, model.size, model.size):
             raise InputError(f"pictures are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
         self.classes = _checked(classes, model.classes)
@@ -120,7 +120,9 @@ class AdoptionBuild:
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._store = Store(work, "refuse")
-        self._report = partial(job_log, work, progress=progress)
+        self._left = TimeLeft()
+        kinds = {"frames": "frame", "steps": "step", "answers": "answer"}
+        self._report = partial(job_log, work, progress=progress, left=self._left, kinds=kinds)
 
     def _trainable(self) -> tuple[str, nn.Module, dict[str, Tensor]]:
         proto, tensors, size = self._proto, self.tensors, self.model.size
@@ -148,10 +150,28 @@ class AdoptionBuild:
         """The held-out images; labels are the clean model's predictions if none were given."""
         labels = self._labels
         if labels is None:
-            model = OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
+            model = self._clean_model()
             parts = [model.predict(as_input(part)) for part in torch.split(self._held_out, 25)]
             labels = torch.from_numpy(np.concatenate(parts).argmax(1))
         return Images(self._held_out, labels, self.classes)
+
+    def _clean_model(self) -> OnnxModel:
+        return OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
+
+    def _probe_answer(self) -> tuple[Callable[[], object], float]:
+        x = as_input(self._held_out[:25])
+        return partial(self._clean_model().predict, x), len(x)
+
+    def _plan(self) -> None:
+        recipe, held_out, plan = self.recipe, len(self._held_out), self._left.plan
+        for name in (ALL, *CORRUPTIONS) if recipe.common else CORRUPTIONS:
+            plan(f"signature-{name}", "frame", len(self._crops))
+            plan(f"signature-{name}", "step", recipe.common if name == ALL else recipe.steps)
+        clean, corrupted = count_answers(recipe.calibration, held_out, len(CORRUPTIONS))
+        plan("gain", "answer", clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), self._probe_answer)
+        plan("oracle", "frame", recipe.oracle.frames)
+        steps = count_steps(recipe.oracle, self.model.size)
+        plan("oracle", "oracle step", steps, partial(probe_step, recipe.oracle, self.model.size))
 
     @cached_property
     def _identity(self) -> list[Any]:
@@ -232,15 +252,17 @@ class AdoptionBuild:
         made_by = [settings, self._crop, self.target, list(self.tensors), corruption]
         entry = self._entry(f"signature-{corruption}.safetensors", DELTAS, *made_by)
         plan = Plan(steps, max(1, steps // 10), self.recipe.warmup, repr([self._identity, *made_by]))
-        return entry.get(lambda: self._tune(corruption, plan, entry.checkpoint))
+        made = entry.get(lambda: self._tune(corruption, plan, entry.checkpoint))
+        self._left.finish(f"signature-{corruption}")
+        return made
 
     def _tune(self, corruption: str, plan: Plan, checkpoint: Path | None) -> Deltas:
-        recipe, report = self.recipe, self._report(f"signature-{corruption}")
+        recipe = self.recipe
         before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
         tuned = Tuned(self._network, self._parameters, self.signature(before) if before else {})
-        began = time.monotonic()
-        aim, pixels = self._aim, self._corrupted(corruption)
-        losses: list[float] = []
+        aim, report = self._aim, self._report(f"signature-{corruption}")
+        pixels = self._corrupted(corruption)
+        report({"frames": len(pixels), "frames_left": 0})
 
         def loss_of(draw: tuple[Tensor, bool]) -> Tensor:
             index, mirrored = draw
@@ -254,13 +276,9 @@ class AdoptionBuild:
             loss_of,
             plan,
             checkpoint=checkpoint,
-            report=lambda record: losses.append(record["loss"]),
+            report=report,
         )
-        took = time.monotonic() - began
-        files = [self.work / f"signature-{name}.safetensors" for name in CORRUPTIONS if name != corruption]
-        left = sum(not file.exists() for file in files)
-        ends, minutes = losses[:1] + losses[-1:], round(left * took / 60, 1)  # no losses if all steps were done before
-        report({"took": round(took, 1), "loss": ends, "signatures_left": left, "minutes_left": minutes})
+        report({"done": True})
         return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
 
     def _draws(self, count: int) -> Iterator[tuple[Tensor, bool]]:
@@ -286,18 +304,18 @@ class AdoptionBuild:
         """Return the gain table, whose cells are mean probabilities of the label, and its held-out scores."""
         digest = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
-        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability")
+        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability, no_patch")
         arrays = dict(entry.get(self._measure_gain))
         scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 
     def _measure_gain(self) -> dict[str, NDArray[Any]]:
-        began, report = time.monotonic(), self._report("gain")
+        report = self._report("gain")
         model = OnnxModel(self.model.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
         how = (model, self.signatures.names, self.held_out, self.recipe.calibration, LEVELS)
         table = measure_gain(*how, seed=self.recipe.seed, soft=True, report=report)
         scores = self._held_out_scores(model, table)
-        report({"took": round(time.monotonic() - began, 1)})
+        report({"done": True})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
@@ -314,7 +332,7 @@ class AdoptionBuild:
             scores.append([right(pixels, {}), right(pixels, policy.mix(name, 5))])
         unpatched, patched = (round(float(np.mean(reached)), 2) for reached in zip(*scores, strict=True))
         clean = round(right(data.pixels, {}), 2)
-        return HeldOutScores(clean=clean, never_patched_severity_5=unpatched, told_severity_5=patched)
+        return HeldOutScores(clean=clean, no_patch_severity_5=unpatched, perfect_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""
@@ -323,16 +341,17 @@ class AdoptionBuild:
         return entry.get(lambda: self._make_oracle(entry.checkpoint))
 
     def _make_oracle(self, checkpoint: Path | None) -> tuple[bytes, OracleScores]:
-        began, report = time.monotonic(), self._report("oracle")
+        report = self._report("oracle", kinds={"frames": "frame", "steps": "oracle step"})
         images = self.train if self._more is None else torch.cat([self.train, self._more])
         recipe, seed = self.recipe.oracle, self.recipe.seed
         made = fit_view_oracle(images, self._held_out, recipe, seed=seed, checkpoint=checkpoint, report=report)
-        report({"took": round(time.monotonic() - began, 1)})
+        report({"done": True})
         return made
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained."""
         check_bundle_folder(out)
+        self._plan()
         signatures, (table, agreement) = self.signatures, self.gain()
         oracle, scores = self.oracle()
         prior = scores.pop("prior")

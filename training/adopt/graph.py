@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from rws.edge.onnx.graph import data_input, read_model
-from rws.errors import BundleError, InputError, first_line
+from rws.errors import BundleError, UsageError, first_line
 from rws.training.models.export import OPSET
 
 TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
@@ -37,7 +37,7 @@ class Preprocessing:
         lengths = {len(self.mean), len(self.std)} - {1, 3}
         if lengths or not np.isfinite(numbers).all() or self.scale == 0 or 0 in self.std:
             found = f"preprocessing: scale {self.scale}, mean {self.mean}, std {self.std}"
-            raise InputError(f"{found}; expected one number or three of each, and neither a scale nor a std of 0")
+            raise UsageError(f"{found}; expected one number or three of each, and neither a scale nor a std of 0")
 
 
 def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from torch import nn
 
 from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model
-from rws.errors import BundleError, InputError, first_line
+from rws.errors import BundleError, InputError, UsageError, first_line
 from rws.training.adopt import graph
 from rws.training.adopt.graph import Preprocessing, opset, run_onnx
 from rws.training.models.export import OPSET, export_onnx
@@ -38,30 +38,30 @@ def load_classifier(model: str, size: int | None) -> bytes:
     """The ONNX bytes of an `.onnx` file, or of the module that a `package.module:factory` without arguments gives.
 
     The working folder is searched for it, too. The module takes float32 (N, 3, size, size); a file needs no size.
-    Raises InputError if the factory cannot be used or `size` is missing, BundleError if the file cannot be read.
+    Raises InputError if the factory cannot be used, UsageError without `size`, BundleError for an unreadable file.
     """
     name, colon, factory = model.partition(":")
     if not colon or Path(model).is_file():
         return bytes(read_model(Path(model)).SerializeToString())
     if size is None:
-        raise InputError(f"--model {model} is a torch module: say with --size how many pixels its input has")
+        raise UsageError(f"{model} is a torch module: say with --size how many pixels its input has")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(name), factory)
     except Exception as error:  # whatever a user's own file raises when it is read
-        raise InputError(f"--model {model}: {_said(error)}; give package.module:factory") from error
+        raise InputError(f"{model}: {_said(error)}; give package.module:factory") from error
     finally:
         sys.path.pop(0)
     try:
         module = found()
     except Exception as error:
-        raise InputError(f"--model {model}: the factory raised {_said(error)}") from error
+        raise InputError(f"{model}: the factory raised {_said(error)}") from error
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {model} gave a {type(module).__name__}, expected a torch.nn.Module")
+        raise InputError(f"{model} gave a {type(module).__name__}, expected a torch.nn.Module")
     try:
         return export_onnx(module.eval(), size)
     except Exception as error:  # the exporter's errors share no base
-        raise InputError(f"--model {model}: torch cannot export it for {size} px ({_said(error)})") from error
+        raise InputError(f"{model}: torch cannot export it for {size} px ({_said(error)})") from error
 
 
 def _said(error: Exception) -> str:
@@ -71,7 +71,7 @@ def _said(error: Exception) -> str:
 def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = None) -> ImportedModel:
     """Bring a classifier, ONNX bytes, to the bundle's contract; `preprocessing` becomes a part of the graph.
 
-    `size` is the side of the input, pixels, where the graph leaves it free; InputError if it is missing or another.
+    `size` is the side of the input, pixels, if the graph leaves it free; UsageError if it is missing or differs.
     BundleError if the model is no image classifier in float32, or does not compute the same afterwards.
     """
     original = read_model(model)
@@ -138,9 +138,9 @@ def _side(found: Sequence[int | None], size: int | None) -> int:
     if height != width:
         raise InputError(f"model: takes {width}x{height} pixels; only square inputs can be built for")
     if height is None and size is None:
-        raise InputError("model: leaves its height and width free; say with --size how many pixels to build for")
+        raise UsageError("model: leaves its height and width free; say with --size how many pixels to build for")
     if height is not None and size not in (None, height):
-        raise InputError(f"--size {size}, but the model takes {height}x{height} pixels; leave --size out")
+        raise UsageError(f"--size {size}, but the model takes {height}x{height} pixels; leave --size out")
     return cast(int, size if height is None else height)
 
 

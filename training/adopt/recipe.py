@@ -76,5 +76,5 @@ class AdoptRecipe:
 def load_adopt_recipe(path: Path) -> AdoptRecipe:
     """Read a TOML file with any of an `AdoptRecipe`'s settings; InputError if there is none, else as `read_recipe`."""
     if not path.is_file():
-        raise InputError(f"no recipe {path}; with --model, --recipe is a .toml file")
+        raise InputError(f"no recipe {path}; give a .toml file")
     return read_recipe(AdoptRecipe, path, AdoptRecipe())

@@ -1,22 +1,22 @@
-"""What `rws build --model` does: a bundle for a classifier of one's own, from clean images."""
+"""What `rws adopt` does: a bundle for a classifier that exists, from clean images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rws.errors import InputError
+from rws.errors import UsageError
+from rws.terminal import say
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import adopt_model, load_classifier
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.build.recipe import check_recipe
 from rws.training.data.pictures import Pictures, load_labelled, load_pictures, read_names
-from rws.training.jobs.store import Progress
+from rws.training.jobs.progress import Progress
 
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """What to build a bundle from, as the options of `rws build --model` say; None leaves the choice to the recipe."""
+    """The arguments and options of `rws adopt`; None leaves the choice to the recipe."""
 
     model: str
     images: str
@@ -29,35 +29,40 @@ class AdoptOptions:
     size: int | None
     every: int
     limit: int
-    recipe: str | None
+    recipe: Path | None
     layers: int | None
     target: str | None
     quick: bool
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Read one number, or several with commas; InputError if the text of the option is something else."""
+    """Read one number, or several with commas; UsageError if the option's text is anything else."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"{option} {text}: expected a number, or three with commas") from error
+        raise UsageError(f"{option} {text}: expected a number, or three with commas") from error
 
 
-def run_adopt(options: AdoptOptions, say: Callable[[str], None], progress: Progress) -> None:
-    """Build the bundle; `say` is called with lines, `progress` as in `AdoptionBuild`."""
+def run_adopt(options: AdoptOptions, progress: Progress) -> None:
+    """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
+    recipe = _recipe(options)
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
     pictures, classes = _pictures(options, model.size, model.classes)
-    name, recipe, pixels = Path(options.model).stem.replace(":", "-"), _recipe(options), pictures.pixels
+    name = Path(options.model).stem.replace(":", "-")
     build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
-    say(
-        f"model: {model.size} px, {model.classes} classes; trains the first {build.layers} convolutions "
-        f"({build.share:.2f} % of the model's bytes a signature), target {build.target}; {len(pixels)} pictures"
-    )
+    held_out = len(pictures.pixels) - len(build.train)
+    say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")
+    share = f"{build.layers} convolutions, about {build.share:.2f} % of the model's bytes per signature"
+    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle; work folder: {options.work}")
     if build.why_shallow:
-        say(f"model: its shallow part is trained alone, which wins less back: {build.why_shallow}")
+        say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)
+    scores = build.gain()[1]
+    measured = "accuracy" if options.labels else "agreement with the clean model on clean images"
+    won = f"{scores['no_patch_severity_5']} % with no patch, {scores['perfect_severity_5']} % with the perfect oracle"
+    say(f"held-out images at severity 5, {measured}: {won}")
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 
@@ -76,7 +81,7 @@ def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, 
 
 
 def _recipe(options: AdoptOptions) -> AdoptRecipe:
-    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(Path(options.recipe))
+    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
     changes = {name: getattr(options, name) for name in ("layers", "target") if getattr(options, name) is not None}
     recipe = check_recipe(AdoptRecipe, changes, "options", recipe)
     return recipe.quick() if options.quick else recipe

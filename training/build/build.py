@@ -7,9 +7,10 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,22 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError, first_line
+from rws.errors import InputError, UsageError, first_line
 from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
-from rws.training.evaluation.gain import check_signed, measure_gain
+from rws.training.evaluation.gain import check_signed, count_answers, measure_gain
+from rws.training.jobs.progress import Probe, Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
-from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Progress, Store, T, job_log
+from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
 from rws.training.models.export import export_onnx
-from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit
+from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
+from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
-from rws.training.oracle.fit import stored_oracle
-from rws.training.oracle.sampling import LEVELS, training_prior
+from rws.training.oracle.fit import fit_oracle, stored_oracle
+from rws.training.oracle.sampling import LEVELS, OracleRecipe, training_prior
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.residual import residual_signature
 from rws.training.signatures.tuned import TuneRecipe, tuned_signature
@@ -81,9 +84,10 @@ class Build:
         try:
             self.device = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r} cannot be used ({first_line(error)}); take cpu") from error
+            raise UsageError(f"device {device!r} cannot be used ({first_line(error)}); take cpu") from error
         work.mkdir(parents=True, exist_ok=True)
-        self._store, self._report = Store(work, "refuse"), partial(job_log, work, progress=progress)
+        self._store, self.time_left = Store(work, "refuse"), TimeLeft()
+        self._report = partial(job_log, work, progress=progress, left=self.time_left)
 
     @cached_property
     def _splits(self) -> tuple[Images, Images]:
@@ -140,8 +144,17 @@ class Build:
         self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
     ) -> nn.Module:
         entry = self._entry(f"{job}.pt", STATE, self.recipe.model, recipe, corrupted, *origin)
-        run = partial(fit, model, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=self._report(job))
-        state = entry.get(lambda: run(self.train, recipe).state_dict())
+
+        def make() -> Mapping[str, torch.Tensor]:
+            report = self._report(job, kinds={"steps": _kind_of_fit(recipe, corrupted)})
+            how = partial(fit, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report)
+            how(model, self.train, recipe)
+            scores = {} if corrupted.name else {"validation_accuracy": round(accuracy(model, self.validation), 2)}
+            report({"done": True, **scores})
+            return model.state_dict()
+
+        state = entry.get(make)
+        self.time_left.finish(job)
         channels_last(model, self.device).load_state_dict(state)
         return model.eval()
 
@@ -202,7 +215,7 @@ class Build:
         entry = self._entry(f"{job}.safetensors", DELTAS, shallow_sha256(self.clean_tensors()), corrupted, made_by)
 
         def make() -> Deltas:
-            report = self._report(job)
+            report = self._report(job, kinds={"steps": f"{method} step"})
             if kind == "tuned":
                 seed = derive_seed(self.recipe.seed, "signature training")
                 how = (self.folded, self.train, corrupted, self.tensors, tune)
@@ -214,7 +227,9 @@ class Build:
             report({"done": True})
             return deltas
 
-        return entry.get(make)
+        deltas = entry.get(make)
+        self.time_left.finish(job)
+        return deltas
 
     def clean_tensors(self) -> dict[str, np.ndarray]:
         """The clean shallow tensors, float32, by name, in order."""
@@ -226,7 +241,7 @@ class Build:
         if self.onto is not None:
             return self.onto.signatures
         settings = self.recipe.signatures
-        made = {name: self.signature(method or settings.way, name) for name in CORRUPTIONS}
+        made = {name: self.signature(method or settings.method, name) for name in CORRUPTIONS}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
         clean_hash = shallow_sha256(self.clean_tensors())
         return SignatureSet.from_deltas(deltas, bits or settings.bits, per or settings.per, clean_hash=clean_hash)
@@ -234,14 +249,17 @@ class Build:
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and its scores on validation images."""
         recall = self.recipe.calibration.clean_recall
-        return self._entry("oracle.npz", SCORED, self.recipe.oracle, recall).get(self._make_oracle)
+        made = self._entry("oracle.npz", SCORED, self.recipe.oracle, recall).get(self._make_oracle)
+        self.time_left.finish("oracle")
+        return made
 
     def _make_oracle(self) -> tuple[bytes, OracleScores]:
-        report, recipe, seed = self._report("oracle"), self.recipe.oracle, self.recipe.seed
+        report, recipe = self._report("oracle", kinds={"steps": "oracle step"}), self.recipe.oracle
+        seed = self.recipe.seed
         network = stored_oracle(self._store, "oracle.pt", self.train, recipe, seed=seed, report=report)
         recall = self.recipe.calibration.clean_recall
         calibration, scores = calibrate_on_images(network, self.validation.pixels.cpu(), recipe, recall, seed)
-        report(dict(scores))
+        report({"done": True, **scores})
         return export_oracle(network, calibration, self.train.size), scores
 
     @cached_property
@@ -262,8 +280,10 @@ class Build:
         entry, names = self._entry("gain.npz", ARRAYS, recipe, *inputs), signatures.names
 
         def make() -> Mapping[str, NDArray[Any]]:
-            model, report = self._patchable(), self._report("gain")
-            return measure_gain(model, names, self.validation, recipe, LEVELS, seed=seed, report=report).to_arrays()
+            model, report = self._patchable(), self._report("gain", kinds={"answers": "answer"})
+            table = measure_gain(model, names, self.validation, recipe, LEVELS, seed=seed, report=report)
+            report({"done": True})
+            return table.to_arrays()
 
         return GainTable.from_arrays(entry.get(make), CORRUPTIONS, LEVELS)
 
@@ -313,19 +333,70 @@ class Build:
 
     def run(self, jobs: Iterable[str] = ()) -> None:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
-        made = () if self.onto is not None else ("std", self.recipe.signatures.way)
+        made = () if self.onto is not None else ("std", self.recipe.signatures.method)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
         if unknown := [job for job in jobs if job not in JOBS]:
-            raise InputError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+            raise UsageError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+        self.plan(jobs)
         for job in jobs:
-            if job in ("init", "std", "augmented"):
-                model = getattr(self, job)()
-                self._report(job)({"validation_accuracy": round(accuracy(model, self.validation), 2)})
-            elif job in ("oracle", "gain"):
+            if job not in ("tuned", "residual"):
                 getattr(self, job)()
-            else:
-                for corruption in CORRUPTIONS:
-                    self.signature(job, corruption)
+                continue
+            for corruption in CORRUPTIONS:
+                self.signature(job, corruption)
+
+    def plan(self, kinds: Collection[str]) -> None:
+        """Plan what is made, so that records say how long it takes: some of `JOBS`, `robust`, `tuned-<target>`."""
+        recipe, corrupted = self.recipe, Corrupted("all", self.recipe.signatures.severity)
+        signatures = [kind for kind in kinds if kind.startswith(("tuned", "residual"))]
+        fits = {"augmented": (recipe.augmented, corrupted)} if "augmented" in kinds else {}
+        if {"robust", "residual"} & set(kinds):
+            fits |= {f"robust-{name}": (recipe.robust, corrupted) for name in CORRUPTIONS}
+        if "std" in kinds or signatures:
+            fits["std"] = (recipe.continued, Corrupted())
+        if "init" in kinds or fits:
+            fits["init"] = (recipe.init, Corrupted())
+        for job, how in fits.items():
+            self._plan_steps(job, _kind_of_fit(*how), how[0], partial(self._probe_fit, *how))
+        for method, name in product(map(self.method_name, signatures), CORRUPTIONS):
+            if method != "residual":
+                self._plan_steps(f"signature-{method}-{name}", f"{method} step", recipe.tuned, self._probe_tuned)
+        if "oracle" in kinds:
+            self._plan_steps("oracle", "oracle step", recipe.oracle, self._probe_oracle)
+        if "gain" in kinds:
+            signed = CORRUPTIONS if self.onto is None else self.onto.signatures.names
+            clean, one = count_answers(recipe.calibration, len(self.validation), len(signed))
+            self.time_left.plan("gain", "answer", clean + len(CORRUPTIONS) * one, self._probe_answer)
+
+    def _plan_steps(self, job: str, kind: str, recipe: FitRecipe | TuneRecipe | OracleRecipe, probe: Probe) -> None:
+        plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
+        self.time_left.plan(job, kind, plan.steps, probe)
+
+    def _blank(self) -> nn.Module:
+        return channels_last(build_model(replace(self.recipe.model, weights=""), len(self.train.classes)), self.device)
+
+    def _probe_fit(self, recipe: FitRecipe, corrupted: Corrupted) -> tuple[Callable[[], object], float]:
+        images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
+        return partial(fit, self._blank(), images, short, corrupted=corrupted), 1
+
+    def _probe_tuned(self) -> tuple[Callable[[], object], float]:
+        model, settings = fold_batchnorm(self._blank().eval()), self.recipe.signatures
+        images, short = self.train.first(self.recipe.tuned.batch_size), replace(self.recipe.tuned, epochs=1)
+        corrupted, tensors = Corrupted("all", settings.severity), shallow_tensors(model, settings.layers)
+        return partial(tuned_signature, model, images, corrupted, tensors, short), 1
+
+    def _probe_oracle(self) -> tuple[Callable[[], object], float]:
+        recipe = replace(self.recipe.oracle, epochs=1)
+        return partial(fit_oracle, self.train.first(recipe.batch_size), recipe), 1
+
+    def _probe_answer(self) -> tuple[Callable[[], object], float]:
+        pixels = self.validation.pixels[:100]
+        return partial(predict, fold_batchnorm(self._blank().eval()), pixels), len(pixels)
+
+
+def _kind_of_fit(recipe: FitRecipe, corrupted: Corrupted) -> str:
+    """Return the kind of a step: what it costs depends on the batch and on whether images are corrupted."""
+    return f"step of {recipe.batch_size} {'corrupted' if corrupted.name else 'clean'}"
 
 
 def _as_the_bundle_was_split(recipe: Recipe, bundle: Bundle) -> Recipe:

@@ -7,18 +7,18 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rws.edge.onnx.graph import prepare, read_model, shallow_tensors
-from rws.errors import FormatError, InputError
+from rws.errors import FormatError, InputError, UsageError
 from rws.training.build.recipe import load_recipe
 from rws.training.models import architectures
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
-    """The folded network of a state dict, `.pt` (also a checkpoint of `rws build`) or `.safetensors`.
+    """The folded network of a state dict, `.pt` (also a checkpoint of `rws train`) or `.safetensors`.
 
-    InputError if the file or the recipe is missing; FormatError if it does not hold that architecture's weights.
+    Raises UsageError without a recipe, InputError without a file; FormatError for weights of another architecture.
     """
     if recipe is None:
-        raise InputError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
+        raise UsageError(f"{path} is a state dict: say with --recipe which architecture it belongs to")
     network = architectures.build_model(load_recipe(recipe).model, classes)
     state = architectures.read_state_dict(path)
     try:

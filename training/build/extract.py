@@ -1,4 +1,4 @@
-"""What `rws extract` does: signatures for a model that is trained already, from checkpoints or from images."""
+"""What `rws extract` does: signatures for a model that exists, from checkpoints or from images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rws.edge.common.files import check_target
 from rws.edge.common.provenance import write_json
 from rws.edge.signatures.quantization import Bits, Per, check_code
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError
+from rws.errors import UsageError
 from rws.training.build.checkpoints import folded_model, folded_weights
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -47,9 +47,9 @@ class ExtractOptions:
 
 
 def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
-    """Make the signatures and write them; `say` is called with a line after each epoch, and at the end.
+    """Make the signatures and write them; `say` is called with a line per epoch, and one at the end.
 
-    InputError if options are missing or a file cannot be written; FormatError if a model or recipe cannot be read.
+    Raises UsageError if options are missing, InputError for an unwritable file, FormatError for an unreadable one.
     """
     check_code(options.bits, options.per)
     for target in (options.out, options.norms):
@@ -69,7 +69,7 @@ def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
 
 def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
     if not options.robust:
-        raise InputError("--way residual needs --robust CORRUPTION=FILE, once for each robust model")
+        raise UsageError("--method residual needs --robust CORRUPTION=FILE, one per robust model")
     weights_of = partial(folded_weights, layers=options.layers, recipe=options.recipe, classes=options.classes)
     clean, tensors = weights_of(options.std)
     base = clean if options.init is None else weights_of(options.init)[0]
@@ -77,14 +77,14 @@ def _residual(options: ExtractOptions) -> tuple[dict[str, Tensor], dict[str, Del
     for item in options.robust:
         name, _, file = item.partition("=")
         if not file:
-            raise InputError(f"--robust {item!r} is not CORRUPTION=FILE")
+            raise UsageError(f"--robust {item!r} is not CORRUPTION=FILE")
         made[name] = residual_signature(base, clean, weights_of(Path(file))[0], tensors, options.projection)
     return clean, made
 
 
 def _tuned(options: ExtractOptions, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Deltas]]:
     if options.data is None or options.recipe is None:
-        raise InputError("--way tuned needs --data with clean images, and --recipe for the model's architecture")
+        raise UsageError("--method tuned needs --data with clean images, and --recipe for the model's architecture")
 
     def report(name: str, record: dict[str, Any]) -> None:
         say(f"{name:20s} epoch {record['epoch']}  loss {record['loss']}")

@@ -1,7 +1,7 @@
 """The 19 corruptions of ImageNet-C, in batches, on CPU and CUDA, with the constants for 32, 64 and 224 pixels.
 
 Source: Hendrycks & Dietterich 2019; github hendrycks/robustness, `ImageNet-C/create_c/make_*_c.py`, commit 8190fe3,
-Apache-2.0. README.md here says how closely each one matches.
+Apache-2.0. docs/benchmarks/corruptions.md says how closely each one matches.
 """
 
 import torch

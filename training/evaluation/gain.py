@@ -72,7 +72,7 @@ def measure_gain(
         model: the clean model with its signatures, as the device runs it; left without a patch.
         names: of its signatures; InputError if one is not a corruption. The table has all corruptions.
         soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
-        report: called after each corruption with {corruption, …}.
+        report: called after the clean images and each corruption with {corruption, answers, answers_left, …}.
     """
     check_signed(names)
     signed = sorted(CORRUPTIONS.index(name) for name in names)
@@ -83,7 +83,10 @@ def measure_gain(
         model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
         return percent_right(model, images.pixels, images.labels, soft=soft)
 
+    of_clean, of_corruption = count_answers(recipe, len(data), len(names))
     clean = np.array([accuracy(sample, action) for action in actions])
+    if report is not None:
+        report({"corruption": "clean", "answers": of_clean, "answers_left": of_corruption * len(CORRUPTIONS)})
     grid, states = np.array([0.0, *recipe.severities]), [clean]
     for row, name in enumerate(CORRUPTIONS):
         drawn = derive_seed(seed, "calibration", name)
@@ -92,12 +95,29 @@ def measure_gain(
         states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
-            report({"corruption": name, "std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]})
+            left = {"answers": of_corruption, "answers_left": of_corruption * (len(CORRUPTIONS) - 1 - row)}
+            report(
+                {
+                    "corruption": name,
+                    **left,
+                    "std": unpatched,
+                    "best": best,
+                    "nearest": [CORRUPTIONS[n] for n in nearest],
+                }
+            )
     model.reset()
     signature, alpha = zip(*actions, strict=True)
     accuracies = np.stack(states).astype(np.float32)
     columns = (np.array(signature, np.int64), np.array(alpha, np.float32), accuracies)
     return GainTable(CORRUPTIONS, tuple(map(float, levels)), *columns)
+
+
+def count_answers(recipe: CalibrationRecipe, images: int, signatures: int) -> tuple[int, int]:
+    """Return how often `measure_gain` runs the model on an image: on clean ones, and on those of one corruption."""
+    sample, coarse = min(images, recipe.images), min(images, recipe.coarse_images)
+    chosen = 1 + len(recipe.alphas) + min(recipe.neighbours, signatures - 1) * len(recipe.neighbour_alphas)
+    clean = sample * (1 + signatures * len(recipe.alphas))
+    return clean, coarse * (signatures + 1) + sample * len(recipe.severities) * chosen
 
 
 def _measure_corruption(

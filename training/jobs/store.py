@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,10 +20,8 @@ from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes
 from rws.errors import InputError
-from rws.records import utc
 
 T = TypeVar("T")
-Progress = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
@@ -181,18 +178,3 @@ def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
     for name in elsewhere:
         with claim(folder, name, wait=True):
             jobs[name]()  # a job that its holder finished only reads its file; one that died with it goes on
-
-
-def job_log(folder: Path, job: str, progress: Progress | None) -> Progress:
-    """Append what a job reports to `log.jsonl` of a folder, after `job` and `seconds` since now, and pass it on."""
-    start = time.monotonic()
-
-    def report(record: dict[str, Any]) -> None:
-        record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
-        line = {"schema": "job-log/1", "written_at": utc(time.time()), **record}
-        with open(folder / "log.jsonl", "a") as handle:
-            handle.write(json.dumps(line) + "\n")
-        if progress is not None:
-            progress(record)
-
-    return report

@@ -90,7 +90,7 @@ def train(
         optimiser: its rate is the peak.
         batches: of an epoch, counted from 0; the same ones at each call.
         checkpoint: written after every epoch; if it exists, the run goes on from it.
-        report: called after each epoch with {epoch, loss}: its number from 1, the mean loss.
+        report: called after each epoch, from 1 on, with {epoch, steps, steps_left, loss}; the loss is its mean.
     Raises DivergedError, InputError if the loss is no longer finite, or the checkpoint belongs to another run.
     """
     keep_freed_memory()
@@ -116,7 +116,8 @@ def train(
             with atomic_path(checkpoint) as temporary:
                 torch.save({"identity": plan.identity, "epoch": epoch + 1, **states}, temporary)
         if report is not None:
-            report({"epoch": epoch + 1, "loss": round(mean, 4)})
+            left = plan.steps - plan.steps_of(epoch)[1]
+            report({"epoch": epoch + 1, "steps": len(losses), "steps_left": left, "loss": round(mean, 4)})
     return model.eval()
 
 

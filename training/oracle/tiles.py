@@ -4,6 +4,7 @@ For a whole frame of 224 pixels its network would take as long as a small classi
 lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
+from collections.abc import Callable
 from dataclasses import field, replace
 from functools import partial
 from itertools import product
@@ -138,7 +139,7 @@ class Views(NamedTuple):
 def corrupted_views(
     images: Tensor, count: int, recipe: ViewRecipe, seed: int, *, looks: int = 1, report: Report | None = None
 ) -> Views:
-    """Make `count` corrupted frames as the oracle sees them; `report` is called with {frames, of} now and then.
+    """Make `count` corrupted frames as the oracle sees them; `report` is called with {frames, frames_left} per part.
 
     `images`: uint8 (N, 3, H, H), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
     """
@@ -154,10 +155,31 @@ def corrupted_views(
         pixels = corrupt_mixed(pixels, types[part], severities[part], seeds_for(seed, part))
         made += [views(pixels, recipe.tile, generator) for _ in range(looks)]
         places += [part] * looks
-        if report is not None and int(part[-1]) % (10 * _CHUNK) == 10 * _CHUNK - 1:
-            report({"frames": int(part[-1]) + 1, "of": count})
+        if report is not None:
+            report({"frames": len(part), "frames_left": count - 1 - int(part[-1])})
     place = torch.cat(places)
     return Views(torch.cat(made), joint_target(types, severities)[place], types[place])
+
+
+def count_steps(recipe: ViewRecipe, size: int) -> int:
+    """Return how many steps `fit_view_oracle` takes with images of that size."""
+    views_made = recipe.frames * _looks(recipe, size)
+    return Plan.over(views_made, recipe.epochs, min(recipe.batch_size, views_made), recipe.warmup, "").steps
+
+
+def _looks(recipe: ViewRecipe, size: int) -> int:
+    return recipe.looks if size > 2 * recipe.tile else 1
+
+
+def probe_step(recipe: ViewRecipe, size: int) -> tuple[Callable[[], None], float]:
+    """Return a function that takes a step of `fit_view_oracle` with images of that size, to time it; and 1."""
+    network = channels_last(bundled_network()).train()
+    x = to_input(views(torch.zeros(recipe.batch_size, 3, size, size, dtype=torch.uint8), recipe.tile))
+
+    def step() -> None:
+        torch.autograd.backward([network(x).square().mean()])
+
+    return step, 1
 
 
 def fit_view_oracle(
@@ -176,9 +198,8 @@ def fit_view_oracle(
     """
     torch.manual_seed(seed)
     size = images.shape[-1]
-    looks = recipe.looks if size > 2 * recipe.tile else 1
     drawn = derive_seed(seed, "oracle training")
-    data = corrupted_views(images, recipe.frames, recipe, drawn, looks=looks, report=report)
+    data = corrupted_views(images, recipe.frames, recipe, drawn, looks=_looks(recipe, size), report=report)
     network = channels_last(bundled_network())
     _measure_batchnorm(network, data.x[:_CHUNK].float().div(255))
     generator = torch.Generator().manual_seed(seed)

@@ -273,7 +273,7 @@ def test_a_bundle_without_the_recipe_of_its_classifier_is_refused(provenance, tm
 
 
 def test_without_images_nothing_is_trained(trained, tmp_path):
-    with pytest.raises(InputError, match="rws bench rivals"):
+    with pytest.raises(InputError, match="rws bench baselines"):
         make_baselines(trained[0], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 from rws.benchmarks.cli.reproduce import reproduce
 from rws.benchmarks.common import committed
 from rws.benchmarks.pages import render as readme
+from rws.edge.common.schema import tomllib
 from rws.errors import InputError
-from rws.training.build.recipe import tomllib
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_results_go_below_the_working_directory(installed, monkeypatch):
     assert not (installed / "site-packages").exists()
 
 
-def test_status_reads_the_work_folder_where_no_results_are_committed(installed):
+def test_status_reads_the_work_folder_if_no_results_are_committed(installed):
     path = installed / "runs" / "reproduce" / "small" / "table1-cifar10-vgg16.json"
     path.parent.mkdir(parents=True)
     path.write_text("{}")

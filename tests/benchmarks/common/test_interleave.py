@@ -33,7 +33,7 @@ def test_a_typical_frame_holds_its_share_of_the_patches_and_no_interruption():
 
 
 @given(shapes, times, st.integers(0, 2**32 - 1))
-def test_what_both_times_share_leaves_their_ratio_alone(shape, factor, seed):
+def test_a_common_factor_does_not_change_the_ratio(shape, factor, seed):
     drift = np.random.default_rng(seed).uniform(0.1, 10, shape)
     assert paired_ratio(factor * drift, drift) == pytest.approx((factor, factor, factor))
 
@@ -58,7 +58,7 @@ def test_repeats_that_differ_widen_the_interval_however_many_rounds_they_have():
     assert high - low < 0.001
 
 
-def test_the_baseline_stands_before_and_after_every_case():
+def test_the_baseline_runs_before_and_after_every_case():
     order = []
     ticks = iter(range(1, 1000))
 
@@ -81,7 +81,7 @@ def test_the_baseline_stands_before_and_after_every_case():
     assert len({tuple(half[start : start + 6]) for start in range(1, 25, 6)}) > 1
     for case in measured.values():
         assert np.array(case.baseline).shape == case.typical().shape == (2, 4)
-    # The baseline counts 1, 2, 3, …; the first case of all stood between 1 and 2.
+    # The baseline counts 1, 2, 3, …; the first case ran between 1 and 2.
     assert measured[order[1]].baseline[0][0] == 1.5
     assert sorted(value for case in measured.values() for value in case.baseline[0]) == [n + 0.5 for n in range(1, 13)]
 

@@ -74,7 +74,7 @@ def test_an_architecture_needs_a_size(spec):
         load_models([spec])
 
 
-def test_what_is_not_there_is_refused(tmp_path, tiny_file):
+def test_a_missing_model_is_refused(tmp_path, tiny_file):
     with pytest.raises(InputError, match="no classifier"):
         load_models(["resnet51:32"])
     with pytest.raises(BundleError, match="cannot be read"):

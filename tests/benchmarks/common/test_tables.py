@@ -40,7 +40,7 @@ def test_one_specification_gives_a_table_for_the_terminal():
     assert lines[-1].split() == ["b", "1.5", "3", "small"]
 
 
-def test_a_table_is_turned():
+def test_a_table_is_transposed():
     text = markdown(*spread(COLUMNS[1:3], ROWS, ("", "a", "b")))
     assert text.splitlines()[2:] == ["| half | 500.0 | 1.5 |", "| bytes | 1,000 | 3 |"]
 

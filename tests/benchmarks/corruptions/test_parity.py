@@ -1,4 +1,4 @@
-"""Our corruptions beside the outputs of the reference generators, tests/data/corruptions."""
+"""Our corruptions compared with the outputs of the reference generators, tests/data/corruptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DETERMINISTIC = (
     "pixelate",
     "jpeg_compression",
 )
-# Poisson draws cannot be replayed. What does the same at any size is here at 32 px only, which keeps the data small.
+# Poisson draws cannot be replayed. Corruptions that are the same at any size are tested at 32 px: the data stays small.
 AT_32_PX = (
     "gaussian_noise",
     "impulse_noise",

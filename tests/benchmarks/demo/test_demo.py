@@ -15,7 +15,7 @@ from support.command_line import rws
 from support.demo_frames import scenario
 
 
-def test_the_scenario_shows_every_corruption_clear_spells_and_mixtures():
+def test_the_scenario_shows_every_corruption_clear_frames_and_mixtures():
     frames = scenario(0)
     assert {name for layers in frames for name in layers} == set(CORRUPTIONS)
     assert all(any(layers == {name: 5.0} for layers in frames) for name in CORRUPTIONS)

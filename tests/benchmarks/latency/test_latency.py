@@ -33,8 +33,8 @@ from rws.errors import InputError, RwsError
 from support.command_line import invoke
 from support.tiny import SIZE, network
 
-# Compiling takes longer than everything else together; its way is the same code as `torch`.
-ENGINES = tuple(way for way in default_engines("cpu") if way != "torch_compile")
+# Compiling takes longer than everything else together; `torch` runs the same code.
+ENGINES = tuple(name for name in default_engines("cpu") if name != "torch_compile")
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def result(tiny):
     return found
 
 
-def test_every_engine_is_measured_at_every_rate_it_has(result):
+def test_every_engine_is_measured_at_each_of_its_rates(result):
     assert result["left_out"] == []
     found = {(row["strategy"], row["patch_every"]) for row in result["rows"]}
-    changing = {way for way in ENGINES if way != "untouched_again"}
-    expected = {(way, every) for way in changing for every in PATCH_EVERY}
-    expected -= {(way, 0) for way in ("reload", "reload_optimised", "sessions")}  # an untouched session each
+    changing = {name for name in ENGINES if name != "untouched_again"}
+    expected = {(name, every) for name in changing for every in PATCH_EVERY}
+    expected -= {(name, 0) for name in ("reload", "reload_optimised", "sessions")}  # each is an untouched session
     assert found == expected | {("untouched", 0), ("untouched_again", 0)}
     assert len(result["rows"]) == len(found)
 
@@ -88,12 +88,12 @@ def test_rows_are_complete_and_their_ratios_lie_in_their_intervals(result):
     assert result["rows"][0]["ratio"] == 1
 
 
-def test_the_change_of_mix_is_reported_alone(result):
+def test_the_change_of_mix_is_reported_separately(result):
     changes = {row["strategy"]: row for row in result["changes"]}
     assert changes.keys() == set(ENGINES) - {"untouched_again"}
     frames = {row["strategy"]: row for row in result["rows"] if row["patch_every"] == 1}
-    for way, row in changes.items():
-        assert 0 < row["p50_ms"] < frames[way]["p50_ms"]
+    for name, row in changes.items():
+        assert 0 < row["p50_ms"] < frames[name]["p50_ms"]
         assert 0 < row["alone_p50_ms"] <= row["alone_p95_ms"]
         for slower in (*SLOWER, *(f"alone_{slower}" for slower in SLOWER)):
             assert row[f"{slower}_ratio_low"] <= row[f"{slower}_ratio"] <= row[f"{slower}_ratio_high"]
@@ -135,7 +135,7 @@ def test_results_are_written_and_printed(result, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["stale", "wrong"])
-def test_an_engine_that_computes_something_else_is_refused(kind, setting, x):
+def test_an_engine_with_wrong_outputs_is_refused(kind, setting, x):
     clean, patched = expected_outputs(setting, x)
     assert np.abs(patched - clean).max() > 0
     honest = make_engine("live", setting)
@@ -149,7 +149,7 @@ def test_an_engine_that_computes_something_else_is_refused(kind, setting, x):
 
 
 @pytest.mark.slow
-def test_an_engine_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch):
+def test_an_engine_that_cannot_run_is_listed_with_its_reason(tiny, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=10))
     options = LatencyOptions(engines=("sessions", "torch_cuda_graph"), rounds=1, repeats=2)
     found = measure_latency([tiny], options)
@@ -159,7 +159,7 @@ def test_an_engine_that_cannot_run_is_left_out_with_its_reason(tiny, monkeypatch
     assert "GiB" in reasons["sessions"]
 
 
-def test_no_two_changes_in_a_row_are_to_the_same_mix(setting, x):
+def test_each_change_is_to_another_mix(setting, x):
     numbers = []
     engine = Engine("fake", lambda x: x, numbers.append, "cpu")
     counter = count()
@@ -172,7 +172,7 @@ def test_no_two_changes_in_a_row_are_to_the_same_mix(setting, x):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, [None] * 6), (1, [1, 2, 3, 1, 2, 3]), (3, [0, 0, 1, 1, 1, 2])])
-def test_the_schedule_decides_the_mix_and_the_policy_still_works(every, expected):
+def test_the_schedule_decides_the_mix_and_the_policy_still_runs(every, expected):
     asked = []
     policy = SimpleNamespace(choose=asked.append, reset=lambda: None)
     mixes = [{name: 1.0} for name in ("a", "b", "c")]
@@ -207,7 +207,7 @@ def test_options_are_checked():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_command_says_so_in_one_line(tmp_path):
+def test_cuda_without_a_gpu_is_refused_in_one_line(tmp_path):
     done = invoke("bench", "gpu", "--out", tmp_path / "out", check=False)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
@@ -226,7 +226,7 @@ def test_a_jetson_is_read_through_jtop():
     assert sensors.read_jetson(jetson, "cuda") == (1020, 51.5, 7.43)
 
 
-def test_a_gpu_is_read_through_nvml_as_far_as_it_answers(monkeypatch):
+def test_a_gpu_is_read_through_nvml_and_unknown_readings_are_none(monkeypatch):
     class NVMLError(Exception):
         pass
 

@@ -55,7 +55,7 @@ def timeline() -> dict:
         "mix": {"perfect": runs, "frame": runs, "trained": runs},
         "window": 40,
         "step": 20,
-        "correct": {way: [50.0] * 20 for way in ("std", "perfect", "frame", "trained")},
+        "correct": {arm: [50.0] * 20 for arm in ("std", "perfect", "frame", "trained")},
     }
 
 
@@ -66,7 +66,7 @@ def _closed():
 
 
 @pytest.mark.slow
-def test_all_pictures_are_drawn_and_small(confusion, split, timeline, tmp_path):
+def test_all_figures_are_drawn_and_small(confusion, split, timeline, tmp_path):
     results, out = tmp_path / "results", tmp_path / "docs"
     results.mkdir()
     (results / "replay_all.json").write_text(json.dumps({"oracle": {"confusion": confusion}, "regret_split": split}))
@@ -86,7 +86,7 @@ def test_all_pictures_are_drawn_and_small(confusion, split, timeline, tmp_path):
     assert paths[0].read_bytes() == before[paths[0]]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_missing_result_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no result .*replay_all.json; make it with `rws replay --severity all"):
         draw_all(tmp_path, tmp_path, only=["confusion"])
     (tmp_path / "streams.json").write_text("{}")

@@ -22,7 +22,7 @@ def small(monkeypatch):
 
 
 def run(image_folder, space, progress=silent):
-    # A tenth of the images is the validation part, each shown once a type: the tests have few.
+    # A tenth of the images is the validation part, each shown once per type; the tests have few.
     return tune_filter(Bundle.load(), str(image_folder), 5, EvaluationOptions(progress=progress), space)
 
 
@@ -43,7 +43,7 @@ def test_the_search_takes_the_best_that_costs_nothing_on_mixed(image_folder):
         if row["mixed_loss"] <= LARGEST_LOSS_ON_MIXED and row["clean_loss"] <= LARGEST_CLEAN_LOSS
     ]
     for row in found["tried"]:
-        # As many streams of each protocol.
+        # Each protocol has the same number of streams.
         assert row["clean_loss"] == pytest.approx(np.mean(list(row["ta_lost"].values())), abs=0.01)
     assert best in allowed
     assert found["best"]["filter"]["jump"] != 0.001
@@ -64,7 +64,7 @@ def test_the_frame_by_frame_policy_on_mixed_does_not_move_with_the_candidate(ima
     assert found["best"]["policy"]["threshold"] != 0.99
 
 
-def test_a_loss_on_clean_frames_rules_out():
+def test_a_loss_on_clean_frames_excludes_a_setting():
     good = {"score": 80.0, "mixed_loss": 0.0, "clean_loss": 0.1}
     better = {"score": 81.0, "mixed_loss": 0.0, "clean_loss": 0.3}
     assert not beats(better, good)

@@ -18,7 +18,7 @@ from rws.training.evaluation.frames import load_splits
 
 TABLE = Bundle.load().table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
-TOLD = ReferencePolicy(TABLE, "perfect")
+PERFECT = ReferencePolicy(TABLE, "perfect")
 
 pairs = st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True)
 
@@ -33,11 +33,11 @@ def between(first: str, second: str, share: float, severity: float = 5) -> Belie
 def test_two_probable_corruptions_get_both_signatures(pair, severity, scale, share):
     policy = ComposingPolicy(TABLE, HardPolicy(TABLE), 0.3, scale)
     layers = tuple((name, severity) for name in pair)
-    assert policy.choose(between(*pair, share, severity)) == pytest.approx(own_pair_mix(TOLD, layers, scale))
+    assert policy.choose(between(*pair, share, severity)) == pytest.approx(own_pair_mix(PERFECT, layers, scale))
 
 
 @given(pairs, st.floats(0.71, 1))
-def test_one_probable_corruption_is_left_to_the_other_policy(pair, share):
+def test_one_probable_corruption_goes_to_the_base_policy(pair, share):
     for base in (HardPolicy(TABLE), ExpectedPolicy(TABLE)):
         belief = between(*pair, share)
         assert ComposingPolicy(TABLE, base, 0.3).choose(belief) == base.choose(belief)
@@ -55,8 +55,8 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_both_signatures_have_their_own_strength():
-    fog, snow = (TOLD.mix(name, 3) for name in ("fog", "snow"))
-    mix = own_pair_mix(TOLD, (("fog", 3.0), ("snow", 3.0)), 0.5)
+    fog, snow = (PERFECT.mix(name, 3) for name in ("fog", "snow"))
+    mix = own_pair_mix(PERFECT, (("fog", 3.0), ("snow", 3.0)), 0.5)
     assert mix == {"fog": fog["fog"] / 2, "snow": snow["snow"] / 2}
 
 
@@ -78,7 +78,7 @@ def result(image_folder):
         return compare_pairs(bundle, splits, 3, EvaluationOptions(limit=20, validation_limit=4, seed=1))
 
 
-def test_told_composition_wins_accuracy_on_real_images(result):
+def test_composition_by_a_perfect_oracle_gains_accuracy_on_real_images(result):
     accuracy = {row["arm"]: row["accuracy"] for row in result["rows"]}
     assert list(accuracy) == ["std", "single", "both", "averaged", "scaled", "shipped", "expected", "composed"]
     assert accuracy["both"] > accuracy["std"] + 10
@@ -100,9 +100,9 @@ def test_the_averages_are_those_of_the_parts(result):
 def test_validation_says_what_each_policy_is_worth(result):
     validation = result["validation"]
     assert list(validation) == ["std", "shipped", "expected", "composed"]
-    for way in ("shipped", "expected", "composed"):
-        assert validation[way]["pairs"] > validation["std"]["pairs"]
-        assert validation[way]["single"] > validation["std"]["single"]
+    for arm in ("shipped", "expected", "composed"):
+        assert validation[arm]["pairs"] > validation["std"]["pairs"]
+        assert validation[arm]["single"] > validation["std"]["single"]
     assert {row["arm"] for row in result["rows"] if "single" in row} == set(validation)
 
 

@@ -40,21 +40,21 @@ def beliefs(draw) -> Belief:
 
 
 @given(corruptions, st.floats(1, 5))
-def test_who_is_certain_does_as_who_is_told(name, severity):
+def test_a_certain_belief_gives_the_mix_of_the_perfect_oracle(name, severity):
     assume(abs(severity % 1 - 0.5) > 1e-3)
-    told = ReferencePolicy(TABLE, "perfect").mix(name, severity)
+    perfect = ReferencePolicy(TABLE, "perfect").mix(name, severity)
     belief = certain(NAMES, LEVELS, name, severity)
-    assert HardPolicy(TABLE, threshold=0.9).choose(belief) == told
-    assert WeightedPolicy(TABLE, threshold=0.9).choose(belief) == pytest.approx(told, rel=1e-5)
+    assert HardPolicy(TABLE, threshold=0.9).choose(belief) == perfect
+    assert WeightedPolicy(TABLE, threshold=0.9).choose(belief) == pytest.approx(perfect, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_who_is_certain_of_clean_patches_nothing(family):
+def test_a_belief_certain_of_clean_gives_no_patch(family):
     assert FAMILIES[family](TABLE, 0.0, 1.0).choose(certain(NAMES, LEVELS, CLEAN)) == {}
 
 
 @given(beliefs(), st.tuples(st.floats(0, 1), st.floats(0, 1)), weights)
-def test_a_higher_threshold_only_leaves_things_out(belief, thresholds, weight):
+def test_a_higher_threshold_only_removes_signatures(belief, thresholds, weight):
     low, high = sorted(thresholds)
     for build, scale in ((HardPolicy, 1), (WeightedPolicy, 0.99), (ExpectedPolicy, 10)):
         less, more = (build(TABLE, scale * t, weight).choose(belief) for t in (high, low))
@@ -90,7 +90,7 @@ def test_without_a_threshold_the_expected_gain_is_the_devices(belief, weight):
     assert policy.choose(belief) == expected  # it has no memory
 
 
-def test_a_signature_that_is_not_at_hand_is_not_mixed():
+def test_an_unavailable_signature_is_not_mixed():
     table = TABLE.limited_to([name for name in NAMES if name != "fog"])
     belief = certain(NAMES, LEVELS, "fog", 5)
     assert HardPolicy(table).choose(belief) == {}

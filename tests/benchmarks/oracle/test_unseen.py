@@ -32,7 +32,7 @@ TABLE = BUNDLE.table
 
 
 @given(st.sampled_from(CORRUPTIONS), st.integers(0, 2**32 - 1))
-def test_the_table_forgets_one_corruption_and_nothing_else(name, seed):
+def test_the_table_loses_one_corruption_and_nothing_else(name, seed):
     table = table_without(TABLE, name)
     assert name not in table.corruptions
     assert len(table.corruptions) == len(TABLE.corruptions) - 1
@@ -107,7 +107,7 @@ def test_a_job_measures_what_remains(result):
         gains = np.subtract(row["ours"], row["std"])
         assert row["gain"] == pytest.approx(gains.mean(), abs=0.02)
         assert row["worst"] == pytest.approx(gains.min(), abs=0.02)
-        # Its own signature, and a neighbour's, win back much of what the strongest severity takes.
+        # Its own signature, and a similar corruption's, restore much of the accuracy lost at severity 5.
         assert row["own"][-1] > row["std"][-1] + 10
         assert row["borrowed"][-1] > row["std"][-1]
         assert row["scores"]["clean_weight"] >= 1
@@ -115,19 +115,19 @@ def test_a_job_measures_what_remains(result):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_what_is_done_is_not_done_again(result, splits, work, monkeypatch):
+def test_finished_jobs_are_not_run_again(result, splits, work, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("rws.training.oracle.fit.fit_oracle", refuse)
     assert leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"]) == result
-    # Another recipe is another job: a result is never taken for it.
+    # Another recipe is another job, and never reads this result.
     other = replace(RECIPE, oracle=replace(RECIPE.oracle, widths=(8, 9)))
     with pytest.raises(AssertionError, match="trained again"):
         leave_one_out(BUNDLE, splits, other, work, only=["contrast"])
 
 
-def test_what_is_learnt_and_what_is_measured_have_keys_of_their_own(result, splits, work, monkeypatch):
+def test_trained_oracles_and_measurements_have_separate_keys(result, splits, work, monkeypatch):
     def files(ending):
         return {file.name for file in work.glob(f"contrast-*.{ending}")}
 
@@ -138,7 +138,7 @@ def test_what_is_learnt_and_what_is_measured_have_keys_of_their_own(result, spli
 
     learnt, before = files("pt"), files("json")
     assert len(learnt) == 1
-    # Another policy, or another version of the code, is measured anew with the oracle that is there.
+    # Another policy, or another version of the code, is measured again with the existing oracle.
     never = {"kind": "expected", "margin": 0.0, "clean_weight": 1e9}
     found = run(replace(BUNDLE, manifest=replace(BUNDLE.manifest, policy=never)))
     assert len(files("json") - before) == 1
@@ -169,7 +169,7 @@ def test_a_bundle_that_no_oracle_can_be_trained_for_is_refused(tmp_path):
         leave_one_out(other, None, UnseenRecipe(OracleRecipe()), tmp_path)
 
 
-def test_a_job_of_another_process_is_left_to_it(splits, work, monkeypatch):
+def test_a_job_that_another_process_runs_is_skipped(splits, work, monkeypatch):
     monkeypatch.setattr(unseen, "train_without", None)
     lines = []
     with claim(work, "fog", wait=True):

@@ -7,7 +7,8 @@ from rws.benchmarks.baselines.cost import ENGINES
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED
 from rws.benchmarks.oracle.policies import FAMILIES, RULES
 from rws.benchmarks.pages import results as page_results
-from rws.benchmarks.pages.oracle import CHOSEN, METHODS, PAIRS, POLICIES, TABLES
+from rws.benchmarks.pages.oracle import CHOSEN, METHODS, PAIRS, POLICIES, STREAM_TABLES, TABLES
+from rws.benchmarks.pages.readme import TABLES as README_TABLES
 from rws.benchmarks.pages.render import evaluate
 
 MADE = {"command": "rws …", "commit": "1234567", "machine": {"processor": "a CPU"}, "seed": 3}
@@ -132,9 +133,12 @@ def cells(text):
     return [row for number, row in enumerate(rows) if number not in rules and number + 1 not in rules]
 
 
-@pytest.mark.parametrize("name", TABLES)
+ALL_TABLES = {**TABLES, **STREAM_TABLES}
+
+
+@pytest.mark.parametrize("name", ALL_TABLES)
 def test_every_table_is_whole(name):
-    text = TABLES[name]()
+    text = ALL_TABLES[name]()
     assert "None" not in text
     for table in re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE):
         lines = table.splitlines()
@@ -204,7 +208,7 @@ def test_unseen_names_neighbours_where_one_helps():
 
 
 def test_streams_show_the_delay_where_there_is_one():
-    rows = {row[0]: row[1:] for row in cells(TABLES["streams"]())}
+    rows = {row[0]: row[1:] for row in cells(STREAM_TABLES["streams"]())}
     assert len(rows) == 8
     own = rows["continual, **ours, with the temporal filter**"]
     assert own == ["82.00", "0.50", "89.00", "98.2", "3.4", "0 / 0.62 / 2.75"]
@@ -212,14 +216,26 @@ def test_streams_show_the_delay_where_there_is_one():
 
 
 def test_baselines_have_the_ta_of_each_protocol():
-    rows = {(row[0], row[1]): row[2:] for row in cells(TABLES["baselines"]())}
+    rows = {(row[0], row[1]): row[2:] for row in cells(STREAM_TABLES["baselines"]())}
     assert rows[METHODS["tent"], "64"] == ["", "60.0 / 54.0", "60.0 / 70.0", "", ""]
     assert rows[METHODS["frame"], "1"] == ["", "82.0 / 89.0", "82.0 / 89.0", "", ""]
-    rows = {(row[0], row[1]): row[2:] for row in cells(TABLES["baselines cost"]())}
+    rows = {(row[0], row[1]): row[2:] for row in cells(STREAM_TABLES["baselines cost"]())}
     ratio = "2.250 (2.125–2.500)"
     assert rows[METHODS["bn_batch"], "Torch"] == ["1", "0.500", ratio, "2.50", "10.00", "0.00"]
     assert rows[METHODS["std"], "ONNX Runtime"] == ["1", "0.500", "1", "2.50", "", ""]
     assert rows[METHODS["std_unfolded"], "Torch"][2] == ratio
+
+
+def test_the_readme_compares_with_the_strongest_baseline(results):
+    rows = [
+        {"protocol": "iid", "method": method, "batch": batch, "ra": ra + batch, "ta": 90.0}
+        for batch in (1, 64)
+        for method, ra in {"augmented": 80.0, "perfect": 82.0, "frame": 81.0, "std": 50.0}.items()
+    ]
+    (results / "baselines.json").write_text(json.dumps(MADE | {"rows": rows}))
+    found = {row[0]: row[1:] for row in cells(README_TABLES["results"]())}
+    assert list(found.values()) == [["90.0", "51.0"], ["90.0", "82.0"], ["90.0", "83.0"], ["90.0", "81.0"]]
+    assert list(found)[3] == "baseline: one model, trained with all corruptions"
 
 
 def test_a_value_is_read_from_a_result_and_formatted():

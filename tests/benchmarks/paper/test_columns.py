@@ -8,14 +8,14 @@ from rws.training.models.architectures import build_model, fold_batchnorm, shall
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=lambda column: column.name)
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_column_has_a_recipe_at_every_scale_that_an_entry_wants(column, scale, tmp_path):
+def test_every_column_has_a_recipe_at_every_scale_of_its_entries(column, scale, tmp_path):
     wanted = any(scale in entry.scales for entry in ENTRIES.values() if column.name in entry.columns)
     if not wanted:
         pytest.skip("no entry wants it")
     recipe = column.recipe(Place({}, tmp_path, scale))
     assert recipe.name == column.name
     assert recipe.data.source == column.dataset
-    # With BatchNorm kept, the projection takes away what the signature needs: see the table of inits.
+    # With BatchNorm kept, the projection removes what the signature needs; see the table of inits.
     assert recipe.signatures.fold_first or recipe.signatures.projection == "plain"
 
 

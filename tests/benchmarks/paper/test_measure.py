@@ -34,7 +34,7 @@ def test_bytes_are_those_of_a_signature_file_without_its_header(bits, per):
     assert 2 * code_bytes(shapes, bits, per) == len(content) - header
 
 
-def test_every_variant_has_a_name_of_its_own():
+def test_every_variant_has_its_own_name():
     variants = {*TABLE1, *TABLE5, Variant("residual", bits=8, per="tensor")}
     assert len({variant.key for variant in variants}) == len(variants)
 

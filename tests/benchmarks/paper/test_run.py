@@ -1,4 +1,4 @@
-"""From the command line to tables, pictures and the page, on the clear frames of the demo."""
+"""From the command line to tables, figures and the page, on the clear frames of the demo."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def _weights(path):
     return path
 
 
-def test_the_command_writes_a_result_for_each_table_and_a_picture_for_each_figure(reproduced):
+def test_the_command_writes_a_result_for_each_table_and_an_image_for_each_figure(reproduced):
     out, _, done = reproduced
     written = {path.name for path in (out / "small").iterdir()}
     assert written == {
@@ -64,9 +64,9 @@ def test_the_command_writes_a_result_for_each_table_and_a_picture_for_each_figur
         "smaller-cifar10-vgg16.png",
     }
     assert done.stdout.count("wrote ") == len(written)
-    picture = cv2.imread(str(out / "small" / "fig7-cifar10-vgg16.png"))
-    assert picture.shape[0] > 200
-    assert picture.std() > 5
+    image = cv2.imread(str(out / "small" / "fig7-cifar10-vgg16.png"))
+    assert image.shape[0] > 200
+    assert image.std() > 5
 
 
 def test_a_result_says_where_it_comes_from(reproduced):
@@ -89,8 +89,8 @@ def test_table1_has_every_row_of_the_paper_and_storage_that_adds_up(reproduced):
     assert shallow[2] - 1 == pytest.approx((shallow[0] - 1) / 4, rel=0.15)
     assert found["std", None, 32]["ta"] == found["residual", 5, 8]["ta"]  # the clean model is what clean images see
     assert all(0 <= row[key] <= 100 for row in rows for key in ("ta", "ra"))
-    told = [row["oracle"] for row in rows if "oracle" in row]
-    assert told == ["perfect oracle", "trained oracle", "all signatures averaged"]
+    oracles = [row["oracle"] for row in rows if "oracle" in row]
+    assert oracles == ["perfect oracle", "trained oracle", "all signatures averaged"]
     assert found["residual", 5, 8]["made"] == "projected"
 
 
@@ -103,17 +103,17 @@ def test_table4_is_table1_corruption_by_corruption(reproduced):
     assert sum(row["standard"] for row in four["rows"]) / 19 == pytest.approx(standard, abs=0.02)
 
 
-def test_what_is_done_is_not_done_again(reproduced):
+def test_finished_results_are_not_made_again(reproduced):
     out, arguments, _ = reproduced
     before = {path.name: path.read_bytes() for path in (out / "small").iterdir()}
     again = invoke(*arguments)
     assert "epoch" not in again.stdout
     assert "measured" not in again.stdout
-    # The command that measured stays the one that is recorded.
+    # The recorded command is still the one that measured.
     assert {path.name: path.read_bytes() for path in (out / "small").iterdir()} == before
 
 
-def test_the_page_shows_what_is_done_and_says_what_is_missing(reproduced, monkeypatch):
+def test_the_page_shows_finished_results_and_names_missing_ones(reproduced, monkeypatch):
     monkeypatch.setattr(page, "RESULTS", reproduced[0])
     texts = {name: make() for name, make in page.TABLES.items()}
     ra = json.loads((reproduced[0] / "small" / "table1-cifar10-vgg16.json").read_text())["rows"][0]["ra"]
@@ -174,7 +174,7 @@ def test_table2_runs_on_an_imagenet_folder(recipes, clear, tmp_path):
         (("table1", "--json", "x.json"), "--json is for --status"),
     ],
 )
-def test_what_cannot_be_reproduced_is_refused_in_one_line(arguments, message, tmp_path):
+def test_wrong_options_are_refused_in_one_line(arguments, message, tmp_path):
     refused = invoke("reproduce", *arguments, "--work", tmp_path, "--out", tmp_path, check=False)
     assert refused.returncode in (2, 3)
     assert message in refused.stderr
@@ -191,7 +191,7 @@ def test_names_are_known_before_anything_heavy_is_imported():
         assert "| torch\n" not in refused.stderr
 
 
-def test_a_joint_result_is_made_where_all_its_columns_are_wanted():
+def test_a_joint_result_is_made_if_all_its_columns_are_chosen():
     vgg = ("cifar10-vgg16", "cifar100-vgg16", "tiny-imagenet-vgg16")
     names = [{task.name for task in tasks(columns=columns, scales=("small",))} for columns in (vgg[:1], vgg, ())]
     assert names[0] == {"table1", "table4", "table5", "fig6", "fig7", "init", "tuned", "smaller"}
@@ -206,7 +206,7 @@ def test_a_trial_does_not_replace_a_result():
     assert "give --out as well" in refused.stderr
 
 
-def test_all_leaves_out_what_has_no_images(tmp_path):
+def test_all_skips_columns_without_images(tmp_path):
     refused = invoke(
         "reproduce", "all", "--column", "imagenet-resnet50", "--scale", "full", "--work", tmp_path, check=False
     )

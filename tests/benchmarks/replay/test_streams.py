@@ -200,21 +200,21 @@ def test_bad_arguments_are_named(bundle, image_folder, tmp_path):
         run(batches=[0])
     with pytest.raises(InputError, match=r"\(--frames\) .* each is shown once"):
         run(frames=10_000)
-    with pytest.raises(InputError, match="rws bench rivals"):
+    with pytest.raises(InputError, match="rws bench baselines"):
         run(frames=2, baselines=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     shutil.copytree(image_folder / "test", tmp_path / "imagenet-c" / "fog" / "5")
     (tmp_path / "cifar-c").mkdir()
     (tmp_path / "cifar-c" / "labels.npy").touch()
     for corrupted in ("imagenet-c", "cifar-c"):
-        with pytest.raises(InputError, match=r"corrupted already; streams \(--protocol\) .* give a clean test folder"):
+        with pytest.raises(InputError, match=r"corrupted already; streams .* give a clean test folder"):
             replay_streams(bundle, str(tmp_path / corrupted), StreamOptions(frames=2))
 
 
 def test_the_command_writes_json_and_csv(image_folder, tmp_path):
     report, table = tmp_path / "streams.json", tmp_path / "streams.csv"
     options = ("--frames", 5, "--severity", "all", "--protocol", "continual", "--protocol", "mixed")
-    done = invoke("replay", "--data", image_folder, *options, "--json", report, "--csv", table)
+    done = invoke("bench", "streams", "--data", image_folder, *options, "--json", report, "--csv", table)
     found = json.loads(report.read_text())
     assert found["severity"] == "all"
     assert found["frames_per_type"] == 5
@@ -230,18 +230,13 @@ def test_the_command_writes_json_and_csv(image_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ("--protocol", "all", "--severity", "1,2"),
-            "--severity '1,2': with --protocol expected one of 1 to 5, or all",
-        ),
-        (("--protocol", "all", "--limit", 3), "--limit is for sets of images"),
-        (("--frames", 3), "--frames is for streams; give --protocol as well"),
-        (("--protocol", "iid", "--batch", 8), "--batch is for the rivals; give --rivals as well"),
-        (("--protocol", "iid", "--remeasure"), "--remeasure is for the rivals; give --rivals as well"),
+        (("--protocol", "shuffled"), "unknown protocol 'shuffled'"),
+        (("--batch", 8), "--batch is for the baselines; give --baselines as well"),
+        (("--remeasure",), "--remeasure is for the baselines; give --baselines as well"),
     ],
 )
 def test_the_command_names_bad_options_in_one_line(image_folder, options, message):
-    failed = invoke("replay", "--data", image_folder, *options, check=False)
+    failed = invoke("bench", "streams", "--data", image_folder, *options, check=False)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.splitlines()) == 1

@@ -30,7 +30,7 @@ def report(built, image_folder, tmp_path_factory):
     return json.loads(file.read_text()), done.stdout
 
 
-def test_the_command_compares_every_code(report):
+def test_the_command_compares_every_encoding(report):
     result, shown = report
     assert [(row["bits"], row["per"]) for row in result["rows"]] == CODES
     assert result["images"] == 40
@@ -40,19 +40,19 @@ def test_the_command_compares_every_code(report):
         assert f"{row['bytes']:,}" in shown
 
 
-def test_clean_accuracy_comes_back_after_the_resets(report):
+def test_a_reset_restores_the_clean_accuracy(report):
     result, _ = report
     assert {row["ta_after_reset"] for row in result["rows"]} == {result["ta"]}
 
 
-def test_sizes_fall_with_the_bits_and_scales_per_channel_cost_little(report, built):
+def test_fewer_bits_are_smaller_and_scales_per_channel_add_little(report, built):
     bytes_of = {(row["bits"], row["per"]): row["bytes"] for row in report[0]["rows"]}
     sizes = [bytes_of[code] for code in CODES]
     assert sizes == sorted(sizes, reverse=True)
     assert bytes_of[8, "channel"] == (built[0] / "signatures.safetensors").stat().st_size
 
 
-def test_a_bundle_alone_gives_what_the_replay_gives_of_its_own_bits(image_folder):
+def test_without_a_build_the_bundles_own_bits_are_measured_as_in_the_replay(image_folder):
     bundle = Bundle.load()
     options = EvaluationOptions(limit=60, seed=3)
     result = compare_encodings(bundle, str(image_folder), options=options)

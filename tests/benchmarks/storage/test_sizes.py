@@ -32,7 +32,7 @@ def tiny(tmp_path_factory):
     return load_model(file, layers=2)
 
 
-def test_every_code_is_there_for_shallow_and_for_all_layers(report):
+def test_every_encoding_has_a_row_for_shallow_and_for_all_layers(report):
     rows = report[0]["rows"]
     assert [row["what"] for row in rows] == ["model", "20 models"] + 14 * ["19 signatures"]
     for scope in ("full", "shallow"):
@@ -49,7 +49,7 @@ def test_sizes_are_those_of_the_bundles_own_files(report):
     for (scope, bits, _), row in by_code.items():
         assert row["ratio"] == pytest.approx(1 + row["bytes"] / model["bytes"], abs=1e-4)
         assert row["bytes"] < by_code["full", bits, row["per"]]["bytes"] or scope == "full"
-    # All layers at 32 bits are the whole model, but for the graph.
+    # All layers at 32 bits are the whole model, except for the graph.
     assert by_code["full", 32, ""]["bytes"] == pytest.approx(19 * model["bytes"], rel=0.01)
 
 
@@ -78,7 +78,7 @@ def test_all_convolutions_and_linear_layers_count(tiny):
     )
 
 
-def test_the_twenty_models_are_what_the_signatures_make(tiny, tmp_path):
+def test_the_twenty_models_are_the_clean_one_and_one_per_signature(tiny, tmp_path):
     files = write_models(tiny, tmp_path)
     assert len(files) == 20
     x = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
@@ -89,7 +89,7 @@ def test_the_twenty_models_are_what_the_signatures_make(tiny, tmp_path):
         np.testing.assert_allclose(session.run(None, {"image": x})[0], model.predict(x), atol=1e-5)
 
 
-def test_a_process_that_fails_says_why(tmp_path):
+def test_a_process_that_fails_is_reported_with_its_reason(tmp_path):
     file = tmp_path / "damaged.onnx"
     file.write_bytes(b"damaged")
     with pytest.raises(RwsError, match=r"'sessions' failed: .*damaged\.onnx"):

@@ -24,7 +24,7 @@ def columns(stream: Stream) -> tuple[np.ndarray, ...]:
     return stream.image, stream.type, stream.severity, stream.seed, stream.cut
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(any_stream)
 def test_clean_is_severity_0_and_nothing_else_is(stream):
     np.testing.assert_array_equal(stream.type < 0, stream.severity == 0)
@@ -36,7 +36,7 @@ def test_clean_is_severity_0_and_nothing_else_is(stream):
     np.testing.assert_array_equal(stream.severity[whole], np.round(stream.severity[whole]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_stream)
 def test_each_type_shows_the_same_images_once(stream):
     frames = len(stream) // TYPES

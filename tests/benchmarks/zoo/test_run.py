@@ -44,7 +44,7 @@ def test_halves_share_no_image(test_images):
     assert not {row.numpy().tobytes() for row in build.pixels} & {row.numpy().tobytes() for row in test.pixels}
 
 
-def test_signatures_win_back_a_part_of_what_is_lost(result):
+def test_signatures_win_back_a_part_of_the_loss(result):
     assert len(result["rows"]) == 2 * 19
     won = result["summary"]["accuracy"]["won_back"]
     assert 0 < won["perfect"] <= 100
@@ -53,7 +53,7 @@ def test_signatures_win_back_a_part_of_what_is_lost(result):
         assert set(row["accuracy"]) == set(row["agreement"]) == set(zoo.ARMS)
 
 
-def test_what_is_won_back_is_a_share_of_what_was_lost():
+def test_accuracy_won_back_is_a_share_of_the_loss():
     rows = [
         {
             "accuracy": {"std": 40.0, "trained": 50.0, "perfect": 60.0},
@@ -73,14 +73,18 @@ def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
     assert high - low < 5
 
 
-def test_both_engines_say_the_same(test_images):
+def test_both_backends_agree(test_images):
     same = zoo.compare_backends(Bundle.load(), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
     assert same["difference"] <= 1e-4 * max(1, same["largest"])
 
 
 def test_minutes_of_a_build_count_each_part_once(tmp_path):
-    records = [{"job": "signature-fog", "took": 60}, {"job": "signature-fog", "took": 30}, {"job": "gain", "took": 60}]
+    records = [
+        {"job": "signature-fog", "done": True, "seconds": 60},
+        {"job": "signature-fog", "done": True, "seconds": 30},
+        {"job": "gain", "done": True, "seconds": 60},
+    ]
     lines = [json.dumps({**record, "seconds": 0}) for record in (*records, {"job": "gain", "corruption": "fog"})]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     assert zoo.parts_of_build(tmp_path) == {"signature": 0.5, "gain": 1.0, "all": 1.5}

@@ -327,7 +327,7 @@ class TestAbusiveFolders:
             file.write(b"x")
         assert_refused(bundle_path, f"{name}: too long")
 
-    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(name=st.sampled_from(FILES), place=st.integers(0, 10**6), flip=st.integers(1, 255))
     def test_any_altered_byte(self, bundle_path, name, place, flip):
         original = (bundle_path / name).read_bytes()

@@ -1,11 +1,10 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.edge.faults.frames import BITS, encode_jpeg, read_stamp, scene, stamped
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**BITS - 1), st.sampled_from([30, 90]))
 def test_a_stamp_survives_jpeg(number, quality):
     import cv2

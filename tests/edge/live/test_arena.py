@@ -4,7 +4,7 @@ import doctest
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.edge.live import layout
@@ -38,7 +38,6 @@ def arena():
     return Arena(CLEAN, SIGNATURES)
 
 
-@settings(deadline=None)
 @given(mix=mixes)
 def test_weights_are_the_clean_ones_plus_the_weighted_signatures(mix):
     arena = Arena(CLEAN, SIGNATURES)
@@ -50,7 +49,6 @@ def test_weights_are_the_clean_ones_plus_the_weighted_signatures(mix):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@settings(deadline=None)
 @given(mix=mixes, order=st.randoms(use_true_random=False))
 def test_order_of_the_mix_does_not_change_a_bit(mix, order):
     items = list(mix.items())
@@ -62,7 +60,6 @@ def test_order_of_the_mix_does_not_change_a_bit(mix, order):
     assert first.mix == second.mix
 
 
-@settings(deadline=None)
 @given(alpha=alphas, beta=alphas, name=st.sampled_from(CORRUPTIONS))
 def test_the_change_is_linear_in_alpha(alpha, beta, name):
     def change(strength):
@@ -75,7 +72,6 @@ def test_the_change_is_linear_in_alpha(alpha, beta, name):
         np.testing.assert_allclose(together[tensor], one[tensor] + other[tensor], atol=5e-6)
 
 
-@settings(deadline=None)
 @given(sequence=st.lists(mixes, max_size=8), last=mixes)
 def test_what_was_applied_before_leaves_no_trace(sequence, last):
     arena, fresh = Arena(CLEAN, SIGNATURES), Arena(CLEAN, SIGNATURES)

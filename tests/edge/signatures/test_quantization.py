@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +15,6 @@ deltas = hnp.arrays(
 codes = {"bits": st.sampled_from([4, 8, 16]), "per": st.sampled_from(["channel", "tensor"])}
 
 
-@settings(deadline=None)
 @given(delta=deltas, **codes)
 def test_error_is_at_most_half_a_scale(delta, bits, per):
     quantised = quantise(delta, bits, per)
@@ -24,7 +23,6 @@ def test_error_is_at_most_half_a_scale(delta, bits, per):
     assert (error <= quantised.columns.astype(np.float64) * (0.5 + largest_value(bits) * 2.0**-23)).all()
 
 
-@settings(deadline=None)
 @given(delta=deltas, **codes)
 def test_code_is_symmetric_finite_and_positive(delta, bits, per):
     quantised = quantise(delta, bits, per)

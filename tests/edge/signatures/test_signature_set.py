@@ -39,7 +39,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path, bits, per):
     assert os.listdir(tmp_path) == ["s.safetensors"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     names=st.lists(
         st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True), min_size=1, max_size=4, unique=True
@@ -291,14 +291,13 @@ def test_every_truncation_is_refused():
             SignatureSet.from_bytes(data[:length])
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_a_signature_error(data):
     with pytest.raises(SignatureError):
         SignatureSet.from_bytes(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_any_altered_byte_gives_a_set_or_a_signature_error(position, value):
     data = bytearray(make_signatures(CLEAN, ["fog"]).to_bytes())

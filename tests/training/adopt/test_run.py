@@ -26,7 +26,7 @@ def command_built(picture_folder, tmp_path_factory):
         "steps = 18\ncommon = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
         "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
     )
-    arguments = ("build", "--model", root / "mine.onnx", "--images", picture_folder, "--quick", "--threads", 1)
+    arguments = ("adopt", root / "mine.onnx", picture_folder, "--quick", "--threads", 1)
     out, work = root / "bundle", root / "work"
     done = rws(*arguments, "--recipe", recipe, "--work", work, "--out", out)
     return out, work, done, root
@@ -35,7 +35,10 @@ def command_built(picture_folder, tmp_path_factory):
 def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tmp_path):
     out, _, done, root = command_built
     assert f"wrote {out}" in done.stdout
-    assert "minutes_left" in done.stdout
+    assert "with no patch" in done.stdout
+    jobs = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" left")]
+    assert set(jobs) == {"signature-all", *(f"signature-{name}" for name in CORRUPTIONS), "gain"}
+    assert "steps_left" not in done.stdout
     bundle = Bundle.load(out)
     assert bundle.signatures.names == CORRUPTIONS
     assert bundle.manifest.measured["clean"] == 100  # agreement with itself
@@ -72,8 +75,8 @@ def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
     monkeypatch.setattr("rws.training.adopt.run.AdoptionBuild", stop_before_training)
     onnx.save(tiny(), tmp_path / "mine.onnx")
     (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
-    arguments = ["--model", tmp_path / "mine.onnx", "--images", picture_folder, "--recipe", tmp_path / "adopt.toml"]
-    done = CliRunner().invoke(app, ["build", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
+    arguments = [tmp_path / "mine.onnx", picture_folder, "--recipe", tmp_path / "adopt.toml"]
+    done = CliRunner().invoke(app, ["adopt", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
     assert "enough seen" in done.output
     assert [(recipe.layers, recipe.target) for recipe in chosen] == [(layers, target)]
 
@@ -93,23 +96,22 @@ def test_weights_outside_the_cut_are_untouched(command_built):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (("--model", "mine.onnx"), "both --model and --images"),
-        (("--model", "mine.onnx", "--images", "nowhere"), "no such file or folder"),
-        (("--model", "none.onnx", "--images", "empty"), "none.onnx: cannot be read"),
-        (("--model", "mine.onnx", "--images", "empty"), "holds no image file"),
-        (("--model", "mine.onnx", "--images", "empty", "--mean", "a,b"), "--mean a,b"),
-        (("--model", "mine.onnx", "--images", "empty", "--size", 64), "takes 32x32"),
-        (("--model", "mine.onnx", "--images", "empty", "--device", "cuda"), "--device goes without --model"),
-        (("--data", "empty", "--quick"), "--quick goes with --model"),
+        (("mine.onnx", "nowhere"), 4, "no such file or folder"),
+        (("none.onnx", "empty"), 3, "none.onnx: cannot be read"),
+        (("mine.onnx", "empty"), 4, "holds no image file"),
+        (("mine.onnx", "empty", "--recipe", "none.toml"), 3, "no recipe none.toml"),
+        (("mine.onnx", "empty", "--mean", "a,b"), 2, "--mean a,b"),
+        (("mine.onnx", "empty", "--size", 64), 2, "takes 32x32"),
+        (("package.module:factory", "empty"), 2, "say with --size"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):
+def test_bad_input_is_one_clear_line(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     onnx.save(tiny(), tmp_path / "mine.onnx")
-    failed = invoke("build", *arguments, check=False)
-    assert failed.returncode in (2, 3, 4)
+    failed = invoke("adopt", *arguments, check=False)
+    assert failed.returncode == code
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1

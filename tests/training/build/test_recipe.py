@@ -21,7 +21,7 @@ def test_what_is_left_out_has_defaults_and_whole_numbers_serve_as_real_ones(tmp_
     recipe = load_recipe(write(tmp_path, 'name = "x"\n[init]\nlearning_rate = 1\n'))
     assert recipe.init.learning_rate == 1.0
     assert isinstance(recipe.init.learning_rate, float)
-    assert recipe.signatures.way == "tuned"
+    assert recipe.signatures.method == "tuned"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_is_left_out_has_defaults_and_whole_numbers_serve_as_real_ones(tmp_
         ('name = "x"\n[init]\nepochs = 0', "expected greater than or equal to 1"),
         ('name = "x', "recipe.toml"),
         ('name = "x"\n[tuned]\ntarget = "magic"', "tuned.target is 'magic', expected 'output', 'labels' or 'shallow'"),
-        ('name = "x"\n[signatures]\nway = "magic"', "signatures.way is 'magic', expected 'tuned' or 'residual'"),
+        ('name = "x"\n[signatures]\nmethod = "magic"', "signatures.method is 'magic', expected 'tuned' or 'residual'"),
         ('name = "x"\n[init]\nprecision = "fp8"', "init.precision is 'fp8', expected 'bf16' or 'fp32'"),
         ('name = "x"\n[calibration]\nalphas = [0.5]', "alphas that hold 1.0"),
     ],

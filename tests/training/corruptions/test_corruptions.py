@@ -68,7 +68,7 @@ def test_severity_0_changes_nothing(name):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @given(data=st.data())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_sample_does_not_depend_on_its_batch(name, data):
     count = data.draw(st.integers(2, 80))
     images, seeds = random_images(count, 32, seed=count), seeds_for(count, count)

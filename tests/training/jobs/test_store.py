@@ -133,7 +133,7 @@ def test_looking_writes_nothing(tmp_path):
 
 
 @given(place=st.integers(0, 10**6), mask=st.integers(1, 255), cut=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_a_damaged_file_is_made_again_or_refused_by_name(tmp_path, place, mask, cut):
     made, identity = {"x": np.arange(20), "text": np.array("fog")}, ["digest", 7]
     entry = Store(tmp_path).entry("a.npz", identity, ARRAYS)

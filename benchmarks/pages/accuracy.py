@@ -1,0 +1,71 @@
+"""The tables of docs/benchmarks/accuracy.md and signatures.md."""
+
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import Any
+
+from rws.benchmarks.common.tables import Column, columns, label
+from rws.benchmarks.pages.results import read, table
+
+ARMS = {
+    "std": "no patch",
+    "trained": "**trained oracle**",
+    "perfect": "perfect oracle (type and severity known)",
+    "best": "perfect oracle, best action of the gain table",
+    "always": "all signatures averaged, always on",
+}
+
+
+def _replay() -> Iterator[dict[str, Any]]:
+    worst, every = read("replay_severity5"), read("replay_all")
+    for arm, name in ARMS.items():
+        fifteen = fmean([row[arm] for row in worst["per_corruption"].values()][:15])
+        scores = {"worst": worst["ra"][arm], "fifteen": fifteen, "every": every["ra"][arm]}
+        yield {"name": name, "clean": worst["ta"][arm], **scores}
+
+
+def _methods() -> list[dict[str, Any]]:
+    result = read("methods")
+    std = {key: result["std"][key] for key in ("ra", "ra_two_corruptions")}
+    return [{"name": "no patch"} | std, *({"name": name} | result[name] for name in ("tuned", "residual"))]
+
+
+def _precision() -> list[dict[str, Any]]:
+    result = read("signatures")
+    no_patch = {"bits": "no patch", "ra": result["ra_no_patch"], "ta_after_reset": result["ta"]}
+    return [no_patch, *result["rows"]]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "replay": table(
+        _replay,
+        label("accuracy", "name"),
+        columns({"clean": "clean", "robust, severity 5": "worst", "of the 15, severity 5": "fifteen"}, ".2f"),
+        Column("robust, severities 1–5", "every", ".2f"),
+    ),
+    "corruptions": table(
+        "replay_severity5.per_corruption",
+        label("severity 5", "name"),
+        columns({"no patch": "std", "trained oracle": "trained"}, ".1f"),
+        columns({"perfect oracle": "perfect", ARMS["always"]: "always"}, ".1f"),
+    ),
+}
+SIGNATURE_TABLES: dict[str, Callable[[], str]] = {
+    "methods": table(
+        _methods,
+        label("robust accuracy", "name"),
+        columns({"validation images": "ra_validation", "test images, float32": "ra"}, ".2f"),
+        columns({"8 bit, per channel": "ra_8bit_channel", "8 bit, per tensor": "ra_8bit_tensor"}, ".2f"),
+        Column("4 bit, per channel", "ra_4bit_channel", ".2f"),
+        Column("two corruptions at once, both signatures", "ra_two_corruptions", ".2f"),
+        Column("one corruption, two signatures at ½", "ra_pair_halves", ".2f"),
+        Column("training of 19, minutes", lambda row: row.get("train_seconds", 0) / 60 or None, ".0f"),
+    ),
+    "precision": table(
+        _precision,
+        label("bits", "bits"),
+        label("one scale per", "per"),
+        columns({"robust accuracy": "ra", "clean accuracy after 19 patches and resets": "ta_after_reset"}, ".2f"),
+        Column("bytes of the file", "bytes", ","),
+    ),
+}

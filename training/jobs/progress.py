@@ -1,0 +1,153 @@
+"""What jobs report while they run: the log of a folder, the time that is left, lines on the terminal."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rws.records import utc
+from rws.terminal import is_verbose, say
+
+Progress = Callable[[dict[str, Any]], None]
+Probe = Callable[[], tuple[Callable[[], object], float]]
+"""Prepares a function that does a few units of some kind of work, and says how many."""
+
+_IN_LINE = ("job", "seconds", "done", "minutes_left")
+_SHORT_PROBE = 5.0  # seconds: a probe that took less ran cold, so it is repeated
+
+
+class TimeLeft:
+    """Estimates how long planned work will take: units of each kind that are left, at the rate measured so far.
+
+    A rate is the mean over all units of a kind, so that the estimate does not follow the last job up and down. A kind
+    that no job has worked at yet is probed.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.workers = 1  # processes that share the work
+        self._clock, self._began = clock, clock()
+        self._left: dict[str, dict[str, float]] = {}
+        self._probes: dict[str, Probe] = {}
+        self._units, self._seconds = defaultdict[str, float](float), defaultdict[str, float](float)
+
+    def plan(self, job: str, kind: str, units: float, probe: Probe | None = None) -> None:
+        """Add units of a kind that a job will do to what is left; `probe` is for this kind."""
+        self._left.setdefault(job, {})[kind] = units
+        if probe is not None:
+            self._probes[kind] = probe
+
+    def begin(self) -> None:
+        """Start the time of the units that are done next."""
+        self._began = self._clock()
+
+    def did(self, job: str, kind: str, units: float, left: float) -> None:
+        """Count units of a job, of which `left` are left; they took the time since the last call, or since `begin`."""
+        self._seconds[kind] += self._clock() - self._began
+        self._units[kind] += units
+        if kind in self._left.get(job, {}):
+            self._left[job][kind] = left
+        self.begin()
+
+    def finish(self, job: str) -> None:
+        """Take what is left of a job off."""
+        self._left.pop(job, None)
+
+    def minutes(self) -> float | None:
+        """Return the minutes left; None if nothing is planned, or the rate of a kind is unknown and has no probe."""
+        needed = defaultdict[str, float](float)
+        for kind, count in chain.from_iterable(units.items() for units in self._left.values()):
+            needed[kind] += count
+        for kind in [kind for kind, count in needed.items() if count and not self._units[kind]]:
+            if kind not in self._probes:
+                return None
+            self._probe(kind)
+        seconds = sum(count * self._seconds[kind] / self._units[kind] for kind, count in needed.items() if count)
+        return seconds / self.workers / 60 if needed else None
+
+    def _probe(self, kind: str) -> None:
+        with torch.random.fork_rng(devices=[]):  # a training in progress goes on with its own draws
+            run, self._units[kind] = self._probes[kind]()
+            for _ in range(2):
+                self.begin()
+                run()
+                self._seconds[kind] = self._clock() - self._began
+                if self._seconds[kind] > _SHORT_PROBE:
+                    break
+        self.begin()
+
+
+def job_log(
+    folder: Path,
+    job: str,
+    progress: Progress | None,
+    left: TimeLeft | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> Progress:
+    """Append what a job reports to `log.jsonl` of a folder, as {job, seconds since now, …}, and pass it on.
+
+    The last record of a job has the key `done`; with `left`, records also have `minutes_left`, if known.
+
+    Args:
+        kinds: what a record counts, such as `steps`, with `steps_left`; and the kind of these units in `left`.
+    """
+    start = time.monotonic()
+    if left is not None:
+        left.begin()
+
+    def report(record: dict[str, Any]) -> None:
+        record = {"job": job, "seconds": round(time.monotonic() - start, 1), **record}
+        if left is not None:
+            for key, kind in (kinds or {}).items():
+                if key in record:
+                    left.did(job, kind, record[key], record[f"{key}_left"])
+            if "done" in record:
+                left.finish(job)
+            if (minutes := left.minutes()) is not None:
+                record["minutes_left"] = round(minutes, 1)
+        line = {"schema": "job-log/1", "written_at": utc(time.time()), **record}
+        with open(folder / "log.jsonl", "a") as handle:
+            handle.write(json.dumps(line) + "\n")
+        if progress is not None:
+            progress(record)
+
+    return report
+
+
+class JobLines:
+    """Prints a line with the time left per finished job, at the first estimate, and per minute; with -v, all records.
+
+    Args:
+        every: seconds.
+    """
+
+    def __init__(self, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock, self._estimated, self._due = every, clock, False, clock() + every
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Print what a job reported."""
+        done, left = "done" in record, left_in_words(record.get("minutes_left"))
+        line = f"{record['job']:32s} {record['seconds']:8.1f} s  {left:20s}"
+        values = [f"{key} {value}" for key, value in record.items() if key not in _IN_LINE]
+        if not done and self._clock() < self._due and (self._estimated or not left):
+            if is_verbose():
+                say("  ".join([line, *values]))
+            return
+        say("  ".join([line, *(values if done or is_verbose() else [])]).rstrip())
+        self._due, self._estimated = self._clock() + self._every, self._estimated or bool(left)
+
+
+def left_in_words(minutes: float | None) -> str:
+    """Return `about 7 min left` or the like; nothing if it is unknown."""
+    if minutes is None:
+        return ""
+    if minutes < 1:
+        return "under a minute left"
+    return f"about {minutes / 60:.1f} h left" if minutes >= 100 else f"about {minutes:.0f} min left"
