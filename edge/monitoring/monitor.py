@@ -81,7 +81,7 @@ class Monitor:
                 self._current(self._clock()).lost = True
 
     def count_event(self, event: str) -> None:
-        """Count an event that has no counter of its own, e.g. `bundle_swapped`."""
+        """Count an event that has no other counter, e.g. `bundle_swapped`."""
         with self._lock:
             self.events[event] += 1
 

@@ -45,11 +45,12 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
+    recipe = _recipe(options)
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
     pictures, classes = _pictures(options, model.size, model.classes)
-    name, recipe = Path(options.model).stem.replace(":", "-"), _recipe(options)
+    name = Path(options.model).stem.replace(":", "-")
     build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
     held_out = len(pictures.pixels) - len(build.train)
     say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")

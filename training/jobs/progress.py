@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rws.records import utc
-from rws.terminal import detail, is_verbose, say
+from rws.terminal import is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
 Probe = Callable[[], tuple[Callable[[], object], float]]
@@ -137,7 +137,8 @@ class JobLines:
         line = f"{record['job']:32s} {record['seconds']:8.1f} s  {left:20s}"
         values = [f"{key} {value}" for key, value in record.items() if key not in _IN_LINE]
         if not done and self._clock() < self._due and (self._estimated or not left):
-            detail("  ".join([line, *values]))
+            if is_verbose():
+                say("  ".join([line, *values]))
             return
         say("  ".join([line, *(values if done or is_verbose() else [])]).rstrip())
         self._due, self._estimated = self._clock() + self._every, self._estimated or bool(left)

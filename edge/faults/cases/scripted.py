@@ -136,7 +136,7 @@ def _empty_frame(drill: Drill) -> None:
 
 @fault("the wall clock jumps", "Results come as without it, with the same ages; their time of day follows the jump.")
 def _wall_clock(drill: Drill) -> None:
-    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once for each result
+    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once per result
     script = [("open", ""), *itertools.chain(*zip([("wait", 0.5)] * 6, images(6, bad=True), strict=True))]
 
     def played(jumps: list[float]) -> list[Seen]:

@@ -19,7 +19,7 @@ from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
 from rws.records import Frame
 from support.fakes import make_frame, make_result
-from support.http import PartReader, get, read_until, stream, wait_until
+from support.http import Events, PartReader, get, read_until, stream, wait_until
 
 
 @pytest.fixture
@@ -41,18 +41,6 @@ def noisy(index, width=640, height=480):
 
 def number(jpeg):
     return round(float(decode(jpeg)[:, :200].mean()))
-
-
-class Events:
-    def __init__(self, client):
-        self.client, self.rest = client, b""
-        head, self.rest = read_until(client, b"\r\n\r\n")
-        assert b"text/event-stream" in head
-
-    def next(self):
-        event, self.rest = read_until(self.client, b"\n\n", self.rest)
-        assert event.startswith(b"data: ")
-        return json.loads(event[len(b"data: ") :])
 
 
 @pytest.mark.parametrize(
