@@ -200,9 +200,7 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     axis.set_xlabel("regret, points of accuracy (below 0: better than the perfect oracle)", color=MUTED)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5, columnspacing=1.2, handlelength=1.2)
     _title(
-        axis,
-        "What keeps us from being as good as a perfect oracle?",
-        "single frames, severities 1–5, mean of the severities",
+        axis, "What costs accuracy against a perfect oracle?", "single frames, severities 1–5, mean of the severities"
     )
     return figure
 
