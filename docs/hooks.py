@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "source"
 ROOMS = ("rws", "edge", "oracle", "training", "benchmarks")
 COMMON = ("-h", "-q", "-v", "--help")  # options of every command; the page says so once
+VALUES = {"str": "text", "list[str]": "text, or a list", "FILE": "path", "int": "integer", "float": "number"}
 # What is shown as code, and in which language; other files are copied.
 LANGUAGES = {
     ".py": "python",
@@ -223,7 +224,7 @@ def config_reference() -> str:
             if key != "config" and not name.startswith(COMMON):
                 value = re.sub(r"^[-/, \w]*(?=<)|\brange\b|[<>]", "", value).strip() if "<" in value else value
                 typed = "true or false" if not value or value.startswith(("/", "-")) else value
-                rows.append(f"| `{key}` | {_cell(typed)} | {_code(default)} | {_cell(text)} |")
+                rows.append(f"| `{key}` | {_cell(VALUES.get(typed, typed))} | {_code(default)} | {_cell(text)} |")
     return "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows])
 
 

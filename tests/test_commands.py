@@ -18,6 +18,7 @@ from rws.cli import app
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
 from support.fakes import write_images
+from support.records import complaints_about
 from support.tiny import CLASSES, bundle_parts, make_signatures, network
 
 ADOPT = """
@@ -231,4 +232,5 @@ def test_the_command_runs(command, inputs, monkeypatch):
     result = CliRunner().invoke(app, [*command.split(), *map(str, case.arguments(inputs))])
     assert result.exit_code == case.code, (result.output, result.exception)
     assert case.prints in result.output
+    assert complaints_about(inputs.folder) == []
     assert (inputs.folder / "out.json").exists() or "--json" not in case.arguments(inputs)

@@ -1,6 +1,5 @@
 """`rws oracle`. What needs time to import is imported when the command runs, not for its help text."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,24 +25,16 @@ def oracle(
     """
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
+    from rws.edge.cli.results import describe_belief
     from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
-    from rws.edge.sources.images import ImageSource
-    from rws.edge.sources.open import open_source, quiet_opencv
-    from rws.errors import SourceError
+    from rws.edge.sources.open import open_images, quiet_opencv
 
     quiet_opencv()
     if report is not None:
         check_target(report)
-    paths: list[Path] = []
-    for spec in images:
-        found = open_source(spec)
-        if not isinstance(found, ImageSource):
-            found.close()
-            raise SourceError(f"{spec}: is not an image, folder or glob; for anything else there is `rws run`")
-        paths.extend(found.paths)
-    source = ImageSource(paths, ", ".join(images))
+    source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
@@ -53,7 +44,7 @@ def oracle(
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
-        line = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}  ({others})"
+        line = f"{describe_belief(belief)}  ({others})"
         show(f"{frame.name}  {line}")
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
     say(f"{len(rows)} images, {source.rejected} rejected")

@@ -33,6 +33,7 @@ class OutputOptions:
     token: str | None
     show: bool
     report: Path | None
+    timings: bool
 
 
 class Outputs:
@@ -46,9 +47,9 @@ class Outputs:
         self._page: PageServer | None = None
         self._window: WindowSink | None = None
         if options.jsonl is not None:
-            self._write("jsonl", JsonlSink(options.jsonl, endless=source.live))
+            self._write("jsonl", JsonlSink(options.jsonl, endless=source.live, on_close=source.stop))
         if options.csv is not None:
-            self._write("csv", CsvSink(options.csv, endless=source.live))
+            self._write("csv", CsvSink(options.csv, endless=source.live, on_close=source.stop))
         if options.save is not None:
             self._write("save", VideoSink(options.save, source.fps, endless=source.live))
         if options.serve is not None:
@@ -75,7 +76,7 @@ class Outputs:
             self._window.refresh()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return what each file took and lost."""
+        """Return how many frames each file received, wrote and lost."""
         return {name: sink.counts() for name, sink in self._files.items()}
 
     def _write(self, name: str, sink: Sink) -> None:

@@ -1,12 +1,28 @@
 """`rws run`. What needs time to import is imported when the command runs, not for its help text."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, ThreadsOption, optional
+from rws import terminal
+from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption, argument, optional
+
+SOURCES = """\
+`rws run` needs a source:
+  rws run 0                            a camera, by its index; or /dev/video0
+  rws run clip.mp4                     a video
+  rws run photo.jpg other.png          one image or several
+  rws run photos/                      a folder of images, with its subfolders
+  rws run "shots/*.png"                a quoted glob
+  rws run list.txt                     a list of images, one path per line
+  rws run images.npy                   an array, uint8 (N, H, W, 3), RGB
+  rws run rtsp://user:secret@host/cam  a stream: rtsp://, http://, ...
+  rws run "v4l2src ! videoconvert ! appsink"  a GStreamer pipeline
+  rws run pattern                      a moving test image
+See `rws run --help` for the options."""
 
 
 class Backend(str, Enum):
@@ -16,26 +32,48 @@ class Backend(str, Enum):
     torch = "torch"
 
 
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        from rws.edge.cli.config import read_config
+
+        read_config(run, context, path)
+    return path
+
+
 def run(
+    context: typer.Context,
     source: Annotated[
-        str,
-        typer.Argument(
+        list[str] | None,
+        argument(
             help="Camera index, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer pipeline, "
-            "or `pattern`, a test picture.",
+            "or `pattern`, a moving test image. Several are one list of images.",
             envvar="RWS_SOURCE",
             metavar="SOURCE",
         ),
-    ],
+    ] = None,
+    config: Annotated[
+        Path | None,
+        optional(
+            is_eager=True,
+            callback=_read_config,
+            help="Read `source` and options from this TOML file under their long names, with underscores "
+            "(`oracle_every = 5`); the command line comes before it.",
+        ),
+    ] = None,
     bundle: BundleOption = None,
     save: Annotated[Path | None, optional(help="Write the annotated frames to this .mp4.")] = None,
-    jsonl: Annotated[Path | None, optional(help="Write one JSON line per frame to this file.")] = None,
-    csv: Annotated[Path | None, optional(help="Write one row per frame to this file.")] = None,
-    report: Annotated[Path | None, optional("--json", help="Write the summary to this file.")] = None,
+    jsonl: Annotated[
+        Path | None, optional(callback=terminal.claim_stdout, help="Write one JSON line per frame here; -: stdout.")
+    ] = None,
+    csv: Annotated[
+        Path | None, optional(callback=terminal.claim_stdout, help="Write one row per frame here; -: stdout.")
+    ] = None,
+    report: JsonOption = None,
     serve: Annotated[
         str | None,
         optional(
             metavar="HOST:PORT",
-            help="Serve a page with the live picture, /metrics for Prometheus and /health; needs the extra `serve`.",
+            help="Serve a page with the live frames, /metrics for Prometheus and /health; needs the extra `serve`.",
         ),
     ] = None,
     token: Annotated[
@@ -52,15 +90,15 @@ def run(
         str,
         typer.Option(help="auto, cpu or cuda; with onnx also tensorrt or the full name of an ONNX Runtime provider."),
     ] = "auto",
-    way: Annotated[
-        str, typer.Option(help="How weights are changed: auto; live, split, inputs (onnx); torch, torch_compile, …")
+    strategy: Annotated[
+        str, typer.Option(help="Weight update strategy: auto; live, split, inputs (onnx); torch, torch_compile, …")
     ] = "auto",
     threads: ThreadsOption = None,
     independent: Annotated[
         bool | None,
         optional(
             "--independent/--stream",
-            help="Judge each frame alone, or let the oracle remember the frames before. "
+            help="Treat each frame on its own, or let the oracle use the frames before it. "
             "Default: images are independent, videos and cameras are streams.",
         ),
     ] = None,
@@ -68,8 +106,8 @@ def run(
         bool | None,
         optional(
             "--latest/--every-frame",
-            help="Classify the freshest frame and drop what came before it (a file then plays at its own speed), or "
-            "every frame. Default: the freshest of cameras and streams, every frame of files.",
+            help="Classify the newest frame and drop older ones (a file then plays at its own speed), or every frame. "
+            "Default: the newest of cameras and streams, every frame of files.",
         ),
     ] = None,
     corrupt: Annotated[
@@ -79,42 +117,55 @@ def run(
             help="Corrupt each frame on purpose, e.g. fog:3, and compare with the clean one; needs the extra `train`.",
         ),
     ] = None,
-    oracle_every: Annotated[int, typer.Option(min=1, help="The oracle looks at every n-th frame only.")] = 1,
+    oracle_every: Annotated[int, typer.Option(min=1, help="Run the oracle on every n-th frame only.")] = 1,
     retries: Annotated[
         int | None, optional(min=0, help="Consecutive reconnect attempts before giving up; default: unlimited.")
     ] = None,
-    stall: Annotated[float, typer.Option(min=0.5, help="Seconds without a frame after which a camera is lost.")] = 5.0,
+    stall: Annotated[
+        float, typer.Option(min=0.5, help="Reconnect a camera after this many seconds without a frame.")
+    ] = 5.0,
     watch: Annotated[
-        bool, typer.Option("--watch", help="When the bundle's folder changes, verify the new one and swap to it.")
+        bool, typer.Option("--watch", help="If the bundle's folder changes, verify the new bundle and swap to it.")
     ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
+    ] = False,
 ) -> None:
-    """Classify each frame of a source; the oracle patches the model as the picture goes bad and recovers.
+    """Classify each frame of a source; the oracle detects its corruption, and the model is patched for it.
 
-    Prints a line at each change of the mix (for independent images: a line per image), what the loop is doing now, and
-    a summary at the end. A lost camera is reconnected until you stop. Ctrl-C finishes the current frame, then stops:
-    files are closed and the summary is printed. Files of a live source grow as it runs (--jsonl and --csv are appended
-    to, --save can be played at any time); those of a video or folder appear when it has ended.
+    Prints what a single image shows and how good it is; a line per image for several; for a video or camera, a line
+    per change of the mix, the current state, and a summary at the end. A lost camera is reconnected until you stop.
+    Ctrl-C finishes the current frame, closes the files and prints the summary; a second one ends at once. Files of a
+    live source grow as it runs (--jsonl and --csv append, --save can be played at any time); those of images and
+    videos appear at the end.
 
     \b
     Examples:
+        rws run photo.jpg
+        rws run a.jpg b.png "shots/*.jpg" --jsonl results.jsonl
         rws run 0                                     # the first camera, until Ctrl-C
         rws run 0 --serve 127.0.0.1:8080              # and a page to watch it
         rws run video.mp4 --save annotated.mp4
         rws run video.mp4 --corrupt fog:3 --save fog.mp4   # what would it see in fog?
-        rws run photos/ --jsonl results.jsonl
         rws run "shots/*.png" --stream                # a sequence of images
-        rws run rtsp://user:secret@camera/stream --bundle my_bundle --watch --jsonl results.jsonl
+        rws run clip.mp4 --jsonl - | head -3          # JSON lines on stdout, the rest on stderr
+        rws run --config run.toml                     # source = "rtsp://camera/stream", watch = true, ...
     """
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
     from rws.edge.sources.open import quiet_opencv
 
+    if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
+        source = [os.environ["RWS_SOURCE"]]  # one source: a pipeline or path may hold spaces
+    if not source:
+        typer.echo(SOURCES, err=True)
+        raise typer.Exit(2)
     quiet_opencv()
-    model = ModelOptions(backend.value, threads, provider, strategy=way)
-    outputs = OutputOptions(jsonl, csv, save, serve, token, show, report)
+    model = ModelOptions(backend.value, threads, provider, strategy=strategy)
+    outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
-        source, bundle, model, outputs, independent, latest, corrupt, oracle_every, retries, stall, watch, limit
+        tuple(source), bundle, model, outputs, independent, latest, corrupt, oracle_every, retries, stall, watch, limit
     )
     RunSession(asked).run()

@@ -1,6 +1,5 @@
 """One `rws run`: open what was asked for, loop over the results, report."""
 
-import logging
 import signal
 import sys
 import threading
@@ -11,15 +10,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.file_proxy import FileProxy
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from rws import terminal
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
+from rws.edge.cli.results import change_line, image_block, image_line
 from rws.edge.common.files import check_target
 from rws.edge.common.provenance import portable_path, provenance, write_json
 from rws.edge.monitoring.console import LossyOutput
@@ -27,19 +29,21 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine
 from rws.edge.monitoring.summary import Summary
 from rws.edge.monitoring.systemd import SystemdNotifier
-from rws.edge.pipeline import Pipeline, Result, describe_mix
+from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
-from rws.edge.sources.open import open_source
+from rws.edge.sources.open import open_images, open_source
 from rws.errors import SourceError
 from rws.records import Frame
+
+SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What `rws run` was asked for; see its help text."""
 
-    source: str
+    source: tuple[str, ...]
     bundle: Path | None
     model: ModelOptions
     outputs: OutputOptions
@@ -70,15 +74,22 @@ class RunSession:
         if self._options.outputs.report is not None:
             check_target(self._options.outputs.report)
         with ExitStack() as stack:
-            printed, warned = (
-                stack.enter_context(LossyOutput(stream, lambda: self._live)) for stream in (sys.stdout, sys.stderr)
+            printed, logged = (
+                cast("TextIO", stack.enter_context(LossyOutput(stream, lambda: self._live)))
+                for stream in (terminal.stream(), sys.stderr)
             )
-            _send_warnings(warned, stack)
-            self._console = Console(file=cast("TextIO", printed), highlight=False, soft_wrap=True)
+            self._console = terminal.console(printed)
+            if self._console.is_terminal and sys.stderr.isatty() and not self._console.quiet:
+                # Above the status line or progress bar, not into it.
+                logged = cast("TextIO", FileProxy(self._console, logged))
+            stack.enter_context(terminal.log_to(logged))
+            self._results = terminal.result_console(printed) if self._console.quiet else self._console
             with ExitStack() as opened:
                 self._open(opened)
                 self._loop()
-            self._console.print(self._summary.render(self._monitor.status()))
+            if not self._single or self._options.outputs.timings:
+                timings = self._options.outputs.timings
+                self._console.print(self._summary.render(self._monitor.status(), timings, self._images))
             if self._stop.is_set():
                 self._console.print("stopped by a signal")
         self._write_report()
@@ -87,10 +98,12 @@ class RunSession:
 
     def _open(self, stack: ExitStack) -> None:
         options = self._options
-        source = open_source(options.source, latest=options.latest, retries=options.retries, stall=options.stall)
+        source = self._open_source()
         self._source = stack.enter_context(source)
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
+        self._images = self._independent and not source.sequential and not source.live
+        self._single = self._images and source.length == 1
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
             self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
@@ -100,16 +113,29 @@ class RunSession:
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
         if options.corrupt is not None:
             self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
-        self._console.print(f"model: {pipeline.model.description}", markup=False)
+        if not self._images or terminal.is_verbose():
+            self._console.print(f"model: {pipeline.model.description}", markup=False)
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
         if source.live:
-            self._status = stack.enter_context(StatusLine(self._monitor, self._console, self._systemd.status))
+            status = StatusLine(self._monitor, self._console, self._systemd.status, timings=options.outputs.timings)
+            self._status = stack.enter_context(status)
         self._systemd.ready()
 
+    def _open_source(self) -> Source:
+        options = self._options
+        if len(options.source) > 1:
+            return open_images(
+                options.source,
+                "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
+            )
+        return open_source(options.source[0], latest=options.latest, retries=options.retries, stall=options.stall)
+
     def _loop(self) -> None:
+        if self._status is not None:
+            self._status.update()
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
@@ -122,8 +148,7 @@ class RunSession:
                     else:
                         self._summary.add(result)
                         self._monitor.add(result)
-                        if self._independent or result.changed:
-                            self._console.print(_line(result, self._independent), markup=False)
+                        self._print(result)
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
@@ -137,8 +162,17 @@ class RunSession:
                 raise
             self._lost = error
 
+    def _print(self, result: Result) -> None:
+        console = self._results if self._images else self._console
+        if self._single:
+            console.print(image_block(result), soft_wrap=True)
+        elif self._independent:
+            console.print(image_line(result, console.width if console.is_terminal else None), soft_wrap=True)
+        elif result.changed:
+            console.print(change_line(result))
+
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
         hidden = self._source.live or not self._console.is_terminal
         progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
         totals = [count for count in (self._source.length, self._options.limit) if count is not None]
@@ -158,7 +192,7 @@ class RunSession:
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
         self._monitor.count_event("bundle_swapped")
-        self._console.print(f"bundle switched to {pipeline.name}: {pipeline.model.description}", markup=False)
+        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}", markup=False)
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
@@ -187,13 +221,14 @@ class RunSession:
         write_json(options.outputs.report, "run-summary/1", report)
 
 
-def _send_warnings(output: LossyOutput, stack: ExitStack) -> None:
-    """Send the package's warnings to this stream until `stack` is closed."""
-    handler, logger = logging.StreamHandler(output), logging.getLogger("rws")
-    logger.addHandler(handler)
-    stack.callback(logger.removeHandler, handler)
-    stack.callback(setattr, logger, "propagate", logger.propagate)
-    logger.propagate = bool(logging.getLogger().handlers)
+class TimeLeft(TimeRemainingColumn):
+    """The time left, from when enough frames have been processed to tell."""
+
+    def render(self, task: Task) -> Text:
+        """Return what a progress bar shows."""
+        if task.completed < SURE_FRAMES or (task.elapsed or 0.0) < SURE_SECONDS:
+            return Text("")
+        return super().render(task)
 
 
 @contextmanager
@@ -213,9 +248,3 @@ def _stop_on_signal(source: Source) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _line(result: Result, independent: bool) -> str:
-    where, belief = result.name if independent else f"frame {result.index}", result.belief
-    oracle = f"{belief.type} {belief.probability.max():.0%}, severity {belief.type_severity:.1f}"
-    return f"{where}  {oracle}  ->  {describe_mix(result.mix)}  {result.label} {result.confidence:.0%}"

@@ -1,18 +1,26 @@
 """Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
 
 import json
+import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from rws.errors import FormatError, RwsError
+from rws.errors import FormatError, InputError, RwsError, first_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 T = TypeVar("T")
 
 # No other key, no converted type, no NaN. A field's `description` is what errors call "expected", there and within.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 MAX_DEPTH = 32
+MAX_TOML = 2**20  # bytes
 
 
 def _check(expected: str, test: Callable[[Any], bool]) -> Callable[[Any], Any]:
@@ -74,6 +82,21 @@ def parse_json(data: bytes) -> Any:
         deep = True
     if deep:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return document
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """Read a TOML file; raise InputError if there is no regular file, FormatError if it is too large or not TOML."""
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}; give a TOML file")
+    with path.open("rb") as file:
+        data = file.read(MAX_TOML + 1)
+    if len(data) > MAX_TOML:
+        raise FormatError(f"{path}: is larger than {MAX_TOML:,} bytes; give a TOML file")
+    try:
+        document: dict[str, object] = tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # the text is no UTF-8 or TOML, a number too long, a list too deep
+        raise FormatError(f"{path}: is not valid TOML in UTF-8 ({first_line(error)}); correct it") from error
     return document
 
 

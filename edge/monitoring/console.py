@@ -1,4 +1,4 @@
-"""Non-blocking console output: a terminal that is stopped with Ctrl-S must not stop the frame loop."""
+"""Non-blocking console output: a terminal that is stopped with Ctrl-S does not stop the frame loop."""
 
 import io
 import os
@@ -11,10 +11,10 @@ MOST_WAITING = 256  # pieces of text
 
 
 class LossyOutput(io.TextIOBase):
-    """A text stream onto another's file, written by a separate thread: directly, if that has no file descriptor.
+    """A text stream that a separate thread writes to another stream's file, or directly if it has no descriptor.
 
-    When the queue is full, `lossy` tells whether the oldest text is dropped; otherwise writing waits. A context manager
-    whose exit waits for the text that is left: two seconds at most if it may be lost.
+    If the queue is full and `lossy()` is true, the oldest text is dropped; otherwise writing waits. A context manager
+    whose exit waits until the text is written, at most two seconds if text may be lost.
     """
 
     def __init__(self, stream: TextIO, lossy: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ class LossyOutput(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Queue a piece of text; waits only if the queue is full and nothing may be lost."""
+        """Queue a piece of text; wait if the queue is full and no text may be lost."""
         if self._descriptor is None:
             return self._stream.write(text)
         with self._changed:
@@ -67,7 +67,7 @@ class LossyOutput(io.TextIOBase):
         self._thread.join(timeout=2.0 if self._lossy() else None)
 
     def _print(self) -> None:
-        # Not through the stream itself: its lock would be held, and the interpreter waits for it at its end.
+        # Not through the stream itself: the interpreter waits for its lock when it exits.
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -79,4 +79,4 @@ class LossyOutput(io.TextIOBase):
                 try:
                     data = data[os.write(self._descriptor, data) :]
                 except OSError:
-                    break  # The reader has gone.
+                    break  # The reader has closed it.

@@ -1,4 +1,4 @@
-"""Watches a running loop: written by the loop's thread, read by status line, page, metrics and health check."""
+"""The state of a running loop, for status line, page, metrics and health check."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ TIMELINE_STEP = 1.0  # seconds of one point of the timeline
 
 @dataclass
 class _Second:
-    """The current second; its moment is computed from its last frame when somebody asks, not for each frame."""
+    """The current second; its moment is computed on request from its last frame, not for each frame."""
 
     at: float
     frames: int = 0
@@ -33,9 +33,9 @@ class _Second:
 
 
 class Monitor:
-    """The latest result, rates and totals of a run, in bounded memory, the timeline for `window` seconds.
+    """Keeps the latest result, rates and totals of a run in bounded memory, and a timeline of `window` seconds.
 
-    One thread calls `add` and `idle`; `status` and `count_event` may be called from any. The clock stamps the frames.
+    One thread calls `add` and `idle`; any may call `status` and `count_event`. The clock is the one that stamps frames.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Monitor:
         self._second: _Second | None = None
 
     def add(self, result: Result) -> None:
-        """Take one result; called by the frame loop's thread."""
+        """Count one result; call it in the frame loop's thread."""
         now, corruption = self._clock(), result.belief.type
         with self._lock:
             self._last, self._last_at = result, now
@@ -75,18 +75,18 @@ class Monitor:
             second.last = result
 
     def idle(self) -> None:
-        """Note that no frame came, and whether the source is lost; called by the frame loop's thread."""
+        """Note that no frame came, and whether the source is lost; call it in the frame loop's thread."""
         if self.source.state in LOST:
             with self._lock:
                 self._current(self._clock()).lost = True
 
     def count_event(self, event: str) -> None:
-        """Count an event that has no counter of its own, e.g. `bundle_swapped`."""
+        """Count an event that has no other counter, e.g. `bundle_swapped`."""
         with self._lock:
             self.events[event] += 1
 
     def status(self, since: float | None = None) -> RunStatus:
-        """Return the state of the run, with those moments of the timeline that began `since` (seconds of the run)."""
+        """Return the state of the run, with the timeline from `since` (seconds of the run) on; None: without it."""
         now = self._clock()
         with self._lock:
             self._trim(now)

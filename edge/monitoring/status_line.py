@@ -1,4 +1,4 @@
-"""The status line: what a running loop is doing, on one line of a terminal, or from time to time in a log."""
+"""The status line of a running loop: updated in place on a terminal, repeated every ten seconds in a log."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,23 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 from rws.edge.pipeline import describe_mix
 
+WAITING = ("opening", "reconnecting")  # states of a source that gives no frame yet, or again
 ON_TERMINAL, IN_LOG = 0.25, 10.0  # seconds between two lines
 
 
-def status_line(status: RunStatus) -> str:
-    """Return one line: rate, age, stage times, mix, what was lost, and the source's state."""
+def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") -> str:
+    """Return one line: rate, age, mix, class and losses, with `timings` of each stage too.
+
+    While the loop waits for the source, the line begins with its name, `how_to_end` and the reason instead.
+    """
     source, result = status.source, status.result
     parts = [f"{status.fps:.1f} fps"]
-    if result is not None:
+    if source.state in WAITING:
+        parts = [f"waiting for {source.name}{how_to_end}", *([source.error] if source.error else [])]
+    elif result is not None:
         parts.append(f"age {result.age_ms:.0f} ms")
-        parts.append(" ".join(f"{stage} {ms:.1f}" for stage, ms in result.times_ms.items() if ms >= 0.05) + " ms")
+        if timings:
+            parts.append(" ".join(f"{stage} {ms:.1f}" for stage, ms in result.times_ms.items() if ms >= 0.05) + " ms")
         parts.append(describe_mix(result.mix))
         parts.append(f"{result.label} {result.confidence:.0%}")
     if source.dropped:
@@ -31,13 +38,14 @@ def status_line(status: RunStatus) -> str:
     if source.reconnects:
         parts.append(f"reconnects {source.reconnects}")
     parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in status.events.items())
-    if source.state != "running":
-        parts.append(source.state + (f": {source.error}" if source.error else ""))
     return " · ".join(parts)
 
 
 class StatusLine(Closing):
-    """Shows `status_line` in place on a terminal, else every ten seconds; `also` is called with every line."""
+    """Shows `status_line` in place on a terminal, else every ten seconds, and at once when it begins to wait.
+
+    `also` is called with every line.
+    """
 
     def __init__(
         self,
@@ -45,20 +53,26 @@ class StatusLine(Closing):
         console: Console,
         also: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        timings: bool = False,
     ) -> None:
         self._monitor, self._console, self._also, self._clock = monitor, console, also, clock
+        self._timings = timings
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._every = ON_TERMINAL if self._live else IN_LOG
         self._next = clock() + self._every
+        self._waiting = False
 
     def update(self) -> None:
-        """Show the current line if it is time to."""
-        now = self._clock()
-        if now < self._next:
+        """Show the current line if it is time to, or it begins to wait for the source."""
+        now, waiting = self._clock(), self._monitor.source.state in WAITING
+        begins, self._waiting = waiting and not self._waiting, waiting
+        if now < self._next and not begins:
             return
         self._next = now + self._every
-        line = status_line(self._monitor.status())
-        self._also(line)
+        status = self._monitor.status()
+        self._also(status_line(status, self._timings))
+        line = status_line(status, self._timings, "; Ctrl-C ends")
         if self._live is None:
             self._console.print(line, markup=False)
         else:
@@ -70,6 +84,6 @@ class StatusLine(Closing):
         return self
 
     def close(self) -> None:
-        """Take the line off the terminal."""
+        """Remove the line from the terminal."""
         if self._live is not None:
             self._live.stop()

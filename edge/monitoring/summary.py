@@ -1,4 +1,4 @@
-"""The summary of a run, counted as it goes, in memory that does not grow with it."""
+"""The summary of a run, counted in constant memory."""
 
 import random
 import time
@@ -31,7 +31,7 @@ class Reservoir:
         self._random = random.Random(0)
 
     def add(self, value: float) -> None:
-        """Take one number."""
+        """Add one number."""
         self.count += 1
         if len(self._values) < self.capacity:
             self._values.append(value)
@@ -50,7 +50,7 @@ class SummaryRecord(TypedDict):
     received: int
     frames: int  # results
     dropped: int
-    buffered: int  # decoded ahead in a run that stopped before them
+    buffered: int  # decoded, but not processed before the run stopped
     rejected: int
     rejected_by_reason: dict[str, int]
     reconnects: int
@@ -64,7 +64,7 @@ class SummaryRecord(TypedDict):
 
 
 class Summary:
-    """Stage times, rate and agreement of a run; its totals are those of the `Monitor`. The clock is monotonic."""
+    """Counts stage times, rate and agreement of a run; the `Monitor` counts the totals. The clock is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.times = {stage: Reservoir() for stage in (*STAGES, TOTAL)}
@@ -74,7 +74,7 @@ class Summary:
         self._first = self._last = 0.0
 
     def add(self, result: Result) -> None:
-        """Take one result."""
+        """Add one result."""
         self._last = self._clock()
         self._first = self._first if self.results else self._last
         if result.on_original is not None and result.unpatched is not None:
@@ -88,7 +88,7 @@ class Summary:
 
     @property
     def results(self) -> int:
-        """How many results were added."""
+        """The number of results added."""
         return self.age.count
 
     @property
@@ -128,16 +128,27 @@ class Summary:
             found["agreement"] = agreement
         return found
 
-    def render(self, status: RunStatus) -> RenderableType:
-        """Return the counters, what was seen, and a table of the stage times, for `rich.print`."""
+    def render(self, status: RunStatus, timings: bool = False, images: bool = False) -> RenderableType:
+        """Return counters and what was seen, for `rich.print`; of still `images` counters only with `timings`."""
         source, totals = status.source, status.totals
-        rate = "" if self.fps is None else f", {self.fps:.1f} a second"
         reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
-        head = Text(f"frames {totals.results}{rate} · mix changes {totals.mix_changes}", style="bold")
-        head.append(f" · dropped {source.dropped} · rejected {source.rejected}{f' ({reasons})' if reasons else ''}")
-        head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
+        rejected = f" · rejected {source.rejected}{f' ({reasons})' if reasons else ''}"
+        if images and not timings:
+            head = Text(f"images {totals.results}", style="bold").append(rejected if source.rejected else "")
+        else:
+            rate = "" if self.fps is None else f", {self.fps:.1f} per second"
+            head = Text(f"frames {totals.results}{rate} · mix changes {totals.mix_changes}", style="bold")
+            head.append(f" · dropped {source.dropped}{rejected}")
+            head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
         if not self.results:
             return head
+        if agreement := self.agreement:
+            rates = "unpatched {unpatched:.1f} %, patched {patched:.1f} %".format(**agreement)
+            head.append(f"\nagreement with the clean model on the clean frame: {rates}")
+        parts = [head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions)]
+        return Group(*parts, *([self._table()] if timings else []))
+
+    def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("ms", style="dim")
         columns = {**self.times, "age": self.age}
@@ -145,10 +156,7 @@ class Summary:
             table.add_column(title, justify="right")
         for q in (50, 95):
             table.add_row(f"p{q}", *(f"{values.percentile(q):.2f}" for values in columns.values()))
-        if agreement := self.agreement:
-            rates = "unpatched {unpatched:.1f} %, patched {patched:.1f} %".format(**agreement)
-            head.append(f"\nagreement with the clean model on the clean frame: {rates}")
-        return Group(head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions), table)
+        return table
 
 
 def _percentiles(values: Reservoir) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Where results go: JSON lines, CSV, video, a window; written in the background."""
+"""Outputs of a run: JSON lines, CSV, video, a window; files are written in the background."""

@@ -1,4 +1,4 @@
-"""A sink behind a queue and a separate thread, so that a slow disk cannot hold up the frame loop."""
+"""A sink behind a queue and a separate thread, so that a slow disk does not delay the frame loop."""
 
 import logging
 import threading
@@ -19,19 +19,20 @@ WhenFull = Literal["drop", "wait"]
 
 
 class BackgroundSink:
-    """Writes into another sink from a thread. A context manager: at its exit, waiting frames are written first.
+    """Writes into another sink from a thread. A context manager: its exit writes the waiting frames first.
 
-    An error of the other sink is raised again, the same object, by every later `write` and by `close`; nothing is
-    written after it. Frames are kept until they are written, so nobody may change their pixels in the meantime.
+    Every later `write` and `close` raises the error of the other sink again, the same object; nothing is written after
+    it. Frames are kept until they are written; do not change their pixels in the meantime.
 
     Args:
-        sink: a context manager is entered here and left in the thread, with the exception that ended the run, if any.
+        sink: if it is a context manager, it is entered here and exited in the thread, with the exception that ended the
+            run, if any.
         capacity: frames that may wait; an `InputError` below 1.
         when_full: "drop" drops the oldest waiting frame, so `write` never waits (live sources); "wait" makes `write`
-            wait for room, so no frame is lost (files). A function is called at each write: whether a stream has an end
-            is known only when it is open.
-        timeout: seconds that the exit waits; None for 5, or 60 with "wait": a file that appears only when it is
-            complete is worth some patience. Then the waiting frames are dropped with a warning, and the thread is left.
+            wait for room, so no frame is lost (files). A function is called at each write, because whether a stream has
+            an end is known only when it is open.
+        timeout: seconds that the exit waits; then the waiting frames are dropped with a warning and the thread is
+            abandoned; None for 5, or 60 with "wait", because a file that is not complete does not appear.
 
     `accepted` frames are `written` + `dropped` + `waiting` in the queue + `writing` (1 while the other sink writes).
     """
@@ -49,18 +50,18 @@ class BackgroundSink:
         self.sink, self.capacity = sink, capacity
         self._when_full, self._timeout = when_full, timeout
         self.accepted = self.written = self.dropped = self.writing = 0
-        self.abandoned = self._open = False  # `abandoned`: whether the exit gave up on a sink that did not return
+        self.abandoned = self._open = False  # `abandoned`: the exit did not wait for a sink any longer
         self._queue: deque[tuple[Frame, Result]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._trace: TracebackType | None = None
         self._ended_by: BaseException | None = None
-        # A daemon: a write that never returns must not keep the process from ending.
+        # A daemon, so that the process can end although a write never returns.
         self._thread = threading.Thread(target=self._run, name=f"{type(sink).__name__} behind a queue", daemon=True)
 
     @property
     def when_full(self) -> WhenFull:
-        """What happens now when the queue is full."""
+        """The current behaviour if the queue is full."""
         return self._when_full() if callable(self._when_full) else self._when_full
 
     @property
@@ -74,12 +75,12 @@ class BackgroundSink:
         return len(self._queue)
 
     def counts(self) -> dict[str, int]:
-        """Return the five counters at one moment, by name; any thread may ask."""
+        """Return the five counters by name, as of one moment; any thread may call it."""
         with self._changed:
             return {name: getattr(self, name) for name in ("accepted", "written", "dropped", "waiting", "writing")}
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Put a frame into the queue; raise what the other sink raised before, or a `ValueError` if it is not open."""
+        """Put a frame into the queue; raise the other sink's error, or a `ValueError` if it is not open."""
         with self._changed:
             while len(self._queue) >= self.capacity and self.when_full == "wait":
                 self._changed.wait()
@@ -94,7 +95,7 @@ class BackgroundSink:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, leave the other sink, and raise its error; `timeout` is the constructor's by default."""
+        """Write the waiting frames, exit the other sink, and raise its error; default: the constructor's `timeout`."""
         self._stop(None, self.timeout if timeout is None else timeout)
         self._raise()
 
@@ -116,7 +117,7 @@ class BackgroundSink:
 
     def _raise(self) -> None:
         if self._error is not None:
-            # The same object may be raised for months; with its first traceback each time, it does not grow.
+            # The same object may be raised for months; its first traceback keeps it from growing.
             raise self._error.with_traceback(self._trace)
 
     def _stop(self, error: BaseException | None, timeout: float) -> None:
@@ -131,7 +132,7 @@ class BackgroundSink:
             if self._thread.is_alive():
                 self.abandoned = True
                 name, left = type(self.sink).__name__, len(self._queue)
-                log.warning("%s has not returned for %g s and is given up; %d frames are lost", name, timeout, left)
+                log.warning("%s has not returned for %g s and is abandoned; %d frames are lost", name, timeout, left)
                 self._drop_waiting()
 
     def _drop_waiting(self) -> None:

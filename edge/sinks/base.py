@@ -1,4 +1,4 @@
-"""What every sink does."""
+"""`Sink`: the interface of all sinks."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from rws.records import Frame
 
 
 class Sink(Protocol):
-    """Takes each frame with its result; may be a context manager."""
+    """Receives each frame with its result; may be a context manager."""
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Take one frame and its result."""
+        """Receive one frame and its result."""

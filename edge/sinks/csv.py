@@ -32,7 +32,7 @@ class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
     `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model. Arguments and errors are those of
-    `FileSink`; `endless` adds one for other columns.
+    `LineSink`; an `endless` file with other columns is refused with an `InputError`.
     """
 
     HEADER = ",".join(COLUMNS) + "\n"
@@ -44,7 +44,7 @@ class CsvSink(LineSink):
         csv.writer(line, lineterminator="\n").writerow(cells)
         length = self._append(line.getvalue())
         if self._truncatable and self._file.tell() == length:
-            # The row is all there is: logrotate has emptied the file, and the header went with the rest.
+            # The row is the whole file: logrotate has emptied it, and the header is lost too.
             with self._one_line_errors():
                 self._file.truncate(0)
             self._append(self.HEADER + line.getvalue())
@@ -52,7 +52,7 @@ class CsvSink(LineSink):
     def _open(self) -> None:
         header = self.HEADER.encode()
         found = b""
-        if self.endless and self.path.is_file():
+        if self._grows:
             with self.path.open("rb") as file:
                 found = file.read(len(header))
         if not header.startswith(found):
@@ -64,9 +64,9 @@ class CsvSink(LineSink):
         if found and found != header:
             os.truncate(self.path, 0)
         super()._open()
-        self._truncatable = self.endless and self.path.is_file()
+        self._truncatable = self._grows
         if found != header:
-            self._file.write(header)
+            self._append(self.HEADER)
 
     def _end_of(self, half: bytes) -> bytes:
         # Inside a quoted name, a newline alone would not end the row.

@@ -1,16 +1,18 @@
-"""What sinks that write one file share."""
+"""Base classes of sinks that write one file."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rws.edge.common.files import atomic_path, check_target
 from rws.errors import RwsError
+from rws.terminal import STDOUT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -19,22 +21,22 @@ _LONGEST_LINE = 2**20
 
 
 class FileSink:
-    """A context manager around one file that replaces its target only if all went well, or grows in its place.
+    """A context manager around one file that replaces its target only on success, or grows in its place.
 
     Args:
-        path: appears complete when the sink closes; if an exception passes through, what was there before stays.
-        endless: let the file grow under its own name instead; what was written is there after a crash or `kill -9`.
+        path: appears complete when the sink closes; after an exception, the file that was there before stays.
+        endless: let the file grow under its own name instead; what was written survives a crash or `kill -9`.
 
     Raises an `InputError` on entry if the file cannot be written there, and an `RwsError` if writing fails later.
     """
 
-    errors: tuple[type[Exception], ...] = (OSError,)  # what a failed write raises; it becomes an `RwsError`
+    errors: tuple[type[Exception], ...] = (OSError,)  # of a failed write; they become an `RwsError`
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path, self.endless, self._stack = Path(path), endless, ExitStack()
 
     def __enter__(self) -> Self:
-        # A file can be appended to even if its folder takes no new one: /dev/stdout, a log that root made for us.
+        # A file can be appended to even if its folder is read-only: /dev/stdout, or a log that root has created.
         if not self.endless or not self.path.exists() or self.path.is_dir():
             check_target(self.path)
         with self._one_line_errors(), ExitStack() as failed:
@@ -48,7 +50,7 @@ class FileSink:
             self._stack.__exit__(*failure)
 
     def _open(self) -> None:
-        """Take what is needed before the first frame."""
+        """Prepare for the first frame."""
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -59,16 +61,36 @@ class FileSink:
 
 
 class LineSink(FileSink):
-    """A text file, one line per frame. If `endless`, a half line that a crash has left there is ended first."""
+    """A text file, one line per frame.
+
+    Args:
+        path, endless: see `FileSink`; `-` is stdout, which gets each line at once. If `endless`, a half line that a
+            crash has left in the file is ended first.
+        on_close: called when the reader of stdout has gone; what is written after that is lost.
+    """
 
     _file: BinaryIO
 
+    def __init__(
+        self, path: str | os.PathLike[str], *, endless: bool = False, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(path, endless=endless)
+        self._on_close = on_close
+
+    @property
+    def _grows(self) -> bool:
+        """Whether lines are appended to a file that is there already."""
+        return self.endless and self.path != STDOUT and self.path.is_file()
+
     def _open(self) -> None:
+        if self.path == STDOUT:
+            self._file = _stdout()
+            return
         if not self.endless:
             temporary = self._stack.enter_context(atomic_path(self.path))
             self._file = self._stack.enter_context(temporary.open("wb"))
             return
-        # Without a buffer a line is in the file as soon as it is written; and appending goes on at the start of a file
+        # Unbuffered, so that a line is in the file as soon as it is written. Appending continues at the start of a file
         # that logrotate (copytruncate) has emptied.
         self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
         if half := _half_line(self.path):
@@ -78,20 +100,25 @@ class LineSink(FileSink):
         return b"\n"
 
     def _append(self, text: str) -> int:
-        # A file name may hold bytes that are no UTF-8: they become escapes, which JSON can read back.
+        # A file name may contain bytes that are not UTF-8: they become escapes, which JSON can read back.
         line = text.encode("utf-8", "backslashreplace")
         with self._one_line_errors():
-            self._file.write(line)
+            try:
+                self._file.write(line)
+            except BrokenPipeError:
+                if self.path != STDOUT:
+                    raise
+                self._on_close()
         return len(line)
 
 
 class WholeFile(io.FileIO):
-    """An unbuffered file that writes all that it is given, or raises and keeps the error."""
+    """An unbuffered file that writes every byte, or raises and keeps the error."""
 
     error: OSError | None = None
 
     def write(self, data: Buffer, /) -> int:
-        """Write every byte and return their number; an `OSError` if only some or none could be written."""
+        """Write every byte and return their number; raise an `OSError` if not all could be written."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -103,8 +130,16 @@ class WholeFile(io.FileIO):
         return size
 
 
+def _stdout() -> BinaryIO:
+    try:
+        # Without Python's buffer, which would complain at the end of the process if the reader has gone.
+        return WholeFile(sys.stdout.fileno(), "wb", closefd=False)
+    except (OSError, ValueError):  # it has no file, as in a notebook
+        return sys.stdout.buffer
+
+
 def _half_line(path: Path) -> bytes:
-    """Return what follows the last newline of a file; b"" for a pipe or device."""
+    """Return the bytes after the last newline of a file; b"" for a pipe or device."""
     if not path.is_file():
         return b""
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ from rws.records import Frame
 
 
 class JsonlSink(LineSink):
-    """One JSON object per line and frame: `Result.to_dict`. Arguments and errors are those of `FileSink`."""
+    """One JSON object per line and frame: `Result.to_dict`. Arguments and errors are those of `LineSink`."""
 
     def write(self, frame: Frame, result: Result) -> None:
         """Append the result; the frame's pixels are not kept."""

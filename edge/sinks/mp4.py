@@ -1,4 +1,4 @@
-"""An MP4 file, written frame by frame: H.264 where PyAV has an encoder for it, else MPEG-4."""
+"""An MP4 file, written frame by frame: H.264 if PyAV has an encoder for it, else MPEG-4."""
 
 import os
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from rws.edge.sinks.file import WholeFile
 from rws.errors import RwsError
 
-# Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts has no
-# libx264. Two threads: each one more holds another frame back, and the model wants the other cores.
+# Encoders and their settings, the best first. PyAV's wheels have both; a build without FFmpeg's GPL parts lacks
+# libx264. Two threads: each further one delays the output by a frame, and the model needs the other cores.
 ENCODERS = {"libx264": {"preset": "veryfast", "threads": "2"}, "mpeg4": {"qmin": "5", "qmax": "5"}}
-TICKS = 60_000  # parts of a second that times are given in; mpeg4 takes no more than 65,535
-KEYFRAME_EVERY = 2.0  # seconds; an endless file gets a fragment at each key frame
+TICKS = 60_000  # time units per second; mpeg4 accepts at most 65,535
+KEYFRAME_EVERY = 2.0  # seconds; an endless file starts a fragment at each key frame
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
 
 class VideoFile:
-    """Frames into an MP4 file. A context manager; the file can be read after its exit, an endless one always.
+    """Writes an MP4 file. A context manager; the file can be read after its exit, an endless one at any time.
 
     Args:
         path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
-        endless: capture times instead of a constant rate (what a player shows first may begin a moment after 0), and
-            fragments: after each key frame, every two seconds, all frames before it can be played even after a crash.
+        endless: use capture times instead of a constant rate (the first frame may start after 0), and write
+            fragments: after each key frame, every two seconds, all earlier frames can be played, even after a crash.
 
     Raises an `OSError` if a write fails, an `RwsError` without an encoder, an `av.FFmpegError` for a bad size or rate.
     """
@@ -49,8 +49,8 @@ class VideoFile:
             self._stream.width, self._stream.height = size
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = self._tick
-            # Now and not with the first packet, because a container that could not write its header must not be closed
-            # and any other must: PyAV crashes the process otherwise.
+            # Now and not with the first packet: PyAV crashes the process if a container without a written header is
+            # closed, or if any other is not closed.
             self._container.start_encoding()
             failed.pop_all()
 
@@ -82,7 +82,7 @@ class VideoFile:
 
     @contextmanager
     def _true_errors(self) -> Iterator[None]:
-        # After a failed write all that follows fails, for a reason that says nothing.
+        # After a failed write, every later call fails for a reason that does not help.
         try:
             yield
         except av.FFmpegError:

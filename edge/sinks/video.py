@@ -19,15 +19,16 @@ from rws.records import Frame
 
 
 class VideoSink(FileSink):
-    """Annotated frames (`rws.edge.tasks.annotate.annotate`) as a video. Without a frame, there is no file.
+    """Writes annotated frames (`rws.edge.tasks.annotate.annotate`) as a video; without a frame, no file appears.
 
     The first frame decides the size; a frame of another size is fitted into it.
 
     Args:
         path: see `FileSink`; ends in `.mp4`.
-        fps: frames per second, 0.001…1000; None takes 25.
-        endless: show each frame at its `captured_at`, in fragments: after a crash all but about two seconds and a dozen
-            frames can be played. An existing file gets the first free name of `<name>.1.mp4`, `<name>.2.mp4`, ….
+        fps: frames per second, 0.001…1000; None for 25.
+        endless: show each frame at its `captured_at`, and write fragments: after a crash all but about the last two
+            seconds and a dozen frames can be played. An existing file is renamed to the first free of `<name>.1.mp4`,
+            `<name>.2.mp4`, ….
 
     Raises an `InputError` or `RwsError` if an argument is out of range or no encoder works, and as `FileSink`.
     """

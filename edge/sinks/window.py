@@ -17,7 +17,7 @@ from rws.records import Frame
 ESCAPE = 27
 ELSEWHERE = "see the frames in a browser with --serve, or write them to a file with --save"
 
-# If no window can be opened, some builds of OpenCV end the whole process: another process tries it first.
+# If no window can be opened, some builds of OpenCV end the process, so another process tries first.
 PROBE = "import cv2; cv2.namedWindow('rws'); cv2.waitKey(1)"
 PROBE_TIMEOUT = 60.0  # seconds
 
@@ -26,10 +26,10 @@ class WindowSink(Closing):
     """Shows annotated frames (`rws.edge.tasks.annotate.annotate`) in a window. A context manager that closes it.
 
     OpenCV's windows belong to one thread, on some systems the main one: do not wrap this sink in a `BackgroundSink`.
-    If the display itself goes away, the window system ends the process. `on_close` is called once when somebody closes
-    the window or presses Esc or q in it: then `closed` is True, and what is written after it is not shown.
+    If the display disappears, the window system ends the process. `on_close` is called once if somebody closes the
+    window or presses Esc or q in it; then `closed` is True, and later frames are not shown.
 
-    Raises an `RwsError` on entry if no window can be opened here; it says why and what to do.
+    Raises an `RwsError` on entry if no window can be opened here.
     """
 
     def __init__(self, title: str = "rws", on_close: Callable[[], None] = lambda: None) -> None:
@@ -37,7 +37,7 @@ class WindowSink(Closing):
         self.closed = self._shown = False
 
     def write(self, frame: Frame, result: Result) -> None:
-        """Draw the result next to the frame and show it; an `RwsError` if the window system refuses it."""
+        """Draw the result next to the frame and show it; raise an `RwsError` if the window system refuses it."""
         if self.closed:
             return
         image = annotate(frame.image, result, frame.original)
@@ -52,7 +52,7 @@ class WindowSink(Closing):
         self.refresh()
 
     def refresh(self) -> None:
-        """Let the window answer to keys and mouse; call it a few times a second while no frame comes."""
+        """Process keys and mouse; call it a few times per second while no frame comes."""
         if not self._shown or self.closed:
             return
         key = cv2.waitKey(1) & 0xFF
@@ -73,12 +73,12 @@ class WindowSink(Closing):
     def _is_open(self) -> bool:
         try:
             return bool(cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1)
-        except cv2.error:  # how Qt says that the last window is gone
+        except cv2.error:  # raised by Qt if the last window is closed
             return False
 
 
 def _close_windows() -> None:
-    # By its name, a window that is gone already could not be destroyed.
+    # Not by name, because a window that is closed already could not be destroyed.
     cv2.destroyAllWindows()
     cv2.waitKey(1)
 

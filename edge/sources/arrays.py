@@ -1,4 +1,4 @@
-"""Images that are in memory already."""
+"""An array of images as a source."""
 
 import time
 from collections.abc import Iterator, Sequence

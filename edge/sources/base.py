@@ -1,4 +1,4 @@
-"""What every source of frames is: `Source`."""
+"""`Source`: the base class of all sources of frames."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -20,16 +20,16 @@ class Source(Closing):
     """
 
     name: str  # for people; without the password of a URL
-    live: bool = False  # frames come at their own pace and are lost if they are not read
-    sequential: bool = False  # neighbouring frames follow one another in time, so a temporal filter makes sense
-    length: int | None = None  # number of frames, if known in advance; a video's header may be wrong
+    live: bool = False  # frames arrive at their own rate and are lost if they are not read
+    sequential: bool = False  # frames follow one another in time, so a temporal filter applies
+    length: int | None = None  # number of frames if known in advance; a video's header may be wrong
     fps: float | None = None  # as declared
-    state: State = "running"  # `reconnecting`: lost, and being reopened; `lost`: given up
+    state: State = "running"  # `reconnecting`: lost, being reopened; `lost`: no more attempts
     error: str = ""  # the last one, in one line
     received: int = 0
     delivered: int = 0  # yielded
-    dropped: int = 0  # whole and skipped, because newer ones came
-    buffered: int = 0  # whole and decoded but not asked for; they stay so when the source is closed early
+    dropped: int = 0  # undamaged, skipped for newer ones
+    buffered: int = 0  # undamaged and decoded, not read yet; they stay so if the source is closed early
     reconnects: int = 0
     idle_for: float = 0.0  # seconds since the last frame, as of the last None of `frames`; 0 at a frame
 
@@ -38,7 +38,7 @@ class Source(Closing):
         self.stopped = False
 
     def stop(self) -> None:
-        """End the iteration soon, as if the source had ended; may be called from another thread or a signal handler."""
+        """End the iteration soon, as if the source had ended; any thread or signal handler may call it."""
         self.stopped = True
 
     @property

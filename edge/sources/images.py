@@ -1,4 +1,4 @@
-"""Image files as a source. BGR, OpenCV's colour order, does not leave this module."""
+"""Image files as a source. BGR, OpenCV's colour order, is used in this module only."""
 
 import logging
 import time

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.images import IMAGE_SUFFIXES, ImageSource
 from rws.edge.sources.test_pattern import PatternSource
-from rws.errors import SourceError
+from rws.errors import SourceError, UsageError
 
 _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 _PATTERN = re.compile(r"pattern(?::(\d+)x(\d+)(?:@(\d+(?:\.\d+)?))?)?")
@@ -31,7 +31,7 @@ def open_source(
     retries: int | None = None,
     stall: float = 5.0,
 ) -> Source:
-    """Open whatever a user calls a source.
+    """Open the source that a text, index or path names.
 
     Args:
         spec: a camera index (`0`, `"0"`, `/dev/video0`), a GStreamer pipeline that ends in `appsink`, a video file, an
@@ -44,7 +44,7 @@ def open_source(
         retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
 
-    Raises a `SourceError` if nothing is there, a folder or list names no image, or a file cannot be opened. A camera or
+    Raises a `SourceError` if nothing is found, a folder or list names no image, or a file cannot be opened. A camera or
     stream is opened when the first frame is asked for.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
@@ -63,8 +63,22 @@ def open_source(
     raise SourceError(f"{text}: no such file or folder; expected a camera index, file, folder, glob or URL")
 
 
+def open_images(specs: Sequence[str], advice: str) -> ImageSource:
+    """Open images, folders, globs and lists of images as one source, in the order given.
+
+    Raises as `open_source`, and a `UsageError` that ends with `advice` if one of them is anything else.
+    """
+    paths: list[Path] = []
+    for spec in specs:
+        with open_source(spec) as found:
+            if not isinstance(found, ImageSource):
+                raise UsageError(f"{found.name}: is not an image, folder, glob or list of images; {advice}")
+            paths.extend(found.paths)
+    return ImageSource(paths, specs[0] if len(specs) == 1 else f"{specs[0]} and {len(specs) - 1} more")
+
+
 def quiet_opencv() -> None:
-    """Keep what OpenCV prints on stderr away; our own errors say it in one line. For programs only."""
+    """Silence what OpenCV prints on stderr; our own errors say it in one line. For programs only."""
     if hasattr(cv2, "setLogLevel"):
         cv2.setLogLevel(0)
     else:  # OpenCV 5
@@ -80,7 +94,7 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     if " ! " in text or path.is_char_device():
         return CaptureSettings(text, "camera", "pipeline" if " ! " in text else text, latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
-        # Absolute, because FFmpeg mistakes what stands before a colon for a protocol.
+        # Absolute, because FFmpeg reads what stands before a colon as a protocol.
         return CaptureSettings(os.path.abspath(text), "file", text, latest)
     return None
 
@@ -104,7 +118,7 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
 
 def _open_images(candidates: Iterable[Path], name: str, clock: Callable[[], float]) -> ImageSource:
     def natural(path: Path) -> list[tuple[int, int, str]]:
-        # Text and numbers are never compared: the first item of each part says which of the two it is.
+        # Text and numbers are never compared with each other: the first field of each part tells them apart.
         return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
     paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=natural)

@@ -1,4 +1,4 @@
-"""A moving test image, for those who have no camera."""
+"""A moving test image, to try a run without a camera."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from rws.records import Clock, Frame
 class PatternSource(Source):
     """A moving test image: colour bars, a grey ramp, a hand that turns once per four seconds, and the frame's number.
 
-    It is live: a frame whose time has passed is not made, and counts as received and dropped.
+    It is live: if the loop is late, frames whose time has passed are counted as received and dropped.
     """
 
     live = sequential = True
@@ -37,7 +37,7 @@ class PatternSource(Source):
         self._still[height * 3 // 4 :] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield images at the declared rate, and None while the next one is not due."""
+        """Yield images at the declared rate, and None while the next frame is not due."""
         start = self._clock()
         index = 0
         while not self.stopped:

@@ -1,4 +1,4 @@
-"""From `127.0.0.1:8080` to a listening socket."""
+"""Opens a listening socket for an address such as `127.0.0.1:8080`."""
 
 import errno
 import ipaddress
@@ -10,12 +10,12 @@ from rws.errors import InputError, RwsError
 LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/@\s]+)):)?(?P<port>[0-9]{1,5})")
 _REASONS = {
-    errno.EADDRINUSE: "another program listens there already; choose another port, or 0 for any that is free",
+    errno.EADDRINUSE: "another program uses this port; choose another port, or 0 for any that is free",
     errno.EACCES: "ports below 1024 need special rights; choose a higher one, for example 8080",
     errno.EADDRNOTAVAIL: "this machine has no such address; "
     "127.0.0.1 is this machine alone, 0.0.0.0 is all of its networks",
 }
-# The kernel keeps no more than this for a client that reads slowly, so that what it sees is never much older than now.
+# The kernel buffers no more than this for a slow client, so that the frames it sees are not much older than now.
 _SEND_BUFFER = 128 * 1024
 _DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
 
@@ -42,7 +42,7 @@ def listen(address: str) -> socket.socket:
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise RwsError(f"{address}: cannot serve there: {reason}") from error
-    # Both are handed down to each connection.
+    # Each connection inherits both.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER)
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def url(address: str, listener: socket.socket) -> str:
-    """Return the URL to open: of the address as it was given, or of this machine for `0.0.0.0` and `::`."""
+    """Return the URL to open: with the host as given, or this machine's address for `0.0.0.0` and `::`."""
     host, _ = parse(address)
     if host in ("0.0.0.0", "::"):
         host = _own_address()
@@ -67,7 +67,7 @@ def url(address: str, listener: socket.socket) -> str:
 
 
 def _own_address() -> str:
-    # Connecting a UDP socket sends nothing; it only asks which address would be used to get out.
+    # Connecting a UDP socket sends nothing; it only selects the local address of outgoing packets.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

@@ -1,4 +1,4 @@
-"""Access control: a token, or (on this machine alone) a Host header that no foreign web page can forge."""
+"""Access control: a token, or (on this machine only) a Host header that no foreign web page can forge."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other 
 
 
 def check_token(token: str) -> str:
-    """Return the token; raise InputError if it has under 8 characters, or holds a space or a control character."""
+    """Return the token; raise InputError if it has under 8 characters, or contains a space or a control character."""
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
         expected = f"at least {MIN_TOKEN}, without spaces: it gives access to the camera"
         raise InputError(f"the token has {len(token)} characters; expected {expected}")
@@ -30,7 +30,7 @@ def check_token(token: str) -> str:
 class TokenAuth:
     """Rejects unauthorised requests.
 
-    A request brings the token as `Authorization: Bearer`, as `?token=`, or as the cookie that the page sets when it is
+    A request carries the token as `Authorization: Bearer`, as `?token=`, or as the cookie that the page sets when it is
     opened with `?token=`; the port distinguishes the cookies of two servers of one machine. Without a token the Host
     header must be `localhost`, a loopback address or in `hosts`: a page elsewhere can resolve its name to 127.0.0.1.
     """

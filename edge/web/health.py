@@ -1,4 +1,4 @@
-"""The health of a run, for a supervisor that asks every few seconds."""
+"""The health of a run, for a supervisor that polls every few seconds."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from rws.edge.monitoring.run_status import LOST, RunStatus
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run: `ok`, `lost`, `ended` or `stale`, why, the newest result's age, and the source's state."""
+    """The health of a run: `ok`, `lost`, `ended` or `stale`; why, the newest result's age, the source's state."""
 
     status: str
     reason: str
@@ -16,7 +16,7 @@ class Health:
 
 
 def health(status: RunStatus, stale_after: float) -> Health:
-    """Check the status of a run, which may go `stale_after` seconds without a result, at its start as well."""
+    """Return the health of a run; `stale_after` is how many seconds it may go without a result, at its start too."""
     source, since = status.source, status.since_result_s
     silent = status.uptime_s if since is None else since
     word, reason = "ok", ""

@@ -26,11 +26,11 @@ class JpegEncoder:
         self.next_at = 0.0  # when the next frame may be encoded, seconds of `time.monotonic`
 
     async def newest(self) -> bytes | None:
-        """Return the JPEG of a frame at most a period old, the same object until there is another; None before."""
+        """Return a JPEG at most one period old, the same object until there is a newer one; None before the first."""
         async with self._lock:
             frame, now = self.frame, time.monotonic()
             if frame is not None and frame is not self._encoded and now >= self.next_at:
-                # Late by less than a period is made up for, so that the mean rate is the one asked for.
+                # A delay of less than a period is compensated, so that the mean rate is `max_fps`.
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
                 self._jpeg = await asyncio.to_thread(encode, frame.image)
                 self._encoded = frame

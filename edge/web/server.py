@@ -32,8 +32,8 @@ from rws.oracle.belief import FAMILIES
 from rws.records import Frame
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
-LOOK_PERIOD = 1 / 60  # seconds between two looks for a newer image
-REPEAT_AFTER = 0.2  # seconds until an image is sent again: browsers show one only when the next begins
+LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
+REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
 SECURITY = {
@@ -46,7 +46,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
-VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # what the page knows of the project
+VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ log = logging.getLogger(__name__)
 class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
-    A context manager that serves from entry to exit, and a sink: `write` may be called from any thread and only keeps
-    the frame. It costs nothing without viewers and never blocks on slow ones. `address` is `HOST:PORT`, port 0 any that
-    is free. Without a `token` one is generated, but at a loopback address, where anyone may look. After `stale_after`
-    seconds without a result `/health` answers 503. Raises InputError for a bad token, on entry RwsError if it cannot.
+    A context manager that serves from entry to exit, and a sink: any thread may call `write`, which only keeps the
+    frame. It costs nothing without viewers and does not wait for slow ones. `address` is `HOST:PORT`; port 0 chooses a
+    free one. Without a `token` one is generated, except at a loopback address, which needs none. After `stale_after`
+    seconds without a result `/health` answers 503. Raises InputError for a bad token, RwsError on entry if it cannot.
     """
 
     def __init__(

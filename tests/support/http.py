@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import time
@@ -68,3 +69,17 @@ def wait_until(condition, seconds=5):
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.01)
+
+
+class Events:
+    """The server-sent events of a connection that has asked for them."""
+
+    def __init__(self, client):
+        self.client, self.rest = client, b""
+        head, self.rest = read_until(client, b"\r\n\r\n")
+        assert b"text/event-stream" in head
+
+    def next(self):
+        event, self.rest = read_until(self.client, b"\n\n", self.rest)
+        assert event.startswith(b"data: ")
+        return json.loads(event[len(b"data: ") :])

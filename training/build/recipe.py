@@ -1,6 +1,5 @@
 """The recipe of a build: one validated schema, in which every key is known and every value has its type and range."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from rws.edge.common.schema import STRICT, validate
+from rws.edge.common.schema import STRICT, read_toml, validate
 from rws.edge.signatures.quantization import Bits, Per
-from rws.errors import FormatError, InputError
+from rws.errors import InputError
 from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.models.architectures import ModelSpec
 from rws.training.models.fit import FitRecipe
@@ -19,11 +18,6 @@ from rws.training.models.loop import Count, Share
 from rws.training.oracle.sampling import OracleRecipe
 from rws.training.signatures.residual import Projection
 from rws.training.signatures.tuned import TuneRecipe
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
@@ -112,11 +106,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 def read_recipe(schema: type[T], path: Path, default: T | None = None) -> T:
     """Read a TOML file as a recipe; FormatError if it is none, else as `check_recipe`."""
-    try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: {error}") from error
-    return check_recipe(schema, content, str(path), default)
+    return check_recipe(schema, read_toml(path), str(path), default)
 
 
 def check_recipe(schema: type[T], content: Mapping[str, Any], where: str, default: T | None = None) -> T:

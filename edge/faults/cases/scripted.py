@@ -136,7 +136,7 @@ def _empty_frame(drill: Drill) -> None:
 
 @fault("the wall clock jumps", "Results come as without it, with the same ages; their time of day follows the jump.")
 def _wall_clock(drill: Drill) -> None:
-    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once for each result
+    offsets = [1e9, 1e9, 1e9 - 3600, 1e9 - 3600, 1e9 + 86400, 1e9 + 86400]  # it is read once per result
     script = [("open", ""), *itertools.chain(*zip([("wait", 0.5)] * 6, images(6, bad=True), strict=True))]
 
     def played(jumps: list[float]) -> list[Seen]:
@@ -152,14 +152,5 @@ def _wall_clock(drill: Drill) -> None:
     drill.check(np.allclose(found, offsets, rtol=0, atol=1e-3), "each result has the time of day of its capture")
 
 
-CASES = [
-    _blocks,
-    _unplugged,
-    _gives_up,
-    _one_a_minute,
-    _only_damage,
-    _clock_jumps,
-    _wall_clock,
-    _ten_kilohertz,
-    _empty_frame,
-]
+CASES = [_blocks, _unplugged, _gives_up, _one_a_minute, _only_damage]
+CASES += [_clock_jumps, _wall_clock, _ten_kilohertz, _empty_frame]

@@ -1,6 +1,6 @@
 """Detects unusable frames: black, frozen or half-decoded ones. They are kept from the oracle.
 
-Transport damage is not weather: a frame that is grey in its lower half because its JPEG was cut would pass for fog.
+Transport damage is not weather: the oracle would mistake the grey lower half of a cut JPEG for fog.
 """
 
 import numpy as np
@@ -37,11 +37,12 @@ class FreezeDetector:
     """Detects a live source that repeats one image: a driver or camera that hangs, not a quiet scene.
 
     A sensor is never without noise, so no two of its images are equal. If images are coded one from another (H.264), an
-    encoder drops that noise until its next key frame; so only what stays equal across one counts, after `patience` s.
+    encoder drops that noise until its next key frame; so an image
+    counts as frozen if it stays equal across a key frame and for `patience` seconds.
     """
 
     def __init__(self, patience: float) -> None:
-        self.patience, self._since, self._coded_again = patience, 0.0, False
+        self.patience, self._since, self._key_seen = patience, 0.0, False
         self._sample: NDArray[np.uint8] | None = None
 
     def frozen(self, image: NDArray[np.uint8], at: float, key: bool = True) -> bool:
@@ -51,7 +52,7 @@ class FreezeDetector:
         """
         sample = image[::STRIDE, ::STRIDE]
         if self._sample is None or sample.shape != self._sample.shape or not np.array_equal(sample, self._sample):
-            self._sample, self._since, self._coded_again = sample.copy(), at, False
+            self._sample, self._since, self._key_seen = sample.copy(), at, False
             return False
-        self._coded_again = self._coded_again or key
-        return self._coded_again and at - self._since > self.patience
+        self._key_seen = self._key_seen or key
+        return self._key_seen and at - self._since > self.patience

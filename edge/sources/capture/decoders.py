@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import av
     from av.packet import Packet
 
-# How long a frame is distrusted at most after damage if a stream has no key frames (intra refresh).
+# Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
 DISTRUST_SECONDS = 10.0
-LONGEST_SILENCE = 300.0  # seconds after which even a reader without a watchdog gives up
+LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
@@ -33,16 +33,16 @@ _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrame:
-    """A frame as received."""
+    """A frame as it was received."""
 
     image: NDArray[np.uint8]  # shape (H, W, 3), RGB; without pixels if there is a `loss`, unless it is only damaged
     captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
-    loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": whole as far as the decoder knows
-    key: bool = True  # whether it was coded on its own
+    loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": the decoder has found no damage
+    key: bool = True  # whether it was coded without reference to another
 
 
 def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
-    """Return a frame of which there is no image."""
+    """Return a frame without an image."""
     return DecodedFrame(np.empty((0, 0, 3), np.uint8), captured_at, loss)
 
 
@@ -98,13 +98,13 @@ class CameraDecoder(Decoder):
 class StreamDecoder(Decoder):
     """A video file or network stream through PyAV.
 
-    A live stream is read by a `PacketReader`, so that what comes is stamped when it comes, and nothing waits in the
-    network when decoding is slower than that: then what waits is skipped up to the newest key frame.
+    A `PacketReader` reads a live stream, so that packets are stamped on arrival and none waits in the network. If
+    decoding is slower than the stream, waiting packets are skipped up to the newest key frame.
 
     Args:
-        target: path or URL; a `SourceError` if it cannot be opened or holds no video that can be decoded.
-        network: whether it comes over a network, at its own pace.
-        timeout: seconds after which opening is given up.
+        target: path or URL; a `SourceError` if it cannot be opened or contains no video that can be decoded.
+        network: whether it comes over a network, at its own rate.
+        timeout: seconds after which an attempt to open it ends.
         latest: False if no frame of a live stream may be skipped.
     """
 
@@ -116,9 +116,9 @@ class StreamDecoder(Decoder):
         self._av = av
         options = dict(_NETWORK_OPTIONS) if network else {}
         if target.startswith("rtsp"):
-            # What was read to find out about a live stream is old by the time that is known.
+            # Packets that were read to identify a live stream are old when it is open.
             options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        # The loop knows the frame interval and notices a silent stream; only opening has a limit here.
+        # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
         limits = (timeout, LONGEST_SILENCE) if network else None
         try:
             container: Any = av.open(target, options=options, timeout=limits)
@@ -127,14 +127,14 @@ class StreamDecoder(Decoder):
             raise SourceError(why if network else f"is not a video, or {why}; expected .mp4, .avi or .mkv") from error
         self._container = container
         self._stream: Any = container.streams.best("video")
-        # FFmpeg draws any text as a video.
+        # FFmpeg renders any text file as a video.
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
-            raise SourceError("holds no video that can be decoded; expected for example .mp4, .avi or .mkv")
+            raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
         self.fps = _positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)
         self.length = self._declared_length() if self.finite else None
-        # Decoding several frames side by side delays each of them; a live frame should be fresh.
+        # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
         self._skips = not self.finite and latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
@@ -191,20 +191,20 @@ class StreamDecoder(Decoder):
             arrived = self._arrivals.pop(frame.pts, now)
             loss = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            # Phones store upright pictures lying on their side, with a note of how to turn them.
+            # Phones store upright images on their side, with the rotation as metadata.
             upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
             yield DecodedFrame(upright.astype(np.uint8, copy=False), arrived, loss, bool(frame.key_frame))
 
     def _is_cut(self, packet: Packet[Any]) -> bool:
-        """Whether a JPEG has no end; some cameras never send one, so it counts only where others had it."""
+        """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
         data = bytes(packet)
-        # No end mark can stand within the coded picture, which begins at the last mark of a scan.
+        # The coded image, which begins at the last scan mark, cannot contain an end mark.
         complete = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
         self._jpegs_end = self._jpegs_end or complete
         return self._jpegs_end and not complete
 
     def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
-        # What follows a damaged frame is built on it, so it counts as damaged too until the next key frame.
+        # The frames after a damaged frame refer to it, so they count as damaged too, until the next key frame.
         if frame.is_corrupt or packet_is_corrupt:
             self._distrusted_since = now
         elif frame.key_frame or (

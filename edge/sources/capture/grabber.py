@@ -1,4 +1,4 @@
-"""Decodes an open source in a separate thread, and keeps its good frames until they are taken."""
+"""Decodes an open source in a separate thread, and keeps its usable frames until they are taken."""
 
 import threading
 import time
@@ -10,16 +10,16 @@ from rws.edge.sources.capture.decoders import DecodedFrame, Decoder
 from rws.edge.sources.capture.shared import Counters
 from rws.errors import SourceError, first_line
 
-LIVE_BUFFER = 1  # frames that wait at most; the freshest is all that a live stream is asked for
+LIVE_BUFFER = 1  # frames that wait at most; of a live stream only the newest is needed
 BUFFER = 4
 
 
 class Grabber(threading.Thread):
-    """Decodes an open source, counts and checks each frame, and keeps the good ones until they are taken.
+    """Decodes an open source, counts and checks each frame, and keeps the usable ones until they are taken.
 
     Args:
-        latest: whether a full buffer gives up its oldest frame (counted as dropped); otherwise decoding waits.
-        freeze: detects frozen frames; None if equal ones are as good as others.
+        latest: whether a full buffer drops its oldest frame (counted); otherwise decoding waits.
+        freeze: detects frozen frames; None if equal frames are usable.
         pace: play at the source's own rate, as if it were live.
     """
 
@@ -57,7 +57,7 @@ class Grabber(threading.Thread):
                 self._changed.notify_all()
 
     def next(self, timeout: float) -> tuple[int, DecodedFrame] | None:
-        """Return the next good frame with its number among all received; None if none came in `timeout` seconds."""
+        """Return the next usable frame with its number among all received; None after `timeout` seconds without one."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self.reason is not None, timeout)
             if not self._frames:
@@ -76,7 +76,7 @@ class Grabber(threading.Thread):
     def _take(self, frame: DecodedFrame) -> bool:
         index = self._counters.add("received")
         loss = frame.loss or image_flaw(frame.image)
-        # Asked of every whole image, so that one that is black for a while does not look like a change.
+        # Checked for every undamaged image, so that a black one does not count as a change.
         if not loss and self._freeze is not None and self._freeze.frozen(frame.image, frame.captured_at, frame.key):
             loss = FROZEN
         if loss:

@@ -1,4 +1,4 @@
-"""Packets of a live stream, read in a separate thread: stamped when they arrive, skipped when decoding lags."""
+"""Packets of a live stream, read in a separate thread: stamped on arrival, skipped if decoding lags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arrival = tuple["Packet[Any]", float]  # a packet, and when it arrived, seconds
 
 
 class PacketReader:
-    """Reads packets in a separate thread and stamps each when it comes; iterate over it in another."""
+    """Reads packets in a separate thread and stamps each on arrival; iterate over it in another."""
 
     def __init__(self, packets: Iterator[Packet[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._packets, self._clock = packets, clock
@@ -40,9 +40,9 @@ class PacketReader:
             raise self._error
 
     def fresh(self, *, independent: bool) -> Iterator[tuple[Packet[Any] | None, float]]:
-        """Iterate over the packets; None stands for each that is skipped because decoding lags behind.
+        """Iterate over the packets; None stands for each that is skipped because decoding lags.
 
-        The newest frame will do if each is `independent`; else a lag above half a second ends at the newest key frame.
+        `independent` frames are skipped to the newest; others, at a lag of half a second, to the newest key frame.
         """
         for packet, at in self:
             keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]
@@ -53,12 +53,12 @@ class PacketReader:
                 yield packet, at
 
     def waiting(self) -> list[Arrival]:
-        """Return what has arrived and was not taken yet."""
+        """Return the packets that have arrived and were not taken yet."""
         with self._changed:
             return list(self._queue)
 
     def skip(self, count: int) -> list[Arrival]:
-        """Take the next `count` at once."""
+        """Take the next `count` packets."""
         with self._changed:
             return [self._take() for _ in range(count)]
 

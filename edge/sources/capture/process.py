@@ -23,10 +23,10 @@ from rws.records import Frame
 log = logging.getLogger(__name__)
 
 _STUCK = "the capture process is stuck in a driver and cannot be killed; restart the machine"
-_LAST_WORD = 2.0  # seconds that a process which is at its end, or within an answer, may take
+_LAST_WORD = 2.0  # seconds that a process may take to end, or to complete an answer
 _WORKER = Path(__file__).with_name("worker.py")
 
-# Starts a capture process with the descriptor of its counters; gives it, and a stream socket to it.
+# Starts a capture process with the descriptor of its counters; returns it and a stream socket to it.
 Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
@@ -37,7 +37,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
     ours, theirs = socket.socketpair()
     descriptors = (theirs.fileno(), counters)
     env = os.environ | {
-        # The worker imports what this process imports, and nothing that lies in the working directory.
+        # The worker imports what this process imports, and nothing from the working directory.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
         "OPENCV_FFMPEG_LOGLEVEL": "-8",
@@ -51,7 +51,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 
 
 class CaptureProcess:
-    """A process that captures. One question at a time: `open` once, then `ask` for each frame; `answer` waits."""
+    """A process that captures. Call `open` once, then `ask` for each frame; `answer` waits for each answer."""
 
     def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
         self.settings, self._start = settings, start
@@ -70,7 +70,7 @@ class CaptureProcess:
         return None if self._process is None else self._process.pid
 
     def open(self) -> None:
-        """Ask to open the source, in a process that is started if none runs; `Opened` or `Ended` answers."""
+        """Ask to open the source, and start a process if none runs; `answer` then returns `Opened` or `Ended`."""
         if self._process is None or self._process.poll() is not None:
             self.kill()
             if self._stuck is None or self._stuck.poll() is not None:
@@ -79,7 +79,7 @@ class CaptureProcess:
         self._send(self.settings)
 
     def ask(self) -> None:
-        """Ask for the next frame; a `Frame` or `Ended` answers."""
+        """Ask for the next frame; `answer` then returns a `Frame` or `Ended`."""
         self._send(Next())
 
     def answer(self, timeout: float) -> Opened | Frame | Ended | None:
@@ -96,7 +96,7 @@ class CaptureProcess:
             return self._died()
         question, message = decode(line)
         if question != self._question:
-            # It answers what was asked before the loop lost patience.
+            # The answer to a question that the loop no longer waits for.
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
@@ -108,7 +108,7 @@ class CaptureProcess:
         return message
 
     def kill(self) -> None:
-        """End the process, whatever it is doing; what it still held is for `Counters.drop_leftovers` to count."""
+        """End the process, whatever it is doing; `Counters.drop_leftovers` counts the frames that it still held."""
         if self._process is not None:
             self._process.kill()
             try:
@@ -123,7 +123,7 @@ class CaptureProcess:
         self._unread, self._memory = b"", None
 
     def close(self) -> None:
-        """Kill, and give back what is held; the counters stay readable."""
+        """Kill the process and release memory and descriptors; the counters stay readable."""
         self.kill()
         if self._counters_descriptor >= 0:
             os.close(self._counters_descriptor)
@@ -131,7 +131,7 @@ class CaptureProcess:
 
     def _send(self, question: Message) -> None:
         self._question += 1
-        # A process that has died is for `answer` to report.
+        # If the process has died, `answer` reports it.
         with contextlib.suppress(OSError):
             if self._connection is not None:
                 self._connection.sendall(encode(self._question, question))

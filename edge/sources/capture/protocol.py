@@ -1,4 +1,4 @@
-"""Messages between the frame loop, which asks, and its capture process: a line of JSON with the question's number."""
+"""Messages between the frame loop, which asks, and its capture process: JSON lines with the question's number."""
 
 import json
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ class CaptureSettings:
 
     target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
     kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
-    name: str  # what a person calls it, without a password
-    latest: bool | None = None  # give the freshest frame and drop the others; False gives each; None: each of a file
+    name: str  # for people; without a password
+    latest: bool | None = (
+        None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
+    )
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Next:
 
 @dataclass(frozen=True)
 class Opened:
-    """The source is open: frames per second and number of frames as declared, and whether its end is not a failure."""
+    """The source is open: declared frames per second and number of frames, and whether it has a regular end."""
 
     fps: float | None
     length: int | None
@@ -41,7 +43,7 @@ class FrameReady:
 
 @dataclass(frozen=True)
 class Ended:
-    """No more frames, or none at all because it could not be opened; `reason` is "" for a regular end."""
+    """There are no more frames, or the source could not be opened; `reason` is "" for a regular end."""
 
     reason: str
 

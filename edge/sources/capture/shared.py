@@ -1,6 +1,6 @@
-"""Memory that the capture process and the loop share: one frame in transit, and counters that outlive a kill.
+"""Memory that the capture process and the loop share: the current frame, and counters that outlive a kill.
 
-Linux gives anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file does.
+On Linux it is anonymous memory with a file descriptor, which no crash can leave behind; elsewhere an unlinked file.
 """
 
 import mmap
@@ -12,12 +12,12 @@ import numpy as np
 
 from rws.edge.sources.capture.checks import REASONS
 
-# `discarded` alone is written by the loop, the others by the capture process: no two of them write one number.
+# Only `discarded` is written by the loop; the capture process writes the others, so each number has one writer.
 COUNTERS = ("received", "dropped", "discarded", *REASONS)
 
 
 def shared_memory(size: int) -> int:
-    """Return a descriptor of `size` bytes of memory without a name, freed with the last process that has it."""
+    """Return a descriptor of `size` bytes of memory without a name, freed when the last process that has it ends."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("rws-capture")
     else:
@@ -30,7 +30,7 @@ def shared_memory(size: int) -> int:
 class Counters:
     """Totals of a source in `shared_memory(Counters.SIZE)`, readable by both processes, kept when one is killed.
 
-    Several threads of a process may count; two processes count under different names.
+    Several threads of a process may count; each of two processes has its own names.
     """
 
     SIZE = 8 * len(COUNTERS)
@@ -43,22 +43,22 @@ class Counters:
         return int(self._values[COUNTERS.index(name)])
 
     def add(self, name: str, count: int = 1) -> int:
-        """Count up; return the total before."""
+        """Add to a counter; return its total before."""
         with self._lock:
             before = self[name]
             self._values[COUNTERS.index(name)] = before + count
         return before
 
     def snapshot(self) -> dict[str, int]:
-        """Return all of them, read once; `received` last, so that what is being counted now is not missing there."""
+        """Return all counters; `received` is read last, so that it covers the other counters."""
         return {name: self[name] for name in (*COUNTERS[1:], "received")}
 
     @property
     def whole(self) -> int:
-        """Frames received that were neither dropped nor rejected: delivered, or in transit."""
+        """Frames received that were neither dropped nor rejected: delivered, or still in the process."""
         values = self.snapshot()
         return 2 * values["received"] - sum(values.values())
 
     def drop_leftovers(self, delivered: int) -> None:
-        """Count as dropped what was received but not delivered, dropped or rejected; only while no process captures."""
+        """Count frames as dropped that were received and nothing else; call it only while no process captures."""
         self.add("discarded", self.whole - delivered)

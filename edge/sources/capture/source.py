@@ -1,4 +1,4 @@
-"""A source whose frames are captured in another process, watched by a clock, and reopened when it is lost."""
+"""A source whose frames are captured in a separate process, watched by a clock, and reopened if it is lost."""
 
 import logging
 import random
@@ -16,17 +16,17 @@ from rws.records import Frame
 
 log = logging.getLogger(__name__)
 
-# A source that gives nothing but these is reopened; one that is black may just look at a dark world.
+# A source that gives only these is reopened; a black one may show a dark scene.
 BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
 
 
 class CapturedSource(Source):
     """A camera, video file or network stream.
 
-    What has an end (a file) gives each frame, then ends; its loss is a `SourceError`. What is live gives its freshest
-    frame and is reopened when it is lost, falls silent (see `StallDetector`), or gives nothing but damaged or frozen
-    frames: with growing, jittered pauses of at most a second (see `Backoff`). Whether a network address is live is
-    detected when it is opened.
+    A file gives each frame, then ends; if it is lost, a `SourceError` is raised. A live source gives its newest frame.
+    It is reopened if it is lost, falls silent (see `StallDetector`), or gives only damaged or frozen frames: with
+    growing, jittered pauses of at most one second (see `Backoff`). Whether a network address is live is known when it
+    is open.
 
     Args:
         retries: consecutive attempts to reopen it before that is an error; None: no limit.
@@ -65,14 +65,14 @@ class CapturedSource(Source):
         return self._capture.pid
 
     def close(self) -> None:
-        """End the capture process. What it still held counts as dropped, if frames may be, else as `buffered`."""
+        """End the capture process; its frames count as dropped if frames may be dropped, else as `buffered`."""
         self._capture.close()
         if self.live or self._settings.latest or self.state == "lost":
             self._capture.counters.drop_leftovers(self.delivered)
         self._count()
 
     def frames(self) -> Iterator[Frame | None]:
-        """Yield what comes, and None while nothing comes; reopen the source when it is lost."""
+        """Yield frames, and None while no frame comes; reopen the source if it is lost."""
         while not self.stopped:
             reason = None if self._is_open else (yield from self._open())
             if reason is None:
@@ -102,7 +102,7 @@ class CapturedSource(Source):
             self._idle(TICK)
             yield
             waited += TICK
-            # The process has its own time limit; this one is for a driver that hangs.
+            # The process has its own time limit; this one covers a driver that hangs.
             if waited > OPEN_TIMEOUT + 2 or self.stopped:
                 self._kill()
                 return f"did not open within {OPEN_TIMEOUT:g} s"
@@ -144,7 +144,7 @@ class CapturedSource(Source):
         return None
 
     def _give_up(self, something_came: bool, rejected_before: Counter[str]) -> str:
-        """Return what is wrong with a live source that gives nothing of use; kill its process if it is silent."""
+        """Return what is wrong with a live source that gives no usable frame; kill its process if it is silent."""
         self._count()
         seconds = self._stall.silent
         broken = self.rejections - rejected_before

@@ -1,22 +1,22 @@
-"""When a live source counts as lost, and how long to wait before it is reopened. Pure: no clock, no I/O."""
+"""Decides if a live source is lost, and how long to wait before it is reopened. Pure: no clock, no I/O."""
 
 from collections.abc import Callable
 
-OPEN_TIMEOUT = 10.0  # seconds after which opening a connection is given up
+OPEN_TIMEOUT = 10.0  # seconds after which an attempt to open a connection ends
 FREEZE_SECONDS = 2.0  # after which equal frames of a live source count as frozen
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 1.0  # a camera that returns is seen within two seconds
 LONGEST_PATIENCE = 300.0
 FORGETTING = 0.9995  # of the longest gap, per frame: half of it is forgotten after 1,400
-PROMPT = 1.0  # seconds after opening within which a source that sends all the time has sent
+PROMPT = 1.0  # seconds after opening within which a source with a steady rate has sent a frame
 FLOWING_FRAMES, FLOWING_SECONDS = 10, 10.0  # after either, an opened source works
 
 
 class StallDetector:
     """Decides when a live source has been silent for too long, and learns its rhythm.
 
-    Its patience is `stall` seconds, or three times the longest recent gap between frames. An opening that brings
-    nothing at all doubles the former, up to five minutes, so that a camera with one frame per minute is detected
-    instead of being reopened in a loop. `silent`: seconds since the last frame or other sign of life.
+    Its patience is `stall` seconds, or three times the longest recent gap between frames. If an opening gives no
+    frame, the former doubles, up to five minutes, so that a camera with one frame per minute is recognised instead of
+    being reopened in a loop. `silent`: seconds since the last frame or other sign of life.
     """
 
     def __init__(self, stall: float) -> None:
@@ -41,21 +41,21 @@ class StallDetector:
         self._frames = 0
 
     def waited(self, seconds: float, alive: bool) -> bool:
-        """Note seconds without a frame, `alive` if a black one, say, came; return whether the source is stalled."""
+        """Note seconds without a usable frame (`alive`: a black one came); return whether the source is stalled."""
         self._gap += seconds
         self._waited += seconds
         self.silent = 0.0 if alive else self.silent + seconds
         return self.silent > self.patience
 
     def fell_silent(self, something_came: bool) -> None:
-        """Note that the source is given up as silent, and whether anything came since it was opened."""
+        """Note that the source counts as silent, and whether any frame came since it was opened."""
         self._fell_silent = True
         if not something_came:
             # It may be slower than expected.
             self._stretch = min(2 * self._stretch, round(LONGEST_PATIENCE))
 
     def frame_came(self, idle_for: float) -> None:
-        """Note a frame, `idle_for` seconds after the one before it, reopening included."""
+        """Note a frame that came `idle_for` seconds after the one before it, reopening included."""
         self._frames += 1
         if self._frames > 1:
             self._stretch = 1

@@ -1,7 +1,7 @@
-"""The capture process: opens a source on request, and hands frames over when asked, on a socket that it inherits.
+"""The capture process: opens a source and sends its frames on request, on a socket that it inherits.
 
-So no list of processes shows an address, which may hold a password. Frames lie in shared memory; if that is too small,
-the descriptor of larger memory comes with the answer.
+The address, which may contain a password, comes through the socket too: no list of processes shows it. Frames are in
+shared memory; if that is too small, the descriptor of larger memory comes with the answer.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Worker:
                 self._answer(Ended(self._grabber.reason))
                 return
             if select.select([self._connection], [], [], 0)[0]:
-                return  # The loop has lost patience: another question, or the end.
+                return  # The loop no longer waits: it has sent another question, or has ended.
         index, frame = grabbed
         image, descriptor = frame.image, None
         if image.nbytes > len(self._memory):

@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 from rws.benchmarks.cli.reproduce import reproduce
 from rws.benchmarks.common import committed
 from rws.benchmarks.pages import render as readme
+from rws.edge.common.schema import tomllib
 from rws.errors import InputError
-from rws.training.build.recipe import tomllib
 
 
 @pytest.fixture

@@ -8,15 +8,20 @@ import sys
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import typer
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.cli.results import describe_belief, image_block, image_line
+from rws.edge.cli.session import TimeLeft
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.pipeline import Pipeline
 from rws.edge.preprocess import preprocess
@@ -24,7 +29,9 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
-from support.fakes import write_images
+from rws.oracle.belief import certain
+from support.command_line import rws as installed_rws
+from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, write_images
 from support.tiny import bundle_parts
 
 runner = CliRunner()
@@ -41,7 +48,7 @@ def test_a_video_from_end_to_end(rws, video, tmp_path):
     result = rws("run", video, *files)
     assert result.exit_code == 0, result.output
     assert "frames 20" in result.output
-    assert "p95" in result.output
+    assert "p95" not in result.output
     lines = [json.loads(line) for line in (out / "r.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(20))
     assert sum(line["changed"] for line in lines) == result.output.count("  ->  ")
@@ -78,15 +85,15 @@ def test_independent_images_do_not_depend_on_their_order(tiny_bundle):
     np.testing.assert_array_equal(forward, single)
 
 
-def test_images_get_a_line_each_and_a_broken_one_is_counted(rws, tmp_path, caplog):
+def test_each_image_gets_a_line_and_a_broken_one_is_counted(rws, tmp_path, caplog):
     folder = write_images(tmp_path / "images", 4)
     (folder / "2.png").write_bytes(b"not an image")
     (folder / "notes.md").write_text("skipped")
     result = rws("run", folder, "--json", tmp_path / "s.json")
     assert result.exit_code == 0
     assert [re.search(rf"{n}\.png  \w+ \d+%", result.output) is not None for n in range(4)] == [True, True, False, True]
-    assert "frames 3" in result.output
-    assert "rejected 1" in result.output
+    assert "images 3 · rejected 1 (undecodable 1)" in result.output
+    assert not re.search("frames [0-9]|p95", result.output)
     assert "2.png: is not an image" in caplog.text
     summary = json.loads((tmp_path / "s.json").read_text())
     assert (summary["frames"], summary["rejected"], summary["independent"]) == (3, 1, True)
@@ -113,7 +120,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     [
         ((10, 12), {}, True),
         ((10, 12), {"source": "cifar10"}, True),
-        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk pictures: `rws adopt`
+        ((10, 12), {"pictures": 9}, False),  # calibrated on shrunk images: `rws adopt`
         ((8, 8), {}, False),
         ((8, 20), {}, False),  # cropped, not shrunk
     ],
@@ -121,7 +128,7 @@ def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
 @pytest.mark.parametrize(
     "options", [["run"], pytest.param(["run", "--corrupt", "fog:1"], marks=pytest.mark.torch), ["oracle"]]
 )
-def test_frames_larger_than_what_the_oracle_was_calibrated_on_are_warned_of_once(
+def test_one_warning_for_frames_larger_than_the_oracle_was_calibrated_on(
     parts, rws, tmp_path, caplog, shape, data, warns, options
 ):
     bundle = write_bundle(tmp_path / "bundle", replace(parts, provenance={"data": data})).path
@@ -282,17 +289,17 @@ def test_a_broken_model_surfaces_and_leaves_no_file(rws, video, tmp_path, monkey
 def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bundle, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
     files = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv"]
-    ran, told = rws("run", image, *files), rws("oracle", image, "--json", tmp_path / "b.json")
+    ran, named = rws("run", image, *files), rws("oracle", image, "--json", tmp_path / "b.json")
     (frame,) = open_source(image)
     belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
     severity = float(belief.severity[belief.names.index(belief.type)])
     assert abs(severity - belief.expected_severity) > 0.1
-    assert f"{belief.type} {belief.probability.max():.0%}, severity {severity:.1f}" in ran.output
-    assert f"{belief.type} {belief.probability.max():.0%}, severity {severity:.1f}" in told.output
+    assert f"{describe_belief(belief)}  (" in ran.output
+    assert f"{describe_belief(belief)}  (" in named.output
     found = json.loads((tmp_path / "r.jsonl").read_text())["belief"]
     (row,) = csv.DictReader((tmp_path / "r.csv").open(newline=""))
-    (told_row,) = json.loads((tmp_path / "b.json").read_text())
-    assert float(row["severity"]) == found["severity"] == told_row["severity"] == round(severity, 3)
+    (named_row,) = json.loads((tmp_path / "b.json").read_text())["images"]
+    assert float(row["severity"]) == found["severity"] == named_row["severity"] == round(severity, 3)
     assert found["expected_severity"] == round(belief.expected_severity, 3)
 
 
@@ -306,13 +313,13 @@ def test_a_live_source_writes_files_that_grow_and_a_table(rws, tmp_path):
     assert [line["observed"] for line in lines[:6]] == [True, False, False, False, False, True]
     rows = (tmp_path / "r.csv").read_text().splitlines()
     assert len(rows) == 31
-    assert rows[0].startswith("index,name,")
+    assert rows[0].startswith("schema,index,name,")
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
     assert summary["sinks"]["jsonl"]["written"] == summary["frames"] == 15
 
 
-def test_a_camera_that_never_comes_is_an_error_for_those_who_do_not_wait(rws, tmp_path):
+def test_a_missing_camera_is_an_error_without_retries(rws, tmp_path):
     result = rws("run", "97", "--retries", 1, "--json", tmp_path / "s.json")
     assert result.exit_code == 4
     (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
@@ -322,7 +329,7 @@ def test_a_camera_that_never_comes_is_an_error_for_those_who_do_not_wait(rws, tm
 
 @pytest.fixture
 def running(bundle_path, tmp_path):
-    """The real command in a process of its own, with its page; gives the page's address."""
+    """The real command in a separate process, with its page; gives the page's address."""
     command = ["run", "pattern:64x64@50", "--bundle", bundle_path, "--watch", "--serve", "127.0.0.1:0"]
     command += ["--json", tmp_path / "s.json"]
     process = subprocess.Popen(
@@ -355,7 +362,7 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.1)
 
 
-def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(running, bundle_path, tmp_path):
+def test_a_bundle_is_swapped_while_the_loop_runs_and_a_broken_one_is_refused(running, bundle_path, tmp_path):
     process, page = running
     wait_for(lambda: status_of(page)["counts"]["results"] > 5)
     (bundle_path / "bundle.json").write_bytes(b"{}")
@@ -371,14 +378,14 @@ def test_a_bundle_is_switched_while_the_loop_runs_and_a_broken_one_is_refused(ru
     output = process.communicate(timeout=20)[0]
     assert process.returncode == 0
     assert "bundle refused, the old one stays" in output
-    assert "bundle switched to other" in output
+    assert "bundle swapped: now other" in output
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["bundle"] == "other"
     assert summary["events"] == {"bundle_refused": 1, "bundle_swapped": 1}
     assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"]
 
 
-def test_the_source_can_come_from_the_environment_which_no_list_of_processes_shows(rws, video, monkeypatch):
+def test_the_source_can_come_from_the_environment(rws, video, monkeypatch):
     monkeypatch.setenv("RWS_SOURCE", str(video))
     assert "frames 20" in rws("run").output
 
@@ -398,3 +405,208 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "rain:3")
     assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (3, True)
+
+
+def test_without_a_source_it_says_what_a_source_can_be():
+    result = runner.invoke(app, ["run"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    for example in (
+        "run 0 ",
+        "clip.mp4",
+        "photo.jpg",
+        "photos/",
+        '"shots/*.png"',
+        "list.txt",
+        ".npy",
+        "rtsp://",
+        " ! ",
+    ):
+        assert example in result.stderr
+    assert max(map(len, result.stderr.splitlines())) <= 80
+
+
+def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patched(rws, tmp_path):
+    image = write_images(tmp_path / "images", 1) / "0.png"
+    plain = rws("run", image).stdout
+    name, *rows = plain.splitlines()
+    assert name == str(image)
+    assert [row.split()[0] for row in rows] == ["class", "image", "patch"]
+    assert re.search(r"class +\w+ \d+%  \(then \w+ \d+%, \w+ \d+%\)$", rows[0])
+    for option in ("--timings", "-v"):
+        more = rws("run", image, option).stdout
+        assert "frames 1" in more
+        assert "p95" in more
+    assert rws("run", image, "-q").stdout == plain
+
+
+def test_the_lines_about_an_image():
+    fog, clean = certain(CORRUPTIONS, LEVELS, "fog", 3.2), certain(CORRUPTIONS, LEVELS, "clean")
+    patched, unpatched = make_result(mix={"fog": 0.8}, belief=fog), make_result(belief=clean)
+    assert image_block(patched).plain.splitlines()[2:] == ["  image  fog 100%, severity 3.2 of 5", "  patch  fog 0.80"]
+    assert image_block(unpatched).plain.splitlines()[2] == "  image  clean 100%"
+    line = image_line(patched, None).plain
+    assert line == "frame 0  cat 75% · fog 100%, severity 3.2 · patch fog 0.80"
+    assert image_line(patched, len(line)).plain == line
+    assert image_line(patched, 40).plain.splitlines() == [
+        "frame 0",
+        "    cat 75% · fog 100%, severity 3.2 ·",
+        "    patch fog 0.80",
+    ]
+    assert image_line(unpatched, 80).plain == "frame 0  cat 75% · clean 100% · no patch"
+
+
+def test_several_images_are_one_list_in_the_order_given(rws, tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    single = write_images(tmp_path / "other", 1) / "0.png"
+    result = rws("run", folder / "2.png", single, f"{folder}/[01].png", "--csv", "-")
+    assert result.exit_code == 0, result.output
+    names = [row["name"] for row in csv.DictReader(result.stdout.splitlines())]
+    assert names == [str(path) for path in (folder / "2.png", single, folder / "0.png", folder / "1.png")]
+
+
+@pytest.mark.parametrize(
+    "sources", [("0", "1"), ("clip.mp4", "clip.mp4"), ("images", "rtsp://host/cam"), ("pattern", "0")]
+)
+def test_several_cameras_are_planned(rws, video, tmp_path, monkeypatch, sources):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", 1)
+    result = rws("run", *sources)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "several cameras or videos in one run are planned" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def write_config(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_file_holds_the_options_and_the_command_line_comes_first(rws, video, tmp_path):
+    text = f'source = "{video}"\njsonl = "{tmp_path}/r.jsonl"\njson = "{tmp_path}/s.json"\noracle_every = 5\n'
+    config = write_config(tmp_path / "run.toml", f"{text}limit = 4\nindependent = true\nstall = 3\ntimings = true\n")
+    result = rws("run", "--config", config)
+    assert result.exit_code == 0, result.output
+    assert "p95" in result.output
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert (report["frames"], report["independent"]) == (4, True)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["observed"] for line in lines] == [True, False, False, False]
+    rws("run", "pattern:64x64@100", "--config", config, "--stream", "--limit", 6)
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert (report["source"], report["frames"], report["independent"]) == ("test pattern 64x64", 6, False)
+
+
+def test_the_environment_comes_before_the_file(rws, video, tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "with a space", 2)
+    config = write_config(tmp_path / "run.toml", f"source = ['{video}']")
+    assert "frames 20" in rws("run", "--config", config).output
+    monkeypatch.setenv("RWS_SOURCE", str(folder))
+    assert "images 2" in rws("run", "--config", config).output
+
+
+def test_every_option_can_stand_in_the_file_under_its_long_name(tmp_path):
+    command = typer.main.get_command(app).get_command(None, "run")
+    options = [max(parameter.opts, key=len) for parameter in command.params if parameter.expose_value]
+    keys = {option.removeprefix("--").replace("-", "_") for option in options} - {"config"}
+    result = runner.invoke(app, ["run", "--config", str(write_config(tmp_path / "run.toml", "zzz = 1"))])
+    known = result.stderr.strip().rpartition("known: ")[2]
+    assert set(known.split(", ")) == keys >= {"source", "json", "strategy", "token"}
+
+
+BAD_CONFIGS = {
+    "unknown key": ("limt = 3", "key 'limt' is unknown; did you mean limit"),
+    "the spelling of the command line": ("oracle-every = 3", "did you mean oracle_every"),
+    "nothing like it": ("zzz = 3", "known: source, bundle"),
+    "the file itself": ('config = "a.toml"', "key 'config' is unknown"),
+    "several cameras": ("[camera.front]\nsource = 0", "reserved, because several cameras are planned"),
+    "text for a number": ('limit = "3"', "limit is '3', expected a valid integer"),
+    "truth for a number": ("limit = true", "limit is True, expected a valid integer"),
+    "number for truth": ("watch = 1", "watch is 1, expected a valid boolean"),
+    "number for a path": ("save = 1", "save is 1, expected a valid string"),
+    "out of range": ("limit = 0", "limit is 0, expected greater than or equal to 1"),
+    "unknown choice": ('backend = "tpu"', "backend is 'tpu', expected 'onnx' or 'torch'"),
+    "list of numbers": ("source = [1]", "expected a valid string"),
+    "date": ("limit = 2020-01-01", "not plain JSON"),
+    "no number": ("stall = nan", "not plain JSON"),
+    "no TOML": ("limit = ", "is not valid TOML in UTF-8"),
+    "key twice": ("limit = 1\nlimit = 2", "is not valid TOML in UTF-8"),
+    "deep": ("a = " + "[" * 100_000, "is not valid TOML in UTF-8"),
+    "large": ("# " + "x" * 2**20, "is larger than 1,048,576 bytes"),
+    "endless number": ("limit = " + "9" * 5000, "is not valid TOML in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_configuration_file_is_refused_in_one_line(tmp_path, case):
+    text, message = BAD_CONFIGS[case]
+    result = runner.invoke(app, ["run", "pattern", "--config", str(write_config(tmp_path / "run.toml", text))])
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    assert message in result.stderr
+
+
+def test_a_configuration_that_is_no_text_file_is_refused(tmp_path):
+    (tmp_path / "latin.toml").write_bytes(b'source = "caf\xe9.png"')
+    os.mkfifo(tmp_path / "fifo.toml")
+    found = {
+        "latin.toml": "is not valid TOML in UTF-8 ('utf-8' codec can't decode",
+        "fifo.toml": "is not a regular file",
+        "nowhere.toml": "no such file",
+    }
+    for name, message in found.items():
+        result = runner.invoke(app, ["run", "--config", str(tmp_path / name)])
+        assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+        assert message in result.stderr
+
+
+def test_it_says_that_it_waits_for_a_camera(rws):
+    result = rws("run", "97", "--retries", 0)
+    assert result.exit_code == 4
+    assert "waiting for camera 97; Ctrl-C ends" in result.stdout
+
+
+@pytest.mark.parametrize(("option", "first"), [("--jsonl", '{"'), ("--csv", "schema,index,name,")])
+def test_lines_stream_to_stdout_and_the_rest_goes_to_stderr(video, tiny_bundle, option, first):
+    done = installed_rws("run", video, option, "-", "--bundle", tiny_bundle.path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20 + (option == "--csv")
+    assert lines[0].startswith(first)
+    assert "frames 20" in done.stderr
+    assert "frames" not in done.stdout
+
+
+def test_a_reader_of_the_first_lines_only_gets_no_traceback(tiny_bundle):
+    command = [
+        str(Path(sys.executable).with_name("rws")),
+        "run",
+        "pattern:64x64@200",
+        "--bundle",
+        str(tiny_bundle.path),
+    ]
+    with subprocess.Popen([*command, "--jsonl", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert json.loads(run.stdout.readline())["index"] == 0
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(timeout=60) == 0
+    assert "Traceback" not in said
+    assert "Broken pipe" not in said
+
+
+def test_only_one_output_can_have_stdout(rws, video):
+    for pair in (("--jsonl", "--csv"), ("--json", "--jsonl")):
+        result = rws("run", video, *(word for option in pair for word in (option, "-")))
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "only one output can go to stdout" in result.stderr
+
+
+def test_the_time_left_is_shown_only_when_it_is_known():
+    clock = StillClock()
+    progress = Progress(column := TimeLeft(), get_time=clock)
+    progress.add_task("video", total=1000)
+    (task,) = progress.tasks
+    shown = []
+    for _ in range(14):
+        clock.now += 0.25
+        progress.advance(task.id)
+        shown.append(column.render(task).plain)
+    assert shown[:9] == [""] * 9
+    assert shown[10].startswith("0:04:0")

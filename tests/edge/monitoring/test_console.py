@@ -14,7 +14,7 @@ def pipe():
     return os.fdopen(reading, "rb"), os.fdopen(writing, "w")
 
 
-def test_everything_is_printed_in_order_while_somebody_reads():
+def test_everything_is_printed_in_order_if_it_is_read():
     reader, stream = pipe()
     with stream, LossyOutput(stream, lambda: False) as output:
         thread = threading.Thread(target=lambda: [output.write(f"{n} ä\n") for n in range(5000)])
@@ -25,7 +25,7 @@ def test_everything_is_printed_in_order_while_somebody_reads():
     reader.close()
 
 
-def test_whoever_prints_never_waits_for_a_reader_who_does_not_read():
+def test_printing_does_not_wait_for_a_reader_that_does_not_read():
     reader, stream = pipe()
     with reader, stream:
         started = time.monotonic()
@@ -36,7 +36,7 @@ def test_whoever_prints_never_waits_for_a_reader_who_does_not_read():
         assert time.monotonic() - started < 4
 
 
-def test_a_reader_who_has_gone_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     reader, stream = pipe()
     reader.close()
     with LossyOutput(stream, lambda: True) as output:
@@ -60,7 +60,7 @@ def test_a_terminal_that_is_stopped_stops_neither_the_loop_nor_its_end(tiny_bund
         stderr=subprocess.STDOUT,
     )
     try:
-        # A line a frame, and nobody reads: the pipe is full after a few hundred of them.
+        # One line per frame, and nobody reads: the pipe is full after a few hundred of them.
         deadline = time.monotonic() + 30
         while not (rows.exists() and rows.read_bytes().count(b"\n") > 2500):
             assert time.monotonic() < deadline, "the loop has stopped"

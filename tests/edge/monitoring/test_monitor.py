@@ -99,7 +99,7 @@ def test_the_source_is_read_at_each_snapshot_and_its_password_hidden(monitor, so
     assert status.source.name == status.source.error == status.result.name == "rtsp://user:***@camera/"
 
 
-def test_the_timeline_has_a_moment_a_second_with_its_last_frame(monitor, clock):
+def test_the_timeline_has_one_moment_per_second_with_its_last_frame(monitor, clock):
     monitor.add(make_result(0, label="cat"))
     clock.now += 0.9
     monitor.add(
@@ -113,7 +113,7 @@ def test_the_timeline_has_a_moment_a_second_with_its_last_frame(monitor, clock):
     assert monitor.status(since=1).timeline == (second,)
 
 
-def test_a_loss_shows_and_a_mere_pause_does_not(monitor, clock, source):
+def test_a_loss_is_shown_and_a_pause_is_not(monitor, clock, source):
     monitor.add(make_result())
     monitor.idle()
     assert not monitor.status(since=0).timeline[0].lost
@@ -145,7 +145,7 @@ def test_events_are_counted(monitor):
     assert monitor.status().events == {"bundle_swapped": 1, "sink_dropped": 2}
 
 
-def test_snapshots_from_other_threads_are_whole():
+def test_snapshots_from_other_threads_are_consistent():
     source = ArraySource(np.zeros((1, 8, 8, 3), np.uint8))
     monitor = Monitor(source)
     stop = threading.Event()

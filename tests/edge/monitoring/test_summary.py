@@ -49,10 +49,10 @@ def test_counts_and_times():
     assert found["age_ms"] == {"p50": 5.0, "p95": 5.0}
 
 
-def render(summary, monitor):
+def render(summary, monitor, **options):
     console = Console(width=100, color_system=None)
     with console.capture() as capture:
-        console.print(summary.render(monitor.status()))
+        console.print(summary.render(monitor.status(), **options))
     return capture.get()
 
 
@@ -62,9 +62,10 @@ def test_the_printed_summary():
     for index in range(4):
         summary.add(make_result(index, changed=index == 1))
         monitor.add(make_result(index, changed=index == 1))
-    text = render(summary, monitor)
-    assert "frames 4, 1000.0 a second · mix changes 1" in text
-    assert "classes: cat 4" in text
+    assert render(summary, monitor).splitlines()[1:] == ["classes: cat 4", "corruptions: fog 4"]
+    assert render(summary, monitor, images=True).splitlines() == ["images 4", "classes: cat 4", "corruptions: fog 4"]
+    text = render(summary, monitor, timings=True, images=True)
+    assert "frames 4, 1000.0 per second · mix changes 1" in text
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("ms", "p50", "p95"))}
     assert rows["ms"] == ["read", "preprocess", "oracle", "policy", "patch", "predict", "total", "age"]
     assert rows["p50"] == ["0.50", "0.25", "1.00", "0.25", "0.50", "2.00", "4.50", "5.00"]

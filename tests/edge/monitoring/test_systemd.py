@@ -69,7 +69,7 @@ def test_the_life_of_a_service(listener):
         {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"},
     ],
 )
-def test_no_signs_of_life_where_nobody_asks_us(listener, watchdog):
+def test_no_signs_of_life_without_a_watchdog(listener, watchdog):
     receiver, name = listener
     with SystemdNotifier({"NOTIFY_SOCKET": name, **watchdog}) as supervisor:
         assert supervisor.watchdog is None
@@ -87,7 +87,7 @@ def test_the_watchdog_of_this_process(listener):
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "relative/path", "/nowhere/at/all", "@nobody listens"])
-def test_without_anybody_who_listens_nothing_happens(address):
+def test_without_a_listener_nothing_happens(address):
     environ = {"WATCHDOG_USEC": "10"} | ({} if address is None else {"NOTIFY_SOCKET": address})
     with SystemdNotifier(environ) as supervisor:
         supervisor.ready()
@@ -95,7 +95,7 @@ def test_without_anybody_who_listens_nothing_happens(address):
         supervisor.alive()
 
 
-def test_a_listener_that_does_not_read_does_not_hold_up_the_loop(listener):
+def test_a_listener_that_does_not_read_does_not_delay_the_loop(listener):
     receiver, name = listener
     with SystemdNotifier({"NOTIFY_SOCKET": name}) as supervisor:
         for index in range(5000):

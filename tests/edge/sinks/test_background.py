@@ -73,7 +73,7 @@ def wait_for(condition):
         time.sleep(0.001)
 
 
-def test_a_live_source_loses_the_oldest_and_never_waits():
+def test_a_live_source_drops_the_oldest_frame_and_does_not_wait():
     gate = Gate()
     with BackgroundSink(gate, capacity=3) as sink:
         put(sink, 0)
@@ -167,7 +167,7 @@ def test_an_exception_wakes_a_writer_that_waits_for_room():
     assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "writing": 0}
 
 
-def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
+def test_an_exception_of_the_sinks_exit_is_raised():
     class Unfinished(Gate):
         def __exit__(self, kind, error, trace):
             raise RwsError("the last fragment cannot be written")
@@ -179,7 +179,7 @@ def test_an_exception_when_the_sink_is_left_surfaces_at_the_exit():
     assert gate.seen == [0]
 
 
-def test_an_error_of_the_run_goes_on_and_reaches_the_sink(caplog):
+def test_an_error_of_the_run_reaches_the_sink_and_the_caller(caplog):
     gate = Gate(fail_at=1)
     gate.go.set()
     run_error = KeyboardInterrupt()
@@ -210,7 +210,7 @@ def test_an_error_that_is_raised_for_months_does_not_grow():
     assert len(set(lengths)) == 1
 
 
-def test_a_sink_that_never_comes_back_is_given_up(caplog):
+def test_a_sink_that_never_returns_is_abandoned(caplog):
     gate = Gate()
     sink = BackgroundSink(gate, capacity=4, timeout=0.1)
     with caplog.at_level(logging.WARNING), sink:
@@ -221,7 +221,7 @@ def test_a_sink_that_never_comes_back_is_given_up(caplog):
     assert 0.09 < time.monotonic() - started < LONG / 2
     assert sink.abandoned
     assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "writing": 1}
-    assert "Gate has not returned for 0.1 s and is given up; 2 frames are lost" in caplog.text
+    assert "Gate has not returned for 0.1 s and is abandoned; 2 frames are lost" in caplog.text
     with pytest.raises(ValueError, match="not open"):
         put(sink, 3)
     # If it does come back, it is left in good order and the numbers still add up.
@@ -272,7 +272,7 @@ def test_close_twice_and_outside_of_with():
     assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "writing": 0}
 
 
-def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
+def test_a_sink_that_cannot_be_entered_is_refused(tmp_path):
     with pytest.raises(InputError, match="capacity is 0"):
         BackgroundSink(Gate(), capacity=0)
     sink = BackgroundSink(JsonlSink(tmp_path / "no" / "out.jsonl"))
@@ -281,7 +281,7 @@ def test_what_cannot_be_entered_or_held_is_refused(tmp_path):
     assert not sink._thread.is_alive()
 
 
-def test_a_thread_that_cannot_start_leaves_the_sink():
+def test_a_thread_that_cannot_start_exits_the_sink():
     gate = Gate()
     sink = BackgroundSink(gate)
     sink._thread.start = lambda: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
@@ -290,7 +290,7 @@ def test_a_thread_that_cannot_start_leaves_the_sink():
     assert [type(error) for error in gate.left] == [RuntimeError]
 
 
-def test_frames_are_let_go_when_they_are_written():
+def test_frames_are_released_once_they_are_written():
     gate = Gate()
     gate.go.set()
     with BackgroundSink(gate) as sink:

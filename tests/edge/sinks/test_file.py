@@ -27,7 +27,7 @@ KINDS = [(JsonlSink, "out.jsonl"), (CsvSink, "out.csv"), (VideoSink, "out.mp4")]
 
 
 def read_video(path):
-    """The pictures, RGB, and their times, seconds after the first (a fragmented file begins a moment after 0)."""
+    """Return the images, RGB, and their times in seconds after the first (a fragmented file starts after 0)."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     return [frame.to_ndarray(format="rgb24") for frame in frames], [frame.time - frames[0].time for frame in frames]
@@ -39,7 +39,7 @@ def write_frames(sink, count, first=0):
             sink.write(make_frame(index), make_result(index))
 
 
-def test_jsonl_has_one_line_a_result(tmp_path):
+def test_jsonl_has_one_line_per_result(tmp_path):
     path = tmp_path / "results.jsonl"
     with JsonlSink(path) as sink:
         for index in range(3):
@@ -63,12 +63,12 @@ def test_video_frames_read_back(tmp_path):
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert container.streams.video[0].average_rate == Fraction(2997, 100)
-    pictures, times = read_video(path)
+    images, times = read_video(path)
     assert times == pytest.approx([index / 29.97 for index in range(12)], abs=1e-4)
-    for frame, picture in zip(frames, pictures, strict=True):
+    for frame, image in zip(frames, images, strict=True):
         expected = annotate(frame.image, make_result(frame.index))
-        assert picture.shape == expected.shape
-        assert np.abs(picture.astype(int) - expected).mean() < 3
+        assert image.shape == expected.shape
+        assert np.abs(image.astype(int) - expected).mean() < 3
 
 
 def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
@@ -76,8 +76,8 @@ def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
     with VideoSink(path) as sink:
         for index, (height, width) in enumerate([(32, 32), (400, 300), (50, 900), (32, 32)]):
             sink.write(make_frame(index, height, width), make_result(index))
-    pictures, times = read_video(path)
-    assert [picture.shape for picture in pictures] == [(320, 620, 3)] * 4
+    images, times = read_video(path)
+    assert [image.shape for image in images] == [(320, 620, 3)] * 4
     assert times == pytest.approx([0, 0.04, 0.08, 0.12])
 
 
@@ -130,7 +130,7 @@ def test_no_frame_no_video(tmp_path):
 
 @pytest.mark.parametrize(("codec", "found"), [("libx264", "h264"), ("mpeg4", "mpeg4")])
 @pytest.mark.parametrize("endless", [False, True])
-def test_both_encoders_write_what_can_be_played(tmp_path, monkeypatch, codec, found, endless):
+def test_both_encoders_write_playable_files(tmp_path, monkeypatch, codec, found, endless):
     monkeypatch.setattr(video, "ENCODERS", {"no_such_encoder": {}, codec: video.ENCODERS[codec]})
     path = tmp_path / "out.mp4"
     with VideoSink(path, 10, endless=endless) as sink:
@@ -138,12 +138,12 @@ def test_both_encoders_write_what_can_be_played(tmp_path, monkeypatch, codec, fo
             sink.write(replace(make_frame(index, value=8 * index), captured_at=7 + index / 10), make_result(index))
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == found
-    pictures, times = read_video(path)
+    images, times = read_video(path)
     assert times == pytest.approx([index / 10 for index in range(30)], abs=1e-4)
-    assert [int(picture[160, 160].mean()) for picture in pictures] == pytest.approx(range(0, 240, 8), abs=4)
+    assert [int(image[160, 160].mean()) for image in images] == pytest.approx(range(0, 240, 8), abs=4)
 
 
-def test_no_working_encoder_is_said_clearly(tmp_path, monkeypatch):
+def test_a_missing_encoder_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "ENCODERS", {"no_such_encoder": {}, "nor_this": {}})
     with pytest.raises(RwsError, match="none of no_such_encoder, nor_this"), VideoSink(tmp_path / "out.mp4") as sink:
         sink.write(make_frame(), make_result())
@@ -158,7 +158,7 @@ def test_an_encoder_that_refuses_is_one_line(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_csv_has_one_row_a_result(tmp_path):
+def test_csv_has_one_row_per_result(tmp_path):
     path = tmp_path / "out.csv"
     result = make_result(1, mix={"fog": 0.8, "snow": 0.2}, label="c,at", changed=True, belief=spread_belief())
     with CsvSink(path) as sink:
@@ -208,7 +208,7 @@ def whole_lines(path, kind):
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS[:2])
-def test_an_endless_file_has_every_line_at_once_and_is_appended_to(tmp_path, kind, name):
+def test_an_endless_file_has_every_line_at_once_and_grows(tmp_path, kind, name):
     path = tmp_path / name
     for first in (0, 3):
         with kind(path, endless=True) as sink:
@@ -228,7 +228,7 @@ def test_an_exception_leaves_an_endless_file(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS[:2])
-def test_wherever_a_crash_cuts_the_file_the_next_run_goes_on(tmp_path, kind, name):
+def test_wherever_a_crash_cuts_the_file_the_next_run_continues(tmp_path, kind, name):
     path = tmp_path / name
     with kind(path, endless=True) as sink:
         sink.write(make_frame(0), make_result(0))
@@ -435,7 +435,7 @@ def test_a_video_that_failed_takes_no_more_frames_and_is_not_called_complete(sma
     assert os.listdir(small_disk) == (["out.mp4"] if endless else [])
 
 
-def test_no_size_of_disk_loses_frames_in_silence(small_disk):
+def test_a_full_disk_loses_no_frame_silently(small_disk):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 20, 20, 3), np.uint8)
     refused = 0

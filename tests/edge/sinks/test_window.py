@@ -148,7 +148,7 @@ def viewer(display):
         process.kill()
 
 
-def test_the_picture_is_on_the_screen(viewer, display):
+def test_the_frame_is_on_the_screen(viewer, display):
     image_grab = pytest.importorskip("PIL.ImageGrab")
     expected = annotate(make_frame(value=200).image, make_result(3, mix={"fog": 0.8}))
     deadline = time.monotonic() + 20
@@ -158,7 +158,7 @@ def test_the_picture_is_on_the_screen(viewer, display):
         found = cv2.matchTemplate(screen, expected[: expected.shape[0] - 30], cv2.TM_SQDIFF_NORMED)
         if found.min() < 0.01:
             break
-        assert time.monotonic() < deadline, "the picture is not on the screen"
+        assert time.monotonic() < deadline, "the frame is not on the screen"
         time.sleep(0.2)
     if "RWS_SCREENSHOT" in os.environ:
         cv2.imwrite(os.environ["RWS_SCREENSHOT"], screen[..., ::-1])
@@ -183,7 +183,7 @@ def test_other_keys_change_nothing(viewer):
     assert process.poll() is None
 
 
-def test_no_display_is_said_before_anything_aborts(monkeypatch):
+def test_a_missing_display_is_an_error_before_anything_aborts(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with (

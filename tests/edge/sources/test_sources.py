@@ -74,7 +74,7 @@ def test_undecodable_images_are_counted_and_named_and_the_numbers_show_the_gap(t
     assert [name in caplog.text for name in ("1.png", "2.png")] == [True, True]
 
 
-def test_a_list_with_a_missing_file_goes_on(tmp_path, caplog):
+def test_a_list_with_a_missing_file_continues(tmp_path, caplog):
     write_images(tmp_path, 1)
     (tmp_path / "list.txt").write_text("nowhere.png\n0.png\n")
     source = open_source(tmp_path / "list.txt")
@@ -126,13 +126,13 @@ def test_a_glob_without_a_match_is_an_error(tmp_path):
         open_source(f"{tmp_path}/*.png")
 
 
-def test_a_camera_that_is_not_there_is_an_error_for_those_who_do_not_wait():
+def test_a_missing_camera_is_an_error_without_retries():
     with open_source("93", retries=0) as source, pytest.raises(SourceError, match="camera 93: cannot be opened"):
         next(iter(source))
     assert (source.state, source.received) == ("lost", 0)
 
 
-def test_passwords_stay_out_of_names_errors_and_lists_of_processes(caplog):
+def test_passwords_are_absent_from_names_errors_and_lists_of_processes(caplog):
     address = f"rtsp://me:hush@127.0.0.1:{free_port()}/one"
     with open_source(address, retries=0) as source:
         with pytest.raises(SourceError) as caught:
@@ -209,7 +209,7 @@ def test_http_video_is_a_file_that_ends(tmp_path, kind):
         server.server_close()
 
 
-def test_a_file_at_its_own_speed_gives_the_freshest_frame_and_counts_the_others(tmp_path):
+def test_a_file_at_its_own_speed_gives_the_newest_frame_and_counts_the_others(tmp_path):
     path = write_video(tmp_path / "clip.mp4", range(20, 200, 3), fps=50.0)
     with open_source(path, latest=True) as source:
         indices = []
@@ -243,7 +243,7 @@ def test_stop_ends_any_source(tmp_path):
         assert source.received == source.delivered + source.rejected + source.buffered
 
 
-def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
+def test_the_test_pattern_moves_and_skips_late_frames():
     opened = open_source("pattern:64x48@25")
     assert isinstance(opened, PatternSource)
     assert (opened.live, opened.sequential, opened.fps) == (True, True, 25)
@@ -259,7 +259,7 @@ def test_the_test_pattern_moves_and_skips_what_it_is_late_for():
     assert source.dropped >= 23
 
 
-def test_none_comes_four_times_a_second_while_a_slow_test_pattern_waits():
+def test_none_comes_four_times_per_second_while_a_slow_test_pattern_waits():
     clock = StillClock()
     source = PatternSource(64, 48, 0.02, clock=clock, sleep=lambda s: setattr(clock, "now", clock.now + s))
     frames = source.frames()
@@ -296,5 +296,5 @@ def test_image_sources_are_distinguished_from_video(tmp_path):
         ("/media/me/a:b@c.mp4", "/media/me/a:b@c.mp4"),
     ],
 )
-def test_passwords_are_hidden_wherever_cameras_want_them(text, shown):
+def test_passwords_are_hidden_in_every_form_of_url(text, shown):
     assert hide_password(text) == shown

@@ -45,7 +45,7 @@ def test_a_malformed_address_is_refused_in_one_line(text):
 def test_a_taken_port_says_so():
     with address.listen("127.0.0.1:0") as first:
         port = first.getsockname()[1]
-        with pytest.raises(RwsError, match=f"127.0.0.1:{port}.*another program listens there already"):
+        with pytest.raises(RwsError, match=f"127.0.0.1:{port}.*another program uses this port"):
             address.listen(f"127.0.0.1:{port}")
 
 
@@ -68,7 +68,7 @@ def test_loopback(host, expected):
     assert address.is_loopback(host) is expected
 
 
-def test_url_is_what_was_given_with_the_real_port():
+def test_url_has_the_given_host_and_the_real_port():
     with address.listen("localhost:0") as listener:
         assert address.url("localhost:0", listener) == f"http://localhost:{listener.getsockname()[1]}/"
 

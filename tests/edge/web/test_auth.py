@@ -51,7 +51,7 @@ def test_a_wrong_token_is_refused(guarded, headers):
     assert get(guarded, "/health?token=", **headers)[0] == 401
 
 
-def test_the_token_opens_as_bearer_and_in_the_address(guarded):
+def test_the_token_is_accepted_as_bearer_and_in_the_address(guarded):
     assert get(guarded, "/health", Authorization=f"Bearer {TOKEN}".encode())[0] == 200
     assert get(guarded, "/health", Authorization=f"bearer  {TOKEN}".encode())[0] == 200
     query = guarded.url_with_token.partition("?")[2]
@@ -87,7 +87,7 @@ def test_a_link_from_another_site_gets_there_without_a_redirect(guarded):
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8080", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080"]
 )
-def test_without_a_token_this_machine_may_look(local, host):
+def test_without_a_token_this_machine_has_access(local, host):
     assert local.token is None
     assert local.url_with_token == local.url == f"http://127.0.0.1:{local.port}/"
     assert get(local, "/health", Host=host)[0] == 200
@@ -104,11 +104,11 @@ def test_another_name_for_this_machine_is_refused(local, host, path):
     assert body.count(b"\n") == 1
 
 
-def test_with_a_token_any_name_will_do(guarded):
+def test_with_a_token_any_host_name_is_accepted(guarded):
     assert get(guarded, "/health", Host="edge.example", Authorization=f"Bearer {TOKEN}".encode())[0] == 200
 
 
-def test_other_machines_need_a_token_that_is_made_up(monitor):
+def test_for_other_machines_a_token_is_generated(monitor):
     with PageServer("0.0.0.0:0", monitor) as first, PageServer("0.0.0.0:0", monitor) as second:
         assert len(first.token) >= 20
         assert first.token != second.token
@@ -118,6 +118,6 @@ def test_other_machines_need_a_token_that_is_made_up(monitor):
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a space", "line\nbreak"])
-def test_a_poor_token_is_refused(monitor, token):
+def test_a_weak_token_is_refused(monitor, token):
     with pytest.raises(InputError, match="expected at least 8, without spaces"):
         PageServer("127.0.0.1:0", monitor, token=token)

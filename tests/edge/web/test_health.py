@@ -19,15 +19,18 @@ def ask(monitor):
         yield once
 
 
-def test_starting_is_well_and_never_starting_is_not(ask, clock):
+def test_a_start_is_healthy_until_it_takes_too_long(ask, clock):
     clock.now += 9.9
-    assert ask() == (200, {"status": "ok", "reason": "", "since_result_s": None, "source": "running"})
+    assert ask() == (
+        200,
+        {"schema": "health/1", "status": "ok", "reason": "", "since_result_s": None, "source": "running"},
+    )
     clock.now += 0.2
     status, answer = ask()
     assert (status, answer["status"], answer["reason"]) == (503, "stale", "no result for 10 s")
 
 
-def test_results_keep_it_well(ask, clock, monitor):
+def test_results_keep_it_healthy(ask, clock, monitor):
     for _ in range(5):
         monitor.add(make_result())
         clock.now += 9.5
@@ -53,7 +56,7 @@ def test_a_lost_source_is_named_and_comes_back(ask, clock, monitor, source, stat
     assert ask()[0] == 200
 
 
-def test_an_end_is_no_loss(ask, clock, monitor, source):
+def test_an_end_is_not_a_loss(ask, clock, monitor, source):
     monitor.add(make_result())
     source.state = "ended"
     clock.now += 60

@@ -32,7 +32,7 @@ def test_before_the_first_result(server):
     assert samples["process_resident_memory_bytes",] > 1e6
 
 
-def test_what_a_run_shows(server, monitor, source, clock):
+def test_the_metrics_of_a_run(server, monitor, source, clock):
     foggy = certain(CORRUPTIONS, LEVELS, "fog", 3.0)
     monitor.add(make_result(0, belief=certain(CORRUPTIONS, LEVELS, "clean"), label='a "<b>"\n\\'))
     monitor.add(make_result(1, belief=foggy, mix={"fog": 0.75, "own": 0.5}, changed=True))

@@ -60,7 +60,7 @@ def run(source, tmp_path):
     return start
 
 
-def test_what_a_person_reads(run, source, tmp_path):
+def test_the_text_of_the_page(run, source, tmp_path):
     async def look(tab, show, server, stop):
         assert "waiting for the first frame" in await tab.text("#stamp")
         source.received, source.dropped = 1234, 56
@@ -124,7 +124,7 @@ def test_the_image_is_live(run):
     run(look)
 
 
-def test_what_is_old_looks_old(run, source, tmp_path):
+def test_stale_data_looks_stale(run, source, tmp_path):
     opacity = "Number(getComputedStyle(document.querySelector('{}')).opacity)"
 
     async def look(tab, show, server, stop):
@@ -160,7 +160,7 @@ def test_what_is_old_looks_old(run, source, tmp_path):
     run(look)
 
 
-def test_it_connects_again_by_itself(run, source):
+def test_it_reconnects(run, source):
     async def look(tab, show, server, stop):
         show(FOGGY)
         await tab.wait_for(SHOWN)

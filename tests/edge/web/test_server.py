@@ -19,7 +19,7 @@ from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
 from rws.records import Frame
 from support.fakes import make_frame, make_result
-from support.http import PartReader, get, read_until, stream, wait_until
+from support.http import Events, PartReader, get, read_until, stream, wait_until
 
 
 @pytest.fixture
@@ -41,18 +41,6 @@ def noisy(index, width=640, height=480):
 
 def number(jpeg):
     return round(float(decode(jpeg)[:, :200].mean()))
-
-
-class Events:
-    def __init__(self, client):
-        self.client, self.rest = client, b""
-        head, self.rest = read_until(client, b"\r\n\r\n")
-        assert b"text/event-stream" in head
-
-    def next(self):
-        event, self.rest = read_until(self.client, b"\n\n", self.rest)
-        assert event.startswith(b"data: ")
-        return json.loads(event[len(b"data: ") :])
 
 
 @pytest.mark.parametrize(
@@ -129,10 +117,11 @@ def test_status_is_the_snapshot(server, monitor):
     assert found["families"] == {name: list(members) for name, members in FAMILIES.items()}
     assert found["stages"] == list(STAGES)
     expected = json.loads(json.dumps(monitor.status(since=0).to_dict()))
+    assert found.pop("written_at") <= expected.pop("written_at")
     assert {key: value for key, value in found.items() if key not in ("families", "stages")} == expected
 
 
-def test_a_number_that_is_none_does_not_break_the_page(server, monitor):
+def test_nan_does_not_break_the_page(server, monitor):
     monitor.add(replace(make_result(confidence=float("nan")), age_ms=float("inf")))
     result = json.loads(get(server, "/api/status")[2], parse_constant=pytest.fail)["result"]
     assert result["confidence"] is None
@@ -140,7 +129,7 @@ def test_a_number_that_is_none_does_not_break_the_page(server, monitor):
     assert result["label"] == "cat"
 
 
-def test_passwords_do_not_get_out(server, monitor, source):
+def test_passwords_are_hidden(server, monitor, source):
     source.name, source.error = "rtsp://user:hunter22@camera/", "cannot open rtsp://user:hunter22@camera/"
     source.state = "lost"
     monitor.add(replace(make_result(), name=source.name))
@@ -152,7 +141,7 @@ def test_passwords_do_not_get_out(server, monitor, source):
     assert "rtsp://user:***@camera/" in said
 
 
-def test_events_bring_the_whole_timeline_once(server, monitor, clock):
+def test_events_carry_the_whole_timeline_once(server, monitor, clock):
     for second in range(5):
         monitor.add(make_result(second))
         clock.now += 1
@@ -258,7 +247,7 @@ def test_a_slow_client_delays_nothing_and_gets_no_old_images(server):
         assert seen == sorted(seen)
 
 
-def test_a_client_that_takes_nothing_is_let_go(server, monkeypatch):
+def test_a_client_that_reads_nothing_is_disconnected(server, monkeypatch):
     monkeypatch.setattr(rws.edge.web.server, "SLOW_AFTER", 0.3)
     with stream(server, "/stream.mjpg", receive_buffer=4096) as slow:
         PartReader(slow)
@@ -271,7 +260,7 @@ def test_a_client_that_takes_nothing_is_let_go(server, monkeypatch):
             time.sleep(0.02)
 
 
-def test_clients_that_leave_are_no_trouble(monitor, caplog):
+def test_clients_may_disconnect_at_any_time(monitor, caplog):
     with PageServer("127.0.0.1:0", monitor, max_fps=500) as server:
         server.write(noisy(0), make_result())
         for index in range(40):
@@ -319,14 +308,14 @@ def test_the_port_is_free_afterwards(monitor):
         assert get(again, "/health")[0] == 200
 
 
-def test_an_address_that_cannot_be_had(monitor, server):
-    with pytest.raises(RwsError, match="another program listens there already"), PageServer(f"{server.port}", monitor):
+def test_an_address_that_is_unavailable(monitor, server):
+    with pytest.raises(RwsError, match="another program uses this port"), PageServer(f"{server.port}", monitor):
         pass
     with pytest.raises(InputError, match="expected HOST:PORT"), PageServer("nonsense", monitor):
         pass
 
 
-def test_garbage_harms_nothing(server, caplog):
+def test_malformed_requests_do_no_harm(server, caplog):
     for junk in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 500, b"A" * 100_000):
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
             client.sendall(junk)

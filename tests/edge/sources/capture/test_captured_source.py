@@ -95,7 +95,7 @@ def test_frames_come_with_their_numbers_and_times():
     assert (source.state, source.fps, source.rejections) == ("running", 30.0, {"black": 1})
 
 
-def test_none_comes_four_times_a_second_while_no_frame_comes():
+def test_none_comes_four_times_per_second_while_no_frame_comes():
     source, _, _ = scripted(("open", ""), ("frame", IMAGE), ("wait", 1.1), ("frame", IMAGE))
     frames = source.frames()
     assert next(frames) is not None
@@ -106,7 +106,7 @@ def test_none_comes_four_times_a_second_while_no_frame_comes():
     assert source.idle_for == 0
 
 
-def test_a_capture_process_that_dies_is_said_to_have_died_and_its_successor_goes_on():
+def test_a_capture_process_that_dies_is_reported_and_replaced():
     source, capture, _ = scripted(
         ("open", ""),
         ("frame", IMAGE),
@@ -132,7 +132,7 @@ def process_and_worker():
     worker.close()
 
 
-def test_an_answer_to_an_old_question_is_not_taken_for_one_to_the_new(process_and_worker):
+def test_an_answer_to_an_old_question_is_ignored(process_and_worker):
     process, worker = process_and_worker
     process.open()
     process.ask()
@@ -167,7 +167,7 @@ def test_frozen_frames_are_retried_at_the_same_pace_indefinitely():
     assert source.rejections["frozen"] > 400
 
 
-def test_a_frame_that_is_being_checked_is_no_sign_of_life():
+def test_a_frame_that_is_being_checked_is_not_a_sign_of_life():
     class Slow(ScriptedCapture):
         """Counts a frame as received in one tick, and as frozen in the next."""
 
@@ -207,7 +207,7 @@ def test_stopping_while_it_opens_is_no_failure():
     assert (source.state, source.error) == ("ended", "")
 
 
-def test_a_silent_process_is_given_two_seconds_more_than_its_own_limit_to_open():
+def test_a_silent_process_gets_two_seconds_beyond_its_own_limit_to_open():
     source, capture, _ = scripted(("hang", None), ("open", ""), ("frame", IMAGE))
     next(iter(source))
     assert capture.kills == 1
@@ -290,7 +290,7 @@ def test_the_process_ends_when_its_parent_is_killed(tmp_path):
     raise AssertionError("the capture process outlived its parent")
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_no_process_or_descriptor_is_left_behind(tmp_path):
     path = write_video(tmp_path / "clip.mp4", range(20, 240))
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
@@ -331,7 +331,7 @@ def test_damage_in_a_file_is_counted_and_the_rest_is_played(tmp_path):
     assert source.received == source.delivered + source.rejected
 
 
-def test_a_video_that_lies_on_its_side_is_turned_as_opencv_turns_it(tmp_path):
+def test_a_rotated_video_is_turned_upright_as_opencv_does(tmp_path):
     encode_h264(tmp_path / "lying.mp4", 5)
     data = bytearray((tmp_path / "lying.mp4").read_bytes())
     matrix = data.find(b"tkhd") + 44
@@ -347,7 +347,7 @@ def test_a_video_that_lies_on_its_side_is_turned_as_opencv_turns_it(tmp_path):
 
 def test_a_file_of_black_frames_alone_is_an_error(tmp_path):
     path = write_video(tmp_path / "clip.mp4", [0] * 5)
-    with open_source(path) as source, pytest.raises(SourceError, match=r"holds no frame .*black 5"):
+    with open_source(path) as source, pytest.raises(SourceError, match=r"holds no usable frame .*black 5"):
         list(source)
 
 
@@ -360,7 +360,7 @@ def test_images_keep_their_values(tmp_path):
 
 
 @pytest.mark.parametrize(("latest", "lost"), [(None, "buffered"), (False, "buffered"), (True, "dropped")])
-def test_frames_decoded_ahead_of_a_reader_who_stops_are_dropped_only_where_the_freshest_is_wanted(latest, lost):
+def test_frames_decoded_ahead_count_as_dropped_only_if_the_newest_is_wanted(latest, lost):
     class File(ScriptedCapture):
         def answer(self, timeout):
             answer = super().answer(timeout)

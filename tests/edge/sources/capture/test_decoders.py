@@ -80,7 +80,7 @@ def test_decodes_the_newest_queued_frame_and_counts_the_others():
     assert numbers(reader.fresh(independent=True)) == [None] * 4 + [4]
 
 
-def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_frame():
+def test_a_small_lag_is_accepted_and_a_larger_one_ends_at_the_newest_key_frame():
     stream = packets(True, False, False, True, False, True, False)
     for lag, expected in [(0.1, list(range(7))), (0.6, [None] * 5 + [5, 6])]:
         clock = StillClock()
@@ -90,13 +90,13 @@ def test_a_little_lag_is_borne_and_more_is_caught_up_with_at_the_newest_key_fram
         assert numbers(reader.fresh(independent=False)) == expected
 
 
-def test_who_wants_every_frame_gets_every_frame():
+def test_every_frame_is_delivered_on_request():
     reader = PacketReader(iter(packets(*[True] * 5)), lambda: 0.0)
     ready(reader, 5)
     assert numbers(reader) == list(range(5))
 
 
-def test_what_ends_the_reading_is_raised_after_the_last_packet():
+def test_the_readers_error_is_raised_after_the_last_packet():
     def broken():
         yield from packets(True, True)
         raise SourceError("gone")

@@ -73,7 +73,7 @@ def test_the_latest_one_is_kept_and_the_others_are_counted(counters):
     assert (counters["received"], counters["dropped"], counters.whole) == (50, 49, 1)
 
 
-def test_flaws_are_counted_by_reason_and_nothing_of_them_comes_through(counters):
+def test_flawed_frames_are_counted_by_reason_and_not_delivered(counters):
     flawed = [
         lost_frame(0.0, "undecodable"),
         DecodedFrame(scene(16, 24), 0.0, "damaged"),
@@ -86,7 +86,7 @@ def test_flaws_are_counted_by_reason_and_nothing_of_them_comes_through(counters)
     assert counters.whole == 3
 
 
-def test_a_freeze_is_seen_across_two_openings(counters):
+def test_a_freeze_is_detected_across_two_openings(counters):
     detector = FreezeDetector(2.0)
     same = [DecodedFrame(scene(16, 24), 0.5 * n) for n in range(20)]
     first = taken(grab(same[:4], counters, freeze=detector)[0])

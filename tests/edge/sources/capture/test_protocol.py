@@ -14,7 +14,7 @@ from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady
         Ended("holds no video\nthat can be decoded"),
     ],
 )
-def test_a_message_is_one_line_and_comes_back_as_it_was(message):
+def test_a_message_is_one_line_and_decodes_to_itself(message):
     line = encode(3, message)
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")

@@ -32,7 +32,7 @@ def test_a_sign_of_life_or_a_frame_ends_a_silence():
     assert wait(detector, 60) == 5.25
 
 
-def test_a_gap_between_two_frames_trebles_to_the_patience_and_is_forgotten_slowly():
+def test_three_times_the_longest_gap_is_the_patience_and_is_forgotten_slowly():
     detector = StallDetector(5.0)
     detector.opened()
     detector.frame_came(0.0)
@@ -44,7 +44,7 @@ def test_a_gap_between_two_frames_trebles_to_the_patience_and_is_forgotten_slowl
     assert detector.patience == pytest.approx(6.0, rel=0.01)
 
 
-def test_an_opening_that_brings_nothing_doubles_the_patience_until_frames_flow():
+def test_an_opening_without_frames_doubles_the_patience_until_frames_flow():
     detector = StallDetector(5.0)
     patience = []
     for _ in range(3):
@@ -66,7 +66,7 @@ def test_a_silence_after_frames_does_not_double_it():
     assert detector.patience == 5
 
 
-def test_years_of_silence_do_not_pass_five_minutes():
+def test_the_patience_never_exceeds_five_minutes():
     detector = StallDetector(5.0)
     for _ in range(1500):
         detector.opened()
@@ -112,7 +112,7 @@ def test_jitter_shortens_a_pause_to_half_at_most():
     assert Backoff(None, jitter=lambda: 0.0).failed() == pytest.approx(0.05)
 
 
-def test_retries_are_counted_in_a_row():
+def test_only_consecutive_retries_count():
     backoff = Backoff(2, jitter=lambda: 1.0)
     assert [backoff.failed() is None for _ in range(3)] == [False, False, True]
     backoff.reset()

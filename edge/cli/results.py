@@ -1,0 +1,61 @@
+"""What a person reads of a result: the class, how good the image is, and what was patched."""
+
+import textwrap
+
+from rich.text import Text
+
+from rws.edge.pipeline import Result, describe_mix
+from rws.oracle.belief import CLEAN, Belief
+from rws.records import Prediction
+
+INDENT = "    "
+MOST_CLASSES = 3
+SURE = 0.8  # below this probability, the second type is named, too
+
+
+def describe_belief(belief: Belief) -> str:
+    """Return the most probable type, e.g. `fog 92%, severity 3.2`."""
+    certain = f"{belief.type} {belief.probability.max():.0%}"
+    return certain if belief.type == CLEAN else f"{certain}, severity {belief.type_severity:.1f}"
+
+
+def image_block(result: Result) -> Text:
+    """Return a few lines about a single image."""
+    best, *others = result.top[:MOST_CLASSES]
+    belief = result.belief
+    quality = describe_belief(belief) + ("" if belief.type == CLEAN else " of 5")
+    second = int(belief.probability.argsort()[-2])
+    unsure = f"  (or {belief.names[second]} {belief.probability[second]:.0%})"
+    rows = {
+        "class": _share(best) + (f"  (then {', '.join(map(_share, others))})" if others else ""),
+        "image": quality + (unsure if belief.probability.max() < SURE else ""),
+        "patch": describe_mix(result.mix) if result.mix else "none; the clean weights gave this class",
+        "unpatched": _share(result.unpatched),
+        "uncorrupted": _share(result.on_original),
+    }
+    shown = {title: text for title, text in rows.items() if text}
+    width = max(map(len, shown)) + 2
+    lines = [Text.assemble((f"  {title:<{width}}", "dim"), text) for title, text in shown.items()]
+    return Text("\n").join([Text(result.name, style="bold"), *lines])
+
+
+def image_line(result: Result, width: int | None) -> Text:
+    """Return the same in a line, or in several if it has more than `width` columns."""
+    classes = ", ".join(map(_share, result.top[:MOST_CLASSES]))
+    patch = f"patch {describe_mix(result.mix)}" if result.mix else "no patch"
+    facts = (classes, describe_belief(result.belief), patch)
+    line = Text.assemble((result.name, "bold"), "  ", " · ".join(facts))
+    if width is None or line.cell_len <= width:
+        return line
+    indented = textwrap.fill(" · ".join(facts), width, initial_indent=INDENT, subsequent_indent=INDENT)
+    return Text.assemble((result.name, "bold"), "\n", indented)
+
+
+def change_line(result: Result) -> Text:
+    """Return a line about a frame at which the mix has changed."""
+    patch = describe_mix(result.mix)
+    return Text(f"frame {result.index}  {describe_belief(result.belief)}  ->  {patch}  {_share(result.top[0])}")
+
+
+def _share(prediction: Prediction | None) -> str:
+    return "" if prediction is None else f"{prediction.label} {prediction.confidence:.0%}"
