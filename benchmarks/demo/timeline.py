@@ -26,8 +26,8 @@ def draw_timeline(
         right: whether each frame is classified correctly, by arm of `ARM_STYLES`; bool, shape (N,).
         window: frames of the running accuracy.
     """
-    plt.rcParams.update({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID})
-    plt.rcParams.update({"font.size": 8.5, "hatch.linewidth": 0.4, "hatch.color": "white"})
+    plt.rcParams.update({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 8.5})
+    plt.rcParams["hatch.linewidth"] = 0.4
     colours = corruption_colours()
     figure, axes = plt.subplots(5, 1, figsize=(9.2, 8.2), height_ratios=[0.62, 1.1, 1.4, 1.1, 1.7], dpi=170)
     figure.set_layout_engine("constrained", hspace=0.02, h_pad=0.05, rect=(0, 0, 0.99, 1))
@@ -81,9 +81,8 @@ def _areas(axis: Axes, layers: Sequence[Mapping[str, float]], colours: Mapping[s
     for name in [name for name in colours if name != CLEAN]:
         values = np.array([layer.get(name, 0.0) for layer in layers])
         if values.any():
-            centres = np.arange(len(values)) + 0.5
-            area = axis.fill_between(centres, values, step="mid", lw=0, facecolor=colours[name], alpha=0.9)
-            area.set(edgecolor="white", hatch=_HATCHES[name])
+            area = axis.fill_between(np.arange(len(values)) + 0.5, values, step="mid", facecolor=colours[name], lw=0)
+            area.set(hatch=_HATCHES[name], edgecolor="white", alpha=0.9)
 
 
 def _belief(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) -> None:
