@@ -1,6 +1,6 @@
 """Measure what each extra installs: packages and bytes, from the metadata of the environment that this runs in.
 
-PYTHONPATH=tests python -m support.install_sizes --json benchmarks/results/install_sizes.json
+python tests/support/install_sizes.py --json benchmarks/results/install_sizes.json
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from rws.edge.common.provenance import provenance, write_json
 
-COMMAND = "PYTHONPATH=tests python -m support.install_sizes --json benchmarks/results/install_sizes.json"
+COMMAND = "python tests/support/install_sizes.py --json benchmarks/results/install_sizes.json"
 EXTRAS = ("", "serve", "demo", "torch", "train", "bench")
 
 
