@@ -57,7 +57,7 @@ def reproduce(
     status: Annotated[bool, typer.Option("--status", help="List what is done and what is missing, and exit.")] = False,
     report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
 ) -> None:
-    """Reproduce the paper's tables and figures, from data to table or picture.
+    """Reproduce the paper's tables and figures, from data to table or plot.
 
     \b
     Examples:
