@@ -30,7 +30,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_an_unknown_name_among_choices_is_a_usage_error_with_a_suggestion():
     check_known("colour", ["red", "blue"], ("red", "blue"))
-    with pytest.raises(UsageError, match="unknown colour 'bleu'; known: red, blue; did you mean 'blue'\\?$"):
+    with pytest.raises(UsageError, match=r"unknown colour 'bleu'; known: red, blue; did you mean 'blue'\?$"):
         check_known("colour", ["red", "bleu"], ("red", "blue"))
-    with pytest.raises(UsageError, match="unknown colour 'x'; known: red, blue$"):
+    with pytest.raises(UsageError, match=r"unknown colour 'x'; known: red, blue$"):
         check_known("colour", "x", {"red": 1, "blue": 2})

@@ -27,7 +27,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError, UsageError, first_line
+from rws.errors import InputError, UsageError, check_known, first_line
 from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS
@@ -335,8 +335,7 @@ class Build:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
         made = () if self.onto is not None else ("std", self.recipe.signatures.method)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
-        if unknown := [job for job in jobs if job not in JOBS]:
-            raise UsageError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+        check_known("job", jobs, JOBS)
         self.plan(jobs)
         for job in jobs:
             if job not in ("tuned", "residual"):
