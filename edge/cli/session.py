@@ -163,13 +163,13 @@ class RunSession:
             self._lost = error
 
     def _print(self, result: Result) -> None:
-        console = self._results
+        console = self._results if self._images else self._console
         if self._single:
             console.print(image_block(result), soft_wrap=True)
         elif self._independent:
             console.print(image_line(result, console.width if console.is_terminal else None), soft_wrap=True)
         elif result.changed:
-            self._console.print(change_line(result))
+            console.print(change_line(result))
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
