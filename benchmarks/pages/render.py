@@ -31,7 +31,7 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
 }
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": readme.TABLES,
-    **dict.fromkeys(("docs/get_started.md", "docs/guides/own_model.md"), {}),
+    **{page: {} for page in ("docs/get_started.md", "docs/guides/own_model.md")},
     "benchmarks/results/README.md": {"results": sources("**/*")},
     **{f"docs/benchmarks/{page}.md": {**made, "sources": sources(names)} for page, (made, names) in _SITE.items()},
 }
