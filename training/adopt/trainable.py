@@ -16,7 +16,7 @@ from rws.training.models.fit import channels_last
 from rws.training.signatures.tuned import train_only
 
 BUDGET = 0.006  # part of the model's bytes that one signature may take where no number of layers is given
-_BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with a scale of its own
+_BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with its own scale
 _BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
 
 
@@ -25,13 +25,13 @@ class OperatorError(FormatError):
 
 
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A prepared graph as a torch module in eval mode, and its trainable parameters by tensor name; others are frozen.
+    """Convert a prepared graph to a torch module in eval mode; return its trainable parameters, too, by tensor name.
 
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
     if unsupported := unsupported_operators(proto):
-        told = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
-        raise OperatorError(f"{told}, or train its shallow part alone (--target shallow) where they come later")
+        fault = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
+        raise OperatorError(f"{fault}, or train its shallow part alone (--target shallow) where they come later")
     try:
         module, names = to_torch(proto, tensors)
     except BundleError as error:
@@ -45,7 +45,7 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The part of a graph up to what its first deep layer sees, as a model; InputError if it has not one output."""
+    """Return the part of a graph before its first deep layer, as a model; InputError if it has not one output."""
     try:
         part, _ = split_after(proto, tensors)
     except ValueError as error:
@@ -57,16 +57,16 @@ def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 
 
 def signature_bytes(proto: onnx.ModelProto, layers: int) -> int:
-    """About how many bytes a signature of the first `layers` convolutions takes at 8 bit, a scale a channel."""
+    """Estimate the bytes of a signature of the first `layers` convolutions at 8 bit, one scale per channel."""
     sizes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
     weights = [sizes[name] for name in shallow_tensors(proto, layers)[::2]]
     return sum(int(np.prod(dims)) + _BYTES_A_CHANNEL * dims[0] + 2 * _BYTES_A_TENSOR for dims in weights)
 
 
 def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
-    """The most convolutions whose signature stays within that share of the model's bytes; at least one.
+    """Return how many convolutions have a signature within that share of the model's bytes; at least one.
 
-    Where that ends inside a residual block, the cut goes back to the block's end: a half-trained block gains less.
+    If that ends inside a residual block, the block is left out: a half-trained block gains less.
     """
     limit = share * proto.ByteSize()
     convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)

@@ -122,7 +122,7 @@ class Build:
         return self.train.digest()
 
     def identity(self) -> Any:
-        """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
+        """Return everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
         ancestor = self.ancestor and self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
@@ -159,7 +159,7 @@ class Build:
         return model.eval()
 
     def init(self) -> nn.Module:
-        """The standard model that is trained first."""
+        """Return the standard model that is trained first."""
         model = self.new_model()
         shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)  # refuses too few before the training
         return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
@@ -169,7 +169,7 @@ class Build:
         return [] if before is None else [before.recipe.init, before._data_digest, *before._ancestors()]
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
-        """Another model of this build's images: a copy of `start`, trained on; `origin` is where that comes from."""
+        """Return a copy of `start`, trained further on the images of this build; `origin` names its source."""
         model, seed = copy.deepcopy(start), derive_seed(self.recipe.seed, "continued training")
         return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
 
@@ -178,16 +178,16 @@ class Build:
         return self.continued(job, fold_batchnorm(init) if first else init, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
-        """θ_std: the init, continued on clean images."""
+        """Return θ_std: the init, continued on clean images."""
         return self._continue("std", self.recipe.continued, Corrupted())
 
     def robust(self, corruption: str) -> nn.Module:
-        """θ_r: the init, continued on images with one corruption."""
+        """Return θ_r: the init, continued on images with one corruption."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
         return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     def augmented(self) -> nn.Module:
-        """One model for everything: the init, continued on images with one of all corruptions each."""
+        """Return one model for everything: the init, continued on images with one of all corruptions each."""
         return self._continue("augmented", self.recipe.augmented, Corrupted("all", self.recipe.signatures.severity))
 
     @cached_property
@@ -232,7 +232,7 @@ class Build:
         return deltas
 
     def clean_tensors(self) -> dict[str, np.ndarray]:
-        """The clean shallow tensors, float32, by name, in order."""
+        """Return the clean shallow tensors, float32, by name, in order."""
         parameters = dict(self.folded.named_parameters())
         return {name: parameters[name].detach().cpu().numpy() for name in self.tensors}
 
@@ -274,7 +274,7 @@ class Build:
         return TorchModel.from_onnx(self._network, signatures, signatures.tensors, str(self.device))
 
     def gain(self) -> GainTable:
-        """The gain table of the shipped signatures."""
+        """Return the gain table of the shipped signatures."""
         signatures, recipe, seed = self.signatures(), self.recipe.calibration, self.recipe.seed
         inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
         entry, names = self._entry("gain.npz", ARRAYS, recipe, *inputs), signatures.names

@@ -1,6 +1,6 @@
 """Get or make: artefacts in files, each made once, and jobs that several processes share through a folder.
 
-Beside a file lies its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
+Next to a file is its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
 import hashlib
@@ -75,11 +75,11 @@ class Entry(Generic[T]):
         self._store, self._identity, self._codec = store, json.loads(text), codec
         stem, suffix = Path(name).stem, Path(name).suffix
         self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
-        # Where a training may keep what it goes on from; removed when the artefact is there.
+        # Where a training may keep the state that it resumes from; removed when the artefact is made.
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
 
     def load(self) -> T | None:
-        """The artefact, or None where it is not made yet; InputError if the store refuses the file that is there."""
+        """Return the artefact, or None if it is not made yet; InputError if the store refuses the existing file."""
         if self._path is None or not self._store.resume or not self._path.exists():
             return None
         note, content = _read_note(self._path), self._path.read_bytes()
@@ -102,7 +102,7 @@ class Entry(Generic[T]):
         return self._codec.decode(content)
 
     def get(self, make: Callable[[], T]) -> T:
-        """The artefact; makes it where it is not there yet, unless another process does so meanwhile; see `load`."""
+        """Return the artefact; make it if it is missing, unless another process does so meanwhile; see `load`."""
         found = self.load()
         if found is not None:
             return found
@@ -131,11 +131,11 @@ class Store:
     resume: bool = True
 
     def entry(self, name: str, identity: Any, codec: Codec[T]) -> Entry[T]:
-        """One artefact; see `Entry`."""
+        """Return the entry of one artefact."""
         return Entry(self, name, identity, codec)
 
     def get(self, name: str, identity: Any, make: Callable[[], T], codec: Codec[T]) -> T:
-        """The artefact of this name and identity; see `Entry.get`."""
+        """Return the artefact of this name and identity; see `Entry.get`."""
         return self.entry(name, identity, codec).get(make)
 
 

@@ -52,7 +52,7 @@ def test_the_life_of_a_service(listener):
         supervisor.status("12 frames a\nsecond")
         supervisor.status("12 frames a\nsecond")
         supervisor.status("clean")
-        assert heard(receiver) == ["STATUS=12 frames a second", "STATUS=clean"]
+        assert heard(receiver) == ["STATUS=12 frames per second", "STATUS=clean"]
     assert heard(receiver) == ["STOPPING=1"]
     supervisor.close()
     supervisor.ready()
