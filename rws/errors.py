@@ -1,5 +1,7 @@
 """Errors a user can cause; every message says what was found, what was expected and what to do."""
 
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -47,6 +49,15 @@ class SourceError(RwsError):
 
 class MissingExtraError(RwsError, ImportError):
     """A command or backend needs packages of an extra that is not installed; the message names the extra."""
+
+
+def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise UsageError for the first name that is not among the known ones; it lists them and suggests the closest."""
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(known)}{hint}")
 
 
 def first_line(error: BaseException) -> str:

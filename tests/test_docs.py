@@ -86,9 +86,22 @@ def test_every_command_and_its_options_are_in_the_reference(site, pages):
     assert {option for option in options if f"<code>{option}" not in text and f" {option}" not in text} == set()
 
 
+def test_every_key_of_the_configuration_file_is_in_the_reference(site, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("no_such_key = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "rws", "run", "--config", str(config)], capture_output=True, text=True, check=False
+    )
+    keys = re.search(r"known: (.*)", done.stderr)
+    assert keys is not None, done.stderr
+    text = (site / "reference" / "config.html").read_text()
+    assert len(keys[1].split(", ")) > 15
+    assert {key for key in keys[1].split(", ") if f"<code>{key}</code>" not in text} == set()
+
+
 def test_every_error_has_its_exit_code(site):
     text = (site / "reference" / "exit_codes.html").read_text()
-    names = {name for name, value in vars(rws.errors).items() if isinstance(value, type)}
+    names = {name for name, value in vars(rws.errors).items() if getattr(value, "exit_code", None)}
     assert {name for name in names if f"<code>{name}</code>" not in text} == set()
 
 

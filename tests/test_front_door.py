@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import rws
+from rws.errors import UsageError, check_known
 
 
 def run(code):
@@ -25,3 +26,11 @@ def test_importing_it_imports_nothing_else():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         rws.Nothing
+
+
+def test_an_unknown_name_among_choices_is_a_usage_error_with_a_suggestion():
+    check_known("colour", ["red", "blue"], ("red", "blue"))
+    with pytest.raises(UsageError, match=r"unknown colour 'bleu'; known: red, blue; did you mean 'blue'\?$"):
+        check_known("colour", ["red", "bleu"], ("red", "blue"))
+    with pytest.raises(UsageError, match=r"unknown colour 'x'; known: red, blue$"):
+        check_known("colour", "x", {"red": 1, "blue": 2})

@@ -233,10 +233,6 @@ class BaselineModels:
         self._left.finish(job)
         return model
 
-    def _probe(self, recipe: FitRecipe) -> tuple[Callable[[], object], float]:
-        images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
-        return partial(fit, self._network(), images, short, corrupted=AllCorrupted()), 1
-
     def _stored(
         self, name: str, made_by: list[Any], make: Callable[[Images, Path | None], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
@@ -251,7 +247,9 @@ class BaselineModels:
         jobs = {f"robust-{name}": self.recipe.robust for name in CORRUPTIONS} | {"augmented": self._augmented}
         for job, recipe in jobs.items():
             plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
-            self._left.plan(job, f"step of {recipe.batch_size}", plan.steps, partial(self._probe, recipe))
+            images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
+            probe = partial(fit, self._network(), images, short, corrupted=AllCorrupted())
+            self._left.plan(job, f"step of {recipe.batch_size}", plan.steps, probe)
         self.augmented()
         for corruption in CORRUPTIONS:
             self.robust(corruption)

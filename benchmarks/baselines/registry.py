@@ -16,7 +16,7 @@ from rws.benchmarks.baselines.models import BaselineModels
 from rws.benchmarks.baselines.tent import Tent
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.arena import ALPHA_STEP
-from rws.errors import InputError
+from rws.errors import check_known
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.models.architectures import fold_batchnorm
 
@@ -56,10 +56,9 @@ COMPARED: Mapping[str, Callable[[BaselineModels], Baseline]] = {
 
 
 def make_baseline(name: str, models: BaselineModels) -> Baseline:
-    """Make one of `BASELINES` or `COMPARED`; raise InputError if it is unknown or a model is not trained yet."""
+    """Make one of `BASELINES` or `COMPARED`; UsageError if it is unknown, InputError if a model is not trained yet."""
     known = {**BASELINES, **COMPARED}
-    if name not in known:
-        raise InputError(f"unknown baseline {name!r}; known: {', '.join(known)}")
+    check_known("baseline", [name], known)
     return known[name](models)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
-from rws.errors import UsageError
+from rws.errors import UsageError, check_known
 from rws.terminal import say, show
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def reproduce(
         str, typer.Option(help="For init: ImageNet weights of VGG-16, a file or torchvision's name.")
     ] = "IMAGENET1K_V1",
     status: Annotated[bool, typer.Option("--status", help="List what is done and what is missing, and exit.")] = False,
-    report: Annotated[Path | None, typer.Option("--json", help="With --status: write the list here.")] = None,
+    report: JsonOption = None,
 ) -> None:
     """Reproduce the paper's tables and figures, from data to table or picture.
 
@@ -70,8 +71,7 @@ def reproduce(
         raise UsageError("--json is for --status; results are written to --out")
     if not names and not status:
         raise UsageError("name what to reproduce, such as table1 or all; --status lists what there is")
-    if unknown := [name for name in names or () if name not in (*NAMES, "all")]:
-        raise UsageError(f"unknown table or figure {unknown[0]!r}; known: {', '.join(NAMES)}")
+    check_known("table or figure", names or (), (*NAMES, "all"))
     if limit is not None and out is None:
         raise UsageError("--limit is for trying things; give --out as well, so that it replaces no whole result")
     if status:

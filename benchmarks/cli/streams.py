@@ -11,7 +11,7 @@ import typer
 from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
 from rws.edge.common.extras import require
 from rws.errors import UsageError
-from rws.terminal import say, show
+from rws.terminal import STDOUT, claim_stdout, say, show
 
 Severity = Enum("Severity", {"1": "1", "2": "2", "3": "3", "4": "4", "5": "5", "all": "all"})
 
@@ -38,7 +38,10 @@ def streams(
         bool, typer.Option("--remeasure", help="Measure time and memory of the baselines again, without --resume.")
     ] = False,
     report: Report = None,
-    table: Annotated[Path | None, typer.Option("--csv", help="Write the accuracies by corruption type here.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--csv", callback=claim_stdout, help="Write the accuracies by corruption type here; -: stdout."),
+    ] = None,
 ) -> None:
     """Measure accuracy on streams in which the corruption changes: our methods frame by frame, and the baselines.
 
@@ -61,7 +64,7 @@ def streams(
         seed=seed,
         baselines=baselines,
         batches=batch or (1, 64),
-        parts=None if report is None else report.with_name(report.name + ".parts"),
+        parts=None if report in (None, STDOUT) else report.with_name(report.name + ".parts"),
         resume=resume,
         remeasure=remeasure,
         threads=threads,

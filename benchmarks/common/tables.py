@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.files import write_text
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None =
 
 
 def write_csv(path: Path, schema: str, columns: Sequence[Column], rows: Iterable[Any]) -> None:
-    """Write titles and unformatted values as CSV, `schema` first in each row; create missing folders."""
+    """Write titles and unformatted values as CSV, `schema` first in each row; see `write_text`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["schema", *(column.title for column in columns)])
     writer.writerows([schema, *(column.value(row) for column in columns)] for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, text.getvalue().encode())
+    write_text(path, text.getvalue())

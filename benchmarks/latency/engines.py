@@ -279,7 +279,7 @@ def _load_state_dict(name: str, setting: Setting) -> Engine:
     return Engine(name, model.predict, change, setting.device)
 
 
-def _onnx_model(setting: Setting, strategy: str) -> OnnxModel:
+def _onnx_model(setting: Setting, name: str) -> OnnxModel:
     model = setting.model
     return OnnxModel(
         model.onnx,
@@ -287,7 +287,7 @@ def _onnx_model(setting: Setting, strategy: str) -> OnnxModel:
         model.tensor_names,
         provider=setting.device,
         threads=setting.threads,
-        strategy=strategy,
+        strategy=name,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from rws.benchmarks.latency.engines import ENGINES, default_engines
-from rws.errors import InputError, UsageError
+from rws.errors import InputError, check_known
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class LatencyOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.engines if name not in ENGINES]:
-            raise UsageError(f"strategy {unknown[0]!r} is unknown; known: {', '.join(ENGINES)}")
+        check_known("strategy", self.engines, ENGINES)
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"device is {self.device!r}, expected cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -209,16 +209,14 @@ class _Bench:
                 cases[strategy, every] = EngineCase(engine, every, setting, self._inputs, numbers)
         return cases
 
-    def _make(
-        self, strategy: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]
-    ) -> Engine:
-        engine = make_engine(strategy, setting)
+    def _make(self, name: str, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Engine:
+        engine = make_engine(name, setting)
         started = time.perf_counter()
         engine.predict(self._inputs[0])
         warmup_ms = (time.perf_counter() - started) * 1e3
         check_outputs(engine, self._inputs[0], *expected)
-        self._times[strategy].append((engine.load_ms, warmup_ms))
-        self._providers[strategy], self._notes[strategy] = engine.provider, engine.note
+        self._times[name].append((engine.load_ms, warmup_ms))
+        self._providers[name], self._notes[name] = engine.provider, engine.note
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
@@ -228,9 +226,7 @@ class _Bench:
             "changes": _changes(strategies),
             "stages": stage_rows(self._stages, self._stage_strategy),
             "left_out": [{"strategy": strategy, "reason": reason} for strategy, reason in self._skipped.items()],
-            "notes": [
-                {"strategy": w, "note": note} for w, note in self._notes.items() if note and w not in self._skipped
-            ],
+            "notes": [{"strategy": s, "note": n} for s, n in self._notes.items() if n and s not in self._skipped],
         }
 
     def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
@@ -265,11 +261,8 @@ class _Bench:
                 model.predict(self._inputs[number % len(self._inputs)])
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
-            row: Row = {
-                "strategy": model.strategy,
-                "patch_every": 1,
-                "seconds": round(time.perf_counter() - started, 1),
-            }
+            seconds = round(time.perf_counter() - started, 1)
+            row: Row = {"strategy": model.strategy, "patch_every": 1, "seconds": seconds}
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows

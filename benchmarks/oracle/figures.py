@@ -21,7 +21,7 @@ from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption
 from rws.benchmarks.replay.streams import Timeline
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes
-from rws.errors import InputError
+from rws.errors import InputError, check_known
 from rws.oracle.belief import CLEAN, FAMILIES
 from rws.oracle.policy import GainTable
 from rws.training.evaluation.evaluator import Progress, silent
@@ -49,10 +49,9 @@ def draw_all(
     Args:
         results: folder of `replay_all.json` and `streams.json`; InputError if what is to be drawn is missing.
         bundle: whose gain table is drawn; None: the bundled default.
-        only: which of `FIGURES`; none: all; InputError if one is unknown.
+        only: which of `FIGURES`; none: all; UsageError if one is unknown.
     """
-    if unknown := [name for name in only if name not in FIGURES]:
-        raise InputError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
+    check_known("figure", only, FIGURES)
 
     draw: dict[str, Callable[[], Figure]] = {
         "confusion": lambda: draw_confusion(_read(results, "oracle")["confusion"]),
@@ -201,9 +200,7 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     axis.set_xlabel("regret, points of accuracy (below 0: better than the perfect oracle)", color=MUTED)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5, columnspacing=1.2, handlelength=1.2)
     _title(
-        axis,
-        "What keeps us from being as good as a perfect oracle?",
-        "single frames, severities 1–5, mean of the severities",
+        axis, "What costs accuracy against a perfect oracle?", "single frames, severities 1–5, mean of the severities"
     )
     return figure
 

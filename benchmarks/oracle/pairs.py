@@ -196,9 +196,8 @@ def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> Scores:
 def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> PairRow:
     percent = partial(frames.percent, right)
     accuracy, accuracy_3, accuracy_5 = (round(percent(2, severity), 2) for severity in (None, 3, 5))
-    row = PairRow(
-        arm=arm, perfect_oracle=arm in KNOWING, accuracy=accuracy, accuracy_3=accuracy_3, accuracy_5=accuracy_5
-    )
+    row = PairRow(arm=arm, perfect_oracle=arm in KNOWING, accuracy=accuracy)
+    row |= {"accuracy_3": accuracy_3, "accuracy_5": accuracy_5}
     if arm not in KNOWING:
         row["ta"], row["single"] = round(percent(0), 2), round(percent(1), 2)
         if arm != "std":

@@ -16,7 +16,7 @@ from rich.console import Console
 from rws.benchmarks.common.tables import Column, columns, label, terminal
 from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import InputError
+from rws.errors import check_known
 from rws.oracle.belief import Belief
 from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
@@ -97,11 +97,10 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
     """Return the setting of a family with the best RA on validation images, of those that a rule admits.
 
     Args:
-        rule: one of `RULES`: what may differ from threshold 0 and clean weight 1; InputError if it is unknown.
+        rule: one of `RULES`: what may differ from threshold 0 and clean weight 1; UsageError if it is unknown.
         allowed_ta_loss: settings that lose more points on clean images only count if all do; then the least loss wins.
     """
-    if rule not in RULES:
-        raise InputError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    check_known("rule", [rule], RULES)
     free_threshold, free_weight = rule in ("threshold", "both"), rule in ("clean weight", "both")
     admitted = [s for s in settings if (free_threshold or s.threshold == 0) and (free_weight or s.clean_weight == 1)]
     if harmless := [setting for setting in admitted if setting.ta_loss <= allowed_ta_loss]:

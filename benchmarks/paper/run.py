@@ -18,7 +18,7 @@ from rws.benchmarks.paper.tables import TABLE1, TABLE5, trained
 from rws.benchmarks.paper.train import run_in_workers, train
 from rws.edge.common.files import atomic_write_bytes
 from rws.edge.common.provenance import provenance, write_json
-from rws.errors import InputError
+from rws.errors import check_known
 from rws.training.jobs.store import JSON, Store, run_jobs
 
 RESULTS = committed.RESULTS / "reproduce"
@@ -51,11 +51,10 @@ class Task:
 
 
 def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Sequence[str] = SCALES) -> Iterator[Task]:
-    """Yield all results, or those of some names and columns; InputError if a name, column or scale is unknown."""
+    """Yield all results, or those of some names and columns; UsageError if a name, column or scale is unknown."""
     known_names = ((names, ENTRIES, "table or figure"), (columns, COLUMNS, "column"), (scales, SCALES, "scale"))
     for given, known, what in known_names:
-        if unknown := [name for name in given if name not in known]:
-            raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+        check_known(what, given, known)
     for name in names or ENTRIES:
         for column, sources in ENTRIES[name].results():
             for scale in scales:

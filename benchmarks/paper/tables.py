@@ -106,9 +106,8 @@ def table3(measures: Sequence[Measure]) -> Result:
     rows = []
     for target in measures:
         name = target.build.column.dataset
-        rows.append(
-            {"method": "", "source": "", "target": name, "ra": round(mean(target.score(Variant("std"))["ra"]), 2)}
-        )
+        ra = round(mean(target.score(Variant("std"))["ra"]), 2)
+        rows.append({"method": "", "source": "", "target": name, "ra": ra})
         for method, source in product(METHODS, measures):
             ra = round(mean(_transferred(method, source, target)), 2)
             rows.append({"method": method, "source": source.build.column.dataset, "target": name, "ra": ra})
@@ -169,9 +168,7 @@ def tuned(measure: Measure, pairs: int = 10) -> Result:
                 "method": method,
                 "validation": round(mean(scores[32]["validation"]), 2),
                 **{f"ra{'' if b == 32 else f'_{b}bit'}": round(mean(scores[b]["ra"]), 2) for b in (32, 8, 4)},
-                "ra_pairs": over_pairs(
-                    {pair: measure.both(method, pair, found) for pair, found in validations.items()}
-                ),
+                "ra_pairs": over_pairs({pair: measure.both(method, pair, v) for pair, v in validations.items()}),
                 "epochs": (recipe.robust if method == "residual" else recipe.tuned).epochs,
                 "train_seconds": round(train_seconds(measure.build.work / "log.jsonl", _jobs(measure, method))),
             }

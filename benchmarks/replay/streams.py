@@ -34,7 +34,7 @@ from rws.benchmarks.streams.scores import (
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.common.provenance import provenance
-from rws.errors import UsageError
+from rws.errors import UsageError, check_known
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import Progress, as_input, silent
 from rws.training.jobs.store import ARRAYS, JSON, Codec, Entry, Store
@@ -77,8 +77,7 @@ class StreamOptions:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.protocols if name not in PROTOCOLS]:
-            raise UsageError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
+        check_known("protocol", self.protocols, PROTOCOLS)
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")
 

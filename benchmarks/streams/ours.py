@@ -15,7 +15,7 @@ from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.errors import InputError
+from rws.errors import check_known
 from rws.oracle.belief import Belief, per_type
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ReferencePolicy
@@ -37,11 +37,10 @@ _CHUNK = 512
 
 
 class Ours:
-    """One of `OURS`, frame by frame as on the device; raises InputError if the name is unknown."""
+    """One of `OURS`, frame by frame as on the device; raises UsageError if the name is unknown."""
 
     def __init__(self, name: str, bundle: Bundle, model: PatchableModel, oracle: Oracle) -> None:
-        if name not in OURS:
-            raise InputError(f"unknown method {name!r}; known: {', '.join(OURS)}")
+        check_known("method", [name], OURS)
         self.name, self.model, self.oracle = name, model, oracle
         self.observes = name in ("frame", "trained")
         self._fixed = averaged_mix(bundle.signatures.names) if name == "always" else {}

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.errors import InputError, UsageError
+from rws.errors import InputError, check_known
 from rws.training.corruptions import CORRUPTIONS, WHOLE_SEVERITIES, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
@@ -140,8 +140,7 @@ def frames_of(stream: Stream, pixels: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _check(protocol: str, images: int, frames: int, severity: float | str, seed: int) -> tuple[float, ...]:
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    check_known("protocol", [protocol], PROTOCOLS)
     if severity != "all" and not (isinstance(severity, (int, float)) and 0 < severity <= LEVELS[-1]):
         raise InputError(f"severity is {severity!r}, expected above 0 and at most 5, or 'all'")
     levels = LEVELS if severity == "all" else (float(severity),)

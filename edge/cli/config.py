@@ -1,7 +1,6 @@
 """`--config FILE`: a command's options in a TOML file, checked against the command's own parameters."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -11,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from typer.models import ArgumentInfo, OptionInfo
 
-from rws.edge.common.schema import STRICT, read_toml, shorten, validate
+from rws.edge.common.schema import STRICT, read_toml, validate
 from rws.errors import FormatError
 
 CAMERA = "camera"  # a table for each of several cameras, one day
@@ -25,14 +24,19 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
     working directory. Raises an `InputError` or `FormatError` if the file, a key, a type or a value is not accepted.
     """
     document, fields, names = read_toml(path), [], {}
+    if CAMERA in document:
+        raise FormatError(
+            f"{path}: the table [{CAMERA}.NAME] is reserved, because several cameras are planned and cannot be used "
+            "yet; write the options above any table and start one `rws run` per camera"
+        )
     for name, hint in get_type_hints(command, include_extras=True).items():
         for info in getattr(hint, "__metadata__", ()):
             key = name if isinstance(info, ArgumentInfo) else _key(name, info)
-            names[key] = name
-            fields.append((key, Annotated[hint.__origin__, Field(ge=info.min, le=info.max)], None))
+            if key != "config":
+                names[key] = name
+                fields.append((key, Annotated[hint.__origin__, Field(ge=info.min, le=info.max)], None))
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
-    _check_keys(path, document, [key for key in names if key != "config"])
     schema: Any = dataclass(dataclasses.make_dataclass("Options", fields), config=STRICT)
     validate(schema, document, str(path), cure="correct the file")
     context.default_map = {names[key]: value for key, value in document.items()}
@@ -43,16 +47,3 @@ def _key(name: str, info: OptionInfo) -> str:
     spelled = (text for text in (info.default, *(info.param_decls or ())) if isinstance(text, str))
     long = next((text for text in spelled if text.startswith("--")), name)
     return long.partition("/")[0].removeprefix("--").replace("-", "_")
-
-
-def _check_keys(path: Path, document: dict[str, object], known: list[str]) -> None:
-    if CAMERA in document:
-        raise FormatError(
-            f"{path}: the table [{CAMERA}.NAME] is reserved, because several cameras are planned and cannot be used "
-            "yet; write the options above any table and start one `rws run` per camera"
-        )
-    for key in document:
-        if key not in known:
-            near = difflib.get_close_matches(key, [*known, *(name.replace("_", "-") for name in known)], n=1)
-            advice = f"did you mean {near[0].replace('-', '_')}?" if near else f"known: {', '.join(known)}"
-            raise FormatError(f"{path}: key {shorten(key)} is unknown; {advice}")

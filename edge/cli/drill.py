@@ -54,7 +54,6 @@ def drill(
     console = line_console()
     loaded = Bundle.load(bundle)
     if soak is None:
-        schema = "drill/1"
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
         from rws.edge.faults.soak import soak as run_soak
@@ -62,12 +61,9 @@ def drill(
         result = run_soak(soak, fps, loaded.path, console.print)
         for key, value in vars(result).items():
             console.print(f"{key}: {value}", markup=False)
-        schema, content, failed = (
-            "soak/1",
-            {"soak": vars(result)},
-            [promise for promise, kept in result.promises.items() if not kept],
-        )
+        content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
+        schema = "drill/1" if soak is None else "soak/1"
         write_json(report, schema, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
         result_console().print(f"not kept: {promise}", style="red", markup=False, soft_wrap=True)

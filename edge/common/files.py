@@ -36,6 +36,15 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8: atomically, in a folder that is made if it is missing, or to stdout if the path is `-`."""
+    if path == STDOUT:
+        print(text, end="", flush=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, text.encode())
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is built there, a file or a folder, takes its place at the end.

@@ -14,10 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.files import write_text
 from rws.edge.common.redact import hide_password
 from rws.records import utc
-from rws.terminal import STDOUT
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {
@@ -110,11 +109,7 @@ def _processor() -> str:
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
     """Write a record, atomically, or to stdout for `-`; `schema` (`name/version`) and the time come first."""
     content = {"schema": schema, "written_at": utc(time.time()), **content}
-    if path == STDOUT:
-        print(_formatted(content))
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, (_formatted(content) + "\n").encode())
+    write_text(path, _formatted(content) + "\n")
 
 
 def _formatted(content: Any, indent: str = "") -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -123,6 +124,8 @@ def _explain(schema: Any, fault: ValidationError) -> str:
     if kind.startswith("missing"):
         return f"key {path} is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        if near := get_close_matches(str(place[-1]), known, n=1, cutoff=0.75):
+            return f"key {path} is unknown (did you mean {near[0]}?)"
         return f"key {path} is unknown" + (f"; known: {', '.join(known)}" if known else "")
     return f"{path[1:-1]} is {shorten(first['input'])}, expected {expected}"
 

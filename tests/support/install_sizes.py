@@ -1,6 +1,6 @@
 """Measure what each extra installs: packages and bytes, from the metadata of the environment that this runs in.
 
-PYTHONPATH=tests python -m support.install_sizes --json benchmarks/results/install_sizes.json
+python tests/support/install_sizes.py --json benchmarks/results/install_sizes.json
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 from rws.edge.common.provenance import provenance, write_json
 
+COMMAND = "python tests/support/install_sizes.py --json benchmarks/results/install_sizes.json"
 EXTRAS = ("", "serve", "demo", "torch", "train", "bench")
 
 
@@ -43,14 +44,13 @@ def size(name: str) -> int:
 
 
 def main(report: Annotated[Path, typer.Option("--json", help="Write the result here.")]) -> None:
-    """Write packages and megabytes of each extra; the project itself does not count."""
+    """Write packages and megabytes of each extra; the project's own files do not count."""
     result = {}
     for extra in EXTRAS:
         names = {name for name, _ in needed("rws-edge", frozenset({extra} - {""}), set())} - {"rws-edge"}
         result[extra or "base"] = {"packages": len(names), "megabytes": round(sum(map(size, names)) / 1e6)}
         typer.echo(f"{extra or 'base':8s} {result[extra or 'base']}")
-    torch = distribution("torch").version
-    write_json(report, {**provenance(seed=0), "torch": torch, "extras": result})
+    write_json(report, "install-sizes/1", {**provenance(), "command": COMMAND, "extras": result})
 
 
 if __name__ == "__main__":

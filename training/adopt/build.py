@@ -36,11 +36,11 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
 from rws.training.models.allocator import keep_freed_memory
-from rws.training.models.fit import to_input
+from rws.training.models.fit import channels_last, to_input
 from rws.training.models.loop import Plan, train
 from rws.training.oracle.calibration import OracleScores
 from rws.training.oracle.sampling import LEVELS
-from rws.training.oracle.tiles import count_steps, fit_view_oracle, probe_step
+from rws.training.oracle.tiles import bundled_network, count_steps, fit_view_oracle, probe_step
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
 
@@ -158,20 +158,22 @@ class AdoptionBuild:
     def _clean_model(self) -> OnnxModel:
         return OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
 
-    def _probe_answer(self) -> tuple[Callable[[], object], float]:
-        x = as_input(self._held_out[:25])
-        return partial(self._clean_model().predict, x), len(x)
-
     def _plan(self) -> None:
         recipe, held_out, plan = self.recipe, len(self._held_out), self._left.plan
         for name in (ALL, *CORRUPTIONS) if recipe.common else CORRUPTIONS:
             plan(f"signature-{name}", "frame", len(self._crops))
             plan(f"signature-{name}", "step", recipe.common if name == ALL else recipe.steps)
         clean, corrupted = count_answers(recipe.calibration, held_out, len(CORRUPTIONS))
-        plan("gain", "answer", clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), self._probe_answer)
+        answers, sample = clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), as_input(self._held_out[:25])
+        plan("gain", "answer", answers, partial(self._clean_model().predict, sample), len(sample))
         plan("oracle", "frame", recipe.oracle.frames)
         steps = count_steps(recipe.oracle, self.model.size)
-        plan("oracle", "oracle step", steps, partial(probe_step, recipe.oracle, self.model.size))
+        plan(
+            "oracle",
+            "oracle step",
+            steps,
+            partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size),
+        )
 
     @cached_property
     def _identity(self) -> list[Any]:

@@ -27,13 +27,13 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError, UsageError, first_line
+from rws.errors import InputError, UsageError, check_known, first_line
 from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.evaluation.gain import check_signed, count_answers, measure_gain
-from rws.training.jobs.progress import Probe, Progress, TimeLeft, job_log
+from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
@@ -42,7 +42,7 @@ from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_las
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
 from rws.training.oracle.fit import fit_oracle, stored_oracle
-from rws.training.oracle.sampling import LEVELS, OracleRecipe, training_prior
+from rws.training.oracle.sampling import LEVELS, training_prior
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.residual import residual_signature
 from rws.training.signatures.tuned import TuneRecipe, tuned_signature
@@ -335,8 +335,7 @@ class Build:
         """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
         made = () if self.onto is not None else ("std", self.recipe.signatures.method)
         jobs = tuple(jobs) or (*made, "oracle", "gain")
-        if unknown := [job for job in jobs if job not in JOBS]:
-            raise UsageError(f"unknown job {unknown[0]!r}; known: {', '.join(JOBS)}")
+        check_known("job", jobs, JOBS)
         self.plan(jobs)
         for job in jobs:
             if job not in ("tuned", "residual"):
@@ -348,7 +347,7 @@ class Build:
     def plan(self, kinds: Collection[str]) -> None:
         """Plan what is made, so that records say how long it takes: some of `JOBS`, `robust`, `tuned-<target>`."""
         recipe, corrupted = self.recipe, Corrupted("all", self.recipe.signatures.severity)
-        signatures = [kind for kind in kinds if kind.startswith(("tuned", "residual"))]
+        signatures = [self.method_name(kind) for kind in kinds if kind.startswith(("tuned", "residual"))]
         fits = {"augmented": (recipe.augmented, corrupted)} if "augmented" in kinds else {}
         if {"robust", "residual"} & set(kinds):
             fits |= {f"robust-{name}": (recipe.robust, corrupted) for name in CORRUPTIONS}
@@ -356,42 +355,26 @@ class Build:
             fits["std"] = (recipe.continued, Corrupted())
         if "init" in kinds or fits:
             fits["init"] = (recipe.init, Corrupted())
-        for job, how in fits.items():
-            self._plan_steps(job, _kind_of_fit(*how), how[0], partial(self._probe_fit, *how))
-        for method, name in product(map(self.method_name, signatures), CORRUPTIONS):
-            if method != "residual":
-                self._plan_steps(f"signature-{method}-{name}", f"{method} step", recipe.tuned, self._probe_tuned)
+        untrained = build_model(replace(recipe.model, weights=""), len(self.train.classes)).to(self.device).eval()
+        for job, (how, seen) in fits.items():
+            self._plan_steps(job, _kind_of_fit(how, seen), how, partial(fit, untrained, corrupted=seen))
+        model = fold_batchnorm(untrained)
+        tensors = shallow_tensors(model, recipe.signatures.layers)
+        for method, name in product({*signatures} - {"residual"}, CORRUPTIONS):
+            tune = partial(tuned_signature, model, corrupted=corrupted, tensors=tensors)
+            self._plan_steps(f"signature-{method}-{name}", f"{method} step", recipe.tuned, tune)
         if "oracle" in kinds:
-            self._plan_steps("oracle", "oracle step", recipe.oracle, self._probe_oracle)
+            self._plan_steps("oracle", "oracle step", recipe.oracle, fit_oracle)
         if "gain" in kinds:
             signed = CORRUPTIONS if self.onto is None else self.onto.signatures.names
             clean, one = count_answers(recipe.calibration, len(self.validation), len(signed))
-            self.time_left.plan("gain", "answer", clean + len(CORRUPTIONS) * one, self._probe_answer)
+            probe = partial(predict, model, sample := self.validation.pixels[:100])
+            self.time_left.plan("gain", "answer", clean + len(CORRUPTIONS) * one, probe, len(sample))
 
-    def _plan_steps(self, job: str, kind: str, recipe: FitRecipe | TuneRecipe | OracleRecipe, probe: Probe) -> None:
-        plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
-        self.time_left.plan(job, kind, plan.steps, probe)
-
-    def _blank(self) -> nn.Module:
-        return channels_last(build_model(replace(self.recipe.model, weights=""), len(self.train.classes)), self.device)
-
-    def _probe_fit(self, recipe: FitRecipe, corrupted: Corrupted) -> tuple[Callable[[], object], float]:
-        images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
-        return partial(fit, self._blank(), images, short, corrupted=corrupted), 1
-
-    def _probe_tuned(self) -> tuple[Callable[[], object], float]:
-        model, settings = fold_batchnorm(self._blank().eval()), self.recipe.signatures
-        images, short = self.train.first(self.recipe.tuned.batch_size), replace(self.recipe.tuned, epochs=1)
-        corrupted, tensors = Corrupted("all", settings.severity), shallow_tensors(model, settings.layers)
-        return partial(tuned_signature, model, images, corrupted, tensors, short), 1
-
-    def _probe_oracle(self) -> tuple[Callable[[], object], float]:
-        recipe = replace(self.recipe.oracle, epochs=1)
-        return partial(fit_oracle, self.train.first(recipe.batch_size), recipe), 1
-
-    def _probe_answer(self) -> tuple[Callable[[], object], float]:
-        pixels = self.validation.pixels[:100]
-        return partial(predict, fold_batchnorm(self._blank().eval()), pixels), len(pixels)
+    def _plan_steps(self, job: str, kind: str, recipe: Any, made: Callable[..., object]) -> None:
+        steps = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "").steps
+        one = {"data": self.train.first(recipe.batch_size), "recipe": replace(recipe, epochs=1)}
+        self.time_left.plan(job, kind, steps, partial(made, **one))
 
 
 def _kind_of_fit(recipe: FitRecipe, corrupted: Corrupted) -> str:

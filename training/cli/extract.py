@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
+from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import say
 
@@ -31,7 +32,7 @@ def extract(
     per: Annotated[str, Option(help="One scale per channel or per tensor.")] = "channel",
     recipe: Annotated[str | None, Option(help="Recipe that names the checkpoints' architecture.")] = None,
     classes: Annotated[int, Option(min=2, help="Number of classes of the checkpoints.")] = 10,
-    report: Annotated[Path | None, Option("--json", help="Write the norms of the signatures here.")] = None,
+    report: JsonOption = None,
 ) -> None:
     """Make signatures for a model that exists.
 

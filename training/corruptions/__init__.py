@@ -7,7 +7,7 @@ Apache-2.0. docs/benchmarks/corruptions.md says how closely each one matches.
 import torch
 from torch import Tensor
 
-from rws.errors import InputError
+from rws.errors import InputError, check_known
 from rws.training.corruptions import blur, constants, digital
 from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from rws.training.corruptions.rng import Stream, seeds_for
@@ -32,8 +32,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
     Raises InputError if the images, name, severities or seeds are not as above.
     """
-    if name not in REGISTRY:
-        raise InputError(f"unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}")
+    check_known("corruption", [name], CORRUPTIONS)
     severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
     if len(images) == 0:
         return images.clone()

@@ -14,8 +14,6 @@ from rws.records import utc
 from rws.terminal import is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
-Probe = Callable[[], tuple[Callable[[], object], float]]
-"""Prepares a function that does a few units of some kind of work, and says how many."""
 
 _IN_LINE = ("job", "seconds", "done", "minutes_left")
 _SHORT_PROBE = 5.0  # seconds: a probe that took less ran cold, so it is repeated
@@ -35,14 +33,16 @@ class TimeLeft:
         self.workers = 1  # processes that share the work
         self._clock, self._began = clock, clock()
         self._left: dict[str, dict[str, float]] = {}
-        self._probes: dict[str, Probe] = {}
+        self._probes: dict[str, tuple[Callable[[], object], float]] = {}
         self._units, self._seconds = defaultdict[str, float](float), defaultdict[str, float](float)
 
-    def plan(self, job: str, kind: str, units: float, probe: Probe | None = None) -> None:
-        """Add units of a kind that a job will do to what is left; `probe` is for this kind."""
+    def plan(
+        self, job: str, kind: str, units: float, probe: Callable[[], object] | None = None, probe_units: float = 1
+    ) -> None:
+        """Add units of a kind that a job will do to what is left; `probe` does `probe_units` of them, to time it."""
         self._left.setdefault(job, {})[kind] = units
         if probe is not None:
-            self._probes[kind] = probe
+            self._probes[kind] = probe, probe_units
 
     def begin(self) -> None:
         """Start the time of the units that are done next."""
@@ -68,19 +68,17 @@ class TimeLeft:
         for kind in [kind for kind, count in needed.items() if count and not self._units[kind]]:
             if kind not in self._probes:
                 return None
-            self._probe(kind)
+            self._probe(kind, *self._probes.pop(kind))
         seconds = sum(count * self._seconds[kind] / self._units[kind] for kind, count in needed.items() if count)
         return seconds / self.workers / 60 if needed else None
 
-    def _probe(self, kind: str) -> None:
-        with torch.random.fork_rng(devices=[]):  # a training in progress goes on with its own draws
-            run, self._units[kind] = self._probes[kind]()
+    def _probe(self, kind: str, probe: Callable[[], object], units: float) -> None:
+        with torch.random.fork_rng():  # a training in progress goes on with its own draws
             for _ in range(2):
-                self.begin()
-                run()
-                self._seconds[kind] = self._clock() - self._began
-                if self._seconds[kind] > _SHORT_PROBE:
-                    break
+                if self._seconds[kind] < _SHORT_PROBE:
+                    self.begin()
+                    probe()
+                    self._units[kind], self._seconds[kind] = units, self._clock() - self._began
         self.begin()
 
 
@@ -136,12 +134,11 @@ class JobLines:
         done, left = "done" in record, left_in_words(record.get("minutes_left"))
         line = f"{record['job']:32s} {record['seconds']:8.1f} s  {left:20s}"
         values = [f"{key} {value}" for key, value in record.items() if key not in _IN_LINE]
-        if not done and self._clock() < self._due and (self._estimated or not left):
-            if is_verbose():
-                say("  ".join([line, *values]))
-            return
-        say("  ".join([line, *(values if done or is_verbose() else [])]).rstrip())
-        self._due, self._estimated = self._clock() + self._every, self._estimated or bool(left)
+        due = done or self._clock() >= self._due or bool(left and not self._estimated)
+        if due or is_verbose():
+            say("  ".join([line, *(values if done or is_verbose() else [])]).rstrip())
+        if due:
+            self._due, self._estimated = self._clock() + self._every, self._estimated or bool(left)
 
 
 def left_in_words(minutes: float | None) -> str:

@@ -4,7 +4,6 @@ For a whole frame of 224 pixels its network would take as long as a small classi
 lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
-from collections.abc import Callable
 from dataclasses import field, replace
 from functools import partial
 from itertools import product
@@ -171,15 +170,10 @@ def _looks(recipe: ViewRecipe, size: int) -> int:
     return recipe.looks if size > 2 * recipe.tile else 1
 
 
-def probe_step(recipe: ViewRecipe, size: int) -> tuple[Callable[[], None], float]:
-    """Return a function that takes a step of `fit_view_oracle` with images of that size, to time it; and 1."""
-    network = channels_last(bundled_network()).train()
+def probe_step(network: OracleNetwork, recipe: ViewRecipe, size: int) -> None:
+    """Take a step like those of `fit_view_oracle` with images of that size, to time it."""
     x = to_input(views(torch.zeros(recipe.batch_size, 3, size, size, dtype=torch.uint8), recipe.tile))
-
-    def step() -> None:
-        torch.autograd.backward([network(x).square().mean()])
-
-    return step, 1
+    torch.autograd.backward([network.train()(x).square().mean()])
 
 
 def fit_view_oracle(

@@ -152,14 +152,5 @@ def _wall_clock(drill: Drill) -> None:
     drill.check(np.allclose(found, offsets, rtol=0, atol=1e-3), "each result has the time of day of its capture")
 
 
-CASES = [
-    _blocks,
-    _unplugged,
-    _gives_up,
-    _one_a_minute,
-    _only_damage,
-    _clock_jumps,
-    _wall_clock,
-    _ten_kilohertz,
-    _empty_frame,
-]
+CASES = [_blocks, _unplugged, _gives_up, _one_a_minute, _only_damage]
+CASES += [_clock_jumps, _wall_clock, _ten_kilohertz, _empty_frame]

@@ -254,7 +254,10 @@ def trained(built, image_folder, tmp_path_factory):
 
 def test_models_are_trained_once_and_kept(trained, image_folder):
     bundle, work, lines = trained
-    assert [line["job"] for line in lines] == ["augmented", *(f"robust-{name}" for name in CORRUPTIONS)]
+    assert [line["job"] for line in lines if "done" in line] == [
+        "augmented",
+        *(f"robust-{name}" for name in CORRUPTIONS),
+    ]
     again = BaselineModels(bundle, str(image_folder), work, augmented=QUICK, progress=pytest.fail)
     again.train_all()
     model = bundle.model(ModelOptions(threads=1))

@@ -509,13 +509,13 @@ def test_every_option_can_stand_in_the_file_under_its_long_name(tmp_path):
     options = [max(parameter.opts, key=len) for parameter in command.params if parameter.expose_value]
     keys = {option.removeprefix("--").replace("-", "_") for option in options} - {"config"}
     result = runner.invoke(app, ["run", "--config", str(write_config(tmp_path / "run.toml", "zzz = 1"))])
-    known = result.stderr.strip().rpartition("known: ")[2]
+    known = result.stderr.rpartition("known: ")[2].partition(";")[0]
     assert set(known.split(", ")) == keys >= {"source", "json", "strategy", "token"}
 
 
 BAD_CONFIGS = {
-    "unknown key": ("limt = 3", "key 'limt' is unknown; did you mean limit"),
-    "the spelling of the command line": ("oracle-every = 3", "did you mean oracle_every"),
+    "unknown key": ("limt = 3", "key 'limt' is unknown (did you mean limit?)"),
+    "the spelling of the command line": ("oracle-every = 3", "(did you mean oracle_every?)"),
     "nothing like it": ("zzz = 3", "known: source, bundle"),
     "the file itself": ('config = "a.toml"', "key 'config' is unknown"),
     "several cameras": ("[camera.front]\nsource = 0", "reserved, because several cameras are planned"),

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from rws.edge.common import files as atomic
-from rws.edge.common.files import atomic_path, atomic_write_bytes
+from rws.edge.common.files import atomic_path, atomic_write_bytes, check_target, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -74,3 +74,13 @@ def test_the_old_folder_comes_back_when_the_second_rename_fails(tmp_path, monkey
         write_folder(tmp_path / "folder", "new")
     assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(tmp_path / "folder" / "deep") == ["old"]
+
+
+def test_a_text_goes_to_a_new_folder_or_to_stdout(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "new" / "a.csv", "é\n")
+    assert (tmp_path / "new" / "a.csv").read_bytes() == "é\n".encode()
+    assert capsys.readouterr().out == ""
+    write_text(check_target("-"), "a,b\n")
+    assert capsys.readouterr().out == "a,b\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -96,3 +96,9 @@ def test_no_tracked_file_holds_a_path_of_a_machine():
     files = [ROOT / name.decode() for name in listed.stdout.split(b"\0") if name]
     found = [str(path.relative_to(ROOT)) for path in files if path.is_file() and MACHINE.search(path.read_bytes())]
     assert found == []
+
+
+def test_an_option_says_which_variable_replaces_a_path():
+    words = ["rws", "bench", "streams", "--baselines", "/mine/b", "--csv=/mine/a.csv", "--bundle", "~/c", "--json", "-"]
+    expected = "rws bench streams --baselines $WORK/b --csv=$OUT/a.csv --bundle $BUNDLE/c --json -"
+    assert portable_command(words) == expected

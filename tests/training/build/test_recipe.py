@@ -27,8 +27,8 @@ def test_what_is_left_out_has_defaults_and_whole_numbers_serve_as_real_ones(tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name = "x"\nspeed = 3', "key 'speed' is unknown; known: name, seed, data"),
-        ('name = "x"\n[init]\nepoch = 3', "key 'init.epoch' is unknown; known: epochs, batch_size"),
+        ('name = "x"\ncolour = 3', "key 'colour' is unknown; known: name, seed, data"),
+        ('name = "x"\n[init]\nepoch = 3', "key 'init.epoch' is unknown (did you mean epochs?)"),
         ('name = "x"\n[init]\nepochs = "many"', "init.epochs is 'many', expected a valid integer"),
         ('name = "x"\n[init]\nepochs = true', "init.epochs is True, expected a valid integer"),
         ('name = "x"\ninit = 3', "init is 3, expected an object"),

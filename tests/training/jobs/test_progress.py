@@ -38,7 +38,7 @@ def adoption(seed, quick):
 
     for job, kind, units, _ in jobs:
         cold = {"answer": (25, 1.25), "oracle step": (1, 0.8)}.get(kind)
-        left.plan(job, kind, units, cold and (lambda kind=kind, cold=cold: probe(kind, *cold)))
+        left.plan(job, kind, units, *(probe(kind, *cold) if cold else ()))
     found = []
     for job, kind, units, parts in jobs:
         left.begin()
@@ -112,7 +112,7 @@ def test_a_short_probe_is_timed_warm_and_leaves_the_draws_of_a_training_alone():
         clock.seconds += 4 if len(runs) == 1 else 1
 
     left = TimeLeft(clock)
-    left.plan("job", "step", 120, lambda: (run, 2))
+    left.plan("job", "step", 120, run, 2)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
