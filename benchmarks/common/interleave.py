@@ -96,7 +96,7 @@ def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
 
 
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
-    """Return a function that runs a block without changes of mix; a `step` holds `frames` frames, times are per frame."""
+    """Return a function that runs a block without changes of mix; a `step` is `frames` frames, times are per frame."""
 
     def once() -> float:
         before = time.perf_counter()
