@@ -24,7 +24,7 @@ class AllModels:
         self.identity = hashlib.sha256("".join(model.identity for model in self._models).encode()).hexdigest()
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no state is kept."""
 
     def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`; each frame goes through the model of its type."""

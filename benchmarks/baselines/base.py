@@ -61,7 +61,7 @@ class Fixed:
         self.carried_bytes, self.identity = size_of(self._module), digest_of(self._module)
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no state is kept."""
 
     @torch.inference_mode()
     def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:

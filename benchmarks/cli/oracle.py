@@ -159,9 +159,9 @@ def baselines(
 
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("docs/benchmarks"),
     bundle: BundleFolder = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this picture; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this figure; repeatable.")] = None,
 ) -> None:
     """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.
 

@@ -63,10 +63,10 @@ BEGINS_FROM = {
 }
 ALL = "all"  # not a corruption: the start of all signatures, trained on images of which each has another corruption
 
-# Parts of the recipe that decide a signature, beside the number of its steps.
+# Parts of the recipe that decide a signature, next to the number of its steps.
 TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
 
-ADOPT_VERSION = 1  # raise it when the same model, pictures and recipe give other files
+ADOPT_VERSION = 1  # raise it when the same model, images and recipe give other files
 
 
 class HeldOutScores(TypedDict):
@@ -103,7 +103,7 @@ class AdoptionBuild:
             found = f"found {len(pixels)} images, expected {FEWEST} or more, better a hundred"
             raise InputError(f"{found}; if it is a video, take more of its frames with a smaller --every")
         if tuple(pixels.shape[1:]) != (3, model.size, model.size):
-            raise InputError(f"pictures are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
+            raise InputError(f"images are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
         self.classes = _checked(classes, model.classes)
         self.model, self.recipe, self.work, self.name = model, recipe, work, name
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(recipe.seed))
@@ -375,8 +375,8 @@ class AdoptionBuild:
                 data={"pictures": len(self.train), "held_out": len(self._held_out), "identity": self._identity[0]},
             ),
             measured={
-                "split": "held-out pictures",
-                "what": "agreement with the clean model on the clean picture" if self._labels is None else "accuracy",
+                "split": "held-out images",
+                "what": "agreement with the clean model on the clean image" if self._labels is None else "accuracy",
                 **agreement,
                 "signature_bytes": round(len(signatures.to_bytes()) / len(CORRUPTIONS)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),

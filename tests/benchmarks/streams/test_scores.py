@@ -63,7 +63,7 @@ def test_the_table_is_interpolated_between_levels_and_towards_clean():
     np.testing.assert_allclose(accuracy[1], TABLE.accuracy[4])
     np.testing.assert_allclose(accuracy[2], (TABLE.accuracy[3] + TABLE.accuracy[4]) / 2)
     np.testing.assert_allclose(accuracy[4], (TABLE.accuracy[0] + TABLE.accuracy[3]) / 2)
-    # Never patched when clean; fog at 1 at level 5; the lower level wins a draw at 3; fog at 0.5 below.
+    # No patch if clean; fog at 1 at level 5; the lower level wins a draw at 3; fog at 0.5 below.
     np.testing.assert_allclose(perfect, [90, 70, (86 + 69.5) / 2, 86, (89.5 + 86) / 2])
 
 
@@ -118,7 +118,7 @@ def test_a_block_that_sets_in_weakly_counts_from_where_no_patch_is_wrong():
     assert (found["blocks"], found["mean"]) == (3, 0.33)
 
 
-def test_a_cut_starts_a_block_of_its_own():
+def test_a_cut_starts_a_new_block():
     stream = make([FOG] * 4, protocol="iid", cuts=(0, 2))
     assert delays(stream, np.array([True, True, False, True]), np.zeros(4, bool))[0]["mean"] == 0.5
 

@@ -52,7 +52,7 @@ def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_par
     assert all(delta.abs().max() > 0 for delta in build.signature("fog").values())
 
 
-def test_training_brings_the_output_on_corrupted_pictures_back(recipe, pictures, tmp_path):
+def test_training_brings_the_output_on_corrupted_images_back(recipe, pictures, tmp_path):
     adopted = adopt_model(Bundle.load().read("model.onnx"), Preprocessing())
     build = AdoptionBuild(adopted, pictures, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
     deltas = build.signature("contrast")
@@ -79,7 +79,7 @@ def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_mad
         AdoptionBuild(adopted, pictures, replace(recipe, steps=4), tmp_path).signature("shot_noise")
 
 
-def test_every_corruption_begins_from_one_that_needs_none_of_its_own():
+def test_every_corruption_begins_from_one_that_is_made_before():
     for name in CORRUPTIONS:
         chain = [name]
         while chain[-1] in BEGINS_FROM:
@@ -97,13 +97,13 @@ def test_every_corruption_begins_from_one_that_needs_none_of_its_own():
         (40, ["", *CLASSES[1:]], "not printable"),
     ],
 )
-def test_too_few_pictures_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
+def test_too_few_images_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
     with pytest.raises(InputError, match=message):
         AdoptionBuild(adopted, Pictures(pictures.pixels[:count]), recipe, tmp_path, classes=classes)
 
 
-def test_of_a_video_the_last_pictures_are_held_out_because_neighbours_are_alike(recipe, pictures, tmp_path):
+def test_of_a_video_the_last_images_are_held_out_because_neighbours_are_alike(recipe, pictures, tmp_path):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
     build = AdoptionBuild(adopted, replace(pictures, sequential=True), recipe, tmp_path)
     held = len(build.held_out)
@@ -124,7 +124,7 @@ def test_patches_of_a_signature_reach_the_deployed_model(recipe, pictures, tmp_p
 
 
 @pytest.mark.parametrize("epochs", [3, 10])  # 10: all were trained, but the signature was not written
-def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, pictures, tmp_path, monkeypatch, epochs):
+def test_a_signature_that_was_stopped_resumes_to_the_same_bits(recipe, pictures, tmp_path, monkeypatch, epochs):
     model = adopt_model(tiny().SerializeToString(), Preprocessing())
     recipe = replace(recipe, steps=20)
     whole = AdoptionBuild(model, pictures, recipe, tmp_path / "whole").signature("fog")

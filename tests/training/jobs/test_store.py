@@ -160,7 +160,7 @@ def test_a_file_with_a_damaged_note_is_made_again(tmp_path, note):
 
 @pytest.mark.parametrize("other", ["remake", "refuse", "keep"])
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_write_that_was_stopped_half_way_is_done_anew(tmp_path, monkeypatch, written, other):
+def test_a_write_that_was_stopped_half_way_is_repeated(tmp_path, monkeypatch, written, other):
     from rws.training.jobs import store as module
 
     write, done = module.atomic_write_bytes, []
@@ -178,7 +178,7 @@ def test_a_write_that_was_stopped_half_way_is_done_anew(tmp_path, monkeypatch, w
     assert Store(tmp_path, other).get("a.json", 1, never, JSON) == 2
 
 
-def test_making_that_was_killed_is_done_anew(tmp_path):
+def test_making_that_was_killed_is_repeated(tmp_path):
     started = FORK.Event()
     process = FORK.Process(target=write_and_die, args=(tmp_path, started))
     process.start()
