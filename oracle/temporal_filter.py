@@ -13,6 +13,8 @@ from rws.errors import InputError
 from rws.oracle.belief import Belief
 
 _LEAST = 1e-6
+_LEAST_PRIOR = 1e-12
+_MOST_RATES = 64
 
 
 class BeliefFilter:
@@ -42,7 +44,7 @@ class BeliefFilter:
         share: float = 0.02,
     ) -> None:
         rates = np.atleast_1d(np.array(jump, np.float64))
-        within = rates.ndim == 1 and len(rates) > 0 and bool(((rates > 0) & (rates <= 1)).all())
+        within = rates.ndim == 1 and 0 < len(rates) <= _MOST_RATES and bool(((rates > 0) & (rates <= 1)).all())
         if not (within and 0 <= drift < 1 and 0 < evidence <= 1 and 0 < share < 1):
             needed = "0 < jump <= 1, 0 <= drift < 1, 0 < evidence <= 1, 0 < share < 1"
             raise InputError(f"filter: need {needed}; got {jump}, {drift}, {evidence}, {share}")
@@ -54,9 +56,11 @@ class BeliefFilter:
             self._prior[0] = 1 / (1 + count)
         else:
             self._prior = np.array(prior, np.float64)
-        fits = self._prior.shape == (1 + count * steps,) and bool((self._prior > 0).all())
-        if not fits or abs(self._prior.sum() - 1) > 1e-3:
-            raise InputError(f"filter: prior must be {1 + count * steps} positive numbers that sum to 1")
+        # A likelihood is a belief over its prior: it must stay finite.
+        fits = self._prior.shape == (1 + count * steps,) and bool((self._prior >= _LEAST_PRIOR).all())
+        if not fits or not abs(self._prior.sum() - 1) <= 1e-3:
+            expected = f"{1 + count * steps} numbers from {_LEAST_PRIOR} on that sum to 1"
+            raise InputError(f"filter: prior must be {expected}")
         self._rates = rates[:, None]
         self.reset()
 
