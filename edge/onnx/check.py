@@ -12,7 +12,6 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from rws.errors import BundleError, first_line
 
 _DOMAINS = ("", "ai.onnx")
-_ENDLESS = ("Loop", "Scan")
 _MOST_NODES = 20_000
 _LONGEST_NAME = 1024
 _DEEPEST = 24  # messages inside messages: about seven graphs inside graphs
@@ -26,7 +25,7 @@ _REFUSED = {
 }
 
 
-def parts(message: Message) -> Iterator[Any]:
+def parts(message: Message, source: str = "model") -> Iterator[Any]:
     """Yield a message, and each one below it through which a tensor or a node can be reached, wherever it stands.
 
     The places come from the format's own description, so none is forgotten. Raises BundleError if nested too deep.
@@ -35,7 +34,7 @@ def parts(message: Message) -> Iterator[Any]:
     while waiting:
         part, depth = waiting.pop()
         if depth > _DEEPEST:
-            raise BundleError(f"nested more than {_DEEPEST} deep")
+            raise BundleError(f"{source}: nested more than {_DEEPEST} deep; export it again as plain ONNX")
         yield part
         for name, single in _leading(type(part)):
             if not single:
@@ -44,17 +43,18 @@ def parts(message: Message) -> Iterator[Any]:
                 waiting.append((getattr(part, name), depth + 1))
 
 
-def external_tensor(model: onnx.ModelProto) -> str | None:
-    """Return the name of a tensor whose data is in another file, or None; BundleError if nested too deep."""
-    tensors = (part for part in parts(model) if isinstance(part, onnx.TensorProto))
-    return next((part.name for part in tensors if part.data_location == _ELSEWHERE or part.external_data), None)
+def check_inside(model: onnx.ModelProto, source: str) -> None:
+    """Raise BundleError if the data of any tensor is in another file, or graphs are nested too deep."""
+    for part in parts(model, source):
+        if isinstance(part, onnx.TensorProto) and (part.data_location == _ELSEWHERE or part.external_data):
+            raise BundleError(f"{source}: tensor {part.name!r:.80} is kept in another file; save the model as one file")
 
 
 def check_network(model: onnx.ModelProto, source: str, image: Sequence[int], size: int) -> None:
     """Refuse what no bundle needs and what takes time or memory out of proportion; raise BundleError.
 
     `image` is height and width, pixels, of the model's input, `size` that of its file, bytes. Local functions, training
-    information, sparse and text tensors, loops and operators that are not standard are refused, and so are tensors
+    information, sparse and text tensors, operators that hold graphs or are not standard are refused, and so are tensors
     that declare more than the file can hold. Each value whose size follows from the graph is bounded: 2²⁴ elements and
     256 per pixel, 16 times that in all.
     """
@@ -92,8 +92,10 @@ def _fault(part: Any) -> str:
         if min(part.dims, default=0) < 0:
             return f"the tensor {part.name!r:.80} of negative shape {list(part.dims)!r:.80}"
     elif isinstance(part, onnx.NodeProto):
-        if part.domain not in _DOMAINS or part.op_type in _ENDLESS:
-            return f"the operator {f'{part.domain}.{part.op_type}'.lstrip('.')!r:.80}"
+        inner = any(attribute.HasField("g") or attribute.graphs for attribute in part.attribute)
+        if inner or part.domain not in _DOMAINS:
+            kind = "a graph inside, in" if inner else "an operator that is not standard,"
+            return f"{kind} {f'{part.domain}.{part.op_type}'.lstrip('.')!r:.80}"
         names = [part.name, *part.input, *part.output]
     elif isinstance(part, onnx.GraphProto):
         names = [part.name, *(value.name for value in (*part.input, *part.output))]
@@ -102,14 +104,13 @@ def _fault(part: Any) -> str:
 
 def _check_sizes(model: onnx.ModelProto, image: Sequence[int]) -> None:
     """Raise BundleError if a value is too large, as far as its shape follows from the graph, for one image."""
-    inferred = _inferred(model, image)
+    inferred = _inferred(model, image).graph
     most, total = 2**24 + 256 * prod(image), 0
-    for graph in (part for part in parts(inferred) if isinstance(part, onnx.GraphProto)):
-        for value in (*graph.value_info, *graph.output):
-            size = prod(axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.HasField("dim_value"))
-            total += size
-            if size > most or total > 16 * most:
-                raise BundleError(f"the value {value.name!r:.80} of {size} elements ({total} up to there)")
+    for value in (*inferred.value_info, *inferred.output):
+        size = prod(axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.HasField("dim_value"))
+        total += size
+        if size > most or total > 16 * most:
+            raise BundleError(f"the value {value.name!r:.80} of {size} elements ({total} up to there)")
 
 
 def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
@@ -119,11 +120,8 @@ def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
     graph.name = "sizes"
     graph.node.extend(model.graph.node)
     graph.output.extend(model.graph.output)
-    for part in parts(lean):
-        if isinstance(part, onnx.GraphProto):
-            del part.value_info[:]
-            for value in part.output:
-                value.ClearField("type")
+    for value in graph.output:
+        value.ClearField("type")
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in weights:
@@ -134,7 +132,8 @@ def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
             graph.initializer.append(tensor)
         graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     try:
-        return onnx.shape_inference.infer_shapes(lean, data_prop=True)
+        # Without `data_prop`, which takes memory for each element of a long shape.
+        return onnx.shape_inference.infer_shapes(lean)
     except Exception as error:  # onnx raises types that share no base but Exception
         raise BundleError(f"shapes that cannot be inferred ({first_line(error)})") from error
 

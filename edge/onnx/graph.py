@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.onnx.check import external_tensor
+from rws.edge.onnx.check import check_inside
 from rws.errors import BundleError, first_line
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -35,8 +35,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         raise BundleError(f"{source}: not a whole ONNX model ({first_line(error)}); export it again") from error
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
-    if (name := external_tensor(proto)) is not None:
-        raise BundleError(f"{source}: tensor {name!r:.80} is kept in another file; save the model as one file")
+    check_inside(proto, source)
     return proto
 
 

@@ -207,20 +207,30 @@ def unknown_field(proto):
     proto.graph.initializer[0].MergeFromString(b"\xfa\x3e\x03abc")  # field 1007
 
 
+def in_a_branch(proto):
+    total = helper.make_node("ReduceSum", ["big"], ["c"], keepdims=0)
+    behind(
+        proto,
+        branches(helper.make_node("ConstantOfShape", ["shape"], ["big"]), total, ADD),
+        initializers=[GO, whole([2**31], "shape")],
+    )
+
+
 NEEDLESS = {
-    "endless loop": (endless, "the operator 'Loop'"),
-    "loop in a branch": (loop_in_a_branch, "the operator 'Loop'"),
-    "scan": (scan, "the operator 'Scan'"),
+    "endless loop": (endless, "a graph inside, in 'Loop'"),
+    "loop in a branch": (loop_in_a_branch, "a graph inside, in 'If'"),
+    "scan": (scan, "a graph inside, in 'Scan'"),
     "a function": (lambda proto: function(proto, helper.make_node("Relu", ["x"], ["y"])), "local functions"),
     "training": (lambda proto: proto.training_info.add(), "training information"),
     "a custom operator": (
         lambda proto: behind(proto, helper.make_node("F", ["before"], ["y"], domain="evil.\n\x1b[2J")),
-        r"the operator 'evil\.\\n\\x1b\[2J\.F'",
+        r"not standard, 'evil\.\\n\\x1b\[2J\.F'",
     ),
     "another provider's compiled graph": (
         lambda proto: behind(proto, helper.make_node("EPContext", ["before"], ["y"], domain="com.microsoft")),
-        "the operator 'com.microsoft.EPContext'",
+        "not standard, 'com.microsoft.EPContext'",
     ),
+    "memory in a branch": (in_a_branch, "a graph inside, in 'If'"),
     "graphs in graphs": (deep, "nested more than 24 deep"),
     "more nodes than any network": (
         lambda proto: behind(proto, *[helper.make_node("Identity", ["before"], [f"n{i}"]) for i in range(20_001)]),
@@ -252,7 +262,7 @@ NEEDLESS = {
 def test_what_no_bundle_needs_is_refused(bundle_path, case, name):
     change, message = NEEDLESS[case]
     edit_network(bundle_path, change, name)
-    refused(bundle_path, f"{name}: holds {message}.*export it again")
+    refused(bundle_path, f"{name}: (holds )?.*{message}.*export it again")
 
 
 BIG = 2**31
@@ -278,12 +288,6 @@ ONE, ROW = whole(np.ones(1, np.float32), "one"), whole(np.ones((1, 60_000), np.f
 SHAPE = whole([BIG], "shape")
 
 
-def in_a_branch(proto):
-    total = helper.make_node("ReduceSum", ["big"], ["c"], keepdims=0)
-    behind(proto, branches(node("ConstantOfShape", "shape"), total, ADD), initializers=[GO, SHAPE])
-    proto.graph.node[-1].attribute[0].g.value_info.append(value("big", FLOAT, [1]))
-
-
 def as_the_output(proto):
     column = whole(np.array([2**28, 1]), "shape")
     behind(proto, node("Expand", "before", "shape"), initializers=[column])
@@ -293,11 +297,6 @@ HUGE = {
     "ConstantOfShape": summed(node("ConstantOfShape", "shape"), initializers=[SHAPE]),
     "shape from a constant": summed(constant(SHAPE, "shape"), node("ConstantOfShape", "shape")),
     "declared small": summed(node("ConstantOfShape", "shape"), initializers=[SHAPE], hide=True),
-    "shape that is computed": summed(
-        constant(whole([2**16], "half"), "half"),
-        node("Mul", "half", "half", output="shape"),
-        node("ConstantOfShape", "shape"),
-    ),
     "Expand": summed(node("Expand", "one", "shape"), initializers=[ONE, SHAPE]),
     "Tile": summed(node("Tile", "one", "shape"), initializers=[ONE, SHAPE]),
     "Range": summed(
@@ -316,7 +315,6 @@ HUGE = {
         node("Sum", *[f"v{i}" for i in range(40)]),
         initializers=[whole([2**23], "shape")],
     ),
-    "in a branch": in_a_branch,
     "as the output": as_the_output,
 }
 
