@@ -136,6 +136,7 @@ def _check_strength(signatures: SignatureSet, table: GainTable, source: Path) ->
 def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: int) -> Any:
     network = read_model(content, str(source))
     height, width = manifest.input.height, manifest.input.width
+    check_network(network, str(source), (height, width), len(content))
     shape = data_input(network, str(source))[1]
     pairs = zip(shape[1:], (3, height, width), strict=False)
     if len(shape) != 4 or any(found not in (None, want) for found, want in pairs):
@@ -143,7 +144,6 @@ def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: in
     result = output_shape(network)
     if len(result) != 2 or result[1] not in (None, outputs):
         raise BundleError(f"{source}: gives {result}, expected (N, {outputs}); export it again")
-    check_network(network, str(source), (height, width), len(content))
     return network
 
 

@@ -96,10 +96,12 @@ def _fault(part: Any) -> str:
         if inner or part.domain not in _DOMAINS:
             kind = "a graph inside, in" if inner else "an operator that is not standard,"
             return f"{kind} {f'{part.domain}.{part.op_type}'.lstrip('.')!r:.80}"
-        names = [part.name, *part.input, *part.output]
+        names = [part.name, part.op_type, *part.input, *part.output]
     elif isinstance(part, onnx.GraphProto):
         names = [part.name, *(value.name for value in (*part.input, *part.output))]
-    return "a name that is too long" if any(len(name) > _LONGEST_NAME for name in names) else ""
+    # protobuf gives bytes for a name that is no UTF-8.
+    sound = all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
+    return "" if sound else "a name that is too long or no UTF-8"
 
 
 def _check_sizes(model: onnx.ModelProto, image: Sequence[int]) -> None:

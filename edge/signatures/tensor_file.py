@@ -13,7 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from rws.edge.common.schema import parse_json, shorten
-from rws.errors import FormatError
+from rws.errors import FormatError, first_line
 
 _DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "?"}
 _METADATA_KEY = "rws"
@@ -31,7 +31,9 @@ def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], Map
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise FormatError(f"{source}: not a whole safetensors file ({error}); copy or build it again") from error
+        raise FormatError(
+            f"{source}: not a whole safetensors file ({first_line(error)}); copy or build it again"
+        ) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:

@@ -422,7 +422,7 @@ ABUSIVE_MANIFESTS = {
     "wrong hash": (put("files", "oracle.onnx", "sha256", "0" * 64), r"oracle\.onnx: altered.* says 000000000000…"),
     "a file without bounds": (put("files", "oracle.onnx", "bytes", 10**9), "files is .* at most"),
     "an image without bounds": (put("input", "height", 10**9), "input.height is 1000000000"),
-    "a shape without end": (put("patched_tensors", 0, "shape", [2**52] * 10_000), "patched_tensors is"),
+    "a shape without end": (put("patched_tensors", 0, "shape", [2**52] * 10_000), "patched_tensors.0.shape is"),
     "a name without end": (put("classes", 0, "x" * 10_000), "classes.0 is"),
     "a number of 4,000 digits": (put("measured", "ta", 10**3999), "a number of 4000 characters"),
     "a digit for each byte of a shape": (put("patched_tensors", 0, "shape", [10**3999]), "a number of 4000"),

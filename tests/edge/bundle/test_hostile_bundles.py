@@ -240,6 +240,14 @@ NEEDLESS = {
         lambda proto: behind(proto, helper.make_node("Identity", ["before"], ["y"], name="x" * 10_000)),
         "a name that is too long",
     ),
+    "a name that is no UTF-8": (
+        lambda proto: proto.graph.input[0].MergeFromString(b"\x0a\x02\xce\x20"),
+        "too long or no UTF-8",
+    ),
+    "an operator's name that is no UTF-8": (
+        lambda proto: proto.graph.node[0].MergeFromString(b"\x22\x02\xce\x20"),
+        "too long or no UTF-8",
+    ),
     "text": (text, "'words' of text"),
     "sparse weights of 32 GB": (
         lambda proto: proto.graph.sparse_initializer.append(sparse(whole([1], "i"))),
@@ -375,7 +383,7 @@ def test_a_header_with_a_number_without_end(bundle_path):
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length].replace(b'"dtype"', b'"more":%s,"dtype"' % (b"1" * 5_000), 1)
     put_file(bundle_path, "policy.safetensors", len(header).to_bytes(8, "little") + header + data[8 + length :])
-    refused(bundle_path, "not a whole safetensors file|a number of 5000 characters")
+    refused(bundle_path, "not a whole safetensors file|a number of 5000 characters", RwsError)
 
 
 @pytest.mark.parametrize("name", [*FILES, "bundle.json"])
