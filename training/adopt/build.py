@@ -119,7 +119,7 @@ class AdoptionBuild:
         self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
-        self._store = Store(work, "refuse")
+        self._store = Store(work, "keep")  # `--quick` and the full training share the default folder
         self._left = TimeLeft()
         kinds = {"frames": "frame", "steps": "step", "answers": "answer"}
         self._report = partial(job_log, work, progress=progress, left=self._left, kinds=kinds)
