@@ -88,7 +88,7 @@ def signatures(
 
     \b
     Examples:
-        rws bench signatures --data ~/data/cifar10 --work runs/build --json signatures.json
+        rws bench signatures --data ~/data/cifar10 --work runs/train --json signatures.json
         rws bench signatures --bundle my_bundle --data my_photos/test --limit 500      # only its own bits
     """
     with require("bench"):

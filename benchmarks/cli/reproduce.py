@@ -58,7 +58,7 @@ def reproduce(
     status: Annotated[bool, typer.Option("--status", help="List what is done and what is missing, and exit.")] = False,
     report: JsonOption = None,
 ) -> None:
-    """Reproduce the paper's tables and figures, from data to table or picture.
+    """Reproduce the paper's tables and figures, from data to table or plot.
 
     \b
     Examples:

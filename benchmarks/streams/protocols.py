@@ -1,7 +1,7 @@
 """Streams of corrupted test images, in the five orders of the test-time-adaptation literature; seeded and replayable.
 
-At one seed all show the same images with the same draws (`gradual` has its own severities): only the order differs,
-so that whoever has no memory and no filter scores the same in all of them."""
+At one seed all show the same images with the same draws (`gradual` has other severities): only the order differs,
+so that a method without memory and filter scores the same in all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,8 +85,8 @@ def make_stream(
         labels: int64 (M,), class of each clean image.
         frames: frames per type, clean included. Each type shows the same images, drawn by the seed.
         severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; rounded for
-            corruptions of whole severities, 0 being clean); or "all": the five as often as each other, in separate
-            blocks, in `mixed` changing from frame to frame (`gradual` runs through them anyhow and climbs to 5).
+            corruptions of whole severities, 0 being clean); or "all": the five equally often, in
+            separate blocks; in `mixed`, changing from frame to frame (`gradual` runs through all of them, up to 5).
         seed: 0 or more; same arguments, same stream.
         corruptions: which of `rws.training.corruptions.CORRUPTIONS` occur next to clean frames.
 

@@ -63,7 +63,7 @@ BEGINS_FROM = {
 }
 ALL = "all"  # not a corruption: the start of all signatures, trained on images of which each has another corruption
 
-# Parts of the recipe that decide a signature, in addition to the number of its steps.
+# Parts of the recipe that decide a signature, next to the number of its steps.
 TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
 
 ADOPT_VERSION = 1  # raise it when the same model, images and recipe give other files

@@ -87,7 +87,7 @@ def opset(proto: onnx.ModelProto) -> int:
 
 
 def lowered(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a graph to the opset of our exports if possible: onnx2torch knows no Reshape of opset 19 or later."""
+    """Return the graph in the opset of our exports, if possible: onnx2torch knows no Reshape of opset 19 or later."""
     if opset(proto) <= OPSET:
         return proto
     try:
@@ -157,7 +157,7 @@ def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, side: int, cha
 
 
 def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Let ONNX Runtime fold constants and remove what does nothing; return the graph, still plain ONNX."""
+    """Return the graph with constants folded and idle nodes removed by ONNX Runtime; it is still plain ONNX."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
@@ -165,7 +165,7 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises types that share no base but Exception
+        except Exception as error:  # ONNX Runtime's error types share no base but Exception
             raise BundleError(f"model: ONNX Runtime cannot load it ({first_line(error)}); export it again") from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}

@@ -35,7 +35,7 @@ class ImportedModel:
 
 
 def load_classifier(model: str, size: int | None) -> bytes:
-    """Return the ONNX bytes of an `.onnx` file, or of the module that `package.module:factory` returns.
+    """Return the ONNX bytes of an `.onnx` file, or of the module that `package.module:factory` without arguments gives.
 
     The working folder is searched for it, too. The module takes float32 (N, 3, size, size); a file needs no size.
     Raises InputError if the factory cannot be used, UsageError without `size`, BundleError for an unreadable file.
@@ -72,7 +72,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     """Bring a classifier, ONNX bytes, to the bundle's contract; `preprocessing` becomes a part of the graph.
 
     `size` is the side of the input, pixels, if the graph leaves it free; UsageError if it is missing or differs.
-    BundleError if the model is not an image classifier in float32, or does not compute the same afterwards.
+    BundleError if the model is not an image classifier in float32, or its outputs change.
     """
     original = read_model(model)
     _check_weights(original)
@@ -110,7 +110,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)
-    except Exception as error:  # ONNX Runtime raises types that share no base but Exception
+    except Exception as error:  # ONNX Runtime's error types share no base but Exception
         raise BundleError(f"model: ONNX Runtime cannot run two images of {side} px ({first_line(error)})") from error
     if found.ndim != 2 or len(found) != 2:
         shape = output_shape(proto)

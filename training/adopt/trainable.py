@@ -15,8 +15,8 @@ from rws.training.adopt.graph import compare, run_onnx
 from rws.training.models.fit import channels_last
 from rws.training.signatures.tuned import train_only
 
-BUDGET = 0.006  # part of the model's bytes that one signature may take where no number of layers is given
-_BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with its own scale
+BUDGET = 0.006  # part of the model's bytes that one signature may take if no number of layers is given
+_BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with its scale
 _BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
 
 
@@ -25,17 +25,17 @@ class OperatorError(FormatError):
 
 
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Convert a prepared graph to a torch module in eval mode; return its trainable parameters, too, by tensor name.
+    """Convert a prepared graph to a torch module in eval mode; return it and its trainable parameters by tensor name.
 
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
     if unsupported := unsupported_operators(proto):
         fault = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
-        raise OperatorError(f"{fault}, or train its shallow part alone (--target shallow) where they come later")
+        raise OperatorError(f"{fault}, or train only its shallow part (--target shallow) if they come later")
     try:
         module, names = to_torch(proto, tensors)
     except BundleError as error:
-        raise OperatorError(f"{error}; or train its shallow part alone (--target shallow)") from error
+        raise OperatorError(f"{error}; or train only its shallow part (--target shallow)") from error
     found = train_only(module.eval(), [names[tensor] for tensor in tensors])
     images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     with torch.no_grad():
@@ -45,11 +45,11 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """Return the part of a graph before its first deep layer, as a model; InputError if it has not one output."""
+    """Return the part of a graph up to the input of its first deep layer; InputError if it has not one output."""
     try:
         part, _ = split_after(proto, tensors)
     except ValueError as error:
-        raise InputError(f"the shallow part cannot be cut off: {error}; sign fewer layers with --layers") from error
+        raise InputError(f"the shallow part cannot be cut off: {error}; change fewer layers with --layers") from error
     if len(part.graph.output) != 1:
         found = f"after these layers {len(part.graph.output)} values go on, expected one"
         raise InputError(f"{found}; the shallow part ends inside a block: give another --layers")
@@ -57,16 +57,16 @@ def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 
 
 def signature_bytes(proto: onnx.ModelProto, layers: int) -> int:
-    """Estimate the bytes of a signature of the first `layers` convolutions at 8 bit, one scale per channel."""
+    """Estimate the bytes of a signature of the first `layers` convolutions at 8 bits, with a scale per channel."""
     sizes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
     weights = [sizes[name] for name in shallow_tensors(proto, layers)[::2]]
     return sum(int(np.prod(dims)) + _BYTES_A_CHANNEL * dims[0] + 2 * _BYTES_A_TENSOR for dims in weights)
 
 
 def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
-    """Return how many convolutions have a signature within that share of the model's bytes; at least one.
+    """Return how many convolutions a signature may change to stay within that share of the model's bytes; at least one.
 
-    If that ends inside a residual block, the block is left out: a half-trained block gains less.
+    If that ends inside a residual block, the cut moves back to a block's end: a half-trained block gains less.
     """
     limit = share * proto.ByteSize()
     convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)

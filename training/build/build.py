@@ -1,6 +1,6 @@
 """From clean images to a bundle, as jobs that each make one file in the work folder, or find it there.
 
-A build that was stopped goes on where it was; several processes that share the folder can each take some of the jobs.
+A build that was stopped resumes; several processes that share the folder can each take some of the jobs.
 """
 
 import copy
@@ -159,7 +159,7 @@ class Build:
         return model.eval()
 
     def init(self) -> nn.Module:
-        """Return the standard model that is trained first."""
+        """Train the standard model that all others continue from, or load it."""
         model = self.new_model()
         shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)  # refuses too few before the training
         return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
@@ -169,7 +169,7 @@ class Build:
         return [] if before is None else [before.recipe.init, before._data_digest, *before._ancestors()]
 
     def continued(self, job: str, start: nn.Module, recipe: FitRecipe, corrupted: Corrupted, *origin: Any) -> nn.Module:
-        """Return a copy of `start`, trained further on the images of this build; `origin` names its source."""
+        """Train another model on this build's images, from a copy of `start`; `origin`: what `start` was made from."""
         model, seed = copy.deepcopy(start), derive_seed(self.recipe.seed, "continued training")
         return self._fit(job, model, recipe, corrupted, seed, *origin, *self._ancestors())
 
@@ -178,16 +178,16 @@ class Build:
         return self.continued(job, fold_batchnorm(init) if first else init, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
-        """Return θ_std: the init, continued on clean images."""
+        """Train θ_std: the init, continued on clean images."""
         return self._continue("std", self.recipe.continued, Corrupted())
 
     def robust(self, corruption: str) -> nn.Module:
-        """Return θ_r: the init, continued on images with one corruption."""
+        """Train θ_r: the init, continued on images with one corruption."""
         corrupted = Corrupted(corruption, self.recipe.signatures.severity)
         return self._continue(f"robust-{corruption}", self.recipe.robust, corrupted)
 
     def augmented(self) -> nn.Module:
-        """Return one model for everything: the init, continued on images with one of all corruptions each."""
+        """Train one model for everything: the init, continued on images with one of all corruptions each."""
         return self._continue("augmented", self.recipe.augmented, Corrupted("all", self.recipe.signatures.severity))
 
     @cached_property
@@ -274,7 +274,7 @@ class Build:
         return TorchModel.from_onnx(self._network, signatures, signatures.tensors, str(self.device))
 
     def gain(self) -> GainTable:
-        """Return the gain table of the shipped signatures."""
+        """Measure the gain table of the shipped signatures, or load it."""
         signatures, recipe, seed = self.signatures(), self.recipe.calibration, self.recipe.seed
         inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
         entry, names = self._entry("gain.npz", ARRAYS, recipe, *inputs), signatures.names

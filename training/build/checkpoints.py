@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere, whichever file they lie in."""
+"""Models that were trained elsewhere, in any of the supported files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rws.training.models import architectures
 
 
 def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
-    """Return the folded network of a state dict, `.pt` (also a checkpoint of `rws train`) or `.safetensors`.
+    """Load the folded network of a state dict, `.pt` (also a checkpoint of `rws train`) or `.safetensors`.
 
     Raises UsageError without a recipe, InputError without a file; FormatError for weights of another architecture.
     """
@@ -31,7 +31,7 @@ def folded_model(path: Path, recipe: str | None, classes: int) -> nn.Module:
 def folded_weights(
     path: Path, layers: int, recipe: str | None = None, classes: int = 10
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the folded weights of an `.onnx` file or a state dict by name, and the names of the shallow ones.
+    """Load weights of an `.onnx` file or state dict by name, BatchNorm folded, and the names of the shallow ones.
 
     An `.onnx` file needs neither recipe nor classes. Errors are those of `folded_model` and `read_model`.
     """

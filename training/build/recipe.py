@@ -75,7 +75,7 @@ class StreamRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """Everything that decides a bundle, besides the images.
+    """Everything that decides a bundle, except the images.
 
     From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model of all corruptions (`augmented`).
     """

@@ -73,7 +73,7 @@ class TimeLeft:
         return seconds / self.workers / 60 if needed else None
 
     def _probe(self, kind: str, probe: Callable[[], object], units: float) -> None:
-        with torch.random.fork_rng():  # a training in progress goes on with its own draws
+        with torch.random.fork_rng():  # a training in progress keeps its draws
             for _ in range(2):
                 if self._seconds[kind] < _SHORT_PROBE:
                     self.begin()

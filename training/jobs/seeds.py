@@ -7,7 +7,7 @@ import json
 def derive_seed(seed: int, purpose: str, corruption: str = "", severity: float = 0, draw: int = 0) -> int:
     """Derive the seed of one set of random draws per purpose (hash of seed, purpose, corruption, severity, draw).
 
-    `purpose`: `training`, `calibration`, `validation`, `test`, …; one for the same images. `severity`: 5 and 5.0 are
+    `purpose`: `training`, `calibration`, `validation`, `test`, …; one per set of images. `severity`: 5 and 5.0 are
     the same. `draw`: number of the epoch, or of the layer among corruptions laid over one another.
     Returns 0 … 2^62 − 1: a seed for `seeds_for`, `torch.Generator` and `numpy.random.default_rng`.
     """

@@ -1,4 +1,4 @@
-"""Get or make: artefacts in files, each made once, and jobs that several processes share through a folder.
+"""Artefacts in files, each made once, and jobs that several processes share through a folder.
 
 Next to a file is its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Codec(Generic[T]):
-    """How a value becomes the bytes of a file, and comes back from them."""
+    """How a value becomes the bytes of a file, and is read from them."""
 
     encode: Callable[[T], bytes]
     decode: Callable[[bytes], T]
@@ -75,11 +75,11 @@ class Entry(Generic[T]):
         self._store, self._identity, self._codec = store, json.loads(text), codec
         stem, suffix = Path(name).stem, Path(name).suffix
         self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
-        # Where a training may keep the state that it resumes from; removed when the artefact is made.
+        # Where a training may keep what it resumes from; removed when the artefact exists.
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
 
     def load(self) -> T | None:
-        """Return the artefact, or None if it is not made yet; InputError if the store refuses the existing file."""
+        """Load the artefact; None if it does not exist yet; InputError if the store refuses the file."""
         if self._path is None or not self._store.resume or not self._path.exists():
             return None
         note, content = _read_note(self._path), self._path.read_bytes()
@@ -92,7 +92,7 @@ class Entry(Generic[T]):
         return None
 
     def save(self, value: T) -> T:
-        """Write the artefact, atomically; gives what `load` will give."""
+        """Write the artefact, atomically; return what `load` will return."""
         content = self._codec.encode(value)
         if self._path is not None:
             note = {"identity": self._identity, "sha256": hashlib.sha256(content).hexdigest()}
@@ -102,7 +102,7 @@ class Entry(Generic[T]):
         return self._codec.decode(content)
 
     def get(self, make: Callable[[], T]) -> T:
-        """Return the artefact; make it if it is missing, unless another process does so meanwhile; see `load`."""
+        """Return the artefact; make it if it does not exist and no other process makes it meanwhile; see `load`."""
         found = self.load()
         if found is not None:
             return found
@@ -120,10 +120,10 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of artefacts, created when one is made; None keeps none. `resume`: what is there may be taken.
+    """A folder of artefacts, created when one is made; None keeps none. `resume`: existing files are used.
 
     A file that is damaged or was made from something else is an error (`refuse`) or replaced (`remake`, `keep`); `keep`
-    has a file for each identity, with its digest in the name.
+    has a file per identity, with its digest in the name.
     """
 
     folder: Path | None
@@ -131,7 +131,7 @@ class Store:
     resume: bool = True
 
     def entry(self, name: str, identity: Any, codec: Codec[T]) -> Entry[T]:
-        """Return the entry of one artefact."""
+        """Return one artefact; see `Entry`."""
         return Entry(self, name, identity, codec)
 
     def get(self, name: str, identity: Any, make: Callable[[], T], codec: Codec[T]) -> T:
@@ -152,7 +152,7 @@ def _read_note(path: Path) -> Mapping[str, Any]:
 
 @contextmanager
 def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
-    """Hold a name in a folder; gives False at once where another process holds it and `wait` is off."""
+    """Hold a name in a folder; gives False at once if another process holds it and `wait` is off."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f".{name}.lock")  # freed by the system when the process that holds it dies
     with suppress(Timeout):
@@ -177,4 +177,4 @@ def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
                 elsewhere.append(name)
     for name in elsewhere:
         with claim(folder, name, wait=True):
-            jobs[name]()  # a job that its holder finished only reads its file; one that died with it goes on
+            jobs[name]()  # a job that its holder finished only reads its file; one that died with it resumes

@@ -165,7 +165,7 @@ def test_tent_lowers_the_entropy_through_affine_parameters_alone(own, foggy):
     tent.reset()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert entropy() == first
-    # Adam is reset as well: the same frames lead to the same weights.
+    # Adam restarts as well: the same frames give the same answers.
     np.testing.assert_array_equal(tent.classify(*sample_of(foggy)), answers)
     once = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     tent.reset()

@@ -78,8 +78,8 @@ def test_a_method_sees_each_frame_once_in_order_and_no_batch_over_a_cut(images, 
 
 
 def test_an_unknown_method_is_named(bundle):
-    with pytest.raises(InputError, match="unknown method 'other'"):
-        Ours("other", bundle, bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1))
+    with pytest.raises(InputError, match="unknown method 'guess'"):
+        Ours("guess", bundle, bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1))
 
 
 def test_a_folder_without_splits_is_taken_as_it_is(bundle, images, image_folder):

@@ -110,7 +110,7 @@ def test_gradual_climbs_to_5_and_falls_back_inside_each_block():
             assert 0 < block.min() < 0.2
 
 
-def test_all_severities_are_as_frequent_in_separate_blocks():
+def test_all_severities_are_equally_frequent_in_separate_blocks():
     stream = make_stream("continual", LABELS, frames=20, severity="all")
     severity = stream.severity.reshape(100, 4)
     assert (severity == severity[:, :1]).all()

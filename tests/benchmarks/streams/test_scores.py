@@ -118,7 +118,7 @@ def test_a_block_that_sets_in_weakly_counts_from_where_no_patch_is_wrong():
     assert (found["blocks"], found["mean"]) == (3, 0.33)
 
 
-def test_a_cut_starts_a_separate_block():
+def test_a_cut_starts_a_new_block():
     stream = make([FOG] * 4, protocol="iid", cuts=(0, 2))
     assert delays(stream, np.array([True, True, False, True]), np.zeros(4, bool))[0]["mean"] == 0.5
 

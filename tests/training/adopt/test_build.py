@@ -79,7 +79,7 @@ def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_mad
         AdoptionBuild(adopted, clean_images, replace(recipe, steps=4), tmp_path).signature("shot_noise")
 
 
-def test_every_corruption_begins_from_one_that_is_trained_before():
+def test_every_corruption_begins_from_one_that_is_made_before():
     for name in CORRUPTIONS:
         chain = [name]
         while chain[-1] in BEGINS_FROM:

@@ -96,7 +96,7 @@ def free_size() -> onnx.ModelProto:
     return proto
 
 
-def test_a_model_of_any_size_is_built_for_the_given_one():
+def test_a_model_of_any_size_is_prepared_for_the_given_size():
     assert adopt_model(free_size().SerializeToString(), Preprocessing(), 48).size == 48
     with pytest.raises(InputError, match="--size"):
         adopt_model(free_size().SerializeToString(), Preprocessing())

@@ -69,9 +69,7 @@ def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recip
     recipes = [Bundle.load(path).manifest.provenance["recipe"] for path in (tmp_path / "onto", out)]
     assert recipes[0]["oracle"]["widths"] == [8, 12]
     assert recipes[0]["model"] == recipes[1]["model"]
-    assert (
-        recipes[0]["seed"] == recipes[1]["seed"] == 1
-    )  # else the model would be evaluated on images that it has learnt from
+    assert recipes[0]["seed"] == recipes[1]["seed"] == 1  # else the model is evaluated on images that it was trained on
 
 
 def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruptions(
@@ -283,7 +281,7 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
         assert abs(float((delta * direction).sum())) <= 1e-3 * float(delta.norm() * direction.norm()) + 1e-9
 
 
-def test_targets_of_tuning_have_separate_signatures(build):
+def test_targets_of_tuning_have_different_signatures(build):
     assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
     name = build.tensors[0]
@@ -291,7 +289,7 @@ def test_targets_of_tuning_have_separate_signatures(build):
     assert torch.equal(build.signature("tuned", "fog")[name], output[name])
 
 
-def test_a_training_that_was_stopped_goes_on_after_its_last_epoch_to_the_same_weights(
+def test_a_training_that_was_stopped_resumes_after_its_last_epoch_to_the_same_weights(
     tiny_recipe, image_folder, tmp_path
 ):
     epochs = []
