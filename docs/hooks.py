@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -43,6 +44,7 @@ _added: dict[PurePosixPath, str] = {}
 """The files of the repository that are on the site, and where."""
 
 
+@event_priority(100)  # before mkdocstrings, which overlooks a folder that does not exist yet
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Show mkdocstrings the packages as they are installed: it does not follow an editable installation."""
     _added.clear()

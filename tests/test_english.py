@@ -22,7 +22,7 @@ QUOTES = ("tests/test_english.py", "CHANGELOG.md", "benchmarks/results/")
 RECORDED = re.compile(r"<!-- (sources|drill|clips) -->.*?<!-- /\1 -->", re.DOTALL)
 """Tables of a page that quote recorded commands, or what a case of the drill recorded."""
 
-THING = r"(?:line|frame|image|step|cell|class|type|row|record|signature|model|corruption|session|second|minute)"
+THING = r"(?:line|frame|image|step|cell|class|type|row|record|signature|model|corruption|session|second|minute|seed)"
 OF_PICTURES = (
     r"an?|the|each|every|no|of|these|those|its|your|own|clean|clear|corrupted|black|frozen|damaged|equal|whole|real|live|"
     r"newest|last|next|old|first|few|some|many|more|most|other|all|test|with|held-out|labelled|\d+"
@@ -65,7 +65,7 @@ TABLE = [
     ("judge", r"(?i)\bjudg(?:e|es|ed|ing)\b", "evaluate, classify; Evaluator"),
     ("stranger, workshop", r"(?i)\bstrangers?\b|\bworkshop\b", "HeldOutOracle, evaluate_held_out; build"),
     ("Guard", r"\bGuard\b", "TokenAuth"),
-    ("a line a frame", rf"\b(?:an?|one|two|\d+) {THING}s? a {THING}\b", "one line per frame"),
+    ("a line a frame", rf"\b(?:an?|one|two|\d+)(?: int64)? {THING}s? an? {THING}\b", "one line per frame"),
     (
         "where",
         r"(?i)\bwhere (?:there (?:is|are) (?:no|none|nothing|only)|(?:it|they|that|none|nothing) (?:is|are) "

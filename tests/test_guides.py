@@ -23,6 +23,8 @@ from rws.cli import app
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE
 from support.command_line import invoke
 
+pytestmark = pytest.mark.torch  # a guide replays a test set
+
 ROOT = Path(__file__).parents[1]
 GUIDES = ("docs/get_started.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/guides/*.md")))
 PAGES = ("README.md", *GUIDES)

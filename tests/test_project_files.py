@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rws.training.build.recipe import tomllib
+from rws.edge.common.schema import tomllib
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))

@@ -33,10 +33,7 @@ class Block:
     parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def typical(self, part: str | None = None) -> float:
-        """Return milliseconds: the medians of frames with and without a change, weighted by their share.
-
-        One median of all would miss rare patches.
-        """
+        """Return milliseconds: medians with and without a change, by share; one median would miss rare patches."""
         ms = self.ms if part is None else self.parts[part]
         share = float(self.changed.mean())
         parts = ((share, self.changed), (1 - share, ~self.changed))
@@ -99,10 +96,7 @@ def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
 
 
 def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
-    """Return a function that runs one block; each of its times is of a `step`, which holds `frames` frames.
-
-    The block's milliseconds are per frame, and its mix never changes.
-    """
+    """Return a function that runs a block without changes of mix; a `step` is `frames` frames, times are per frame."""
 
     def once() -> float:
         before = time.perf_counter()
@@ -126,10 +120,7 @@ def interleave(
     rng: random.Random,
     into: dict[Key, Measured],
 ) -> list[Block]:
-    """Measure one repeat of all cases, in an order that `rng` shuffles, and return the baseline's blocks.
-
-    `into` gets a block for each case and round.
-    """
+    """Measure one repeat of all cases, in an order that `rng` shuffles, into `into`; return the baseline's blocks."""
     for key in cases:
         measured = into.setdefault(key, Measured())
         measured.blocks.append([])

@@ -35,7 +35,7 @@ from rws.training.jobs.seeds import derive_seed
 
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
 SEVERITIES = (1, 2, 3, 4, 5)
-# `imagecorruptions` has other algorithms for frost and elastic_transform, and random streams of its own for
+# `imagecorruptions` has other algorithms for frost and elastic_transform, and its own random streams for
 # impulse_noise and glass_blur; Poisson draws cannot be replayed, since ours start from a normal number.
 _INCOMPARABLE = ("frost", "elastic_transform", "impulse_noise", "glass_blur", "shot_noise")
 COMPARABLE = tuple(name for name in CORRUPTIONS if name not in _INCOMPARABLE)

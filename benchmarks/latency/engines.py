@@ -1,7 +1,4 @@
-"""Engines: models whose weights change, and `untouched`, the baseline.
-
-The baseline is a plain ONNX Runtime session. On a GPU without a CUDA provider it is the Torch module, eager.
-"""
+"""Engines: models whose weights change, and the baseline `untouched`, a plain session (or eager Torch on a GPU)."""
 
 import copy
 import time
@@ -68,11 +65,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model that is ready to run.
-
-    `change` applies the mix at an index of `Setting.mixes`, or the clean weights for None. It is None if the weights
-    cannot change.
-    """
+    """A model ready to run; `change` applies the mix at an index of `Setting.mixes`, or the clean weights for None."""
 
     name: str
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # images, RGB, 0…1, (1, 3, H, W) → logits (1, K)
@@ -95,10 +88,7 @@ def make_engine(name: str, setting: Setting) -> Engine:
 
 
 def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the logits (1, K) of an input, float32 (1, 3, H, W), with clean weights and under the first mix.
-
-    ONNX Runtime computes them on the CPU, from two separate files.
-    """
+    """Return the logits (1, K) of an input (1, 3, H, W) on the CPU, with clean weights and under the first mix."""
     cpu = replace(setting, device="cpu")
     return _Session(cpu, setting.model.onnx)(x), _Session(cpu, patched_onnx(setting.model, setting.mixes[0]))(x)
 
@@ -106,11 +96,9 @@ def expected_outputs(setting: Setting, x: NDArray[np.float32]) -> tuple[NDArray[
 def check_outputs(
     engine: Engine, x: NDArray[np.float32], clean: NDArray[np.float32], patched: NDArray[np.float32]
 ) -> None:
-    """Raise RwsError unless an engine's logits follow its weights: clean, patched, and clean again.
+    """Raise RwsError unless the logits of `x` follow the weights: `clean`, `patched`, and clean again.
 
-    Args:
-        x: input, float32, shape (1, 3, H, W).
-        clean, patched: what `expected_outputs` returns for it, float32, shape (1, K).
+    Shapes are those of `expected_outputs`.
     """
     allowed = TOLERANCE * float(np.abs(patched - clean).max())
     steps: list[tuple[int | None, NDArray[np.float32]]] = [(None, clean)]

@@ -164,7 +164,7 @@ class _Bench:
         self._times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self._providers: dict[str, str] = {}
         self._notes: dict[str, str] = {}
-        self._left_out: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
         torch.set_num_threads(threads)
 
     def measure(self, folder: Path) -> None:
@@ -178,14 +178,14 @@ class _Bench:
 
     def _repeat(self, setting: Setting, expected: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
         engines: dict[str, Engine] = {}
-        wanted = [strategy for strategy in ("untouched", *self._options.compared) if strategy not in self._left_out]
+        wanted = [strategy for strategy in ("untouched", *self._options.compared) if strategy not in self._skipped]
         for strategy in self._rng.sample(wanted, len(wanted)):
             try:
                 engines[strategy] = self._make(strategy, setting, expected)
             except RwsError as error:
                 if strategy == "untouched":
                     raise
-                self._left_out[strategy] = str(error)
+                self._skipped[strategy] = str(error)
                 self._tell(f"not measured: {error}")
         cases = self._cases(engines, setting)
         baseline = cases.pop(("untouched", 0))
@@ -196,7 +196,7 @@ class _Bench:
         try:
             self._stage_strategy, stages = stage_cases(setting, self._source, PATCH_EVERY)
         except BundleError as error:
-            self._left_out["whole frame"] = str(error)
+            self._skipped["whole frame"] = str(error)
             self._tell(f"not measured: the whole frame: {error}")
             return
         interleave(baseline, stages, self._options.rounds, self._rng, self._stages)
@@ -220,13 +220,13 @@ class _Bench:
         return engine
 
     def lists(self) -> dict[ListName, list[Row]]:
-        strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._left_out}
+        strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._skipped}
         return {
             "rows": self._rows(strategies),
             "changes": _changes(strategies),
             "stages": stage_rows(self._stages, self._stage_strategy),
-            "left_out": [{"strategy": strategy, "reason": reason} for strategy, reason in self._left_out.items()],
-            "notes": [{"strategy": s, "note": n} for s, n in self._notes.items() if n and s not in self._left_out],
+            "left_out": [{"strategy": strategy, "reason": reason} for strategy, reason in self._skipped.items()],
+            "notes": [{"strategy": s, "note": n} for s, n in self._notes.items() if n and s not in self._skipped],
         }
 
     def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:

@@ -42,7 +42,7 @@ def _cosines(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) 
     return (units(vectors) @ units(others or vectors).T).numpy()
 
 
-def _beside(count: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+def _in_a_row(count: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
     figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, **options)
     return figure, axes[0]
 
@@ -68,7 +68,7 @@ def fig2(measure: Measure) -> Result:
 
 def draw_fig2(result: Mapping[str, Any]) -> Figure:
     """Draw norms, and norms relative to the weights', by layer."""
-    figure, axes = _beside(2, (7.4, 2.7))
+    figure, axes = _in_a_row(2, (7.4, 2.7))
     norm = np.array(list(result["norm"].values()))
     layers = np.arange(1, norm.shape[1] + 1)
     for axis, values, label in (
@@ -133,7 +133,7 @@ def _matrix(axis: Any, values: Any, rows: Sequence[str], columns: Sequence[str],
 
 def draw_fig4(result: Mapping[str, Any]) -> Figure:
     """Draw both matrices."""
-    figure, axes = _beside(2, (8.6, 4))
+    figure, axes = _in_a_row(2, (8.6, 4))
     titles = {"similarity": "cosine similarity of signatures", "gain": "accuracy won, points"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         most = 1 if key == "similarity" else np.abs(result[key]).max()
@@ -224,7 +224,7 @@ def fig7(measure: Measure, images: int = 100) -> Result:
 
 def draw_fig7(result: Mapping[str, Any]) -> Figure:
     """Draw one line per severity."""
-    figure, axes = _beside(len(result["ra"]), (7.4, 2.9), sharey=True)
+    figure, axes = _in_a_row(len(result["ra"]), (7.4, 2.9), sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.05, 5))
     for axis, (method, table) in zip(axes, result["ra"].items(), strict=True):
         for severity, (shade, line) in enumerate(zip(shades, table, strict=True), start=1):
@@ -259,7 +259,7 @@ def fig8(measure: Measure, images: int = 300) -> Result:
 
 def draw_fig8(result: Mapping[str, Any]) -> Figure:
     """Draw the gain of each mix over no patch, in points."""
-    figure, axes = _beside(len(result["ra"]), (9.4, 4.4), sharey=True)
+    figure, axes = _in_a_row(len(result["ra"]), (9.4, 4.4), sharey=True)
     for axis, (method, table) in zip(axes, result["ra"].items(), strict=True):
         scores = np.array(list(table.values()))
         gain = scores[:, 1:] - scores[:, :1]

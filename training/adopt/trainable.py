@@ -36,12 +36,12 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
         module, names = to_torch(proto, tensors)
     except BundleError as error:
         raise OperatorError(f"{error}; or train only its shallow part (--target shallow)") from error
-    found = train_only(module.eval(), [names[tensor] for tensor in tensors])
+    parameters = train_only(module.eval(), [names[tensor] for tensor in tensors])
     images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     with torch.no_grad():
         result = module(torch.from_numpy(images)).numpy()
     compare(result, run_onnx(proto, images), "as a torch module")
-    return channels_last(module), {tensor: found[names[tensor]] for tensor in tensors}
+    return channels_last(module), {tensor: parameters[names[tensor]] for tensor in tensors}
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -122,7 +122,7 @@ class Build:
         return self.train.digest()
 
     def identity(self) -> Any:
-        """Everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
+        """Return everything that decides the trainings: images, recipe and ancestors, as plain JSON data."""
         ancestor = self.ancestor and self.ancestor.identity()
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 

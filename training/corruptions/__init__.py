@@ -87,10 +87,10 @@ def _check(images: Tensor, severity: float | Tensor, seeds: Tensor) -> Tensor:
         raise InputError(f"expected square uint8 images (N, 3, H, H) of 8 pixels or more, found {images.dtype} {shape}")
     severity = torch.as_tensor(severity, dtype=torch.float32, device=images.device)
     if tuple(severity.shape) not in ((), shape[:1]):
-        raise InputError(f"expected one severity for all or one an image, found shape {tuple(severity.shape)}")
+        raise InputError(f"expected one severity for all or one per image, found shape {tuple(severity.shape)}")
     severity = severity.expand(shape[0])
     if len(severity) and not 0 <= float(severity.min()) <= float(severity.max()) <= constants.LEVELS:
         raise InputError(f"expected severities 0…5, found {float(severity.min())} … {float(severity.max())}")
     if tuple(seeds.shape) != shape[:1] or seeds.dtype != torch.int64:
-        raise InputError(f"expected one int64 seed an image ({shape[0]}), found {seeds.dtype} {tuple(seeds.shape)}")
+        raise InputError(f"expected one int64 seed per image ({shape[0]}), found {seeds.dtype} {tuple(seeds.shape)}")
     return severity

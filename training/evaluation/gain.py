@@ -26,7 +26,7 @@ from rws.training.models.loop import Count
 
 @dataclass(frozen=True, config=STRICT)
 class CalibrationRecipe:
-    """What to measure: validation images a cell, also of the coarse pass; severities, ascending; the signatures.
+    """What to measure: validation images per cell, also of the coarse pass; severities, ascending; the signatures.
 
     Those are a corruption's own at `alphas`, and as many `neighbours` at `neighbour_alphas`. The oracle must name
     `clean_recall` percent of the clean validation images so.

@@ -55,7 +55,7 @@ class StallDetector:
             self._stretch = min(2 * self._stretch, round(LONGEST_PATIENCE))
 
     def frame_came(self, idle_for: float) -> None:
-        """Note a frame that came `idle_for` seconds after the one before it, reopening included."""
+        """Note a frame, received `idle_for` seconds after the previous one, reopening included."""
         self._frames += 1
         if self._frames > 1:
             self._stretch = 1

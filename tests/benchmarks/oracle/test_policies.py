@@ -174,7 +174,7 @@ def test_the_grid_holds_the_plain_policies():
     assert all(0 in values for values in THRESHOLDS.values())
 
 
-def test_alphas_are_zero_where_there_is_no_signature():
+def test_alphas_are_zero_without_a_signature():
     table = GainTable(
         ("a", "b"),
         (1.0,),

@@ -161,7 +161,7 @@ def test_types_and_regret():
     assert cells(TABLES["regret"]())[1] == ["severities 1–5", "0.000", "0.125", "-0.500", "0.250", "-0.125", "0.150"]
 
 
-def test_the_oracles_time_is_beside_each_models():
+def test_the_oracles_time_is_next_to_each_models():
     rows = cells(TABLES["oracle cost"]())
     assert rows[1] == ["**the oracle: network and belief**", "0.062", *["0.500 (0.375–0.625)"] * 2]
     assert rows[3][1] == ""

@@ -49,10 +49,10 @@ def test_the_life_of_a_service(listener):
             signs += [(clock.now - 50, message) for message in heard(receiver)]
             clock.now += 0.125
         assert signs == [(at, "WATCHDOG=1") for at in (0, 15, 30, 45)]
-        supervisor.status("12 frames a\nsecond")
-        supervisor.status("12 frames a\nsecond")
+        supervisor.status("12 frames per\nsecond")
+        supervisor.status("12 frames per\nsecond")
         supervisor.status("clean")
-        assert heard(receiver) == ["STATUS=12 frames a second", "STATUS=clean"]
+        assert heard(receiver) == ["STATUS=12 frames per second", "STATUS=clean"]
     assert heard(receiver) == ["STOPPING=1"]
     supervisor.close()
     supervisor.ready()

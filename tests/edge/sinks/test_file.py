@@ -326,7 +326,7 @@ def test_what_was_written_before_kill_9_can_be_read(tmp_path, kind, name):
     if kind is VideoSink:
         times = read_video(path)[1]
         assert times == pytest.approx([index / 10 for index in range(len(times))], abs=1e-3)
-        # 20 s at 10 frames a second: a fragment every 2 s, and what the encoder holds back.
+        # 20 s at 10 frames per second: a fragment every 2 s, and the frames that the encoder holds back.
         assert len(times) >= 160
     else:
         assert whole_lines(path, kind) == list(range(200))
