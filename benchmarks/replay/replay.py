@@ -30,7 +30,15 @@ from rws.training.evaluation.evaluator import (
 )
 from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
 
-ARMS = ("std", "trained", "perfect", "best", "always")
+ARMS = {
+    "std": "no patch",
+    "trained": "trained oracle",
+    "perfect": "perfect oracle",
+    "best": "best action",
+    "always": "all averaged",
+}
+"""What is printed for each arm."""
+
 PARTIAL_ORACLES = ("state", "type", "corrupted")
 STREAM = 8
 _COMPARED_PIXELS = 200 * 32**2
@@ -205,7 +213,7 @@ def replay(
     sums = _Sums(replayer.oracle.corruptions)
     for test in evaluation_sets(source, classes, size, severities, options.limit, options.seed):
         scores = sums.add(test, replayer.run(test))
-        line = "  ".join(f"{arm} {scores[arm]:6.2f}" for arm in ARMS)
+        line = "  ".join(f"{label} {scores[arm]:6.2f}" for arm, label in ARMS.items())
         options.progress(f"{test.corruption:18s} {test.severity}  {line}")
     if not any(name != CLEAN for name, _ in sums.scores):
         raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
@@ -316,11 +324,11 @@ def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[
 
 
 def format_replay(result: ReplayResult) -> str:
-    """Return TA and RA of the arms, the regret and the oracle's scores as text."""
-    lines = ["          " + "".join(f"{arm:>10s}" for arm in ARMS)]
-    for name, accuracies in (("TA", result["ta"]), ("RA", result["ra"])):
+    """Return clean and robust accuracy of the arms, the regret and the oracle's scores as text."""
+    lines = [" " * 17 + "".join(f"{label:>16s}" for label in ARMS.values())]
+    for name, accuracies in (("clean accuracy", result["ta"]), ("robust accuracy", result["ra"])):
         if accuracies:
-            lines.append(f"{name:10s}" + "".join(f"{accuracies[arm]:10.2f}" for arm in ARMS))
+            lines.append(f"{name:17s}" + "".join(f"{accuracies[arm]:16.2f}" for arm in ARMS))
     scores = result["oracle"]
     recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
     lines.append(

@@ -250,10 +250,10 @@ def write_accuracies(path: Path, result: StreamResult) -> None:
 
 
 def format_streams(result: StreamResult) -> str:
-    """Return RA, TA and what the mixes did as text: a table per protocol."""
-    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 9, "mix_change_rate": 10, "right": 7}
+    """Return robust and clean accuracy and what the mixes did as text: a table per protocol."""
+    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 12, "mix_change_rate": 9, "right": 7}
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
-        lines += ["", f"{protocol:13s} batch     RA     TA  regret  TA lost   changes  right  delay (95 %), never"]
+        lines += ["", f"{protocol:13s} batch robust  clean  regret  clean lost  changes  right  delay (95 %), never"]
         for row in result["rows"]:
             if row["protocol"] == protocol:
                 cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
