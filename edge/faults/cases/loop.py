@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from rws.edge.sinks.base import Sink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import RwsError, SourceError
+from rws.oracle.belief import Belief
 from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
@@ -102,6 +104,50 @@ def _exceptions(drill: Drill) -> None:
             drill.check(False, f"{expected.__name__} surfaces")
         except expected as error:
             drill.say(f"{type(error).__name__}: {error}")
+
+
+@fault(
+    "the oracle or the model gives NaN",
+    "The frame has no result and is counted by reason; the next one is classified as after a cut, with clean weights.",
+)
+def _not_a_number(drill: Drill) -> None:
+    class Poisoned:
+        """Stands for a part whose answer is NaN once, after the warm-up and n frames."""
+
+        def __init__(self, part: Any, n: int) -> None:
+            self.part, self.left = part, n + 2
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.part, name)
+
+        def observe(self, x: NDArray[np.float32]) -> Belief:
+            belief = self.part.observe(x)
+            return replace(belief, joint=belief.joint * self._factor())
+
+        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(self.part.predict(x) * self._factor())
+
+        def _factor(self) -> np.float32:
+            self.left -= 1
+            return np.float32(1 if self.left else np.nan)
+
+    clean = drill.pipeline
+    pictures = images(9, bad=True)
+    for part, reason in (("oracle", "bad_belief"), ("model", "bad_output")):
+        poisoned = replace(clean, **{part: Poisoned(getattr(clean, part), 3)})  # after three good frames
+        source, _, fake = scripted([("open", ""), *pictures])
+        seen = drill.play(source, reached(8), clock=fake, pipeline=poisoned)
+        fresh, _, fake = scripted([("open", ""), *pictures[4:]])
+        alone = drill.play(fresh, reached(5), clock=fake)
+        found, expected = (
+            [(one.result.logits.tolist(), one.result.mix, one.result.belief.joint.tolist()) for one in played]
+            for played in (seen[3:], alone)
+        )
+        drill.say(f"{part}: results of frames {[one.result.index for one in seen]}")
+        drill.check(bool(seen[2].result.mix), "the weights are patched before")
+        drill.check([one.result.index for one in seen] == [0, 1, 2, 4, 5, 6, 7, 8], "only that frame has no result")
+        drill.check(drill.outcome.rejected_by_reason[reason] == 1, f"it is counted as {reason}")
+        drill.check(found == expected, "the frames after it have the results of a fresh start")
 
 
 @fault(
@@ -209,5 +255,5 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The current frame is finished, files are complete, the exit code is 0."
-CASES = [_sink_blocks, _disk_full, _exceptions, _too_slow, _mix_changes, _broken_bundle]
+CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]
