@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
-from rws.edge.faults.fakes import Step, faulty, images, scripted
+from rws.edge.faults.fakes import Step, faulty, images, poisoned, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
 from rws.edge.pipeline import Pipeline, Result
@@ -28,7 +27,6 @@ from rws.edge.sinks.base import Sink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import RwsError, SourceError
-from rws.oracle.belief import Belief
 from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
@@ -111,32 +109,14 @@ def _exceptions(drill: Drill) -> None:
     "The frame has no result and is counted by reason; the next one is classified as after a cut, with clean weights.",
 )
 def _not_a_number(drill: Drill) -> None:
-    class Poisoned:
-        """Stands for a part whose answer is NaN once, after the warm-up and n frames."""
-
-        def __init__(self, part: Any, n: int) -> None:
-            self.part, self.left = part, n + 2
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.part, name)
-
-        def observe(self, x: NDArray[np.float32]) -> Belief:
-            belief = self.part.observe(x)
-            return replace(belief, joint=belief.joint * self._factor())
-
-        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.asarray(self.part.predict(x) * self._factor())
-
-        def _factor(self) -> np.float32:
-            self.left -= 1
-            return np.float32(1 if self.left else np.nan)
-
-    clean = drill.pipeline
-    pictures = images(9, bad=True)
-    for part, reason in (("oracle", "bad_belief"), ("model", "bad_output")):
-        poisoned = replace(clean, **{part: Poisoned(getattr(clean, part), 3)})  # after three good frames
+    clean, pictures = drill.pipeline, images(9, bad=True)
+    poisoned_oracle, poisoned_model = poisoned(clean.oracle, good=3), poisoned(clean.model, good=3)
+    for part, pipeline, reason in (
+        ("oracle", replace(clean, oracle=poisoned_oracle), "bad_belief"),
+        ("model", replace(clean, model=poisoned_model), "bad_output"),
+    ):
         source, _, fake = scripted([("open", ""), *pictures])
-        seen = drill.play(source, reached(8), clock=fake, pipeline=poisoned)
+        seen = drill.play(source, reached(8), clock=fake, pipeline=pipeline)
         fresh, _, fake = scripted([("open", ""), *pictures[4:]])
         alone = drill.play(fresh, reached(5), clock=fake)
         found, expected = (
