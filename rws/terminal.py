@@ -32,7 +32,6 @@ class _State:
     quiet: bool = False
     verbose: bool = False
     document: bool = False  # stdout carries one
-    log: logging.Handler | None = None
     opened: ExitStack = field(default_factory=ExitStack)  # until the end of the session
 
 
@@ -121,22 +120,14 @@ def result_console(file: TextIO | None = None) -> Console:
 @contextmanager
 def log_to(output: TextIO) -> Iterator[None]:
     """Send the package's log to this stream: warnings, with -v all of it, with -q errors."""
-    before, _state.log = _state.log, logging.StreamHandler(output)
+    handler = logging.StreamHandler(output)
     if _state.verbose:
-        _state.log.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    _replace_log(before, _state.log)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    before, _logger.handlers = _logger.handlers, [handler]
     try:
         yield
     finally:
-        _replace_log(_state.log, before)
-        _state.log = before
-
-
-def _replace_log(old: logging.Handler | None, new: logging.Handler | None) -> None:
-    if old is not None:
-        _logger.removeHandler(old)
-    if new is not None:
-        _logger.addHandler(new)
+        _logger.handlers = before
 
 
 def _set_verbosity(quiet: bool, verbose: bool) -> None:

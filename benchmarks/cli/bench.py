@@ -15,7 +15,6 @@ from rws.benchmarks.cli.options import (
     Repeats,
     Report,
     Rounds,
-    check_targets,
     open_bundle,
     save,
 )
@@ -53,7 +52,6 @@ def methods(
         rws train ~/data/cifar10 --job tuned --job residual
         rws bench methods --work runs/train --data ~/data/cifar10 --json methods.json
     """
-    check_targets(report)
     with require("bench"):
         import torch
 
@@ -96,7 +94,7 @@ def signatures(
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
-    result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
+    result = compare_encodings(open_bundle(bundle), data, work, severity, options)
     show(terminal(COLUMNS, result["rows"]))
     show(f"no patch: robust accuracy {result['ra_no_patch']:.2f}, clean accuracy {result['ta']:.2f}")
     save(report, "signatures/1", result, data, threads=threads)
@@ -114,7 +112,6 @@ def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 
     """
     with require("bench"):
         from rws.benchmarks.common.models import load_models
-    check_targets(report)
     _storage(load_models(model or [], bundle, layers=layers), report, layers)
 
 
@@ -157,7 +154,6 @@ def latency(
         from rws.benchmarks.latency.options import LatencyOptions
     cases = (tuple(strategy or ()), tuple(threads or (1,)))
     options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
-    check_targets(report)
     _latency(load_models(model or [], bundle, layers=layers, seed=seed), options, layers, report, table)
 
 
@@ -180,7 +176,7 @@ def oracle_cost(
     with require("bench"):
         from rws.benchmarks.common.models import load_model
         from rws.benchmarks.oracle.cost import measure_oracle
-    chosen = open_bundle(bundle, report)
+    chosen = open_bundle(bundle)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
     result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=say)
     save(report, "oracle-cost/1", result, seed=0, threads=1)

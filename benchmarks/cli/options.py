@@ -22,19 +22,10 @@ Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each case per 
 Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everything.")]
 
 
-def check_targets(*paths: Path | None) -> None:
-    """Raise InputError if a file cannot be written, before anything is measured."""
-    from rws.edge.common.files import check_target
-
-    for path in filter(None, paths):
-        check_target(path)
-
-
-def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
-    """Load a bundle, the bundled default for None, after `check_targets`."""
+def open_bundle(folder: Path | None) -> "Bundle":
+    """Load a bundle, the bundled default for None."""
     from rws.edge.bundle.bundle import Bundle
 
-    check_targets(*targets)
     return Bundle.load(folder)
 
 

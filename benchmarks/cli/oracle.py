@@ -43,7 +43,7 @@ def policies(
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit, validation_limit, None, seed, threads, say)
-    result = compare_policies(*_inputs(data, bundle, cache, report), options)
+    result = compare_policies(*_inputs(data, bundle, cache), options)
     print_policies(result, result_console())
     save(report, "policies/1", result, data, seed=seed, threads=threads)
 
@@ -69,7 +69,7 @@ def pairs(
         from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, say)
-    result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
+    result = compare_pairs(*_inputs(data, bundle, cache), pairs, options)
     print_pairs(result, result_console())
     save(report, "pairs/1", result, data, seed=seed, threads=threads)
 
@@ -99,7 +99,7 @@ def unseen(
 
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
     torch.set_num_threads(threads)
-    chosen, splits = _inputs(data, bundle, cache, report)
+    chosen, splits = _inputs(data, bundle, cache)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
     result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=say)
     print_unseen(result, result_console())
@@ -126,7 +126,7 @@ def tune_filter(
         from rws.benchmarks.oracle import filter_tuning
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(seed=seed, progress=say)
-    result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
+    result = filter_tuning.tune_filter(open_bundle(bundle), data, frames, options)
     show(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
     save(report, "filter/1", shown, data, seed=seed, threads=1)
@@ -174,10 +174,10 @@ def figures(
     draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=say)
 
 
-def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
+def _inputs(data: str, bundle: Path | None, cache: Path | None) -> tuple[Bundle, Splits]:
     from rws.training.evaluation.frames import load_splits
 
-    chosen = open_bundle(bundle, report)
+    chosen = open_bundle(bundle)
     return chosen, load_splits(chosen, data, cache)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
+from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
 from rws.edge.common.extras import require
 from rws.errors import UsageError
 from rws.terminal import say, show
@@ -39,7 +39,6 @@ def replay(
         from rws.benchmarks.replay.replay import format_replay
         from rws.benchmarks.replay.replay import replay as run
         from rws.training.evaluation.evaluator import EvaluationOptions
-    check_targets(report)
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = run(open_bundle(bundle), data, severities, options)
     show(format_replay(result))
