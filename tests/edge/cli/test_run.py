@@ -428,7 +428,7 @@ def test_without_a_source_it_says_what_a_source_can_be():
 def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patched(rws, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
     plain = rws("run", image).stdout
-    name, *rows = plain.splitlines()
+    name, *rows = plain.strip().splitlines()
     assert name == str(image)
     assert [row.split()[0] for row in rows] == ["class", "image", "patch"]
     assert re.search(r"class +\w+ \d+%  \(then \w+ \d+%, \w+ \d+%\)$", rows[0])
