@@ -60,6 +60,11 @@ def set_verbose(value: bool) -> None:
     _set_verbosity(_state.quiet, _state.verbose or value)
 
 
+def is_quiet() -> bool:
+    """Return whether only errors and results are printed."""
+    return _state.quiet
+
+
 def is_verbose() -> bool:
     """Return whether details were asked for."""
     return _state.verbose
