@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.benchmarks.cli.options import (
-    BundleFolder,
-    Layers,
-    Models,
-    Repeats,
-    Report,
-    Rounds,
-    open_bundle,
-    save,
-)
+from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
+from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -43,7 +35,7 @@ def methods(
     size: Annotated[int | None, typer.Option(help="The --size of that training.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Compare tuned signatures with the paper's residual: alone, in pairs, quantised, and what they cost.
 
@@ -75,12 +67,12 @@ def signatures(
             help="The --work folder of the training that made the bundle. Default: only the bundle's own bits."
         ),
     ] = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of the corruptions.")] = 5,
     limit: Annotated[int, typer.Option(min=1, help="At most this many images of each set.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the model.")] = None,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure accuracy with signatures of 32, 16, 8 and 4 bits, per tensor and per channel.
 
@@ -101,7 +93,7 @@ def signatures(
 
 
 @bench.command()
-def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 5, report: Report = None) -> None:
+def storage(model: Models = None, bundle: BundleOption = None, layers: Layers = 5, report: JsonOption = None) -> None:
     """Measure bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b
@@ -118,7 +110,7 @@ def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 
 @bench.command()
 def latency(
     model: Models = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     layers: Layers = 5,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="Threads inside an operator; repeatable. Default: 1.")
@@ -134,7 +126,7 @@ def latency(
         str | None, typer.Option(help="What the whole frame reads. Default: a video of 640 x 480 pixels, made here.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
-    report: Report = None,
+    report: JsonOption = None,
     table: Annotated[
         Path | None,
         typer.Option("--csv", help="Write the rows to a file in this folder, named after device and versions."),
@@ -159,13 +151,13 @@ def latency(
 
 @bench.command("oracle")
 def oracle_cost(
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Next to the bundle's own, vgg16, resnet50, …; repeatable.")
     ] = None,
     rounds: Rounds = 20,
     repeats: Repeats = 6,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure the time of the oracle, the temporal filter and the policy, next to the model's; one thread.
 

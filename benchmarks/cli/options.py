@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption
-
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleFolder = BundleOption
-Report = JsonOption
 Models = Annotated[
     list[str] | None,
     typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; repeatable; default: a bundle."),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
+from rws.benchmarks.cli.options import open_bundle, save
+from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -25,13 +26,13 @@ ValidationLimit = Annotated[int, typer.Option(min=1, help="The same for the imag
 
 def policies(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each corruption and severity.")] = 200,
     validation_limit: ValidationLimit = 400,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Compare policies, from a belief to a mix: hard choice, weighted composition, expected accuracy.
 
@@ -50,14 +51,14 @@ def policies(
 
 def pairs(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     cache: Cache = None,
     seed: Seed = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of corruptions, drawn by the seed.")] = 40,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each pair and severity.")] = 200,
     validation_limit: ValidationLimit = 100,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure two corruptions at once: one signature, two composed, and what each policy chooses.
 
@@ -77,14 +78,14 @@ def pairs(
 def unseen(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the jobs' files; several processes may share it.")],
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each oracle.")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="Hold out this corruption; repeatable. Default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure corruptions that the oracle never saw: each one is held out of oracle, signatures and gain table.
 
@@ -108,13 +109,13 @@ def unseen(
 
 def tune_filter(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
     keep: Annotated[
         int, typer.Option(min=1, help="Write at most this many of the settings tried, the best first.")
     ] = 12,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Search the settings of temporal filter and policy on validation streams of all protocols.
 
@@ -135,7 +136,7 @@ def tune_filter(
 def baselines(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training resumes from it.")],
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     threads: Threads = 1,
 ) -> None:
     """Train the baselines' models: one with all corruptions as augmentation, and one per corruption.
@@ -160,7 +161,7 @@ def baselines(
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("docs/benchmarks"),
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this figure; repeatable.")] = None,
 ) -> None:
     """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.

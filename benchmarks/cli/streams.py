@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
-from rws.edge.cli.parameters import output
+from rws.benchmarks.cli.options import open_bundle, save
+from rws.edge.cli.parameters import BundleOption, JsonOption, output
 from rws.edge.common.extras import require
 from rws.errors import UsageError
 from rws.terminal import STDOUT, say, show
@@ -23,7 +23,7 @@ def streams(
         list[str] | None,
         typer.Option(help="iid, mixed, continual, gradual, correlated, or all; repeatable. Default: all."),
     ] = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames per corruption type.")] = 500,
     severity: Annotated[Severity, typer.Option(help="Severity of the corruptions; all: changing.")] = Severity["5"],
     baselines: Annotated[
@@ -38,7 +38,7 @@ def streams(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Measure time and memory of the baselines again, without --resume.")
     ] = False,
-    report: Report = None,
+    report: JsonOption = None,
     table: Annotated[
         Path | None,
         typer.Option("--csv", callback=output, help="Write the accuracies by corruption type here; -: stdout."),

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import Report, save
+from rws.benchmarks.cli.options import save
+from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import say, show
 
@@ -38,7 +39,7 @@ def zoo(
     limit: Limit = None,
     threads: Threads = 2,
     seed: Seed = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Adopt a classifier of the zoo with half of the images, without labels; measure it on the other half.
 
@@ -67,7 +68,7 @@ def zoo_curve(
     limit: Limit = None,
     threads: Threads = 2,
     seed: Seed = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure gain against bytes: what more and more convolutions win back with the perfect oracle, at alpha 1.
 
