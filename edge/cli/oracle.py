@@ -26,14 +26,11 @@ def oracle(
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.results import describe_belief
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, quiet_opencv
 
     quiet_opencv()
-    if report is not None:
-        check_target(report)
     source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)

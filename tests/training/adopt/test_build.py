@@ -155,3 +155,14 @@ def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_ima
     assert seen == list(range(1, 11))
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, clean_images, tmp_path):
+    adopted, records = adopt_model(tiny().SerializeToString(), Preprocessing()), []
+    work, out = tmp_path / "work", tmp_path / "bundle"
+    AdoptionBuild(adopted, clean_images, recipe, work).bundle(out)
+    (work / "oracle.npz").unlink()
+    AdoptionBuild(adopted, clean_images, recipe, work, progress=records.append).bundle(out)
+    assert {record["job"] for record in records} == {"oracle"}
+    assert records[0]["minutes_left"] >= 0
+    assert "minutes_left" not in records[-1]
