@@ -36,7 +36,7 @@ class Belief:
         if self.joint.shape != expected:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
         check_probabilities(self.joint)
-        if not all(0 < level <= 5 for level in self.levels):
+        if not 0 < min(self.levels) <= max(self.levels) <= 5:
             raise InputError(f"belief: severity levels are {self.levels}, expected numbers above 0, at most 5")
 
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
