@@ -106,9 +106,10 @@ class Result:
         return self.output.logits
 
     def __repr__(self) -> str:
+        patch = f"patch {describe_mix(self.mix)}" if self.mix else "no patch"
         return (
             f"Result(#{self.index} {self.name}: {self.label} {self.confidence:.0%}, {self.belief.type} "
-            f"{self.belief.probability.max():.0%}, {describe_mix(self.mix)}, {sum(self.times_ms.values()):.1f} ms)"
+            f"{self.belief.probability.max():.0%}, {patch}, {sum(self.times_ms.values()):.1f} ms)"
         )
 
     def plot(self) -> NDArray[np.uint8]:
