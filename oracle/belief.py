@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
-_LEAST = 1e-30  # a type of less mass has no severity of its own: dividing by subnormal numbers is not exact
+_LEAST = 1e-30  # a type of less mass has no usable severity: dividing by subnormal numbers is not exact
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),

@@ -507,7 +507,7 @@ def test_a_belief_is_not_held_over_a_failure():
     ]
 
 
-def test_a_clean_model_that_fails_beside_the_patched_one_gives_no_result():
+def test_a_clean_model_that_fails_next_to_the_patched_one_gives_no_result():
     runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2)
     runtime.compare = True
     assert [result.index for result in runtime.stream(array_source(DARK, DARK))] == [1]
