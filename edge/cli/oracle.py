@@ -29,6 +29,7 @@ def oracle(
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, quiet_opencv
+    from rws.errors import RwsError
 
     quiet_opencv()
     source = open_images(images, "use `rws run` for anything else")
@@ -37,7 +38,10 @@ def oracle(
     size = loaded.manifest.input.height, loaded.manifest.input.width
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
-        belief = network.observe(preprocess(frame.image, *size))
+        try:
+            belief = network.observe(preprocess(frame.image, *size))
+        except RwsError as error:
+            raise RwsError(f"{frame.name}: {error}") from error
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
