@@ -203,6 +203,8 @@ def main() -> None:
     """Entry point of the `rws` script."""
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # A parent that has closed them leaves None, and a later file would get their descriptors.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if "_RWS_COMPLETE" in os.environ:
         os.environ.setdefault("TERMINAL_WIDTH", "1000")  # Typer breaks the lines of a completion there.
     typer.main.get_command(app)(prog_name="rws")

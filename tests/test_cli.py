@@ -280,6 +280,12 @@ def test_help_imports_nothing_heavy(arguments):
         assert "rws run video.mp4" in done.stdout or "rws oracle photo.jpg" in done.stdout
 
 
+def test_a_command_runs_if_its_parent_has_closed_stdout_and_stderr():
+    command = [sys.executable, "-m", "rws", "run", "pattern:64x64", "--limit", "1"]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def complete(shell, line):
     """What the shell is given for a line whose last word is not complete."""
     words = line.split(" ")
