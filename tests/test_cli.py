@@ -131,6 +131,7 @@ def test_help_lists_every_command_even_those_that_cannot_be_loaded():
     }.items():
         (line,) = (line for line in result.output.splitlines() if line.split()[:1] == [name])
         assert text in line
+    assert "..." not in result.output.partition("Commands:")[2]
 
 
 def test_a_command_runs_with_its_options_and_keeps_its_examples():
