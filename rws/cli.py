@@ -212,5 +212,5 @@ def main() -> None:
     # A parent that has closed them leaves None, and a later file would get their descriptors.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if "_RWS_COMPLETE" in os.environ:
-        os.environ.setdefault("TERMINAL_WIDTH", "1000")  # Typer breaks the lines of a completion there.
+        os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.
     typer.main.get_command(app)(prog_name="rws")
