@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from rws import terminal
-from rws.errors import RwsError
+from rws.errors import RwsError, UsageError
 
 GROUP = "rws.commands"
 COMMANDS = {
@@ -62,6 +62,8 @@ class CommandGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments name; the error for an unknown one suggests others."""
+        if args and args[0] == "build" and "build" not in self.list_commands(ctx):
+            raise UsageError("`rws build` is now `rws adopt MODEL IMAGES`, or `rws train DATA` for labelled images")
         names: dict[str, Any] = dict.fromkeys(self.list_commands(ctx))
         self.commands = names  # Typer looks here for names to suggest.
         return super().resolve_command(ctx, args)
