@@ -22,6 +22,7 @@ from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import Policy
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Clock, Frame, Prediction, WallClock, utc
+from rws.text import shown
 
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
@@ -61,7 +62,7 @@ class Result:
     """What the pipeline found in one frame."""
 
     index: int  # of the frame in its source
-    name: str  # of the frame
+    name: str  # of the frame, printable
     captured_at: float  # seconds of the source's clock
     captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
@@ -206,7 +207,7 @@ class Pipeline:
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
             index=frame.index,
-            name=frame.name,
+            name=shown(frame.name),
             captured_at=frame.captured_at,
             captured_time=wall_clock() - age,
             age_ms=age * 1e3,

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from typer.models import ArgumentInfo, OptionInfo
 
-from rws.edge.common.schema import STRICT, read_toml, validate
+from rws.edge.common.schema import STRICT, read_toml, shorten, validate
 from rws.errors import FormatError
 
 CAMERA = "camera"  # a table for each of several cameras, one day
@@ -37,6 +37,9 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
                 fields.append((key, Annotated[hint.__origin__, Field(ge=info.min, le=info.max)], None))
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
+    for key, value in document.items():
+        if "\0" in (value if isinstance(value, (str, list)) else ()):
+            raise FormatError(f"{path}: {shorten(key)} contains a NUL character; correct the file")
     schema: Any = dataclass(dataclasses.make_dataclass("Options", fields), config=STRICT)
     validate(schema, document, str(path), cure="correct the file")
     context.default_map = {names[key]: value for key, value in document.items()}

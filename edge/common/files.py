@@ -21,6 +21,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target == STDOUT:
         return target
+    if "\0" in os.fspath(target):
+        raise InputError(f"{target}: contains a NUL character; choose another path")
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
     if target.is_dir():

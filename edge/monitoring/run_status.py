@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from rws.edge.common.redact import hide_password
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.records import utc
+from rws.text import shown
 
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
@@ -43,8 +43,8 @@ class SourceStatus:
         rejections = dict(source.rejections)
         copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
         return cls(
-            name=hide_password(source.name),
-            error=hide_password(source.error),
+            name=shown(source.name),
+            error=shown(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
             **{name: getattr(source, name) for name in copied},

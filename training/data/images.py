@@ -5,6 +5,7 @@ Three disjoint splits: `train` fits, `validation` (a seeded part of the train fo
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,13 +203,14 @@ def _listing(folder: Path, files: list[Path], size: int | None) -> str:
     listing = hashlib.sha256(str(size).encode())
     for path in files:
         status = path.stat()
-        listing.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        listing.update(os.fsencode(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n"))
     return listing.hexdigest()[:20]
 
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
     def read(path: Path) -> np.ndarray:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        data = np.fromfile(path, np.uint8)  # OpenCV crashes at a name that is not UTF-8.
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
         image = image if size is None else cover(image, size, size)
