@@ -62,7 +62,7 @@ class Result:
     """What the pipeline found in one frame."""
 
     index: int  # of the frame in its source
-    name: str  # of the frame, printable
+    name: str  # of the frame, as it may be shown: printable, and of a URL scheme and host only
     captured_at: float  # seconds of the source's clock
     captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
@@ -76,6 +76,9 @@ class Result:
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
     unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def top(self) -> tuple[Prediction, ...]:
@@ -207,7 +210,7 @@ class Pipeline:
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
             index=frame.index,
-            name=shown(frame.name),
+            name=frame.name,
             captured_at=frame.captured_at,
             captured_time=wall_clock() - age,
             age_ms=age * 1e3,

@@ -6,7 +6,9 @@ import unicodedata
 HIDDEN = "***"
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})  # controls, invisible formats, lone surrogates, line ends
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
-_URL = re.compile(_SCHEME + r"(\S.*@\S*|\S+)", re.DOTALL)  # up to the last @, because a password may contain blanks
+_URL = re.compile(
+    _SCHEME + r"(?!\*\*\*)(\S.*@\S*|\S+)", re.DOTALL
+)  # up to the last @, because a password may contain blanks
 _ADDRESS = re.compile(_SCHEME + "(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[\w.~-]+)(?::[0-9]{1,5})?")
@@ -47,7 +49,9 @@ def encoding_advice(url: str) -> str:
     begun_early = "@" in rest and (at or ":" in authority)
     if not (begun_early or re.search(r"[\s@]", user) or (host and _HOST.fullmatch(host) is None)):
         return ""
-    return "; if its user name or password contains #, /, ?, @ or a blank, percent-encode them: %23, %2F, %3F, %40, %20"
+    # Without the sign itself, up to which `shown` looks for a password.
+    codes = "# is %23, / is %2F, ? is %3F, a blank is %20, an at sign is %40"
+    return f"; if its user name or password contains one of these, percent-encode it: {codes}"
 
 
 def _scheme_and_host(match: re.Match[str]) -> str:

@@ -24,17 +24,15 @@ _VARIABLES = {
     "--bundle": "$BUNDLE",
 }
 # Options whose values may be published; those of others, of other programs' commands too, are hidden.
-KNOWN_SAFE = frozenset(
-    """
-    --backend --baselines --batch --bgr --bits --bundle --cache --classes --column --config --corrupt --corruption --csv
-    --data --device --duration --epochs --every --every-frame --fps --frames --help --images --independent --init --job
-    --json --jsonl --keep --labels --latest --layers --limit --mean --method --model --more-images --name --names
-    --no-resume --only --onto --oracle-every --other-classes --out --pairs --per --pretrained --projection --protocol
-    --provider --quick --quiet --recipe --recipes --remeasure --repeats --results --resume --retries --robust --rounds
-    --save --scale --seed --severity --show --size --soak --source --stall --status --std --strategy --stream --target
-    --threads --timings --titles --transfer --validation-limit --verbose --version --video --watch --work --workers -h
-    -q -v
-    """.split()
+KNOWN_SAFE = re.compile(
+    r"-[hqv]|--(?:"
+    r"backend|baselines|batch|bgr|bits|bundle|cache|classes|column|config|corrupt|corruption|csv|data|device|"
+    r"duration|epochs|every|every-frame|fps|frames|help|images|independent|init|job|json|jsonl|keep|labels|latest|"
+    r"layers|limit|mean|method|model|more-images|name|names|no-resume|only|onto|oracle-every|other-classes|out|"
+    r"pairs|per|pretrained|projection|protocol|provider|quick|quiet|recipe|recipes|remeasure|repeats|results|"
+    r"resume|retries|robust|rounds|save|scale|seed|severity|show|size|soak|source|stall|status|std|strategy|"
+    r"stream|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
+    r")"
 )
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 # A path that a device of the same kind would not have; /dev/video0 it would have.
@@ -66,10 +64,10 @@ def portable_command(arguments: Sequence[str]) -> str:
         name, equals, value = argument.partition("=")
         variable = _VARIABLES.get(before, "$DATA")
         before = ""
-        if hidden and argument not in KNOWN_SAFE:
+        if hidden and not KNOWN_SAFE.fullmatch(argument):
             words.append(HIDDEN)
             hidden = False
-        elif name in KNOWN_SAFE:
+        elif KNOWN_SAFE.fullmatch(name):
             words.append(f"{name}={_published(value, _VARIABLES.get(name, '$DATA'))}" if equals else name)
             before, hidden = name, False
         elif _OPTION.fullmatch(name):

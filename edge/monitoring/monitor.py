@@ -3,13 +3,12 @@
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.records import Clock, WallClock
-from rws.text import shown
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
@@ -106,7 +105,7 @@ class Monitor:
                 source=SourceStatus.of(self.source),
                 totals=RunTotals(classes.total(), self._mix_changes, dict(classes), dict(self._corruptions)),
                 events=dict(self.events),
-                result=None if result is None else replace(result, name=shown(result.name)),
+                result=result,
                 timeline=moments,
             )
 

@@ -9,13 +9,11 @@ from rws.edge.pipeline import STAGES, Result
 from rws.edge.sinks.file import LineSink
 from rws.errors import InputError
 from rws.records import Frame, utc
-from rws.text import printable
 
 _FORMULA = ("=", "+", "-", "@")
 
 
 def _cell(text: str) -> str:
-    text = printable(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -22,6 +22,7 @@ from rws.text import printable, shown_address
 
 _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 _PATTERN = re.compile(r"pattern(?::(\d{1,9})x(\d{1,9})(?:@(\d{1,9}(?:\.\d{1,9})?))?)?")
+LONGEST_NAME = 255  # characters of a source in an error
 _CAMERA = re.compile(r"[0-9]{1,9}")
 _CREDENTIALS = re.compile(r"[^/]*:.*@", re.DOTALL)  # a URL without its scheme, or with half of it
 
@@ -40,8 +41,9 @@ def open_source(
         spec: a camera index (`0`, `"0"`, `/dev/video0`), a GStreamer pipeline that ends in `appsink`, a video file, an
             image, a folder of images (with its subfolders), a glob (`"shots/*.png"`, `**` included), a `.txt` list of
             image paths (one per line, relative to the list; `#` starts a comment; UTF-8, or UTF-16 with a byte order
-            mark), a `.npy` array, uint8 (N, H, W, 3) RGB, a URL (`rtsp://`, `http://`, …), or `pattern` (`pattern:640x480@30`), a moving test image. A folder
-            whose name is a number is written `./0`. Images come in natural order: `2.png` before `10.png`.
+            mark), a `.npy` array, uint8 (N, H, W, 3) RGB, a URL (`rtsp://`, `http://`, …), or `pattern`
+            (`pattern:640x480@30`), a moving test image. A folder whose name is a number is written `./0`. Images come
+            in natural order: `2.png` before `10.png`.
         clock: stamps the frames that are read in this process.
         latest: whether older frames are dropped for newer ones; None: of cameras and streams, but not of files.
         retries: consecutive reconnect attempts before giving up; None: unlimited.
@@ -54,7 +56,7 @@ def open_source(
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
-    name = "the source" if _CREDENTIALS.match(text) else printable(text)
+    name = "the source" if _CREDENTIALS.match(text) else printable(text[:LONGEST_NAME])
     try:
         if settings := _to_capture(text, latest):
             return CapturedSource(settings, retries=retries, stall=stall)

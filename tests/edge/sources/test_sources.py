@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.common.redact import hide_password
 from rws.edge.faults.servers import free_port
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.images import ImageSource
@@ -140,7 +139,7 @@ def test_passwords_are_absent_from_names_errors_and_lists_of_processes(caplog):
         pid = source.pid
         assert b"hush" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
-    assert "rtsp://me:***@127.0.0.1" in str(caught.value)
+    assert "rtsp://127.0.0.1:" in str(caught.value)
     assert "hush" not in str(caught.value) + source.name + source.error + caplog.text
 
 
@@ -150,7 +149,7 @@ def test_passwords_are_absent_from_names_errors_and_lists_of_processes(caplog):
 def test_an_address_is_not_a_path_however_long_it_is(address):
     with open_source(address) as source:
         assert source.live
-        assert source.name in ("pipeline", hide_password(address))
+        assert source.name in ("pipeline", "http://cam")
 
 
 def test_a_truncated_video_ends_early_and_says_so(tmp_path, caplog):
@@ -280,21 +279,3 @@ def test_an_impossible_pattern_is_refused(spec):
 def test_image_sources_are_distinguished_from_video(tmp_path):
     write_images(tmp_path, 1)
     assert isinstance(open_source(tmp_path / "0.png"), ImageSource)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("rtsp://me:hush@cam/one", "rtsp://me:***@cam/one"),
-        ("rtsp://cam/stream?user=me&password=hush&channel=1", "rtsp://cam/stream?user=me&password=***&channel=1"),
-        ("rtsp://cam/user=me_password=hush_channel=1/x", "rtsp://cam/user=me_password=***/x"),
-        ("http://cam/video.mjpg?PWD=hush", "http://cam/video.mjpg?PWD=***"),
-        ("rtsp://me:hu@sh@cam/one", "rtsp://me:***@cam/one"),
-        ("http://cam/video?loginuse=me&loginpas=hush", "http://cam/video?loginuse=me&loginpas=***"),
-        ("http://cam/video?key=hush&monkey=2", "http://cam/video?key=***&monkey=2"),
-        ("http://cam:8080/video?passage=2", "http://cam:8080/video?passage=2"),
-        ("/media/me/a:b@c.mp4", "/media/me/a:b@c.mp4"),
-    ],
-)
-def test_passwords_are_hidden_in_every_form_of_url(text, shown):
-    assert hide_password(text) == shown
