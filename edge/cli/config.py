@@ -38,7 +38,7 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
     for key, value in document.items():
-        if "\0" in (value if isinstance(value, (str, list)) else ()):
+        if r"\x00" in repr(value):
             raise FormatError(f"{path}: {shorten(key)} contains a NUL character; correct the file")
     schema: Any = dataclass(dataclasses.make_dataclass("Options", fields), config=STRICT)
     validate(schema, document, str(path), cure="correct the file")
