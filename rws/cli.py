@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from rws import terminal
 from rws.errors import RwsError
-from rws.text import shown
+from rws.text import shown, shown_lines
 
 GROUP = "rws.commands"
 COMMANDS = {
@@ -108,7 +108,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
-        traceback.print_exc()
+        print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
     print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rws.errors import UsageError
-from rws.text import printable_lines, shown
+from rws.text import shown_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,7 @@ def stream() -> TextIO:
 def say(line: str = "") -> None:
     """Print a line about the work; nothing with -q."""
     if not _state.quiet:
-        print(printable_lines(line), file=stream(), flush=True)
+        print(shown_lines(line), file=stream(), flush=True)
 
 
 def show(result: object) -> None:
@@ -98,7 +98,7 @@ def show(result: object) -> None:
     if not isinstance(result, str):
         result_console().print(result)
     elif not (_state.quiet and _state.document):
-        print(printable_lines(result), file=stream(), flush=True)
+        print(shown_lines(result), file=stream(), flush=True)
 
 
 def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
@@ -138,7 +138,7 @@ def log_to(output: TextIO) -> Iterator[None]:
 class _LogFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as it may be shown."""
-        return "\n".join(map(shown, super().format(record).split("\n")))
+        return shown_lines(super().format(record))
 
 
 def _replace_log(old: logging.Handler | None, new: logging.Handler | None) -> None:

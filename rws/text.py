@@ -23,14 +23,14 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
-def printable_lines(text: str) -> str:
-    """Return a text of several lines with each of them printable."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def shown(text: str) -> str:
     """Return a text as it may be shown and stored: printable, and of each URL scheme and host only."""
     return printable(_URL.sub(_scheme_and_host, text) if "://" in text else text)
+
+
+def shown_lines(text: str) -> str:
+    """Return a text whose lines are each as `shown` gives them."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def shown_address(address: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.text import encoding_advice, printable, printable_lines, shown, shown_address
+from rws.text import encoding_advice, printable, shown, shown_address, shown_lines
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_every_text_becomes_one_line_of_unicode(text):
 
 
 def test_lines_stay_lines():
-    assert printable_lines("a\x1b\nb") == "a\\x1b\nb"
+    assert shown_lines("a\x1b\nhttp://b/hush") == "a\\x1b\nhttp://b"

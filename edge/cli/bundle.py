@@ -13,7 +13,7 @@ import typer
 from rws.edge.cli.parameters import JsonOption, argument, optional
 from rws.errors import BundleError, RwsError
 from rws.terminal import is_verbose, say, show
-from rws.text import printable, printable_lines
+from rws.text import printable, shown_lines
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
@@ -261,7 +261,7 @@ def _print(description: dict[str, Any]) -> None:
     }
     table = Table(title=description["name"], show_header=False, title_justify="left")
     for label, text in rows.items():
-        table.add_row(label, Text(printable_lines(text)))
+        table.add_row(label, Text(shown_lines(text)))
     show(table)
 
 
