@@ -206,5 +206,5 @@ def main() -> None:
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if "_RWS_COMPLETE" in os.environ:
-        os.environ.setdefault("TERMINAL_WIDTH", "1000")  # Typer breaks the lines of a completion there.
+        os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.
     typer.main.get_command(app)(prog_name="rws")

@@ -1,9 +1,10 @@
 """`--config FILE`: a command's options in a TOML file, checked against the command's own parameters."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
@@ -29,7 +30,8 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
             f"{path}: the table [{CAMERA}.NAME] is reserved, because several cameras are planned and cannot be used "
             "yet; write the options above any table and start one `rws run` per camera"
         )
-    for name, hint in get_type_hints(command, include_extras=True).items():
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        hint = parameter.annotation
         for info in getattr(hint, "__metadata__", ()):
             key = name if isinstance(info, ArgumentInfo) else _key(name, info)
             if key != "config":

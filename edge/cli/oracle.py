@@ -47,6 +47,6 @@ def oracle(
         line = f"{describe_belief(belief)}  ({others})"
         show(f"{frame.name}  {line}")
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
-    say(f"{len(rows)} images, {source.rejected} rejected")
+    say(f"images {len(rows)}, rejected {source.rejected}")
     if report is not None:
         write_json(report, "oracle/1", {"images": rows})

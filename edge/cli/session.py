@@ -33,7 +33,7 @@ from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_images, open_source
-from rws.errors import SourceError
+from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame
 from rws.text import shown
 
@@ -68,10 +68,10 @@ class RunSession:
         self._watch: BundleWatcher[Pipeline] | None = None
         self._status: StatusLine | None = None
         self._refused = 0
-        self._lost: SourceError | None = None
+        self._failed: RwsError | None = None
 
     def run(self) -> None:
-        """Do all of it; a source that is lost after the first result is raised once sinks and report are complete."""
+        """Do all of it; raises once sinks and report are complete if the source is lost, or no frame has a result."""
         if self._options.outputs.report is not None:
             check_target(self._options.outputs.report)
         with ExitStack() as stack:
@@ -94,8 +94,8 @@ class RunSession:
             if self._stop.is_set():
                 self._console.print("stopped by a signal")
         self._write_report()
-        if self._lost is not None:
-            raise self._lost
+        if self._failed is not None:
+            raise self._failed
 
     def _open(self, stack: ExitStack) -> None:
         options = self._options
@@ -137,13 +137,17 @@ class RunSession:
     def _loop(self) -> None:
         if self._status is not None:
             self._status.update()
+        failure: FrameError | None = None
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
                 for result in results:
                     self._live = self._source.live
                     self._systemd.alive()
-                    if result is None:
+                    if isinstance(result, FrameError):
+                        self._monitor.reject(result)
+                        failure = result
+                    elif result is None:
                         self._monitor.idle()
                         self._outputs.idle()
                     else:
@@ -161,7 +165,9 @@ class RunSession:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if self._summary.results == 0:
                 raise
-            self._lost = error
+            self._failed = error
+        if failure is not None and self._summary.results == 0 and not self._stop.is_set():
+            self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
 
     def _print(self, result: Result) -> None:
         console = self._results if self._images else self._console

@@ -149,5 +149,5 @@ def _formatted(content: Any, indent: str = "") -> str:
         entries = [f"{json.dumps(key)}: {_formatted(value, inner)}" for key, value in content.items()]
         return "{\n" + ",\n".join(inner + entry for entry in entries) + "\n}"
     if isinstance(content, list) and content and isinstance(content[0], dict):
-        return "[\n" + ",\n".join(inner + json.dumps(entry) for entry in content) + f"\n{indent}]"
-    return json.dumps(content)
+        return "[\n" + ",\n".join(inner + json.dumps(entry, allow_nan=False) for entry in content) + f"\n{indent}]"
+    return json.dumps(content, allow_nan=False)

@@ -8,17 +8,22 @@ from rws.edge.sources.base import Source
 from rws.records import utc
 from rws.text import shown
 
+RECENT = 10  # frames that tell whether oracle and model work
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Totals since the start: results, changes of the weights, results per class and per most probable type."""
+    """Totals since the start: results, changes of the weights, results per class and per most probable type.
+
+    `rejected` are delivered frames without a result, by `FrameError.reason`.
+    """
 
     results: int = 0
     mix_changes: int = 0
     classes: Mapping[str, int] = field(default_factory=dict)
     corruptions: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,14 @@ class RunStatus:
     totals: RunTotals
     events: Mapping[str, int]
     result: Result | None
+    failed: int = 0  # of the newest `RECENT` delivered frames, those without a result
+    failure: str = ""  # of the newest one of them
     timeline: tuple[Moment, ...] = ()
+
+    @property
+    def rejected_by_reason(self) -> dict[str, int]:
+        """Frames that the source has rejected, and those for which oracle, policy or model has failed."""
+        return {**self.source.rejected_by_reason, **self.totals.rejected}
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:
         """Return plain types, ready for `json.dumps`; `counts` are the totals, `classes` only if asked for."""
@@ -91,7 +103,12 @@ class RunStatus:
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
         times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
         return {"schema": "status/1", **document, **times} | {
-            "counts": {**counts, **per_class, "corruptions": dict(self.totals.corruptions)},
+            "counts": {
+                **counts,
+                "rejected_by_reason": self.rejected_by_reason,
+                **per_class,
+                "corruptions": dict(self.totals.corruptions),
+            },
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

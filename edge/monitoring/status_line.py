@@ -33,8 +33,8 @@ def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") 
         parts.append(f"{result.label} {result.confidence:.0%}")
     if source.dropped:
         parts.append(f"dropped {source.dropped}")
-    if source.rejected:
-        parts.append("rejected " + ", ".join(f"{count} {why}" for why, count in source.rejected_by_reason.items()))
+    if rejected := status.rejected_by_reason:
+        parts.append("rejected " + ", ".join(f"{count} {why}" for why, count in rejected.items()))
     if source.reconnects:
         parts.append(f"reconnects {source.reconnects}")
     parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in status.events.items())

@@ -350,7 +350,7 @@ def test_a_result_names_its_top_classes_and_fits_on_a_line():
     assert [(guess.label, guess.class_index) for guess in result.top] == [("dog", 1), ("cat", 0), ("ship", 2)]
     assert sum(guess.confidence for guess in result.top) == pytest.approx(1)
     assert (result.label, result.confidence) == ("dog", result.top[0].confidence)
-    assert repr(result) == "Result(#0 dark.png: dog 71%, fog 100%, fog 0.80, 5.0 ms)"
+    assert repr(result) == "Result(#0 dark.png: dog 71%, fog 100%, patch fog 0.80, 5.0 ms)"
 
 
 def test_a_result_is_drawn_while_its_frame_is_the_newest():

@@ -170,7 +170,7 @@ function showTimes() {
 }
 
 function showSource({ source, fps, counts, events: noted, since_result_s: since, uptime_s: uptime, result }) {
-  const rejected = Object.entries(source.rejected_by_reason);
+  const rejected = Object.entries(counts.rejected_by_reason);
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
     results: `${fixed(fps, 1)} /s`,
@@ -181,7 +181,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
     received: plain.format(source.received),
     classified: plain.format(counts.results),
     dropped: plain.format(source.dropped),
-    rejected: plain.format(source.rejected),
+    rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
     reconnects: plain.format(source.reconnects),
   };
   keep($("facts"), "div", Object.keys(facts).length);

@@ -41,8 +41,10 @@ def test_before_the_first_result(monitor, clock):
         "uptime_s": 2.5,
         "fps": 0.0,
         "since_result_s": None,
-        "counts": {"results": 0, "mix_changes": 0, "classes": {}, "corruptions": {}},
+        "counts": {"results": 0, "mix_changes": 0, "rejected_by_reason": {}, "classes": {}, "corruptions": {}},
         "events": {},
+        "failed": 0,
+        "failure": "",
         "timeline": [],
         "source": {
             "name": "camera 0",
