@@ -54,6 +54,7 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    label: str
     watch: bool
     limit: int | None
 
@@ -132,7 +133,13 @@ class RunSession:
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
             )
-        return open_source(options.source[0], latest=options.latest, retries=options.retries, stall=options.stall)
+        return open_source(
+            options.source[0],
+            latest=options.latest,
+            retries=options.retries,
+            stall=options.stall,
+            label=options.label,
+        )
 
     def _loop(self) -> None:
         if self._status is not None:

@@ -30,7 +30,7 @@ class RunTotals:
 class SourceStatus:
     """The state and the counters of a source; `received` = `delivered` + `dropped` + `rejected` + `buffered`."""
 
-    name: str  # without passwords
+    name: str  # of a URL scheme and host only
     live: bool
     state: str  # `opening`, `running`, `reconnecting`, `lost` or `ended`
     received: int
@@ -40,7 +40,7 @@ class SourceStatus:
     rejected: int  # unusable
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
-    error: str  # without passwords
+    error: str  # likewise
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":
@@ -71,7 +71,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing; age and newest result, without passwords in its name, are None before the first.
+    """What a run is doing; age and newest result are None before the first.
 
     Seconds without a frame in which the source was not known to be lost have no moment in `timeline`, oldest first.
     """

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,7 @@ def open_source(
     latest: bool | None = None,
     retries: int | None = None,
     stall: float = 5.0,
+    label: str = "",
 ) -> Source:
     """Open the source that a text, index or path names.
 
@@ -48,6 +50,7 @@ def open_source(
         latest: whether older frames are dropped for newer ones; None: of cameras and streams, but not of files.
         retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
+        label: stands before the name of a camera, stream or video; of an address only scheme and host are shown.
 
     Raises a `SourceError` if nothing is found, a folder or list names no image, or a file cannot be opened. A camera or
     stream is opened when the first frame is asked for.
@@ -59,7 +62,8 @@ def open_source(
     name = "the source" if _CREDENTIALS.match(text) else printable(text[:LONGEST_NAME])
     try:
         if settings := _to_capture(text, latest):
-            return CapturedSource(settings, retries=retries, stall=stall)
+            named = replace(settings, name=f"{printable(label)} ({settings.name})") if label else settings
+            return CapturedSource(named, retries=retries, stall=stall)
         path = Path(text)
         if path.is_file():
             return _open_file(path, printable(text), clock)
@@ -99,19 +103,21 @@ def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
     if _CAMERA.fullmatch(text):
         return CaptureSettings(int(text), "camera", f"camera {text}", latest)
     if "://" in text and " ! " not in text:
-        return CaptureSettings(_native(text), "network", shown_address(text), latest)
-    if " ! " in text or path.is_char_device():
-        return CaptureSettings(_native(text), "camera", "pipeline" if " ! " in text else printable(text), latest)
+        return CaptureSettings(_native(text, shown_address(text)), "network", shown_address(text), latest)
+    if " ! " in text:
+        return CaptureSettings(_native(re.sub(r"[\t\r\n]", " ", text), "pipeline"), "camera", "pipeline", latest)
+    if path.is_char_device():
+        return CaptureSettings(_native(text, printable(text)), "camera", printable(text), latest)
     if path.is_file() and path.suffix.lower() not in _READ_HERE:
         # Absolute, because FFmpeg reads what stands before a colon as a protocol.
         return CaptureSettings(os.path.abspath(text), "file", printable(text), latest)
     return None
 
 
-def _native(text: str) -> str:
+def _native(text: str, name: str) -> str:
     """Return a text that native code may read; OpenCV crashes at one that is not UTF-8 and stops at a NUL."""
     if printable(text) != text:
-        raise UsageError(f"{shown_address(text)}: contains a control character or is not UTF-8; percent-encode it")
+        raise UsageError(f"{name}: contains a control character or is not UTF-8; percent-encode it")
     return text
 
 

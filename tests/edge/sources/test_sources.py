@@ -387,3 +387,13 @@ def test_the_capture_process_gets_what_libraries_need_and_no_secret(tmp_path, mo
     names = {entry.partition("=")[0] for entry in found}
     assert names.isdisjoint(secrets)
     assert names >= {*needed, "PATH", "PYTHONPATH"}
+
+
+def test_a_label_tells_two_cameras_of_one_host_apart():
+    with open_source("rtsp://me:hush@cam/one", label="front\x1b door") as source:
+        assert source.name == r"front\x1b door (rtsp://cam)"
+
+
+def test_a_pipeline_may_have_several_lines():
+    with open_source("v4l2src !\n\tvideoconvert ! appsink") as source:
+        assert source.name == "pipeline"
