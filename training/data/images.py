@@ -189,7 +189,7 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     # Tiny-ImageNet's own layout of its validation split: `images/<file>` and one line `<file> <class> …` per file.
-    rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in annotations.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")
     classes = tuple(sorted({row[1] for row in rows}))
