@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
-_LEAST = 1e-30  # a type of less mass has no severity of its own: dividing by subnormal numbers is not exact
+_LEAST = 1e-30  # a type of less mass has no usable severity: dividing by subnormal numbers is not exact
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
@@ -36,7 +36,7 @@ class Belief:
         if self.joint.shape != expected:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
         check_probabilities(self.joint)
-        if not all(0 < level <= 5 for level in self.levels):
+        if not 0 < min(self.levels) <= max(self.levels) <= 5:
             raise InputError(f"belief: severity levels are {self.levels}, expected numbers above 0, at most 5")
 
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:

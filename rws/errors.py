@@ -74,7 +74,7 @@ def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None
 
 
 def from_library(error: BaseException) -> bool:
-    """Return whether ONNX, ONNX Runtime or Torch has raised an error of its own kind: they share no base."""
+    """Return whether ONNX, ONNX Runtime or Torch has raised this error: theirs share no base."""
     return type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime", "torch")
 
 

@@ -36,7 +36,6 @@ class _State:
     quiet: bool = False
     verbose: bool = False
     document: bool = False  # stdout carries one
-    log: logging.Handler | None = None
     opened: ExitStack = field(default_factory=ExitStack)  # until the end of the session
 
 
@@ -63,6 +62,11 @@ def set_quiet(value: bool) -> None:
 def set_verbose(value: bool) -> None:
     """Print details, tracebacks and the package's whole log, if `value` is true; UsageError with -q."""
     _set_verbosity(_state.quiet, _state.verbose or value)
+
+
+def is_quiet() -> bool:
+    """Return whether only errors and results are printed."""
+    return _state.quiet
 
 
 def is_verbose() -> bool:
@@ -125,27 +129,19 @@ def result_console(file: TextIO | None = None) -> Console:
 @contextmanager
 def log_to(output: TextIO) -> Iterator[None]:
     """Send the package's log to this stream: warnings, with -v all of it, with -q errors."""
-    before, _state.log = _state.log, logging.StreamHandler(output)
-    _state.log.setFormatter(_LogFormat("%(levelname)s %(name)s: %(message)s" if _state.verbose else None))
-    _replace_log(before, _state.log)
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(_LogFormat("%(levelname)s %(name)s: %(message)s" if _state.verbose else None))
+    before, _logger.handlers = _logger.handlers, [handler]
     try:
         yield
     finally:
-        _replace_log(_state.log, before)
-        _state.log = before
+        _logger.handlers = before
 
 
 class _LogFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as it may be shown."""
         return shown_lines(super().format(record))
-
-
-def _replace_log(old: logging.Handler | None, new: logging.Handler | None) -> None:
-    if old is not None:
-        _logger.removeHandler(old)
-    if new is not None:
-        _logger.addHandler(new)
 
 
 def _set_verbosity(quiet: bool, verbose: bool) -> None:

@@ -198,6 +198,12 @@ def test_a_document_takes_stdout_and_people_read_stderr():
     assert "result" not in runner.invoke(app, ["ours", "--json", "-", "-q"]).stderr
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    result = runner.invoke(app, ["ours", "--json", str(tmp_path / "nowhere" / "x.json")])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "its folder does not exist" in result.stderr
+
+
 def test_one_document_only_takes_stdout():
     with session():
         claim_stdout(None)

@@ -33,11 +33,8 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
 
-    if report is not None:
-        check_target(report)
     description = _describe(Bundle.load(path))
     _print(description)
     if report is not None:
@@ -98,11 +95,8 @@ def list_bundles(
     from rich.table import Table
     from rich.text import Text
 
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
 
-    if report is not None:
-        check_target(report)
     table = Table("name", "classes", "input", "signatures", "MB", "path")
     rows = []
     for found in _bundles(folders or []):

@@ -44,13 +44,10 @@ def drill(
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
-    if report is not None:
-        check_target(report)
     console = line_console()
     loaded = Bundle.load(bundle)
     if soak is None:

@@ -22,7 +22,6 @@ from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.cli.results import change_line, image_block, image_line
-from rws.edge.common.files import check_target
 from rws.edge.common.provenance import portable_path, provenance, write_json
 from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
@@ -73,8 +72,6 @@ class RunSession:
 
     def run(self) -> None:
         """Do all of it; raises once sinks and report are complete if the source is lost, or no frame has a result."""
-        if self._options.outputs.report is not None:
-            check_target(self._options.outputs.report)
         with ExitStack() as stack:
             printed, logged = (
                 cast("TextIO", stack.enter_context(LossyOutput(stream, lambda: self._live)))

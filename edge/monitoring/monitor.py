@@ -101,6 +101,7 @@ class Monitor:
         with self._lock:
             self._trim(now)
             result, classes = self._last, self._classes
+            counters = (classes, self._corruptions, self._rejected)
             failures = [failure for failure in self._failures if failure]
             moments: tuple[Moment, ...] = ()
             if since is not None:
@@ -115,9 +116,7 @@ class Monitor:
                 fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
                 since_result_s=None if self._last_at is None else round(now - self._last_at, 2),
                 source=SourceStatus.of(self.source),
-                totals=RunTotals(
-                    classes.total(), self._mix_changes, dict(classes), dict(self._corruptions), dict(self._rejected)
-                ),
+                totals=RunTotals(classes.total(), self._mix_changes, *map(dict, counters)),
                 events=dict(self.events),
                 result=result,
                 failed=len(failures),

@@ -99,16 +99,12 @@ class RunStatus:
     def to_dict(self, classes: bool = True) -> dict[str, object]:
         """Return plain types, ready for `json.dumps`; `counts` are the totals, `classes` only if asked for."""
         counts = {"results": self.totals.results, "mix_changes": self.totals.mix_changes}
+        rejected = {"rejected_by_reason": self.rejected_by_reason}
         per_class = {"classes": dict(self.totals.classes)} if classes else {}
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
         times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
         return {"schema": "status/1", **document, **times} | {
-            "counts": {
-                **counts,
-                "rejected_by_reason": self.rejected_by_reason,
-                **per_class,
-                "corruptions": dict(self.totals.corruptions),
-            },
+            "counts": {**counts, **rejected, **per_class, "corruptions": dict(self.totals.corruptions)},
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

@@ -9,10 +9,7 @@ MOST_FAILED = 2  # of the newest `RECENT` frames; with more, the run is degraded
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run: `ok`, `lost`, `ended`, `degraded` (too many frames without a result) or `stale` (none).
-
-    Then why, the newest result's age and the source's state.
-    """
+    """The health of a run: `ok`, `lost`, `ended`, `degraded`, `stale`; why, newest result's age, source's state."""
 
     status: str
     reason: str

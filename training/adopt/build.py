@@ -119,7 +119,7 @@ class AdoptionBuild:
         self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
-        self._store = Store(work, "refuse")
+        self._store = Store(work, "keep")  # `--quick` and the full training share the default folder
         self._left = TimeLeft()
         kinds = {"frames": "frame", "steps": "step", "answers": "answer"}
         self._report = partial(job_log, work, progress=progress, left=self._left, kinds=kinds)
@@ -168,12 +168,8 @@ class AdoptionBuild:
         plan("gain", "answer", answers, partial(self._clean_model().predict, sample), len(sample))
         plan("oracle", "frame", recipe.oracle.frames)
         steps = count_steps(recipe.oracle, self.model.size)
-        plan(
-            "oracle",
-            "oracle step",
-            steps,
-            partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size),
-        )
+        probe = partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size)
+        plan("oracle", "oracle step", steps, probe)
 
     @cached_property
     def _identity(self) -> list[Any]:
@@ -308,6 +304,7 @@ class AdoptionBuild:
         labels = None if self._labels is None else self._labels.tolist()
         entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability, no_patch")
         arrays = dict(entry.get(self._measure_gain))
+        self._left.finish("gain")
         scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 

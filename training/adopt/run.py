@@ -55,7 +55,8 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     held_out = len(images.pixels) - len(build.train)
     say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")
     share = f"{build.layers} convolutions, about {build.share:.2f} % of the model's bytes per signature"
-    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle; work folder: {options.work}")
+    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle")
+    say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)

@@ -169,7 +169,7 @@ function showTimes() {
   });
 }
 
-function showSource({ source, fps, counts, events: noted, since_result_s: since, uptime_s: uptime, result }) {
+function showSource({ source, fps, counts, failure, events: noted, since_result_s: since, uptime_s: uptime, result }) {
   const rejected = Object.entries(counts.rejected_by_reason);
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
@@ -194,6 +194,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
   const notes = [];
   if (rejected.length) notes.push(`rejected: ${list(rejected)}`);
   if (Object.keys(noted).length) notes.push(`events: ${list(Object.entries(noted))}`);
+  if (failure) notes.push(`last failed frame: ${failure}`);
   if (source.error) notes.push(`last error: ${source.error}`);
   keep($("notes"), "li", notes.length);
   notes.forEach((note, index) => { $("notes").children[index].textContent = note; });

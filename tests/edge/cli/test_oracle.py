@@ -3,9 +3,11 @@ import shutil
 
 import pytest
 
+from rws.edge.bundle.edit import write_bundle
 from rws.edge.preprocess import preprocess
 from rws.edge.sources.open import open_source
 from support.fakes import write_images
+from support.tiny import bundle_parts, failing_oracle
 
 
 def test_it_lists_each_image(rws, tiny_bundle, tmp_path):
@@ -43,3 +45,12 @@ def test_it_counts_broken_images_and_refuses_other_files(rws, video, tmp_path):
         result = rws("oracle", bad, "--json", tmp_path / "b.json")
         assert (result.exit_code, result.stderr.count("\n")) == (code, 1)
         assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["nan", "error"])
+def test_an_image_on_which_the_oracle_fails_is_named(rws, tmp_path, kind):
+    bundle = write_bundle(tmp_path / "bundle", bundle_parts(oracle=failing_oracle(kind)))
+    folder = write_images(tmp_path / "images", 1, value=255)
+    result = rws("oracle", folder, bundle=bundle.path)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    assert f"{folder / '0.png'}: " in result.stderr

@@ -34,7 +34,7 @@ from rws.errors import SourceError
 from rws.oracle.belief import certain
 from support.command_line import rws as installed_rws
 from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, write_images
-from support.tiny import bundle_parts
+from support.tiny import bundle_parts, failing_oracle
 
 runner = CliRunner()
 
@@ -429,8 +429,7 @@ def test_without_a_source_it_says_what_a_source_can_be():
 
 def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patched(rws, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
-    plain = rws("run", image).stdout
-    name, *rows = plain.splitlines()
+    name, *rows = rws("run", image).stdout.strip().splitlines()
     assert name == str(image)
     assert [row.split()[0] for row in rows] == ["class", "image", "patch"]
     assert re.search(r"class +\w+ \d+%  \(then \w+ \d+%, \w+ \d+%\)$", rows[0])
@@ -438,7 +437,7 @@ def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patch
         more = rws("run", image, option).stdout
         assert "frames 1" in more
         assert "p95" in more
-    assert rws("run", image, "-q").stdout == plain
+    assert rws("run", image, "-q").stdout.splitlines() == [name, *rows]
 
 
 def test_the_lines_about_an_image():
@@ -661,3 +660,29 @@ def test_a_nul_or_a_token_of_another_type_in_the_configuration_is_one_line(rws, 
         assert result.exit_code == 3
         assert expected in result.stderr
         assert "12345678" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "shape", "error"])
+def test_an_oracle_that_fails_on_some_frames_costs_these_frames_only(rws, tmp_path, kind):
+    bundle = write_bundle(tmp_path / "bundle", bundle_parts(oracle=failing_oracle(kind)))
+    frames = np.random.default_rng(0).integers(0, 200, (6, 8, 8, 3), dtype=np.uint8)
+    frames[2] = 255
+    np.save(tmp_path / "frames.npy", frames)
+    lines, report = tmp_path / "r.jsonl", tmp_path / "s.json"
+    source = ("run", tmp_path / "frames.npy", "--stream")
+    result = rws(*source, "--jsonl", lines, "--json", report, bundle=bundle.path)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines.read_text().splitlines()]
+    assert [record["index"] for record in records] == [0, 1, 3, 4, 5]
+    summary = json.loads(report.read_text(), parse_constant=pytest.fail)
+    assert (summary["received"], summary["frames"], summary["rejected"]) == (6, 5, 1)
+    assert summary["rejected_by_reason"] == {"bad_belief": 1}
+    assert "rejected 1 (bad_belief 1)" in result.output
+
+
+def test_a_run_in_which_no_frame_has_a_result_fails(rws, tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", bundle_parts(oracle=failing_oracle("nan")))
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((8, 8, 3), 255, np.uint8))
+    result = rws("run", tmp_path / "white.png", bundle=bundle.path)
+    assert result.exit_code == 3
+    assert "white.png: no frame has a result; of the last one: belief: the least number is nan" in result.output

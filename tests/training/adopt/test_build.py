@@ -68,15 +68,24 @@ def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_mad
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
     AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     made = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    assert set(made) == {"signature-gaussian_noise.safetensors", "signature-shot_noise.safetensors"}
+    assert {name.rpartition("-")[0] for name in made} == {"signature-gaussian_noise", "signature-shot_noise"}
     lines = len((tmp_path / "log.jsonl").read_text().splitlines())
     AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
-    (tmp_path / "signature-shot_noise.safetensors").unlink()
+    next(tmp_path.glob("signature-shot_noise-*.safetensors")).unlink()
     AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == made
-    with pytest.raises(InputError, match="made from another recipe"):
-        AdoptionBuild(adopted, clean_images, replace(recipe, steps=4), tmp_path).signature("shot_noise")
+
+
+def test_builds_with_different_recipes_share_a_work_folder(recipe, clean_images, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    quick = AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("gaussian_noise")
+    AdoptionBuild(adopted, clean_images, replace(recipe, steps=4), tmp_path).signature("gaussian_noise")
+    assert len(list(tmp_path.glob("signature-gaussian_noise-*.safetensors"))) == 2
+    lines = len((tmp_path / "log.jsonl").read_text().splitlines())
+    again = AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("gaussian_noise")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
+    assert all(np.array_equal(again[name], quick[name]) for name in quick)
 
 
 def test_every_corruption_begins_from_one_that_is_made_before():
@@ -146,3 +155,14 @@ def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_ima
     assert seen == list(range(1, 11))
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, clean_images, tmp_path):
+    adopted, records = adopt_model(tiny().SerializeToString(), Preprocessing()), []
+    work, out = tmp_path / "work", tmp_path / "bundle"
+    AdoptionBuild(adopted, clean_images, recipe, work).bundle(out)
+    (work / "oracle.npz").unlink()
+    AdoptionBuild(adopted, clean_images, recipe, work, progress=records.append).bundle(out)
+    assert {record["job"] for record in records} == {"oracle"}
+    assert records[0]["minutes_left"] >= 0
+    assert "minutes_left" not in records[-1]
