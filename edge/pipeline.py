@@ -25,6 +25,7 @@ from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import STEP, Policy
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Clock, Frame, Mix, Prediction, WallClock, utc
+from rws.text import shown
 
 LATEST = 1e15  # seconds: no clock that stamps frames is that late
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
@@ -65,7 +66,7 @@ class Result:
     """What the pipeline found in one frame."""
 
     index: int  # of the frame in its source
-    name: str  # of the frame
+    name: str  # of the frame, as it may be shown: printable, and of a URL scheme and host only
     captured_at: float  # seconds of the source's clock
     captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
@@ -79,6 +80,9 @@ class Result:
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
     unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def top(self) -> tuple[Prediction, ...]:

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from rws import terminal
 from rws.errors import RwsError, UsageError
+from rws.text import shown, shown_lines
 
 GROUP = "rws.commands"
 COMMANDS = {
@@ -38,6 +39,7 @@ COMMANDS = {
 }
 """Name and place, `module:function`, of our own commands; a third party's command cannot replace one."""
 
+_UsageError: Any = typer.BadParameter.__bases__[0]  # Typer does not export it.
 _INTERRUPTED = 130
 _WIDEST = 120  # columns of a help text
 
@@ -89,8 +91,8 @@ def _errors_in_one_line() -> Iterator[None]:
     """Replace errors that are not our mistakes by an exit code, after a line that says what is wrong."""
     try:
         yield
-    except typer.BadParameter as error:
-        error.message = _with_suggestion(error.message)
+    except _UsageError as error:
+        error.message = shown(_with_suggestion(error.message))
         raise
     except RwsError as error:
         raise _failed(str(error), error.exit_code) from error
@@ -108,8 +110,8 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 
 

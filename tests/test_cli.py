@@ -19,7 +19,7 @@ from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
 from rws.errors import InputError, MissingExtraError, SourceError, UsageError
-from rws.terminal import claim_stdout, is_verbose, say, session, show
+from rws.terminal import claim_stdout, console, is_verbose, log_to, say, session, show
 
 runner = CliRunner()
 log = logging.getLogger("rws.test")
@@ -346,3 +346,32 @@ def test_no_line_of_the_list_of_commands_is_cut_off(columns):
         listed = text.partition("Commands:")[2]
         assert "..." not in listed
         assert max(map(len, listed.splitlines())) <= min(columns, 120)
+
+
+HOSTILE = "\x1b]0;title\x07 [/x] :warning: \udce9 http://me:hu sh@cam/hush"
+HARMLESS = r"\x1b]0;title\x07 [/x] :warning: \xe9 http://cam"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["inspect", HOSTILE], ["-v", "inspect", HOSTILE], ["run", HOSTILE], ["inspect", "x", HOSTILE], ["--\x1bx"]],
+)
+def test_what_was_typed_cannot_steer_the_terminal(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code in (2, 3, 4)
+    assert "\x1b" not in result.output
+    assert "hush" not in result.output
+    assert result.output.encode()
+
+
+def test_lines_results_and_log_are_shown_escaped(capsys):
+    say(f"{HOSTILE}\nnext")
+    show(HOSTILE)
+    with log_to(sys.stdout):
+        logging.getLogger("rws").warning("%s", HOSTILE)
+    assert capsys.readouterr().out == f"{HARMLESS}\nnext\n{HARMLESS}\n{HARMLESS}\n"
+
+
+def test_brackets_and_colons_in_a_name_are_no_markup(capsys):
+    console().print("[red]a[/x] :warning:.png")
+    assert capsys.readouterr().out == "[red]a[/x] :warning:.png\n"

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from typer.models import ArgumentInfo, OptionInfo
 
-from rws.edge.common.schema import STRICT, read_toml, validate
+from rws.edge.common.schema import STRICT, read_toml, shorten, validate
 from rws.errors import FormatError
 
 CAMERA = "camera"  # a table for each of several cameras, one day
@@ -41,6 +41,9 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
                 fields.append((key, Annotated[hint.__origin__, limits], None))
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
+    for key, value in document.items():
+        if r"\x00" in repr(value):
+            raise FormatError(f"{path}: {shorten(key)} contains a NUL character; correct the file")
     schema: Any = dataclass(dataclasses.make_dataclass("Options", fields), config=STRICT)
     validate(schema, document, str(path), cure="correct the file")
     context.default_map = {names[key]: value for key, value in document.items()}

@@ -34,6 +34,7 @@ from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame
+from rws.text import shown
 
 SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
 
@@ -52,6 +53,7 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    label: str
     watch: bool
     limit: int | None
 
@@ -112,7 +114,7 @@ class RunSession:
         if options.corrupt is not None:
             self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
         if not self._images or terminal.is_verbose():
-            self._console.print(f"model: {pipeline.model.description}", markup=False)
+            self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
@@ -129,7 +131,13 @@ class RunSession:
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
             )
-        return open_source(options.source[0], latest=options.latest, retries=options.retries, stall=options.stall)
+        return open_source(
+            options.source[0],
+            latest=options.latest,
+            retries=options.retries,
+            stall=options.stall,
+            label=options.label,
+        )
 
     def _loop(self) -> None:
         if self._status is not None:
@@ -179,7 +187,7 @@ class RunSession:
             console.print(change_line(result))
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeLeft())
         hidden = self._source.live or not self._console.is_terminal
         progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
         totals = [count for count in (self._source.length, self._options.limit) if count is not None]
@@ -193,13 +201,13 @@ class RunSession:
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
             self._monitor.count_event("bundle_refused")
-            self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
+            self._console.print(f"bundle refused, the old one stays: {shown(self._watch.error)}")
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
         self._monitor.count_event("bundle_swapped")
-        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}", markup=False)
+        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)

@@ -21,6 +21,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target == STDOUT:
         return target
+    if "\0" in os.fspath(target):
+        raise InputError(f"{target}: contains a NUL character; choose another path")
     if _is_special(target):
         return target
     if not target.parent.is_dir():

@@ -3,14 +3,14 @@
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rws.edge.common.redact import hide_password
 from rws.edge.monitoring.run_status import LOST, RECENT, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.errors import FrameError
 from rws.records import Clock, WallClock
+from rws.text import shown
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
@@ -82,7 +82,7 @@ class Monitor:
         """Count a frame without a result; call it in the frame loop's thread."""
         with self._lock:
             self._rejected[error.reason] += 1
-            self._failures.append(hide_password(f"{error.reason}: {error}"))
+            self._failures.append(shown(f"{error.reason}: {error}"))
 
     def idle(self) -> None:
         """Note that no frame came, and whether the source is lost; call it in the frame loop's thread."""
@@ -118,7 +118,7 @@ class Monitor:
                 source=SourceStatus.of(self.source),
                 totals=RunTotals(classes.total(), self._mix_changes, *map(dict, counters)),
                 events=dict(self.events),
-                result=None if result is None else replace(result, name=hide_password(result.name)),
+                result=result,
                 failed=len(failures),
                 failure=failures[-1] if failures else "",
                 timeline=moments,

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from rws.edge.common.redact import hide_password
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.records import utc
+from rws.text import shown
 
 RECENT = 10  # frames that tell whether oracle and model work
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
@@ -30,7 +30,7 @@ class RunTotals:
 class SourceStatus:
     """The state and the counters of a source; `received` = `delivered` + `dropped` + `rejected` + `buffered`."""
 
-    name: str  # without passwords
+    name: str  # of a URL scheme and host only
     live: bool
     state: str  # `opening`, `running`, `reconnecting`, `lost` or `ended`
     received: int
@@ -40,7 +40,7 @@ class SourceStatus:
     rejected: int  # unusable
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
-    error: str  # without passwords
+    error: str  # likewise
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":
@@ -48,8 +48,8 @@ class SourceStatus:
         rejections = dict(source.rejections)
         copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
         return cls(
-            name=hide_password(source.name),
-            error=hide_password(source.error),
+            name=shown(source.name),
+            error=shown(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
             **{name: getattr(source, name) for name in copied},
@@ -71,7 +71,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing; age and newest result, without passwords in its name, are None before the first.
+    """What a run is doing; age and newest result are None before the first.
 
     Seconds without a frame in which the source was not known to be lost have no moment in `timeline`, oldest first.
     """

@@ -74,7 +74,7 @@ class StatusLine(Closing):
         self._also(status_line(status, self._timings))
         line = status_line(status, self._timings, "; Ctrl-C ends")
         if self._live is None:
-            self._console.print(line, markup=False)
+            self._console.print(line)
         else:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 

@@ -22,6 +22,8 @@ from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.cli.results import describe_belief, image_block, image_line
 from rws.edge.cli.session import TimeLeft
+from rws.edge.faults.frames import encode_jpeg, scene
+from rws.edge.faults.servers import MjpegServer
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.pipeline import Pipeline
 from rws.edge.preprocess import preprocess
@@ -627,6 +629,55 @@ def test_the_time_left_is_shown_only_when_it_is_known():
         shown.append(column.render(task).plain)
     assert shown[:9] == [""] * 9
     assert shown[10].startswith("0:04:0")
+
+
+def test_names_that_are_not_utf8_reach_every_output_of_the_installed_command(tiny_bundle, tmp_path):
+    folder = write_images(tmp_path / "images", 4)
+    for index, name in enumerate(
+        [b"caf\xe9.png", b"a\x1b]0;title\x07.png", "c\u202egnp.png".encode(), b"[red]\n:warning:.png"]
+    ):
+        (folder / f"{index}.png").rename(folder / os.fsdecode(name))
+    out = tmp_path / os.fsdecode(b"out\xe9")
+    out.mkdir()
+    outputs = ["--save", out / "a.mp4", "--jsonl", out / "r.jsonl", "--csv", out / "r.csv", "--json", out / "s.json"]
+    done = installed_rws("run", folder, *outputs, "--bundle", tiny_bundle.path)
+    names = [r"[red]\n:warning:.png", r"a\x1b]0;title\x07.png", r"caf\xe9.png", r"c\u202egnp.png"]
+    assert all(name in done.stdout for name in names)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
+    lines = [json.loads(line)["name"] for line in (out / "r.jsonl").read_text("utf-8").splitlines()]
+    with (out / "r.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row["name"] for row in csv.DictReader(file)]
+    assert lines == rows
+    assert sorted(Path(name).name for name in lines) == sorted(names)
+    assert json.loads((out / "s.json").read_text("utf-8"))["frames"] == 4
+    with open_source(out / "a.mp4") as source:
+        assert len(list(source)) == 4
+
+
+def test_a_camera_whose_password_has_a_blank_stays_unnamed_in_every_output(tiny_bundle, tmp_path):
+    with MjpegServer(lambda number: encode_jpeg(scene(48, 64, number))) as server:
+        address = f"http://admin:se cret@1@127.0.0.1:{server.port}/video.mjpg?key=hush"
+        outputs = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv", "--json", tmp_path / "s.json"]
+        done = installed_rws(
+            "run", address, "--token", "t0ken-of-mine", "--limit", 3, *outputs, "--bundle", tiny_bundle.path
+        )
+    said = done.stdout + done.stderr + "".join(path.read_text() for path in sorted(tmp_path.glob("*.*s*")))
+    for secret in ("cret", "admin", "video.mjpg", "hush", "t0ken"):
+        assert secret not in said
+    assert json.loads((tmp_path / "s.json").read_text())["source"] == f"http://127.0.0.1:{server.port}"
+
+
+def test_a_nul_or_a_token_of_another_type_in_the_configuration_is_one_line(rws, tmp_path):
+    for text, expected in {
+        'source = "pattern"\nsave = "a\\u0000.mp4"': "'save' contains a NUL character",
+        'source = ["a\\u0000.png"]': "'source' contains a NUL character",
+        'source = "pattern"\ntoken = 12345678': "token is ***, expected",
+    }.items():
+        (tmp_path / "run.toml").write_text(text)
+        result = rws("run", "--config", tmp_path / "run.toml")
+        assert result.exit_code == 3
+        assert expected in result.stderr
+        assert "12345678" not in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "shape", "error"])
