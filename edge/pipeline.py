@@ -1,10 +1,13 @@
 """The stages of one frame: model input → oracle → policy → patch → predict → task."""
 
+import math
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import TracebackType
 from typing import TypedDict
 
 import numpy as np
@@ -17,12 +20,14 @@ from rws.edge.preprocess import preprocess
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
-from rws.errors import InputError
+from rws.errors import FrameError, InputError, RwsError, first_line, from_library
 from rws.oracle.belief import Belief, CorruptionOracle
-from rws.oracle.policy import Policy
+from rws.oracle.policy import STEP, Policy
 from rws.oracle.temporal_filter import BeliefFilter
-from rws.records import Clock, Frame, Prediction, WallClock, utc
+from rws.records import Clock, Frame, Mix, Prediction, WallClock, utc
+from rws.text import shown
 
+LATEST = 1e15  # seconds: no clock that stamps frames is that late
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
 
@@ -61,7 +66,7 @@ class Result:
     """What the pipeline found in one frame."""
 
     index: int  # of the frame in its source
-    name: str  # of the frame
+    name: str  # of the frame, as it may be shown: printable, and of a URL scheme and host only
     captured_at: float  # seconds of the source's clock
     captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
@@ -75,6 +80,9 @@ class Result:
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
     unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def top(self) -> tuple[Prediction, ...]:
@@ -102,9 +110,10 @@ class Result:
         return self.output.logits
 
     def __repr__(self) -> str:
+        patch = f"patch {describe_mix(self.mix)}" if self.mix else "no patch"
         return (
             f"Result(#{self.index} {self.name}: {self.label} {self.confidence:.0%}, {self.belief.type} "
-            f"{self.belief.probability.max():.0%}, {describe_mix(self.mix)}, {sum(self.times_ms.values()):.1f} ms)"
+            f"{self.belief.probability.max():.0%}, {patch}, {sum(self.times_ms.values()):.1f} ms)"
         )
 
     def plot(self) -> NDArray[np.uint8]:
@@ -156,6 +165,7 @@ class Pipeline:
     task: Task[Classification, ClassificationRecord]
     input_size: tuple[int, int]  # the model's (height, width), pixels
     name: str = ""  # of the bundle
+    alpha_limit: float = math.inf  # of the mixes that the policy may choose: no strength is larger
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
@@ -170,8 +180,9 @@ class Pipeline:
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
         policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
         task, size = Classify(manifest.classes), (manifest.input.height, manifest.input.width)
+        limit = float(np.abs(bundle.table.alpha).max()) + STEP  # a policy may round up
         bundle.release()
-        return cls(model, oracle, policy, smoothing, task, size, manifest.name)
+        return cls(model, oracle, policy, smoothing, task, size, manifest.name, limit)
 
     def step(
         self,
@@ -182,26 +193,32 @@ class Pipeline:
         clock: Clock = time.monotonic,
         wall_clock: WallClock = time.time,
     ) -> Result:
-        """Patch the model for a frame and let it predict.
+        """Patch the model for a frame and let it predict; a `FrameError` if no part of that went well: call `reset`.
 
         Args:
-            frame: uint8 (H, W, 3), RGB, any size; otherwise an `InputError`.
+            frame: uint8 (H, W, 3), RGB, any size, with a finite time; otherwise an `InputError`.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
             read_ms: what reading the frame took.
             clock: the one that stamps the frames.
             wall_clock: read once, for the time of day of the capture.
         """
+        if not abs(frame.captured_at) < LATEST:  # NaN is not, either
+            raise InputError(f"frame {frame.index}: was captured at {frame.captured_at}, expected seconds of the clock")
         marks = [clock()]
         x = preprocess(frame.image, *self.input_size)
         marks.append(clock())
-        belief = self._observe(x) if held is None else held.belief
-        marks.append(clock())
-        mix = self.policy.choose(belief) if held is None else held.mix
-        marks.append(clock())
-        changed = self.model.apply(mix)
-        marks.append(clock())
-        outputs = self.model.predict(x)
-        marks.append(clock())
+        with _Stage("bad_belief") as stage:
+            belief = self._observe(x) if held is None else held.belief
+            marks.append(clock())
+            stage.failure = "bad_mix"
+            mix = self._choose(belief) if held is None else held.mix
+            marks.append(clock())
+            changed = self.model.apply(mix)
+            marks.append(clock())
+            stage.failure = "bad_output"
+            outputs = self.model.predict(x)
+            marks.append(clock())
+            output = self.task.read(outputs)
         age = marks[-1] - frame.captured_at
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
@@ -210,7 +227,7 @@ class Pipeline:
             captured_at=frame.captured_at,
             captured_time=wall_clock() - age,
             age_ms=age * 1e3,
-            output=self.task.read(outputs),
+            output=output,
             belief=belief,
             mix=dict(mix),
             changed=changed,
@@ -221,17 +238,22 @@ class Pipeline:
         )
 
     def compare(self, frame: Frame, result: Result) -> Result:
-        """Add to a frame's result what the clean model says of the frame, and of what it was before its corruption."""
-        self.model.apply({})
-        unpatched = self._predict(frame.image) if result.mix else result.top[0]
-        on_original = None if frame.original is None else self._predict(frame.original)
-        self.model.apply(result.mix)
+        """Add to a frame's result what the clean model says of the frame, and of what it was before its corruption.
+
+        Raises as `step` does.
+        """
+        with _Stage("bad_output"):
+            self.model.apply({})
+            unpatched = self._predict(frame.image) if result.mix else result.top[0]
+            on_original = None if frame.original is None else self._predict(frame.original)
+            self.model.apply(result.mix)
         return replace(result, unpatched=unpatched, on_original=on_original)
 
     def warm_up(self) -> None:
         """Run all once, since the first run allocates; an `InputError` if the task cannot read the model's output."""
         x = np.zeros((3, *self.input_size), np.float32)
-        self.oracle.observe(x)
+        with suppress(FrameError), _Stage("bad_belief"):  # what it says of a black image matters to nobody
+            self.oracle.observe(x)
         self.task.check(self.model.predict(x).shape)
 
     def reset(self) -> None:
@@ -247,8 +269,28 @@ class Pipeline:
             return self.oracle.observe(x)
         return self.filter.update(self.oracle.observe(x))
 
+    def _choose(self, belief: Belief) -> Mix:
+        mix = self.policy.choose(belief)
+        if not all(abs(alpha) <= self.alpha_limit for alpha in mix.values()):
+            raise InputError(f"policy: chose {describe_mix(mix)}, expected strengths up to {self.alpha_limit:g}")
+        return mix
+
     def _predict(self, image: NDArray[np.uint8]) -> Prediction:
         return self.task.read(self.model.predict(preprocess(image, *self.input_size))).top[0]
+
+
+class _Stage:
+    """Turns what a part of the pipeline cannot do into a `FrameError` with `failure` as its reason; a bug stays one."""
+
+    def __init__(self, failure: str) -> None:
+        self.failure = failure
+
+    def __enter__(self) -> "_Stage":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, (RwsError, RuntimeError)) or (error is not None and from_library(error)):
+            raise FrameError(self.failure, first_line(error)) from error
 
 
 def describe_mix(mix: Mapping[str, float]) -> str:

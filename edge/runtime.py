@@ -3,8 +3,10 @@
 It invents no frame and keeps none but the newest. After it, and while a source is lost, the weights are clean.
 """
 
+import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 
@@ -19,8 +21,10 @@ from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
-from rws.errors import InputError
+from rws.errors import FrameError, InputError
 from rws.records import Clock, Frame, WallClock
+
+log = logging.getLogger(__name__)
 
 REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
@@ -48,6 +52,7 @@ class Runtime(Closing):
         if oracle_every < 1:
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
         self.compare = False  # whether the clean model classifies each frame as well (`Result.unpatched`)
+        self.rejections: Counter[str] = Counter()  # frames of this stream without a result, by `FrameError.reason`
         self.clock, self.wall_clock = clock, wall_clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
         self._last: Result | None = None
@@ -75,15 +80,20 @@ class Runtime(Closing):
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
             sinks: each gets every frame with its result before the result is yielded.
 
-        A `SourceError` if the source cannot be opened or is lost; an `InputError` if a frame is not uint8 (H, W, 3).
+        A frame for which oracle, policy or model fails has no result: it is counted in `rejections`, belief and
+        weights start again, and the next frame follows. A `SourceError` if the source cannot be opened or is lost; an
+        `InputError` if a frame is not uint8 (H, W, 3).
         """
         with closing(self.results(source, sinks)) as results:
-            yield from (result for result in results if result is not None)
+            yield from (result for result in results if isinstance(result, Result))
 
     def results(
         self, source: Stream, sinks: Sequence[Sink] = (), changes: Sequence[Callable[[Frame], Frame]] = ()
-    ) -> Generator[Result | None, None, None]:
-        """Process frames as `stream` does, with `changes` to each first; yield None each 0.25 s without a frame."""
+    ) -> Generator[Result | FrameError | None, None, None]:
+        """Process frames as `stream` does, with `changes` to each first.
+
+        Yields the `FrameError` of a frame without a result, and None each 0.25 s without a frame.
+        """
         with ExitStack() as stack:
             if isinstance(source, (str, int, os.PathLike)):
                 source = stack.enter_context(open_source(source, self.clock))
@@ -91,6 +101,7 @@ class Runtime(Closing):
             self.reset()
             self.pipeline.warm_up()
             self._count = 0
+            self.rejections.clear()
             started = self.clock()
             for frame in source.frames() if isinstance(source, Source) else source:
                 if frame is None:
@@ -102,16 +113,23 @@ class Runtime(Closing):
                 read_ms = (self.clock() - started) * 1e3
                 for change in changes:
                     frame = change(frame)
-                result = self._process(frame, read_ms)
-                for sink in sinks:
-                    sink.write(frame, result)
-                yield result
+                try:
+                    result = self._process(frame, read_ms)
+                except FrameError as error:
+                    yield error
+                else:
+                    for sink in sinks:
+                        sink.write(frame, result)
+                    yield result
                 started = self.clock()
 
     def step(
         self, image: NDArray[np.uint8], colour: Colour, *, name: str = "image", captured_at: float | None = None
     ) -> Result:
         """Process the next image of a stream; belief and weights are kept for the one after it.
+
+        A `FrameError` if oracle, policy or model fails on it; belief and weights start again, and the next call works
+        as after `reset`.
 
         Args:
             image: uint8, shape (H, W, 3), any size; an `InputError` if it is anything else.
@@ -143,8 +161,15 @@ class Runtime(Closing):
         held = self._last if self._count % self._oracle_every else None
         self._count += 1
         self._frame = frame  # so that `Result.plot` finds the newest one
-        result = self._pipeline.step(frame, held, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock)
-        if self.compare or frame.original is not None:
-            result = self._pipeline.compare(frame, result)
+        try:
+            result = self._pipeline.step(frame, held, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock)
+            if self.compare or frame.original is not None:
+                result = self._pipeline.compare(frame, result)
+        except FrameError as error:
+            self.reset()
+            self.rejections[error.reason] += 1
+            level = logging.WARNING if self.rejections[error.reason] == 1 else logging.DEBUG  # the others are counted
+            log.log(level, "%s, frame %d has no result (%s): %s", frame.name, frame.index, error.reason, error)
+            raise
         self._last = result
         return result

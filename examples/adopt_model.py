@@ -19,16 +19,16 @@ from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import adopt_model, load_classifier
 from rws.training.adopt.recipe import AdoptRecipe
-from rws.training.data.pictures import Pictures, load_pictures
+from rws.training.data.clean_images import CleanImages, load_clean_images
 
 MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
 
 
-def demo_images() -> Pictures:
+def demo_images() -> CleanImages:
     """Return the clear frames of the demo: CIFAR-10 test images, 32 x 32 pixels."""
     stream = load_stream()
     clear = [index for index, corruptions in enumerate(stream.corruptions) if not corruptions]
-    return Pictures(torch.from_numpy(stream.images[clear]).permute(0, 3, 1, 2).contiguous())
+    return CleanImages(torch.from_numpy(stream.images[clear]).permute(0, 3, 1, 2).contiguous())
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
     # For a model that expects 0…255, or ImageNet's mean and std: Preprocessing(scale=255, mean=…, std=…).
     model = adopt_model(load_classifier(options.model, size=None), Preprocessing(), size=None)
-    images = load_pictures(options.images, model.size) if options.images else demo_images()
+    images = load_clean_images(options.images, model.size) if options.images else demo_images()
     recipe = replace(AdoptRecipe(steps=options.steps, common=2 * options.steps).quick(), steps=options.steps)
     work = options.out.with_name(options.out.name + ".work")  # a build that was stopped continues from here
     build = AdoptionBuild(model, images, recipe, work, name="my model", progress=lambda record: print(record["job"]))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rws.errors import InputError
 
 CLEAN = "clean"
+_LEAST = 1e-30  # a type of less mass has no usable severity: dividing by subnormal numbers is not exact
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
@@ -21,7 +22,10 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Belief:
-    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0."""
+    """A distribution over `clean` and the C corruptions (without `clean`) at S severity levels, ascending, above 0.
+
+    InputError unless `joint` has the right shape and holds probabilities, and the levels lie in 0…5.
+    """
 
     corruptions: tuple[str, ...]
     levels: tuple[float, ...]
@@ -31,6 +35,9 @@ class Belief:
         expected = (1 + len(self.corruptions) * len(self.levels),)
         if self.joint.shape != expected:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
+        check_probabilities(self.joint)
+        if not 0 < min(self.levels) <= max(self.levels) <= 5:
+            raise InputError(f"belief: severity levels are {self.levels}, expected numbers above 0, at most 5")
 
     def check(self, corruptions: tuple[str, ...], levels: tuple[float, ...]) -> None:
         """Raise InputError unless the belief is about these corruptions and levels."""
@@ -54,7 +61,7 @@ class Belief:
         per_level = self.joint[1:].reshape(len(self.corruptions), len(self.levels))
         mass = per_level.sum(axis=1)
         uniform = np.full_like(per_level, 1 / len(self.levels))
-        weights = np.where(mass[:, None] > 0, per_level / np.maximum(mass, 1e-30)[:, None], uniform)
+        weights = np.where(mass[:, None] >= _LEAST, per_level / np.maximum(mass, _LEAST)[:, None], uniform)
         return np.append(0, weights @ np.array(self.levels, np.float32)).astype(np.float32)
 
     @property
@@ -95,6 +102,15 @@ def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, seve
     else:
         raise InputError(f"unknown corruption {name!r}; known: {CLEAN}, {', '.join(corruptions)}")
     return Belief(tuple(corruptions), tuple(float(level) for level in levels), joint)
+
+
+def check_probabilities(joint: NDArray[np.float32]) -> None:
+    """Raise InputError unless each of the distributions (…, 1 + C·S) has no number below 0 and sums to 1 (±0.001)."""
+    # Every comparison with NaN is false, and a sum with an infinity is never near 1.
+    if not (joint.min(initial=0) >= 0 and (np.abs(joint.sum(axis=-1) - 1) <= 1e-3).all()):
+        sums = np.atleast_1d(joint.sum(axis=-1))
+        worst = f"{joint.min():g}, their sum {sums[np.abs(sums - 1).argmax()]:g}"
+        raise InputError(f"belief: the least number is {worst}; expected probabilities: 0 or more, with the sum 1")
 
 
 def per_type(joint: NDArray[np.float32], corruptions: int) -> NDArray[np.float32]:

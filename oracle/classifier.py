@@ -8,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from rws.errors import FormatError, InputError, first_line
-from rws.oracle.belief import Belief
+from rws.oracle.belief import Belief, check_probabilities
 
 
 class Oracle:
@@ -37,7 +37,7 @@ class Oracle:
             raise FormatError(f"{where}: ONNX Runtime cannot load it ({first_line(error)})") from error
         self.corruptions = tuple(corruptions)
         self.levels = tuple(float(level) for level in levels)
-        states = 1 + len(self.corruptions) * len(self.levels)
+        self._states = states = 1 + len(self.corruptions) * len(self.levels)
         found = self._session.get_outputs()[0].shape[-1]
         if found != states:
             expected = f"{states} for {len(self.corruptions)} corruptions at {len(self.levels)} levels"
@@ -46,14 +46,25 @@ class Oracle:
         self.input_shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape[1:])
 
     def observe_batch(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return joint probabilities (N, 1 + C·S) of a batch (N, 3, H, W); raise InputError if it does not fit."""
+        """Return joint probabilities (N, 1 + C·S) of a batch (N, 3, H, W).
+
+        Raises InputError if the batch does not fit or what comes out is no probabilities, and FormatError if the
+        network fails on it or gives another shape or dtype.
+        """
         pairs = zip(x.shape[1:], self.input_shape, strict=False)
         fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
         if not fits or x.dtype != np.float32:
             shape = x.shape[1:] if x.ndim == 4 else x.shape
             raise InputError(f"oracle: got {x.dtype} {shape}, expected float32 {self.input_shape}")
-        return np.asarray(self._session.run(None, {self._input: x})[0])
+        try:
+            joint = np.asarray(self._session.run(None, {self._input: x})[0])
+        except Exception as error:  # as above
+            raise FormatError(f"oracle: ONNX Runtime cannot run it ({first_line(error)})") from error
+        if joint.shape != (expected := (len(x), self._states)) or joint.dtype != np.float32:
+            raise FormatError(f"oracle: gives {joint.dtype} {joint.shape}, expected float32 {expected}")
+        check_probabilities(joint)
+        return joint
 
     def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W); see `observe_batch`."""
+        """Return the belief about one frame, float32 (3, H, W); raises as `observe_batch` does."""
         return Belief(self.corruptions, self.levels, self.observe_batch(x[None])[0])

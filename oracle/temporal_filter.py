@@ -13,7 +13,7 @@ from rws.errors import InputError
 from rws.oracle.belief import Belief
 
 _LEAST = 1e-6
-_LEAST_PRIOR = 1e-12
+_LEAST_PRIOR = 1e-12  # a likelihood is divided by it: a smaller one could make it infinite
 _MOST_RATES = 64
 
 
@@ -56,11 +56,9 @@ class BeliefFilter:
             self._prior[0] = 1 / (1 + count)
         else:
             self._prior = np.array(prior, np.float64)
-        # A likelihood is a belief over its prior: it must stay finite.
         fits = self._prior.shape == (1 + count * steps,) and bool((self._prior >= _LEAST_PRIOR).all())
-        if not fits or not abs(self._prior.sum() - 1) <= 1e-3:
-            expected = f"{1 + count * steps} numbers from {_LEAST_PRIOR} on that sum to 1"
-            raise InputError(f"filter: prior must be {expected}")
+        if not fits or abs(self._prior.sum() - 1) > 1e-3:
+            raise InputError(f"filter: prior must be {1 + count * steps} numbers, 1e-12 or more, that sum to 1")
         self._rates = rates[:, None]
         self.reset()
 

@@ -47,6 +47,19 @@ class SourceError(RwsError):
     exit_code = 4
 
 
+class FrameError(RwsError):
+    """A frame has no usable result: the oracle, the policy or the model has failed on it.
+
+    `reason` is `bad_belief` (a run of the oracle that failed, or probabilities that are none), `bad_mix` (a strength
+    that is not finite or out of range, an unknown signature) or `bad_output` (a run of the model that failed, or
+    outputs that are not finite or of another shape).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class MissingExtraError(RwsError, ImportError):
     """A command or backend needs packages of an extra that is not installed; the message names the extra."""
 
@@ -58,6 +71,11 @@ def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None
             close = get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(known)}{hint}")
+
+
+def from_library(error: BaseException) -> bool:
+    """Return whether ONNX, ONNX Runtime or Torch has raised this error: theirs share no base."""
+    return type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime", "torch")
 
 
 def first_line(error: BaseException) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rws.errors import UsageError
+from rws.text import shown_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,9 @@ STDOUT = Path("-")
 _PIPED_WIDTH = 140
 """Columns of a table that goes to no terminal; rich would cut it at 80."""
 
+# Brackets and colons in a name are no markup.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+
 _logger = logging.getLogger("rws")
 
 
@@ -32,7 +36,6 @@ class _State:
     quiet: bool = False
     verbose: bool = False
     document: bool = False  # stdout carries one
-    log: logging.Handler | None = None
     opened: ExitStack = field(default_factory=ExitStack)  # until the end of the session
 
 
@@ -61,6 +64,11 @@ def set_verbose(value: bool) -> None:
     _set_verbosity(_state.quiet, _state.verbose or value)
 
 
+def is_quiet() -> bool:
+    """Return whether only errors and results are printed."""
+    return _state.quiet
+
+
 def is_verbose() -> bool:
     """Return whether details were asked for."""
     return _state.verbose
@@ -83,7 +91,7 @@ def stream() -> TextIO:
 def say(line: str = "") -> None:
     """Print a line about the work; nothing with -q."""
     if not _state.quiet:
-        print(line, file=stream(), flush=True)
+        print(shown_lines(line), file=stream(), flush=True)
 
 
 def show(result: object) -> None:
@@ -94,7 +102,7 @@ def show(result: object) -> None:
     if not isinstance(result, str):
         result_console().print(result)
     elif not (_state.quiet and _state.document):
-        print(result, file=stream(), flush=True)
+        print(shown_lines(result), file=stream(), flush=True)
 
 
 def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
@@ -106,7 +114,7 @@ def console(file: TextIO | None = None, *, wrap: bool = False) -> Console:
     """
     from rich.console import Console
 
-    return Console(file=file, stderr=_state.document, quiet=_state.quiet, highlight=False, soft_wrap=not wrap)
+    return Console(file=file, quiet=_state.quiet, soft_wrap=not wrap, stderr=_state.document, **_PLAIN)
 
 
 def result_console(file: TextIO | None = None) -> Console:
@@ -115,28 +123,25 @@ def result_console(file: TextIO | None = None) -> Console:
 
     width = None if stream().isatty() else _PIPED_WIDTH
     quiet = _state.quiet and _state.document
-    return Console(file=file, stderr=_state.document, quiet=quiet, highlight=False, width=width)
+    return Console(file=file, quiet=quiet, width=width, stderr=_state.document, **_PLAIN)
 
 
 @contextmanager
 def log_to(output: TextIO) -> Iterator[None]:
     """Send the package's log to this stream: warnings, with -v all of it, with -q errors."""
-    before, _state.log = _state.log, logging.StreamHandler(output)
-    if _state.verbose:
-        _state.log.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    _replace_log(before, _state.log)
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(_LogFormat("%(levelname)s %(name)s: %(message)s" if _state.verbose else None))
+    before, _logger.handlers = _logger.handlers, [handler]
     try:
         yield
     finally:
-        _replace_log(_state.log, before)
-        _state.log = before
+        _logger.handlers = before
 
 
-def _replace_log(old: logging.Handler | None, new: logging.Handler | None) -> None:
-    if old is not None:
-        _logger.removeHandler(old)
-    if new is not None:
-        _logger.addHandler(new)
+class _LogFormat(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as it may be shown."""
+        return shown_lines(super().format(record))
 
 
 def _set_verbosity(quiet: bool, verbose: bool) -> None:

@@ -19,7 +19,7 @@ from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
 from rws.errors import InputError, MissingExtraError, SourceError, UsageError
-from rws.terminal import claim_stdout, is_verbose, say, session, show
+from rws.terminal import claim_stdout, console, is_verbose, log_to, say, session, show
 
 runner = CliRunner()
 log = logging.getLogger("rws.test")
@@ -131,6 +131,7 @@ def test_help_lists_every_command_even_those_that_cannot_be_loaded():
     }.items():
         (line,) = (line for line in result.output.splitlines() if line.split()[:1] == [name])
         assert text in line
+    assert "..." not in result.output.partition("Commands:")[2]
 
 
 def test_a_command_runs_with_its_options_and_keeps_its_examples():
@@ -198,6 +199,12 @@ def test_a_document_takes_stdout_and_people_read_stderr():
     assert "result" not in runner.invoke(app, ["ours", "--json", "-", "-q"]).stderr
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    result = runner.invoke(app, ["ours", "--json", str(tmp_path / "nowhere" / "x.json")])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "its folder does not exist" in result.stderr
+
+
 def test_one_document_only_takes_stdout():
     with session():
         claim_stdout(None)
@@ -237,6 +244,7 @@ def test_every_command_of_ours_has_the_common_options(command):
         (["good", "--nome", "x"], "--name"),
         (["good", "--shape", "squar"], "'squar' is not one of 'round', 'square'. Did you mean 'square'?"),
         (["good", "--shape", "x"], "'x' is not one of 'round', 'square'."),
+        (["build", "--data", "x"], "`rws build` is now `rws adopt MODEL IMAGES`"),
     ],
 )
 def test_a_mistyped_word_is_refused_with_a_suggestion(arguments, message):
@@ -278,6 +286,12 @@ def test_help_imports_nothing_heavy(arguments):
     assert "AssertionError" not in done.stdout
     if "--help" in arguments:
         assert "rws run video.mp4" in done.stdout or "rws oracle photo.jpg" in done.stdout
+
+
+def test_a_command_runs_if_its_parent_has_closed_stdout_and_stderr():
+    command = [sys.executable, "-m", "rws", "run", "pattern:64x64", "--limit", "1"]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def complete(shell, line):
@@ -332,3 +346,32 @@ def test_no_line_of_the_list_of_commands_is_cut_off(columns):
         listed = text.partition("Commands:")[2]
         assert "..." not in listed
         assert max(map(len, listed.splitlines())) <= min(columns, 120)
+
+
+HOSTILE = "\x1b]0;title\x07 [/x] :warning: \udce9 http://me:hu sh@cam/hush"
+HARMLESS = r"\x1b]0;title\x07 [/x] :warning: \xe9 http://cam"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["inspect", HOSTILE], ["-v", "inspect", HOSTILE], ["run", HOSTILE], ["inspect", "x", HOSTILE], ["--\x1bx"]],
+)
+def test_what_was_typed_cannot_steer_the_terminal(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code in (2, 3, 4)
+    assert "\x1b" not in result.output
+    assert "hush" not in result.output
+    assert result.output.encode()
+
+
+def test_lines_results_and_log_are_shown_escaped(capsys):
+    say(f"{HOSTILE}\nnext")
+    show(HOSTILE)
+    with log_to(sys.stdout):
+        logging.getLogger("rws").warning("%s", HOSTILE)
+    assert capsys.readouterr().out == f"{HARMLESS}\nnext\n{HARMLESS}\n{HARMLESS}\n"
+
+
+def test_brackets_and_colons_in_a_name_are_no_markup(capsys):
+    console().print("[red]a[/x] :warning:.png")
+    assert capsys.readouterr().out == "[red]a[/x] :warning:.png\n"

@@ -109,7 +109,7 @@ def measured(*more: Any) -> Callable[[Inputs], tuple[Any, ...]]:
 
 CASES: dict[str, Case] = {
     "run": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="frames 2"),
-    "oracle": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="2 images, 0 rejected"),
+    "oracle": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="images 2, rejected 0"),
     "inspect": Case(lambda x: (x.tiny,), prints="tiny"),
     "verify": Case(lambda x: (x.tiny,)),
     "drill": Case(lambda x: ("--bundle", x.tiny, "--only", "empty frame"), prints="dropped 0"),

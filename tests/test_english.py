@@ -19,8 +19,8 @@ SUFFIXES = {".css", ".html", ".js", ".md", ".py", ".pyi", ".toml", ".yaml", ".ym
 NAMES = ("Makefile", "Dockerfile", "rws.")
 QUOTES = ("tests/test_english.py", "CHANGELOG.md", "benchmarks/results/")
 """What quotes old words: this table, the history, and recorded results with their commands."""
-RECORDED = re.compile(r"<!-- (sources|drill|clips) -->.*?<!-- /\1 -->", re.DOTALL)
-"""Tables of a page that quote recorded commands, or what a case of the drill recorded."""
+RECORDED = re.compile(r"<!-- (sources|clips) -->.*?<!-- /\1 -->", re.DOTALL)
+"""Tables of a page that quote recorded commands, or what the drill recorded of video clips."""
 
 THING = r"(?:line|frame|image|step|cell|class|type|row|record|signature|model|corruption|session|second|minute|seed)"
 OF_PICTURES = (

@@ -56,7 +56,9 @@ def test_examples_use_public_names_only():
 
 def test_opencv_loop(video, tmp_path):
     done = run("opencv_loop.py", video, "--save", "annotated.mp4", folder=tmp_path)
-    assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [0, 1, 2, 3, 4]
+    *lines, last = done.stdout.splitlines()
+    assert [int(line.split()[0]) for line in lines] == [0, 1, 2, 3, 4]
+    assert last == "wrote annotated.mp4"
     saved = cv2.VideoCapture(str(tmp_path / "annotated.mp4"))
     assert saved.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert saved.get(cv2.CAP_PROP_FPS) == pytest.approx(10)

@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.benchmarks.cli.options import (
-    BundleFolder,
-    Layers,
-    Models,
-    Repeats,
-    Report,
-    Rounds,
-    check_targets,
-    open_bundle,
-    save,
-)
+from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
 from rws.benchmarks.cli.zoo import zoo, zoo_curve
+from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -44,7 +35,7 @@ def methods(
     size: Annotated[int | None, typer.Option(help="The --size of that training.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Compare tuned signatures with the paper's residual: alone, in pairs, quantised, and what they cost.
 
@@ -53,7 +44,6 @@ def methods(
         rws train ~/data/cifar10 --job tuned --job residual
         rws bench methods --work runs/train --data ~/data/cifar10 --json methods.json
     """
-    check_targets(report)
     with require("bench"):
         import torch
 
@@ -77,12 +67,12 @@ def signatures(
             help="The --work folder of the training that made the bundle. Default: only the bundle's own bits."
         ),
     ] = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of the corruptions.")] = 5,
     limit: Annotated[int, typer.Option(min=1, help="At most this many images of each set.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the model.")] = None,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure accuracy with signatures of 32, 16, 8 and 4 bits, per tensor and per channel.
 
@@ -96,14 +86,14 @@ def signatures(
         from rws.benchmarks.storage.precision import COLUMNS, compare_encodings
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
-    result = compare_encodings(open_bundle(bundle, report), data, work, severity, options)
+    result = compare_encodings(open_bundle(bundle), data, work, severity, options)
     show(terminal(COLUMNS, result["rows"]))
     show(f"no patch: robust accuracy {result['ra_no_patch']:.2f}, clean accuracy {result['ta']:.2f}")
     save(report, "signatures/1", result, data, threads=threads)
 
 
 @bench.command()
-def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 5, report: Report = None) -> None:
+def storage(model: Models = None, bundle: BundleOption = None, layers: Layers = 5, report: JsonOption = None) -> None:
     """Measure bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b
@@ -114,14 +104,13 @@ def storage(model: Models = None, bundle: BundleFolder = None, layers: Layers = 
     """
     with require("bench"):
         from rws.benchmarks.common.models import load_models
-    check_targets(report)
     _storage(load_models(model or [], bundle, layers=layers), report, layers)
 
 
 @bench.command()
 def latency(
     model: Models = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     layers: Layers = 5,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="Threads inside an operator; repeatable. Default: 1.")
@@ -137,7 +126,7 @@ def latency(
         str | None, typer.Option(help="What the whole frame reads. Default: a video of 640 x 480 pixels, made here.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
-    report: Report = None,
+    report: JsonOption = None,
     table: Annotated[
         Path | None,
         typer.Option("--csv", help="Write the rows to a file in this folder, named after device and versions."),
@@ -157,19 +146,18 @@ def latency(
         from rws.benchmarks.latency.options import LatencyOptions
     cases = (tuple(strategy or ()), tuple(threads or (1,)))
     options = LatencyOptions(*cases, device, rounds, repeats, duration, source, seed)
-    check_targets(report)
     _latency(load_models(model or [], bundle, layers=layers, seed=seed), options, layers, report, table)
 
 
 @bench.command("oracle")
 def oracle_cost(
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Next to the bundle's own, vgg16, resnet50, …; repeatable.")
     ] = None,
     rounds: Rounds = 20,
     repeats: Repeats = 6,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure the time of the oracle, the temporal filter and the policy, next to the model's; one thread.
 
@@ -180,7 +168,7 @@ def oracle_cost(
     with require("bench"):
         from rws.benchmarks.common.models import load_model
         from rws.benchmarks.oracle.cost import measure_oracle
-    chosen = open_bundle(bundle, report)
+    chosen = open_bundle(bundle)
     others = [load_model(name, size=chosen.manifest.input.height) for name in model or ()]
     result = measure_oracle(chosen, others, rounds=rounds, repeats=repeats, progress=say)
     save(report, "oracle-cost/1", result, seed=0, threads=1)

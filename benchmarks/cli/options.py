@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption
-
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
 
-BundleFolder = BundleOption
-Report = JsonOption
 Models = Annotated[
     list[str] | None,
     typer.Option(help="NAME:PIXELS such as vgg16:224, or an .onnx file; repeatable; default: a bundle."),
@@ -22,19 +18,10 @@ Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each case per 
 Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everything.")]
 
 
-def check_targets(*paths: Path | None) -> None:
-    """Raise InputError if a file cannot be written, before anything is measured."""
-    from rws.edge.common.files import check_target
-
-    for path in filter(None, paths):
-        check_target(path)
-
-
-def open_bundle(folder: Path | None, *targets: Path | None) -> "Bundle":
-    """Load a bundle, the bundled default for None, after `check_targets`."""
+def open_bundle(folder: Path | None) -> "Bundle":
+    """Load a bundle, the bundled default for None."""
     from rws.edge.bundle.bundle import Bundle
 
-    check_targets(*targets)
     return Bundle.load(folder)
 
 

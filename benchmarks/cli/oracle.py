@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, open_bundle, save
+from rws.benchmarks.cli.options import open_bundle, save
+from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -25,13 +26,13 @@ ValidationLimit = Annotated[int, typer.Option(min=1, help="The same for the imag
 
 def policies(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each corruption and severity.")] = 200,
     validation_limit: ValidationLimit = 400,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Compare policies, from a belief to a mix: hard choice, weighted composition, expected accuracy.
 
@@ -43,21 +44,21 @@ def policies(
         from rws.benchmarks.oracle.policies import compare_policies, print_policies
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit, validation_limit, None, seed, threads, say)
-    result = compare_policies(*_inputs(data, bundle, cache, report), options)
+    result = compare_policies(*_inputs(data, bundle, cache), options)
     print_policies(result, result_console())
     save(report, "policies/1", result, data, seed=seed, threads=threads)
 
 
 def pairs(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     cache: Cache = None,
     seed: Seed = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of corruptions, drawn by the seed.")] = 40,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each pair and severity.")] = 200,
     validation_limit: ValidationLimit = 100,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure two corruptions at once: one signature, two composed, and what each policy chooses.
 
@@ -69,7 +70,7 @@ def pairs(
         from rws.benchmarks.oracle.pairs import CLEAN_LIMIT, compare_pairs, print_pairs
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit, validation_limit, CLEAN_LIMIT, seed, threads, say)
-    result = compare_pairs(*_inputs(data, bundle, cache, report), pairs, options)
+    result = compare_pairs(*_inputs(data, bundle, cache), pairs, options)
     print_pairs(result, result_console())
     save(report, "pairs/1", result, data, seed=seed, threads=threads)
 
@@ -77,14 +78,14 @@ def pairs(
 def unseen(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the jobs' files; several processes may share it.")],
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each oracle.")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="Hold out this corruption; repeatable. Default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
     seed: Seed = 0,
     cache: Cache = None,
     threads: Threads = 1,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure corruptions that the oracle never saw: each one is held out of oracle, signatures and gain table.
 
@@ -99,7 +100,7 @@ def unseen(
 
         from rws.benchmarks.oracle.unseen import UnseenRecipe, bundle_recall, bundle_recipe, leave_one_out, print_unseen
     torch.set_num_threads(threads)
-    chosen, splits = _inputs(data, bundle, cache, report)
+    chosen, splits = _inputs(data, bundle, cache)
     recipe = UnseenRecipe(bundle_recipe(chosen, epochs), limit=limit, clean_recall=bundle_recall(chosen), seed=seed)
     result = leave_one_out(chosen, splits, recipe, work, only=only or (), threads=threads, progress=say)
     print_unseen(result, result_console())
@@ -108,13 +109,13 @@ def unseen(
 
 def tune_filter(
     data: Data,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
     keep: Annotated[
         int, typer.Option(min=1, help="Write at most this many of the settings tried, the best first.")
     ] = 12,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Search the settings of temporal filter and policy on validation streams of all protocols.
 
@@ -126,7 +127,7 @@ def tune_filter(
         from rws.benchmarks.oracle import filter_tuning
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(seed=seed, progress=say)
-    result = filter_tuning.tune_filter(open_bundle(bundle, report), data, frames, options)
+    result = filter_tuning.tune_filter(open_bundle(bundle), data, frames, options)
     show(f"best: {result['best']}")
     shown = {**result, "count": len(result["tried"]), "tried": result["tried"][:keep]}
     save(report, "filter/1", shown, data, seed=seed, threads=1)
@@ -135,7 +136,7 @@ def tune_filter(
 def baselines(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training resumes from it.")],
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     threads: Threads = 1,
 ) -> None:
     """Train the baselines' models: one with all corruptions as augmentation, and one per corruption.
@@ -160,7 +161,7 @@ def baselines(
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("docs/benchmarks"),
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this figure; repeatable.")] = None,
 ) -> None:
     """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.
@@ -174,10 +175,10 @@ def figures(
     draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=say)
 
 
-def _inputs(data: str, bundle: Path | None, cache: Path | None, report: Path | None) -> tuple[Bundle, Splits]:
+def _inputs(data: str, bundle: Path | None, cache: Path | None) -> tuple[Bundle, Splits]:
     from rws.training.evaluation.frames import load_splits
 
-    chosen = open_bundle(bundle, report)
+    chosen = open_bundle(bundle)
     return chosen, load_splits(chosen, data, cache)
 
 

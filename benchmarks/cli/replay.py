@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
+from rws.benchmarks.cli.options import open_bundle, save
+from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.errors import UsageError
 from rws.terminal import say, show
@@ -17,12 +18,12 @@ def replay(
         str,
         typer.Option(help="Clean test folder or data set (corrupted here), ImageNet-C folders, CIFAR-10-C .npy files."),
     ],
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = None,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure accuracy on a corrupted test set: no patch, trained oracle, perfect oracle. Each image is alone.
 
@@ -39,7 +40,6 @@ def replay(
         from rws.benchmarks.replay.replay import format_replay
         from rws.benchmarks.replay.replay import replay as run
         from rws.training.evaluation.evaluator import EvaluationOptions
-    check_targets(report)
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = run(open_bundle(bundle), data, severities, options)
     show(format_replay(result))

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import BundleFolder, Report, check_targets, open_bundle, save
+from rws.benchmarks.cli.options import open_bundle, save
+from rws.edge.cli.parameters import BundleOption, JsonOption, output
 from rws.edge.common.extras import require
 from rws.errors import UsageError
-from rws.terminal import STDOUT, claim_stdout, say, show
+from rws.terminal import STDOUT, say, show
 
 Severity = Enum("Severity", {"1": "1", "2": "2", "3": "3", "4": "4", "5": "5", "all": "all"})
 
@@ -22,7 +23,7 @@ def streams(
         list[str] | None,
         typer.Option(help="iid, mixed, continual, gradual, correlated, or all; repeatable. Default: all."),
     ] = None,
-    bundle: BundleFolder = None,
+    bundle: BundleOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames per corruption type.")] = 500,
     severity: Annotated[Severity, typer.Option(help="Severity of the corruptions; all: changing.")] = Severity["5"],
     baselines: Annotated[
@@ -37,10 +38,10 @@ def streams(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Measure time and memory of the baselines again, without --resume.")
     ] = False,
-    report: Report = None,
+    report: JsonOption = None,
     table: Annotated[
         Path | None,
-        typer.Option("--csv", callback=claim_stdout, help="Write the accuracies by corruption type here; -: stdout."),
+        typer.Option("--csv", callback=output, help="Write the accuracies by corruption type here; -: stdout."),
     ] = None,
 ) -> None:
     """Measure accuracy on streams in which the corruption changes: our methods frame by frame, and the baselines.
@@ -56,7 +57,6 @@ def streams(
     with require("bench"):
         from rws.benchmarks.replay.streams import StreamOptions, format_streams, replay_streams, write_accuracies
         from rws.benchmarks.streams.protocols import PROTOCOLS
-    check_targets(report, table)
     options = StreamOptions(
         protocols=PROTOCOLS if protocol is None or "all" in protocol else protocol,
         frames=frames,

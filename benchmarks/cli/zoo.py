@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rws.benchmarks.cli.options import Report, check_targets, save
+from rws.benchmarks.cli.options import save
+from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import say, show
 
@@ -38,7 +39,7 @@ def zoo(
     limit: Limit = None,
     threads: Threads = 2,
     seed: Seed = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Adopt a classifier of the zoo with half of the images, without labels; measure it on the other half.
 
@@ -47,7 +48,6 @@ def zoo(
         rws bench zoo --images imagenet-sample/ --names imagenet1k_classes.json --json zoo_lite0.json
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
     """
-    check_targets(report)
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
     options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say)
@@ -68,7 +68,7 @@ def zoo_curve(
     limit: Limit = None,
     threads: Threads = 2,
     seed: Seed = 0,
-    report: Report = None,
+    report: JsonOption = None,
 ) -> None:
     """Measure gain against bytes: what more and more convolutions win back with the perfect oracle, at alpha 1.
 
@@ -76,7 +76,6 @@ def zoo_curve(
     Example:
         rws bench zoo-curve --images imagenet-sample/ --layers 6 --layers 18 --corruption contrast --json curve.json
     """
-    check_targets(report)
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_curve
     options = ZooOptions(names=names, recipe=recipe, limit=limit, threads=threads, seed=seed, progress=say)

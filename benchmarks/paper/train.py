@@ -11,7 +11,7 @@ import torch
 
 from rws.benchmarks.paper.columns import COLUMNS, METHODS, ColumnBuild, Place
 from rws.errors import RwsError
-from rws.terminal import say
+from rws.terminal import is_quiet, is_verbose, say, set_quiet, set_verbose
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.jobs.progress import JobLines
 from rws.training.jobs.store import run_jobs
@@ -54,7 +54,8 @@ def run_in_workers(
     """
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_start, args=(function, arguments, threads)) for _ in range(workers)]
+    job = (function, arguments, threads, is_quiet(), is_verbose())
+    processes = [context.Process(target=_start, args=job) for _ in range(workers)]
     try:
         for process in processes:
             process.start()
@@ -68,7 +69,10 @@ def run_in_workers(
         raise RwsError(f"{len(failed)} of {workers} processes failed; see their messages above")
 
 
-def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
+def _start(function: Callable[..., None], arguments: tuple[Any, ...], threads: int, quiet: bool, verbose: bool) -> None:
+    # A new process does not know what the command line has set.
+    set_quiet(quiet)
+    set_verbose(verbose)
     torch.set_num_threads(threads)
     try:
         function(*arguments)

@@ -35,8 +35,8 @@ from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import ImportedModel, adopt_model, load_classifier
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
+from rws.training.data.clean_images import CleanImages, load_labelled, read_names
 from rws.training.data.images import Images
-from rws.training.data.pictures import Pictures, load_labelled, read_names
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
@@ -313,7 +313,9 @@ class _Prepared:
     recipe: AdoptRecipe
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
-        return AdoptionBuild(self.model, Pictures(self.build.pixels), recipe, work, **{"classes": self.classes} | named)
+        return AdoptionBuild(
+            self.model, CleanImages(self.build.pixels), recipe, work, **{"classes": self.classes} | named
+        )
 
 
 def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:

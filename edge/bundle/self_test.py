@@ -6,7 +6,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL, ORACLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.errors import BundleError, RwsError
+from rws.errors import BundleError, InputError, RwsError
 from rws.oracle.belief import CorruptionOracle
 
 
@@ -30,14 +30,15 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     model.reset()
     if not np.array_equal(model.predict(x), clean):
         raise RwsError("the clean weights did not come back after a patch; report this with the versions in `pip list`")
-    joint = oracle.observe(x).joint
-    if not np.isfinite(joint).all() or abs(float(joint.sum()) - 1) > 1e-3:
-        raise BundleError(f"{bundle.path / ORACLE}: its probabilities do not sum to 1; export it again")
-    model.apply(policy.choose(oracle.observe(x)))
+    try:
+        belief = oracle.observe(x)
+    except InputError as error:
+        raise BundleError(f"{bundle.path / ORACLE}: {error}; export it again") from error
+    model.apply(policy.choose(belief))
     model.reset()
     return [
         f"model runs: 3 x {size.height} x {size.width} to {clean.shape[1]} classes",
         f"{len(bundle.signatures.names)} signatures patch it, and the clean weights come back bit for bit",
-        f"oracle runs: {len(joint)} states",
+        f"oracle runs: {len(belief.joint)} states",
         f"policy chooses among {len(bundle.table.alpha)} actions",
     ]

@@ -13,6 +13,7 @@ import typer
 from rws.edge.cli.parameters import JsonOption, argument, optional
 from rws.errors import BundleError, RwsError
 from rws.terminal import is_verbose, say, show
+from rws.text import printable, shown_lines
 
 if TYPE_CHECKING:
     from rws.edge.bundle.bundle import Bundle
@@ -32,11 +33,8 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
 
-    if report is not None:
-        check_target(report)
     description = _describe(Bundle.load(path))
     _print(description)
     if report is not None:
@@ -97,11 +95,8 @@ def list_bundles(
     from rich.table import Table
     from rich.text import Text
 
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
 
-    if report is not None:
-        check_target(report)
     table = Table("name", "classes", "input", "signatures", "MB", "path")
     rows = []
     for found in _bundles(folders or []):
@@ -111,7 +106,7 @@ def list_bundles(
         row["bytes"] = sum(row["bytes"].values())
         rows.append(row)
         values = row["name"], row["classes"], _input(row), row["signatures"], f"{row['bytes'] / 1e6:.1f}", row["path"]
-        table.add_row(*(Text(str(value), overflow="fold") for value in values))
+        table.add_row(*(Text(printable(str(value)), overflow="fold") for value in values))
     show(table)
     if report is not None:
         write_json(report, "bundle-list/1", {"bundles": rows})
@@ -260,7 +255,7 @@ def _print(description: dict[str, Any]) -> None:
     }
     table = Table(title=description["name"], show_header=False, title_justify="left")
     for label, text in rows.items():
-        table.add_row(label, Text(text))
+        table.add_row(label, Text(shown_lines(text)))
     show(table)
 
 

@@ -1,16 +1,17 @@
 """`--config FILE`: a command's options in a TOML file, checked against the command's own parameters."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from typer.models import ArgumentInfo, OptionInfo
 
-from rws.edge.common.schema import STRICT, read_toml, validate
+from rws.edge.common.schema import STRICT, read_toml, shorten, validate
 from rws.errors import FormatError
 
 CAMERA = "camera"  # a table for each of several cameras, one day
@@ -29,14 +30,20 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
             f"{path}: the table [{CAMERA}.NAME] is reserved, because several cameras are planned and cannot be used "
             "yet; write the options above any table and start one `rws run` per camera"
         )
-    for name, hint in get_type_hints(command, include_extras=True).items():
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        hint = parameter.annotation
         for info in getattr(hint, "__metadata__", ()):
             key = name if isinstance(info, ArgumentInfo) else _key(name, info)
             if key != "config":
                 names[key] = name
-                fields.append((key, Annotated[hint.__origin__, Field(ge=info.min, le=info.max)], None))
+                expected = "text or a list of texts" if isinstance(info, ArgumentInfo) else None
+                limits = Field(ge=info.min, le=info.max, description=expected)
+                fields.append((key, Annotated[hint.__origin__, limits], None))
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
+    for key, value in document.items():
+        if r"\x00" in repr(value):
+            raise FormatError(f"{path}: {shorten(key)} contains a NUL character; correct the file")
     schema: Any = dataclass(dataclasses.make_dataclass("Options", fields), config=STRICT)
     validate(schema, document, str(path), cure="correct the file")
     context.default_map = {names[key]: value for key, value in document.items()}

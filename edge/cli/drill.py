@@ -44,13 +44,10 @@ def drill(
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
     """
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
-    if report is not None:
-        check_target(report)
     console = line_console()
     loaded = Bundle.load(bundle)
     if soak is None:
@@ -60,13 +57,13 @@ def drill(
 
         result = run_soak(soak, fps, loaded.path, console.print)
         for key, value in vars(result).items():
-            console.print(f"{key}: {value}", markup=False)
+            console.print(f"{key}: {value}")
         content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
         schema = "drill/1" if soak is None else "soak/1"
         write_json(report, schema, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
     for promise in failed:
-        result_console().print(f"not kept: {promise}", style="red", markup=False, soft_wrap=True)
+        result_console().print(f"not kept: {promise}", style="red", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -106,8 +103,8 @@ def _run_cases(
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
     mark = "[yellow]skipped[/]" if outcome.skipped else "[green]ok[/]" if outcome.passed else "[red]FAILED[/]"
-    console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s")
-    console.print(f"    promised: {outcome.promised}", markup=False)
-    console.print(f"    happened: {outcome.skipped or outcome.happened}", markup=False)
+    console.print(f"{mark}  [bold]{outcome.name}[/]  {outcome.seconds:.1f} s", markup=True)
+    console.print(f"    promised: {outcome.promised}")
+    console.print(f"    happened: {outcome.skipped or outcome.happened}")
     counts = f"out {outcome.frames_out} + dropped {outcome.dropped} + rejected {outcome.rejected_by_reason.total()}"
-    console.print(f"    frames:   in {outcome.frames_in} = {counts}", markup=False)
+    console.print(f"    frames:   in {outcome.frames_in} = {counts}")

@@ -26,27 +26,28 @@ def oracle(
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.results import describe_belief
-    from rws.edge.common.files import check_target
     from rws.edge.common.provenance import write_json
     from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, quiet_opencv
+    from rws.errors import RwsError
 
     quiet_opencv()
-    if report is not None:
-        check_target(report)
     source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle)
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
-        belief = network.observe(preprocess(frame.image, *size))
+        try:
+            belief = network.observe(preprocess(frame.image, *size))
+        except RwsError as error:
+            raise RwsError(f"{frame.name}: {error}") from error
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
         ranked = belief.probability.argsort()[::-1][1:3].tolist()
         others = ", ".join(f"{belief.names[i]} {belief.probability[i]:.0%}" for i in ranked)
         line = f"{describe_belief(belief)}  ({others})"
         show(f"{frame.name}  {line}")
         rows.append({"file": frame.name, "corruption": belief.type, "probability": certain, "severity": severity})
-    say(f"{len(rows)} images, {source.rejected} rejected")
+    say(f"images {len(rows)}, rejected {source.rejected}")
     if report is not None:
         write_json(report, "oracle/1", {"images": rows})

@@ -58,7 +58,7 @@ class Outputs:
             self._page = stack.enter_context(PageServer(options.serve, monitor, token=options.token))
             # Do not log a token that the user gave.
             url = self._page.url if options.token is not None else self._page.url_with_token
-            console.print(f"page: {url}", markup=False)
+            console.print(f"page: {url}")
         if options.show:
             self._window = stack.enter_context(WindowSink(on_close=source.stop))
         # The window is served by the loop's own thread.

@@ -6,10 +6,17 @@ from typing import Annotated
 
 import typer
 
+from rws.edge.common.files import check_target
 from rws.terminal import claim_stdout
 
 argument = partial(typer.Argument, show_default=False)
 optional = partial(typer.Option, show_default=False)  # the help text does not show its default, None
+
+
+def output(path: Path | None) -> Path | None:
+    """Check the file of a result when its option is read, before long work; `-` claims stdout."""
+    return path and claim_stdout(check_target(path))
+
 
 BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
 ThreadsOption = Annotated[
@@ -17,5 +24,5 @@ ThreadsOption = Annotated[
 ]
 JsonOption = Annotated[
     Path | None,
-    optional("--json", metavar="FILE", callback=claim_stdout, help="Write the result as JSON to this file; -: stdout."),
+    optional("--json", metavar="FILE", callback=output, help="Write the result as JSON to this file; -: stdout."),
 ]

@@ -124,6 +124,10 @@ def run(
     stall: Annotated[
         float, typer.Option(min=0.5, help="Reconnect a camera after this many seconds without a frame.")
     ] = 5.0,
+    label: Annotated[
+        str,
+        optional(help="Name of the camera, stream or video; of an address only scheme and host are shown."),
+    ] = "",
     watch: Annotated[
         bool, typer.Option("--watch", help="If the bundle's folder changes, verify the new bundle and swap to it.")
     ] = False,
@@ -166,6 +170,18 @@ def run(
     model = ModelOptions(backend.value, threads, provider, strategy=strategy)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
-        tuple(source), bundle, model, outputs, independent, latest, corrupt, oracle_every, retries, stall, watch, limit
+        tuple(source),
+        bundle,
+        model,
+        outputs,
+        independent,
+        latest,
+        corrupt,
+        oracle_every,
+        retries,
+        stall,
+        label,
+        watch,
+        limit,
     )
     RunSession(asked).run()

@@ -22,7 +22,6 @@ from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.cli.results import change_line, image_block, image_line
-from rws.edge.common.files import check_target
 from rws.edge.common.provenance import portable_path, provenance, write_json
 from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
@@ -33,8 +32,9 @@ from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_images, open_source
-from rws.errors import SourceError
+from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame
+from rws.text import shown
 
 SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
 
@@ -53,6 +53,7 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    label: str
     watch: bool
     limit: int | None
 
@@ -67,17 +68,16 @@ class RunSession:
         self._watch: BundleWatcher[Pipeline] | None = None
         self._status: StatusLine | None = None
         self._refused = 0
-        self._lost: SourceError | None = None
+        self._failed: RwsError | None = None
 
     def run(self) -> None:
-        """Do all of it; a source that is lost after the first result is raised once sinks and report are complete."""
-        if self._options.outputs.report is not None:
-            check_target(self._options.outputs.report)
+        """Do all of it; raises once sinks and report are complete if the source is lost, or no frame has a result."""
         with ExitStack() as stack:
-            printed, logged = (
-                cast("TextIO", stack.enter_context(LossyOutput(stream, lambda: self._live)))
+            self._printed, lossy_log = (
+                stack.enter_context(LossyOutput(stream, lambda: self._live))
                 for stream in (terminal.stream(), sys.stderr)
             )
+            printed, logged = cast("TextIO", self._printed), cast("TextIO", lossy_log)
             self._console = terminal.console(printed)
             if self._console.is_terminal and sys.stderr.isatty() and not self._console.quiet:
                 # Above the status line or progress bar, not into it.
@@ -93,8 +93,8 @@ class RunSession:
             if self._stop.is_set():
                 self._console.print("stopped by a signal")
         self._write_report()
-        if self._lost is not None:
-            raise self._lost
+        if self._failed is not None:
+            raise self._failed
 
     def _open(self, stack: ExitStack) -> None:
         options = self._options
@@ -114,7 +114,7 @@ class RunSession:
         if options.corrupt is not None:
             self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
         if not self._images or terminal.is_verbose():
-            self._console.print(f"model: {pipeline.model.description}", markup=False)
+            self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
@@ -131,18 +131,28 @@ class RunSession:
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
             )
-        return open_source(options.source[0], latest=options.latest, retries=options.retries, stall=options.stall)
+        return open_source(
+            options.source[0],
+            latest=options.latest,
+            retries=options.retries,
+            stall=options.stall,
+            label=options.label,
+        )
 
     def _loop(self) -> None:
         if self._status is not None:
             self._status.update()
+        failure: FrameError | None = None
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
                 for result in results:
                     self._live = self._source.live
                     self._systemd.alive()
-                    if result is None:
+                    if isinstance(result, FrameError):
+                        self._monitor.reject(result)
+                        failure = result
+                    elif result is None:
                         self._monitor.idle()
                         self._outputs.idle()
                     else:
@@ -152,7 +162,7 @@ class RunSession:
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
-                    if self._summary.results == self._options.limit:
+                    if self._summary.results == self._options.limit or self._nobody_reads():
                         break
                     self._swap()
                     self._runtime.compare = self._outputs.watched
@@ -160,7 +170,12 @@ class RunSession:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if self._summary.results == 0:
                 raise
-            self._lost = error
+            self._failed = error
+        if failure is not None and self._summary.results == 0 and not self._stop.is_set():
+            self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
+
+    def _nobody_reads(self) -> bool:
+        return self._printed.unread and not self._outputs.sinks and self._options.outputs.report is None
 
     def _print(self, result: Result) -> None:
         console = self._results if self._images else self._console
@@ -172,7 +187,7 @@ class RunSession:
             console.print(change_line(result))
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeLeft())
         hidden = self._source.live or not self._console.is_terminal
         progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
         totals = [count for count in (self._source.length, self._options.limit) if count is not None]
@@ -186,13 +201,13 @@ class RunSession:
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
             self._monitor.count_event("bundle_refused")
-            self._console.print(f"bundle refused, the old one stays: {self._watch.error}", markup=False)
+            self._console.print(f"bundle refused, the old one stays: {shown(self._watch.error)}")
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
         self._monitor.count_event("bundle_swapped")
-        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}", markup=False)
+        self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)

@@ -18,4 +18,5 @@ def require(extra: str) -> Iterator[None]:
         if error.name is None or error.name.split(".")[0] == "rws":
             raise
         fault = f"this needs the Python package {error.name!r}, which is not installed here"
-        raise MissingExtraError(f"{fault}; install it with: pip install 'rws-edge[{extra}]'") from error
+        checkout = f"pip install -e '.[{extra}]' in a checkout"
+        raise MissingExtraError(f"{fault}; install it with: pip install 'rws-edge[{extra}]', or {checkout}") from error

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rws.edge.common.files import write_text
-from rws.edge.common.redact import hide_password
 from rws.records import utc
+from rws.text import HIDDEN, printable, shown_address
 
 PACKAGES = ("rws-edge", "torch", "onnxruntime", "numpy", "opencv-python")
 _VARIABLES = {
@@ -24,6 +23,18 @@ _VARIABLES = {
     **dict.fromkeys(("--work", "--cache", "--baselines"), "$WORK"),
     "--bundle": "$BUNDLE",
 }
+# Options whose values may be published; those of others, of other programs' commands too, are hidden.
+KNOWN_SAFE = re.compile(
+    r"-[hqv]|--(?:"
+    r"backend|baselines|batch|bgr|bits|bundle|cache|classes|column|config|corrupt|corruption|csv|data|device|"
+    r"duration|epochs|every|every-frame|fps|frames|help|images|independent|init|job|json|jsonl|keep|label|labels|latest|"
+    r"layers|limit|mean|method|model|more-images|name|names|no-resume|only|onto|oracle-every|other-classes|out|"
+    r"pairs|per|pretrained|projection|protocol|provider|quick|quiet|recipe|recipes|remeasure|repeats|results|"
+    r"resume|retries|robust|rounds|save|scale|seed|severity|show|size|soak|source|stall|status|std|strategy|"
+    r"stream|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
+    r")"
+)
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 # A path that a device of the same kind would not have; /dev/video0 it would have.
 _PATH = re.compile(r"(?!/dev/\w+$)(?:file://|~|/|\.\.(?:/|$)).*", re.DOTALL)
 # A part of an argument that may be a path, as in a GStreamer pipeline; a URL keeps its scheme.
@@ -47,15 +58,34 @@ def provenance(**details: object) -> dict[str, object]:
 
 
 def portable_command(arguments: Sequence[str]) -> str:
-    """Join a command line without passwords; `portable_path` replaces paths, by what fits the option before them."""
-    words: list[str] = []
-    for option, argument in pairwise(["", *map(hide_password, arguments)]):
+    """Join a command line for a record: no value but of `KNOWN_SAFE` options, no path of this machine, no secret."""
+    words, before, hidden = list[str](), "", False
+    for argument in arguments:
         name, equals, value = argument.partition("=")
-        if argument.startswith("-") and equals:
-            words.append(f"{name}={portable_path(value, _VARIABLES.get(name, '$DATA'))}")
+        variable = _VARIABLES.get(before, "$DATA")
+        before = ""
+        if hidden and not KNOWN_SAFE.fullmatch(argument):
+            words.append(HIDDEN)
+            hidden = False
+        elif KNOWN_SAFE.fullmatch(name):
+            words.append(f"{name}={_published(value, _VARIABLES.get(name, '$DATA'))}" if equals else name)
+            before, hidden = name, False
+        elif _OPTION.fullmatch(name):
+            words.append(f"{name}={HIDDEN}" if equals else name)
+            hidden = not equals
         else:
-            words.append(portable_path(argument, _VARIABLES.get(option, "$DATA")))
+            words.append(_published(argument, variable))
     return " ".join(words)
+
+
+def _published(word: str, variable: str) -> str:
+    if " ! " in word:
+        return "$PIPELINE"
+    if "://" in word and not _is_foreign(word):
+        return shown_address(word)
+    if re.match(r"[^/]*:.*@", word, re.DOTALL):
+        return HIDDEN  # credentials of a URL without its scheme
+    return printable(portable_path(word, variable))
 
 
 def portable_path(text: str, variable: str = "$DATA") -> str:
@@ -119,5 +149,5 @@ def _formatted(content: Any, indent: str = "") -> str:
         entries = [f"{json.dumps(key)}: {_formatted(value, inner)}" for key, value in content.items()]
         return "{\n" + ",\n".join(inner + entry for entry in entries) + "\n}"
     if isinstance(content, list) and content and isinstance(content[0], dict):
-        return "[\n" + ",\n".join(inner + json.dumps(entry) for entry in content) + f"\n{indent}]"
-    return json.dumps(content)
+        return "[\n" + ",\n".join(inner + json.dumps(entry, allow_nan=False) for entry in content) + f"\n{indent}]"
+    return json.dumps(content, allow_nan=False)

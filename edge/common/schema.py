@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rws.errors import FormatError, InputError, RwsError, first_line
+from rws.text import HIDDEN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -139,7 +140,8 @@ def _explain(schema: Any, fault: ValidationError) -> str:
         if near := get_close_matches(str(place[-1]), known, n=1, cutoff=0.75):
             return f"key {path} is unknown (did you mean {near[0]}?)"
         return f"key {path} is unknown" + (f"; known: {', '.join(known)}" if known else "")
-    return f"{path[1:-1]} is {shorten(first['input'])}, expected {expected}"
+    found = HIDDEN if "token" in place else shorten(first["input"])
+    return f"{path[1:-1]} is {found}, expected {expected}"
 
 
 def _depth(value: Any) -> int:

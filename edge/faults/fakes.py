@@ -1,7 +1,8 @@
 """A camera that follows a script and a clock that moves only during a wait: hours of faults in milliseconds."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,10 @@ from rws.edge.live.base import PatchableModel
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.source import CapturedSource
+from rws.oracle.belief import Belief
 from rws.records import Frame
 
+Part = TypeVar("Part")
 Step = tuple[str, Any]
 """`("open", "")` or `("open", why not)`; `("frame", image)`; `("reject", reason)`; `("wait", seconds)`;
 `("end", reason)`; `("hang", None)`, until it is killed."""
@@ -111,3 +114,22 @@ def faulty(model: PatchableModel, fault: Callable[[], None]) -> PatchableModel:
             return model.predict(x)
 
     return cast(PatchableModel, Faulty())
+
+
+def poisoned(part: Part, good: int) -> Part:
+    """Return a model or an oracle whose answer is NaN once, after its warm-up and `good` frames."""
+    inner: Any = part
+    factors = iter([1.0] * (1 + good) + [np.nan])
+
+    class Poisoned:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def observe(self, x: NDArray[np.float32]) -> Belief:
+            belief: Belief = inner.observe(x)
+            return replace(belief, joint=belief.joint * np.float32(next(factors, 1.0)))
+
+        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(inner.predict(x) * np.float32(next(factors, 1.0)))
+
+    return cast(Part, Poisoned())

@@ -94,14 +94,15 @@ class Drill:
         clean = np.array_equal(model.predict(self._probe), self._clean)
         self.check(clean, "the weights are clean afterwards, bit for bit")
 
-    def account(self, source: Source, results: int, failed: int) -> None:
-        """Check that each frame of a closed source is out, dropped, rejected or current when the loop `failed`."""
+    def account(self, source: Source, results: int, rejected: Counter[str]) -> None:
+        """Check that each frame of a closed source is out, dropped, or rejected by it or by the loop."""
         outcome = self.outcome
         outcome.frames_in += source.received
         outcome.frames_out += results
         outcome.dropped += source.dropped
-        outcome.rejected_by_reason += source.rejections + Counter({"exception": failed})
-        self.check(source.delivered == results + failed, f"each of {source.delivered} delivered frames has a result")
+        outcome.rejected_by_reason += source.rejections + rejected
+        whole = source.delivered == results + rejected.total()
+        self.check(whole, f"each of {source.delivered} delivered frames has a result or is rejected")
         self.check(outcome.accounted, "frames in = out + dropped + rejected")
 
     def play(
@@ -121,12 +122,12 @@ class Drill:
         """
         seen: list[Seen] = []
         deadline = time.monotonic() + limit
-        stamps, failed = _Stamps(), 0
+        stamps, failed = _Stamps(), Counter[str]()
         runtime = Runtime(pipeline or self.pipeline, clock=clock, wall_clock=wall_clock)
         try:
             with closing(runtime.results(source, [stamps, *sinks])) as results:
                 for result in results:
-                    if result is not None:
+                    if isinstance(result, Result):
                         seen.append(Seen(result, clock(), stamps.last))
                     if until(seen):
                         source.stop()
@@ -134,11 +135,11 @@ class Drill:
                         self.check(False, f"it comes to its end within {limit:g} s")
                         source.stop()
         except BaseException:
-            failed = min(1, source.delivered - stamps.count)
+            failed["exception"] = min(1, source.delivered - stamps.count - runtime.rejections.total())
             raise
         finally:
             source.close()
-            self.account(source, stamps.count, failed)
+            self.account(source, stamps.count, runtime.rejections + failed)
             self.check_clean()
         return seen
 

@@ -16,7 +16,7 @@ from rws.edge.live.self_check import SelfCheck
 from rws.edge.live.sessions import CPU, Feeds, random_feeds, start
 from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
-from rws.errors import InputError, StrategyUnavailableError, first_line
+from rws.errors import InputError, StrategyUnavailableError, UsageError, first_line, from_library
 
 
 class LiveSession(Patchable):
@@ -54,7 +54,7 @@ class LiveSession(Patchable):
     ) -> None:
         known = [kind.name for kind in STRATEGIES]
         if strategy not in ("auto", *known):
-            raise InputError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
+            raise UsageError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
         proto = read_model(model)
         if layers is not None and tensors is None:
             proto = prepare(proto)
@@ -108,8 +108,7 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
             check.check(found)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             # A bug of ours is not an error of ONNX Runtime, ONNX, the machine or the check.
-            library = type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime")
-            if not library and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
+            if not from_library(error) and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
                 raise
             refused.append(f"{kind.name}: {first_line(error)}")
         else:

@@ -39,7 +39,7 @@ class _RunCollector(Collector):
         yield Counter("rws_frames_received", "Frames received", source.received)
         yield Counter("rws_frames_delivered", "Frames delivered to the oracle", source.delivered)
         yield Counter("rws_frames_dropped", "Frames skipped because newer ones were available", source.dropped)
-        yield _counters("rws_frames_rejected", "Unusable frames by reason", "reason", source.rejected_by_reason)
+        yield _counters("rws_frames_rejected", "Unusable frames by reason", "reason", status.rejected_by_reason)
         yield Counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
         yield Gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
         yield Counter("rws_results", "Frames classified", totals.results)

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rws.edge.common.redact import hide_password
-from rws.edge.monitoring.run_status import LOST, Moment, RunStatus, RunTotals, SourceStatus
+from rws.edge.monitoring.run_status import LOST, RECENT, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
+from rws.errors import FrameError
 from rws.records import Clock, WallClock
+from rws.text import shown
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
@@ -35,7 +36,8 @@ class _Second:
 class Monitor:
     """Keeps the latest result, rates and totals of a run in bounded memory, and a timeline of `window` seconds.
 
-    One thread calls `add` and `idle`; any may call `status` and `count_event`. The clock is the one that stamps frames.
+    One thread calls `add`, `reject` and `idle`; any may call `status` and `count_event`. The clock is the one that
+    stamps frames.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class Monitor:
         self._last_at: float | None = None
         self._arrivals, self._timeline = deque[float](), deque[Moment]()
         self._mix_changes, self._window = 0, window
-        self._classes, self._corruptions = Counter[str](), Counter[str]()
+        self._classes, self._corruptions, self._rejected = Counter[str](), Counter[str](), Counter[str]()
+        self._failures = deque[str](maxlen=RECENT)  # why the newest frames have no result; "" for one that has
         self._second: _Second | None = None
 
     def add(self, result: Result) -> None:
@@ -66,6 +69,7 @@ class Monitor:
         with self._lock:
             self._last, self._last_at = result, now
             self._arrivals.append(now)
+            self._failures.append("")
             self._trim(now)
             self._mix_changes += result.changed
             self._classes[result.label] += 1
@@ -73,6 +77,12 @@ class Monitor:
             second = self._current(now)
             second.frames += 1
             second.last = result
+
+    def reject(self, error: FrameError) -> None:
+        """Count a frame without a result; call it in the frame loop's thread."""
+        with self._lock:
+            self._rejected[error.reason] += 1
+            self._failures.append(shown(f"{error.reason}: {error}"))
 
     def idle(self) -> None:
         """Note that no frame came, and whether the source is lost; call it in the frame loop's thread."""
@@ -91,6 +101,8 @@ class Monitor:
         with self._lock:
             self._trim(now)
             result, classes = self._last, self._classes
+            counters = (classes, self._corruptions, self._rejected)
+            failures = [failure for failure in self._failures if failure]
             moments: tuple[Moment, ...] = ()
             if since is not None:
                 second = [self._second.moment()] if self._second else []
@@ -104,9 +116,11 @@ class Monitor:
                 fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
                 since_result_s=None if self._last_at is None else round(now - self._last_at, 2),
                 source=SourceStatus.of(self.source),
-                totals=RunTotals(classes.total(), self._mix_changes, dict(classes), dict(self._corruptions)),
+                totals=RunTotals(classes.total(), self._mix_changes, *map(dict, counters)),
                 events=dict(self.events),
-                result=None if result is None else replace(result, name=hide_password(result.name)),
+                result=result,
+                failed=len(failures),
+                failure=failures[-1] if failures else "",
                 timeline=moments,
             )
 

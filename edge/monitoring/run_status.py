@@ -3,29 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from rws.edge.common.redact import hide_password
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.records import utc
+from rws.text import shown
 
+RECENT = 10  # frames that tell whether oracle and model work
 LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is reconnected or for good
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Totals since the start: results, changes of the weights, results per class and per most probable type."""
+    """Totals since the start: results, changes of the weights, results per class and per most probable type.
+
+    `rejected` are delivered frames without a result, by `FrameError.reason`.
+    """
 
     results: int = 0
     mix_changes: int = 0
     classes: Mapping[str, int] = field(default_factory=dict)
     corruptions: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SourceStatus:
     """The state and the counters of a source; `received` = `delivered` + `dropped` + `rejected` + `buffered`."""
 
-    name: str  # without passwords
+    name: str  # of a URL scheme and host only
     live: bool
     state: str  # `opening`, `running`, `reconnecting`, `lost` or `ended`
     received: int
@@ -35,7 +40,7 @@ class SourceStatus:
     rejected: int  # unusable
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
-    error: str  # without passwords
+    error: str  # likewise
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":
@@ -43,8 +48,8 @@ class SourceStatus:
         rejections = dict(source.rejections)
         copied = ("live", "state", "received", "delivered", "dropped", "buffered", "reconnects")
         return cls(
-            name=hide_password(source.name),
-            error=hide_password(source.error),
+            name=shown(source.name),
+            error=shown(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
             **{name: getattr(source, name) for name in copied},
@@ -66,7 +71,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing; age and newest result, without passwords in its name, are None before the first.
+    """What a run is doing; age and newest result are None before the first.
 
     Seconds without a frame in which the source was not known to be lost have no moment in `timeline`, oldest first.
     """
@@ -82,16 +87,24 @@ class RunStatus:
     totals: RunTotals
     events: Mapping[str, int]
     result: Result | None
+    failed: int = 0  # of the newest `RECENT` delivered frames, those without a result
+    failure: str = ""  # of the newest one of them
     timeline: tuple[Moment, ...] = ()
+
+    @property
+    def rejected_by_reason(self) -> dict[str, int]:
+        """Frames that the source has rejected, and those for which oracle, policy or model has failed."""
+        return {**self.source.rejected_by_reason, **self.totals.rejected}
 
     def to_dict(self, classes: bool = True) -> dict[str, object]:
         """Return plain types, ready for `json.dumps`; `counts` are the totals, `classes` only if asked for."""
         counts = {"results": self.totals.results, "mix_changes": self.totals.mix_changes}
+        rejected = {"rejected_by_reason": self.rejected_by_reason}
         per_class = {"classes": dict(self.totals.classes)} if classes else {}
         document = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "totals"}
         times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
         return {"schema": "status/1", **document, **times} | {
-            "counts": {**counts, **per_class, "corruptions": dict(self.totals.corruptions)},
+            "counts": {**counts, **rejected, **per_class, "corruptions": dict(self.totals.corruptions)},
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

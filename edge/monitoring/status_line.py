@@ -33,8 +33,8 @@ def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") 
         parts.append(f"{result.label} {result.confidence:.0%}")
     if source.dropped:
         parts.append(f"dropped {source.dropped}")
-    if source.rejected:
-        parts.append("rejected " + ", ".join(f"{count} {why}" for why, count in source.rejected_by_reason.items()))
+    if rejected := status.rejected_by_reason:
+        parts.append("rejected " + ", ".join(f"{count} {why}" for why, count in rejected.items()))
     if source.reconnects:
         parts.append(f"reconnects {source.reconnects}")
     parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in status.events.items())
@@ -74,7 +74,7 @@ class StatusLine(Closing):
         self._also(status_line(status, self._timings))
         line = status_line(status, self._timings, "; Ctrl-C ends")
         if self._live is None:
-            self._console.print(line, markup=False)
+            self._console.print(line)
         else:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 

@@ -114,8 +114,8 @@ class Summary:
             "frames": totals.results,
             "dropped": source.dropped,
             "buffered": source.buffered,
-            "rejected": source.rejected,
-            "rejected_by_reason": dict(source.rejected_by_reason),
+            "rejected": sum(status.rejected_by_reason.values()),
+            "rejected_by_reason": status.rejected_by_reason,
             "reconnects": source.reconnects,
             "mix_changes": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
@@ -131,10 +131,10 @@ class Summary:
     def render(self, status: RunStatus, timings: bool = False, images: bool = False) -> RenderableType:
         """Return counters and what was seen, for `rich.print`; of still `images` counters only with `timings`."""
         source, totals = status.source, status.totals
-        reasons = ", ".join(f"{reason} {count}" for reason, count in source.rejected_by_reason.items())
-        rejected = f" · rejected {source.rejected}{f' ({reasons})' if reasons else ''}"
+        reasons = ", ".join(f"{reason} {count}" for reason, count in status.rejected_by_reason.items())
+        rejected = f" · rejected {sum(status.rejected_by_reason.values())}{f' ({reasons})' if reasons else ''}"
         if images and not timings:
-            head = Text(f"images {totals.results}", style="bold").append(rejected if source.rejected else "")
+            head = Text(f"images {totals.results}", style="bold").append(rejected if reasons else "")
         else:
             rate = "" if self.fps is None else f", {self.fps:.1f} per second"
             head = Text(f"frames {totals.results}{rate} · mix changes {totals.mix_changes}", style="bold")

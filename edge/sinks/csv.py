@@ -10,14 +10,21 @@ from rws.edge.sinks.file import LineSink
 from rws.errors import InputError
 from rws.records import Frame, utc
 
+_FORMULA = ("=", "+", "-", "@")
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 _CELLS: dict[str, Callable[[Result], object]] = {
     "schema": lambda result: "run-row/1",
     "index": lambda result: result.index,
-    "name": lambda result: " ".join(result.name.splitlines()),
+    "name": lambda result: _cell(result.name),
     "captured_at": lambda result: utc(result.captured_time),
     "captured_monotonic_s": lambda result: f"{result.captured_at:.6f}",
     "age_ms": lambda result: f"{result.age_ms:.3f}",
-    "label": lambda result: result.label,
+    "label": lambda result: _cell(result.label),
     "confidence": lambda result: f"{result.confidence:.4f}",
     "corruption": lambda result: result.belief.type,
     "probability": lambda result: f"{result.belief.probability.max():.4f}",
@@ -31,7 +38,8 @@ COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES))
 class CsvSink(LineSink):
     """One row per frame, under the names of `COLUMNS`.
 
-    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model. Arguments and errors are those of
+    `mix` is written as `fog:0.80+snow:0.20`, and empty for the clean model. A name or label that a spreadsheet would
+    take for a formula (it begins with = + - or @) gets an apostrophe in front. Arguments and errors are those of
     `LineSink`; an `endless` file with other columns is refused with an `InputError`.
     """
 

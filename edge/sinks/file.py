@@ -100,7 +100,6 @@ class LineSink(FileSink):
         return b"\n"
 
     def _append(self, text: str) -> int:
-        # A file name may contain bytes that are not UTF-8: they become escapes, which JSON can read back.
         line = text.encode("utf-8", "backslashreplace")
         with self._one_line_errors():
             try:

@@ -12,4 +12,4 @@ class JsonlSink(LineSink):
 
     def write(self, frame: Frame, result: Result) -> None:
         """Append the result; the frame's pixels are not kept."""
-        self._append(json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
+        self._append(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")

@@ -19,7 +19,7 @@ class Source(Closing):
     Always `received` = `delivered` + `dropped` + `rejected` + `buffered`, all of them frames so far.
     """
 
-    name: str  # for people; without the password of a URL
+    name: str  # for people, printable; of a URL scheme and host only
     live: bool = False  # frames arrive at their own rate and are lost if they are not read
     sequential: bool = False  # frames follow one another in time, so a temporal filter applies
     length: int | None = None  # number of frames if known in advance; a video's header may be wrong

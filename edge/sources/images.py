@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rws.edge.sources.base import Source
 from rws.errors import SourceError
 from rws.records import Clock, Frame
+from rws.text import printable
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -40,7 +41,7 @@ class ImageSource(Source):
                 log.warning("rejected %s", error)
                 continue
             self.delivered += 1
-            yield Frame(index, image, self._clock(), str(path))
+            yield Frame(index, image, self._clock(), printable(str(path)))
         if self.rejected == len(self.paths):
             raise SourceError(f"{self.name}: none of its {self.rejected} image files could be decoded")
 
@@ -49,10 +50,10 @@ def _decode(path: Path) -> NDArray[np.uint8]:
     try:
         data = np.fromfile(path, np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SourceError(f"{printable(str(path))}: {getattr(error, 'strerror', '') or error}") from error
     except cv2.error:
         image = None
     if image is None:
-        raise SourceError(f"{path}: is not an image that can be decoded")
+        raise SourceError(f"{printable(str(path))}: is not an image that can be decoded")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

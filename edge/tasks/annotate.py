@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.oracle.belief import CLEAN
+from rws.text import printable
 
 if TYPE_CHECKING:
     from rws.edge.pipeline import Result
@@ -22,6 +23,7 @@ Colour = tuple[int, int, int]
 
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
 BARS, MIX_LINES = 5, 2
+LONGEST = 120  # letters of a line; more have no room
 
 BACKGROUND, TRACK, TEXT, MUTED = (17, 20, 27), (38, 44, 56), (236, 239, 244), (139, 149, 167)
 GREEN, ORANGE, BLUE = (94, 201, 142), (255, 158, 87), (103, 169, 255)
@@ -145,7 +147,9 @@ class _Panel:
         def width(text: str) -> int:
             return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
-        whole = text
+        # OpenCV crashes at text that is not Unicode, has no letters but ASCII, and measures long text slowly.
+        text = printable(text).encode("ascii", "replace").decode()
+        whole = text = text[-LONGEST:] if tail else text[:LONGEST]
         for cut in range(1, len(whole)):
             if width(text) <= room * self.unit:
                 break

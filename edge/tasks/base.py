@@ -16,7 +16,10 @@ class Task(Protocol[Output, Record]):
         """Raise an `InputError` if the task cannot read outputs of this shape, of one image."""
 
     def read(self, outputs: NDArray[np.float32]) -> Output:
-        """Read the model's outputs for one image, float32, shape (1, …)."""
+        """Read the model's outputs for one image, float32, shape (1, …).
+
+        Raises an `InputError` as `check` does, and if they are not finite.
+        """
 
     def draw(self, image: NDArray[np.uint8], output: Output) -> NDArray[np.uint8]:
         """Return the image, uint8, (H, W, 3), RGB, with the output drawn into a copy if it has a place in it."""

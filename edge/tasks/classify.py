@@ -42,7 +42,10 @@ class Classify:
             raise InputError(f"model: gives logits of shape {shape}, expected {expected}, {advice}")
 
     def read(self, outputs: NDArray[np.float32]) -> Classification:
-        """Read the logits of one image, float32, shape (1, K)."""
+        """Read the logits of one image, float32, shape (1, K); an `InputError` if they are not, or not finite."""
+        self.check(outputs.shape)
+        if not (finite := np.isfinite(outputs)).all():
+            raise InputError(f"model: {(~finite).sum()} of {outputs.size} logits are not finite")
         logits = outputs[0]
         powers = np.exp(logits - logits.max())
         probability = powers / powers.sum()

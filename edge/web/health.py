@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from rws.edge.monitoring.run_status import LOST, RunStatus
+from rws.edge.monitoring.run_status import LOST, RECENT, RunStatus
+
+MOST_FAILED = 2  # of the newest `RECENT` frames; with more, the run is degraded
 
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run: `ok`, `lost`, `ended` or `stale`; why, the newest result's age, the source's state."""
+    """The health of a run: `ok`, `lost`, `ended`, `degraded`, `stale`; why, newest result's age, source's state."""
 
     status: str
     reason: str
@@ -22,6 +24,10 @@ def health(status: RunStatus, stale_after: float) -> Health:
     word, reason = "ok", ""
     if silent >= stale_after and source.state in LOST:
         word, reason = "lost", f"{source.name} is lost" + (f": {source.error}" if source.error else "")
+    elif silent >= stale_after and source.state == "ended":
+        word, reason = "ended", f"no result for {silent:.0f} s"
+    elif status.failed > MOST_FAILED:
+        word, reason = "degraded", f"{status.failed} of the last {RECENT} frames have no result: {status.failure}"
     elif silent >= stale_after:
-        word, reason = "ended" if source.state == "ended" else "stale", f"no result for {silent:.0f} s"
+        word, reason = "stale", f"no result for {silent:.0f} s"
     return Health(word, reason, since, source.state)

@@ -226,7 +226,7 @@ def _json(content: Any) -> str:
     try:
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(content), ensure_ascii=False)
+        return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

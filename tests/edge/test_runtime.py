@@ -4,15 +4,20 @@ import tracemalloc
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from rws.edge.monitoring.summary import Summary
 from rws.edge.pipeline import STAGES
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.tasks.annotate import annotate
-from rws.errors import InputError, SourceError
+from rws.errors import FrameError, InputError, SignatureError, SourceError
+from rws.oracle.belief import Belief
+from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Frame
 from support.fakes import (
+    CORRUPTIONS,
+    LEVELS,
     FakeModel,
     FakeOracle,
     FakePolicy,
@@ -350,7 +355,7 @@ def test_a_result_names_its_top_classes_and_fits_on_a_line():
     assert [(guess.label, guess.class_index) for guess in result.top] == [("dog", 1), ("cat", 0), ("ship", 2)]
     assert sum(guess.confidence for guess in result.top) == pytest.approx(1)
     assert (result.label, result.confidence) == ("dog", result.top[0].confidence)
-    assert repr(result) == "Result(#0 dark.png: dog 71%, fog 100%, fog 0.80, 5.0 ms)"
+    assert repr(result) == "Result(#0 dark.png: dog 71%, fog 100%, patch fog 0.80, 5.0 ms)"
 
 
 def test_a_result_is_drawn_while_its_frame_is_the_newest():
@@ -364,3 +369,152 @@ def test_a_result_is_drawn_while_its_frame_is_the_newest():
         first.plot()
     for result in runtime.stream(array_source(BRIGHT, DARK)):
         assert result.plot().shape == plotted.shape
+
+
+class Fails:
+    """A part of the pipeline of which one call, counted from 0, gives or raises something else."""
+
+    def __init__(self, part, method, at, failure):
+        self._part, self._method, self._left, self._failure = part, method, at, failure
+
+    def __getattr__(self, name):
+        if name != self._method:
+            return getattr(self._part, name)
+        self._left -= 1
+        return self._fail if self._left == -1 else getattr(self._part, name)
+
+    def _fail(self, argument):
+        if isinstance(self._failure, Exception):
+            raise self._failure
+        return self._failure if not callable(self._failure) else self._failure(argument)
+
+
+def belief_of(*values, corruptions=CORRUPTIONS, levels=LEVELS):
+    joint = np.zeros(1 + len(CORRUPTIONS) * len(LEVELS), np.float32)
+    joint[: len(values)] = values
+    return lambda x: Belief(corruptions, levels, joint)
+
+
+def ort_error():
+    try:
+        onnxruntime.InferenceSession(b"no model")
+    except Exception as error:
+        return error
+
+
+BAD_BELIEFS = {
+    "NaN": belief_of(np.nan, 1),
+    "infinite": belief_of(np.inf),
+    "negative": belief_of(1.5, -0.5),
+    "no probability at all": belief_of(),
+    "subnormal sum": belief_of(1e-40, 1e-40),
+    "other states": belief_of(1, corruptions=CORRUPTIONS[:1]),
+    "severity of 100": belief_of(1, levels=(1.0, 2.0, 3.0, 4.0, 100.0)),
+    "other corruptions": belief_of(1, corruptions=("rain", "snow")),
+    "an error of ONNX Runtime": ort_error(),
+    "an error of Torch": RuntimeError("CUDA error: an illegal memory access"),
+}
+BAD_MIXES = {
+    "NaN": {"fog": float("nan")},
+    "infinite": {"fog": float("-inf")},
+    "too strong": {"fog": 1e6},
+    "refused by the model": SignatureError("signature 'rain' is not there"),
+}
+BAD_OUTPUTS = {
+    "NaN": np.float32([[np.nan, 1, 2]]),
+    "infinite": np.float32([[np.inf, 1, 2]]),
+    "all minus infinity": np.full((1, 3), -np.inf, np.float32),
+    "another number of classes": np.zeros((1, 2), np.float32),
+    "no row": np.zeros((0, 3), np.float32),
+    "a scalar": np.float32(1.0),
+    "an error of ONNX Runtime": ort_error(),
+}
+FAILURES = [
+    *(("bad_belief", "oracle", "observe", what, failure) for what, failure in BAD_BELIEFS.items()),
+    *(("bad_mix", "policy", "choose", what, failure) for what, failure in BAD_MIXES.items()),
+    *(("bad_output", "model", "predict", what, failure) for what, failure in BAD_OUTPUTS.items()),
+]
+
+
+def failing_runtime(part, method, failure, at, **options):
+    parts = {"oracle": FakeOracle(), "policy": FakePolicy(), "model": FakeModel()}
+    parts[part] = Fails(parts[part], method, at, failure)
+    runtime = make_runtime(filter=BeliefFilter(CORRUPTIONS, LEVELS), **parts, **options)
+    runtime.pipeline = replace(runtime.pipeline, alpha_limit=1.0)
+    return runtime
+
+
+@pytest.mark.parametrize(
+    ("reason", "part", "method", "failure"),
+    [(reason, part, method, failure) for reason, part, method, _, failure in FAILURES],
+    ids=[f"{reason}: {what}" for reason, _, _, what, _ in FAILURES],
+)
+def test_a_frame_on_which_a_part_fails_has_no_result_and_the_loop_goes_on(reason, part, method, failure, caplog):
+    warm_up = 0 if part == "policy" else 1
+    runtime = failing_runtime(part, method, failure, at=warm_up + 2)
+    source, sink, found = array_source(*[DARK] * 5), ListSink(), []
+    for result in runtime.results(source, [sink]):
+        found.append(result)
+        if isinstance(result, FrameError):
+            assert (result.reason, dict(runtime.pipeline.model.mix)) == (reason, {})
+            assert "\n" not in str(result)
+    assert [isinstance(result, FrameError) for result in found] == [False, False, True, False, False]
+    assert sink.taken == [(0, "dog"), (1, "dog"), (3, "dog"), (4, "dog")]
+    assert runtime.rejections == {reason: 1}
+    assert source.delivered == len(sink.taken) + runtime.rejections.total()
+    # What comes after it is what a fresh start gives, and no number in it is anything but a number.
+    alone = list(make_runtime(filter=BeliefFilter(CORRUPTIONS, LEVELS)).stream(array_source(DARK, DARK)))
+    for result, expected in zip(found[3:], alone, strict=True):
+        np.testing.assert_array_equal(result.belief.joint, expected.belief.joint)
+        assert result.mix == expected.mix == {"fog": 0.8}
+        json.dumps(result.to_dict(), allow_nan=False)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"frame 2 has no result ({reason})" in caplog.text
+
+
+def test_many_bad_frames_are_all_counted_and_the_first_is_logged(caplog):
+    class Blind(FakeOracle):
+        def observe(self, x):
+            return belief_of(np.nan)(x)
+
+    runtime = make_runtime(oracle=Blind())
+    assert list(runtime.stream(array_source(*[DARK] * 4))) == []
+    assert runtime.rejections == {"bad_belief": 4}
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    with pytest.raises(FrameError):
+        runtime.classify(DARK, "rgb")
+    list(runtime.stream(array_source(DARK)))
+    assert runtime.rejections == {"bad_belief": 1}
+
+
+def test_a_pushed_image_on_which_a_part_fails_raises_and_the_next_one_works():
+    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2)
+    assert runtime.step(DARK, "rgb").label == "dog"
+    with pytest.raises(FrameError, match="1 of 3 logits are not finite") as caught:
+        runtime.step(DARK, "rgb")
+    assert caught.value.reason == "bad_output"
+    assert runtime.pipeline.model.mix == {}
+    assert runtime.step(BRIGHT, "rgb").belief.type == "clean"
+
+
+def test_a_belief_is_not_held_over_a_failure():
+    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2, oracle_every=4)
+    results = list(runtime.stream(array_source(DARK, DARK, BRIGHT, BRIGHT)))
+    assert [(result.index, result.observed, result.belief.type) for result in results] == [
+        (0, True, "fog"),
+        (2, True, "clean"),
+        (3, False, "clean"),
+    ]
+
+
+def test_a_clean_model_that_fails_next_to_the_patched_one_gives_no_result():
+    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2)
+    runtime.compare = True
+    assert [result.index for result in runtime.stream(array_source(DARK, DARK))] == [1]
+    assert runtime.pipeline.model.mix == {}
+
+
+@pytest.mark.parametrize("moment", [float("nan"), float("inf"), -float("inf"), 1e308])
+def test_a_frame_needs_a_time(moment):
+    with pytest.raises(InputError, match="expected seconds of the clock"):
+        make_runtime().step(DARK, "rgb", captured_at=moment)

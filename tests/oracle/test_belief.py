@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.errors import InputError
-from rws.oracle.belief import Belief, certain
+from rws.oracle.belief import Belief, certain, check_probabilities
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 3.0, 5.0)
@@ -25,6 +25,42 @@ def test_a_type_without_mass_has_the_mean_level_as_severity():
 def test_wrong_joint_shape_is_refused():
     with pytest.raises(InputError, match=r"expected \(7,\)"):
         Belief(NAMES, LEVELS, np.zeros(6, np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(
+    "values",
+    [
+        [np.nan, 0, 0, 0, 0, 0, 1],
+        [np.inf, 0, 0, 0, 0, 0, 0],
+        [np.inf, -np.inf, 0, 0, 0, 0, 1],
+        [1.5, -0.5, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+        [1e-40, 1e-40, 1e-40, 1e-40, 1e-40, 1e-40, 1e-40],
+        [0.5, 0.5, 0.01, 0, 0, 0, 0],
+    ],
+    ids=["NaN", "infinite", "both infinities", "negative", "all zero", "subnormal sum", "sum of 1.01"],
+)
+def test_only_probabilities_make_a_belief(values):
+    with pytest.raises(InputError, match="expected probabilities"):
+        Belief(NAMES, LEVELS, np.float32(values))
+    rows = np.float32([[1, 0, 0, 0, 0, 0, 0], values])
+    with pytest.raises(InputError, match="expected probabilities"):
+        check_probabilities(rows)
+    check_probabilities(rows[:1])
+    check_probabilities(rows[:0])
+
+
+@pytest.mark.parametrize("levels", [(0.0, 3.0, 5.0), (1.0, 3.0, 100.0), (1.0, 3.0, np.inf)])
+def test_severities_stay_within_their_range(levels):
+    with pytest.raises(InputError, match="severity levels"):
+        Belief(NAMES, levels, certain(NAMES, LEVELS, "fog", 3).joint)
+
+
+def test_a_subnormal_probability_gives_a_severity_within_its_range():
+    belief = Belief(NAMES, LEVELS, np.float32([1, 0, 0, 0, 1e-40, 0, 3e-40]))
+    np.testing.assert_allclose(belief.severity, [0, 3, 3])
+    assert (belief.type, belief.type_severity) == ("clean", 0)
 
 
 @given(severity=st.floats(0, 5), name=st.sampled_from(NAMES))

@@ -169,3 +169,19 @@ def test_several_rates_are_weighed_by_what_each_has_foreseen():
 def test_a_belief_about_other_corruptions_or_levels_is_refused(names, levels):
     with pytest.raises(InputError, match="belief: is about"):
         BeliefFilter(NAMES, LEVELS).update(certain(names, levels, names[0], 1))
+
+
+def test_a_prior_that_makes_likelihoods_infinite_is_refused():
+    prior = np.full(STATES, 1 / (STATES - 1))
+    prior[3] = 5e-324
+    with pytest.raises(InputError, match="prior"):
+        BeliefFilter(NAMES, LEVELS, prior=prior)
+
+
+def test_a_belief_of_zeros_and_subnormal_numbers_leaves_the_filter_finite():
+    smooth = BeliefFilter(NAMES, LEVELS)
+    for name in ("fog", "snow", "fog", "clean"):
+        joint = np.maximum(certain(NAMES, LEVELS, name, 3).joint, np.float32(1e-42))
+        found = smooth.update(Belief(NAMES, LEVELS, joint))
+        assert found.joint.sum() == pytest.approx(1, abs=1e-5)
+    assert found.type == "clean"

@@ -82,3 +82,31 @@ def bundle_parts(**changes) -> BundleParts:
         measured={"ta": 25.0},
     )
     return replace(parts, **changes)
+
+
+def failing_oracle(kind: str) -> bytes:
+    """An oracle that fails on images with a white pixel only: `nan`, `inf`, `shape` (no row) or `error` (no answer)."""
+    proto = network(1, 1 + len(CORRUPTIONS) * len(LEVELS), seed=3, softmax=True)
+    graph = proto.graph
+    graph.node[-1].output[0] = "good"
+    one, factor = np.ones(1, np.float32), np.full((1, 1), np.inf, np.float32)
+    graph.initializer.extend([numpy_helper.from_array(one, "one"), numpy_helper.from_array(factor, "infinite")])
+    steps = {
+        "nan": [("Div", ["room", "room"], "factor"), ("Mul", ["good", "factor"], "joint")],
+        "inf": [("Where", ["dark", "good", "infinite"], "joint")],
+        "shape": [("Compress", ["good", "dark"], "joint")],
+        "error": [("Cast", ["brightest"], "row"), ("Gather", ["good", "row"], "joint")],
+    }
+    # The brightest value is 1 in a white pixel: no room is left above it, and row 1 of one row is out of bounds.
+    before = [
+        ("ReduceMax", ["image"], "brightest_of_all"),
+        ("Reshape", ["brightest_of_all", "length"], "brightest"),
+        ("Sub", ["one", "brightest"], "room"),
+        ("Less", ["brightest", "one"], "dark"),
+    ]
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "length"))
+    for operator, inputs, output in before + steps[kind]:
+        options = {"axis": 0} if operator in ("Compress", "Gather") else {}
+        options |= {"to": TensorProto.INT64} if operator == "Cast" else {}
+        graph.node.append(helper.make_node(operator, inputs, [output], **options))
+    return proto.SerializeToString()

@@ -28,8 +28,8 @@ from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.trainable import OperatorError, layers_within, signature_bytes, stem, trainable
 from rws.training.adopt.tuning import Tuned, distil
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.data.clean_images import CleanImages
 from rws.training.data.images import Images
-from rws.training.data.pictures import Pictures
 from rws.training.evaluation.evaluator import as_input, percent_right
 from rws.training.evaluation.gain import count_answers, measure_gain
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
@@ -81,7 +81,7 @@ class AdoptionBuild:
     """The jobs of one build. A signature brings the output on corrupted images back to the model's own on clean ones.
 
     Args:
-        pictures: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
+        images: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
         classes: names in the order of the logits; None: `class 0`, ….
         progress: called with {job, seconds, …}.
     Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
@@ -90,7 +90,7 @@ class AdoptionBuild:
     def __init__(
         self,
         model: ImportedModel,
-        pictures: Pictures,
+        images: CleanImages,
         recipe: AdoptRecipe,
         work: Path,
         *,
@@ -98,7 +98,7 @@ class AdoptionBuild:
         name: str = "adopted",
         progress: Progress | None = None,
     ) -> None:
-        pixels = pictures.pixels
+        pixels = images.pixels
         if len(pixels) < FEWEST:
             found = f"found {len(pixels)} images, expected {FEWEST} or more, better a hundred"
             raise InputError(f"{found}; if it is a video, take more of its frames with a smaller --every")
@@ -107,11 +107,11 @@ class AdoptionBuild:
         self.classes = _checked(classes, model.classes)
         self.model, self.recipe, self.work, self.name = model, recipe, work, name
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(recipe.seed))
-        if pictures.sequential:
+        if images.sequential:
             order = torch.arange(len(pixels)).flip(0)
         count = max(1, min(recipe.held_out_most, round(recipe.held_out * len(pixels))))
-        self.train, self._held_out, self._more = pixels[order[count:]], pixels[order[:count]], pictures.more
-        self._labels = None if pictures.labels is None else pictures.labels[order[:count]]
+        self.train, self._held_out, self._more = pixels[order[count:]], pixels[order[:count]], images.more
+        self._labels = None if images.labels is None else images.labels[order[:count]]
         self._proto = onnx.load_model_from_string(model.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
         self.tensors = shallow_tensors(self._proto, self.layers)
@@ -119,7 +119,7 @@ class AdoptionBuild:
         self.why_shallow = ""
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
-        self._store = Store(work, "refuse")
+        self._store = Store(work, "keep")  # `--quick` and the full training share the default folder
         self._left = TimeLeft()
         kinds = {"frames": "frame", "steps": "step", "answers": "answer"}
         self._report = partial(job_log, work, progress=progress, left=self._left, kinds=kinds)
@@ -168,12 +168,8 @@ class AdoptionBuild:
         plan("gain", "answer", answers, partial(self._clean_model().predict, sample), len(sample))
         plan("oracle", "frame", recipe.oracle.frames)
         steps = count_steps(recipe.oracle, self.model.size)
-        plan(
-            "oracle",
-            "oracle step",
-            steps,
-            partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size),
-        )
+        probe = partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size)
+        plan("oracle", "oracle step", steps, probe)
 
     @cached_property
     def _identity(self) -> list[Any]:
@@ -308,6 +304,7 @@ class AdoptionBuild:
         labels = None if self._labels is None else self._labels.tolist()
         entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability, no_patch")
         arrays = dict(entry.get(self._measure_gain))
+        self._left.finish("gain")
         scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 

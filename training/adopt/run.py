@@ -10,7 +10,7 @@ from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import adopt_model, load_classifier
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.build.recipe import check_recipe
-from rws.training.data.pictures import Pictures, load_labelled, load_pictures, read_names
+from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled, read_names
 from rws.training.jobs.progress import Progress
 
 
@@ -49,13 +49,14 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
     for change in model.changes:
         say(f"model: {change}")
-    pictures, classes = _pictures(options, model.size, model.classes)
+    images, classes = _clean_images(options, model.size, model.classes)
     name = Path(options.model).stem.replace(":", "-")
-    build = AdoptionBuild(model, pictures, recipe, options.work, classes=classes, name=name, progress=progress)
-    held_out = len(pictures.pixels) - len(build.train)
+    build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
+    held_out = len(images.pixels) - len(build.train)
     say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")
     share = f"{build.layers} convolutions, about {build.share:.2f} % of the model's bytes per signature"
-    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle; work folder: {options.work}")
+    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle")
+    say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)
@@ -66,18 +67,18 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 
-def _pictures(options: AdoptOptions, size: int, logits: int) -> tuple[Pictures, list[str] | None]:
+def _clean_images(options: AdoptOptions, size: int, logits: int) -> tuple[CleanImages, list[str] | None]:
     classes = None if options.names is None else read_names(options.names)
     if options.labels:
         found = load_labelled(options.images, size, classes or logits, limit=options.limit)
-        pictures, classes = Pictures(found.pixels, labels=found.labels), list(found.classes)
+        images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
-        pictures = load_pictures(options.images, size, every=options.every, limit=options.limit, keep=options.work)
+        images = load_clean_images(options.images, size, every=options.every, limit=options.limit, keep=options.work)
     if options.more_images is not None:
         limit, every = 10 * options.limit, options.every
-        more = load_pictures(options.more_images, size, every=every, limit=limit, keep=options.work)
-        pictures = replace(pictures, more=more.pixels)
-    return pictures, classes
+        more = load_clean_images(options.more_images, size, every=every, limit=limit, keep=options.work)
+        images = replace(images, more=more.pixels)
+    return images, classes
 
 
 def _recipe(options: AdoptOptions) -> AdoptRecipe:

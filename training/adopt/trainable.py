@@ -30,8 +30,8 @@ def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tupl
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
     if unsupported := unsupported_operators(proto):
-        found = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
-        raise OperatorError(f"{found}, or train only its shallow part (--target shallow) if they come later")
+        missing = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
+        raise OperatorError(f"{missing}, or train only its shallow part (--target shallow) if they come later")
     try:
         module, names = to_torch(proto, tensors)
     except BundleError as error:

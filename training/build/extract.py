@@ -52,9 +52,7 @@ def run_extract(options: ExtractOptions, say: Callable[[str], None]) -> None:
     Raises UsageError if options are missing, InputError for an unwritable file, FormatError for an unreadable one.
     """
     check_code(options.bits, options.per)
-    for target in (options.out, options.norms):
-        if target is not None:
-            check_target(target)
+    check_target(options.out)
     clean, made = _residual(options) if options.method == "residual" else _tuned(options, say)
     tensors = tuple(next(iter(made.values())))
     arrays = {name: {tensor: delta.numpy() for tensor, delta in parts.items()} for name, parts in made.items()}

@@ -24,7 +24,7 @@ def adopt(
     work: Annotated[Path, Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
         "runs/adopt"
     ),
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads; 1 is fastest on a busy machine.")] = None,
     more_images: Annotated[str | None, Option(help="Other clean images, for the oracle only.")] = None,
     labels: Annotated[
         bool, Option("--labels", help="IMAGES is <class>/<image>; measure accuracy instead of agreement.")

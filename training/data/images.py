@@ -5,6 +5,7 @@ Three disjoint splits: `train` fits, `validation` (a seeded part of the train fo
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     # Tiny-ImageNet's own layout of its validation split: `images/<file>` and one line `<file> <class> …` per file.
-    rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in annotations.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")
     classes = tuple(sorted({row[1] for row in rows}))
@@ -202,13 +203,14 @@ def _listing(folder: Path, files: list[Path], size: int | None) -> str:
     listing = hashlib.sha256(str(size).encode())
     for path in files:
         status = path.stat()
-        listing.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        listing.update(os.fsencode(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n"))
     return listing.hexdigest()[:20]
 
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
     def read(path: Path) -> np.ndarray:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        data = np.fromfile(path, np.uint8)  # OpenCV crashes at a name that is not UTF-8.
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
         image = image if size is None else cover(image, size, size)

@@ -96,15 +96,8 @@ def measure_gain(
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
             left = {"answers": of_corruption, "answers_left": of_corruption * (len(CORRUPTIONS) - 1 - row)}
-            report(
-                {
-                    "corruption": name,
-                    **left,
-                    "std": unpatched,
-                    "best": best,
-                    "nearest": [CORRUPTIONS[n] for n in nearest],
-                }
-            )
+            scores = {"std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]}
+            report({"corruption": name, **left, **scores})
     model.reset()
     signature, alpha = zip(*actions, strict=True)
     accuracies = np.stack(states).astype(np.float32)

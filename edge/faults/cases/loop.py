@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
-from rws.edge.faults.fakes import Step, faulty, images, scripted
+from rws.edge.faults.fakes import Step, faulty, images, poisoned, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
 from rws.edge.pipeline import Pipeline, Result
@@ -102,6 +102,32 @@ def _exceptions(drill: Drill) -> None:
             drill.check(False, f"{expected.__name__} surfaces")
         except expected as error:
             drill.say(f"{type(error).__name__}: {error}")
+
+
+@fault(
+    "the oracle or the model gives NaN",
+    "The frame has no result and is counted by reason; the next one is classified as after a cut, with clean weights.",
+)
+def _not_a_number(drill: Drill) -> None:
+    clean, pictures = drill.pipeline, images(9, bad=True)
+    poisoned_oracle, poisoned_model = poisoned(clean.oracle, good=3), poisoned(clean.model, good=3)
+    for part, pipeline, reason in (
+        ("oracle", replace(clean, oracle=poisoned_oracle), "bad_belief"),
+        ("model", replace(clean, model=poisoned_model), "bad_output"),
+    ):
+        source, _, fake = scripted([("open", ""), *pictures])
+        seen = drill.play(source, reached(8), clock=fake, pipeline=pipeline)
+        fresh, _, fake = scripted([("open", ""), *pictures[4:]])
+        alone = drill.play(fresh, reached(5), clock=fake)
+        found, expected = (
+            [(one.result.logits.tolist(), one.result.mix, one.result.belief.joint.tolist()) for one in played]
+            for played in (seen[3:], alone)
+        )
+        drill.say(f"{part}: results of frames {[one.result.index for one in seen]}")
+        drill.check(bool(seen[2].result.mix), "the weights are patched before")
+        drill.check([one.result.index for one in seen] == [0, 1, 2, 4, 5, 6, 7, 8], "only that frame has no result")
+        drill.check(drill.outcome.rejected_by_reason[reason] == 1, f"it is counted as {reason}")
+        drill.check(found == expected, "the frames after it have the results of a fresh start")
 
 
 @fault(
@@ -209,5 +235,5 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The current frame is finished, files are complete, the exit code is 0."
-CASES = [_sink_blocks, _disk_full, _exceptions, _too_slow, _mix_changes, _broken_bundle]
+CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]

@@ -170,7 +170,7 @@ def _capture_killed(drill: Drill) -> None:
 
 @fault(
     "the capture process is blocked (SIGSTOP)",
-    "It is killed when it has said nothing for so long, and replaced.",
+    "A silent process is killed after its time limit, and replaced.",
     slow=True,
 )
 def _capture_blocked(drill: Drill) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rws.edge.sources.capture.checks import DAMAGED, UNDECODABLE
 from rws.edge.sources.capture.packets import PacketReader
 from rws.errors import SourceError, first_line
+from rws.text import encoding_advice
 
 if TYPE_CHECKING:
     import av
@@ -123,7 +124,7 @@ class StreamDecoder(Decoder):
         try:
             container: Any = av.open(target, options=options, timeout=limits)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            why = _why(error, timeout)
+            why = _why(error, timeout) + (encoding_advice(target) if network else "")
             raise SourceError(why if network else f"is not a video, or {why}; expected .mp4, .avi or .mkv") from error
         self._container = container
         self._stream: Any = container.streams.best("video")

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.common.child import child_environment
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Next, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.errors import SourceError
 from rws.records import Frame
+from rws.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
     descriptors = (theirs.fileno(), counters)
-    env = os.environ | {
+    env = child_environment() | {
         # The worker imports what this process imports, and nothing from the working directory.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
@@ -104,7 +106,10 @@ class CaptureProcess:
             shape = (message.height, message.width, 3)
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
             return Frame(message.index, image, message.captured_at, self.settings.name)
-        assert isinstance(message, Opened | Ended)
+        if isinstance(message, Ended):
+            # Libraries repeat the address in their messages.
+            return Ended(shown(message.reason.replace(str(self.settings.target), self.settings.name)))
+        assert isinstance(message, Opened)
         return message
 
     def kill(self) -> None:

@@ -11,7 +11,7 @@ class CaptureSettings:
 
     target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
     kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
-    name: str  # for people; without a password
+    name: str  # for people, printable; of a URL scheme and host only
     latest: bool | None = (
         None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
     )

@@ -104,6 +104,10 @@ def _die_with_the_loop(loop: int) -> None:
 
 def main() -> None:
     """Run `worker.py SOCKET COUNTERS`: both are inherited file descriptors."""
+    # Drivers and decoders print what cameras send, escape sequences too; a traceback of ours is still printed.
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
     threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -169,8 +169,8 @@ function showTimes() {
   });
 }
 
-function showSource({ source, fps, counts, events: noted, since_result_s: since, uptime_s: uptime, result }) {
-  const rejected = Object.entries(source.rejected_by_reason);
+function showSource({ source, fps, counts, failure, events: noted, since_result_s: since, uptime_s: uptime, result }) {
+  const rejected = Object.entries(counts.rejected_by_reason);
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
     results: `${fixed(fps, 1)} /s`,
@@ -181,7 +181,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
     received: plain.format(source.received),
     classified: plain.format(counts.results),
     dropped: plain.format(source.dropped),
-    rejected: plain.format(source.rejected),
+    rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
     reconnects: plain.format(source.reconnects),
   };
   keep($("facts"), "div", Object.keys(facts).length);
@@ -194,6 +194,7 @@ function showSource({ source, fps, counts, events: noted, since_result_s: since,
   const notes = [];
   if (rejected.length) notes.push(`rejected: ${list(rejected)}`);
   if (Object.keys(noted).length) notes.push(`events: ${list(Object.entries(noted))}`);
+  if (failure) notes.push(`last failed frame: ${failure}`);
   if (source.error) notes.push(`last error: ${source.error}`);
   keep($("notes"), "li", notes.length);
   notes.forEach((note, index) => { $("notes").children[index].textContent = note; });

@@ -13,7 +13,9 @@ from rws.benchmarks.cli.reproduce import NAMES
 from rws.benchmarks.pages import paper as page
 from rws.benchmarks.paper.entries import ENTRIES
 from rws.benchmarks.paper.run import status, tasks
+from rws.benchmarks.paper.train import run_in_workers
 from rws.errors import InputError
+from rws.terminal import is_quiet, is_verbose, session, set_quiet, set_verbose
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import TINY, invoke, rws
 
@@ -103,14 +105,31 @@ def test_table4_is_table1_corruption_by_corruption(reproduced):
     assert sum(row["standard"] for row in four["rows"]) / 19 == pytest.approx(standard, abs=0.02)
 
 
+def _write_verbosity(path):
+    path.write_text(f"{is_quiet()} {is_verbose()}")
+
+
+@pytest.mark.parametrize(("option", "expected"), [(set_quiet, "True False"), (set_verbose, "False True")])
+def test_worker_processes_are_as_quiet_or_verbose_as_the_command(option, expected, tmp_path):
+    with session():
+        option(True)
+        run_in_workers(_write_verbosity, (tmp_path / "found",), 1, 1)
+    assert (tmp_path / "found").read_text() == expected
+
+
 def test_finished_results_are_not_made_again(reproduced):
     out, arguments, _ = reproduced
-    before = {path.name: path.read_bytes() for path in (out / "small").iterdir()}
+
+    def contents():
+        lines = {path.name: path.read_bytes().split(b"\n") for path in (out / "small").iterdir()}
+        return {name: [line for line in found if b'"written_at"' not in line] for name, found in lines.items()}
+
+    before = contents()
     again = invoke(*arguments)
     assert "epoch" not in again.stdout
     assert "measured" not in again.stdout
     # The recorded command is still the one that measured.
-    assert {path.name: path.read_bytes() for path in (out / "small").iterdir()} == before
+    assert contents() == before
 
 
 def test_the_page_shows_finished_results_and_names_missing_ones(reproduced, monkeypatch):

@@ -22,6 +22,8 @@ from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.cli.results import describe_belief, image_block, image_line
 from rws.edge.cli.session import TimeLeft
+from rws.edge.faults.frames import encode_jpeg, scene
+from rws.edge.faults.servers import MjpegServer
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.pipeline import Pipeline
 from rws.edge.preprocess import preprocess
@@ -32,7 +34,7 @@ from rws.errors import SourceError
 from rws.oracle.belief import certain
 from support.command_line import rws as installed_rws
 from support.fakes import CORRUPTIONS, LEVELS, StillClock, make_result, write_images
-from support.tiny import bundle_parts
+from support.tiny import bundle_parts, failing_oracle
 
 runner = CliRunner()
 
@@ -140,7 +142,7 @@ def test_one_warning_for_frames_larger_than_the_oracle_was_calibrated_on(
     warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
     assert len(warned) == warns
     assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
-    assert all("`rws adopt`" in line and "\n" not in line for line in warned)
+    assert all("`rws adopt --help`" in line and "\n" not in line for line in warned)
 
 
 def test_limit(rws, video, tmp_path):
@@ -159,17 +161,21 @@ def truncate(path):
 
 
 REFUSED = {
-    "missing source": (lambda t: ["nowhere.mp4"], "no such file"),
-    "not a video": (lambda t: [make_text(t / "x.mp4")], "is not a video"),
-    "empty folder": (lambda t: [make_folder(t / "empty")], "holds no image file"),
-    "only broken images": (lambda t: [make_text(t / "x.png")], "is not an image"),
-    "array of grey images": (lambda t: [make_array(t / "x.npy")], r"uint8 of shape \(2, 8, 8\)"),
-    "save into a missing folder": (lambda t: [t / "ok", "--save", t / "no" / "a.mp4"], "its folder does not exist"),
-    "jsonl into a missing folder": (lambda t: [t / "ok", "--jsonl", t / "no" / "a"], "its folder does not exist"),
-    "json into a missing folder": (lambda t: [t / "ok", "--json", t / "no" / "a"], "its folder does not exist"),
-    "save as gif": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--save", t / "a.gif"], r"written as \.mp4"),
-    "missing bundle": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "no"], "no such folder"),
-    "not a bundle": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
+    "missing source": (4, lambda t: ["nowhere.mp4"], "no such file"),
+    "not a video": (4, lambda t: [make_text(t / "x.mp4")], "is not a video"),
+    "empty folder": (4, lambda t: [make_folder(t / "empty")], "holds no image file"),
+    "only broken images": (4, lambda t: [make_text(t / "x.png")], "is not an image"),
+    "array of grey images": (3, lambda t: [make_array(t / "x.npy")], r"uint8 of shape \(2, 8, 8\)"),
+    "save into a missing folder": (3, lambda t: [t / "ok", "--save", t / "no" / "a.mp4"], "its folder does not exist"),
+    "jsonl into a missing folder": (3, lambda t: [t / "ok", "--jsonl", t / "no" / "a"], "its folder does not exist"),
+    "json into a missing folder": (3, lambda t: [t / "ok", "--json", t / "no" / "a"], "its folder does not exist"),
+    "save as gif": (2, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--save", t / "a.gif"], r"written as \.mp4"),
+    "missing bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "no"], "no such folder"),
+    "nothing": (2, lambda t: [""], "the source is empty"),
+    "unknown strategy": (2, lambda t: [t / "ok", "--strategy", "fast"], "expected auto, live, split, inputs"),
+    "no address": (2, lambda t: [t / "ok", "--serve", "here"], "is not an address"),
+    "short token": (2, lambda t: [t / "ok", "--serve", "127.0.0.1:0", "--token", "abc"], "has 3 characters"),
+    "not a bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
 }
 
 
@@ -191,13 +197,13 @@ def make_array(path):
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_one_line_and_writes_nothing(tiny_bundle, tmp_path, case):
     write_images(tmp_path / "ok", 2)
-    make, message = REFUSED[case]
+    code, make, message = REFUSED[case]
     arguments = [str(argument) for argument in make(tmp_path)]
     before = sorted(tmp_path.rglob("*"))
     if "--bundle" not in arguments:
         arguments += ["--bundle", str(tiny_bundle.path)]
     result = runner.invoke(app, ["run", *arguments])
-    assert result.exit_code in (3, 4), result.output
+    assert result.exit_code == code, result.output
     assert re.search(message, result.stderr)
     assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -404,7 +410,7 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     report = json.loads((tmp_path / "s.json").read_text())
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "rain:3")
-    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (3, True)
+    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
 
 
 def test_without_a_source_it_says_what_a_source_can_be():
@@ -427,8 +433,7 @@ def test_without_a_source_it_says_what_a_source_can_be():
 
 def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patched(rws, tmp_path):
     image = write_images(tmp_path / "images", 1) / "0.png"
-    plain = rws("run", image).stdout
-    name, *rows = plain.splitlines()
+    name, *rows = rws("run", image).stdout.strip().splitlines()
     assert name == str(image)
     assert [row.split()[0] for row in rows] == ["class", "image", "patch"]
     assert re.search(r"class +\w+ \d+%  \(then \w+ \d+%, \w+ \d+%\)$", rows[0])
@@ -436,7 +441,7 @@ def test_an_image_is_first_what_it_shows_then_how_good_it_is_then_what_was_patch
         more = rws("run", image, option).stdout
         assert "frames 1" in more
         assert "p95" in more
-    assert rws("run", image, "-q").stdout == plain
+    assert rws("run", image, "-q").stdout.splitlines() == [name, *rows]
 
 
 def test_the_lines_about_an_image():
@@ -525,7 +530,8 @@ BAD_CONFIGS = {
     "number for a path": ("save = 1", "save is 1, expected a valid string"),
     "out of range": ("limit = 0", "limit is 0, expected greater than or equal to 1"),
     "unknown choice": ('backend = "tpu"', "backend is 'tpu', expected 'onnx' or 'torch'"),
-    "list of numbers": ("source = [1]", "expected a valid string"),
+    "number for a source": ("source = 3.5", "source is 3.5, expected text or a list of texts"),
+    "list of numbers": ("source = [1]", "expected text or a list of texts"),
     "date": ("limit = 2020-01-01", "not plain JSON"),
     "no number": ("stall = nan", "not plain JSON"),
     "no TOML": ("limit = ", "is not valid TOML in UTF-8"),
@@ -591,6 +597,19 @@ def test_a_reader_of_the_first_lines_only_gets_no_traceback(tiny_bundle):
     assert "Broken pipe" not in said
 
 
+@pytest.mark.parametrize("files", [[], ["--jsonl", "r.jsonl"]])
+def test_a_run_that_only_prints_ends_with_its_reader(tiny_bundle, tmp_path, files):
+    command = [sys.executable, "-m", "rws", "run", "pattern:64x64@200", "--independent", "--limit", "1000", *files]
+    command += ["--bundle", str(tiny_bundle.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as run:
+        assert run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(timeout=60) == 0
+    assert "Traceback" not in said
+    assert [len((tmp_path / name).read_text().splitlines()) for name in files[1:]] == [1000 for _ in files[1:]]
+
+
 def test_only_one_output_can_have_stdout(rws, video):
     for pair in (("--jsonl", "--csv"), ("--json", "--jsonl")):
         result = rws("run", video, *(word for option in pair for word in (option, "-")))
@@ -610,3 +629,78 @@ def test_the_time_left_is_shown_only_when_it_is_known():
         shown.append(column.render(task).plain)
     assert shown[:9] == [""] * 9
     assert shown[10].startswith("0:04:0")
+
+
+def test_names_that_are_not_utf8_reach_every_output_of_the_installed_command(tiny_bundle, tmp_path):
+    folder = write_images(tmp_path / "images", 4)
+    for index, name in enumerate(
+        [b"caf\xe9.png", b"a\x1b]0;title\x07.png", "c\u202egnp.png".encode(), b"[red]\n:warning:.png"]
+    ):
+        (folder / f"{index}.png").rename(folder / os.fsdecode(name))
+    out = tmp_path / os.fsdecode(b"out\xe9")
+    out.mkdir()
+    outputs = ["--save", out / "a.mp4", "--jsonl", out / "r.jsonl", "--csv", out / "r.csv", "--json", out / "s.json"]
+    done = installed_rws("run", folder, *outputs, "--bundle", tiny_bundle.path)
+    names = [r"[red]\n:warning:.png", r"a\x1b]0;title\x07.png", r"caf\xe9.png", r"c\u202egnp.png"]
+    assert all(name in done.stdout for name in names)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
+    lines = [json.loads(line)["name"] for line in (out / "r.jsonl").read_text("utf-8").splitlines()]
+    with (out / "r.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row["name"] for row in csv.DictReader(file)]
+    assert lines == rows
+    assert sorted(Path(name).name for name in lines) == sorted(names)
+    assert json.loads((out / "s.json").read_text("utf-8"))["frames"] == 4
+    with open_source(out / "a.mp4") as source:
+        assert len(list(source)) == 4
+
+
+def test_a_camera_whose_password_has_a_blank_stays_unnamed_in_every_output(tiny_bundle, tmp_path):
+    with MjpegServer(lambda number: encode_jpeg(scene(48, 64, number))) as server:
+        address = f"http://admin:se cret@1@127.0.0.1:{server.port}/video.mjpg?key=hush"
+        outputs = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv", "--json", tmp_path / "s.json"]
+        done = installed_rws(
+            "run", address, "--token", "t0ken-of-mine", "--limit", 3, *outputs, "--bundle", tiny_bundle.path
+        )
+    said = done.stdout + done.stderr + "".join(path.read_text() for path in sorted(tmp_path.glob("*.*s*")))
+    for secret in ("cret", "admin", "video.mjpg", "hush", "t0ken"):
+        assert secret not in said
+    assert json.loads((tmp_path / "s.json").read_text())["source"] == f"http://127.0.0.1:{server.port}"
+
+
+def test_a_nul_or_a_token_of_another_type_in_the_configuration_is_one_line(rws, tmp_path):
+    for text, expected in {
+        'source = "pattern"\nsave = "a\\u0000.mp4"': "'save' contains a NUL character",
+        'source = ["a\\u0000.png"]': "'source' contains a NUL character",
+        'source = "pattern"\ntoken = 12345678': "token is ***, expected",
+    }.items():
+        (tmp_path / "run.toml").write_text(text)
+        result = rws("run", "--config", tmp_path / "run.toml")
+        assert result.exit_code == 3
+        assert expected in result.stderr
+        assert "12345678" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "shape", "error"])
+def test_an_oracle_that_fails_on_some_frames_costs_these_frames_only(rws, tmp_path, kind):
+    bundle = write_bundle(tmp_path / "bundle", bundle_parts(oracle=failing_oracle(kind)))
+    frames = np.random.default_rng(0).integers(0, 200, (6, 8, 8, 3), dtype=np.uint8)
+    frames[2] = 255
+    np.save(tmp_path / "frames.npy", frames)
+    lines, report = tmp_path / "r.jsonl", tmp_path / "s.json"
+    source = ("run", tmp_path / "frames.npy", "--stream")
+    result = rws(*source, "--jsonl", lines, "--json", report, bundle=bundle.path)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines.read_text().splitlines()]
+    assert [record["index"] for record in records] == [0, 1, 3, 4, 5]
+    summary = json.loads(report.read_text(), parse_constant=pytest.fail)
+    assert (summary["received"], summary["frames"], summary["rejected"]) == (6, 5, 1)
+    assert summary["rejected_by_reason"] == {"bad_belief": 1}
+    assert "rejected 1 (bad_belief 1)" in result.output
+
+
+def test_a_run_in_which_no_frame_has_a_result_fails(rws, tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", bundle_parts(oracle=failing_oracle("nan")))
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((8, 8, 3), 255, np.uint8))
+    result = rws("run", tmp_path / "white.png", bundle=bundle.path)
+    assert result.exit_code == 3
+    assert "white.png: no frame has a result; of the last one: belief: the least number is nan" in result.output

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.common.provenance import portable_command, provenance, write_json
+from rws.cli import app
+from rws.edge.common.provenance import KNOWN_SAFE, portable_command, provenance, write_json
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = ["--data", "--work", "--json", "--out", "--bundle", "--model", "-v", ""]
@@ -19,7 +21,7 @@ ROOTS = ["/folder", "~", "~folder", "..", "../..", "folder/../..", ""]
 def test_the_command_is_recorded_without_passwords(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rws", "run", "rtsp://me:secret@camera:554/a", "--limit", "3"])
     record = provenance(seed=3)
-    assert record["command"] == "rws run rtsp://me:***@camera:554/a --limit 3"
+    assert record["command"] == "rws run rtsp://camera:554 --limit 3"
     assert record["seed"] == 3
     assert {"python", "numpy", "onnxruntime", "rws-edge"} <= set(record["versions"])
     write_json(tmp_path / "deep" / "result.json", "anything/1", record)
@@ -50,7 +52,7 @@ def test_the_commit_is_that_of_the_checkout():
         ),
         ("run", "../data/bikes.mp4", "--corrupt", "fog:3"): "run $DATA/bikes.mp4 --corrupt fog:3",
         ("replay", "--data", "data/cifar10", "--json", "out/a.json"): "replay --data data/cifar10 --json out/a.json",
-        ("run", "http://camera:8080/stream?size=1/2"): "run http://camera:8080/stream?size=1/2",
+        ("run", "http://camera:8080/stream?size=1/2"): "run http://camera:8080",
         ("run", "/srv/data/video/a.mp4"): "run $DATA/video/a.mp4",
         ("run", "/dev/video0"): "run /dev/video0",
         ("bench", "latency", "--model", "vgg16:32"): "bench latency --model vgg16:32",
@@ -102,3 +104,44 @@ def test_an_option_says_which_variable_replaces_a_path():
     words = ["rws", "bench", "streams", "--baselines", "/mine/b", "--csv=/mine/a.csv", "--bundle", "~/c", "--json", "-"]
     expected = "rws bench streams --baselines $WORK/b --csv=$OUT/a.csv --bundle $BUNDLE/c --json -"
     assert portable_command(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("run 0 --token hush --limit 3", "run 0 --token *** --limit 3"),
+        ("run 0 --token=hush -q", "run 0 --token=*** -q"),
+        ("run 0 --token -hush", "run 0 --token ***"),
+        ("run 0 --token --hush", "run 0 --token ***"),
+        ("run 0 --api-key hush clip.mp4", "run 0 --api-key *** clip.mp4"),
+        ("run 0 --serve 10.0.0.5:8080 --watch", "run 0 --serve *** --watch"),
+        ("bench latency --source rtsp://me:hush@cam/a", "bench latency --source rtsp://cam"),
+        ("bench latency --source=http://cam/hush", "bench latency --source=http://cam"),
+        ("run me:hush@cam/one", "run ***"),
+        ("run http:/me:hush@cam/one", "run ***"),
+        ("run http://me:h/ush@cam/one", "run http://***"),
+        ("run a.png,http://cam/hush", "run http://cam"),
+        ("reproduce --seed -1", "reproduce --seed -1"),
+    ],
+)
+def test_a_command_keeps_the_values_of_known_safe_options_only(arguments, expected):
+    assert portable_command(["rws", *arguments.split()]) == f"rws {expected}"
+
+
+def test_a_pipeline_and_text_that_is_no_unicode_are_not_recorded_as_they_are():
+    pipeline = "rtspsrc location=rtsp://cam/hush user-pw=hush ! decodebin ! appsink"
+    assert portable_command(["rws", "run", pipeline]) == "rws run $PIPELINE"
+    assert portable_command(["rws", "run", "rtsp://me:hu sh@cam/one"]) == "rws run rtsp://cam"
+    assert portable_command(["rws", "run", "Caf\udce9\x1b.png"]) == r"rws run Caf\xe9\x1b.png"
+
+
+def options(command):
+    yield from (name for option in command.params for name in (*option.opts, *option.secondary_opts))
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from options(command.get_command(None, name))
+
+
+def test_of_each_option_it_is_decided_whether_its_value_may_be_published():
+    ours = {name for name in options(typer.main.get_command(app)) if name.startswith("-")}
+    completion = {"--install-completion", "--show-completion"}
+    assert {name for name in ours if not KNOWN_SAFE.fullmatch(name)} == {"--token", "--serve"} | completion

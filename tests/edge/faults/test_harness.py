@@ -57,7 +57,7 @@ def not_here(drill):
     [
         (play, None),
         (leave_a_patch, "no mix is in effect afterwards"),
-        (lose_a_frame, "delivered frames has a result"),
+        (lose_a_frame, "delivered frames has a result or is rejected"),
         (raise_something, "no other exception: ZeroDivisionError: oh"),
     ],
 )

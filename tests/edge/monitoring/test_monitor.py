@@ -41,8 +41,10 @@ def test_before_the_first_result(monitor, clock):
         "uptime_s": 2.5,
         "fps": 0.0,
         "since_result_s": None,
-        "counts": {"results": 0, "mix_changes": 0, "classes": {}, "corruptions": {}},
+        "counts": {"results": 0, "mix_changes": 0, "rejected_by_reason": {}, "classes": {}, "corruptions": {}},
         "events": {},
+        "failed": 0,
+        "failure": "",
         "timeline": [],
         "source": {
             "name": "camera 0",
@@ -96,7 +98,7 @@ def test_the_source_is_read_at_each_snapshot_and_its_password_hidden(monitor, so
     status = monitor.status()
     assert (status.source.received, status.source.state) == (7, "reconnecting")
     assert (status.source.rejected, status.source.rejected_by_reason) == (2, {"damaged": 2})
-    assert status.source.name == status.source.error == status.result.name == "rtsp://user:***@camera/"
+    assert status.source.name == status.source.error == status.result.name == "rtsp://camera"
 
 
 def test_the_timeline_has_one_moment_per_second_with_its_last_frame(monitor, clock):

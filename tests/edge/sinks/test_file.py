@@ -170,7 +170,7 @@ def test_csv_has_one_row_per_result(tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert (rows[0]["mix"], rows[0]["changed"], rows[0]["corruption"]) == ("", "false", "fog")
-    assert (rows[1]["index"], rows[1]["name"], rows[1]["label"]) == ("1", 'a "b" c', "c,at")
+    assert (rows[1]["index"], rows[1]["name"], rows[1]["label"]) == ("1", r'a "b"\r\nc', "c,at")
     assert (rows[1]["mix"], rows[1]["changed"]) == ("fog:0.80+snow:0.20", "true")
     belief = result.belief
     assert rows[1]["corruption"] == belief.type
@@ -190,7 +190,26 @@ def test_a_file_name_that_is_no_utf8_is_escaped(tmp_path, kind, endless):
     with kind(path, endless=endless) as sink:
         sink.write(make_frame(), replace(make_result(), name=name))
     line = path.read_text(encoding="utf-8").splitlines()[-1]
-    assert (json.loads(line)["name"] == name) if kind is JsonlSink else ("caf\\udce9.png" in line)
+    assert (json.loads(line)["name"] == r"caf\xe9.png") if kind is JsonlSink else (r",caf\xe9.png," in line)
+
+
+@pytest.mark.parametrize("first", "=+-@")
+def test_a_csv_cell_that_a_spreadsheet_would_run_is_text(tmp_path, first):
+    path = tmp_path / "out.csv"
+    with CsvSink(path) as sink:
+        sink.write(make_frame(), replace(make_result(label=f"{first}cmd|' /C calc'!A0"), name=f"{first}1+1.png"))
+    _, row = csv.reader(path.read_text().splitlines())
+    assert row[COLUMNS.index("name")] == f"'{first}1+1.png"
+    assert row[COLUMNS.index("label")] == f"'{first}cmd|' /C calc'!A0"
+
+
+def test_a_video_has_each_frame_whatever_its_name(tmp_path):
+    names = [os.fsdecode(b"caf\xe9.png"), "nul\0", "\ud800", "\x1b[31m", "x" * 100_000, "写真.png", ""]
+    with VideoSink(tmp_path / "out.mp4") as sink:
+        for index, name in enumerate(names):
+            sink.write(make_frame(index), replace(make_result(index, label=name or "x"), name=name))
+    images, _ = read_video(tmp_path / "out.mp4")
+    assert len(images) == len(names)
 
 
 def whole_lines(path, kind):

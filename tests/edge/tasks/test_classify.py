@@ -31,6 +31,14 @@ def test_few_classes_are_all_named():
 def test_another_number_of_classes_is_refused(shape):
     with pytest.raises(InputError, match=r"expected \(1, 9\), one per class"):
         Classify(CLASSES).check(shape)
+    with pytest.raises(InputError, match=r"expected \(1, 9\), one per class"):
+        Classify(CLASSES).read(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_name_no_class(value):
+    with pytest.raises(InputError, match="1 of 3 logits are not finite"):
+        Classify(("a", "b", "c")).read(np.float32([[1, value, 2]]))
 
 
 def test_the_record_is_plain_and_the_image_is_left_as_it_is():

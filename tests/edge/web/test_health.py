@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rws.edge.web import PageServer
+from rws.errors import FrameError
 from support.fakes import make_result
 from support.http import get
 
@@ -62,3 +63,31 @@ def test_an_end_is_not_a_loss(ask, clock, monitor, source):
     clock.now += 60
     status, answer = ask()
     assert (status, answer["status"], answer["reason"]) == (503, "ended", "no result for 60 s")
+
+
+def test_frames_without_a_result_degrade_it_until_they_stop(ask, clock, monitor):
+    bad = FrameError("bad_belief", "belief: the least number is nan")
+    monitor.add(make_result())
+    for _ in range(2):
+        monitor.reject(bad)
+        assert ask()[0] == 200
+    monitor.reject(bad)
+    status, answer = ask()
+    expected = "3 of the last 10 frames have no result: bad_belief: belief: the least number is nan"
+    assert (status, answer["status"], answer["reason"]) == (503, "degraded", expected)
+    clock.now += 20  # not a word about silence: its cause is known
+    assert ask()[1]["status"] == "degraded"
+    for _ in range(8):
+        monitor.add(make_result())
+    assert ask()[1] == {
+        "schema": "health/1", "status": "ok", "reason": "", "since_result_s": 0.0, "source": "running",
+    }  # fmt: skip
+
+
+def test_a_share_of_frames_without_a_result_degrades_it(ask, monitor):
+    for _ in range(10):
+        monitor.add(make_result())
+        monitor.add(make_result())
+        monitor.reject(FrameError("bad_output", "2 of 10 logits are not finite"))
+    assert ask()[1]["status"] == "degraded"
+    assert monitor.status().totals.rejected == {"bad_output": 10}

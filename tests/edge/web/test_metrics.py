@@ -2,6 +2,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rws.edge.web import PageServer
+from rws.errors import FrameError
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, make_result
 from support.http import get
@@ -39,6 +40,7 @@ def test_the_metrics_of_a_run(server, monitor, source, clock):
     source.received, source.delivered, source.dropped, source.reconnects = 9, 2, 3, 1
     source.rejections.update(damaged=3, frozen=1)
     source.state = "reconnecting"
+    monitor.reject(FrameError("bad_belief", "belief: the least number is nan"))
     monitor.count_event("bundle_swapped")
     clock.now += 4
     _, families, samples = read(server)
@@ -47,6 +49,7 @@ def test_the_metrics_of_a_run(server, monitor, source, clock):
     assert samples["rws_frames_dropped_total",] == 3
     assert samples["rws_frames_rejected_total", "damaged"] == 3
     assert samples["rws_frames_rejected_total", "frozen"] == 1
+    assert samples["rws_frames_rejected_total", "bad_belief"] == 1
     assert samples["rws_source_reconnects_total",] == 1
     assert samples["rws_source_up",] == 0
     assert samples["rws_results_total",] == 2

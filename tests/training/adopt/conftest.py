@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rws.training.adopt.recipe import AdoptRecipe
-from rws.training.data.pictures import Pictures
+from rws.training.data.clean_images import CleanImages
 from rws.training.oracle.tiles import ViewRecipe
 
 
@@ -18,5 +18,5 @@ def recipe() -> AdoptRecipe:
 
 
 @pytest.fixture(scope="module")
-def pictures(clear) -> Pictures:
-    return Pictures(torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())[:40])
+def clean_images(clear) -> CleanImages:
+    return CleanImages(torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())[:40])

@@ -14,13 +14,13 @@ from rws.training.adopt.graph import Preprocessing, run_onnx
 from rws.training.adopt.model import adopt_model
 from rws.training.adopt.trainable import OperatorError
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.pictures import Pictures
+from rws.training.data.clean_images import CleanImages
 from rws.training.models.loop import train
 from support.classifiers import SIZE, images, tiny, with_operator_behind
 from support.command_line import CLASSES
 
 
-def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(recipe, pictures, tmp_path):
+def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(recipe, clean_images, tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=2),
@@ -36,25 +36,25 @@ def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(reci
     with torch.no_grad():
         expected = network(torch.from_numpy(images())).numpy()
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), expected, atol=1e-4)
-    build = AdoptionBuild(adopted, pictures, replace(recipe, layers=1), tmp_path / "work")
+    build = AdoptionBuild(adopted, clean_images, replace(recipe, layers=1), tmp_path / "work")
     assert (build.target, build.why_shallow) == ("output", "")
 
 
 def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_part_still_can_be(
-    recipe, pictures, tmp_path
+    recipe, clean_images, tmp_path
 ):
     adopted = adopt_model(with_operator_behind("Shrink").SerializeToString(), Preprocessing())
     with pytest.raises(OperatorError, match="Shrink"):
-        AdoptionBuild(adopted, pictures, replace(recipe, target="output"), tmp_path)
-    build = AdoptionBuild(adopted, pictures, recipe, tmp_path)
+        AdoptionBuild(adopted, clean_images, replace(recipe, target="output"), tmp_path)
+    build = AdoptionBuild(adopted, clean_images, recipe, tmp_path)
     assert build.target == "shallow"
     assert "Shrink" in build.why_shallow
     assert all(delta.abs().max() > 0 for delta in build.signature("fog").values())
 
 
-def test_training_brings_the_output_on_corrupted_images_back(recipe, pictures, tmp_path):
+def test_training_restores_the_output_on_corrupted_images(recipe, clean_images, tmp_path):
     adopted = adopt_model(Bundle.load().read("model.onnx"), Preprocessing())
-    build = AdoptionBuild(adopted, pictures, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
+    build = AdoptionBuild(adopted, clean_images, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
     deltas = build.signature("contrast")
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
@@ -63,20 +63,29 @@ def test_training_brings_the_output_on_corrupted_images_back(recipe, pictures, t
 
 
 def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_made_to_the_same_bytes(
-    recipe, pictures, tmp_path
+    recipe, clean_images, tmp_path
 ):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
-    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     made = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    assert set(made) == {"signature-gaussian_noise.safetensors", "signature-shot_noise.safetensors"}
+    assert {name.rpartition("-")[0] for name in made} == {"signature-gaussian_noise", "signature-shot_noise"}
     lines = len((tmp_path / "log.jsonl").read_text().splitlines())
-    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
-    (tmp_path / "signature-shot_noise.safetensors").unlink()
-    AdoptionBuild(adopted, pictures, recipe, tmp_path).signature("shot_noise")
+    next(tmp_path.glob("signature-shot_noise-*.safetensors")).unlink()
+    AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == made
-    with pytest.raises(InputError, match="made from another recipe"):
-        AdoptionBuild(adopted, pictures, replace(recipe, steps=4), tmp_path).signature("shot_noise")
+
+
+def test_builds_with_different_recipes_share_a_work_folder(recipe, clean_images, tmp_path):
+    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    quick = AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("gaussian_noise")
+    AdoptionBuild(adopted, clean_images, replace(recipe, steps=4), tmp_path).signature("gaussian_noise")
+    assert len(list(tmp_path.glob("signature-gaussian_noise-*.safetensors"))) == 2
+    lines = len((tmp_path / "log.jsonl").read_text().splitlines())
+    again = AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("gaussian_noise")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == lines
+    assert all(np.array_equal(again[name], quick[name]) for name in quick)
 
 
 def test_every_corruption_begins_from_one_that_is_made_before():
@@ -97,24 +106,24 @@ def test_every_corruption_begins_from_one_that_is_made_before():
         (40, ["", *CLASSES[1:]], "not printable"),
     ],
 )
-def test_too_few_images_or_names_are_refused(recipe, pictures, tmp_path, count, classes, message):
+def test_too_few_images_or_names_are_refused(recipe, clean_images, tmp_path, count, classes, message):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
     with pytest.raises(InputError, match=message):
-        AdoptionBuild(adopted, Pictures(pictures.pixels[:count]), recipe, tmp_path, classes=classes)
+        AdoptionBuild(adopted, CleanImages(clean_images.pixels[:count]), recipe, tmp_path, classes=classes)
 
 
-def test_of_a_video_the_last_images_are_held_out_because_neighbours_are_alike(recipe, pictures, tmp_path):
+def test_of_a_video_the_last_frames_are_held_out_because_neighbours_are_alike(recipe, clean_images, tmp_path):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
-    build = AdoptionBuild(adopted, replace(pictures, sequential=True), recipe, tmp_path)
+    build = AdoptionBuild(adopted, replace(clean_images, sequential=True), recipe, tmp_path)
     held = len(build.held_out)
     assert held == 8
-    assert torch.equal(build.held_out.pixels.flip(0), pictures.pixels[-held:])
-    assert torch.equal(build.train.flip(0), pictures.pixels[:-held])
+    assert torch.equal(build.held_out.pixels.flip(0), clean_images.pixels[-held:])
+    assert torch.equal(build.train.flip(0), clean_images.pixels[:-held])
 
 
-def test_patches_of_a_signature_reach_the_deployed_model(recipe, pictures, tmp_path):
+def test_patches_of_a_signature_reach_the_deployed_model(recipe, clean_images, tmp_path):
     adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
-    build = AdoptionBuild(adopted, pictures, recipe, tmp_path)
+    build = AdoptionBuild(adopted, clean_images, recipe, tmp_path)
     model = OnnxModel(adopted.onnx, build.signatures, build.tensors, "cpu", 1)
     clean = model.predict(images())
     model.apply({"contrast": 1.0})
@@ -124,10 +133,10 @@ def test_patches_of_a_signature_reach_the_deployed_model(recipe, pictures, tmp_p
 
 
 @pytest.mark.parametrize("epochs", [3, 10])  # 10: all were trained, but the signature was not written
-def test_a_signature_that_was_stopped_resumes_to_the_same_bits(recipe, pictures, tmp_path, monkeypatch, epochs):
+def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_images, tmp_path, monkeypatch, epochs):
     model = adopt_model(tiny().SerializeToString(), Preprocessing())
     recipe = replace(recipe, steps=20)
-    whole = AdoptionBuild(model, pictures, recipe, tmp_path / "whole").signature("fog")
+    whole = AdoptionBuild(model, clean_images, recipe, tmp_path / "whole").signature("fog")
     seen: list[int] = []
 
     def stopping(module, optimiser, batches, loss_of, plan, *, checkpoint, report):
@@ -141,8 +150,19 @@ def test_a_signature_that_was_stopped_resumes_to_the_same_bits(recipe, pictures,
 
     monkeypatch.setattr("rws.training.adopt.build.train", stopping)
     with pytest.raises(KeyboardInterrupt):
-        AdoptionBuild(model, pictures, recipe, tmp_path / "stopped").signature("fog")
-    found = AdoptionBuild(model, pictures, recipe, tmp_path / "stopped").signature("fog")
+        AdoptionBuild(model, clean_images, recipe, tmp_path / "stopped").signature("fog")
+    found = AdoptionBuild(model, clean_images, recipe, tmp_path / "stopped").signature("fog")
     assert seen == list(range(1, 11))
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, clean_images, tmp_path):
+    adopted, records = adopt_model(tiny().SerializeToString(), Preprocessing()), []
+    work, out = tmp_path / "work", tmp_path / "bundle"
+    AdoptionBuild(adopted, clean_images, recipe, work).bundle(out)
+    (work / "oracle.npz").unlink()
+    AdoptionBuild(adopted, clean_images, recipe, work, progress=records.append).bundle(out)
+    assert {record["job"] for record in records} == {"oracle"}
+    assert records[0]["minutes_left"] >= 0
+    assert "minutes_left" not in records[-1]

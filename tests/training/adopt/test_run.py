@@ -18,7 +18,7 @@ from support.command_line import invoke, rws
 
 
 @pytest.fixture(scope="module")
-def command_built(picture_folder, tmp_path_factory):
+def command_built(image_files, tmp_path_factory):
     root = tmp_path_factory.mktemp("command")
     onnx.save(tiny(), root / "mine.onnx")
     recipe = root / "adopt.toml"
@@ -26,13 +26,13 @@ def command_built(picture_folder, tmp_path_factory):
         "steps = 18\ncommon = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
         "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
     )
-    arguments = ("adopt", root / "mine.onnx", picture_folder, "--quick", "--threads", 1)
+    arguments = ("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1)
     out, work = root / "bundle", root / "work"
     done = rws(*arguments, "--recipe", recipe, "--work", work, "--out", out)
     return out, work, done, root
 
 
-def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tmp_path):
+def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_path):
     out, _, done, root = command_built
     assert f"wrote {out}" in done.stdout
     assert "with no patch" in done.stdout
@@ -48,7 +48,7 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     for model in patched:
         assert model.apply({"fog": 1.0})
     np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
-    ran = invoke("run", picture_folder, "--bundle", out, "--json", tmp_path / "summary.json")
+    ran = invoke("run", image_files, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())
 
@@ -64,18 +64,18 @@ def test_the_command_builds_a_bundle_that_runs(command_built, picture_folder, tm
     ],
 )
 def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
-    options, layers, target, picture_folder, tmp_path, monkeypatch
+    options, layers, target, image_files, tmp_path, monkeypatch
 ):
     chosen = []
 
-    def stop_before_training(adopted, pictures, recipe, *rest, **more):
+    def stop_before_training(adopted, clean_images, recipe, *rest, **more):
         chosen.append(recipe)
         raise InputError("enough seen")
 
     monkeypatch.setattr("rws.training.adopt.run.AdoptionBuild", stop_before_training)
     onnx.save(tiny(), tmp_path / "mine.onnx")
     (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
-    arguments = [tmp_path / "mine.onnx", picture_folder, "--recipe", tmp_path / "adopt.toml"]
+    arguments = [tmp_path / "mine.onnx", image_files, "--recipe", tmp_path / "adopt.toml"]
     done = CliRunner().invoke(app, ["adopt", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
     assert "enough seen" in done.output
     assert [(recipe.layers, recipe.target) for recipe in chosen] == [(layers, target)]

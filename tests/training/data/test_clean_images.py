@@ -3,36 +3,36 @@ import pytest
 import torch
 
 from rws.errors import FormatError, InputError
-from rws.training.data.pictures import load_labelled, load_pictures, read_names
+from rws.training.data.clean_images import load_clean_images, load_labelled, read_names
 from support.command_line import CLASSES
 
 
-def test_images_are_read_from_folders_and_videos(picture_folder, tmp_path, clear):
-    found = load_pictures(str(picture_folder), 32)
+def test_images_are_read_from_folders_and_videos(image_files, tmp_path, clear):
+    found = load_clean_images(str(image_files), 32)
     assert found.pixels.shape == (40, 3, 32, 32)
     assert not found.sequential
-    assert load_pictures(str(picture_folder), 16, limit=7).pixels.shape == (7, 3, 16, 16)
+    assert load_clean_images(str(image_files), 16, limit=7).pixels.shape == (7, 3, 16, 16)
     video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
     for image in clear[0][:20]:
         video.write(image[:, :, ::-1].copy())
     video.release()
-    found = load_pictures(str(tmp_path / "v.avi"), 32, every=5)
+    found = load_clean_images(str(tmp_path / "v.avi"), 32, every=5)
     assert found.pixels.shape == (4, 3, 32, 32)
     assert found.sequential
     with pytest.raises(InputError, match="--every"):
-        load_pictures(str(picture_folder), 32, every=0)
+        load_clean_images(str(image_files), 32, every=0)
     with pytest.raises(InputError, match="--limit"):
-        load_pictures("pattern", 32)
+        load_clean_images("pattern", 32)
 
 
 def test_frames_of_a_live_source_are_kept_for_a_build_that_is_resumed(tmp_path):
-    first = load_pictures("pattern", 32, limit=3, keep=tmp_path)
-    again = load_pictures("pattern", 32, limit=3, keep=tmp_path)
+    first = load_clean_images("pattern", 32, limit=3, keep=tmp_path)
+    again = load_clean_images("pattern", 32, limit=3, keep=tmp_path)
     assert first.sequential
     assert again.sequential
     assert torch.equal(first.pixels, again.pixels)
     with pytest.raises(InputError, match="remove it"):
-        load_pictures("pattern", 48, limit=3, keep=tmp_path)
+        load_clean_images("pattern", 48, limit=3, keep=tmp_path)
 
 
 def test_labels_are_places_in_the_models_classes(image_folder):

@@ -19,7 +19,7 @@ from rws.training.data.images import Images, load_images, save_array
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CleanImages:
     """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `more` are others, for the oracle alone.
 
     The last ones are held out of `sequential` ones, which follow one another in time, so that neighbours are alike.
@@ -31,9 +31,9 @@ class Pictures:
     more: Tensor | None = None
 
 
-def load_pictures(
+def load_clean_images(
     source: str, size: int, *, every: int = 1, limit: int | None = None, keep: Path | None = None
-) -> Pictures:
+) -> CleanImages:
     """Load the images of a source, cropped and resized as the device does it with frames.
 
     Args:
@@ -46,12 +46,12 @@ def load_pictures(
     """
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
-    kept = None if keep is None else keep / f"pictures-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
+    kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
         pixels = np.load(kept)
         if pixels.shape[1:] != (3, size, size):
             raise InputError(f"{kept}: holds images of {pixels.shape[2]} px, expected {size}; remove it")
-        return Pictures(torch.from_numpy(pixels), True)
+        return CleanImages(torch.from_numpy(pixels), True)
     with open_source(source, latest=False) as opened:
         if opened.live and limit is None:
             raise InputError(f"{source} is live: say with --limit how many frames to take")
@@ -67,7 +67,7 @@ def load_pictures(
     pixels = np.stack(parts)
     if live and kept is not None:
         save_array(kept, pixels)
-    return Pictures(torch.from_numpy(pixels), sequential)
+    return CleanImages(torch.from_numpy(pixels), sequential)
 
 
 def load_labelled(
