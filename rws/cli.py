@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from rws import terminal
-from rws.errors import RwsError
+from rws.errors import RwsError, UsageError
 from rws.text import shown, shown_lines
 
 GROUP = "rws.commands"
@@ -60,10 +60,12 @@ class CommandGroup(TyperGroup):
         if cmd_name in COMMANDS:
             return _with_common_options(_load(EntryPoint(cmd_name, COMMANDS[cmd_name], GROUP)))
         found = list(entry_points(group=GROUP, name=cmd_name))
-        return _load(found[0]) if found else None
+        return _with_whole_help(_load(found[0])) if found else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments name; the error for an unknown one suggests others."""
+        if args and args[0] == "build" and "build" not in self.list_commands(ctx):
+            raise UsageError("`rws build` is now `rws adopt MODEL IMAGES`, or `rws train DATA` for labelled images")
         names: dict[str, Any] = dict.fromkeys(self.list_commands(ctx))
         self.commands = names  # Typer looks here for names to suggest.
         return super().resolve_command(ctx, args)
@@ -151,11 +153,17 @@ def _common_options() -> list[Any]:
 
 
 def _with_common_options(command: Any) -> Any:
-    """Add the options of every command, to its subcommands too; a whole sentence says what it does in lists."""
+    """Add the options of every command, to its subcommands too."""
     command.params.extend(_common_options())
-    command.short_help = (command.help or "").split("\n\n")[0].replace("\n", " ")
+    _with_whole_help(command)
     for child in getattr(command, "commands", {}).values():
         _with_common_options(child)
+    return command
+
+
+def _with_whole_help(command: Any) -> Any:
+    """Let lists of commands show the whole first sentence."""
+    command.short_help = (command.help or "").split("\n\n")[0].replace("\n", " ")
     return command
 
 
@@ -205,6 +213,8 @@ def main() -> None:
     """Entry point of the `rws` script."""
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # A parent that has closed them leaves None, and a later file would get their descriptors.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.
     typer.main.get_command(app)(prog_name="rws")

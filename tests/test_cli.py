@@ -131,6 +131,7 @@ def test_help_lists_every_command_even_those_that_cannot_be_loaded():
     }.items():
         (line,) = (line for line in result.output.splitlines() if line.split()[:1] == [name])
         assert text in line
+    assert "..." not in result.output.partition("Commands:")[2]
 
 
 def test_a_command_runs_with_its_options_and_keeps_its_examples():
@@ -243,6 +244,7 @@ def test_every_command_of_ours_has_the_common_options(command):
         (["good", "--nome", "x"], "--name"),
         (["good", "--shape", "squar"], "'squar' is not one of 'round', 'square'. Did you mean 'square'?"),
         (["good", "--shape", "x"], "'x' is not one of 'round', 'square'."),
+        (["build", "--data", "x"], "`rws build` is now `rws adopt MODEL IMAGES`"),
     ],
 )
 def test_a_mistyped_word_is_refused_with_a_suggestion(arguments, message):
@@ -284,6 +286,12 @@ def test_help_imports_nothing_heavy(arguments):
     assert "AssertionError" not in done.stdout
     if "--help" in arguments:
         assert "rws run video.mp4" in done.stdout or "rws oracle photo.jpg" in done.stdout
+
+
+def test_a_command_runs_if_its_parent_has_closed_stdout_and_stderr():
+    command = [sys.executable, "-m", "rws", "run", "pattern:64x64", "--limit", "1"]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def complete(shell, line):

@@ -99,5 +99,5 @@ class Manifest:
         return (
             f"frames of {width}x{height} are larger than the {self.input.width}x{self.input.height} pixels that the "
             f"oracle of bundle {self.name} was calibrated on: on clear frames it may see corruption that is not "
-            "there; adopt a model with your own images (`rws adopt`, see docs/guides/own_model.md)"
+            "there; adopt a model with your own images (see `rws adopt --help`)"
         )

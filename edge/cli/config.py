@@ -36,7 +36,9 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
             key = name if isinstance(info, ArgumentInfo) else _key(name, info)
             if key != "config":
                 names[key] = name
-                fields.append((key, Annotated[hint.__origin__, Field(ge=info.min, le=info.max)], None))
+                expected = "text or a list of texts" if isinstance(info, ArgumentInfo) else None
+                limits = Field(ge=info.min, le=info.max, description=expected)
+                fields.append((key, Annotated[hint.__origin__, limits], None))
             if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
     for key, value in document.items():

@@ -73,10 +73,11 @@ class RunSession:
     def run(self) -> None:
         """Do all of it; raises once sinks and report are complete if the source is lost, or no frame has a result."""
         with ExitStack() as stack:
-            printed, logged = (
-                cast("TextIO", stack.enter_context(LossyOutput(stream, lambda: self._live)))
+            self._printed, lossy_log = (
+                stack.enter_context(LossyOutput(stream, lambda: self._live))
                 for stream in (terminal.stream(), sys.stderr)
             )
+            printed, logged = cast("TextIO", self._printed), cast("TextIO", lossy_log)
             self._console = terminal.console(printed)
             if self._console.is_terminal and sys.stderr.isatty() and not self._console.quiet:
                 # Above the status line or progress bar, not into it.
@@ -161,7 +162,7 @@ class RunSession:
                         progress.advance(progress.task_ids[0])
                     if self._status is not None:
                         self._status.update()
-                    if self._summary.results == self._options.limit:
+                    if self._summary.results == self._options.limit or self._nobody_reads():
                         break
                     self._swap()
                     self._runtime.compare = self._outputs.watched
@@ -172,6 +173,9 @@ class RunSession:
             self._failed = error
         if failure is not None and self._summary.results == 0 and not self._stop.is_set():
             self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
+
+    def _nobody_reads(self) -> bool:
+        return self._printed.unread and not self._outputs.sinks and self._options.outputs.report is None
 
     def _print(self, result: Result) -> None:
         console = self._results if self._images else self._console

@@ -23,6 +23,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         return target
     if "\0" in os.fspath(target):
         raise InputError(f"{target}: contains a NUL character; choose another path")
+    if _is_special(target):
+        return target
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first or choose another path")
     if target.is_dir():
@@ -52,8 +54,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what is built there, a file or a folder, takes its place at the end.
 
     An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
-    one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed.
+    one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed. A device
+    or pipe, such as /dev/null, cannot be replaced: it is yielded itself.
     """
+    if _is_special(Path(path)):
+        yield Path(path)
+        return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -69,6 +75,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether the path is a device, a pipe or a socket."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _swap_folders(new: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from rws.edge.live.self_check import SelfCheck
 from rws.edge.live.sessions import CPU, Feeds, random_feeds, start
 from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
-from rws.errors import InputError, StrategyUnavailableError, first_line, from_library
+from rws.errors import InputError, StrategyUnavailableError, UsageError, first_line, from_library
 
 
 class LiveSession(Patchable):
@@ -54,7 +54,7 @@ class LiveSession(Patchable):
     ) -> None:
         known = [kind.name for kind in STRATEGIES]
         if strategy not in ("auto", *known):
-            raise InputError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
+            raise UsageError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
         proto = read_model(model)
         if layers is not None and tensors is None:
             proto = prepare(proto)

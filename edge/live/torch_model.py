@@ -16,7 +16,7 @@ from rws.edge.live.base import PatchableModel, as_batch
 from rws.edge.live.layout import plain_slots
 from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
-from rws.errors import BundleError, InputError, first_line
+from rws.errors import BundleError, InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -137,9 +137,9 @@ class TorchModel(PatchableModel):
     def _check_strategy(self, device: str) -> None:
         kind = device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
-            raise InputError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:NUMBER'")
+            raise UsageError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:NUMBER'")
         if self.strategy not in STRATEGIES:
-            raise InputError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
+            raise UsageError(f"strategy is {self.strategy!r}, expected auto, {', '.join(STRATEGIES)}")
         if self.strategy == "torch_cuda_graph" and (kind == "cpu" or None in self._shape):
             found = f"strategy 'torch_cuda_graph' with device {device!r} and image_shape {self._shape}"
             raise InputError(f"{found}, expected a CUDA device and fixed lengths; take 'torch' or 'torch_compile'")

@@ -22,6 +22,7 @@ class LossyOutput(io.TextIOBase):
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self.unread = False  # the reader of a pipe has gone
         try:
             self._descriptor: int | None = stream.fileno()
         except (OSError, ValueError):
@@ -78,5 +79,6 @@ class LossyOutput(io.TextIOBase):
             while data and self._descriptor is not None:
                 try:
                     data = data[os.write(self._descriptor, data) :]
-                except OSError:
-                    break  # The reader has closed it.
+                except OSError as error:
+                    self.unread = self.unread or isinstance(error, BrokenPipeError)
+                    break

@@ -14,7 +14,7 @@ from rws.edge.pipeline import Result
 from rws.edge.sinks.file import FileSink
 from rws.edge.sinks.mp4 import VideoFile
 from rws.edge.tasks.annotate import annotate, resize
-from rws.errors import InputError
+from rws.errors import InputError, UsageError
 from rws.records import Frame
 
 
@@ -38,7 +38,7 @@ class VideoSink(FileSink):
     def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
         super().__init__(path, endless=endless)
         if self.path.suffix.lower() != ".mp4":
-            raise InputError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
+            raise UsageError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
         if fps is not None and not 0.001 <= fps <= 1000:
             raise InputError(f"{self.path}: cannot show {fps:g} frames per second; expected 0.001 to 1000")
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)

@@ -52,10 +52,12 @@ def open_source(
         stall: seconds without a frame after which a camera or stream counts as lost.
         label: stands before the name of a camera, stream or video; of an address only scheme and host are shown.
 
-    Raises a `SourceError` if nothing is found, a folder or list names no image, or a file cannot be opened. A camera or
-    stream is opened when the first frame is asked for.
+    Raises a `UsageError` for an empty text, a `SourceError` if nothing is found, a folder or list names no image, or a
+    file cannot be opened. A camera or stream is opened when the first frame is asked for.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
+    if not text.strip():
+        raise UsageError("the source is empty; expected a camera index, file, folder, glob or URL")
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)

@@ -5,7 +5,7 @@ import ipaddress
 import re
 import socket
 
-from rws.errors import InputError, RwsError
+from rws.errors import InputError, RwsError, UsageError
 
 LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/@\s]+)):)?(?P<port>[0-9]{1,5})")
@@ -25,7 +25,7 @@ def parse(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     port = int(match["port"]) if match else -1
     if match is None or port > 65535:
-        raise InputError(f"{address!r} is not an address to serve at; expected HOST:PORT, for example {LOOPBACK}:8080")
+        raise UsageError(f"{address!r} is not an address to serve at; expected HOST:PORT, for example {LOOPBACK}:8080")
     return match["v6"] or match["host"] or LOOPBACK, port
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from aiohttp import web
 
 from rws.edge.web.address import is_loopback
-from rws.errors import InputError
+from rws.errors import UsageError
 
 MIN_TOKEN = 8
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -20,10 +20,10 @@ WRONG_HOST = "this page answers to localhost and 127.0.0.1 only; to serve other 
 
 
 def check_token(token: str) -> str:
-    """Return the token; raise InputError if it has under 8 characters, or contains a space or a control character."""
+    """Return the token; raise UsageError if it has under 8 characters, or contains a space or a control character."""
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
         expected = f"at least {MIN_TOKEN}, without spaces: it gives access to the camera"
-        raise InputError(f"the token has {len(token)} characters; expected {expected}")
+        raise UsageError(f"the token has {len(token)} characters; expected {expected}")
     return token
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.errors import InputError
+from rws.errors import InputError, UsageError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
@@ -39,5 +39,5 @@ def _parse(part: str) -> tuple[str, float]:
     found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)", part)
     if found is None or found[1] not in CORRUPTIONS or not 0 <= float(found[2]) <= 5:
         known = ", ".join(CORRUPTIONS)
-        raise InputError(f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {known}")
+        raise UsageError(f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {known}")
     return found[1], float(found[2])

@@ -142,7 +142,7 @@ def test_one_warning_for_frames_larger_than_the_oracle_was_calibrated_on(
     warned = [record.getMessage() for record in caplog.records if "larger than" in record.getMessage()]
     assert len(warned) == warns
     assert all("frames of 12x10 are larger than the 8x8 pixels" in line for line in warned)
-    assert all("`rws adopt`" in line and "\n" not in line for line in warned)
+    assert all("`rws adopt --help`" in line and "\n" not in line for line in warned)
 
 
 def test_limit(rws, video, tmp_path):
@@ -161,17 +161,21 @@ def truncate(path):
 
 
 REFUSED = {
-    "missing source": (lambda t: ["nowhere.mp4"], "no such file"),
-    "not a video": (lambda t: [make_text(t / "x.mp4")], "is not a video"),
-    "empty folder": (lambda t: [make_folder(t / "empty")], "holds no image file"),
-    "only broken images": (lambda t: [make_text(t / "x.png")], "is not an image"),
-    "array of grey images": (lambda t: [make_array(t / "x.npy")], r"uint8 of shape \(2, 8, 8\)"),
-    "save into a missing folder": (lambda t: [t / "ok", "--save", t / "no" / "a.mp4"], "its folder does not exist"),
-    "jsonl into a missing folder": (lambda t: [t / "ok", "--jsonl", t / "no" / "a"], "its folder does not exist"),
-    "json into a missing folder": (lambda t: [t / "ok", "--json", t / "no" / "a"], "its folder does not exist"),
-    "save as gif": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--save", t / "a.gif"], r"written as \.mp4"),
-    "missing bundle": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "no"], "no such folder"),
-    "not a bundle": (lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
+    "missing source": (4, lambda t: ["nowhere.mp4"], "no such file"),
+    "not a video": (4, lambda t: [make_text(t / "x.mp4")], "is not a video"),
+    "empty folder": (4, lambda t: [make_folder(t / "empty")], "holds no image file"),
+    "only broken images": (4, lambda t: [make_text(t / "x.png")], "is not an image"),
+    "array of grey images": (3, lambda t: [make_array(t / "x.npy")], r"uint8 of shape \(2, 8, 8\)"),
+    "save into a missing folder": (3, lambda t: [t / "ok", "--save", t / "no" / "a.mp4"], "its folder does not exist"),
+    "jsonl into a missing folder": (3, lambda t: [t / "ok", "--jsonl", t / "no" / "a"], "its folder does not exist"),
+    "json into a missing folder": (3, lambda t: [t / "ok", "--json", t / "no" / "a"], "its folder does not exist"),
+    "save as gif": (2, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--save", t / "a.gif"], r"written as \.mp4"),
+    "missing bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "no"], "no such folder"),
+    "nothing": (2, lambda t: [""], "the source is empty"),
+    "unknown strategy": (2, lambda t: [t / "ok", "--strategy", "fast"], "expected auto, live, split, inputs"),
+    "no address": (2, lambda t: [t / "ok", "--serve", "here"], "is not an address"),
+    "short token": (2, lambda t: [t / "ok", "--serve", "127.0.0.1:0", "--token", "abc"], "has 3 characters"),
+    "not a bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
 }
 
 
@@ -193,13 +197,13 @@ def make_array(path):
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_one_line_and_writes_nothing(tiny_bundle, tmp_path, case):
     write_images(tmp_path / "ok", 2)
-    make, message = REFUSED[case]
+    code, make, message = REFUSED[case]
     arguments = [str(argument) for argument in make(tmp_path)]
     before = sorted(tmp_path.rglob("*"))
     if "--bundle" not in arguments:
         arguments += ["--bundle", str(tiny_bundle.path)]
     result = runner.invoke(app, ["run", *arguments])
-    assert result.exit_code in (3, 4), result.output
+    assert result.exit_code == code, result.output
     assert re.search(message, result.stderr)
     assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -406,7 +410,7 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     report = json.loads((tmp_path / "s.json").read_text())
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "rain:3")
-    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (3, True)
+    assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
 
 
 def test_without_a_source_it_says_what_a_source_can_be():
@@ -526,7 +530,8 @@ BAD_CONFIGS = {
     "number for a path": ("save = 1", "save is 1, expected a valid string"),
     "out of range": ("limit = 0", "limit is 0, expected greater than or equal to 1"),
     "unknown choice": ('backend = "tpu"', "backend is 'tpu', expected 'onnx' or 'torch'"),
-    "list of numbers": ("source = [1]", "expected a valid string"),
+    "number for a source": ("source = 3.5", "source is 3.5, expected text or a list of texts"),
+    "list of numbers": ("source = [1]", "expected text or a list of texts"),
     "date": ("limit = 2020-01-01", "not plain JSON"),
     "no number": ("stall = nan", "not plain JSON"),
     "no TOML": ("limit = ", "is not valid TOML in UTF-8"),
@@ -590,6 +595,19 @@ def test_a_reader_of_the_first_lines_only_gets_no_traceback(tiny_bundle):
         assert run.wait(timeout=60) == 0
     assert "Traceback" not in said
     assert "Broken pipe" not in said
+
+
+@pytest.mark.parametrize("files", [[], ["--jsonl", "r.jsonl"]])
+def test_a_run_that_only_prints_ends_with_its_reader(tiny_bundle, tmp_path, files):
+    command = [sys.executable, "-m", "rws", "run", "pattern:64x64@200", "--independent", "--limit", "1000", *files]
+    command += ["--bundle", str(tiny_bundle.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as run:
+        assert run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(timeout=60) == 0
+    assert "Traceback" not in said
+    assert [len((tmp_path / name).read_text().splitlines()) for name in files[1:]] == [1000 for _ in files[1:]]
 
 
 def test_only_one_output_can_have_stdout(rws, video):

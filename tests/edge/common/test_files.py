@@ -22,6 +22,18 @@ def test_a_link_stays_and_its_target_changes(tmp_path):
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert check_target(fifo) == fifo
+    write_text(fifo, "text")
+    assert os.read(reading, 100) == b"text"
+    os.close(reading)
+    assert fifo.is_fifo()
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
 @pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
 def exchange(request, monkeypatch):
     if not request.param:
