@@ -36,7 +36,7 @@ def parts(message: Message, source: str = "model") -> Iterator[Any]:
         if depth > _DEEPEST:
             raise BundleError(f"{source}: nested more than {_DEEPEST} deep; export it again as plain ONNX")
         yield part
-        for name, single in _leading(type(part)):
+        for name, single in _leading(part.__class__):
             if not single:
                 waiting += [(item, depth + 1) for item in getattr(part, name)]
             elif part.HasField(name):
