@@ -3,6 +3,7 @@
 The gain table holds the accuracy of each action (a signature at an alpha, or none) in each state, as measured.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,6 +15,9 @@ from rws.errors import FormatError, InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.records import Mix
 
+MAX_ALPHA = 16  # the extraction is for 1; calibrations try up to 2
+MAX_GAIN = 1000  # percent: what is estimated, not measured, can leave 0…100
+MAX_WEIGHT = 1e6
 STEP = 1 / 16  # grid of the alphas of `WeightedPolicy`: smaller changes are not worth a patch
 
 
@@ -46,8 +50,10 @@ class GainTable:
             found = f"accuracy {self.accuracy.shape}, alpha {self.alpha.shape}"
             expected = f"({states}, {actions}) and ({actions},)"
             raise FormatError(f"gain table: {found}, expected {expected}; rebuild the bundle")
-        if not (np.isfinite(self.accuracy).all() and np.isfinite(self.alpha).all()):
-            raise FormatError("gain table: holds values that are not finite; rebuild the bundle")
+        bounds = ("alpha", self.alpha, 0, MAX_ALPHA), ("accuracy", self.accuracy, -MAX_GAIN, MAX_GAIN)
+        for what, values, least, most in bounds:
+            if not ((values >= least) & (values <= most)).all():
+                raise FormatError(f"gain table: {what} is not finite or not in {least}…{most}; rebuild the bundle")
         if actions == 0 or self.signature[0] != -1 or self.signature[1:].min(initial=0) < 0:
             raise FormatError("gain table: action 0 must be no patch (signature -1), and only it; rebuild the bundle")
         if self.signature.max() >= len(self.corruptions):
@@ -107,6 +113,8 @@ class GainTable:
         """Read the arrays back; raise FormatError if one is missing or they do not fit together."""
         if missing := [key for key in ("gain.signature", "gain.alpha", "gain.accuracy") if key not in arrays]:
             raise FormatError(f"policy: tensor {missing[0]!r} is missing; rebuild the bundle")
+        if arrays["gain.signature"].dtype.kind not in "iu":
+            raise FormatError("policy: 'gain.signature' holds no integers; rebuild the bundle")
         return cls(
             tuple(corruptions),
             tuple(float(level) for level in levels),
@@ -126,8 +134,8 @@ class WeightedPolicy:
     """
 
     def __init__(self, table: GainTable, threshold: float = 0.1, clean_weight: float = 1.0, hold: float = 0.0) -> None:
-        if not 0 <= threshold < 1 or clean_weight <= 0 or hold < 0:
-            needed = "0 <= threshold < 1, clean_weight > 0 and hold >= 0"
+        if not (0 <= threshold < 1 and 1 / MAX_WEIGHT <= clean_weight <= MAX_WEIGHT and 0 <= hold < math.inf):
+            needed = f"0 <= threshold < 1, clean_weight from {1 / MAX_WEIGHT} to {MAX_WEIGHT} and hold >= 0"
             raise InputError(f"policy: need {needed}, got {threshold}, {clean_weight} and {hold}")
         self.table, self.threshold, self.clean_weight, self.hold = table, threshold, clean_weight, hold
         self._answers = []
@@ -174,8 +182,9 @@ class ExpectedGainPolicy:
     """
 
     def __init__(self, table: GainTable, margin: float = 0.0, clean_weight: float = 1.0) -> None:
-        if margin < 0 or clean_weight <= 0:
-            raise InputError(f"policy: need margin >= 0 and clean_weight > 0, got {margin} and {clean_weight}")
+        if not (0 <= margin < math.inf and 1 / MAX_WEIGHT <= clean_weight <= MAX_WEIGHT):
+            needed = f"margin >= 0 and clean_weight from {1 / MAX_WEIGHT} to {MAX_WEIGHT}"
+            raise InputError(f"policy: need {needed}, got {margin} and {clean_weight}")
         self.table, self.margin, self.clean_weight = table, margin, clean_weight
         self._current = 0
 
@@ -246,7 +255,7 @@ def make_policy(table: GainTable, settings: Mapping[str, object], independent: b
     arguments = dict(settings)
     kind = arguments.pop("kind", "expected")
     if kind not in POLICIES:
-        raise InputError(f"policy: unknown kind {kind!r}; known: {', '.join(POLICIES)}")
+        raise InputError(f"policy: unknown kind {str(kind)[:80]!r}; known: {', '.join(POLICIES)}")
     if independent:
         arguments["hold" if kind == "weighted" else "margin"] = 0.0
     return POLICIES[str(kind)](table, **arguments)  # type: ignore[arg-type]

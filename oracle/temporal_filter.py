@@ -14,6 +14,7 @@ from rws.oracle.belief import Belief
 
 _LEAST = 1e-6
 _LEAST_PRIOR = 1e-12  # a likelihood is divided by it: a smaller one could make it infinite
+_MOST_RATES = 64
 
 
 class BeliefFilter:
@@ -43,7 +44,7 @@ class BeliefFilter:
         share: float = 0.02,
     ) -> None:
         rates = np.atleast_1d(np.array(jump, np.float64))
-        within = rates.ndim == 1 and len(rates) > 0 and bool(((rates > 0) & (rates <= 1)).all())
+        within = rates.ndim == 1 and 0 < len(rates) <= _MOST_RATES and bool(((rates > 0) & (rates <= 1)).all())
         if not (within and 0 <= drift < 1 and 0 < evidence <= 1 and 0 < share < 1):
             needed = "0 < jump <= 1, 0 <= drift < 1, 0 < evidence <= 1, 0 < share < 1"
             raise InputError(f"filter: need {needed}; got {jump}, {drift}, {evidence}, {share}")

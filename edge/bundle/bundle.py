@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
+from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_model
+from rws.edge.signatures.quantization import largest_value
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import read_tensors
-from rws.errors import BundleError, InputError
+from rws.errors import BundleError, InputError, SignatureError
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
@@ -24,6 +27,7 @@ from rws.oracle.temporal_filter import BeliefFilter
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
 _LARGEST_MANIFEST = 16 * 2**20
+_LARGEST_CHANGE = 1e6  # of a weight: far beyond what an extraction gives
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,7 @@ class Bundle:
         signatures = SignatureSet.from_bytes(contents[SIGNATURES], str(folder / SIGNATURES))
         table = _read_table(contents[POLICY], folder / POLICY, manifest).limited_to(signatures.names)
         model = _check_model(contents[MODEL], folder / MODEL, manifest, signatures)
+        _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
         _check_network(contents[ORACLE], folder / ORACLE, manifest, states)
         bundle = cls(folder, manifest, signatures, table, contents, {MODEL: model})
@@ -102,7 +107,8 @@ class Bundle:
             yield
         except (TypeError, ValueError) as error:
             where = self.path / MANIFEST
-            raise BundleError(f"{where}: {part} does not fit ({error}); build the bundle again") from error
+            fault = shorten(str(error), 300)[1:-1]
+            raise BundleError(f"{where}: {part} does not fit ({fault}); build the bundle again") from error
 
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
@@ -116,9 +122,21 @@ def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: S
     return network
 
 
+def _check_strength(signatures: SignatureSet, table: GainTable, source: Path) -> None:
+    """Raise SignatureError if a patch could change a weight by more than `_LARGEST_CHANGE`, or out of float32."""
+    strongest = max(1.0, float(table.alpha.max()))
+    for name, tensor in product(signatures.names, signatures.tensors):
+        entry = signatures.entries[name][tensor]
+        change = strongest * largest_value(signatures.bits) * float(entry.scale.max())
+        if change > _LARGEST_CHANGE:
+            fault = f"{name!r} can change {shorten(tensor)} by {change:.0e}, expected at most {_LARGEST_CHANGE:.0e}"
+            raise SignatureError(f"{source}: {fault}; extract the signatures again")
+
+
 def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: int) -> Any:
     network = read_model(content, str(source))
     height, width = manifest.input.height, manifest.input.width
+    check_network(network, str(source), (height, width), len(content))
     shape = data_input(network, str(source))[1]
     pairs = zip(shape[1:], (3, height, width), strict=False)
     if len(shape) != 4 or any(found not in (None, want) for found, want in pairs):

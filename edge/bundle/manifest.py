@@ -18,14 +18,17 @@ MANIFEST = "bundle.json"
 MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
 FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
 CURE = "copy or build the bundle again"
+# Bytes, checked before a file is read. ONNX files hold at most 2 GiB.
+LARGEST: Mapping[str, int] = {MODEL: 2**31 - 1, SIGNATURES: 2**30, ORACLE: 2**28, POLICY: 2**26}
+Side = Annotated[int, Field(gt=0, le=4096)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class InputSpec:
     """The model's input: float32 (N, 3, height, width), range 0…1, not normalised."""
 
-    height: Count
-    width: Count
+    height: Side
+    width: Side
     colour: Literal["RGB"]
 
 
@@ -46,14 +49,16 @@ class Manifest:
     """
 
     name: Annotated[Text, Field(description="printable text")]
-    classes: Annotated[tuple[Text, ...], Field(min_length=1, description="a list of class names in printable text")]
+    classes: Annotated[
+        tuple[Text, ...], Field(min_length=1, max_length=2**17, description="a list of class names in printable text")
+    ]
     input: Annotated[InputSpec, Field(description="height and width in pixels, and colour 'RGB'")]
     patched_tensors: TensorSpecs
     corruptions: SignatureNames
     severity_levels: Annotated[
         tuple[Annotated[float, Field(gt=0, le=5)], ...],
         required("ascending numbers", lambda levels: list(levels) == sorted(set(levels))),
-        Field(min_length=1, description="ascending numbers above 0, at most 5"),
+        Field(min_length=1, max_length=100, description="ascending numbers above 0, at most 5"),
     ]
     filter: Annotated[Mapping[str, Any], Field(description="an object of settings")]
     policy: Annotated[Mapping[str, Any], Field(description="an object of settings")]
@@ -66,7 +71,10 @@ class Manifest:
     files: Annotated[
         Mapping[str, FileSpec],
         required("each file once", lambda files: files.keys() == set(FILES)),
-        Field(description=f"{{sha256, bytes}} for {', '.join(FILES)} and no other file"),
+        required("bounded sizes", lambda files: all(spec.bytes <= LARGEST[name] for name, spec in files.items())),
+        Field(
+            description=f"{{sha256, bytes}} for {', '.join(FILES)} and no other file, at most {list(LARGEST.values())}"
+        ),
     ]
 
     @classmethod

@@ -20,8 +20,10 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     if clean.shape != (1, len(bundle.manifest.classes)) or not np.isfinite(clean).all():
         expected = f"(1, {len(bundle.manifest.classes)}) finite logits; export it again"
         raise BundleError(f"{bundle.path / MODEL}: gives {clean.shape} for one image, expected {expected}")
+    names = np.array([*bundle.table.corruptions, ""])[bundle.table.signature]  # "" is that of no patch, −1
+    strengths = bundle.table.alpha
     for name in bundle.signatures.names:
-        model.apply({name: 1.0})
+        model.apply({name: max([1.0, *strengths[names == name].tolist()])})
         if not np.isfinite(model.predict(x)).all():
             where = bundle.path / MODEL
             raise BundleError(f"{where}: with {name!r} its logits are not finite; extract that signature again")

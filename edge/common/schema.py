@@ -1,6 +1,7 @@
 """Validation of documents from outside (JSON, TOML) with pydantic: one line per fault, which says what to do."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
@@ -23,6 +24,8 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 MAX_DEPTH = 32
 MAX_TOML = 2**20  # bytes
+MAX_TEXT = 1000  # characters
+MAX_DIGITS = 40
 
 
 def _check(expected: str, test: Callable[[Any], bool]) -> Callable[[Any], Any]:
@@ -46,7 +49,7 @@ def distinct(items: Collection[object]) -> bool:
 
 # For a `Literal` of integers, to which pydantic would also count 8.0 and True.
 Whole = BeforeValidator(_check("a whole number", lambda value: type(value) is int))
-Text = Annotated[str, required("printable text", lambda text: text != "" and text.isprintable())]
+Text = Annotated[str, required("printable text", lambda text: 0 < len(text) <= MAX_TEXT and text.isprintable())]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -76,9 +79,18 @@ def checked_format(
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON in UTF-8; raise ValueError if it is none, has a key twice, or is nested more than `MAX_DEPTH` deep."""
+    """Parse JSON in UTF-8; raise ValueError if it is none, has a key twice, or is nested more than `MAX_DEPTH` deep.
+
+    Numbers are finite, and have at most `MAX_DIGITS` characters.
+    """
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        document = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_int=lambda text: int(_short(text)),
+            parse_float=lambda text: _finite(float(_short(text))),
+            parse_constant=lambda text: _finite(float(text)),
+        )
         deep = _depth(document) > MAX_DEPTH
     except RecursionError:
         deep = True
@@ -135,6 +147,18 @@ def _explain(schema: Any, fault: ValidationError) -> str:
 def _depth(value: Any) -> int:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return isinstance(value, (dict, list)) + max(map(_depth, items), default=0)
+
+
+def _short(number: str) -> str:
+    if len(number) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(number)} characters, expected at most {MAX_DIGITS}")
+    return number
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("a number that is not finite")
+    return number
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

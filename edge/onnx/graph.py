@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from rws.edge.onnx.check import check_inside
 from rws.errors import BundleError, first_line
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -34,9 +35,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         raise BundleError(f"{source}: not a whole ONNX model ({first_line(error)}); export it again") from error
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
-    for tensor in _all_tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise BundleError(f"{source}: tensor {tensor.name!r} is kept in another file; save the model as one file")
+    check_inside(proto, source)
     return proto
 
 
@@ -152,7 +151,7 @@ def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tupl
     """Return name and shape (None: a free length) of the one image input; BundleError unless there is one, float32."""
     inputs = data_inputs(model)
     if len(inputs) != 1:
-        found = ", ".join(inputs) or "none"
+        found = f"{', '.join(inputs) or 'none'!r:.80}"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
     name, value = next(iter(inputs.items()))
     if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -287,14 +286,3 @@ def _drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
     for part in (model.graph.initializer, model.graph.input):
         for item in [item for item in part if item.name in names - used]:
             part.remove(item)
-
-
-def _all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (*attribute.tensors, attribute.t)
-            for subgraph in (*attribute.graphs, attribute.g):
-                yield from _all_tensors(subgraph)

@@ -35,18 +35,27 @@ class TensorSpec:
     """A patched tensor of the model: its name, and its shape (out, ...)."""
 
     name: Annotated[Text, required(f"text without {_SCALE!r} at its end", lambda name: not name.endswith(_SCALE))]
-    shape: Annotated[tuple[Count, ...], Field(min_length=1)]
+    shape: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 
 
 TensorSpecs = Annotated[
     tuple[TensorSpec, ...],
     required("no name twice", lambda tensors: distinct([tensor.name for tensor in tensors])),
-    Field(min_length=1, description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0"),
+    Field(
+        min_length=1,
+        max_length=4096,
+        description=f"a list of {{name, shape}}, no name twice or with {_SCALE!r}, lengths above 0",
+    ),
 ]
 SignatureNames = Annotated[
-    tuple[Annotated[str, required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)], ...],
+    tuple[
+        Annotated[str, Field(max_length=200), required("a name", lambda name: _NAME.fullmatch(name) and name != CLEAN)],
+        ...,
+    ],
     required("no name twice", distinct),
-    Field(min_length=1, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"),
+    Field(
+        min_length=1, max_length=256, description=f"names of letters, digits, '_', '.', '-', not {CLEAN!r}, none twice"
+    ),
 ]
 
 

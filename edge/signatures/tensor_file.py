@@ -12,8 +12,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from rws.edge.common.schema import parse_json
-from rws.errors import FormatError
+from rws.edge.common.schema import parse_json, shorten
+from rws.errors import FormatError, first_line
 
 _DTYPES = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "?"}
 _METADATA_KEY = "rws"
@@ -31,18 +31,20 @@ def read_tensors(data: bytes, source: str) -> tuple[dict[str, NDArray[Any]], Map
     try:
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise FormatError(f"{source}: not a whole safetensors file ({error}); copy or build it again") from error
+        raise FormatError(
+            f"{source}: not a whole safetensors file ({first_line(error)}); copy or build it again"
+        ) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             found = f"{entry['dtype']}, expected one of {', '.join(_DTYPES)}"
-            raise FormatError(f"{source}: tensor {name!r} has type {found}")
+            raise FormatError(f"{source}: tensor {shorten(name)} has type {found}")
         tensors[name] = np.frombuffer(bytes(entry["data"]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     cure = "was it written by rws?"
     try:
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         description = parse_json(header["__metadata__"][_METADATA_KEY].encode())
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{source}: no readable metadata under {_METADATA_KEY!r} ({error}); {cure}") from error
     if not isinstance(description, dict):
         raise FormatError(f"{source}: metadata {_METADATA_KEY!r} is not a JSON object; {cure}")

@@ -420,7 +420,19 @@ ABUSIVE_MANIFESTS = {
     "no bytes": (put("files", "oracle.onnx", "bytes", 0), "files.oracle.onnx.bytes is 0"),
     "negative bytes": (put("files", "oracle.onnx", "bytes", -5), "files.oracle.onnx.bytes is -5"),
     "wrong hash": (put("files", "oracle.onnx", "sha256", "0" * 64), r"oracle\.onnx: altered.* says 000000000000…"),
-    "wrong size": (put("files", "oracle.onnx", "bytes", 10**12), r"oracle\.onnx: truncated"),
+    "a file without bounds": (put("files", "oracle.onnx", "bytes", 10**9), "files is .* at most"),
+    "an image without bounds": (put("input", "height", 10**9), "input.height is 1000000000"),
+    "a shape without end": (put("patched_tensors", 0, "shape", [2**52] * 10_000), "patched_tensors.0.shape is"),
+    "a name without end": (put("classes", 0, "x" * 10_000), "classes.0 is"),
+    "a number of 4,000 digits": (put("measured", "ta", 10**3999), "a number of 4000 characters"),
+    "a digit for each byte of a shape": (put("patched_tensors", 0, "shape", [10**3999]), "a number of 4000"),
+    "an odd setting's name": (put("filter", "a\nb", 1), "filter does not fit"),
+    "a filter with a prior of nothing": (put("filter", "prior", [1 - 9e-13] + [1e-13] * 9), "prior must be"),
+    "a filter with a million rates": (put("filter", "jump", [0.5] * 10**6), "filter does not fit"),
+    "a clean weight beyond float32": (put("policy", "clean_weight", 1e39), "clean_weight from"),
+    "a clean weight of nearly nothing": (put("policy", "clean_weight", 1e-60), "clean_weight from"),
+    "a margin of 10³⁹": (put("policy", "margin", [10**39]), "policy does not fit"),
+    "wrong size": (put("files", "oracle.onnx", "bytes", 10**8), r"oracle\.onnx: truncated"),
 }
 
 

@@ -1,5 +1,6 @@
 """One line per fault: where, what was found, what was expected, what to do."""
 
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -61,10 +62,10 @@ def test_a_missing_key_and_another_kind_of_error():
         validate(Document, [], "file", cure="mend it")
 
 
-@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+@pytest.mark.parametrize("number", [math.nan, -math.inf])
 def test_numbers_that_are_not_finite(number):
     with pytest.raises(FormatError, match="file: not plain JSON"):
-        validate(Document, parse_json(b'{"name": "x", "more": {"a": [%s]}}' % number), "file", cure="mend it")
+        validate(Document, {"name": "x", "more": {"a": [number]}}, "file", cure="mend it")
 
 
 def test_what_is_found_is_cut():
@@ -85,7 +86,12 @@ def test_json_is_parsed():
     [
         (b"", "Expecting value"),
         (b"\xff", "utf-8"),
-        (b"1" * 10_000, "limit"),
+        (b"1" * 10_000, "a number of 10000 characters"),
+        (b"[1, 1%s]" % (b"0" * 4_000), "a number of 4001 characters"),
+        (b"0.%s" % (b"1" * 4_000), "a number of 4002 characters"),
+        (b"[1e999]", "not finite"),
+        (b"-Infinity", "not finite"),
+        (b"NaN", "not finite"),
         (b'{"a": 1, "a": 1}', "a key occurs twice"),
         (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "nested more than 32 deep"),
         (b"[" * 100_000, "nested more than 32 deep"),

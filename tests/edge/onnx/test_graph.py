@@ -207,7 +207,7 @@ def test_input_and_output():
     assert data_input(model) == ("image", (None, 3, 8, 8))
     assert output_shape(model) == (None, 4)
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
-    with pytest.raises(BundleError, match="inputs image, mask, expected one"):
+    with pytest.raises(BundleError, match="inputs 'image, mask', expected one"):
         data_input(model)
 
 
