@@ -82,7 +82,7 @@ def _fault(part: Any) -> str:
     if what := _REFUSED.get(type(part)):
         return what
     if len(UnknownFieldSet(part)):
-        # ONNX Runtime may read them: it brings an ONNX of its own.
+        # ONNX Runtime may read them: it brings another copy of ONNX.
         return "fields that the installed package onnx does not know"
     names: list[str] = []
     if isinstance(part, onnx.TensorProto):
