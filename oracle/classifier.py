@@ -51,6 +51,15 @@ class Oracle:
         Raises InputError if the batch does not fit or what comes out is no probabilities, and FormatError if the
         network fails on it or gives another shape or dtype.
         """
+        joint = self._run(x)
+        check_probabilities(joint)
+        return joint
+
+    def observe(self, x: NDArray[np.float32]) -> Belief:
+        """Return the belief about one frame, float32 (3, H, W); raises as `observe_batch` does."""
+        return Belief(self.corruptions, self.levels, self._run(x[None])[0])
+
+    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         pairs = zip(x.shape[1:], self.input_shape, strict=False)
         fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
         if not fits or x.dtype != np.float32:
@@ -62,9 +71,4 @@ class Oracle:
             raise FormatError(f"oracle: ONNX Runtime cannot run it ({first_line(error)})") from error
         if joint.shape != (expected := (len(x), self._states)) or joint.dtype != np.float32:
             raise FormatError(f"oracle: gives {joint.dtype} {joint.shape}, expected float32 {expected}")
-        check_probabilities(joint)
         return joint
-
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W); raises as `observe_batch` does."""
-        return Belief(self.corruptions, self.levels, self.observe_batch(x[None])[0])

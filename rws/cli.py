@@ -65,7 +65,7 @@ class CommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments name; the error for an unknown one suggests others."""
         if args and args[0] == "build" and "build" not in self.list_commands(ctx):
-            raise UsageError("`rws build` is now `rws adopt MODEL IMAGES`, or `rws train DATA` for labelled images")
+            raise UsageError("`build` is now `rws adopt MODEL IMAGES`, or `rws train DATA` for labelled images")
         names: dict[str, Any] = dict.fromkeys(self.list_commands(ctx))
         self.commands = names  # Typer looks here for names to suggest.
         return super().resolve_command(ctx, args)

@@ -244,7 +244,7 @@ def test_every_command_of_ours_has_the_common_options(command):
         (["good", "--nome", "x"], "--name"),
         (["good", "--shape", "squar"], "'squar' is not one of 'round', 'square'. Did you mean 'square'?"),
         (["good", "--shape", "x"], "'x' is not one of 'round', 'square'."),
-        (["build", "--data", "x"], "`rws build` is now `rws adopt MODEL IMAGES`"),
+        (["build", "--data", "x"], "`build` is now `rws adopt MODEL IMAGES`"),
     ],
 )
 def test_a_mistyped_word_is_refused_with_a_suggestion(arguments, message):

@@ -108,7 +108,7 @@ def measured(*more: Any) -> Callable[[Inputs], tuple[Any, ...]]:
 
 
 CASES: dict[str, Case] = {
-    "run": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="frames 2"),
+    "run": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="images 2"),
     "oracle": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="images 2, rejected 0"),
     "inspect": Case(lambda x: (x.tiny,), prints="tiny"),
     "verify": Case(lambda x: (x.tiny,)),

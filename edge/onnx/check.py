@@ -36,7 +36,7 @@ def parts(message: Message, source: str = "model") -> Iterator[Any]:
         if depth > _DEEPEST:
             raise BundleError(f"{source}: nested more than {_DEEPEST} deep; export it again as plain ONNX")
         yield part
-        for name, single in _leading(type(part)):
+        for name, single in _leading(part.__class__):
             if not single:
                 waiting += [(item, depth + 1) for item in getattr(part, name)]
             elif part.HasField(name):
@@ -82,7 +82,7 @@ def _fault(part: Any) -> str:
     if what := _REFUSED.get(type(part)):
         return what
     if len(UnknownFieldSet(part)):
-        # ONNX Runtime may read them: it brings another ONNX.
+        # ONNX Runtime may read them: it brings another copy of ONNX.
         return "fields that the installed package onnx does not know"
     names: list[str] = []
     if isinstance(part, onnx.TensorProto):
