@@ -9,11 +9,13 @@ os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # child processes import `
 
 import re
 import subprocess
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pluggy
 import pytest
 from hypothesis import settings
 
@@ -41,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs torch"))
         if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    """Escape what a test has printed or logged: pytest-xdist sends it to the main process as UTF-8."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_the_page_shows_finished_results_and_names_missing_ones(reproduced, monk
         assert texts[name].count("\n| ") >= 3
         assert "full scale" not in texts[name]
     assert texts["table2"] == "Not run yet."
-    assert "fig7-cifar10-vgg16.png" in texts["pictures"]
+    assert "fig7-cifar10-vgg16.png" in texts["figures"]
     assert "table3" in texts["status"]
     assert re.fullmatch(r"\d+ and \d+", page.VALUES["images table4"]())
 
