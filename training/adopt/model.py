@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
+from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import data_input, output_shape, prepare, read_model
 from rws.errors import BundleError, InputError, UsageError, first_line
 from rws.training.adopt import graph
@@ -107,6 +108,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     if opset(proto) != version:
         changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
     proto = prepare(graph.simplified(proto))
+    check_network(proto, "model", (side, side), proto.ByteSize())
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)

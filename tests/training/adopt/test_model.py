@@ -7,7 +7,7 @@ from rws.edge.onnx.graph import read_model
 from rws.errors import BundleError, InputError
 from rws.training.adopt.graph import Preprocessing, run_onnx
 from rws.training.adopt.model import adopt_model, load_classifier
-from support.classifiers import SIZE, images, tiny
+from support.classifiers import SIZE, images, tiny, with_operator_behind
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,13 @@ def with_old_reshape() -> onnx.ModelProto:
     return proto
 
 
+def with_an_operator_of_onnx_runtime() -> onnx.ModelProto:
+    proto = with_operator_behind("Gelu")
+    next(node for node in proto.graph.node if node.op_type == "Gelu").domain = "com.microsoft"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
 @pytest.mark.parametrize(
     ("proto", "size", "error", "message"),
     [
@@ -132,6 +139,7 @@ def with_old_reshape() -> onnx.ModelProto:
         (grey(), None, BundleError, r"\(N, 3, H, W\)"),
         (without_convolutions(), None, BundleError, "float32 model"),
         (with_old_reshape(), None, BundleError, "cannot load it"),
+        (with_an_operator_of_onnx_runtime(), None, BundleError, "not standard, 'com.microsoft.Gelu', which no bundle"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(proto, size, error, message):
