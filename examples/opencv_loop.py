@@ -36,12 +36,8 @@ def main() -> None:
                 break
             result = runtime.step(frame, colour="bgr", captured_at=captured_at)  # OpenCV's colour order
             mix = ", ".join(f"{name} {alpha:.2f}" for name, alpha in result.mix.items()) or "clean weights"
-            belief = result.belief
-            severity = "" if belief.type == "clean" else f", severity {belief.type_severity:.1f}"
-            print(
-                f"{result.index:5d}  {result.label} {result.confidence:.0%}  looks like {belief.type}{severity}  "
-                f"{mix}  {result.age_ms:.1f} ms"
-            )
+            seen = f"{result.belief.type}, severity {result.belief.type_severity:.1f}"
+            print(f"{result.index}  {result.label} {result.confidence:.0%} · {seen} · {mix} · {result.age_ms:.0f} ms")
             if options.save or options.show:
                 annotated = cv2.cvtColor(result.plot(), cv2.COLOR_RGB2BGR)  # plot() gives RGB
                 if options.save and writer is None:

@@ -139,7 +139,7 @@ def test_trained_oracles_and_measurements_have_separate_keys(result, splits, wor
     learnt, before = files("pt"), files("json")
     assert len(learnt) == 1
     # Another policy, or another version of the code, is measured again with the existing oracle.
-    never = {"kind": "expected", "margin": 0.0, "clean_weight": 1e9}
+    never = {"kind": "expected", "margin": 0.0, "clean_weight": 1e6}
     found = run(replace(BUNDLE, manifest=replace(BUNDLE.manifest, policy=never)))
     assert len(files("json") - before) == 1
     assert found["patched"] == 0
