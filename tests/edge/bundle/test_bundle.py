@@ -1,11 +1,8 @@
-import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +19,7 @@ from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
 from rws.errors import BundleError, InputError, RwsError, SignatureError
 from rws.oracle.belief import certain
+from support.bundle_files import assert_refused, edit_manifest, edit_network, replace_file
 from support.tiny import CLASSES, CORRUPTIONS, LEVELS, SIZE, bundle_parts, make_signatures, network
 
 TABLE = bundle_parts().table
@@ -34,32 +32,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def clean_of(bundle: Bundle) -> dict[str, np.ndarray]:
     return clean_tensors(read_model(bundle.read("model.onnx")), bundle.signatures.tensors)
-
-
-def edit_manifest(folder: Path, change) -> None:
-    document = json.loads((folder / "bundle.json").read_text())
-    change(document)
-    (folder / "bundle.json").write_text(json.dumps(document))
-
-
-def replace_file(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file and let the manifest agree, as an attacker would."""
-    (folder / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    edit_manifest(folder, lambda document: document["files"].__setitem__(name, entry))
-
-
-def edit_model(folder: Path, change, name: str = "model.onnx") -> None:
-    model = onnx.load(str(folder / name))
-    change(model)
-    replace_file(folder, name, model.SerializeToString())
-
-
-def assert_refused(folder: Path, message: str, kind: type[RwsError] = BundleError) -> None:
-    with pytest.raises(kind, match=message) as caught:
-        Bundle.load(folder)
-    assert "\n" not in str(caught.value)
-    assert str(folder) in str(caught.value) or kind is not BundleError
 
 
 class TestRoundTrip:
@@ -153,13 +125,13 @@ class TestParts:
             head = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
             head.CopyFrom(numpy_helper.from_array(np.full(len(CLASSES), np.nan, np.float32), "head.bias"))
 
-        edit_model(bundle_path, poison)
+        edit_network(bundle_path, poison)
         with pytest.raises(BundleError, match="finite logits"):
             self_test(Bundle.load(bundle_path))
 
     def test_a_file_that_changes_after_loading_is_not_used(self, bundle_path, parts):
         bundle = Bundle.load(bundle_path)
-        edit_model(bundle_path, lambda model: model.graph.node[0].ClearField("name"))
+        edit_network(bundle_path, lambda model: model.graph.node[0].ClearField("name"))
         assert bundle.read("model.onnx") == parts.model
         bundle.release()
         for part in (bundle.model, lambda: bundle.model(ModelOptions("torch"))):
@@ -521,14 +493,14 @@ ABUSIVE_MODELS = {
 @pytest.mark.parametrize("case", ABUSIVE_MODELS)
 def test_abusive_models_with_a_hash_that_agrees(bundle_path, case):
     change, message = ABUSIVE_MODELS[case]
-    edit_model(bundle_path, change)
+    edit_network(bundle_path, change)
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(bundle_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_with_other_weights(bundle_path):
-    edit_model(bundle_path, overwrite(WEIGHT, np.zeros((6, 3, 3, 3), np.float32)))
+    edit_network(bundle_path, overwrite(WEIGHT, np.zeros((6, 3, 3, 3), np.float32)))
     assert_refused(bundle_path, "made for clean weights", SignatureError)
 
 

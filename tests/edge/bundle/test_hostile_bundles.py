@@ -1,11 +1,8 @@
 """Bundles that were made to do harm, with hashes that agree: each is refused in one line before anything runs it."""
 
-import hashlib
-import json
 import os
 import random
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,32 +13,12 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import FILES
 from rws.edge.bundle.self_test import self_test
 from rws.edge.signatures.tensor_file import read_tensors, write_tensors
-from rws.errors import BundleError, RwsError, SignatureError
+from rws.errors import RwsError, SignatureError
+from support.bundle_files import assert_refused, edit_network, replace_file
 
 FLIPS = int(os.environ.get("RWS_FUZZ", "25"))  # of each file
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 value = helper.make_tensor_value_info
-
-
-def put_file(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file and repair its hash, as an attacker would."""
-    (folder / name).write_bytes(data)
-    document = json.loads((folder / "bundle.json").read_text())
-    document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (folder / "bundle.json").write_text(json.dumps(document))
-
-
-def edit_network(folder: Path, change, name: str = "model.onnx") -> None:
-    proto = onnx.load_model_from_string((folder / name).read_bytes())
-    change(proto)
-    put_file(folder, name, proto.SerializeToString())
-
-
-def refused(folder: Path, message: str, kind: type[RwsError] = BundleError) -> None:
-    with pytest.raises(kind, match=message) as caught:
-        Bundle.load(folder)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
 
 
 def outside(name: str = "c", location: str = "../../../../../../etc/hostname") -> TensorProto:
@@ -158,7 +135,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize(("case", "name"), product(ELSEWHERE, ("model.onnx", "oracle.onnx")))
 def test_no_tensor_is_read_from_another_file(bundle_path, case, name):
     edit_network(bundle_path, ELSEWHERE[case], name)
-    refused(bundle_path, rf"{name}: tensor '\w+' is kept in another file")
+    assert_refused(bundle_path, rf"{name}: tensor '\w+' is kept in another file")
 
 
 def endless(proto):
@@ -270,7 +247,7 @@ NEEDLESS = {
 def test_what_no_bundle_needs_is_refused(bundle_path, case, name):
     change, message = NEEDLESS[case]
     edit_network(bundle_path, change, name)
-    refused(bundle_path, f"{name}: (holds )?.*{message}.*export it again")
+    assert_refused(bundle_path, f"{name}: (holds )?.*{message}.*export it again")
 
 
 BIG = 2**31
@@ -331,7 +308,7 @@ HUGE = {
 def test_a_small_file_takes_no_large_memory(bundle_path, case):
     edit_network(bundle_path, HUGE[case])
     assert (bundle_path / "model.onnx").stat().st_size < 2**20
-    refused(bundle_path, "model.onnx: holds the value '.*' of .* elements")
+    assert_refused(bundle_path, "model.onnx: holds the value '.*' of .* elements")
 
 
 def test_ordinary_shapes_stay(bundle_path, tiny_bundle):
@@ -345,15 +322,15 @@ def test_ordinary_shapes_stay(bundle_path, tiny_bundle):
 def test_strengths_and_gains_are_bounded(bundle_path, parts, name, number):
     arrays = {key: array.copy() for key, array in parts.table.to_arrays().items()}
     arrays[name].reshape(-1)[-1] = number
-    put_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
-    refused(bundle_path, f"{name[5:]} is not finite or not in")
+    replace_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
+    assert_refused(bundle_path, f"{name[5:]} is not finite or not in")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.bool_])
 def test_actions_are_whole_numbers(bundle_path, parts, dtype):
     arrays = {**parts.table.to_arrays(), "gain.signature": np.full(7, np.nan).astype(dtype)}
-    put_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
-    refused(bundle_path, "holds no integers")
+    replace_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
+    assert_refused(bundle_path, "holds no integers")
 
 
 @pytest.mark.parametrize("scale", [2e36, 1e30, 1e5])
@@ -361,14 +338,14 @@ def test_a_patch_changes_no_weight_out_of_proportion(bundle_path, scale):
     tensors, description = read_tensors((bundle_path / "signatures.safetensors").read_bytes(), "original")
     tensors = {name: array.copy() for name, array in tensors.items()}
     tensors["fog/features.0.weight.scale"][0] = scale
-    put_file(bundle_path, "signatures.safetensors", write_tensors(tensors, description))
-    refused(bundle_path, "'fog' can change 'features.0.weight' by", SignatureError)
+    replace_file(bundle_path, "signatures.safetensors", write_tensors(tensors, description))
+    assert_refused(bundle_path, "'fog' can change 'features.0.weight' by", SignatureError)
 
 
 def test_signatures_are_tested_at_their_strongest(bundle_path, parts):
     arrays = {key: array.copy() for key, array in parts.table.to_arrays().items()}
     arrays["gain.alpha"][-1] = 16
-    put_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
+    replace_file(bundle_path, "policy.safetensors", write_tensors(arrays, {"format": "rws-policy", "version": 1}))
     seen = []
     bundle = Bundle.load(bundle_path)
     model = bundle.model()
@@ -382,8 +359,8 @@ def test_a_header_with_a_number_without_end(bundle_path):
     data = (bundle_path / "policy.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length].replace(b'"dtype"', b'"more":%s,"dtype"' % (b"1" * 5_000), 1)
-    put_file(bundle_path, "policy.safetensors", len(header).to_bytes(8, "little") + header + data[8 + length :])
-    refused(bundle_path, "not a whole safetensors file|a number of 5000 characters", RwsError)
+    replace_file(bundle_path, "policy.safetensors", len(header).to_bytes(8, "little") + header + data[8 + length :])
+    assert_refused(bundle_path, "not a whole safetensors file|a number of 5000 characters", RwsError)
 
 
 @pytest.mark.parametrize("name", [*FILES, "bundle.json"])
@@ -399,7 +376,7 @@ def test_flipped_bytes_are_refused_or_harmless(bundle_path, name):
         if name == "bundle.json":
             (bundle_path / name).write_bytes(data)
         else:
-            put_file(bundle_path, name, bytes(data))
+            replace_file(bundle_path, name, bytes(data))
         try:
             self_test(Bundle.load(bundle_path))
             outcomes["accepted"] += 1
