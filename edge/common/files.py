@@ -1,9 +1,11 @@
 """Files and folders that are either the old ones or the complete new ones, even if the process ends half-way."""
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,26 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     if not os.access(target.parent, os.W_OK):
         raise InputError(f"{target}: its folder cannot be written to; choose another path")
     return target
+
+
+def read_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> bytes:
+    """Read a regular file of at most `limit` bytes; a link is followed only if `follow`.
+
+    It never waits: a pipe, socket, device or folder is an `OSError`, as is a larger file; the message says which.
+    """
+    names = ["O_NONBLOCK", "O_CLOEXEC", "O_BINARY", *([] if follow else ["O_NOFOLLOW"])]  # no system has all of them
+    flags = sum(getattr(os, name, 0) for name in names)
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        # One byte more than allowed, in case it grows while it is read.
+        data = file.read(limit + 1) if status.st_size <= limit else b""
+        if status.st_size > limit or len(data) > limit:
+            found = max(status.st_size, len(data))
+            raise OSError(errno.EFBIG, f"has {found} bytes, expected at most {limit}", os.fspath(path))
+        return data
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:

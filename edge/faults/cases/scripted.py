@@ -9,7 +9,7 @@ from rws.edge.faults.fakes import FakeTime, Step, images, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Drill, Seen, fault, reached
 from rws.edge.sources.base import TICK
-from rws.edge.sources.capture.checks import image_flaw
+from rws.edge.sources.capture.decoding.checks import image_flaw
 from rws.edge.sources.capture.stall import LAST_BACKOFF
 from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError

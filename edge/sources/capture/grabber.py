@@ -5,8 +5,8 @@ import time
 from collections import deque
 from dataclasses import replace
 
-from rws.edge.sources.capture.checks import FROZEN, FreezeDetector, image_flaw
-from rws.edge.sources.capture.decoders import DecodedFrame, Decoder
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder
+from rws.edge.sources.capture.decoding.checks import FROZEN, FreezeDetector, image_flaw
 from rws.edge.sources.capture.shared import Counters
 from rws.errors import SourceError, first_line
 

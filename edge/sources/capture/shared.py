@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from rws.edge.sources.capture.checks import REASONS
+from rws.edge.sources.capture.decoding.checks import REASONS
 
 # Only `discarded` is written by the loop; the capture process writes the others, so each number has one writer.
 COUNTERS = ("received", "dropped", "discarded", *REASONS)

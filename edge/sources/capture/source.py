@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
 from rws.edge.sources.base import TICK, Sleep, Source, State
-from rws.edge.sources.capture.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector

@@ -17,8 +17,10 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.sources.capture.checks import FreezeDetector
-from rws.edge.sources.capture.decoders import CameraDecoder, Decoder, StreamDecoder
+from rws.edge.sources.capture.decoding.base import Decoder
+from rws.edge.sources.capture.decoding.camera import CameraDecoder
+from rws.edge.sources.capture.decoding.checks import FreezeDetector
+from rws.edge.sources.capture.decoding.stream import StreamDecoder
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from rws.edge.common import files as atomic
-from rws.edge.common.files import atomic_path, atomic_write_bytes, check_target, write_text
+from rws.edge.common.files import atomic_path, atomic_write_bytes, check_target, read_regular, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -96,3 +96,19 @@ def test_a_text_goes_to_a_new_folder_or_to_stdout(tmp_path, monkeypatch, capsys)
     write_text(check_target("-"), "a,b\n")
     assert capsys.readouterr().out == "a,b\n"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_only_regular_files_up_to_a_size_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    for path, message in ((tmp_path / "pipe", "not a regular file"), ("/dev/zero", "not a regular file")):
+        with pytest.raises(OSError, match=message):  # at once
+            read_regular(path, 5)
+    with pytest.raises(OSError, match="has 5 bytes, expected at most 4"):
+        read_regular(tmp_path / "file", 4)
+    with pytest.raises(OSError):
+        read_regular(tmp_path / "link", 5, follow=False)
+    with pytest.raises(OSError):
+        read_regular(tmp_path, 5)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rws.edge.faults.fakes import FakeTime, ScriptedCapture
 from rws.edge.faults.frames import encode_h264, flip_bytes, scene
-from rws.edge.sources.capture.checks import REASONS
+from rws.edge.sources.capture.decoding.checks import REASONS
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Opened, encode
 from rws.edge.sources.capture.shared import shared_memory

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from rws.edge.faults.frames import scene
-from rws.edge.sources.capture.checks import REASONS, FreezeDetector
-from rws.edge.sources.capture.decoders import DecodedFrame, Decoder, lost_frame
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame
+from rws.edge.sources.capture.decoding.checks import REASONS, FreezeDetector
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.errors import SourceError

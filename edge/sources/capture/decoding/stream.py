@@ -1,22 +1,19 @@
-"""Opening and decoding, in the capture process: OpenCV for cameras, PyAV (FFmpeg) for files and network streams.
+"""Video files and network streams, through PyAV (FFmpeg).
 
 PyAV reports what OpenCV hides: that a frame was damaged, that a connection timed out, and when a packet arrived.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rws.edge.sources.capture.checks import DAMAGED, UNDECODABLE
-from rws.edge.sources.capture.packets import PacketReader
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
+from rws.edge.sources.capture.decoding.packets import PacketReader
 from rws.errors import SourceError, first_line
 from rws.text import encoding_advice
 
@@ -30,70 +27,6 @@ LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watc
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedFrame:
-    """A frame as it was received."""
-
-    image: NDArray[np.uint8]  # shape (H, W, 3), RGB; without pixels if there is a `loss`, unless it is only damaged
-    captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
-    loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": the decoder has found no damage
-    key: bool = True  # whether it was coded without reference to another
-
-
-def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
-    """Return a frame without an image."""
-    return DecodedFrame(np.empty((0, 0, 3), np.uint8), captured_at, loss)
-
-
-class Decoder(ABC):
-    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is not a failure."""
-
-    fps: float | None = None
-    length: int | None = None
-    finite: bool = False
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[DecodedFrame]:
-        """Yield the frames until the end; a `SourceError` says why the source is lost."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the device, file or connection."""
-
-
-class CameraDecoder(Decoder):
-    """A camera, or a GStreamer pipeline (`… ! appsink`), through OpenCV."""
-
-    def __init__(self, target: int | str) -> None:
-        import cv2
-
-        self._cv2 = cv2
-        pipeline = isinstance(target, str) and " ! " in target
-        self._capture = cv2.VideoCapture(target, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
-        if not self._capture.isOpened():
-            raise SourceError(
-                "cannot be opened; check with gst-launch-1.0 that it runs, and that this OpenCV has GStreamer"
-                if pipeline
-                else "cannot be opened; check that it is connected and that no other program uses it"
-            )
-        self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
-
-    def __iter__(self) -> Iterator[DecodedFrame]:
-        while self._capture.grab():
-            captured_at = time.monotonic()
-            decoded, image = self._capture.retrieve()
-            if decoded and image is not None:
-                rgb = self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-                yield DecodedFrame(rgb, captured_at)
-            else:
-                yield lost_frame(captured_at, UNDECODABLE)
-        raise SourceError("gives no more frames; check the cable")
-
-    def close(self) -> None:
-        """Release the camera."""
-        self._capture.release()
 
 
 class StreamDecoder(Decoder):
@@ -132,7 +65,7 @@ class StreamDecoder(Decoder):
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
-        self.fps = _positive(self._stream.average_rate or self._stream.guessed_rate)
+        self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
@@ -213,11 +146,6 @@ class StreamDecoder(Decoder):
         ):
             self._distrusted_since = None
         return self._distrusted_since is not None
-
-
-def _positive(rate: Any) -> float | None:
-    value = float(rate) if rate else 0.0
-    return value if math.isfinite(value) and value > 0 else None
 
 
 def _why(error: BaseException, timeout: float) -> str:

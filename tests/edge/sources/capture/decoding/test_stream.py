@@ -8,8 +8,8 @@ import pytest
 
 from rws.edge.faults.frames import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.faults.servers import MjpegServer
-from rws.edge.sources.capture.decoders import DROPPED, StreamDecoder
-from rws.edge.sources.capture.packets import MOST_BYTES, PacketReader
+from rws.edge.sources.capture.decoding.packets import MOST_BYTES, PacketReader
+from rws.edge.sources.capture.decoding.stream import DROPPED, StreamDecoder
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 from support.fakes import StillClock

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.edge.faults.frames import scene
-from rws.edge.sources.capture.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
+from rws.edge.sources.capture.decoding.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
 
 
 def test_a_real_frame_has_no_flaw():
