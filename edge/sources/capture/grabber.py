@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder
-from rws.edge.sources.capture.decoding.checks import FROZEN, FreezeDetector, image_flaw
+from rws.edge.sources.capture.decoding.checks import FROZEN, FlawCheck, FreezeDetector
 from rws.edge.sources.capture.shared import Counters
 from rws.errors import SourceError, first_line
 
@@ -19,16 +19,24 @@ class Grabber(threading.Thread):
 
     Args:
         latest: whether a full buffer drops its oldest frame (counted); otherwise decoding waits.
+        flaws: finds flaws of single frames.
         freeze: detects frozen frames; None if equal frames are usable.
         pace: play at the source's own rate, as if it were live.
     """
 
     def __init__(
-        self, decoder: Decoder, *, latest: bool, freeze: FreezeDetector | None, pace: bool, counters: Counters
+        self,
+        decoder: Decoder,
+        *,
+        latest: bool,
+        flaws: FlawCheck,
+        freeze: FreezeDetector | None,
+        pace: bool,
+        counters: Counters,
     ) -> None:
         super().__init__(daemon=True)
         self.reason: str | None = None  # why the source ended, "" for a regular end
-        self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
+        self._decoder, self._latest, self._flaws, self._freeze, self._counters = decoder, latest, flaws, freeze, counters
         self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
         self._capacity = LIVE_BUFFER if latest else BUFFER
@@ -48,6 +56,8 @@ class Grabber(threading.Thread):
                     return
         except SourceError as error:
             reason = str(error)
+        except MemoryError:
+            reason = "needs more memory than capture may use; --max-pixels limits the size of frames"
         except Exception as error:
             reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
         finally:
@@ -75,7 +85,7 @@ class Grabber(threading.Thread):
 
     def _take(self, frame: DecodedFrame) -> bool:
         index = self._counters.add("received")
-        loss = frame.loss or image_flaw(frame.image)
+        loss = frame.loss or self._flaws.flaw(frame.image)
         # Checked for every undamaged image, so that a black one does not count as a change.
         if not loss and self._freeze is not None and self._freeze.frozen(frame.image, frame.captured_at, frame.key):
             loss = FROZEN

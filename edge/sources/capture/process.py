@@ -63,7 +63,7 @@ class CaptureProcess:
         self._connection: socket.socket | None = None
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
-        self._question = 0
+        self._question, self._said = 0, {""}
         self._stuck: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,6 +102,9 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
+            if message.remark not in self._said:
+                self._said.add(message.remark)
+                log.warning("%s: %s", self.settings.name, message.remark)
             assert self._memory is not None
             shape = (message.height, message.width, 3)
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()

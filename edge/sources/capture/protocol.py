@@ -1,8 +1,11 @@
 """Messages between the frame loop, which asks, and its capture process: JSON lines with the question's number."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from rws.edge.sources.capture.decoding.checks import STREAM_PIXELS
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class CaptureSettings:
     latest: bool | None = (
         None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
     )
+    max_pixels: int = STREAM_PIXELS  # of a frame
+    accept: Sequence[str] = ()  # flaws of frames that are none
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class FrameReady:
     width: int
     captured_at: float
     index: int
+    remark: str = ""  # on how the frames of this source are checked, for people
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ shared memory; if that is too small, the descriptor of larger memory comes with 
 import contextlib
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 
 from rws.edge.sources.capture.decoding.base import Decoder
 from rws.edge.sources.capture.decoding.camera import CameraDecoder
-from rws.edge.sources.capture.decoding.checks import FreezeDetector
+from rws.edge.sources.capture.decoding.checks import FROZEN, HALF, FlawCheck, FreezeDetector
 from rws.edge.sources.capture.decoding.stream import StreamDecoder
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.stall import FREEZE_SECONDS, OPEN_TIMEOUT
 from rws.errors import SourceError
+
+LEAST_MEMORY, MOST_MEMORY = 2**30, 3 * 2**30  # bytes of data that the process may use; half of the machine's
 
 
 class Worker:
@@ -36,6 +39,7 @@ class Worker:
         self._grabber: Grabber | None = None
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
+        self._flaws: FlawCheck | None = None
         self._question = 0
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -58,15 +62,30 @@ class Worker:
             self._grabber = None
         try:
             if settings.kind == "camera":
-                decoder: Decoder = CameraDecoder(settings.target)
+                decoder: Decoder = CameraDecoder(settings.target, settings.max_pixels)
             else:
                 network = settings.kind == "network"
-                decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
+                decoder = StreamDecoder(
+                    str(settings.target), network, OPEN_TIMEOUT, settings.latest, settings.max_pixels
+                )
+        except MemoryError:
+            return Ended("needs more memory than capture may use; --max-pixels limits the size of frames")
         except SourceError as error:
             return Ended(str(error))
         latest = settings.latest if settings.latest is not None else not decoder.finite
-        freeze, pace = (None, latest) if decoder.finite else (self._freeze, False)
-        self._grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=pace, counters=self._counters)
+        self._freeze.reopened()
+        # A decoder that tells damage needs no guess from a grey bar.
+        accept = (*settings.accept, *((HALF,) if decoder.tells_damage else ()))
+        self._flaws = self._flaws or FlawCheck(accept)
+        watched = not decoder.finite and FROZEN not in settings.accept
+        self._grabber = Grabber(
+            decoder,
+            latest=latest,
+            flaws=self._flaws,
+            freeze=self._freeze if watched else None,
+            pace=decoder.finite and latest,
+            counters=self._counters,
+        )
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite)
 
@@ -87,7 +106,8 @@ class Worker:
             self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
-        self._answer(FrameReady(height, width, frame.captured_at, index), descriptor)
+        assert self._flaws is not None
+        self._answer(FrameReady(height, width, frame.captured_at, index, self._flaws.remark), descriptor)
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)
@@ -96,6 +116,15 @@ class Worker:
         else:
             socket.send_fds(self._connection, [line], [descriptor])
             os.close(descriptor)
+
+
+def _limit_memory() -> None:
+    """Let an allocation fail rather than the machine, whatever size a stream asks for."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # macOS may know no such limit.
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (max(LEAST_MEMORY, min(MOST_MEMORY, machine // 2)), most))
 
 
 def _die_with_the_loop(loop: int) -> None:
@@ -110,6 +139,7 @@ def main() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w")
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)
+    _limit_memory()
     threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
-from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, STREAM_PIXELS, TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
+from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
 from rws.edge.sources.capture.decoding.packets import PacketReader
 from rws.errors import SourceError, first_line
 from rws.text import encoding_advice
@@ -21,11 +23,8 @@ if TYPE_CHECKING:
     import av
     from av.packet import Packet
 
-# Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
-DISTRUST_SECONDS = 10.0
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 
@@ -40,9 +39,19 @@ class StreamDecoder(Decoder):
         network: whether it comes over a network, at its own rate.
         timeout: seconds after which an attempt to open it ends.
         latest: False if no frame of a live stream may be skipped.
+        max_pixels: most pixels of a frame; a `SourceError` if more are declared.
     """
 
-    def __init__(self, target: str, network: bool, timeout: float, latest: bool | None = None) -> None:
+    tells_damage = True
+
+    def __init__(
+        self,
+        target: str,
+        network: bool,
+        timeout: float,
+        latest: bool | None = None,
+        max_pixels: int = STREAM_PIXELS,
+    ) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -68,14 +77,14 @@ class StreamDecoder(Decoder):
         self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)
         self.length = self._declared_length() if self.finite else None
-        # Decoding several frames in parallel delays each of them; a live frame should be new.
-        self._stream.thread_type = "AUTO" if self.finite else "SLICE"
         self._skips = not self.finite and latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
-        self._jpegs_end = False
+        self._max_pixels = max_pixels
+        self._prepare(self._stream.codec_context)
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
         self._arrivals: dict[int | None, float] = {}
-        self._distrusted_since: float | None = None
+        context = self._stream.codec_context
+        self._damage = DamageTracker(container.format.name, context.name, bytes(context.extradata or b""))
         self._reader: PacketReader | None = None
 
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -87,11 +96,23 @@ class StreamDecoder(Decoder):
             packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
+                self._damage.skipped()
                 yield lost_frame(at, DROPPED)
             else:
                 yield from self._decode(packet, at)
         if not self.finite:
             raise SourceError("was closed by the other side")
+
+    def _prepare(self, context: Any) -> None:
+        if context.width * context.height > self._max_pixels:
+            size = f"{context.width} x {context.height}"
+            self._container.close()
+            raise SourceError(f"has frames of {size} pixels, more than {self._max_pixels}; --max-pixels is the limit")
+        # A stream may change its size; a JPEG ends at its first error.
+        context.options = {"max_pixels": str(self._max_pixels)} | ({"err_detect": "explode"} if self._jpeg else {})
+        # Decoding several frames in parallel delays each of them; a live frame should be new. With slices in parallel,
+        # FFmpeg does not look for damage in H.264.
+        context.thread_type = "AUTO" if self.finite else "NONE" if context.name == "h264" else "SLICE"
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -114,38 +135,38 @@ class StreamDecoder(Decoder):
         if len(self._arrivals) > 64:
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
-        cut = self._jpeg and packet.size > 0 and self._is_cut(packet)
+        if self._jpeg and packet.size and (flaw := encoded_flaw(_from_start(bytes(packet)), self._max_pixels)):
+            yield lost_frame(now, flaw)
+            return
+        self._damage.sent(packet)
         try:
             frames = packet.decode()
-        except (self._av.error.FFmpegError, OSError):
-            self._distrusted_since = now
-            yield lost_frame(now, UNDECODABLE)
+        except (self._av.error.FFmpegError, OSError, ValueError):
+            self._damage.failed()
+            yield lost_frame(now, self._failure())
             return
         for frame in frames:
-            arrived = self._arrivals.pop(frame.pts, now)
-            loss = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
-            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            # Phones store upright images on their side, with the rotation as metadata.
-            upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-            yield DecodedFrame(upright.astype(np.uint8, copy=False), arrived, loss, bool(frame.key_frame))
+            for known, damaged in self._damage.received(frame):
+                yield self._to_image(known, damaged, now)
+        if not packet.size:
+            for known, damaged in self._damage.rest():
+                yield self._to_image(known, damaged, now)
 
-    def _is_cut(self, packet: Packet[Any]) -> bool:
-        """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
-        data = bytes(packet)
-        # The coded image, which begins at the last scan mark, cannot contain an end mark.
-        complete = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
-        self._jpegs_end = self._jpegs_end or complete
-        return self._jpegs_end and not complete
+    def _failure(self) -> str:
+        context = self._stream.codec_context
+        return TOO_LARGE if context.width * context.height > self._max_pixels else UNDECODABLE
 
-    def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
-        # The frames after a damaged frame refer to it, so they count as damaged too, until the next key frame.
-        if frame.is_corrupt or packet_is_corrupt:
-            self._distrusted_since = now
-        elif frame.key_frame or (
-            self._distrusted_since is not None and now - self._distrusted_since > DISTRUST_SECONDS and not self.finite
-        ):
-            self._distrusted_since = None
-        return self._distrusted_since is not None
+    def _to_image(self, frame: av.VideoFrame, damaged: bool, now: float) -> DecodedFrame:
+        arrived = self._arrivals.pop(frame.pts, now)
+        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
+        # Phones store upright images on their side, with the rotation as metadata.
+        upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+        pixels = upright.astype(np.uint8, copy=False)
+        return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame))
+
+
+def _from_start(jpeg: bytes) -> bytes:
+    return jpeg[max(0, jpeg.find(b"\xff\xd8")) :]
 
 
 def _why(error: BaseException, timeout: float) -> str:
