@@ -53,6 +53,8 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    rtsp_transport: str
+    poll: float
     label: str
     watch: bool
     limit: int | None
@@ -137,6 +139,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
+            rtsp_transport=options.rtsp_transport,
+            poll=options.poll,
         )
 
     def _loop(self) -> None:

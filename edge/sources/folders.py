@@ -10,8 +10,8 @@ from pathlib import Path
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
 from rws.text import printable
 
-CONVERTIBLE = frozenset(".arw .avif .cr2 .cr3 .dng .gif .heic .heif .jxl .nef .orf .pdf .psd .raf .rw2 .svg".split())
-VIDEOS = frozenset(".3gp .avi .flv .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .ts .webm .wmv".split())
+CONVERTIBLE = re.compile(r"\.(?:arw|avif|cr2|cr3|dng|gif|heic|heif|jxl|nef|orf|pdf|psd|raf|rw2|svg)")
+VIDEOS = re.compile(r"\.(?:3gp|avi|flv|m4v|mjpe?g|mkv|mov|mp4|mpe?g|m?ts|webm|wmv)")
 NO_SUFFIX, OTHER, UNREADABLE, AGAIN = "without suffix", "other", "unreadable folder", "link to a folder read already"
 MOST_KINDS = 12
 _LONGEST_SUFFIX = 10
@@ -66,9 +66,9 @@ def describe(left_out: Mapping[str, int]) -> str:
     """Return what was left out, for people: `12 .heic (convert them to JPEG or PNG), 3 .txt`."""
 
     def advice(kind: str) -> str:
-        if kind in CONVERTIBLE:
+        if CONVERTIBLE.fullmatch(kind):
             return " (convert them to JPEG or PNG)"
-        return " (a video is a source of its own)" if kind in VIDEOS else ""
+        return " (a video is a source of its own)" if VIDEOS.fullmatch(kind) else ""
 
     return ", ".join(f"{count} {kind}{advice(kind)}" for kind, count in left_out.items())
 

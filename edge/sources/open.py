@@ -33,7 +33,7 @@ _CAMERA = re.compile(r"[0-9]{1,9}")
 _CREDENTIALS = re.compile(r"[^/]*:.*@", re.DOTALL)  # a URL without its scheme, or with half of it
 _DESCRIPTOR = re.compile(r"-|/dev/stdin|/(?:dev|proc/self)/fd/(\d{1,9})")
 _NO_CAMERAS = ("/dev/fd/", "/dev/mapper/", "/dev/pts/", "/dev/shm/")
-_PLAYABLE = frozenset({".avif", ".gif"})  # of what should be converted, what FFmpeg reads as a whole
+_PLAYABLE = (".avif", ".gif")  # of what should be converted, what FFmpeg reads as a whole
 _PIPELINE = re.compile(r"\s!\s")
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _to_capture(text: str) -> CaptureSettings | None:
     if path.is_fifo():
         return CaptureSettings(os.path.abspath(text), "pipe", printable(text))
     suffix = path.suffix.lower()
-    if path.is_file() and suffix in CONVERTIBLE - _PLAYABLE:
+    if path.is_file() and CONVERTIBLE.fullmatch(suffix) and suffix not in _PLAYABLE:
         raise SourceError(f"{printable(text)}: {suffix} cannot be read; convert it to JPEG or PNG")
     if path.is_file() and suffix not in _READ_HERE:
         # Absolute, because FFmpeg reads what stands before a colon as a protocol.

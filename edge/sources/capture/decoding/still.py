@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from rws.errors import SourceError
 
-IMAGE_SUFFIXES = frozenset(".bmp .jfif .jpe .jpeg .jpg .jp2 .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 TWELVE_BITS = "its 16-bit values end at 4095, so they are read as 12-bit ones"
 PAGES = "holds several pages, of which the first is read"
 _TIFF_ENTRY = 12  # bytes
