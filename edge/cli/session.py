@@ -31,6 +31,8 @@ from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.decoding.checks import Checks
+from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame
@@ -53,6 +55,8 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    network: NetworkOptions
+    checks: Checks
     label: str
     watch: bool
     limit: int | None
@@ -130,6 +134,7 @@ class RunSession:
             return open_images(
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
+                options.checks,
             )
         return open_source(
             options.source[0],
@@ -137,6 +142,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
+            network=options.network,
+            checks=options.checks,
         )
 
     def _loop(self) -> None:

@@ -1,30 +1,68 @@
-"""Image files as a source. BGR, OpenCV's colour order, is used in this module only."""
+"""Image files as a source."""
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.common.files import read_regular
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.decoding.checks import (
+    DAMAGED,
+    DEFAULT_CHECKS,
+    HALF,
+    TOO_LARGE,
+    UNDECODABLE,
+    Checks,
+    FlawCheck,
+)
+from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
+from rws.edge.sources.capture.decoding.still import decode_image
+from rws.edge.sources.capture.protocol import FILE_PIXELS
 from rws.errors import SourceError
 from rws.records import Clock, Frame
 from rws.text import printable
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LARGEST_FILE = 2**29  # bytes
+
+_FOUND = {
+    DAMAGED: "is damaged",
+    TOO_LARGE: "has more pixels than --max-pixels allows",
+    UNDECODABLE: "is not an image that can be decoded",
+}
 
 log = logging.getLogger(__name__)
 
 
-class ImageSource(Source):
-    """Image files, one frame each. One that cannot be decoded is counted in `rejections` and named in a warning."""
+class FlawError(SourceError):
+    """An image that cannot be used; `flaw` is the reason, as in `Source.rejections`."""
 
-    def __init__(self, paths: Sequence[Path], name: str, clock: Clock = time.monotonic) -> None:
+    def __init__(self, message: str, flaw: str = UNDECODABLE) -> None:
+        super().__init__(message)
+        self.flaw = flaw
+
+
+class ImageSource(Source):
+    """Image files, one frame each. One that cannot be decoded is counted in `rejections` and named in a warning.
+
+    What is assumed about a file, such as its number of bits, is said once.
+
+    Args:
+        checks: the most pixels of an image, and flaws that are none.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], name: str, clock: Clock = time.monotonic, checks: Checks = DEFAULT_CHECKS
+    ) -> None:
         super().__init__()
         self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
+        self._noted = {""}
+        self._max_pixels = checks.max_pixels or FILE_PIXELS
+        # Nothing is guessed from a grey bar: the decoders of images tell if one is cut.
+        self._flaws = FlawCheck((*checks.accept, HALF))
 
     def frames(self) -> Iterator[Frame | None]:
         """Yield the images, in order; a `SourceError` if none of them can be decoded."""
@@ -33,9 +71,9 @@ class ImageSource(Source):
                 return
             self.received += 1
             try:
-                image = _decode(path)
-            except SourceError as error:
-                self.rejections["undecodable"] += 1
+                image = self._decode(path)
+            except FlawError as error:
+                self.rejections[error.flaw] += 1
                 if len(self.paths) == 1:
                     raise
                 log.warning("rejected %s", error)
@@ -43,17 +81,24 @@ class ImageSource(Source):
             self.delivered += 1
             yield Frame(index, image, self._clock(), printable(str(path)))
         if self.rejected == len(self.paths):
-            raise SourceError(f"{self.name}: none of its {self.rejected} image files could be decoded")
+            raise SourceError(f"{self.name}: none of its {self.rejected} image files can be used")
 
-
-def _decode(path: Path) -> NDArray[np.uint8]:
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise SourceError(f"{printable(str(path))}: {getattr(error, 'strerror', '') or error}") from error
-    except cv2.error:
-        image = None
-    if image is None:
-        raise SourceError(f"{printable(str(path))}: is not an image that can be decoded")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    def _decode(self, path: Path) -> NDArray[np.uint8]:
+        name = printable(str(path))
+        try:
+            data = read_regular(path, LARGEST_FILE)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise FlawError(f"{name}: {getattr(error, 'strerror', '') or error}") from error
+        if flaw := encoded_flaw(data, self._max_pixels, thorough=True):
+            raise FlawError(f"{name}: {_FOUND[flaw]}", flaw)
+        try:
+            image, note = decode_image(data)
+        except SourceError as error:
+            raise FlawError(f"{name}: {error}") from error
+        if flaw := self._flaws.flaw(image):
+            raise FlawError(f"{name}: is {flaw}; --accept {flaw} takes it as it is", flaw)
+        for remark in (note, self._flaws.remark):
+            if remark not in self._noted:
+                self._noted.add(remark)
+                log.warning("%s: %s; said once, others may be alike", name, remark)
+        return image

@@ -12,6 +12,7 @@ from rws.errors import SourceError, first_line
 
 LIVE_BUFFER = 1  # frames that wait at most; of a live stream only the newest is needed
 BUFFER = 4
+OUT_OF_MEMORY = "needs more memory than capture may use; a lower --max-pixels refuses such frames"
 
 
 class Grabber(threading.Thread):
@@ -36,7 +37,13 @@ class Grabber(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.reason: str | None = None  # why the source ended, "" for a regular end
-        self._decoder, self._latest, self._flaws, self._freeze, self._counters = decoder, latest, flaws, freeze, counters
+        self._decoder, self._latest, self._flaws, self._freeze, self._counters = (
+            decoder,
+            latest,
+            flaws,
+            freeze,
+            counters,
+        )
         self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
         self._capacity = LIVE_BUFFER if latest else BUFFER
@@ -57,7 +64,7 @@ class Grabber(threading.Thread):
         except SourceError as error:
             reason = str(error)
         except MemoryError:
-            reason = "needs more memory than capture may use; --max-pixels limits the size of frames"
+            reason = OUT_OF_MEMORY
         except Exception as error:
             reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
         finally:

@@ -1,25 +1,47 @@
 """Messages between the frame loop, which asks, and its capture process: JSON lines with the question's number."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rws.edge.sources.capture.decoding.checks import STREAM_PIXELS
+from rws.errors import UsageError
+from rws.text import printable
+
+RTSP_TRANSPORTS = ("auto", "tcp", "udp")  # auto: TCP, or UDP if the camera refuses it
+FILE_PIXELS, STREAM_PIXELS = 64_000_000, 34_000_000  # most pixels by default: a large photo, a frame of 8K
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """How a stream is asked for."""
+
+    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
+    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
+
+    def check(self) -> None:
+        """Raise a `UsageError` if a value is impossible."""
+        if self.rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= self.poll <= 3600:
+            found = f"the RTSP transport is {printable(self.rtsp_transport)}, the poll {self.poll:g}"
+            raise UsageError(f"{found}; expected one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s")
+
+
+DEFAULT_NETWORK = NetworkOptions()
 
 
 @dataclass(frozen=True)
 class CaptureSettings:
     """What to open and how; `Opened` or `Ended` answers."""
 
-    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
-    kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
+    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL; a descriptor of the loop
+    kind: Literal["camera", "file", "pipe", "network"]  # OpenCV reads a camera, PyAV the others
     name: str  # for people, printable; of a URL scheme and host only
     latest: bool | None = (
         None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
     )
+    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
+    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
     max_pixels: int = STREAM_PIXELS  # of a frame
-    accept: Sequence[str] = ()  # flaws of frames that are none
+    accept: str = ""  # flaws of frames that are none, joined by commas
 
 
 @dataclass(frozen=True)

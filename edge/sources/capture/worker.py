@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from rws.edge.sources.capture.decoding.base import Decoder
 from rws.edge.sources.capture.decoding.camera import CameraDecoder
 from rws.edge.sources.capture.decoding.checks import FROZEN, HALF, FlawCheck, FreezeDetector
+from rws.edge.sources.capture.decoding.opening import is_one_image, open_container
+from rws.edge.sources.capture.decoding.snapshot import SnapshotDecoder
 from rws.edge.sources.capture.decoding.stream import StreamDecoder
-from rws.edge.sources.capture.grabber import Grabber
+from rws.edge.sources.capture.grabber import OUT_OF_MEMORY, Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.stall import FREEZE_SECONDS, OPEN_TIMEOUT
@@ -37,6 +39,7 @@ class Worker:
     def __init__(self, connection: socket.socket, counters: Counters) -> None:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
+        self._decoder: Decoder | None = None  # the last one
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
         self._flaws: FlawCheck | None = None
@@ -61,33 +64,37 @@ class Worker:
                 os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
         try:
-            if settings.kind == "camera":
-                decoder: Decoder = CameraDecoder(settings.target, settings.max_pixels)
-            else:
-                network = settings.kind == "network"
-                decoder = StreamDecoder(
-                    str(settings.target), network, OPEN_TIMEOUT, settings.latest, settings.max_pixels
-                )
+            decoder = self._decoder = self._decoder_of(settings)
         except MemoryError:
-            return Ended("needs more memory than capture may use; --max-pixels limits the size of frames")
+            return Ended(OUT_OF_MEMORY)
         except SourceError as error:
             return Ended(str(error))
         latest = settings.latest if settings.latest is not None else not decoder.finite
+        accept = [*settings.accept.split(","), *([HALF] if decoder.tells_damage else [])]
+        still = decoder.finite or isinstance(decoder, SnapshotDecoder) or FROZEN in accept
         self._freeze.reopened()
         # A decoder that tells damage needs no guess from a grey bar.
-        accept = (*settings.accept, *((HALF,) if decoder.tells_damage else ()))
         self._flaws = self._flaws or FlawCheck(accept)
-        watched = not decoder.finite and FROZEN not in settings.accept
         self._grabber = Grabber(
             decoder,
             latest=latest,
             flaws=self._flaws,
-            freeze=self._freeze if watched else None,
+            freeze=None if still else self._freeze,
             pace=decoder.finite and latest,
             counters=self._counters,
         )
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite)
+
+    def _decoder_of(self, settings: CaptureSettings) -> Decoder:
+        if settings.kind == "camera":
+            return CameraDecoder(settings)
+        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
+        container = open_container(settings, OPEN_TIMEOUT, scan)
+        if settings.kind == "network" and is_one_image(container):
+            container.close()
+            return SnapshotDecoder(settings, OPEN_TIMEOUT)
+        return StreamDecoder(container, settings)
 
     def _next(self) -> None:
         if self._grabber is None:

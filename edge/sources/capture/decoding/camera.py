@@ -7,16 +7,17 @@ import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
 from rws.edge.sources.capture.decoding.checks import TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.errors import SourceError
 
 
 class CameraDecoder(Decoder):
     """A camera, or a GStreamer pipeline (`… ! appsink`), through OpenCV."""
 
-    def __init__(self, target: int | str, max_pixels: int) -> None:
+    def __init__(self, settings: CaptureSettings) -> None:
         import cv2
 
-        self._cv2, self._max_pixels = cv2, max_pixels
+        self._cv2, self._max_pixels, target = cv2, settings.max_pixels, settings.target
         pipeline = isinstance(target, str) and " ! " in target
         self._capture = cv2.VideoCapture(target, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
         if not self._capture.isOpened():

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.errors import UsageError, check_known
+
 DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN = "damaged", "undecodable", "empty", "black", "half-decoded", "frozen"
 TOO_LARGE = "too large"
-REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN, TOO_LARGE)
+REPEATED = "repeated"  # the same answer of a camera that is polled
+REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN, REPEATED, TOO_LARGE)
 HEURISTICS = (BLACK, HALF, FROZEN)  # what is only guessed from the pixels
-FILE_PIXELS, STREAM_PIXELS = 64_000_000, 34_000_000  # most pixels by default: a large photo, a frame of 8K
 PATIENCE = 10  # images, all with one flaw, after which that is how the source looks
 BLACK_LEVEL = 10  # no pixel above it; video codes black as 0 after expansion, with a little ringing
 FILL_TOLERANCE = 3
@@ -35,6 +37,15 @@ class Checks:
 
     max_pixels: int | None = None
     accept: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise a `UsageError` if a value is impossible."""
+        check_known("flaw", self.accept, HEURISTICS)
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise UsageError(f"the most pixels are {self.max_pixels}; expected 1 or more")
+
+
+DEFAULT_CHECKS = Checks()
 
 
 def image_flaw(image: NDArray[np.uint8]) -> str:

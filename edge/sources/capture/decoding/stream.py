@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
-from rws.edge.sources.capture.decoding.checks import DAMAGED, STREAM_PIXELS, TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
 from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
 from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
+from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
+from rws.edge.sources.capture.decoding.orientation import upright
 from rws.edge.sources.capture.decoding.packets import PacketReader
-from rws.errors import SourceError, first_line
-from rws.text import encoding_advice
+from rws.edge.sources.capture.protocol import CaptureSettings
+from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
     from av.packet import Packet
 
-LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
 
 
 class StreamDecoder(Decoder):
@@ -35,40 +36,19 @@ class StreamDecoder(Decoder):
     decoding is slower than the stream, waiting packets are skipped up to the newest key frame.
 
     Args:
-        target: path or URL; a `SourceError` if it cannot be opened or contains no video that can be decoded.
-        network: whether it comes over a network, at its own rate.
-        timeout: seconds after which an attempt to open it ends.
-        latest: False if no frame of a live stream may be skipped.
-        max_pixels: most pixels of a frame; a `SourceError` if more are declared.
+        container: what was opened; a `SourceError` if it contains no video that can be decoded.
+        settings: what was asked for.
     """
 
     tells_damage = True
 
-    def __init__(
-        self,
-        target: str,
-        network: bool,
-        timeout: float,
-        latest: bool | None = None,
-        max_pixels: int = STREAM_PIXELS,
-    ) -> None:
+    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        av.logging.set_level(None)
-        self._av = av
-        options = dict(_NETWORK_OPTIONS) if network else {}
-        if target.startswith("rtsp"):
-            # Packets that were read to identify a live stream are old when it is open.
-            options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-        limits = (timeout, LONGEST_SILENCE) if network else None
-        try:
-            container: Any = av.open(target, options=options, timeout=limits)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            why = _why(error, timeout) + (encoding_advice(target) if network else "")
-            raise SourceError(why if network else f"is not a video, or {why}; expected .mp4, .avi or .mkv") from error
-        self._container = container
+        self._av, network = av, settings.kind == "network"
+        self._container: Any = container
+        self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
@@ -77,9 +57,9 @@ class StreamDecoder(Decoder):
         self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
         self.finite = not network or bool(self._container.duration)
         self.length = self._declared_length() if self.finite else None
-        self._skips = not self.finite and latest is not False
+        self._skips = not self.finite and settings.latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
-        self._max_pixels = max_pixels
+        self._max_pixels = settings.max_pixels
         self._prepare(self._stream.codec_context)
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
         self._arrivals: dict[int | None, float] = {}
@@ -123,7 +103,10 @@ class StreamDecoder(Decoder):
         try:
             yield from self._container.demux(self._stream)
         except (self._av.error.FFmpegError, OSError) as error:
-            raise SourceError(_why(error, LONGEST_SILENCE)) from error
+            self.malformed = (
+                isinstance(error, self._av.error.InvalidDataError) and self._container.format.name == "mpjpeg"
+            )
+            raise SourceError(why(error, LONGEST_SILENCE)) from error
 
     def _declared_length(self) -> int | None:
         if self._stream.frames:
@@ -154,23 +137,16 @@ class StreamDecoder(Decoder):
 
     def _failure(self) -> str:
         context = self._stream.codec_context
-        return TOO_LARGE if context.width * context.height > self._max_pixels else UNDECODABLE
+        if context.width * context.height > self._max_pixels:
+            return TOO_LARGE
+        return DAMAGED if self._jpeg else UNDECODABLE
 
     def _to_image(self, frame: av.VideoFrame, damaged: bool, now: float) -> DecodedFrame:
         arrived = self._arrivals.pop(frame.pts, now)
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-        # Phones store upright images on their side, with the rotation as metadata.
-        upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-        pixels = upright.astype(np.uint8, copy=False)
+        pixels = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
         return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame))
 
 
 def _from_start(jpeg: bytes) -> bytes:
     return jpeg[max(0, jpeg.find(b"\xff\xd8")) :]
-
-
-def _why(error: BaseException, timeout: float) -> str:
-    if type(error).__name__ in ("ExitError", "TimeoutError"):
-        return f"timed out: nothing received for {timeout:g} s"
-    # PyAV repeats the address, with its password, in the message.
-    return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

@@ -20,7 +20,7 @@ _PLAIN_B = ("mpeg1video", "mpeg2video", "mpeg4")  # no frame refers to a B-frame
 
 
 class _Start(NamedTuple):
-    """From the packet `number` on, what is shown at `pts` or later does not refer to what came before packet `whole`."""
+    """From packet `number` on, what is shown at `pts` or later does not refer to what came before packet `whole`."""
 
     number: int
     pts: int | None
@@ -81,7 +81,8 @@ class DamageTracker:
 
     def skipped(self) -> None:
         """Note that packets were left out before the next one."""
-        self._marked = True
+        self._damaged.append(self._count)
+        self._count += 1
 
     def received(self, frame: VideoFrame) -> Iterator[tuple[VideoFrame, bool]]:
         """Note a decoded frame; yield those that are known by now, in order, each with whether it is damaged."""

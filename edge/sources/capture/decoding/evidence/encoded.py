@@ -9,10 +9,11 @@ _JPEG, _JPEG_END, _PNG = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 _JP2_SIZE = b"\xff\x4f\xff\x51"  # the marker of the size that a JPEG 2000 decoder obeys, whatever its file says before
 
 
-def encoded_flaw(data: bytes, max_pixels: int) -> str:
+def encoded_flaw(data: bytes, max_pixels: int, thorough: bool = False) -> str:
     """Return what is wrong with an encoded image before it is decoded: `too large`, `undecodable`, `damaged`, or "".
 
-    JPEG is judged by libjpeg, PNG by its checksums. Other formats have nothing that tells damage.
+    JPEG is judged by libjpeg, and if `thorough` by FFmpeg too, which knows of codes that libjpeg ignores; PNG by its
+    checksums. Of other formats, only their decoder can say more.
     """
     import imagesize
 
@@ -27,7 +28,7 @@ def encoded_flaw(data: bytes, max_pixels: int) -> str:
         return UNDECODABLE
     if width * height > max_pixels:
         return TOO_LARGE
-    if data.startswith(_JPEG) and jpeg_damage(data):
+    if data.startswith(_JPEG) and (jpeg_damage(data) or (thorough and _ffmpeg_refuses(data, max_pixels))):
         return DAMAGED
     return DAMAGED if data.startswith(_PNG) and not _is_whole_png(data) else ""
 
@@ -45,6 +46,23 @@ def jpeg_damage(data: bytes) -> str:
         # What this reader cannot do, such as 12 bits, others judge.
         return "" if any(word in str(error) for word in ("Unsupported", "subsampling")) else str(error)
     return ""
+
+
+def _ffmpeg_refuses(data: bytes, max_pixels: int) -> bool:
+    import av
+
+    av.logging.set_level(None)
+    decoder = av.CodecContext.create("mjpeg", "r")
+    # A small image, because only the data are of interest.
+    decoder.options = {"err_detect": "explode", "lowres": "3", "max_pixels": str(max_pixels)}
+    decoder.thread_type = "NONE"
+    try:
+        decoder.decode(av.Packet(data))
+    except av.error.InvalidDataError:
+        return True
+    except (av.error.FFmpegError, OSError, ValueError):  # what this decoder cannot do
+        return False
+    return False
 
 
 def _is_whole_png(data: bytes) -> bool:
