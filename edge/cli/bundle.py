@@ -183,7 +183,8 @@ def switch(
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
-    from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.contents import DEFAULT_BUNDLE
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):
