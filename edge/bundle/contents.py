@@ -27,7 +27,7 @@ class BundleFiles:
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
-        document = _read_regular(folder / MANIFEST)
+        document = read_document(folder)
         manifest = Manifest.parse(document, str(folder / MANIFEST))
         return cls(folder, document, manifest, {name: read_file(folder / name, manifest.files[name]) for name in FILES})
 
@@ -35,6 +35,11 @@ class BundleFiles:
     def size(self) -> int:
         """The size of all files, bytes."""
         return len(self.document) + sum(map(len, self.contents.values()))
+
+
+def read_document(folder: Path) -> bytes:
+    """Return the bytes of a bundle's manifest; raise BundleError if it is no regular file, or too large."""
+    return _read_regular(folder / MANIFEST)
 
 
 def read_file(path: Path, expected: FileSpec) -> bytes:
