@@ -9,6 +9,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.manifest import FILES
 from rws.edge.bundle.self_test import self_test
+from rws.edge.common.files import locked, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
@@ -22,8 +23,17 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
     InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `self_test`.
+    InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    try:
+        with locked(current):
+            return _switch(current, new, other_classes)
+    except OSError as error:
+        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+
+
+def _switch(current: Path, new: Path, other_classes: bool) -> Bundle:
     place = Path(os.path.realpath(current))
     bundle = Bundle.load(new)
     if place == new:
@@ -33,13 +43,10 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     if place.exists() and not other_classes:
         _check_classes(current, bundle)
     self_test(bundle)
-    try:
-        if current.is_symlink():
-            _point(current, bundle)
-        else:
-            _copy(bundle, place)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    if current.is_symlink():
+        _point(current, bundle)
+    else:
+        _copy(bundle, place)
     return replace(bundle, path=current)
 
 
@@ -73,6 +80,7 @@ def _point(link: Path, bundle: Bundle) -> None:
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))
     target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place
+    remove_leftovers(link)
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.symlink_to(target)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import LARGEST_MANIFEST
 from rws.edge.bundle.manifest import FILES, MANIFEST
 from rws.edge.common.closing import Closing
+from rws.edge.common.files import read_regular
 from rws.errors import first_line
 
 T = TypeVar("T")
@@ -106,6 +108,6 @@ def _state(path: Path) -> list[tuple[int, ...]]:
 
 def _manifest(path: Path) -> bytes | None:
     try:
-        return (path / MANIFEST).read_bytes()
+        return read_regular(path / MANIFEST, LARGEST_MANIFEST, follow=False)
     except OSError:
         return None
