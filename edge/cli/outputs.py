@@ -67,8 +67,8 @@ class Outputs:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks at the page."""
-        return self._page is not None and self._page.viewers > 0
+        """Whether somebody looks at the page and needs the next frame compared with the clean model."""
+        return self._page is not None and self._page.wants_comparison
 
     def idle(self) -> None:
         """Do what the outputs need while no frame comes."""
