@@ -64,7 +64,7 @@ class TokenAuth:
         if sent and (wait := self._guesses.wait(address, now)):
             text, headers = GUESSING.format(wait=math.ceil(wait)), {"Retry-After": str(math.ceil(wait))}
             return "guessing", web.Response(status=429, text=text, headers=headers)
-        if any([_same(one, self._token) for one in sent]):
+        if any(_same(one, self._token) for one in sent):
             return None
         if sent:
             self._guesses.add(address, now)

@@ -72,7 +72,9 @@ class Connections(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         yield GaugeMetricFamily("rws_http_connections", "Open connections of the page", len(self._open))
-        refused = CounterMetricFamily("rws_http_refused", "Refused connections and requests by reason", labels=["reason"])
+        refused = CounterMetricFamily(
+            "rws_http_refused", "Refused connections and requests by reason", labels=["reason"]
+        )
         for reason in REASONS:
             refused.add_metric([reason], self.refused[reason])
         yield refused

@@ -63,8 +63,9 @@ class PageServer(Closing):
 
     A context manager that serves from entry to exit, and a sink: any thread may call `write`, which only keeps the
     frame. It costs nothing without viewers and does not wait for slow ones; connections are limited in number and time
-    (see `Connections`). `address` is `HOST:PORT`; port 0 chooses a free one. Without a `token` one is generated, except at a loopback address, which needs none. After `stale_after`
-    seconds without a result `/health` answers 503. Raises InputError for a bad token, RwsError on entry if it cannot.
+    (see `Connections`). `address` is `HOST:PORT`; port 0 chooses a free one. Without a `token` one is generated, except
+    at a loopback address, which needs none. After `stale_after` seconds without a result `/health` answers 503. Raises
+    InputError for a bad token, RwsError on entry if it cannot.
     """
 
     def __init__(
