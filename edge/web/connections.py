@@ -157,7 +157,8 @@ class Connections(Collector):
         unknown = [one for one in self._open.values() if not one.known]
         count = Counter(one.address for one in unknown)
         if unknown:
-            self._close(max(unknown, key=lambda one: count[one.address]), "too_many")
+            oldest = max(unknown, key=lambda one: count[one.address])
+            self._close(oldest, None if oldest.requests else "too_many")  # the former was refused and counted
 
     def _close(self, connection: Connection, reason: str | None) -> None:
         connection.transport.abort()
