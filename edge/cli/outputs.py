@@ -78,8 +78,8 @@ class Outputs:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks at the page."""
-        return self._page is not None and self._page.viewers > 0
+        """Whether somebody looks at the page and needs the next frame compared with the clean model."""
+        return self._page is not None and self._page.wants_comparison
 
     def status(self) -> dict[str, SinkStatus]:
         """Return the state and the counters of each output by its option's name."""

@@ -163,6 +163,7 @@ def run(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
+    from rws.edge.common.descriptors import raise_descriptor_limit
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -171,6 +172,7 @@ def run(
         typer.echo(SOURCES, err=True)
         raise typer.Exit(2)
     quiet_opencv()
+    raise_descriptor_limit()
     model = ModelOptions(backend.value, threads, provider, strategy=strategy)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
