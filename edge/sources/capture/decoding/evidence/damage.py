@@ -51,7 +51,7 @@ class DamageTracker:
         self._alone = deque[int](maxlen=_REMEMBERED)  # damaged, but no other frame refers to them
         self._damaged = deque[int](maxlen=_REMEMBERED)
         self._starts = deque[_Start](maxlen=8)
-        self._refresh: int | None = None
+        self._refresh_began = self._refresh_left = 0  # number of a packet; how many are still to come
         self._held = deque[tuple[Any, int]]()
 
     def sent(self, packet: Packet[Any]) -> None:
@@ -64,20 +64,23 @@ class DamageTracker:
         if len(self._numbers) > _REMEMBERED:
             oldest = next(iter(self._numbers))
             self._unseen.pop(self._numbers.pop(oldest), None)
-        if self._codec == "h264" and _is_disposable(bytes(packet), self._prefix):
+        disposable, refresh = _look_into(bytes(packet), self._prefix) if self._codec == "h264" else (False, 0)
+        if disposable:
             self._disposable.append(number)
         if self._marked or (packet.is_corrupt and not self._marks_are_early):
             self._damaged.append(number)
         self._marked = packet.is_corrupt and self._marks_are_early
-        if packet.is_keyframe:
-            # It may only begin a gradual refresh (intra refresh), which is complete when the next one begins.
-            if self._refresh is not None:
-                self._starts.append(_Start(number, packet.pts, self._refresh))
-            self._refresh = number
+        if refresh and not self._refresh_left:
+            self._refresh_began, self._refresh_left = number, refresh
+        elif self._refresh_left and not disposable:
+            self._refresh_left -= 1
+            if not self._refresh_left:
+                self._starts.append(_Start(number, packet.pts, self._refresh_began))
 
     def failed(self) -> None:
-        """Note that the last packet could not be decoded."""
-        self._damaged.append(self._count - 1)
+        """Note that a packet could not be decoded, the last one if not several are decoded at a time."""
+        if self._codec != "h264":
+            self._damaged.append(self._count - 1)
 
     def skipped(self) -> None:
         """Note that packets were left out before the next one."""
@@ -93,6 +96,11 @@ class DamageTracker:
         if frame.key_frame:
             self._starts.append(_Start(number, frame.pts, number))
         shown = frame.pts
+        if self._codec == "h264" and shown is not None and not frame.interlaced_frame:
+            # What is decoded before and was to be shown before was lost in the decoder.
+            key = self._starts[-1] if self._starts else _Start(0, None, 0)
+            lost = (n for n, pts in self._unseen.items() if n < number and pts < shown and pts > (key.pts or pts - 1))
+            self._damaged.extend(lost)
         self._unseen = {} if shown is None else {n: pts for n, pts in self._unseen.items() if pts > shown}
         self._held.append((frame, number))
         if len(self._held) > MOST_HELD:
@@ -119,13 +127,23 @@ class DamageTracker:
         return frame, number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
 
 
-def _is_disposable(data: bytes, prefix: int) -> bool:
-    """Return whether no other picture refers to this one (H.264), whose parts follow start codes or their length."""
-    place = 0 if prefix else data.find(b"\0\0\1")
-    while 0 <= place < len(data) - 4:
-        unit = data[place + (prefix or 3)]
-        if 1 <= unit & 31 <= 5:  # a slice; the two bits before its type are 0 if it is no reference
-            return unit >> 5 & 3 == 0
-        length = int.from_bytes(data[place : place + prefix], "big")
-        place = place + prefix + length if prefix else data.find(b"\0\0\1", place + 3)
-    return False
+def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:
+    """Look into a packet of H.264, whose parts follow start codes or, if there is a `prefix`, their length.
+
+    Returns:
+        Whether no other picture refers to this one, and after how many more that are referred to a gradual refresh
+        that begins here is complete; 0 if none begins.
+    """
+    place, refresh = 0 if prefix else data.find(b"\0\0\1"), 0
+    while 0 <= place < len(data) - 8:
+        unit = place + (prefix or 3)
+        kind = data[unit] & 31
+        if 1 <= kind <= 5:  # a slice; the two bits before its type are 0 if it is no reference
+            return data[unit] >> 5 & 3 == 0, refresh
+        if kind == 6 and data[unit + 1] == 6:  # a recovery point: a number with as many zeros before as it has bits
+            bits = f"{int.from_bytes(data[unit + 3 : unit + 8], 'big'):040b}"
+            zeros = bits.find("1")
+            refresh = int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
+        length = int.from_bytes(data[place:unit], "big")
+        place = unit + length if prefix else data.find(b"\0\0\1", unit)
+    return False, refresh
