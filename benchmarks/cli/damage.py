@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ def damage(
     with require("bench"):
         from rws.benchmarks.damage.images import fuzz_images, read_images
         from rws.benchmarks.damage.streams import fuzz_streams, read_video
+    logging.getLogger("rws.edge.sources").setLevel(logging.ERROR)  # or each rejected file is named
     with tempfile.TemporaryDirectory() as folder:
         result = fuzz_images(read_images(images), limit, seed, Path(folder))
         say("the images are done")

@@ -3,6 +3,8 @@
 import io
 import zlib
 
+import numpy as np
+
 from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
 
 _JPEG, _JPEG_END, _PNG = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
@@ -43,9 +45,19 @@ def jpeg_damage(data: bytes) -> str:
         # A small grey image: the data are read in full, but little is computed.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
-        # What this reader cannot do, such as 12 bits, others judge.
-        return "" if any(word in str(error) for word in ("Unsupported", "subsampling")) else str(error)
+        # What this reader cannot do, such as 12 bits or rare subsampling, others judge.
+        unable = any(word in str(error) for word in ("Unsupported", "subsampling"))
+        return "" if unable and _opencv_reads(data) else str(error)
     return ""
+
+
+def _opencv_reads(data: bytes) -> bool:
+    import cv2
+
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is not None
+    except cv2.error:
+        return False
 
 
 def _ffmpeg_refuses(data: bytes, max_pixels: int) -> bool:
