@@ -1,9 +1,11 @@
 """Annotated frames as a video file."""
 
+import math
 import os
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,30 +15,44 @@ from rws.edge.common.files import atomic_path
 from rws.edge.pipeline import Result
 from rws.edge.sinks.file import FileSink
 from rws.edge.sinks.mp4 import VideoFile
+from rws.edge.sources.base import Source
 from rws.edge.tasks.annotate import annotate, resize
 from rws.errors import InputError, UsageError
 from rws.records import Frame
+
+LONGEST_LEAD = 30.0  # seconds that a frame of a live source may be shown after its arrival
 
 
 class VideoSink(FileSink):
     """Writes annotated frames (`rws.edge.tasks.annotate.annotate`) as a video; without a frame, no file appears.
 
-    The first frame decides the size; a frame of another size is fitted into it.
+    The first frame decides the size; a frame of another size is fitted into it. Each frame is shown at its
+    `media_time`, so that the video lasts as long as its source; frames that have none follow at a constant rate.
 
     Args:
         path: see `FileSink`; ends in `.mp4`.
-        fps: frames per second, 0.001…1000; None for 25.
+        fps: frames per second of frames without a time, 0.001…1000; None for 25.
         endless: show each frame at its `captured_at`, and write fragments: after a crash all but about the last two
             seconds and a dozen frames can be played. An existing file is renamed to the first free of `<name>.1.mp4`,
             `<name>.2.mp4`, ….
+        source: where the frames come from. It is `endless` if it is live, which is asked at the first frame, because
+            the source is open then; it also knows when its last frame ends.
 
     Raises an `InputError` or `RwsError` if an argument is out of range or no encoder works, and as `FileSink`.
     """
 
     errors = (OSError, av.FFmpegError)
 
-    def __init__(self, path: str | os.PathLike[str], fps: float | None = None, *, endless: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float | None = None,
+        *,
+        endless: bool = False,
+        source: Source | None = None,
+    ) -> None:
         super().__init__(path, endless=endless)
+        self._source = source
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
         if fps is not None and not 0.001 <= fps <= 1000:
@@ -44,23 +60,45 @@ class VideoSink(FileSink):
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
         self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
+        self._zero: float | None = None  # when time 0 of the video was, seconds of the clock or of the source
+        self._lead = math.nan  # of an endless video over the source's own time line, seconds
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result next to the frame and append it."""
         image = self.draw(frame, result)
         with self._one_line_errors():
             if self._video is None:
+                self.endless = self.endless if self._source is None else self._source.live
                 self._size = (image.shape[1], image.shape[0])
                 if self.endless:
                     _set_aside(self.path)
                 target = self.path if self.endless else self._stack.enter_context(atomic_path(self.path))
-                self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, self.endless))
-            self._video.write(_letterbox(image, *self._size), frame.captured_at)
+                timed = self.endless or frame.media_time is not None
+                self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, timed, self.endless))
+            self._video.write(_letterbox(image, *self._size), self._shown_at(frame))
         self.frames += 1
+
+    def __exit__(self, *failure: Any) -> None:
+        if self._video is not None and self._source is not None:
+            self._video.end = self._source.media_end
+        super().__exit__(*failure)
 
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
         """Return a frame with its result as an image, uint8, shape (h, w, 3), RGB, h and w even."""
         return annotate(frame.image, result, frame.original)
+
+    def _shown_at(self, frame: Frame) -> float | None:
+        if not self.endless:
+            return frame.media_time
+        at = frame.captured_at
+        if self._source is not None and self._source.bursts and frame.media_time is not None:
+            # It was shown when the frames before it had been, if it arrived together with them.
+            if at <= self._lead + frame.media_time <= at + LONGEST_LEAD:
+                at = self._lead + frame.media_time
+            else:
+                self._lead = at - frame.media_time
+        self._zero = at if self._zero is None else self._zero
+        return at - self._zero
 
 
 def _set_aside(path: Path) -> None:

@@ -108,7 +108,7 @@ class CapturedSource(Source):
                 return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
             return answer.reason
-        self.fps, self.length = answer.fps, answer.length
+        self.fps, self.length, self.bursts = answer.fps, answer.length, answer.bursts
         self.live = not answer.finite
         self._is_open = True
         self._openings += 1
@@ -131,6 +131,7 @@ class CapturedSource(Source):
                 if self._stall.waited(TICK, alive != alive_before) and self.live:
                     return self._give_up(self.received > received_before, rejected_before)
             if isinstance(answer, Ended):
+                self.media_end = answer.media_end
                 return answer.reason or None
             assert isinstance(answer, Frame)
             rejected_before = self.rejections

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
-from rws.edge.sources.capture.decoding.packets import PacketReader
+from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
+from rws.edge.sources.capture.decoding.timeline import LONGEST_GAP, LONGEST_PAUSE, Timeline
 from rws.errors import SourceError, first_line
 from rws.text import encoding_advice
 
@@ -26,7 +27,10 @@ DISTRUST_SECONDS = 10.0
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
+# A live playlist is entered at its newest segment.
+_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
+_PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
+_INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
 
 class StreamDecoder(Decoder):
@@ -65,8 +69,10 @@ class StreamDecoder(Decoder):
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
-        self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
-        self.finite = not network or bool(self._container.duration)
+        self.fps = credible(self._stream.average_rate) or credible(self._stream.guessed_rate)
+        playlist = container.format.name in _PLAYLISTS
+        self.finite = not network or bool(container.duration) or (not playlist and _is_whole_file(container))
+        self.bursts = playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
@@ -77,6 +83,10 @@ class StreamDecoder(Decoder):
         self._arrivals: dict[int | None, float] = {}
         self._distrusted_since: float | None = None
         self._reader: PacketReader | None = None
+        flags = container.format.flags
+        pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE
+        self._timeline = None if flags & _INVENTS_TIMES else Timeline(pause, 1 / (self.fps or 25))
+        self._packets = 0
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         packets: Iterable[tuple[Packet[Any] | None, float]]
@@ -84,7 +94,8 @@ class StreamDecoder(Decoder):
             packets = ((packet, time.monotonic()) for packet in self._demux())
         else:
             self._reader = PacketReader(self._demux())
-            packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
+            lag = BURST_LAG if self.bursts else CATCH_UP_SECONDS
+            packets = self._reader.fresh(independent=self._jpeg, lag=lag) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
                 yield lost_frame(at, DROPPED)
@@ -92,6 +103,21 @@ class StreamDecoder(Decoder):
                 yield from self._decode(packet, at)
         if not self.finite:
             raise SourceError("was closed by the other side")
+
+    @property
+    def jumps(self) -> int:
+        """How often its time stamps have jumped."""
+        return 0 if self._timeline is None else self._timeline.jumps
+
+    @property
+    def media_end(self) -> float | None:
+        """When the last frame ends; as declared if it has as many frames as declared."""
+        if self._timeline is None:
+            return None
+        stream = self._stream
+        if self.length is not None and self._packets >= self.length and stream.duration:
+            self._timeline.declare_end(float(((stream.start_time or 0) + stream.duration) * stream.time_base))
+        return self._timeline.end
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -114,6 +140,7 @@ class StreamDecoder(Decoder):
         if len(self._arrivals) > 64:
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
+        self._packets += packet.size > 0
         cut = self._jpeg and packet.size > 0 and self._is_cut(packet)
         try:
             frames = packet.decode()
@@ -127,7 +154,16 @@ class StreamDecoder(Decoder):
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
             # Phones store upright images on their side, with the rotation as metadata.
             upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-            yield DecodedFrame(upright.astype(np.uint8, copy=False), arrived, loss, bool(frame.key_frame))
+            pixels = upright.astype(np.uint8, copy=False)
+            yield DecodedFrame(pixels, arrived, loss, bool(frame.key_frame), self._media_time(frame))
+
+    def _media_time(self, frame: av.VideoFrame) -> float | None:
+        if self._timeline is None:
+            return None
+        # AVI has the order of decoding only.
+        stamp = frame.dts if self._container.format.name == "avi" else frame.pts
+        base = float(self._stream.time_base)
+        return self._timeline.place(None if stamp is None else stamp * base, frame.duration * base)
 
     def _is_cut(self, packet: Packet[Any]) -> bool:
         """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
@@ -146,6 +182,11 @@ class StreamDecoder(Decoder):
         ):
             self._distrusted_since = None
         return self._distrusted_since is not None
+
+
+def _is_whole_file(container: Any) -> bool:
+    """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
+    return container.size > 0 and container.format.name != "mpjpeg" and not container.format.name.endswith("_pipe")
 
 
 def _why(error: BaseException, timeout: float) -> str:
