@@ -49,6 +49,7 @@ class VideoFile:
         self._tick = Fraction(1, TICKS) if timed else 1 / fps
         self._timed, self._period = timed, round(1 / fps / self._tick)
         self._at, self._next_key = -1, 0.0
+        self._first_dts: int | None = None  # below 0 if frames are stored in another order than they are shown
         self._held: list[Packet[VideoStream]] = []  # the last packet, whose duration is known at the end
         name = _choose_encoder()
         with ExitStack() as failed:
@@ -79,6 +80,8 @@ class VideoFile:
             self._next_key = float(self._at * self._tick) + KEYFRAME_EVERY
         with self._true_errors():
             packets = self._held + self._stream.encode(frame)
+            if self._first_dts is None and packets:
+                self._first_dts = packets[0].dts
             kept = 0 if self._endless else min(1, len(packets))
             self._held = packets[len(packets) - kept :]
             self._container.mux(packets[: len(packets) - kept])
@@ -92,9 +95,9 @@ class VideoFile:
                 packets = self._held + self._stream.encode(None)
                 if self._timed and packets:
                     end = self._at + self._period if self.end is None else round(self.end * TICKS)
-                    # The last frame that is shown may not be the last one that is stored.
-                    for packet in (packets[-1], max(packets, key=lambda packet: packet.pts or 0)):
-                        packet.duration = max(1, end - self._at)
+                    # The last frame that is shown may not be the last one that is stored, which ends the file.
+                    max(packets, key=lambda packet: packet.pts or 0).duration = max(1, end - self._at)
+                    packets[-1].duration = max(1, end + (self._first_dts or 0) - (packets[-1].dts or 0))
                 self._container.mux(packets)
             finally:
                 self._container.close()

@@ -20,7 +20,7 @@ from rws.edge.tasks.annotate import annotate, resize
 from rws.errors import InputError, UsageError
 from rws.records import Frame
 
-LONGEST_LEAD = 30.0  # seconds that a frame of a live source may be shown after its arrival
+LONGEST_LAG = 20.0  # seconds between the arrival of a frame and when its source's time line shows it
 
 
 class VideoSink(FileSink):
@@ -51,7 +51,7 @@ class VideoSink(FileSink):
         endless: bool = False,
         source: Source | None = None,
     ) -> None:
-        super().__init__(path, endless=endless)
+        super().__init__(path, endless=endless or (source is not None and source.live))
         self._source = source
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"{self.path}: annotated video is written as .mp4; use a .mp4 extension")
@@ -61,7 +61,7 @@ class VideoSink(FileSink):
         self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
         self._zero: float | None = None  # when time 0 of the video was, seconds of the clock or of the source
-        self._lead = math.nan  # of an endless video over the source's own time line, seconds
+        self._media_time, self._lead = 0.0, math.nan  # of the last frame; of the clock over its time line, seconds
 
     def write(self, frame: Frame, result: Result) -> None:
         """Draw the result next to the frame and append it."""
@@ -92,11 +92,11 @@ class VideoSink(FileSink):
             return frame.media_time
         at = frame.captured_at
         if self._source is not None and self._source.bursts and frame.media_time is not None:
-            # It was shown when the frames before it had been, if it arrived together with them.
-            if at <= self._lead + frame.media_time <= at + LONGEST_LEAD:
-                at = self._lead + frame.media_time
-            else:
+            # Unless the source was reopened, its own time line tells when; many frames arrive at one time.
+            if frame.media_time < self._media_time or not abs(self._lead + frame.media_time - at) < LONGEST_LAG:
                 self._lead = at - frame.media_time
+            self._media_time = frame.media_time
+            at = self._lead + frame.media_time
         self._zero = at if self._zero is None else self._zero
         return at - self._zero
 

@@ -188,7 +188,9 @@ class CapturedSource(Source):
         if self.received == self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items()) or "it is empty"
             raise SourceError(f"{self.name}: holds no usable frame ({reasons})")
-        if self.length is not None and self.received < self.length:
+        # The number of frames may be an estimate, from a rate that is not constant.
+        played = max(self.received, (self.media_end or 0.0) * (self.fps or 0.0))
+        if self.length is not None and played < 0.99 * self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
 
 

@@ -70,9 +70,9 @@ class StreamDecoder(Decoder):
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
         self.fps = credible(self._stream.average_rate) or credible(self._stream.guessed_rate)
-        playlist = container.format.name in _PLAYLISTS
-        self.finite = not network or bool(container.duration) or (not playlist and _is_whole_file(container))
-        self.bursts = playlist and not self.finite
+        self._playlist = container.format.name in _PLAYLISTS
+        self.finite = not network or bool(container.duration) or _is_whole_file(container)
+        self.bursts = self._playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
@@ -150,7 +150,9 @@ class StreamDecoder(Decoder):
             return
         for frame in frames:
             arrived = self._arrivals.pop(frame.pts, now)
-            loss = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
+            # No packet is lost over HTTP: the counters of TS start again if another recording begins.
+            corrupt = packet.is_corrupt and not self._playlist
+            loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
             # Phones store upright images on their side, with the rotation as metadata.
             upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
@@ -186,7 +188,8 @@ class StreamDecoder(Decoder):
 
 def _is_whole_file(container: Any) -> bool:
     """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
-    return container.size > 0 and container.format.name != "mpjpeg" and not container.format.name.endswith("_pipe")
+    name = container.format.name
+    return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")
 
 
 def _why(error: BaseException, timeout: float) -> str:

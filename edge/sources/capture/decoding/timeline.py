@@ -2,7 +2,7 @@
 
 LONGEST_PAUSE = 108_000.0  # seconds between two frames of one recording; FFmpeg's limit, too
 LONGEST_GAP = 10.0  # the same if the format allows its time stamps to jump, as TS and HLS do
-LONGEST_STEP = 1.0  # seconds; a longer one is a pause, not the time that a frame usually lasts
+SHORTEST_STEP, LONGEST_STEP = 1 / 300, 1.0  # seconds; others do not say how long a frame usually lasts
 
 
 class Timeline:
@@ -33,9 +33,10 @@ class Timeline:
                 self.jumps += 1
                 self._shift += self.end - at
                 at = self.end
-            if 0 < at - self._last < LONGEST_STEP:
+            if SHORTEST_STEP < at - self._last < LONGEST_STEP:
                 self._step = at - self._last
-        self._last, self.end = at, at + min(lasts or self._step, self._longest_pause)
+        lasts = lasts if lasts > SHORTEST_STEP else self._step  # without a rate, FFmpeg takes it for one tick
+        self._last, self.end = at, at + min(lasts, self._longest_pause)
         return at
 
     def declare_end(self, stamp: float) -> None:
