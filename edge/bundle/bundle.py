@@ -9,7 +9,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rws.edge.bundle.manifest import CURE, FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, FileSpec, Manifest
+from rws.edge.bundle.keys import TrustedKeys, read_maker_signature
+from rws.edge.bundle.manifest import (
+    CURE,
+    FILES,
+    MAKER_SIGNATURE,
+    MANIFEST,
+    MODEL,
+    ORACLE,
+    POLICY,
+    SIGNATURES,
+    FileSpec,
+    Manifest,
+)
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
@@ -38,6 +50,8 @@ class Bundle:
     manifest: Manifest
     signatures: SignatureSet
     table: GainTable  # of the signatures that are there
+    maker_signature: bytes = b""  # of `bundle.json`; b"": not signed
+    signed_by: str = ""  # ID of the trusted key that made it; "": not checked
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -47,12 +61,17 @@ class Bundle:
         return f"Bundle({about.name}, {size.width}x{size.height} px, {holds}, {self.path})"
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "Bundle":
-        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid."""
+    def load(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "Bundle":
+        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid.
+
+        With keys, a bundle that none of them has signed is a BundleError before anything of it is parsed.
+        """
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
-        manifest = Manifest.parse(_read_regular(folder / MANIFEST), str(folder / MANIFEST))
+        said, maker_signature = _read_regular(folder / MANIFEST), read_maker_signature(folder)
+        signed_by = "" if keys is None else keys.signer(said, maker_signature, str(folder))
+        manifest = Manifest.parse(said, str(folder / MANIFEST))
         contents = {name: _read_file(folder / name, manifest.files[name]) for name in FILES}
         signatures = SignatureSet.from_bytes(contents[SIGNATURES], str(folder / SIGNATURES))
         table = _read_table(contents[POLICY], folder / POLICY, manifest).limited_to(signatures.names)
@@ -60,7 +79,8 @@ class Bundle:
         _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
         _check_network(contents[ORACLE], folder / ORACLE, manifest, states)
-        bundle = cls(folder, manifest, signatures, table, contents, {MODEL: model})
+        contents[MANIFEST] = said
+        bundle = cls(folder, manifest, signatures, table, maker_signature, signed_by, contents, {MODEL: model})
         bundle.policy()
         bundle.filter()
         return bundle
@@ -68,6 +88,11 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
         return self._contents.get(name) or _read_file(self.path / name, self.manifest.files[name])
+
+    def contents(self) -> dict[str, bytes]:
+        """Return all files by name, as they were read: what a copy of the bundle holds; nothing after `release`."""
+        signed = {MAKER_SIGNATURE: self.maker_signature} if self.maker_signature else {}
+        return {**self._contents, **signed}
 
     def release(self) -> None:
         """Drop the contents of the files; call it once model and oracle are built, which hold their own copies."""

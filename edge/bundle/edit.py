@@ -1,13 +1,24 @@
 """Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
-from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
+from rws.edge.bundle.keys import sign
+from rws.edge.bundle.manifest import (
+    FILES,
+    FOLDER,
+    MAKER_SIGNATURE,
+    MANIFEST,
+    MODEL,
+    ORACLE,
+    POLICY,
+    SIGNATURES,
+    Manifest,
+)
 from rws.edge.common.files import atomic_path
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
@@ -79,6 +90,18 @@ def remove_signature(path: str | Path, name: str) -> Bundle:
     return _with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]})
 
 
+def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) -> tuple[Bundle, str]:
+    """Check a bundle, sign its manifest, atomically, and return it and the key's ID; replaces an earlier signature.
+
+    The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`.
+    """
+    bundle = Bundle.load(path)
+    contents = bundle.contents()
+    signature, key_id = sign(contents[MANIFEST], private, passphrase)
+    check_bundle_folder(bundle.path)
+    return publish(bundle.path, {**contents, MAKER_SIGNATURE: signature}), key_id
+
+
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
     old = asdict(bundle.manifest)
     changes = [*old["provenance"].get("changes", []), {**change, "measured_before": old["measured"]}]
@@ -96,18 +119,18 @@ def check_bundle_folder(target: Path) -> None:
     """Raise BundleError if `target` is a file, or a folder with files that are not a bundle's and would be lost."""
     if target.is_file():
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
-    foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
+    foreign = sorted({item.name for item in target.iterdir()} - {*FOLDER}) if target.is_dir() else []
     if foreign:
         raise BundleError(
             f"{target}: holds {foreign[0]!r}, which is not part of a bundle; move it, or give another folder"
         )
 
 
-def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+def publish(target: Path, contents: Mapping[str, bytes]) -> Bundle:
     """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
     with atomic_path(target) as temporary:
         temporary.mkdir()
-        for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
+        for name, content in contents.items():
             (temporary / name).write_bytes(content)
         try:
             return replace(Bundle.load(temporary), path=target)
@@ -122,6 +145,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return publish(target, manifest, contents)
+        return publish(target, {**contents, MANIFEST: manifest.to_bytes()})
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

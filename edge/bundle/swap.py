@@ -7,25 +7,28 @@ from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import check_bundle_folder, publish
-from rws.edge.bundle.manifest import FILES
+from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.self_test import self_test
 from rws.errors import BundleError, InputError, RwsError
 
 
-def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
+def switch_bundle(
+    current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
+) -> Bundle:
     """Validate a bundle, copy it, and replace the current one with the copy, atomically; returns it in its place.
 
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
     name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
-    place already, it is not copied. With `other_classes`, other classes or another order are accepted.
+    place already, it is not copied. With `other_classes`, other classes or another order are accepted. With `keys`, one
+    of them must have signed the new bundle.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
     InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `self_test`.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
     place = Path(os.path.realpath(current))
-    bundle = Bundle.load(new)
+    bundle = Bundle.load(new, keys)
     if place == new:
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
@@ -59,7 +62,7 @@ def _check_classes(current: Path, new: Bundle) -> None:
 
 def _copy(bundle: Bundle, place: Path) -> None:
     # What was read once is what was tested, and what is written, whatever has happened to the files since.
-    publish(place, bundle.manifest, {name: bundle.read(name) for name in FILES})
+    publish(place, bundle.contents())
 
 
 def _point(link: Path, bundle: Bundle) -> None:

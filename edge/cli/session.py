@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rws import terminal
 from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.keys import trusted_keys
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.watcher import BundleWatcher
@@ -45,6 +46,7 @@ class RunOptions:
 
     source: tuple[str, ...]
     bundle: Path | None
+    keys: tuple[Path, ...]  # public; () if any bundle may run
     model: ModelOptions
     outputs: OutputOptions
     independent: bool | None
@@ -97,7 +99,7 @@ class RunSession:
             raise self._failed
 
     def _open(self, stack: ExitStack) -> None:
-        options = self._options
+        options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
         self._live = source.live
@@ -106,8 +108,9 @@ class RunSession:
         self._single = self._images and source.length == 1
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
-        bundle = Bundle.load(options.bundle)
+            watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
+            self._watch = stack.enter_context(watch)
+        bundle = Bundle.load(options.bundle, keys)
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
