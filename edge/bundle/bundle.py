@@ -1,7 +1,5 @@
 """The bundle: a folder with everything a device needs, checked before it is used; its format is in README.md."""
 
-import hashlib
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,19 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rws.edge.bundle.keys import TrustedKeys, read_maker_signature
-from rws.edge.bundle.manifest import (
-    CURE,
-    FILES,
-    MAKER_SIGNATURE,
-    MANIFEST,
-    MODEL,
-    ORACLE,
-    POLICY,
-    SIGNATURES,
-    FileSpec,
-    Manifest,
-)
+from rws.edge.bundle.contents import BundleFiles, read_file
+from rws.edge.bundle.keys import TrustedKeys
+from rws.edge.bundle.manifest import CURE, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
@@ -36,9 +24,7 @@ from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
 
-DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
-_LARGEST_MANIFEST = 16 * 2**20
 _LARGEST_CHANGE = 1e6  # of a weight: far beyond what an extraction gives
 
 
@@ -50,8 +36,8 @@ class Bundle:
     manifest: Manifest
     signatures: SignatureSet
     table: GainTable  # of the signatures that are there
-    maker_signature: bytes = b""  # of `bundle.json`; b"": not signed
-    signed_by: str = ""  # ID of the trusted key that made it; "": not checked
+    signed: bool = False
+    signed_by: str = ""  # ID of the trusted key, if it was checked
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -66,33 +52,27 @@ class Bundle:
 
         With keys, a bundle that none of them has signed is a BundleError before anything of it is parsed.
         """
-        folder = DEFAULT_BUNDLE if path is None else Path(path)
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
-        said, maker_signature = _read_regular(folder / MANIFEST), read_maker_signature(folder)
-        signed_by = "" if keys is None else keys.signer(said, maker_signature, str(folder))
-        manifest = Manifest.parse(said, str(folder / MANIFEST))
-        contents = {name: _read_file(folder / name, manifest.files[name]) for name in FILES}
+        return cls.parse(BundleFiles.read(path, keys))
+
+    @classmethod
+    def parse(cls, files: BundleFiles) -> "Bundle":
+        """Check files that were read; raise BundleError or SignatureError if one of them is invalid."""
+        folder, manifest, contents = files.path, files.manifest, dict(files.contents)
         signatures = SignatureSet.from_bytes(contents[SIGNATURES], str(folder / SIGNATURES))
         table = _read_table(contents[POLICY], folder / POLICY, manifest).limited_to(signatures.names)
         model = _check_model(contents[MODEL], folder / MODEL, manifest, signatures)
         _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
         _check_network(contents[ORACLE], folder / ORACLE, manifest, states)
-        contents[MANIFEST] = said
-        bundle = cls(folder, manifest, signatures, table, maker_signature, signed_by, contents, {MODEL: model})
+        signed = bool(files.maker_signature)
+        bundle = cls(folder, manifest, signatures, table, signed, files.signed_by, contents, {MODEL: model})
         bundle.policy()
         bundle.filter()
         return bundle
 
     def read(self, name: str) -> bytes:
         """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
-        return self._contents.get(name) or _read_file(self.path / name, self.manifest.files[name])
-
-    def contents(self) -> dict[str, bytes]:
-        """Return all files by name, as they were read: what a copy of the bundle holds; nothing after `release`."""
-        signed = {MAKER_SIGNATURE: self.maker_signature} if self.maker_signature else {}
-        return {**self._contents, **signed}
+        return self._contents.get(name) or read_file(self.path / name, self.manifest.files[name])
 
     def release(self) -> None:
         """Drop the contents of the files; call it once model and oracle are built, which hold their own copies."""
@@ -183,27 +163,3 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
     if extra := arrays.keys() - table.to_arrays().keys():
         raise BundleError(f"{source}: tensor {min(extra)!r} is unknown; build the bundle again")
     return table
-
-
-def _read_file(path: Path, expected: FileSpec) -> bytes:
-    content = _read_regular(path, expected.bytes)
-    if (found := hashlib.sha256(content).hexdigest()) != (wanted := expected.sha256):
-        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
-    return content
-
-
-def _read_regular(path: Path, size: int | None = None) -> bytes:
-    """Read a file that is not a link, of the given size if any; the size is checked before anything is read."""
-    try:
-        status = path.lstat()
-        found = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: not a regular file (links are not followed); copy the file into the bundle")
-        if size is not None and found != size:
-            what = "truncated" if found < size else "too long"
-            raise BundleError(f"{path}: {what}: has {found} bytes, {MANIFEST} says {size}; {CURE}")
-        if size is None and found > _LARGEST_MANIFEST:
-            raise BundleError(f"{path}: has {found} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
+from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.keys import sign
 from rws.edge.bundle.manifest import (
     FILES,
@@ -95,11 +96,11 @@ def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) 
 
     The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`.
     """
-    bundle = Bundle.load(path)
-    contents = bundle.contents()
-    signature, key_id = sign(contents[MANIFEST], private, passphrase)
-    check_bundle_folder(bundle.path)
-    return publish(bundle.path, {**contents, MAKER_SIGNATURE: signature}), key_id
+    files = BundleFiles.read(path)
+    Bundle.parse(files)
+    signature, key_id = sign(files.document, private, passphrase)
+    check_bundle_folder(files.path)
+    return publish(files.path, {**files.by_name(), MAKER_SIGNATURE: signature}), key_id
 
 
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rws.edge.bundle.manifest import CURE, MAKER_SIGNATURE
 from rws.edge.common.extras import require
 from rws.edge.common.files import read_regular
 from rws.errors import BundleError, FormatError, InputError
@@ -53,20 +52,6 @@ def trusted_keys(paths: Sequence[Path] | None) -> TrustedKeys | None:
     MissingExtraError without the extra `sign`.
     """
     return TrustedKeys(dict(map(_read_public, paths))) if paths else None
-
-
-def read_maker_signature(folder: Path) -> bytes:
-    """Return the signature of a bundle's maker, b"" if there is none; raise BundleError if its file is malformed."""
-    path = folder / MAKER_SIGNATURE
-    try:
-        signature = read_regular(path, SIGNATURE_BYTES, follow=False)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error
-    if len(signature) != SIGNATURE_BYTES:
-        raise BundleError(f"{path}: has {len(signature)} bytes, expected {SIGNATURE_BYTES}; {CURE}")
-    return signature
 
 
 def make_keys(private: Path, public: Path, passphrase: str | None = None) -> str:

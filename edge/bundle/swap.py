@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.self_test import self_test
@@ -28,7 +29,8 @@ def switch_bundle(
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
     place = Path(os.path.realpath(current))
-    bundle = Bundle.load(new, keys)
+    files = BundleFiles.read(new, keys)
+    bundle = Bundle.parse(files)
     if place == new:
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
@@ -38,9 +40,9 @@ def switch_bundle(
     self_test(bundle)
     try:
         if current.is_symlink():
-            _point(current, bundle)
+            _point(current, files)
         else:
-            _copy(bundle, place)
+            _copy(files, place)
     except OSError as error:
         raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
     return replace(bundle, path=current)
@@ -60,19 +62,19 @@ def _check_classes(current: Path, new: Bundle) -> None:
     raise InputError(f"{new.path}: has {found}; add --other-classes if all readers of the results know")
 
 
-def _copy(bundle: Bundle, place: Path) -> None:
+def _copy(files: BundleFiles, place: Path) -> None:
     # What was read once is what was tested, and what is written, whatever has happened to the files since.
-    publish(place, bundle.contents())
+    publish(place, files.by_name())
 
 
-def _point(link: Path, bundle: Bundle) -> None:
+def _point(link: Path, files: BundleFiles) -> None:
     """Point a link to the bundle, or to a copy of it next to the folder that the link points to now."""
-    place = Path(os.path.realpath(link)).with_name(bundle.path.name)
-    if place != bundle.path:
+    place = Path(os.path.realpath(link)).with_name(files.path.name)
+    if place != files.path:
         if place.exists():
-            cure = f"rename {bundle.path}, or remove the other"
+            cure = f"rename {files.path}, or remove the other"
             raise InputError(f"{place}: is there already, and {link} would point there; {cure}")
-        _copy(bundle, place)
+        _copy(files, place)
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))
     target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place

@@ -249,7 +249,8 @@ def _passphrase(confirm: bool = False) -> str:
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
-    from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.contents import DEFAULT_BUNDLE
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):
@@ -287,7 +288,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "name": manifest.name,
-        "signed": bool(bundle.maker_signature),
+        "signed": bundle.signed,
         "signed_by": bundle.signed_by or None,
         "classes": list(manifest.classes),
         "input": {"height": manifest.input.height, "width": manifest.input.width, "colour": manifest.input.colour},

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.text import Text
 
 from rws import terminal
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.keys import trusted_keys
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test

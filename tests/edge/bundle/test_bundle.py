@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-import rws.edge.bundle.bundle
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+import rws.edge.bundle.contents
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.edit import BundleParts, add_signatures, remove_signature, write_bundle
 from rws.edge.bundle.manifest import FILES, Manifest
 from rws.edge.bundle.options import ModelOptions
@@ -88,7 +89,7 @@ class TestRoundTrip:
         assert Bundle.load(str(tmp_path / "link")).manifest.name == "tiny"
 
     def test_the_default_is_found_next_to_the_package(self, bundle_path, monkeypatch):
-        monkeypatch.setattr(rws.edge.bundle.bundle, "DEFAULT_BUNDLE", bundle_path)
+        monkeypatch.setattr(rws.edge.bundle.contents, "DEFAULT_BUNDLE", bundle_path)
         assert Bundle.load().path == bundle_path
 
 
