@@ -1,7 +1,9 @@
 """Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rws.edge.bundle.manifest import (
     SIGNATURES,
     Manifest,
 )
-from rws.edge.common.files import atomic_path
+from rws.edge.common.files import atomic_path, locked
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
@@ -66,7 +68,8 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
         ORACLE: parts.oracle,
         POLICY: write_tensors(parts.table.to_arrays(), POLICY_DESCRIPTION),
     }
-    return _publish(Path(path), document, contents)
+    with changing(path, new=True) as target:
+        return replace(_publish(target, document, contents), path=Path(path))
 
 
 def add_signatures(
@@ -76,31 +79,60 @@ def add_signatures(
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
+    If another process changes the bundle, its end is awaited, see `changing`.
     Raises SignatureError if a name is taken or unknown, or the signatures do not fit, BundleError for a bad bundle.
     """
-    bundle = Bundle.load(path)
-    clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
-    chosen = tuple(signatures.names if names is None else names)
-    merged = bundle.signatures.with_signatures(signatures.fitted_to(clean, transfer), chosen)
-    return _with_signatures(bundle, merged, {"added": list(chosen), "made_for": signatures.clean_hash})
+    with changing(path) as target:
+        bundle = Bundle.load(target)
+        clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
+        chosen = tuple(signatures.names if names is None else names)
+        merged = bundle.signatures.with_signatures(signatures.fitted_to(clean, transfer), chosen)
+        changed = _with_signatures(bundle, merged, {"added": list(chosen), "made_for": signatures.clean_hash})
+        return replace(changed, path=Path(path))
 
 
 def remove_signature(path: str | Path, name: str) -> Bundle:
-    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other."""
-    bundle = Bundle.load(path)
-    return _with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]})
+    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other.
 
-
-def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) -> tuple[Bundle, str]:
-    """Check a bundle, sign its manifest, atomically, and return it and the key's ID; replaces an earlier signature.
-
-    The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`.
+    Other errors, and what happens if another process changes the bundle, are as in `add_signatures`.
     """
-    files = BundleFiles.read(path)
-    Bundle.parse(files)
-    signature, key_id = sign(files.document, private, passphrase)
-    check_bundle_folder(files.path)
-    return publish(files.path, {**files.by_name(), MAKER_SIGNATURE: signature}), key_id
+    with changing(path) as target:
+        bundle = Bundle.load(target)
+        return replace(_with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]}), path=Path(path))
+
+
+def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) -> str:
+    """Check a bundle, sign its manifest, atomically, and return the key's ID; an earlier signature is replaced.
+
+    The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`; what
+    happens if another process changes the bundle is as in `add_signatures`.
+    """
+    with changing(path) as target:
+        files = BundleFiles.read(target)
+        Bundle.parse(files)
+        signature, key_id = sign(files.document, private, passphrase)
+        check_bundle_folder(target)
+        publish(target, {**files.by_name(), MAKER_SIGNATURE: signature})
+    return key_id
+
+
+@contextmanager
+def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
+    """Hold a bundle from load to publication, so that no other process changes it meanwhile; gives its real folder.
+
+    The folder need not exist; if `new`, the one above it is created. Raises BundleError if nothing can be written
+    there, InUseError if another process holds the bundle for a minute.
+    """
+    target = Path(os.path.realpath(path))
+    with ExitStack() as stack:
+        try:
+            if new:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(target))
+        except OSError as error:
+            why = error.strerror or error
+            raise BundleError(f"{target}: cannot be written ({why}); give a folder that can") from error
+        yield target
 
 
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
@@ -129,8 +161,7 @@ def check_bundle_folder(target: Path) -> None:
 
 def publish(target: Path, contents: Mapping[str, bytes]) -> Bundle:
     """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
-    with atomic_path(target) as temporary:
-        temporary.mkdir()
+    with atomic_path(target, folder=True) as temporary:
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
         try:
@@ -145,7 +176,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         return publish(target, {**contents, MANIFEST: manifest.to_bytes()})
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

@@ -6,31 +6,36 @@ from dataclasses import replace
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
-from rws.edge.bundle.keys import TrustedKeys
+from rws.edge.bundle.manifest import FILES
 from rws.edge.bundle.self_test import self_test
+from rws.edge.common.files import locked, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
-def switch_bundle(
-    current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
-) -> Bundle:
+def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
     """Validate a bundle, copy it, and replace the current one with the copy, atomically; returns it in its place.
 
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
     name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
-    place already, it is not copied. With `other_classes`, other classes or another order are accepted. With `keys`, one
-    of them must have signed the new bundle.
+    place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
     InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `self_test`.
+    InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    try:
+        with locked(current):
+            return _switch(current, new, other_classes)
+    except OSError as error:
+        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+
+
+def _switch(current: Path, new: Path, other_classes: bool) -> Bundle:
     place = Path(os.path.realpath(current))
-    files = BundleFiles.read(new, keys)
-    bundle = Bundle.parse(files)
+    bundle = Bundle.load(new)
     if place == new:
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
@@ -38,13 +43,10 @@ def switch_bundle(
     if place.exists() and not other_classes:
         _check_classes(current, bundle)
     self_test(bundle)
-    try:
-        if current.is_symlink():
-            _point(current, files)
-        else:
-            _copy(files, place)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    if current.is_symlink():
+        _point(current, bundle)
+    else:
+        _copy(bundle, place)
     return replace(bundle, path=current)
 
 
@@ -62,22 +64,23 @@ def _check_classes(current: Path, new: Bundle) -> None:
     raise InputError(f"{new.path}: has {found}; add --other-classes if all readers of the results know")
 
 
-def _copy(files: BundleFiles, place: Path) -> None:
+def _copy(bundle: Bundle, place: Path) -> None:
     # What was read once is what was tested, and what is written, whatever has happened to the files since.
-    publish(place, files.by_name())
+    publish(place, bundle.manifest, {name: bundle.read(name) for name in FILES})
 
 
-def _point(link: Path, files: BundleFiles) -> None:
+def _point(link: Path, bundle: Bundle) -> None:
     """Point a link to the bundle, or to a copy of it next to the folder that the link points to now."""
-    place = Path(os.path.realpath(link)).with_name(files.path.name)
-    if place != files.path:
+    place = Path(os.path.realpath(link)).with_name(bundle.path.name)
+    if place != bundle.path:
         if place.exists():
-            cure = f"rename {files.path}, or remove the other"
+            cure = f"rename {bundle.path}, or remove the other"
             raise InputError(f"{place}: is there already, and {link} would point there; {cure}")
-        _copy(files, place)
+        _copy(bundle, place)
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))
     target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place
+    remove_leftovers(link)
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.symlink_to(target)

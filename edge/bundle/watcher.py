@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.keys import TrustedKeys
-from rws.edge.bundle.manifest import FOLDER, MANIFEST
+from rws.edge.bundle.contents import LARGEST_MANIFEST
+from rws.edge.bundle.manifest import FILES, MANIFEST
 from rws.edge.common.closing import Closing
+from rws.edge.common.files import read_regular
 from rws.errors import first_line
 
 T = TypeVar("T")
@@ -32,11 +33,10 @@ class BundleWatcher(Closing, Generic[T]):
         path: str | Path,
         build: Callable[[Bundle], T],
         *,
-        keys: TrustedKeys | None = None,
         interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path, self.interval, self._keys = Path(path), interval, keys
+        self.path, self.interval = Path(path), interval
         self.failures, self.error = 0, ""
         self._build, self._clock = build, clock
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class BundleWatcher(Closing, Generic[T]):
 
     def _load(self, manifest: bytes | None) -> None:
         try:
-            built = self._build(Bundle.load(self.path, self._keys))
+            built = self._build(Bundle.load(self.path))
         except Exception as error:
             with self._lock:
                 self.failures += 1
@@ -97,7 +97,7 @@ class BundleWatcher(Closing, Generic[T]):
 def _state(path: Path) -> list[tuple[int, ...]]:
     """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
     found: list[tuple[int, ...]] = []
-    for name in FOLDER:
+    for name in (MANIFEST, *FILES):
         try:
             status = os.stat(path / name)
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
@@ -108,6 +108,6 @@ def _state(path: Path) -> list[tuple[int, ...]]:
 
 def _manifest(path: Path) -> bytes | None:
     try:
-        return (path / MANIFEST).read_bytes()
+        return read_regular(path / MANIFEST, LARGEST_MANIFEST, follow=False)
     except OSError:
         return None

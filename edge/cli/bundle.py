@@ -233,8 +233,8 @@ def sign_bundle(
     """
     from rws.edge.bundle import edit
 
-    signed, key_id = edit.sign_bundle(path, key, _passphrase)
-    say(f"{signed.path} is now signed with the key {key_id}")
+    key_id = edit.sign_bundle(path, key, _passphrase)
+    say(f"{path} is now signed with the key {key_id}")
 
 
 def _passphrase(confirm: bool = False) -> str:

@@ -188,7 +188,7 @@ def test_a_folder_that_is_a_link(signed, makers, keys):
 
 def test_a_second_signature_replaces_the_first(signed, makers, keys):
     first, signature = Bundle.load(signed, keys), (signed / MAKER_SIGNATURE).read_bytes()
-    _, key_id = sign_bundle(signed, makers / "other.key", never)
+    key_id = sign_bundle(signed, makers / "other.key", never)
     second = Bundle.load(signed, trusted_keys([makers / "other.pub"]))
     assert second.signed_by == key_id
     assert second.manifest == first.manifest
