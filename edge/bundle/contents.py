@@ -48,8 +48,7 @@ class BundleFiles:
 
     @classmethod
     def _read(cls, path: Path, opened: OpenFolder, keys: TrustedKeys | None) -> "BundleFiles":
-        document = _read(opened, path / MANIFEST, LARGEST_MANIFEST)
-        signature = _read_signature(opened, path / MAKER_SIGNATURE)
+        document, signature = _read_signed(opened, path)
         signed_by = "" if keys is None else keys.signer(document, signature, str(path))
         manifest = Manifest.parse(document, str(path / MANIFEST))
         contents = {name: _read_file(opened, path / name, manifest.files[name]) for name in FILES}
@@ -64,6 +63,12 @@ class BundleFiles:
     def size(self) -> int:
         """The size of all files, bytes."""
         return len(self.document) + sum(map(len, self.contents.values()))
+
+
+def read_signed(folder: Path) -> tuple[bytes, bytes]:
+    """Return the bytes of a bundle's manifest and of the maker's signature, b"" if there is none; or BundleError."""
+    with _opened(folder) as opened:
+        return _read_signed(opened, folder)
 
 
 def read_file(path: Path, expected: FileSpec) -> bytes:
@@ -91,16 +96,17 @@ def _read_file(opened: OpenFolder, path: Path, expected: FileSpec) -> bytes:
     return content
 
 
-def _read_signature(opened: OpenFolder, path: Path) -> bytes:
+def _read_signed(opened: OpenFolder, folder: Path) -> tuple[bytes, bytes]:
+    document, path = _read(opened, folder / MANIFEST, LARGEST_MANIFEST), folder / MAKER_SIGNATURE
     try:
         signature = opened.read(path.name, SIGNATURE_BYTES)
     except FileNotFoundError:
-        return b""
+        return document, b""
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error
     if (size := len(signature)) != SIGNATURE_BYTES:
         raise BundleError(f"{path}: has {size} bytes, expected {SIGNATURE_BYTES}; {CURE}")
-    return signature
+    return document, signature
 
 
 def _read(opened: OpenFolder, path: Path, limit: int) -> bytes:

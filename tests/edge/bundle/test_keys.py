@@ -160,7 +160,7 @@ def test_nothing_of_an_unsigned_bundle_is_parsed(signed, keys):
     ("make", "message"),
     {
         "fifo": (os.mkfifo, "not a regular file"),
-        "folder": (os.mkdir, "Is a directory"),
+        "folder": (os.mkdir, "not a regular file"),
         "link": (lambda path: path.symlink_to(MANIFEST), "cannot be read"),
         "link to nothing": (lambda path: path.symlink_to("nowhere"), "cannot be read"),
         "huge": (lambda path: path.open("wb").truncate(10**12), "expected at most 64"),
@@ -301,7 +301,7 @@ def bad_public_keys(folder, ours):
         "x25519": (pem(asymmetric.x25519.X25519PrivateKey.generate()), "X25519PublicKey, expected ed25519"),
         "large": (public + b" " * 20_000, "expected at most 16384"),
         "fifo": (os.mkfifo, "not a regular file"),
-        "folder": (os.mkdir, "Is a directory"),
+        "folder": (os.mkdir, "not a regular file"),
         "absent": (lambda path: None, "No such file"),
     }
 
@@ -357,7 +357,7 @@ def test_a_damaged_key_file_is_a_typed_error_or_another_key(makers, tmp_path_fac
 def test_no_path_is_no_check_and_one_path_always_is():
     assert trusted_keys(None) is None
     assert trusted_keys([]) is None
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="not a regular file"):
         trusted_keys([Path("")])
 
 
