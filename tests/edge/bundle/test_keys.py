@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import add_signatures, remove_signature, sign_bundle, write_bundle
 from rws.edge.bundle.keys import SIGNATURE_BYTES, make_keys, sign, trusted_keys
 from rws.edge.bundle.manifest import FILES, MAKER_SIGNATURE, MANIFEST
 from rws.edge.bundle.swap import switch_bundle
+from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.errors import BundleError, FormatError, InputError, MissingExtraError, RwsError
 from support.bundle_files import edit_manifest, replace_file
@@ -386,3 +389,66 @@ def test_openssl_understands_keys_and_signatures(signed, makers, keys, tmp_path)
     openssl("pkeyutl", "-sign", "-inkey", tmp_path / "theirs.key", *manifest)
     theirs = trusted_keys([tmp_path / "theirs.pub"])
     assert Bundle.load(signed, theirs).signed_by == sign(b"", tmp_path / "theirs.key", never)[1]
+
+
+class Watched:
+    """A watch on a bundle that runs; `steps` is what it has built after some seconds of its clock."""
+
+    def __init__(self, path, keys):
+        self.now = 0.0
+        self.watch = BundleWatcher(path, lambda bundle: bundle.manifest.name, keys=keys, clock=lambda: self.now)
+
+    def steps(self, count=4):
+        ready = []
+        for _ in range(count):
+            self.now += 1.0
+            ready.append(self.watch.poll())
+            if self.watch._thread is not None:
+                self.watch._thread.join()
+        return [name for name in ready if name is not None]
+
+
+def test_a_watch_refuses_what_is_not_signed_and_goes_on(signed, bundle_path, makers, keys):
+    watched = Watched(signed, keys)
+    switch_bundle(signed, bundle_path)
+    assert watched.steps() == []
+    assert (watched.watch.failures, "not signed" in watched.watch.error) == (1, True)
+    sign_bundle(signed, makers / "other.key", never)
+    assert watched.steps() == []
+    assert (watched.watch.failures, "signed by none" in watched.watch.error) == (2, True)
+    sign_bundle(signed, makers / "ours.key", never)
+    assert watched.steps() == ["plain"]
+    assert (watched.watch.failures, watched.watch.error) == (2, "")
+
+
+def test_a_watch_notices_a_signature_that_goes_away_or_is_exchanged(signed, keys):
+    signature = (signed / MAKER_SIGNATURE).read_bytes()
+    watched = Watched(signed, keys)
+    (signed / MAKER_SIGNATURE).unlink()
+    assert watched.steps() == []
+    assert watched.watch.failures == 1  # the same bundle would not start again
+    (signed / MAKER_SIGNATURE).write_bytes(bytes(SIGNATURE_BYTES))
+    assert watched.steps() == []
+    assert watched.watch.failures == 2
+    (signed / MAKER_SIGNATURE).write_bytes(signature)
+    assert watched.steps() == []  # it runs already
+    assert (watched.watch.failures, watched.watch.error) == (2, "")
+
+
+def test_a_signed_bundle_that_is_copied_file_by_file_is_taken_up_when_it_is_whole(signed, bundle_path, makers, keys):
+    sign_bundle(bundle_path, makers / "ours.key", never)
+    watched = Watched(signed, keys)
+    for name in (MAKER_SIGNATURE, *FILES, MANIFEST):
+        shutil.copy(bundle_path / name, signed)
+        assert watched.steps(1) == []
+    assert watched.steps() == ["plain"]
+    assert watched.watch.failures == 0
+
+
+def test_a_file_exchanged_after_the_check_is_not_used(signed, keys):
+    files = BundleFiles.read(signed, keys)
+    for name in (MANIFEST, *FILES):
+        (signed / name).write_bytes(b"not what was signed")
+    bundle = Bundle.parse(files)
+    assert bundle.signed_by
+    assert bundle.model().predict(np.zeros((3, 8, 8), np.float32)).shape == (1, 4)
