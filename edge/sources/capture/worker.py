@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class Worker:
             counters=self._counters,
         )
         self._grabber.start()
-        return Opened(decoder.fps, decoder.length, decoder.finite)
+        return Opened(decoder.fps, decoder.length, decoder.finite, decoder.bursts)
 
     def _decoder_of(self, settings: CaptureSettings) -> Decoder:
         if settings.kind == "camera":
@@ -102,7 +103,7 @@ class Worker:
             return
         while (grabbed := self._grabber.next(timeout=0.1)) is None:
             if self._grabber.reason is not None:
-                self._answer(Ended(self._grabber.reason))
+                self._answer(Ended(self._grabber.reason, self._grabber.media_end))
                 return
             if select.select([self._connection], [], [], 0)[0]:
                 return  # The loop no longer waits: it has sent another question, or has ended.
@@ -114,7 +115,8 @@ class Worker:
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
         assert self._flaws is not None
-        self._answer(FrameReady(height, width, frame.captured_at, index, self._flaws.remark), descriptor)
+        ready = FrameReady(height, width, frame.captured_at, index, frame.media_time, self._grabber.jumps)
+        self._answer(replace(ready, remark=self._flaws.remark), descriptor)
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)

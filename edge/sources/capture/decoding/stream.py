@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
 from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
 from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
 from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
 from rws.edge.sources.capture.decoding.orientation import upright
-from rws.edge.sources.capture.decoding.packets import PacketReader
+from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
+from rws.edge.sources.capture.decoding.timeline import LONGEST_GAP, LONGEST_PAUSE, Timeline
 from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.errors import SourceError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 DROPPED = "dropped"
+_PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
+_INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
 
 class StreamDecoder(Decoder):
@@ -54,8 +57,10 @@ class StreamDecoder(Decoder):
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
-        self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
-        self.finite = not network or bool(self._container.duration)
+        self.fps = credible(self._stream.average_rate) or credible(self._stream.guessed_rate)
+        self._playlist = container.format.name in _PLAYLISTS
+        self.finite = not network or bool(container.duration) or _is_whole_file(container)
+        self.bursts = self._playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
         self._skips = not self.finite and settings.latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
@@ -64,8 +69,14 @@ class StreamDecoder(Decoder):
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
         self._arrivals: dict[int | None, float] = {}
         context = self._stream.codec_context
-        self._damage = DamageTracker(container.format.name, context.name, bytes(context.extradata or b""))
+        # No packet is lost over HTTP: the counters of TS start again if another recording begins.
+        marked = None if self._playlist else container.format.name
+        self._damage = DamageTracker(marked, context.name, bytes(context.extradata or b""))
         self._reader: PacketReader | None = None
+        flags = container.format.flags
+        pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE
+        self._timeline = None if flags & _INVENTS_TIMES else Timeline(pause, 1 / (self.fps or 25))
+        self._packets = 0
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         packets: Iterable[tuple[Packet[Any] | None, float]]
@@ -73,7 +84,8 @@ class StreamDecoder(Decoder):
             packets = ((packet, time.monotonic()) for packet in self._demux())
         else:
             self._reader = PacketReader(self._demux())
-            packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
+            lag = BURST_LAG if self.bursts else CATCH_UP_SECONDS
+            packets = self._reader.fresh(independent=self._jpeg, lag=lag) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
                 self._damage.skipped()
@@ -93,6 +105,21 @@ class StreamDecoder(Decoder):
         # Decoding several frames in parallel delays each of them; a live frame should be new. With slices in parallel,
         # FFmpeg does not look for damage in H.264.
         context.thread_type = "AUTO" if self.finite else "NONE" if context.name == "h264" else "SLICE"
+
+    @property
+    def jumps(self) -> int:
+        """How often its time stamps have jumped."""
+        return 0 if self._timeline is None else self._timeline.jumps
+
+    @property
+    def media_end(self) -> float | None:
+        """When the last frame ends; as declared if it has as many frames as declared."""
+        if self._timeline is None:
+            return None
+        stream = self._stream
+        if self.length is not None and self._packets >= self.length and stream.duration:
+            self._timeline.declare_end(float(((stream.start_time or 0) + stream.duration) * stream.time_base))
+        return self._timeline.end
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -118,6 +145,7 @@ class StreamDecoder(Decoder):
         if len(self._arrivals) > 64:
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
+        self._packets += packet.size > 0
         if self._jpeg and packet.size and (flaw := encoded_flaw(_from_start(bytes(packet)), self._max_pixels)):
             yield lost_frame(now, flaw)
             return
@@ -135,6 +163,14 @@ class StreamDecoder(Decoder):
             for known, damaged in self._damage.rest():
                 yield self._to_image(known, damaged, now)
 
+    def _media_time(self, frame: av.VideoFrame) -> float | None:
+        if self._timeline is None:
+            return None
+        # AVI has the order of decoding only.
+        stamp = frame.dts if self._container.format.name == "avi" else frame.pts
+        base = float(self._stream.time_base)
+        return self._timeline.place(None if stamp is None else stamp * base, frame.duration * base)
+
     def _failure(self) -> str:
         context = self._stream.codec_context
         if context.width * context.height > self._max_pixels:
@@ -145,7 +181,13 @@ class StreamDecoder(Decoder):
         arrived = self._arrivals.pop(frame.pts, now)
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
         pixels = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
-        return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame))
+        return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame), self._media_time(frame))
+
+
+def _is_whole_file(container: Any) -> bool:
+    """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
+    name = container.format.name
+    return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")
 
 
 def _from_start(jpeg: bytes) -> bytes:

@@ -34,14 +34,14 @@ class DamageTracker:
     all frames that were decoded before it are known; without B-frames it never waits.
 
     Args:
-        container: FFmpeg's name of the container.
+        container: FFmpeg's name of the container; None if its marks of damage mean nothing.
         codec: FFmpeg's name of the codec.
         header: the codec's data for all packets, b"" if there are none.
     """
 
-    def __init__(self, container: str, codec: str, header: bytes) -> None:
+    def __init__(self, container: str | None, codec: str, header: bytes) -> None:
         # In MPEG-TS, FFmpeg's parser puts the mark of a damaged packet on the one before.
-        self._marks_are_early, self._marked, self._codec = "mpegts" in container, False, codec
+        self._container, self._marked, self._codec = container or "", False, codec
         # H.264 in MP4 and Matroska: bytes of the length before each part of a packet.
         self._prefix = (header[4] & 3) + 1 if header[:1] == b"\1" and len(header) > 4 else 0
         self._count = 0
@@ -67,9 +67,10 @@ class DamageTracker:
         disposable, refresh = _look_into(bytes(packet), self._prefix) if self._codec == "h264" else (False, 0)
         if disposable:
             self._disposable.append(number)
-        if self._marked or (packet.is_corrupt and not self._marks_are_early):
+        marked = packet.is_corrupt and bool(self._container)
+        if self._marked if self._container == "mpegts" else marked:
             self._damaged.append(number)
-        self._marked = packet.is_corrupt and self._marks_are_early
+        self._marked = marked
         if refresh and not self._refresh_left:
             self._refresh_began, self._refresh_left = number, refresh
         elif self._refresh_left and not disposable:
