@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rws.edge.common.files import atomic_path
-from rws.errors import InputError
+from rws.edge.common.files import atomic_path, open_regular
+from rws.errors import InputError, first_line
 from rws.training.models.allocator import keep_freed_memory
 
 Report = Callable[[dict[str, Any]], None]
@@ -124,9 +124,13 @@ def train(
 def _resumed_epochs(checkpoint: Path | None, identity: str, parts: dict[str, Any]) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    if state["identity"] != identity:
-        raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start again")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epoch"])
+    try:
+        with open_regular(checkpoint) as file:
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        if state["identity"] == identity:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            return int(state["epoch"])
+    except Exception as error:  # what a damaged file makes torch and its unpickler raise has no base in common
+        raise InputError(f"{checkpoint}: is damaged ({first_line(error)}); remove it to start again") from error
+    raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start again")
