@@ -11,7 +11,7 @@ from rws.edge.common.files import OpenFolder
 from rws.errors import BundleError
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
-LARGEST_MANIFEST = 16 * 2**20
+_LARGEST_MANIFEST = 16 * 2**20
 _MOST_EXCHANGES = 100  # of the folder, during one reading
 
 
@@ -44,7 +44,7 @@ class BundleFiles:
 
     @classmethod
     def _read(cls, path: Path, opened: OpenFolder) -> "BundleFiles":
-        document = _read(opened, path / MANIFEST, LARGEST_MANIFEST)
+        document = _read(opened, path / MANIFEST, _LARGEST_MANIFEST)
         manifest = Manifest.parse(document, str(path / MANIFEST))
         contents = {name: _read_file(opened, path / name, manifest.files[name]) for name in FILES}
         return cls(path, document, manifest, contents)
@@ -53,6 +53,12 @@ class BundleFiles:
     def size(self) -> int:
         """The size of all files, bytes."""
         return len(self.document) + sum(map(len, self.contents.values()))
+
+
+def read_document(folder: Path) -> bytes:
+    """Return the bytes of a bundle's manifest; raise BundleError if it is no regular file, or too large."""
+    with _opened(folder) as opened:
+        return _read(opened, folder / MANIFEST, _LARGEST_MANIFEST)
 
 
 def read_file(path: Path, expected: FileSpec) -> bytes:

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
 from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
@@ -16,6 +16,8 @@ from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import BundleError, RwsError
 from rws.oracle.policy import GainTable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +134,13 @@ def check_bundle_folder(target: Path) -> None:
         )
 
 
-def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
+def publish(target: Path, document: bytes, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
+    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`."""
     with atomic_path(target, folder=True) as temporary:
-        for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
+        for name, content in {**contents, MANIFEST: document}.items():
             (temporary / name).write_bytes(content)
         try:
-            return replace(Bundle.load(temporary), path=target)
+            return check(temporary)
         except RwsError as error:
             raise type(error)(str(error).replace(str(temporary), str(target))) from error
 
@@ -149,6 +151,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
-        return publish(target, manifest, contents)
+        return replace(publish(target, manifest.to_bytes(), contents, Bundle.load), path=target)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

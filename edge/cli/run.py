@@ -131,6 +131,10 @@ def run(
     watch: Annotated[
         bool, typer.Option("--watch", help="If the bundle's folder changes, verify the new bundle and swap to it.")
     ] = False,
+    other_classes: Annotated[
+        bool,
+        typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
+    ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
     timings: Annotated[
         bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
@@ -182,6 +186,7 @@ def run(
         stall,
         label,
         watch,
+        other_classes,
         limit,
     )
     RunSession(asked).run()

@@ -19,6 +19,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.swap import check_same_classes
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
@@ -56,6 +57,7 @@ class RunOptions:
     stall: float
     label: str
     watch: bool
+    other_classes: bool
     limit: int | None
 
 
@@ -109,6 +111,7 @@ class RunSession:
             # Before the bundle is loaded, so that no change goes unseen.
             self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
         bundle = Bundle.load(options.bundle)
+        self._classes = bundle.manifest.classes
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
@@ -211,6 +214,8 @@ class RunSession:
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
+        if not self._options.other_classes:
+            check_same_classes(self._classes, "the run", bundle.manifest.classes, bundle.path)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
