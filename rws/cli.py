@@ -105,13 +105,12 @@ def _errors_in_one_line() -> Iterator[None]:
         error.message = shown(_with_suggestion(error.message))
         raise
     except RwsError as error:
-        raise _failed(str(error), error.exit_code) from error
+        raise _failed(f"{error}{_cure(error.__cause__)}", error.exit_code) from error
     except BrokenPipeError:
         raise  # Whoever read our output has gone: Typer ends quietly.
     except OSError as error:
         named = "" if error.filename is None else f"{error.filename}: "
-        cure = _CURES.get(error.errno or 0, "")
-        raise _failed(f"{named}{error.strerror or error}{cure}", RwsError.exit_code) from error
+        raise _failed(f"{named}{error.strerror or error}{_cure(error)}", RwsError.exit_code) from error
     except MemoryError as error:
         raise _failed(f"{os.strerror(errno.ENOMEM)}{_CURES[errno.ENOMEM]}", RwsError.exit_code) from error
     except (KeyboardInterrupt, ImportError) as error:
@@ -122,6 +121,10 @@ def _errors_in_one_line() -> Iterator[None]:
                 raise
             raise _failed(f"{error}{_CURES[lacking[0]]}", RwsError.exit_code) from error
         raise _failed("interrupted", _INTERRUPTED) from error
+
+
+def _cure(error: BaseException | None) -> str:
+    return _CURES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def _hide_unless_verbose(unraisable: Any) -> None:
