@@ -17,7 +17,8 @@ def map_array(path: Path) -> NDArray[Any]:
     """
     try:
         open_regular(path).close()
-        return np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # of the lengths in the header
+            return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror or error}); give an .npy file") from error
     except Exception as error:  # the header is Python's own syntax, and NumPy hands on what its parser raises

@@ -1,6 +1,7 @@
 """The one training loop of the project: stopped anywhere, it goes on from its checkpoint to the same bytes."""
 
 import math
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -126,6 +127,10 @@ def _resumed_epochs(checkpoint: Path | None, identity: str, parts: dict[str, Any
         return 0
     try:
         with open_regular(checkpoint) as file:
+            # torch does not look at the checksums that it writes.
+            if damaged := zipfile.ZipFile(file).testzip():
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")  # noqa: TRY301
+            file.seek(0)
             state = torch.load(file, weights_only=True, map_location="cpu")
         if state["identity"] == identity:
             for name, part in parts.items():
