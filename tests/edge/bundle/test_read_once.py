@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -13,7 +12,7 @@ from rws.edge.bundle.manifest import FILES, MANIFEST
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.swap import switch_bundle
-from rws.edge.common import files
+from rws.edge.common.files import OpenFolder
 from rws.edge.pipeline import Pipeline
 
 
@@ -27,15 +26,15 @@ def counts(monkeypatch):
 
         def counted(*arguments, **options):
             if arguments:
-                found[key(arguments[0])] += 1
+                found[key(*arguments)] += 1
             return original(*arguments, **options)
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(files, "read_regular", lambda path: Path(path).name)
+    count(OpenFolder, "read", lambda folder, name, limit: name)
     count(hashlib, "sha256", lambda content: "hashed")
     count(onnx, "load_model_from_string", lambda content: "parsed")
-    count(onnxruntime, "InferenceSession", lambda source: "sessions")
+    count(onnxruntime, "InferenceSession", lambda *source: "sessions")
     return found
 
 
