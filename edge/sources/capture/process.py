@@ -113,8 +113,10 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
-            assert self._memory is not None
             shape = (message.height, message.width, 3)
+            if self._memory is None or self._memory.size < math.prod(shape):
+                self.kill()
+                return Ended("the memory of a frame cannot be opened: descriptors or memory are short")
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
             return Frame(message.index, image, message.captured_at, self.settings.name)
         if isinstance(message, Ended):
@@ -162,7 +164,8 @@ class CaptureProcess:
                 return None
             self._unread += data
             for descriptor in descriptors:
-                self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
+                with contextlib.suppress(OSError):  # `answer` reports what is missing
+                    self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
                 os.close(descriptor)
         line, self._unread = self._unread.split(b"\n", 1)
         return line
