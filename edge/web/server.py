@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -29,8 +29,10 @@ from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.connections import Connections
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
+from rws.errors import first_line
 from rws.oracle.belief import FAMILIES
-from rws.records import Frame
+from rws.records import Frame, SinkStatus
+from rws.text import shown
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
@@ -92,6 +94,11 @@ class PageServer(Closing):
         return len(self._streams)
 
     @property
+    def sink_status(self) -> SinkStatus:
+        """Whether it serves, and the images that it has encoded for its viewers."""
+        return self._encoder.status
+
+    @property
     def wants_comparison(self) -> bool:
         """Whether viewers need the next frame compared with the clean model: one frame per event is enough for them."""
         return bool(self._streams) and time.monotonic() >= self._compared_at + EVENT_PERIOD
@@ -124,9 +131,12 @@ class PageServer(Closing):
         try:
             asyncio.run(self._serve(listener, started))
         except Exception as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+            if not started.done():
+                started.set_exception(error)
+                return
+            reason = shown(f"the page is no longer served ({first_line(error)})")
+            self._encoder.status = replace(self._encoder.status, state="failed", error=reason)
+            log.warning(reason)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -201,7 +211,7 @@ class PageServer(Closing):
 
     async def _health(self, request: web.Request) -> web.Response:
         found = health(self.monitor.status(), self.stale_after)
-        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.status == "ok" else 503)
+        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.serves else 503)
 
     async def _stream(
         self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,11 @@ _WORKER = Path(__file__).with_name("worker.py")
 Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
-def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `worker.py`; see `Start`. A `SourceError` on Windows, an OSError if descriptors or memory are short."""
+def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start `worker.py`, with `stdin` as its standard input; see `Start`.
+
+    A `SourceError` on Windows, an OSError if descriptors or memory are short.
+    """
     if os.name == "nt":
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
@@ -48,9 +52,7 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
     # In a new session: Ctrl-C in a terminal is for the loop alone.
     command = [sys.executable, str(_WORKER), *map(str, descriptors)]
     try:
-        process = subprocess.Popen(
-            command, pass_fds=descriptors, env=env, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=stdin, start_new_session=True)
     except OSError:
         ours.close()
         raise
@@ -62,8 +64,11 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
 class CaptureProcess:
     """A process that captures. Call `open` once, then `ask` for each frame; `answer` waits for each answer."""
 
-    def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
-        self.settings, self._start = settings, start
+    def __init__(self, settings: CaptureSettings, start: Start | None = None) -> None:
+        # A pipe that this process has inherited is the standard input of the other one.
+        piped = settings.kind == "pipe" and isinstance(settings.target, int)
+        self.settings = settings
+        self._start = start or (partial(start_worker, stdin=int(settings.target)) if piped else start_worker)
         self._counters_descriptor = shared_memory(Counters.SIZE)
         self.counters = Counters(self._counters_descriptor)  # over all processes of this object
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,7 +126,8 @@ class CaptureProcess:
             return Frame(message.index, image, message.captured_at, self.settings.name)
         if isinstance(message, Ended):
             # Libraries repeat the address in their messages.
-            return Ended(shown(message.reason.replace(str(self.settings.target), self.settings.name)))
+            reason, target = message.reason, self.settings.target
+            return Ended(shown(reason.replace(target, self.settings.name) if isinstance(target, str) else reason))
         assert isinstance(message, Opened)
         return message
 
