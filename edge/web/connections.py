@@ -16,9 +16,10 @@ from prometheus_client.registry import Collector
 
 from rws.edge.common.descriptors import free_descriptors
 
-# A browser opens six connections at most, so that this is eight open pages; the others are for who has not said yet
-# who they are: enough of them for a page that is being opened while somebody else floods the server.
-MAX_KNOWN, MAX_UNKNOWN = 48, 32
+# An open page is two viewers, of images and events; what remains of the known ones is for short requests, so that
+# viewers cannot keep a health check out. The unknown ones have not said yet who they are: enough of them for somebody
+# who opens the page while others flood the server.
+MAX_KNOWN, MAX_VIEWERS, MAX_UNKNOWN = 48, 32, 32
 RESERVE = 32  # descriptors for the rest of the run: a capture process that is restarted, a bundle that is swapped
 FEWEST = 4  # of each kind, however few descriptors there are
 REQUEST_TIMEOUT = 10.0  # seconds in which a new connection has to send its request line and headers
@@ -65,6 +66,7 @@ class Connections(Collector):
         self.refused = Counter(dict.fromkeys(REASONS, 0))
         share = min(1.0, max(0, free_descriptors() - RESERVE) / (MAX_KNOWN + MAX_UNKNOWN))
         self.max_known = max(FEWEST, int(MAX_KNOWN * share))
+        self.max_viewers = self.max_known * MAX_VIEWERS // MAX_KNOWN
         self.max_unknown = max(FEWEST, int(MAX_UNKNOWN * share))
         self._listener = listener
         self._open: dict[asyncio.BaseTransport, Connection] = {}  # the oldest one first
