@@ -90,12 +90,12 @@ def test_the_owner_gets_through_a_flood_from_the_same_address(guarded):
     for thread in floods:
         thread.start()
     try:
-        answers = [get(guarded, "/health", **BEARER)[0] for _ in range(20)]
+        answers = [get(guarded, "/health", **BEARER)[0] for _ in range(10)]
     finally:
         stop.set()
         for thread in floods:
             thread.join()
-    assert answers == [200] * 20
+    assert answers == [200] * 10
 
 
 def test_late_requests_are_closed_however_slowly_they_come(guarded, monkeypatch):
@@ -267,8 +267,8 @@ with PageServer("127.0.0.1:0", monitor, token="{TOKEN}") as server:
             assert get(server, "/health", **BEARER)[0] == 200
             assert int(go_on()) >= connections.RESERVE - 4
             assert go_on() == "none left"
-            more = [stack.enter_context(connect(server, b"GET /")) for _ in range(20)]
-            assert len(more) == 20
+            for _ in range(20):
+                stack.enter_context(connect(server, b"GET /"))
             time.sleep(0.5)
             assert go_on() == "some again"
             wait_until(lambda: metrics(server)[0].get("no_descriptor", 0) >= 1)
