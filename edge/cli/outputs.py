@@ -62,7 +62,7 @@ class Outputs:
         if options.csv is not None:
             self._write("csv", CsvSink(options.csv, endless=source.live, on_close=source.stop))
         if options.save is not None:
-            self._write("save", VideoSink(options.save, source.fps, endless=source.live))
+            self._write("save", VideoSink(options.save, source.fps, source=source))
         if options.serve is not None:
             from rws.edge.web import PageServer
 

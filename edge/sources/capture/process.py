@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class CaptureProcess:
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
         self._question = 0
+        self._jumped = False
         self._stuck: subprocess.Popen[bytes] | None = None
         self._why_not = ""  # why no process runs
 
@@ -123,11 +125,15 @@ class CaptureProcess:
                 self.kill()
                 return Ended("the memory of a frame cannot be opened: descriptors or memory are short")
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
-            return Frame(message.index, image, message.captured_at, self.settings.name)
+            if message.jumps and not self._jumped:
+                self._jumped = True
+                log.warning("%s: its time stamps jump; what lies between its parts is left out", self.settings.name)
+            return Frame(message.index, image, message.captured_at, self.settings.name, message.media_time)
         if isinstance(message, Ended):
             # Libraries repeat the address in their messages.
             reason, target = message.reason, self.settings.target
-            return Ended(shown(reason.replace(target, self.settings.name) if isinstance(target, str) else reason))
+            named = reason.replace(target, self.settings.name) if isinstance(target, str) else reason
+            return replace(message, reason=shown(named))
         assert isinstance(message, Opened)
         return message
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
+# A live playlist is entered at its newest segment.
+_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
 _HTTP = ("http://", "https://")
 _RTSP = ("rtsp://", "rtsps://")
 _TRANSPORTS = {"auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}}
