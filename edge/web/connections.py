@@ -47,7 +47,7 @@ REASONS = (
 class Connection:
     """A connection, the client's address (of IPv6 the network), and when its next request is due at the latest."""
 
-    transport: asyncio.BaseTransport
+    transport: asyncio.Transport
     address: str
     deadline: float
     known: bool = False  # whether it has had access once
@@ -69,7 +69,7 @@ class Connections(Collector):
         self.max_viewers = self.max_known * MAX_VIEWERS // MAX_KNOWN
         self.max_unknown = max(FEWEST, int(MAX_UNKNOWN * share))
         self._listener = listener
-        self._open: dict[asyncio.BaseTransport, Connection] = {}  # the oldest one first
+        self._open: dict[asyncio.Transport, Connection] = {}  # the oldest one first
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""

@@ -192,7 +192,7 @@ def test_viewers_have_a_limit_and_then_get_503(guarded):
             status, headers, body = get(guarded, path, **BEARER)
             assert (status, headers["Retry-After"]) == (503, "5")
             assert body == b"too many viewers have the page open; try again later\n"
-        # Short requests have room of their own.
+        # Short requests have other room.
         assert get(guarded, "/health", **BEARER)[0] == 200
         assert metrics(guarded)[0] == {"too_many": 2}
     wait_until(lambda: guarded.viewers == 0)
