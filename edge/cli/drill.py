@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, optional
 from rws.terminal import console as line_console
 from rws.terminal import result_console
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def drill(
     bundle: BundleOption = None,
+    key: KeyOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip what takes longer than a few seconds.")] = False,
     only: Annotated[str | None, optional(help="Only the faults whose name contains this text.")] = None,
     video: Annotated[Path | None, optional(help="An H.264 file to play, and to damage; default: generated.")] = None,
@@ -44,12 +45,13 @@ def drill(
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
     """
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.keys import trusted_keys
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
     console = line_console()
-    loaded = Bundle.load(bundle)
+    loaded = Bundle.load(bundle, trusted_keys(key))
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:

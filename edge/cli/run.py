@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rws import terminal
-from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption, argument, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, ThreadsOption, argument, optional
 
 SOURCES = """\
 `rws run` needs a source:
@@ -71,6 +71,7 @@ def run(
         ),
     ] = None,
     bundle: BundleOption = None,
+    key: KeyOption = None,
     save: Annotated[Path | None, optional(help="Write the annotated frames to this .mp4.")] = None,
     jsonl: Annotated[
         Path | None, optional(callback=terminal.claim_stdout, help="Write one JSON line per frame here; -: stdout.")
@@ -197,6 +198,7 @@ def run(
     asked = RunOptions(
         tuple(source),
         bundle,
+        tuple(key or ()),
         model,
         outputs,
         independent,

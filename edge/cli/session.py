@@ -17,6 +17,7 @@ from rich.text import Text
 from rws import terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.keys import trusted_keys
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.swap import check_same_classes
@@ -47,6 +48,7 @@ class RunOptions:
 
     source: tuple[str, ...]
     bundle: Path | None
+    keys: tuple[Path, ...]  # public; () if any bundle may run
     model: ModelOptions
     outputs: OutputOptions
     independent: bool | None
@@ -102,7 +104,7 @@ class RunSession:
             raise errors[0] if len(errors) == 1 else type(errors[0])("; ".join(map(str, errors)))
 
     def _open(self, stack: ExitStack) -> None:
-        options = self._options
+        options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
         self._live = source.live
@@ -111,8 +113,9 @@ class RunSession:
         self._single = self._images and source.length == 1
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
-        bundle = Bundle.load(options.bundle)
+            watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
+            self._watch = stack.enter_context(watch)
+        bundle = Bundle.load(options.bundle, keys)
         self._classes = bundle.manifest.classes
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))

@@ -8,7 +8,7 @@ import pytest
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
-from rws.edge.bundle.manifest import FILES, MANIFEST
+from rws.edge.bundle.manifest import FILES, FOLDER, MANIFEST
 from rws.edge.bundle.swap import switch_bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.errors import RwsError
@@ -87,7 +87,7 @@ def test_the_folder_is_looked_at_once_an_interval(bundle_path, monkeypatch):
     monkeypatch.setattr(os, "stat", lambda *arguments, **more: looks.append(arguments) or stat(*arguments, **more))
     for _ in range(16):
         watched.step(0.25)
-    assert len(looks) == 4 * len((MANIFEST, *FILES))
+    assert len(looks) == 4 * len(FOLDER)
 
 
 @pytest.mark.parametrize("order", [(MANIFEST, *FILES), (*FILES, MANIFEST), (FILES[0], MANIFEST, *FILES[1:])])
