@@ -8,6 +8,8 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,15 +24,18 @@ from rws.edge.common.child import python_command
 from rws.edge.faults.fakes import Step, faulty, images, poisoned, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
+from rws.edge.faults.peers import HostilePeers, read_refused
+from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.base import Sink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sources.test_pattern import PatternSource
-from rws.errors import SourceError
+from rws.errors import MissingExtraError, SourceError
 from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
+TOKEN = "the-drills-token"
 
 
 @fault(
@@ -235,6 +240,47 @@ def _broken_bundle(drill: Drill) -> None:
     drill.check(switched != [] and len(built) == 1, "the good one takes over")
 
 
+@fault(
+    "hostile peers of the page",
+    "The loop goes on at its own speed; connections are few, each refusal is counted once, and the owner is answered.",
+    slow=True,
+)
+def _hostile_peers(drill: Drill) -> None:
+    try:
+        from rws.edge.web import PageServer
+    except MissingExtraError as error:
+        raise NotHereError(str(error)) from error
+    source, answers = PatternSource(64, 64, 30.0), Counter[int]()
+    with PageServer("127.0.0.1:0", Monitor(source), token=TOKEN) as page, HostilePeers(page.port, TOKEN) as peers:
+        owner = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        owner.open(page.url_with_token, timeout=5).close()
+
+        def attack() -> None:
+            while peers.made.total() < 1000:
+                peers.attack(20)
+                peers.drip()
+                with owner.open(page.url + "page.css", timeout=5) as answer:
+                    answers[answer.status] += 1
+                time.sleep(0.05)
+
+        attacker = threading.Thread(target=attack, daemon=True)
+        attacker.start()
+        seen = drill.play(source, lambda _: not attacker.is_alive(), sinks=[page])
+        peers.close()
+        time.sleep(2.0)  # the page notices within half a second
+        with owner.open(page.url + "metrics", timeout=5) as answer:
+            refused, still_open = read_refused(answer.read().decode())
+    age = float(np.median([one.result.age_ms for one in seen]))
+    made, viewers = peers.made.total(), peers.made["viewer that never reads"]
+    drill.say(f"{made} connections of {len(peers.made)} kinds, {answers[200]} answers to the owner meanwhile")
+    drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, {source.dropped} dropped")
+    drill.check(made == 1000 and answers == {200: 50}, "the owner is answered each time")
+    # A viewer that leaves before it is too slow has done nothing wrong.
+    drill.check(made - viewers <= refused.total() <= made, "each refusal is counted once")
+    drill.check(still_open <= 2, "no connection is left open")
+    drill.check(age < 50, "the loop does not wait for them")
+
+
 def _terminate(drill: Drill, number: signal.Signals) -> None:
     rows, report = drill.folder / "rows.jsonl", drill.folder / "summary.json"
     command = ["run", "pattern:64x64@50", "--bundle", drill.bundle.path, "--jsonl", rows, "--json", report]
@@ -258,5 +304,5 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The current frame is finished, files are complete, the exit code is 0."
-CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle]
+CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle, _hostile_peers]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]
