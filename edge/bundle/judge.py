@@ -192,10 +192,7 @@ def answer() -> None:
     except Exception as error:
         text = first_line(error)
         full = isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
-        own = isinstance(error, RwsError)
-        verdict = {
-            "error": "MemoryError" if full else type(error).__name__,
-            "message": printable(text if own else f"{path}: {type(error).__name__}: {text}")[:MAX_TEXT],
-        }
+        message = printable(text if str(path) in text else f"{path}: {text}")[:MAX_TEXT]
+        verdict = {"error": "MemoryError" if full else type(error).__name__, "message": message}
     os.write(output, json.dumps(verdict).encode())
     os._exit(0)
