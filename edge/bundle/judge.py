@@ -116,6 +116,7 @@ class Judge:
         files = self._files
         parts = [files.document, *(files.contents[name] for name in FILES)]
         about = {"path": str(files.path), "sizes": [len(part) for part in parts], "limits": asdict(self._limits)}
+        about["parent"] = os.getpid()
         with suppress(OSError), stdin:  # a child that has died is noticed where its answer is read
             for part in (json.dumps(about).encode() + b"\n", *parts):
                 stdin.write(part)
@@ -185,6 +186,8 @@ def answer() -> None:
     verdict: dict[str, Any]
     try:
         confine(Limits(**about["limits"]))
+        if sys.platform == "linux" and os.getppid() != about["parent"]:
+            os._exit(1)  # nobody waits for an answer
         manifest = Manifest.parse(document, str(path))
         bundle = Bundle.parse(BundleFiles(path, document, manifest, dict(zip(FILES, contents, strict=True))))
         tested = self_test(bundle, bundle.model(ModelOptions(threads=1, provider="cpu")))

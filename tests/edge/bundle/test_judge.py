@@ -49,10 +49,8 @@ def instead(child):
 
     def replace(*lines):
         body = "\n    ".join(lines)
-        code = (
-            f"import rws.edge.bundle.self_test as module\ndef run(bundle, model):\n    {body}\n    return [str(found)]"
-        )
-        child(f"{code}\nmodule.self_test = run", then="as before")
+        function = f"def run(bundle, model):\n    {body}\n    return [str(found)]"
+        child(f"import rws.edge.bundle.self_test as module\n{function}\nmodule.self_test = run", goes_on=True)
 
     return replace
 
@@ -191,11 +189,10 @@ class TestRights:
         assert found in ("OSError", "PermissionError", "BlockingIOError", "RuntimeError", "error", "ValueError")
 
     def test_root_becomes_nobody(self, tiny_bundle, instead):
-        instead(
-            "import ctypes, os", "found = (*os.getresuid(), os.getgroups(), ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))"
-        )
+        no_new_rights = "ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)"
+        instead("import ctypes, os", f"found = [{no_new_rights}, os.getgroups(), *os.getresuid()]")
         (found,) = judge(BundleFiles.read(tiny_bundle.path)).tested
-        *users, groups, no_new_rights = eval(found)
+        no_new_rights, groups, *users = json.loads(found)
         assert no_new_rights == 1
         if os.geteuid() == 0:
             assert 0 not in users
@@ -208,7 +205,8 @@ class TestRights:
         (found,) = judge(BundleFiles.read(tiny_bundle.path)).tested
         assert "RWS_" not in found
 
-    def test_it_ends_with_the_process_that_waits_for_it(self, bundle_path):
+    @pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0])
+    def test_it_ends_with_the_process_that_waits_for_it(self, bundle_path, seconds):
         make_costly(bundle_path)
         code = f"""
 from rws.edge.bundle import judge as module
@@ -224,7 +222,7 @@ module.judge(BundleFiles.read({str(bundle_path)!r}))
         parent = subprocess.Popen(python_command(code), stdout=subprocess.PIPE)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        time.sleep(1.5)  # past the moment when its rights are gone
+        time.sleep(seconds)  # before and after the moment when its rights are gone
         assert alive(child)
         parent.kill()
         parent.communicate()
