@@ -115,8 +115,12 @@ class Judge:
     def _send(self, stdin: IO[bytes]) -> None:
         files = self._files
         parts = [files.document, *(files.contents[name] for name in FILES)]
-        about = {"path": str(files.path), "sizes": [len(part) for part in parts], "limits": asdict(self._limits)}
-        about["parent"] = os.getpid()
+        about = {
+            "parent": os.getpid(),
+            "path": str(files.path),
+            "sizes": [len(part) for part in parts],
+            "limits": asdict(self._limits),
+        }
         with suppress(OSError), stdin:  # a child that has died is noticed where its answer is read
             for part in (json.dumps(about).encode() + b"\n", *parts):
                 stdin.write(part)

@@ -36,7 +36,7 @@ def endless(network: bytes, side: int = 4096, products: int = 10_000) -> bytes:
     steps += [f"m{i + 1} = MatMul(m{i}, m0)" for i in range(products)]
     steps += [f"rest = ReduceMean <keepdims = 0> (m{products})", f"{output} = Add(plain, rest)"]
     proto.graph.node.extend(map(onnx.parser.parse_node, steps))
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 class FakeTime:
