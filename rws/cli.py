@@ -113,7 +113,7 @@ def _errors_in_one_line() -> Iterator[None]:
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
         print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # stderr is full or closed
         print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 

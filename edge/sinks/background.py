@@ -163,11 +163,11 @@ class BackgroundSink:
             log.warning("%s failed too: %s", self.name, first_line(self._error))
 
     def _wait_for(self, room: int) -> None:
-        since, told = time.monotonic(), False
+        since, warned = time.monotonic(), False
         while len(self._queue) >= room and self.when_full == "wait":
             self._changed.wait(LOOK_AGAIN)
-            if not told and time.monotonic() - since > STUCK:
-                told = True
+            if not warned and time.monotonic() - since > STUCK:
+                warned = True
                 log.warning("%s has not taken a frame for %g s; the run waits for it", self.name, STUCK)
 
     def _raise(self) -> None:
