@@ -10,6 +10,7 @@ from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.judge import judge
 from rws.edge.bundle.manifest import Manifest
+from rws.edge.common.files import locked, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
@@ -34,8 +35,17 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
     InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `judge`.
+    InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    try:
+        with locked(current):
+            return _switch(current, new, other_classes)
+    except OSError as error:
+        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+
+
+def _switch(current: Path, new: Path, other_classes: bool) -> Switched:
     place = Path(os.path.realpath(current))
     files = BundleFiles.read(new)
     if place == new:
@@ -45,13 +55,10 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     if place.exists() and not other_classes:
         _check_classes(current, files)
     verdict = judge(files)
-    try:
-        if current.is_symlink():
-            _point(current, files)
-        else:
-            _copy(files, place)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    if current.is_symlink():
+        _point(current, files)
+    else:
+        _copy(files, place)
     return Switched(current, files.manifest, verdict.signatures)
 
 
@@ -90,6 +97,7 @@ def _point(link: Path, bundle: BundleFiles) -> None:
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))
     target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place
+    remove_leftovers(link)
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.symlink_to(target)

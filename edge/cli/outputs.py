@@ -62,7 +62,7 @@ class Outputs:
         if options.csv is not None:
             self._write("csv", CsvSink(options.csv, endless=source.live, on_close=source.stop))
         if options.save is not None:
-            self._write("save", VideoSink(options.save, source.fps, endless=source.live))
+            self._write("save", VideoSink(options.save, source.fps, source=source))
         if options.serve is not None:
             from rws.edge.web import PageServer
 
@@ -78,8 +78,8 @@ class Outputs:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks at the page."""
-        return self._page is not None and self._page.viewers > 0
+        """Whether somebody looks at the page and needs the next frame compared with the clean model."""
+        return self._page is not None and self._page.wants_comparison
 
     def status(self) -> dict[str, SinkStatus]:
         """Return the state and the counters of each output by its option's name."""

@@ -55,6 +55,8 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    rtsp_transport: str
+    poll: float
     label: str
     watch: bool
     other_classes: bool
@@ -142,6 +144,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
+            rtsp_transport=options.rtsp_transport,
+            poll=options.poll,
         )
 
     def _loop(self) -> None:

@@ -41,6 +41,7 @@ class SourceStatus:
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
     error: str  # likewise
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no images, by suffix
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":
@@ -52,6 +53,7 @@ class SourceStatus:
             error=shown(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
+            left_out=dict(source.left_out),
             **{name: getattr(source, name) for name in copied},
         )
 

@@ -4,17 +4,21 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+RTSP_TRANSPORTS = ("auto", "tcp", "udp")  # auto: TCP, or UDP if the camera refuses it
+
 
 @dataclass(frozen=True)
 class CaptureSettings:
     """What to open and how; `Opened` or `Ended` answers."""
 
-    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
-    kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
+    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL; a descriptor of the loop
+    kind: Literal["camera", "file", "pipe", "network"]  # OpenCV reads a camera, PyAV the others
     name: str  # for people, printable; of a URL scheme and host only
     latest: bool | None = (
         None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
     )
+    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
+    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Opened:
     fps: float | None
     length: int | None
     finite: bool
+    bursts: bool = False  # a live stream whose frames arrive many at a time
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class FrameReady:
     width: int
     captured_at: float
     index: int
+    media_time: float | None = None
+    jumps: int = 0  # of the source's time stamps since it was opened
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Ended:
     """There are no more frames, or the source could not be opened; `reason` is "" for a regular end."""
 
     reason: str
+    media_end: float | None = None  # when the last frame ends, as in `Frame.media_time`
 
 
 Message = CaptureSettings | Next | Opened | FrameReady | Ended

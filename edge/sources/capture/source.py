@@ -50,7 +50,7 @@ class CapturedSource(Source):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
-        self.name, self.live, self.state = settings.name, settings.kind != "file", "opening"
+        self.name, self.live, self.state = settings.name, settings.kind not in ("file", "pipe"), "opening"
         self._settings, self._sleep = settings, sleep
         self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
@@ -103,12 +103,13 @@ class CapturedSource(Source):
             yield
             waited += TICK
             # The process has its own time limit; this one covers a driver that hangs.
-            if waited > OPEN_TIMEOUT + 2 or self.stopped:
+            # A pipe waits for its writer.
+            if (waited > OPEN_TIMEOUT + 2 and self._settings.kind != "pipe") or self.stopped:
                 self._kill()
                 return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
             return answer.reason
-        self.fps, self.length = answer.fps, answer.length
+        self.fps, self.length, self.bursts = answer.fps, answer.length, answer.bursts
         self.live = not answer.finite
         self._is_open = True
         self._openings += 1
@@ -118,7 +119,7 @@ class CapturedSource(Source):
     def _read(self) -> Generator[Frame | None, None, str | None]:
         self._count()
         received_before, rejected_before = self.received, self.rejections
-        self._stall.opened()
+        self._stall.opened(self.fps if self.live else None)
         while not self.stopped:
             self._capture.ask()
             alive = self._signs_of_life()
@@ -131,6 +132,7 @@ class CapturedSource(Source):
                 if self._stall.waited(TICK, alive != alive_before) and self.live:
                     return self._give_up(self.received > received_before, rejected_before)
             if isinstance(answer, Ended):
+                self.media_end = answer.media_end
                 return answer.reason or None
             assert isinstance(answer, Frame)
             rejected_before = self.rejections
@@ -187,7 +189,9 @@ class CapturedSource(Source):
         if self.received == self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items()) or "it is empty"
             raise SourceError(f"{self.name}: holds no usable frame ({reasons})")
-        if self.length is not None and self.received < self.length:
+        # The number of frames may be an estimate, from a rate that is not constant.
+        played = max(self.received, (self.media_end or 0.0) * (self.fps or 0.0))
+        if self.length is not None and played < 0.99 * self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
 
 

@@ -298,7 +298,7 @@ class TestAbusiveFolders:
     def test_a_longer_file(self, bundle_path, name):
         with open(bundle_path / name, "ab") as file:
             file.write(b"x")
-        assert_refused(bundle_path, f"{name}: too long")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(has \d+ bytes, expected at most \d+\)")
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(name=st.sampled_from(FILES), place=st.integers(0, 10**6), flip=st.integers(1, 255))
@@ -314,16 +314,16 @@ class TestAbusiveFolders:
     def test_a_link_out_of_the_folder(self, bundle_path, tmp_path, name):
         (bundle_path / name).rename(tmp_path / "outside")
         (bundle_path / name).symlink_to(tmp_path / "outside")
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
 
     @pytest.mark.parametrize("name", ["bundle.json", *FILES])
     def test_a_pipe_or_a_folder_in_place_of_a_file(self, bundle_path, name):
         (bundle_path / name).unlink()
         os.mkfifo(bundle_path / name)
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
         (bundle_path / name).unlink()
         (bundle_path / name).mkdir()
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
 
     def test_a_manifest_too_large_to_read(self, bundle_path):
         with open(bundle_path / "bundle.json", "ab") as file:

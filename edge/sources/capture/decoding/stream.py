@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
-from rws.edge.sources.capture.decoding.packets import PacketReader
-from rws.errors import SourceError, first_line
-from rws.text import encoding_advice
+from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
+from rws.edge.sources.capture.decoding.orientation import upright
+from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
+from rws.edge.sources.capture.decoding.timeline import LONGEST_GAP, LONGEST_PAUSE, Timeline
+from rws.edge.sources.capture.protocol import CaptureSettings
+from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
     from av.packet import Packet
 
 # Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
 DISTRUST_SECONDS = 10.0
-LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
+_PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
+_INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
 
 class StreamDecoder(Decoder):
@@ -36,47 +40,40 @@ class StreamDecoder(Decoder):
     decoding is slower than the stream, waiting packets are skipped up to the newest key frame.
 
     Args:
-        target: path or URL; a `SourceError` if it cannot be opened or contains no video that can be decoded.
-        network: whether it comes over a network, at its own rate.
-        timeout: seconds after which an attempt to open it ends.
-        latest: False if no frame of a live stream may be skipped.
+        container: what was opened; a `SourceError` if it contains no video that can be decoded.
+        settings: what was asked for.
     """
 
-    def __init__(self, target: str, network: bool, timeout: float, latest: bool | None = None) -> None:
+    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        av.logging.set_level(None)
-        self._av = av
-        options = dict(_NETWORK_OPTIONS) if network else {}
-        if target.startswith("rtsp"):
-            # Packets that were read to identify a live stream are old when it is open.
-            options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-        limits = (timeout, LONGEST_SILENCE) if network else None
-        try:
-            container: Any = av.open(target, options=options, timeout=limits)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            why = _why(error, timeout) + (encoding_advice(target) if network else "")
-            raise SourceError(why if network else f"is not a video, or {why}; expected .mp4, .avi or .mkv") from error
-        self._container = container
+        self._av, network = av, settings.kind == "network"
+        self._container: Any = container
+        self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
-        self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
-        self.finite = not network or bool(self._container.duration)
+        self.fps = credible(self._stream.average_rate) or credible(self._stream.guessed_rate)
+        self._playlist = container.format.name in _PLAYLISTS
+        self.finite = not network or bool(container.duration) or _is_whole_file(container)
+        self.bursts = self._playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
-        self._skips = not self.finite and latest is not False
+        self._skips = not self.finite and settings.latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
         self._jpegs_end = False
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
         self._arrivals: dict[int | None, float] = {}
         self._distrusted_since: float | None = None
         self._reader: PacketReader | None = None
+        flags = container.format.flags
+        pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE
+        self._timeline = None if flags & _INVENTS_TIMES else Timeline(pause, 1 / (self.fps or 25))
+        self._packets = 0
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         packets: Iterable[tuple[Packet[Any] | None, float]]
@@ -84,7 +81,8 @@ class StreamDecoder(Decoder):
             packets = ((packet, time.monotonic()) for packet in self._demux())
         else:
             self._reader = PacketReader(self._demux())
-            packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
+            lag = BURST_LAG if self.bursts else CATCH_UP_SECONDS
+            packets = self._reader.fresh(independent=self._jpeg, lag=lag) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
                 yield lost_frame(at, DROPPED)
@@ -92,6 +90,21 @@ class StreamDecoder(Decoder):
                 yield from self._decode(packet, at)
         if not self.finite:
             raise SourceError("was closed by the other side")
+
+    @property
+    def jumps(self) -> int:
+        """How often its time stamps have jumped."""
+        return 0 if self._timeline is None else self._timeline.jumps
+
+    @property
+    def media_end(self) -> float | None:
+        """When the last frame ends; as declared if it has as many frames as declared."""
+        if self._timeline is None:
+            return None
+        stream = self._stream
+        if self.length is not None and self._packets >= self.length and stream.duration:
+            self._timeline.declare_end(float(((stream.start_time or 0) + stream.duration) * stream.time_base))
+        return self._timeline.end
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -102,7 +115,10 @@ class StreamDecoder(Decoder):
         try:
             yield from self._container.demux(self._stream)
         except (self._av.error.FFmpegError, OSError) as error:
-            raise SourceError(_why(error, LONGEST_SILENCE)) from error
+            self.malformed = (
+                isinstance(error, self._av.error.InvalidDataError) and self._container.format.name == "mpjpeg"
+            )
+            raise SourceError(why(error, LONGEST_SILENCE)) from error
 
     def _declared_length(self) -> int | None:
         if self._stream.frames:
@@ -114,6 +130,7 @@ class StreamDecoder(Decoder):
         if len(self._arrivals) > 64:
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
+        self._packets += packet.size > 0
         cut = self._jpeg and packet.size > 0 and self._is_cut(packet)
         try:
             frames = packet.decode()
@@ -123,11 +140,20 @@ class StreamDecoder(Decoder):
             return
         for frame in frames:
             arrived = self._arrivals.pop(frame.pts, now)
-            loss = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
+            # No packet is lost over HTTP: the counters of TS start again if another recording begins.
+            corrupt = packet.is_corrupt and not self._playlist
+            loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            # Phones store upright images on their side, with the rotation as metadata.
-            upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-            yield DecodedFrame(upright.astype(np.uint8, copy=False), arrived, loss, bool(frame.key_frame))
+            image = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
+            yield DecodedFrame(image, arrived, loss, bool(frame.key_frame), self._media_time(frame))
+
+    def _media_time(self, frame: av.VideoFrame) -> float | None:
+        if self._timeline is None:
+            return None
+        # AVI has the order of decoding only.
+        stamp = frame.dts if self._container.format.name == "avi" else frame.pts
+        base = float(self._stream.time_base)
+        return self._timeline.place(None if stamp is None else stamp * base, frame.duration * base)
 
     def _is_cut(self, packet: Packet[Any]) -> bool:
         """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
@@ -148,8 +174,7 @@ class StreamDecoder(Decoder):
         return self._distrusted_since is not None
 
 
-def _why(error: BaseException, timeout: float) -> str:
-    if type(error).__name__ in ("ExitError", "TimeoutError"):
-        return f"timed out: nothing received for {timeout:g} s"
-    # PyAV repeats the address, with its password, in the message.
-    return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"
+def _is_whole_file(container: Any) -> bool:
+    """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
+    name = container.format.name
+    return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")
