@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
+_HTTP_OPTIONS = {"formatprobesize": "131072"}  # of small images a megabyte would take too long
+_FIRST_SHARE = 0.6  # of the time to open an HTTP address; the rest is for a second attempt
 _HTTP = ("http://", "https://")
 _RTSP = ("rtsp://", "rtsps://")
 _TRANSPORTS = {"auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}}
@@ -43,10 +45,12 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
         # Packets that were read to identify a live stream are old when it is open.
         options |= {"fflags": "nobuffer"}
         options |= _TRANSPORTS.get(settings.rtsp_transport, {"rtsp_transport": settings.rtsp_transport})
+    if http:
+        options |= _HTTP_OPTIONS
     if http and target.lower().endswith(tuple(IMAGE_SUFFIXES)):
         target += "#"  # which is not sent: what comes decides what it is, not the ending
     # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-    limits = (timeout, LONGEST_SILENCE) if network else None
+    limits = (timeout * (_FIRST_SHARE if http else 1), LONGEST_SILENCE) if network else None
     began = time.monotonic()
     try:
         if http and scan:
@@ -54,7 +58,7 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
         return av.open(_piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         left = timeout - (time.monotonic() - began)
-        if http and not scan and isinstance(error, av.error.InvalidDataError) and left > 0:
+        if http and not scan and isinstance(error, av.error.InvalidDataError | av.error.ExitError) and left > 0:
             with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
                 return _scan_for_jpegs(target, left)
         raise SourceError(_refused(error, settings, timeout)) from error
