@@ -59,6 +59,7 @@ class ResultRecord(ClassificationRecord):
     unpatched: _PredictionRecord | None
     on_original: _PredictionRecord | None
     times_ms: dict[str, float]
+    media_time_s: float | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,6 +81,7 @@ class Result:
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
     unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
     on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
+    media_time: float | None = None  # of the frame, seconds of its source's own time line; None: it has none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", shown(self.name))
@@ -148,6 +150,7 @@ class Result:
             "unpatched": _prediction_record(self.unpatched),
             "on_original": _prediction_record(self.on_original),
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
+            "media_time_s": None if self.media_time is None else round(self.media_time, 6),
         }
 
 
@@ -208,7 +211,7 @@ class Pipeline:
         x = preprocess(frame.image, *self.input_size)
         marks.append(clock())
         with _Stage("bad_belief") as stage:
-            belief = self._observe(x) if held is None else held.belief
+            belief = self._observe(x, frame.media_time) if held is None else held.belief
             marks.append(clock())
             stage.failure = "bad_mix"
             mix = self._choose(belief) if held is None else held.mix
@@ -235,6 +238,7 @@ class Pipeline:
             task=self.task,
             frame_ref=weakref.ref(frame),
             observed=held is None,
+            media_time=frame.media_time,
         )
 
     def compare(self, frame: Frame, result: Result) -> Result:
@@ -263,11 +267,11 @@ class Pipeline:
         if self.filter is not None:
             self.filter.reset()
 
-    def _observe(self, x: NDArray[np.float32]) -> Belief:
+    def _observe(self, x: NDArray[np.float32], media_time: float | None) -> Belief:
         if self.filter is None:
             self.policy.reset()
             return self.oracle.observe(x)
-        return self.filter.update(self.oracle.observe(x))
+        return self.filter.update(self.oracle.observe(x), media_time)
 
     def _choose(self, belief: Belief) -> Mix:
         mix = self.policy.choose(belief)

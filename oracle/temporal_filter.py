@@ -4,7 +4,9 @@ The hidden states are those of `Belief.joint`. From one frame to the next the st
 level of the same corruption (clean is level 0 of each), or jumps to a new one. Likelihood: the belief over its prior.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from rws.oracle.belief import Belief
 _LEAST = 1e-6
 _LEAST_PRIOR = 1e-12  # a likelihood is divided by it: a smaller one could make it infinite
 _MOST_RATES = 64
+_GAP = 3.0  # of a usual step in time; a shorter one is jitter
+_MOST_STEPS = 500  # that a gap stands for
 
 
 class BeliefFilter:
@@ -23,6 +27,9 @@ class BeliefFilter:
     Several filters run side by side, one per rate of jumps, weighted by how well each has predicted the frames so far;
     at each frame a share of the weights is spread evenly, so that none vanishes (Herbster & Warmuth 1998, the
     fixed-share algorithm). With a rate of 1 among them, unrelated frames soon keep the oracle's own belief.
+
+    The parameters count frames. If the times of the frames are known, a gap of three usual steps or more counts as the
+    frames that it would have held, so that the past is forgotten as it would be without the gap.
 
     Args:
         jump: probability of a jump from one frame to the next; one or several rates.
@@ -65,11 +72,17 @@ class BeliefFilter:
     def reset(self) -> None:
         """Forget the past."""
         self._states: NDArray[np.float64] | None = None
+        self._at: float | None = None
+        self._steps: deque[float] = deque(maxlen=15)
         self._weights = np.full_like(self._rates, 1 / len(self._rates))
 
-    def update(self, belief: Belief) -> Belief:
-        """Return the belief after this frame, given all frames since the last reset; raises as `Belief.check` does."""
+    def update(self, belief: Belief, at: float | None = None) -> Belief:
+        """Return the belief after this frame, given all frames since the last reset; raises as `Belief.check` does.
+
+        `at`: when the frame is shown, seconds of its source's time line; None: as long after the last as usual.
+        """
         belief.check(self.corruptions, self.levels)
+        steps = self._steps_to(at)
         joint = np.maximum(belief.joint.astype(np.float64), _LEAST)
         if self._states is None:
             # A single frame keeps the oracle's own belief: the filter never changes independent images.
@@ -78,7 +91,9 @@ class BeliefFilter:
         likelihood = joint / self._prior
         if self.evidence != 1:
             likelihood **= self.evidence
-        posterior = self._predict(self._states) * likelihood
+        for _ in range(steps):
+            self._states = self._predict(self._states)
+        posterior = self._states * likelihood
         explained = posterior.sum(axis=1, keepdims=True)
         self._states = posterior / explained
         self._weights = self._weights * explained
@@ -86,6 +101,16 @@ class BeliefFilter:
         averaged = (self._weights * self._states).sum(axis=0)
         self._weights = (1 - self.share) * self._weights + self.share / len(self._weights)
         return Belief(belief.corruptions, belief.levels, averaged.astype(np.float32))
+
+    def _steps_to(self, at: float | None) -> int:
+        """Return for how many frames the next one stands."""
+        before, self._at = self._at, at
+        if before is None or at is None or not at > before:
+            return 1
+        usual = median(self._steps) if self._steps else at - before
+        self._steps.append(at - before)
+        gap = (at - before) / usual
+        return 1 if gap < _GAP else round(min(gap, _MOST_STEPS))
 
     def _predict(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predict the next frame's states, for each rate: float64 (R, 1 + C·S) in and out."""

@@ -150,6 +150,10 @@ def run(
     watch: Annotated[
         bool, typer.Option("--watch", help="If the bundle's folder changes, verify the new bundle and swap to it.")
     ] = False,
+    other_classes: Annotated[
+        bool,
+        typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
+    ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
     timings: Annotated[
         bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
@@ -178,6 +182,7 @@ def run(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
+    from rws.edge.common.descriptors import raise_descriptor_limit
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -186,6 +191,7 @@ def run(
         typer.echo(SOURCES, err=True)
         raise typer.Exit(2)
     quiet_opencv()
+    raise_descriptor_limit()
     model = ModelOptions(backend.value, threads, provider, strategy=strategy)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
@@ -203,6 +209,7 @@ def run(
         poll,
         label,
         watch,
+        other_classes,
         limit,
     )
     RunSession(asked).run()

@@ -1,10 +1,14 @@
 """Frames that carry their own number, so that the drill can follow each, and a real H.264 file, damaged."""
 
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 BITS, CELL = 24, 16
@@ -45,15 +49,41 @@ def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
 
 def encode_h264(path: Path, frames: int) -> None:
     """Write a real H.264 file of a moving scene, 320 x 240, with a key frame every 24 frames."""
+    encode_video(path, frames, options={"g": "24", "preset": "veryfast", "crf": "20"})
+
+
+def encode_video(
+    path: Path,
+    frames: int,
+    time: Callable[[int], float] | None = None,
+    *,
+    codec: str = "libx264" if "libx264" in av.codecs_available else "h264",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> None:
+    """Write a video of a moving scene, 320 x 240, in the format that the path's suffix names.
+
+    `time(n)`: when the n-th frame is shown, seconds; None: 25 per second.
+    """
     background = scene(240, 320 + frames)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "h264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        stream.options = {"g": "24", "preset": "veryfast", "crf": "20"}
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = cast(VideoStream, container.add_stream(codec, rate=25, options=options or {}))
+        stream.width, stream.height = 320, 240
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if time is not None:
+            stream.codec_context.time_base = Fraction(1, 60_000)
         for number in range(frames):
-            image = np.ascontiguousarray(background[:, number : number + 320])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(background[:, number : number + 320]), "rgb24")
+            if time is not None:
+                frame.pts, frame.time_base = round(60_000 * time(number)), Fraction(1, 60_000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def without_rate(webm: bytes) -> bytes:
+    """Return a WebM file as browsers record it: its frames' duration (Matroska's DefaultDuration) is left out."""
+    place = webm.find(b"\x23\xe3\x83\x84")
+    return webm[:place] + b"\xec\x86" + webm[place + 2 :]
 
 
 def flip_bytes(source: Path, target: Path, flips: int, seed: int, part: float = 0.9) -> None:

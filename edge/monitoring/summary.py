@@ -143,6 +143,11 @@ class Summary:
             head.append(f" · dropped {source.dropped}{rejected}")
             head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
         head.append(f" · left out {sum(source.left_out.values())}" if source.left_out else "")
+        for name, sink in status.sinks.items():
+            if sink.dropped or sink.failed or sink.state != "up":
+                head.append(f"\n{name}: written {sink.written}, dropped {sink.dropped}, failed {sink.failed}")
+                head.append(f" · {sink.state}" if sink.state != "up" else "")
+                head.append(f": {sink.error}" if sink.error else "")
         if not self.results:
             return head
         if agreement := self.agreement:

@@ -9,6 +9,7 @@ from typing import cast
 import av
 import cv2
 import numpy as np
+from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -30,17 +31,26 @@ class VideoFile:
     Args:
         path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
-        endless: use capture times instead of a constant rate (the first frame may start after 0), and write
-            fragments: after each key frame, every two seconds, all earlier frames can be played, even after a crash.
+        fps: frames per second; in a `timed` file of those without a time.
+        timed: frames have times of their own; the first is shown from 0 on (in an endless file, it may start later).
+        endless: write fragments: after each key frame, every two seconds, all earlier frames can be played, even after
+            a crash.
+
+    `end`: seconds at which the last frame of a timed file ends, to be set before the exit; None: after 1 / `fps`.
 
     Raises an `OSError` if a write fails, an `RwsError` without an encoder, an `av.FFmpegError` for a bad size or rate.
     """
 
-    def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: Fraction, endless: bool) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], size: tuple[int, int], fps: Fraction, timed: bool, endless: bool
+    ) -> None:
+        self.end: float | None = None
         self._endless = endless
-        self._tick = Fraction(1, TICKS) if endless else 1 / fps
+        self._tick = Fraction(1, TICKS) if timed else 1 / fps
+        self._timed, self._period = timed, round(1 / fps / self._tick)
         self._at, self._next_key = -1, 0.0
-        self._first: float | None = None
+        self._first_dts: int | None = None  # below 0 if frames are stored in another order than they are shown
+        self._held: list[Packet[VideoStream]] = []  # the last packet, whose duration is known at the end
         name = _choose_encoder()
         with ExitStack() as failed:
             self._file = failed.enter_context(WholeFile(path, "wb"))
@@ -54,21 +64,27 @@ class VideoFile:
             self._container.start_encoding()
             failed.pop_all()
 
-    def write(self, image: NDArray[np.uint8], captured_at: float) -> None:
-        """Append a frame, uint8, shape (height, width, 3), RGB; in an endless file at its time since the first one."""
+    def write(self, image: NDArray[np.uint8], at: float | None = None) -> None:
+        """Append a frame, uint8, shape (height, width, 3), RGB; in a timed file `at` seconds, or after the last one."""
         # OpenCV converts three times as fast as FFmpeg, to the same values.
         frame = av.VideoFrame.from_ndarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
-        self._at += 1
-        if self._endless:
-            self._first = captured_at if self._first is None else self._first
-            elapsed = captured_at - self._first
-            self._at = max(self._at, round(elapsed * TICKS))
-            if elapsed >= self._next_key:
-                frame.pict_type = PictureType.I
-                self._next_key = elapsed + KEYFRAME_EVERY
+        if self._at < 0:
+            self._at = 0
+        elif at is None or not self._timed:
+            self._at += self._period
+        else:
+            self._at = max(self._at + 1, round(at * TICKS))
         frame.pts, frame.time_base = self._at, self._tick
+        if self._endless and self._at * self._tick >= self._next_key:
+            frame.pict_type = PictureType.I
+            self._next_key = float(self._at * self._tick) + KEYFRAME_EVERY
         with self._true_errors():
-            self._container.mux(self._stream.encode(frame))
+            packets = self._held + self._stream.encode(frame)
+            if self._first_dts is None and packets:
+                self._first_dts = packets[0].dts
+            kept = 0 if self._endless else min(1, len(packets))
+            self._held = packets[len(packets) - kept :]
+            self._container.mux(packets[: len(packets) - kept])
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -76,7 +92,13 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         with self._file, self._true_errors():
             try:
-                self._container.mux(self._stream.encode(None))
+                packets = self._held + self._stream.encode(None)
+                if self._timed and packets:
+                    end = self._at + self._period if self.end is None else round(self.end * TICKS)
+                    # The last frame that is shown may not be the last one that is stored, which ends the file.
+                    max(packets, key=lambda packet: packet.pts or 0).duration = max(1, end - self._at)
+                    packets[-1].duration = max(1, end + (self._first_dts or 0) - (packets[-1].dts or 0))
+                self._container.mux(packets)
             finally:
                 self._container.close()
 

@@ -24,6 +24,8 @@ class Source(Closing):
     sequential: bool = False  # frames follow one another in time, so a temporal filter applies
     length: int | None = None  # number of frames if known in advance; a video's header may be wrong
     fps: float | None = None  # as declared
+    bursts: bool = False  # live frames arrive many at a time, and are spaced by `Frame.media_time`
+    media_end: float | None = None  # when its last frame ends, as in `Frame.media_time`; known at its regular end
     state: State = "running"  # `reconnecting`: lost, being reopened; `lost`: no more attempts
     error: str = ""  # the last one, in one line
     received: int = 0

@@ -54,7 +54,7 @@ class PatternSource(Source):
             self.received += skipped + 1
             self.dropped += skipped
             self.delivered += 1
-            yield Frame(index, self._draw(index), self._clock(), self.name)
+            yield Frame(index, self._draw(index), self._clock(), self.name, index / self._rate)
             index += 1
 
     def _draw(self, index: int) -> NDArray[np.uint8]:

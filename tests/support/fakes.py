@@ -89,7 +89,7 @@ class HoldFilter:
     def __init__(self):
         self.first = None
 
-    def update(self, belief):
+    def update(self, belief, at=None):
         self.first = self.first or belief
         return self.first
 

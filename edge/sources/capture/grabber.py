@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder
 from rws.edge.sources.capture.decoding.checks import FROZEN, FreezeDetector, image_flaw
+from rws.edge.sources.capture.pacing import Pacer
 from rws.edge.sources.capture.shared import Counters
 from rws.errors import SourceError, first_line
 
@@ -20,7 +21,7 @@ class Grabber(threading.Thread):
     Args:
         latest: whether a full buffer drops its oldest frame (counted); otherwise decoding waits.
         freeze: detects frozen frames; None if equal frames are usable.
-        pace: play at the source's own rate, as if it were live.
+        pace: play a recording at its own speed, as if it were live; a stream that comes in bursts is always paced.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class Grabber(threading.Thread):
         super().__init__(daemon=True)
         self.reason: str | None = None  # why the source ended, "" for a regular end
         self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
-        self._period = 1 / decoder.fps if pace and decoder.fps else 0.0
+        self.media_end: float | None = None  # of the decoder, at a regular end
+        self._pacer = Pacer(decoder.fps, decoder.bursts) if pace or decoder.bursts else None
+        self._restamps = pace
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
         self._capacity = LIVE_BUFFER if latest else BUFFER
         self._changed = threading.Condition()
@@ -39,13 +42,11 @@ class Grabber(threading.Thread):
         """Decode until the source ends."""
         reason = ""
         try:
-            due = time.monotonic()
             for frame in self._decoder:
-                if self._period:
-                    due += self._period
-                    time.sleep(max(0.0, due - time.monotonic()))
+                self._pace(frame)
                 if not self._take(frame):
                     return
+            self.media_end = self._decoder.media_end
         except SourceError as error:
             reason = str(error)
         except Exception as error:
@@ -55,6 +56,11 @@ class Grabber(threading.Thread):
             with self._changed:
                 self.reason = reason
                 self._changed.notify_all()
+
+    @property
+    def jumps(self) -> int:
+        """How often the time stamps of the source have jumped."""
+        return self._decoder.jumps
 
     def next(self, timeout: float) -> tuple[int, DecodedFrame] | None:
         """Return the next usable frame with its number among all received; None after `timeout` seconds without one."""
@@ -72,6 +78,15 @@ class Grabber(threading.Thread):
             self._counters.add("dropped", len(self._frames))
             self._frames.clear()
             self._changed.notify_all()
+
+    def _pace(self, frame: DecodedFrame) -> None:
+        if self._pacer is None:
+            return
+        if frame.loss == "dropped":
+            self._pacer.restart()
+        elif frame.image.size:  # otherwise it has no time of its own
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped, self._pacer.wait(frame, time.monotonic()))
 
     def _take(self, frame: DecodedFrame) -> bool:
         index = self._counters.add("received")
@@ -91,6 +106,7 @@ class Grabber(threading.Thread):
             if self._stopped:
                 self._counters.add("dropped")
                 return False
-            self._frames.append((index, replace(frame, captured_at=time.monotonic()) if self._period else frame))
+            # A recording arrives as a live source would.
+            self._frames.append((index, replace(frame, captured_at=time.monotonic()) if self._restamps else frame))
             self._changed.notify_all()
         return True

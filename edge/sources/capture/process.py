@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,10 @@ Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
 def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `worker.py`, with `stdin` as its standard input; see `Start`. A `SourceError` on Windows."""
+    """Start `worker.py`, with `stdin` as its standard input; see `Start`.
+
+    A `SourceError` on Windows, an OSError if descriptors or memory are short.
+    """
     if os.name == "nt":
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
@@ -48,8 +52,13 @@ def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subpro
     }
     # In a new session: Ctrl-C in a terminal is for the loop alone.
     command = [sys.executable, str(_WORKER), *map(str, descriptors)]
-    process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=stdin, start_new_session=True)
-    theirs.close()
+    try:
+        process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=stdin, start_new_session=True)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
     return process, ours
 
 
@@ -68,7 +77,9 @@ class CaptureProcess:
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
         self._question = 0
+        self._jumped = False
         self._stuck: subprocess.Popen[bytes] | None = None
+        self._why_not = ""  # why no process runs
 
     @property
     def pid(self) -> int | None:
@@ -80,8 +91,11 @@ class CaptureProcess:
         if self._process is None or self._process.poll() is not None:
             self.kill()
             if self._stuck is None or self._stuck.poll() is not None:
-                self._process, self._connection = self._start(self._counters_descriptor)
-                self._connection.settimeout(_LAST_WORD)
+                try:
+                    self._process, self._connection = self._start(self._counters_descriptor)
+                    self._connection.settimeout(_LAST_WORD)
+                except OSError as error:
+                    self._why_not = f"the capture process cannot be started: {error.strerror or error}"
         self._send(self.settings)
 
     def ask(self) -> None:
@@ -92,7 +106,7 @@ class CaptureProcess:
         """Return the answer to the last question, or None if none has come after `timeout` seconds."""
         if self._connection is None:
             stuck = self._stuck is not None and self._stuck.poll() is None
-            return Ended(_STUCK if stuck else "the capture process is not running")
+            return Ended(_STUCK if stuck else self._why_not or "the capture process is not running")
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         if b"\n" not in self._unread and not poll.poll(timeout * 1e3):
@@ -109,11 +123,15 @@ class CaptureProcess:
             assert self._memory is not None
             shape = (message.height, message.width, 3)
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
-            return Frame(message.index, image, message.captured_at, self.settings.name)
+            if message.jumps and not self._jumped:
+                self._jumped = True
+                log.warning("%s: its time stamps jump; what lies between its parts is left out", self.settings.name)
+            return Frame(message.index, image, message.captured_at, self.settings.name, message.media_time)
         if isinstance(message, Ended):
             # Libraries repeat the address in their messages.
             reason, target = message.reason, self.settings.target
-            return Ended(shown(reason.replace(target, self.settings.name) if isinstance(target, str) else reason))
+            named = reason.replace(target, self.settings.name) if isinstance(target, str) else reason
+            return replace(message, reason=shown(named))
         assert isinstance(message, Opened)
         return message
 

@@ -33,6 +33,7 @@ class Opened:
     fps: float | None
     length: int | None
     finite: bool
+    bursts: bool = False  # a live stream whose frames arrive many at a time
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class FrameReady:
     width: int
     captured_at: float
     index: int
+    media_time: float | None = None
+    jumps: int = 0  # of the source's time stamps since it was opened
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Ended:
     """There are no more frames, or the source could not be opened; `reason` is "" for a regular end."""
 
     reason: str
+    media_end: float | None = None  # when the last frame ends, as in `Frame.media_time`
 
 
 Message = CaptureSettings | Next | Opened | FrameReady | Ended

@@ -109,7 +109,7 @@ class CapturedSource(Source):
                 return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
             return answer.reason
-        self.fps, self.length = answer.fps, answer.length
+        self.fps, self.length, self.bursts = answer.fps, answer.length, answer.bursts
         self.live = not answer.finite
         self._is_open = True
         self._openings += 1
@@ -132,6 +132,7 @@ class CapturedSource(Source):
                 if self._stall.waited(TICK, alive != alive_before) and self.live:
                     return self._give_up(self.received > received_before, rejected_before)
             if isinstance(answer, Ended):
+                self.media_end = answer.media_end
                 return answer.reason or None
             assert isinstance(answer, Frame)
             rejected_before = self.rejections
@@ -188,7 +189,9 @@ class CapturedSource(Source):
         if self.received == self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejections.items()) or "it is empty"
             raise SourceError(f"{self.name}: holds no usable frame ({reasons})")
-        if self.length is not None and self.received < self.length:
+        # The number of frames may be an estimate, from a rate that is not constant.
+        played = max(self.received, (self.media_end or 0.0) * (self.fps or 0.0))
+        if self.length is not None and played < 0.99 * self.length:
             log.warning("%s ended after %d frames; its header declares %d", self.name, self.received, self.length)
 
 

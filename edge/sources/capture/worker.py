@@ -69,7 +69,7 @@ class Worker:
             freeze = None
         self._grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=pace, counters=self._counters)
         self._grabber.start()
-        return Opened(decoder.fps, decoder.length, decoder.finite)
+        return Opened(decoder.fps, decoder.length, decoder.finite, decoder.bursts)
 
     def _decoder_of(self, settings: CaptureSettings) -> Decoder:
         if settings.kind == "camera":
@@ -87,7 +87,7 @@ class Worker:
             return
         while (grabbed := self._grabber.next(timeout=0.1)) is None:
             if self._grabber.reason is not None:
-                self._answer(Ended(self._grabber.reason))
+                self._answer(Ended(self._grabber.reason, self._grabber.media_end))
                 return
             if select.select([self._connection], [], [], 0)[0]:
                 return  # The loop no longer waits: it has sent another question, or has ended.
@@ -98,7 +98,8 @@ class Worker:
             self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
-        self._answer(FrameReady(height, width, frame.captured_at, index), descriptor)
+        jumps = self._grabber.jumps
+        self._answer(FrameReady(height, width, frame.captured_at, index, frame.media_time, jumps), descriptor)
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)

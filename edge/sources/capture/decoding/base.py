@@ -1,6 +1,5 @@
 """What all decoders have in common."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ class DecodedFrame:
     captured_at: float  # when it arrived, before it was decoded, seconds of the monotonic clock
     loss: str = ""  # `damaged` or `undecodable`; `dropped` if it was skipped; "": the decoder has found no damage
     key: bool = True  # whether it was coded without reference to another
+    media_time: float | None = None  # as in `rws.records.Frame`
 
 
 def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
@@ -31,6 +31,17 @@ class Decoder(ABC):
     fps: float | None = None
     length: int | None = None
     finite: bool = False
+    bursts: bool = False  # a live stream whose frames arrive many at a time (HLS)
+
+    @property
+    def jumps(self) -> int:
+        """How often its time stamps have jumped."""
+        return 0
+
+    @property
+    def media_end(self) -> float | None:
+        """When the last frame ends, as in `Frame.media_time`; None: unknown."""
+        return None
 
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -41,7 +52,7 @@ class Decoder(ABC):
         """Release the device, file or connection."""
 
 
-def positive(rate: Any) -> float | None:
-    """Return a rate that is a finite number above 0, else None."""
+def credible(rate: Any) -> float | None:
+    """Return a rate of 0.001 to 300 per second, else None: what is not known is declared as 0, 1000 or 90000."""
     value = float(rate) if rate else 0.0
-    return value if math.isfinite(value) and value > 0 else None
+    return value if 0.001 <= value <= 300 else None

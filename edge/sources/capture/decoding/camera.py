@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import UNDECODABLE
 from rws.errors import SourceError
 
@@ -25,7 +25,7 @@ class CameraDecoder(Decoder):
                 if pipeline
                 else "cannot be opened; check that it is connected and that no other program uses it"
             )
-        self.fps = positive(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = credible(self._capture.get(cv2.CAP_PROP_FPS))
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         while self._capture.grab():

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0"}
+# A live playlist is entered at its newest segment.
+_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
 _HTTP_OPTIONS = {"formatprobesize": "131072"}  # of small images a megabyte would take too long
 _FIRST_SHARE = 0.6  # of the time to open an HTTP address; the rest is for a second attempt
 _HTTP = ("http://", "https://")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 CATCH_UP_SECONDS = 0.5  # lag at which frames that depend on one another are skipped up to the next key frame
+BURST_LAG = 15.0  # the same if many frames arrive at a time, to be shown one after the other
 MOST_BYTES = 32 * 2**20  # of packets that wait for the decoder
 Arrival = tuple["Packet[Any]", float]  # a packet, and when it arrived, seconds
 
@@ -39,14 +40,14 @@ class PacketReader:
         if self._error is not None:
             raise self._error
 
-    def fresh(self, *, independent: bool) -> Iterator[tuple[Packet[Any] | None, float]]:
+    def fresh(self, *, independent: bool, lag: float = CATCH_UP_SECONDS) -> Iterator[tuple[Packet[Any] | None, float]]:
         """Iterate over the packets; None stands for each that is skipped because decoding lags.
 
-        `independent` frames are skipped to the newest; others, at a lag of half a second, to the newest key frame.
+        `independent` frames are skipped to the newest; others, after `lag` seconds, to the newest key frame.
         """
         for packet, at in self:
             keys = [place for place, (later, _) in enumerate(self.waiting()) if later.is_keyframe]
-            if keys and (independent or self._clock() - at > CATCH_UP_SECONDS):
+            if keys and (independent or self._clock() - at > lag):
                 yield None, at
                 yield from ((None, later_at) for _, later_at in self.skip(keys[-1]))
             else:

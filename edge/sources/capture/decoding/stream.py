@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame, positive
+from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
 from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
 from rws.edge.sources.capture.decoding.orientation import upright
-from rws.edge.sources.capture.decoding.packets import PacketReader
+from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
+from rws.edge.sources.capture.decoding.timeline import LONGEST_GAP, LONGEST_PAUSE, Timeline
 from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.errors import SourceError
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DISTRUST_SECONDS = 10.0
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
+_INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
 
 class StreamDecoder(Decoder):
@@ -53,8 +56,10 @@ class StreamDecoder(Decoder):
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
             container.close()
             raise SourceError("contains no video that can be decoded; expected for example .mp4, .avi or .mkv")
-        self.fps = positive(self._stream.average_rate or self._stream.guessed_rate)
-        self.finite = not network or bool(self._container.duration)
+        self.fps = credible(self._stream.average_rate) or credible(self._stream.guessed_rate)
+        self._playlist = container.format.name in _PLAYLISTS
+        self.finite = not network or bool(container.duration) or _is_whole_file(container)
+        self.bursts = self._playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
@@ -65,6 +70,10 @@ class StreamDecoder(Decoder):
         self._arrivals: dict[int | None, float] = {}
         self._distrusted_since: float | None = None
         self._reader: PacketReader | None = None
+        flags = container.format.flags
+        pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE
+        self._timeline = None if flags & _INVENTS_TIMES else Timeline(pause, 1 / (self.fps or 25))
+        self._packets = 0
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         packets: Iterable[tuple[Packet[Any] | None, float]]
@@ -72,7 +81,8 @@ class StreamDecoder(Decoder):
             packets = ((packet, time.monotonic()) for packet in self._demux())
         else:
             self._reader = PacketReader(self._demux())
-            packets = self._reader.fresh(independent=self._jpeg) if self._skips else self._reader
+            lag = BURST_LAG if self.bursts else CATCH_UP_SECONDS
+            packets = self._reader.fresh(independent=self._jpeg, lag=lag) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
                 yield lost_frame(at, DROPPED)
@@ -80,6 +90,21 @@ class StreamDecoder(Decoder):
                 yield from self._decode(packet, at)
         if not self.finite:
             raise SourceError("was closed by the other side")
+
+    @property
+    def jumps(self) -> int:
+        """How often its time stamps have jumped."""
+        return 0 if self._timeline is None else self._timeline.jumps
+
+    @property
+    def media_end(self) -> float | None:
+        """When the last frame ends; as declared if it has as many frames as declared."""
+        if self._timeline is None:
+            return None
+        stream = self._stream
+        if self.length is not None and self._packets >= self.length and stream.duration:
+            self._timeline.declare_end(float(((stream.start_time or 0) + stream.duration) * stream.time_base))
+        return self._timeline.end
 
     def close(self) -> None:
         """Release the file or connection."""
@@ -105,6 +130,7 @@ class StreamDecoder(Decoder):
         if len(self._arrivals) > 64:
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
+        self._packets += packet.size > 0
         cut = self._jpeg and packet.size > 0 and self._is_cut(packet)
         try:
             frames = packet.decode()
@@ -114,10 +140,20 @@ class StreamDecoder(Decoder):
             return
         for frame in frames:
             arrived = self._arrivals.pop(frame.pts, now)
-            loss = DAMAGED if cut or self._distrusted(frame, packet.is_corrupt, now) else ""
+            # No packet is lost over HTTP: the counters of TS start again if another recording begins.
+            corrupt = packet.is_corrupt and not self._playlist
+            loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            image = upright(rgb.to_ndarray(), frame)
-            yield DecodedFrame(image.astype(np.uint8, copy=False), arrived, loss, bool(frame.key_frame))
+            image = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
+            yield DecodedFrame(image, arrived, loss, bool(frame.key_frame), self._media_time(frame))
+
+    def _media_time(self, frame: av.VideoFrame) -> float | None:
+        if self._timeline is None:
+            return None
+        # AVI has the order of decoding only.
+        stamp = frame.dts if self._container.format.name == "avi" else frame.pts
+        base = float(self._stream.time_base)
+        return self._timeline.place(None if stamp is None else stamp * base, frame.duration * base)
 
     def _is_cut(self, packet: Packet[Any]) -> bool:
         """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
@@ -136,3 +172,9 @@ class StreamDecoder(Decoder):
         ):
             self._distrusted_since = None
         return self._distrusted_since is not None
+
+
+def _is_whole_file(container: Any) -> bool:
+    """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
+    name = container.format.name
+    return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")

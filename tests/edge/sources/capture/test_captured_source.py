@@ -240,7 +240,7 @@ def test_the_process_answers_one_question_at_a_time(process):
         assert (frame.index, frame.image.shape) == (index, (48, 64, 3))
         assert abs(frame.image.mean() - (20 + 11 * index)) < 5
     process.ask()
-    assert wait(process) == Ended("")
+    assert wait(process) == Ended("", media_end=0.8)
     assert (process.counters["received"], process.counters.whole) == (20, 20)
 
 
