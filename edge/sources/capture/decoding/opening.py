@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 import time
@@ -52,17 +51,26 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
         target += "#"  # which is not sent: what comes decides what it is, not the ending
     # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
     limits = (timeout * (_FIRST_SHARE if http else 1), LONGEST_SILENCE) if network else None
-    began = time.monotonic()
+    began, container = time.monotonic(), None
     try:
-        if http and scan:
-            return _scan_for_jpegs(target, timeout)
-        return av.open(_piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits)
+        if not (http and scan):
+            container = av.open(
+                _piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits
+            )
+            if container.format.name != "mpjpeg" or container.streams.video[0].codec_context.width:
+                return container
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        left = timeout - (time.monotonic() - began)
-        if http and not scan and isinstance(error, av.error.InvalidDataError | av.error.ExitError) and left > 0:
-            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
-                return _scan_for_jpegs(target, left)
-        raise SourceError(_refused(error, settings, timeout)) from error
+        if not http or not isinstance(error, av.error.InvalidDataError | av.error.ExitError):
+            raise SourceError(_refused(error, settings, timeout)) from error
+        refusal: Exception | None = error
+    else:
+        refusal = None
+    try:
+        return _scan_for_jpegs(target, max(timeout - (time.monotonic() - began), 1.0))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if container is not None:
+            return container  # its first image is still to come
+        raise SourceError(_refused(refusal or error, settings, timeout)) from error
 
 
 def _scan_for_jpegs(target: str, timeout: float) -> InputContainer:
