@@ -183,6 +183,7 @@ def run(
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
     from rws.edge.common.descriptors import raise_descriptor_limit
+    from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -205,8 +206,7 @@ def run(
         oracle_every,
         retries,
         stall,
-        rtsp_transport.value,
-        poll,
+        NetworkOptions(rtsp_transport.value, poll),
         label,
         watch,
         other_classes,

@@ -33,6 +33,7 @@ from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
@@ -55,8 +56,7 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
-    rtsp_transport: str
-    poll: float
+    network: NetworkOptions
     label: str
     watch: bool
     other_classes: bool
@@ -144,8 +144,7 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
-            rtsp_transport=options.rtsp_transport,
-            poll=options.poll,
+            network=options.network,
         )
 
     def _loop(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.base import Source
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
-from rws.edge.sources.capture.protocol import RTSP_TRANSPORTS, CaptureSettings
+from rws.edge.sources.capture.protocol import DEFAULT_NETWORK, CaptureSettings, NetworkOptions
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.folders import CONVERTIBLE, describe, find_images
 from rws.edge.sources.images import ImageSource
@@ -47,8 +47,7 @@ def open_source(
     retries: int | None = None,
     stall: float = 5.0,
     label: str = "",
-    rtsp_transport: str = "auto",
-    poll: float = 1.0,
+    network: NetworkOptions = DEFAULT_NETWORK,
 ) -> Source:
     """Open the source that a text, index or path names.
 
@@ -65,8 +64,7 @@ def open_source(
         retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
         label: stands before the name of a camera, stream or video; of an address only scheme and host are shown.
-        rtsp_transport: `tcp`, `udp`, or `auto`: TCP, and UDP if the camera refuses it.
-        poll: seconds between two requests to a URL that gives one image per request.
+        network: how a stream is asked for.
 
     Raises a `UsageError` for an empty text or an impossible option, a `SourceError` if nothing is found, a folder or
     list names no image, or a file cannot be opened. A camera or stream is opened when the first frame is asked for.
@@ -74,9 +72,7 @@ def open_source(
     text = _meant(str(spec) if isinstance(spec, int) else os.fspath(spec))
     if not text:
         raise UsageError("the source is empty; expected a camera index, file, folder, glob or URL")
-    if rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= poll <= 3600:
-        expected = f"one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s"
-        raise UsageError(f"the RTSP transport is {printable(rtsp_transport)}, the poll {poll:g}; expected {expected}")
+    network.check()
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
@@ -84,7 +80,8 @@ def open_source(
     try:
         if settings := _to_capture(text):
             named = f"{printable(label)} ({settings.name})" if label else settings.name
-            settings = replace(settings, name=named, latest=latest, rtsp_transport=rtsp_transport, poll=poll)
+            settings = replace(settings, name=named, latest=latest)
+            settings = replace(settings, rtsp_transport=network.rtsp_transport, poll=network.poll)
             return CapturedSource(settings, retries=retries, stall=stall)
         path = Path(text)
         if path.is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
@@ -94,7 +95,7 @@ def test_an_address_of_single_images_is_polled_however_it_ends(path):
         send(handler, picture(20 + len(handler.server.paths), suffix), f"image/{suffix[1:]}")
 
     with http_camera(answer) as camera:
-        source, frames = played(camera.url + path, 4, poll=0.1)
+        source, frames = played(camera.url + path, 4, network=NetworkOptions(poll=0.1))
         assert set(camera.paths) == {path}
     assert source.fps == pytest.approx(10)
     assert len({frame.image.tobytes() for frame in frames}) == 4
@@ -104,14 +105,20 @@ def test_an_address_of_single_images_is_polled_however_it_ends(path):
 
 def test_schemes_are_read_in_any_case():
     with http_camera(lambda handler: send(handler, picture(20 + len(handler.server.paths)))) as camera:
-        assert len(played(" " + camera.url.replace("http", "HTTP") + "/snap.jpg ", 2, poll=0.1)[1]) == 2
+        assert (
+            len(played(" " + camera.url.replace("http", "HTTP") + "/snap.jpg ", 2, network=NetworkOptions(poll=0.1))[1])
+            == 2
+        )
 
 
 def test_an_image_that_a_camera_renews_slowly_is_repeated_and_not_frozen():
     def answer(handler):
         send(handler, PICTURES[len(handler.server.paths) // 40])
 
-    with http_camera(answer) as camera, open_source(f"{camera.url}/snap.jpg", stall=0.5, poll=0.05) as source:
+    with (
+        http_camera(answer) as camera,
+        open_source(f"{camera.url}/snap.jpg", stall=0.5, network=NetworkOptions(poll=0.05)) as source,
+    ):
         frames = list(islice(source, 3))
         assert len({frame.image.tobytes() for frame in frames}) == 3
         assert set(source.rejections) == {"repeated"}
@@ -121,7 +128,7 @@ def test_an_image_that_a_camera_renews_slowly_is_repeated_and_not_frozen():
 
 def test_polling_slower_than_the_stall_limit_is_no_loss():
     with http_camera(lambda handler: send(handler, picture(20 + len(handler.server.paths)))) as camera:
-        _, frames = played(f"{camera.url}/snap.jpg", 3, poll=1.2, stall=0.5)
+        _, frames = played(f"{camera.url}/snap.jpg", 3, network=NetworkOptions(poll=1.2), stall=0.5)
     assert frames[2].captured_at - frames[1].captured_at == pytest.approx(1.2, abs=0.4)
 
 
@@ -133,7 +140,10 @@ def test_a_camera_that_fails_for_a_while_is_polled_again():
         else:
             send(handler, picture(20 + number))
 
-    with http_camera(answer) as camera, open_source(f"{camera.url}/snap.jpg", poll=0.05) as source:
+    with (
+        http_camera(answer) as camera,
+        open_source(f"{camera.url}/snap.jpg", network=NetworkOptions(poll=0.05)) as source,
+    ):
         assert len(list(islice(source, 6))) == 6
         assert source.reconnects == 1
 
@@ -149,7 +159,9 @@ def test_a_password_opens_snapshots_and_without_one_the_error_says_the_cure(path
         send(handler, picture(20 + len(handler.server.paths)))
 
     with http_camera(answer) as camera:
-        _, frames = played(camera.url.replace("//", "//admin:se%20cret%401@") + path, 3, poll=0.05)
+        _, frames = played(
+            camera.url.replace("//", "//admin:se%20cret%401@") + path, 3, network=NetworkOptions(poll=0.05)
+        )
         assert len(frames) == 3
         with open_source(camera.url + path, retries=0) as source, pytest.raises(SourceError) as caught:
             list(source)
@@ -167,7 +179,7 @@ def test_redirections_stay_with_http(tmp_path):
             send(handler, picture(20 + len(handler.server.paths)))
 
     with http_camera(answer) as camera:
-        assert len(played(f"{camera.url}/snap.jpg", 2, poll=0.05)[1]) == 2
+        assert len(played(f"{camera.url}/snap.jpg", 2, network=NetworkOptions(poll=0.05))[1]) == 2
         with open_source(f"{camera.url}/file.jpg", retries=0) as source, pytest.raises(SourceError, match="cannot be"):
             list(source)
 
@@ -252,7 +264,7 @@ def test_a_boundary_may_be_announced_in_any_way(kind):
 def test_an_rtsp_camera_that_speaks_udp_only_is_read(transport, scheme):
     with (
         rtsp_camera() as url,
-        open_source(url.replace("rtsp", scheme), rtsp_transport=transport, retries=2) as source,
+        open_source(url.replace("rtsp", scheme), network=NetworkOptions(transport), retries=2) as source,
     ):
         assert len(list(islice(source, 5))) == 5
 
@@ -260,7 +272,7 @@ def test_an_rtsp_camera_that_speaks_udp_only_is_read(transport, scheme):
 def test_the_error_of_an_rtsp_camera_names_the_option():
     with (
         rtsp_camera() as url,
-        open_source(url, rtsp_transport="tcp", retries=0) as source,
+        open_source(url, network=NetworkOptions("tcp"), retries=0) as source,
         pytest.raises(SourceError, match="try --rtsp-transport udp"),
     ):
         list(source)
@@ -269,7 +281,7 @@ def test_the_error_of_an_rtsp_camera_names_the_option():
 @pytest.mark.parametrize("options", [{"rtsp_transport": "smoke"}, {"poll": 0.0}, {"poll": float("nan")}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(UsageError, match="expected one of auto, tcp, udp, and a poll of"):
-        open_source("rtsp://cam/", **options)
+        open_source("rtsp://cam/", network=NetworkOptions(**options))
 
 
 def piped(data, spec="-", code="print(len(list(source)), source.live)"):

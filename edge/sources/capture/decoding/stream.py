@@ -22,7 +22,6 @@ from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
     from av.packet import Packet
 
 # Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
@@ -44,12 +43,12 @@ class StreamDecoder(Decoder):
         settings: what was asked for.
     """
 
-    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
+    def __init__(self, container: Any, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._av, network = av, settings.kind == "network"
-        self._container: Any = container
+        self._container = container
         self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
@@ -144,7 +143,7 @@ class StreamDecoder(Decoder):
             corrupt = packet.is_corrupt and not self._playlist
             loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            image = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
+            image = upright(np.asarray(rgb.to_ndarray(), np.uint8), frame)
             yield DecodedFrame(image, arrived, loss, bool(frame.key_frame), self._media_time(frame))
 
     def _media_time(self, frame: av.VideoFrame) -> float | None:
