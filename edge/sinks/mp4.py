@@ -79,9 +79,7 @@ class VideoFile:
             frame.pict_type = PictureType.I
             self._next_key = float(self._at * self._tick) + KEYFRAME_EVERY
         with self._true_errors():
-            packets = self._held + self._stream.encode(frame)
-            if self._first_dts is None and packets:
-                self._first_dts = packets[0].dts
+            packets = self._encode(frame)
             kept = 0 if self._endless else min(1, len(packets))
             self._held = packets[len(packets) - kept :]
             self._container.mux(packets[: len(packets) - kept])
@@ -92,7 +90,7 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         with self._file, self._true_errors():
             try:
-                packets = self._held + self._stream.encode(None)
+                packets = self._encode(None)
                 if self._timed and packets:
                     end = self._at + self._period if self.end is None else round(self.end * TICKS)
                     # The last frame that is shown may not be the last one that is stored, which ends the file.
@@ -101,6 +99,12 @@ class VideoFile:
                 self._container.mux(packets)
             finally:
                 self._container.close()
+
+    def _encode(self, frame: av.VideoFrame | None) -> list[Packet[VideoStream]]:
+        packets = self._held + self._stream.encode(frame)
+        if packets and self._first_dts is None:
+            self._first_dts = packets[0].dts
+        return packets
 
     @contextmanager
     def _true_errors(self) -> Iterator[None]:

@@ -34,7 +34,8 @@ class Grabber(threading.Thread):
         self._pacer = Pacer(decoder.fps, decoder.bursts) if pace or decoder.bursts else None
         self._restamps = pace
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
-        self._capacity = LIVE_BUFFER if latest else BUFFER
+        # Frames that come in bursts are evenly spaced and old already: none need be lost while the loop is busy.
+        self._capacity = LIVE_BUFFER if latest and not decoder.bursts else BUFFER
         self._changed = threading.Condition()
         self._stopped = False
 
