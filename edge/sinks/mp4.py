@@ -1,5 +1,7 @@
 """An MP4 file, written frame by frame: H.264 if PyAV has an encoder for it, else MPEG-4."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -84,7 +86,7 @@ class VideoFile:
             self._held = packets[len(packets) - kept :]
             self._container.mux(packets[: len(packets) - kept])
 
-    def __enter__(self) -> "VideoFile":
+    def __enter__(self) -> VideoFile:
         return self
 
     def __exit__(self, *_: object) -> None:
