@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points, version
@@ -83,7 +83,9 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         with _errors_in_one_line():
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
 
 
 @contextmanager
@@ -111,7 +113,8 @@ def _errors_in_one_line() -> Iterator[None]:
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
         print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
-    print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody can be told
+        print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 
 
@@ -217,4 +220,11 @@ def main() -> None:
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.
-    typer.main.get_command(app)(prog_name="rws")
+    try:
+        typer.main.get_command(app)(prog_name="rws")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a full disk, of which the exit code tells; Python would try again and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -60,6 +60,10 @@ class FrameError(RwsError):
         self.reason = reason
 
 
+class InUseError(RwsError):
+    """Another process changes the same file or folder, and has not ended in time; the message names it."""
+
+
 class MissingExtraError(RwsError, ImportError):
     """A command or backend needs packages of an extra that is not installed; the message names the extra."""
 

@@ -1,7 +1,7 @@
 """Records that travel through the whole project. A leaf: it imports nothing of ours."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import numpy as np
@@ -32,6 +32,30 @@ class Prediction:
     label: str
     class_index: int
     confidence: float
+
+
+@dataclass(frozen=True)
+class SinkStatus:
+    """The state and the counters of an output, in frames (of console and systemd: in pieces of text).
+
+    `accepted` = `written` + `dropped` + `failed` + `waiting` + `writing`.
+    """
+
+    state: str = "up"  # or `failing` (it is tried again), `failed` (for good), `abandoned` (it has not returned)
+    error: str = ""  # of the failure that lasts
+    failures: int = 0  # times that it has failed, attempts to reopen it included
+    accepted: int = 0
+    written: int = 0
+    dropped: int = 0  # it was too slow
+    failed: int = 0
+    waiting: int = 0
+    writing: int = 0
+
+    def after(self, error: str = "") -> "SinkStatus":
+        """Return the status after one more write, which has failed if there is an error."""
+        bad = bool(error)
+        counts = {"accepted": self.accepted + 1, "written": self.written + (not bad), "failed": self.failed + bad}
+        return replace(self, state="failing" if bad else "up", error=error, failures=self.failures + bad, **counts)
 
 
 def utc(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from rws import terminal
 from rws.cli import app
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from support.command_line import invoke
 
 pytestmark = pytest.mark.torch  # a guide replays a test set

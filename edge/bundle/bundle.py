@@ -1,7 +1,5 @@
 """The bundle: a folder with everything a device needs, checked before it is used; its format is in README.md."""
 
-import hashlib
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rws.edge.bundle.manifest import CURE, FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, FileSpec, Manifest
+from rws.edge.bundle.contents import BundleFiles, read_file
+from rws.edge.bundle.manifest import CURE, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
@@ -24,9 +23,7 @@ from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
 from rws.oracle.temporal_filter import BeliefFilter
 
-DEFAULT_BUNDLE = Path(__file__).parent / "default"
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
-_LARGEST_MANIFEST = 16 * 2**20
 _LARGEST_CHANGE = 1e6  # of a weight: far beyond what an extraction gives
 
 
@@ -49,11 +46,12 @@ class Bundle:
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Bundle":
         """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid."""
-        folder = DEFAULT_BUNDLE if path is None else Path(path)
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
-        manifest = Manifest.parse(_read_regular(folder / MANIFEST), str(folder / MANIFEST))
-        contents = {name: _read_file(folder / name, manifest.files[name]) for name in FILES}
+        return cls.parse(BundleFiles.read(path))
+
+    @classmethod
+    def parse(cls, files: BundleFiles) -> "Bundle":
+        """Check files that were read; raise BundleError or SignatureError if one of them is invalid."""
+        folder, manifest, contents = files.path, files.manifest, dict(files.contents)
         signatures = SignatureSet.from_bytes(contents[SIGNATURES], str(folder / SIGNATURES))
         table = _read_table(contents[POLICY], folder / POLICY, manifest).limited_to(signatures.names)
         model = _check_model(contents[MODEL], folder / MODEL, manifest, signatures)
@@ -67,7 +65,7 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
-        return self._contents.get(name) or _read_file(self.path / name, self.manifest.files[name])
+        return self._contents.get(name) or read_file(self.path / name, self.manifest.files[name])
 
     def release(self) -> None:
         """Drop the contents of the files; call it once model and oracle are built, which hold their own copies."""
@@ -158,27 +156,3 @@ def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:
     if extra := arrays.keys() - table.to_arrays().keys():
         raise BundleError(f"{source}: tensor {min(extra)!r} is unknown; build the bundle again")
     return table
-
-
-def _read_file(path: Path, expected: FileSpec) -> bytes:
-    content = _read_regular(path, expected.bytes)
-    if (found := hashlib.sha256(content).hexdigest()) != (wanted := expected.sha256):
-        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
-    return content
-
-
-def _read_regular(path: Path, size: int | None = None) -> bytes:
-    """Read a file that is not a link, of the given size if any; the size is checked before anything is read."""
-    try:
-        status = path.lstat()
-        found = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: not a regular file (links are not followed); copy the file into the bundle")
-        if size is not None and found != size:
-            what = "truncated" if found < size else "too long"
-            raise BundleError(f"{path}: {what}: has {found} bytes, {MANIFEST} says {size}; {CURE}")
-        if size is None and found > _LARGEST_MANIFEST:
-            raise BundleError(f"{path}: has {found} bytes, expected at most {_LARGEST_MANIFEST}; give a bundle")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error

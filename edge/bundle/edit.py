@@ -1,19 +1,23 @@
 """Writing a bundle, and adding and removing its signatures; what was there stays until the new one is checked."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
 from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
-from rws.edge.common.files import atomic_path
+from rws.edge.common.files import atomic_path, locked
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.errors import BundleError, RwsError
 from rws.oracle.policy import GainTable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,8 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
         ORACLE: parts.oracle,
         POLICY: write_tensors(parts.table.to_arrays(), POLICY_DESCRIPTION),
     }
-    return _publish(Path(path), document, contents)
+    with changing(path, new=True) as target:
+        return replace(_publish(target, document, contents), path=Path(path))
 
 
 def add_signatures(
@@ -64,19 +69,45 @@ def add_signatures(
 
     The oracle and the gain table do not change: the policy does not choose a signature that was not measured, even if
     one of its name was there before. The bundle's measured accuracies no longer hold and move to its provenance.
+    If another process changes the bundle, its end is awaited, see `changing`.
     Raises SignatureError if a name is taken or unknown, or the signatures do not fit, BundleError for a bad bundle.
     """
-    bundle = Bundle.load(path)
-    clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
-    chosen = tuple(signatures.names if names is None else names)
-    merged = bundle.signatures.with_signatures(signatures.fitted_to(clean, transfer), chosen)
-    return _with_signatures(bundle, merged, {"added": list(chosen), "made_for": signatures.clean_hash})
+    with changing(path) as target:
+        bundle = Bundle.load(target)
+        clean = clean_tensors(read_model(bundle.read(MODEL)), bundle.signatures.tensors)
+        chosen = tuple(signatures.names if names is None else names)
+        merged = bundle.signatures.with_signatures(signatures.fitted_to(clean, transfer), chosen)
+        changed = _with_signatures(bundle, merged, {"added": list(chosen), "made_for": signatures.clean_hash})
+        return replace(changed, path=Path(path))
 
 
 def remove_signature(path: str | Path, name: str) -> Bundle:
-    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other."""
-    bundle = Bundle.load(path)
-    return _with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]})
+    """Take a signature out of a bundle, atomically; raise SignatureError if there is none of the name, or no other.
+
+    Other errors, and what happens if another process changes the bundle, are as in `add_signatures`.
+    """
+    with changing(path) as target:
+        bundle = Bundle.load(target)
+        return replace(_with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]}), path=Path(path))
+
+
+@contextmanager
+def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
+    """Hold a bundle from load to publication, so that no other process changes it meanwhile; gives its real folder.
+
+    The folder need not exist; if `new`, the one above it is created. Raises BundleError if nothing can be written
+    there, InUseError if another process holds the bundle for a minute.
+    """
+    target = Path(os.path.realpath(path))
+    with ExitStack() as stack:
+        try:
+            if new:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(target))
+        except OSError as error:
+            why = error.strerror or error
+            raise BundleError(f"{target}: cannot be written ({why}); give a folder that can") from error
+        yield target
 
 
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
@@ -103,14 +134,13 @@ def check_bundle_folder(target: Path) -> None:
         )
 
 
-def publish(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    """Write a folder next to `target`, load it as any reader would, and put it in place; raises as `Bundle.load`."""
-    with atomic_path(target) as temporary:
-        temporary.mkdir()
-        for name, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
+def publish(target: Path, document: bytes, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
+    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`."""
+    with atomic_path(target, folder=True) as temporary:
+        for name, content in {**contents, MANIFEST: document}.items():
             (temporary / name).write_bytes(content)
         try:
-            return replace(Bundle.load(temporary), path=target)
+            return check(temporary)
         except RwsError as error:
             raise type(error)(str(error).replace(str(temporary), str(target))) from error
 
@@ -121,7 +151,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return publish(target, manifest, contents)
+        return replace(publish(target, manifest.to_bytes(), contents, Bundle.load), path=target)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

@@ -2,18 +2,31 @@
 
 import os
 import secrets
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
-from rws.edge.bundle.manifest import FILES
-from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.judge import judge
+from rws.edge.bundle.manifest import Manifest
+from rws.edge.common.files import locked, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
-def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Bundle:
-    """Validate a bundle, copy it, and replace the current one with the copy, atomically; returns it in its place.
+@dataclass(frozen=True)
+class Switched:
+    """A bundle that has taken the place of another: where, what its manifest says, and its number of signatures."""
+
+    path: Path
+    manifest: Manifest
+    signatures: int
+
+
+def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Switched:
+    """Judge a bundle, copy it, and replace the current one with the copy, atomically.
+
+    This process only copies the new bundle's files; a child process without rights runs the networks, see `judge`.
 
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
@@ -21,48 +34,59 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     place already, it is not copied. With `other_classes`, other classes or another order are accepted.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
-    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `self_test`.
+    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `judge`.
+    InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    try:
+        with locked(current):
+            return _switch(current, new, other_classes)
+    except OSError as error:
+        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+
+
+def _switch(current: Path, new: Path, other_classes: bool) -> Switched:
     place = Path(os.path.realpath(current))
-    bundle = Bundle.load(new)
+    files = BundleFiles.read(new)
     if place == new:
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
         check_bundle_folder(place)
     if place.exists() and not other_classes:
-        _check_classes(current, bundle)
-    self_test(bundle)
-    try:
-        if current.is_symlink():
-            _point(current, bundle)
-        else:
-            _copy(bundle, place)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
-    return replace(bundle, path=current)
+        _check_classes(current, files)
+    verdict = judge(files)
+    if current.is_symlink():
+        _point(current, files)
+    else:
+        _copy(files, place)
+    return Switched(current, files.manifest, verdict.signatures)
 
 
-def _check_classes(current: Path, new: Bundle) -> None:
+def check_same_classes(old: Sequence[str], whose: str, new: Sequence[str], source: Path) -> None:
+    """Raise InputError, which begins with `source`, if its classes are not the `old` ones, in their order."""
+    if tuple(old) == tuple(new):
+        return
+    parts = (("without", set(old) - set(new)), ("with", set(new) - set(old)))
+    changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
+    found = f"other classes than {whose} ({'; '.join(changes) or 'the same in another order'})"
+    raise InputError(f"{source}: has {found}; add --other-classes if all readers of the results know")
+
+
+def _check_classes(current: Path, new: BundleFiles) -> None:
     try:
-        old = Bundle.load(current).manifest.classes
+        old = BundleFiles.read(current).manifest.classes
     except RwsError as error:
         what = f"Its classes cannot be compared with those of {new.path}"
         raise BundleError(f"{error}. {what}; add --other-classes to replace it anyway") from error
-    if old == (now := new.manifest.classes):
-        return
-    parts = (("without", set(old) - set(now)), ("with", set(now) - set(old)))
-    changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
-    found = f"other classes than {current} ({'; '.join(changes) or 'the same in another order'})"
-    raise InputError(f"{new.path}: has {found}; add --other-classes if all readers of the results know")
+    check_same_classes(old, str(current), new.manifest.classes, new.path)
 
 
-def _copy(bundle: Bundle, place: Path) -> None:
-    # What was read once is what was tested, and what is written, whatever has happened to the files since.
-    publish(place, bundle.manifest, {name: bundle.read(name) for name in FILES})
+def _copy(files: BundleFiles, place: Path) -> None:
+    # What was read once is what was judged, and what is written, whatever has happened to the files since.
+    publish(place, files.document, files.contents, BundleFiles.read)
 
 
-def _point(link: Path, bundle: Bundle) -> None:
+def _point(link: Path, bundle: BundleFiles) -> None:
     """Point a link to the bundle, or to a copy of it next to the folder that the link points to now."""
     place = Path(os.path.realpath(link)).with_name(bundle.path.name)
     if place != bundle.path:
@@ -73,6 +97,7 @@ def _point(link: Path, bundle: Bundle) -> None:
     # A relative link stays one: it holds wherever the folder of both is mounted.
     relative = not os.path.isabs(os.readlink(link))
     target = os.path.relpath(place, os.path.realpath(link.parent)) if relative else place
+    remove_leftovers(link)
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.symlink_to(target)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import BundleFiles, read_document
+from rws.edge.bundle.judge import Judge, StoppedError
 from rws.edge.bundle.manifest import FILES, MANIFEST
 from rws.edge.common.closing import Closing
-from rws.errors import first_line
+from rws.edge.common.confine import Limits
+from rws.errors import BundleError, first_line
 
 T = TypeVar("T")
 
@@ -20,8 +23,10 @@ class BundleWatcher(Closing, Generic[T]):
 
     Create it before you load the bundle that will run; it then notices a change in between.
     `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
-    stays the same for one interval (files may be copied one by one), a thread calls `build`, which makes what the
-    caller needs of a bundle, tested and ready to run. What cannot be loaded or built is counted, and not tried again
+    stays the same for one interval (files may be copied one by one), a thread reads it once and has it judged in a
+    child process (see `Judge`, which takes `limits`). Of the bytes that were judged, and of no others, it then calls
+    `build`, which makes what the caller needs of a bundle, tested and ready to run. If the folder changes meanwhile,
+    the judgement ends, and the newer bundle is next. What cannot be loaded or built is counted, and not tried again
     until something in the folder changes; the old one continues.
     `failures` counts changes that could not be loaded; `error` is why the last could not, in one line, or "".
     """
@@ -32,13 +37,15 @@ class BundleWatcher(Closing, Generic[T]):
         build: Callable[[Bundle], T],
         *,
         interval: float = 1.0,
+        limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.interval = Path(path), interval
         self.failures, self.error = 0, ""
-        self._build, self._clock = build, clock
+        self._build, self._clock, self._limits = build, clock, limits
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._judge: Judge | None = None  # while one judges
         self._closed = False
         self._ready: list[T] = []
         self._seen = self._handled = _state(self.path)
@@ -55,31 +62,40 @@ class BundleWatcher(Closing, Generic[T]):
             self._look()
         return ready
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Stop, and discard what is being loaded, after at most `timeout` seconds."""
+    def close(self, timeout: float = 20.0) -> None:
+        """Stop, end a judgement at once, and discard what is being built, after at most `timeout` seconds."""
         with self._lock:
             self._closed = True
             self._ready.clear()
+        self._stop_judging()
         if self._thread is not None:
             self._thread.join(timeout)
 
     def _look(self) -> None:
         state = _state(self.path)
         settled, self._seen = state == self._seen, state
-        loading = self._thread is not None and self._thread.is_alive()
-        if not settled or state == self._handled or self._closed or loading:
+        if self._closed or state == self._handled:
             return
-        self._handled = state
-        manifest = _manifest(self.path)
-        if manifest is not None and manifest == self._running:
-            self.error = ""
-            return
-        self._thread = threading.Thread(target=self._load, args=(manifest,), name=f"loads {self.path}", daemon=True)
-        self._thread.start()
+        if self._thread is not None and self._thread.is_alive():
+            if self._stop_judging():
+                self._handled = []  # whatever is there next is to be judged
+        elif settled:
+            self._handled = state
+            self._thread = threading.Thread(target=self._load, name=f"loads {self.path}", daemon=True)
+            self._thread.start()
 
-    def _load(self, manifest: bytes | None) -> None:
+    def _stop_judging(self) -> bool:
+        with self._lock:
+            judge = self._judge
+        if judge is not None:
+            judge.stop()
+        return judge is not None
+
+    def _load(self) -> None:
         try:
-            built = self._build(Bundle.load(self.path))
+            built = self._judged()
+        except StoppedError:
+            pass
         except Exception as error:
             with self._lock:
                 self.failures += 1
@@ -87,9 +103,27 @@ class BundleWatcher(Closing, Generic[T]):
         else:
             with self._lock:
                 self.error = ""
-                self._running = manifest
-                if not self._closed:
+                if built is not None and not self._closed:
                     self._ready = [built]
+
+    def _judged(self) -> T | None:
+        """Return what is built of the bundle that is there now, or None if it runs already."""
+        if _manifest(self.path) == self._running is not None:
+            return None
+        files = BundleFiles.read(self.path)
+        judge = Judge(files, self._limits)
+        with self._lock:
+            self._judge = judge
+            if self._closed:
+                judge.stop()
+        try:
+            judge.judge()
+        finally:
+            with self._lock:
+                self._judge = None
+        built = self._build(Bundle.parse(files))
+        self._running = files.document
+        return built
 
 
 def _state(path: Path) -> list[tuple[int, ...]]:
@@ -106,6 +140,6 @@ def _state(path: Path) -> list[tuple[int, ...]]:
 
 def _manifest(path: Path) -> bytes | None:
     try:
-        return (path / MANIFEST).read_bytes()
-    except OSError:
+        return read_document(path)
+    except BundleError:
         return None

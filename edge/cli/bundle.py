@@ -44,17 +44,20 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
 def verify(path: BundleArgument = None) -> None:
     """Check a bundle's format, sizes and hashes, and run its parts once.
 
+    All but the hashes is done in a child process with few rights, and limits of time and memory. It runs on the CPU.
+
     \b
     Examples:
         rws verify                      # the bundled default
         rws verify my_bundle && rws run 0 --bundle my_bundle
     """
-    from rws.edge.bundle.bundle import Bundle
-    from rws.edge.bundle.self_test import self_test
+    from rws.edge.bundle.contents import BundleFiles
+    from rws.edge.bundle.judge import judge
 
-    loaded = Bundle.load(path)
-    show(f"ok  {loaded.path}: format, sizes, hashes, names, shapes and values")
-    for line in self_test(loaded):
+    files = BundleFiles.read(path)
+    verdict = judge(files)
+    show(f"ok  {files.path}: format, sizes, hashes, names, shapes and values")
+    for line in verdict.tested:
         show(f"ok  {line}")
 
 
@@ -162,10 +165,10 @@ def switch(
 ) -> None:
     """Replace a bundle by a copy of another in one step, also during a run.
 
-    NEW is checked and run first, as `rws verify` does; if that fails, CURRENT stays. `rws run --watch` loads the new
-    bundle at once, other runs when they restart. If CURRENT is a symbolic link, only the link changes: NEW is copied
-    next to the folder that the link points to, under its own name (unless that exists already), and the link then
-    points to the copy. The old folder stays, so that you can switch back.
+    NEW is checked and run first, as `rws verify` does and never as root; if that fails, CURRENT stays. A run with
+    `--watch` loads the new bundle at once, others when they restart. If CURRENT is a symbolic link, only the link
+    changes: NEW is copied next to the folder that the link points to, under its own name (unless that exists already),
+    and the link then points to the copy. The old folder stays, so that you can switch back.
 
     \b
     Examples:
@@ -178,12 +181,13 @@ def switch(
     changed = switch_bundle(current, new, other_classes)
     where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)
     count = len(changed.manifest.classes)
-    say(f"{where} is now {changed.manifest.name}: {count} classes, {len(changed.signatures.names)} signatures")
+    say(f"{where} is now {changed.manifest.name}: {count} classes, {changed.signatures} signatures")
 
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
-    from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+    from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.contents import DEFAULT_BUNDLE
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):

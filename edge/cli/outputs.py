@@ -1,7 +1,9 @@
-"""Where the frames and results of `rws run` go: files, page and window."""
+"""Where the frames and results of `rws run` go: files, page and window. Each fails alone."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sinks.background import BackgroundSink
+from rws.edge.sinks.background import BackgroundSink, WhenFull
 from rws.edge.sinks.base import Sink
 from rws.edge.sinks.csv import CsvSink
+from rws.edge.sinks.file import FileSink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sinks.video import VideoSink
 from rws.edge.sinks.window import WindowSink
 from rws.edge.sources.base import Source
+from rws.records import SinkStatus
 
 if TYPE_CHECKING:
     from rws.edge.web import PageServer
@@ -36,16 +40,23 @@ class OutputOptions:
     timings: bool
 
 
+STOPPING = 5.0  # seconds after a signal in which the frames of a file still wait for an output
+
+
 class Outputs:
-    """The sinks that were asked for, open until `stack` closes them; files are written by separate threads."""
+    """The sinks that were asked for, open until `stack` closes them; each is written by a separate thread.
+
+    An output that fails neither ends the run nor disturbs the others. One that grows, and the window, are reopened; a
+    file that appears only when it is complete is given up.
+    """
 
     def __init__(
         self, options: OutputOptions, stack: ExitStack, source: Source, monitor: Monitor, console: Console
     ) -> None:
         self._stack, self._source = stack, source
-        self._files: dict[str, BackgroundSink] = {}
+        self._behind: dict[str, BackgroundSink] = {}
         self._page: PageServer | None = None
-        self._window: WindowSink | None = None
+        self._stopped_at: float | None = None
         if options.jsonl is not None:
             self._write("jsonl", JsonlSink(options.jsonl, endless=source.live, on_close=source.stop))
         if options.csv is not None:
@@ -60,26 +71,36 @@ class Outputs:
             url = self._page.url if options.token is not None else self._page.url_with_token
             console.print(f"page: {url}")
         if options.show:
-            self._window = stack.enter_context(WindowSink(on_close=source.stop))
-        # The window is served by the loop's own thread.
-        possible: list[Sink | None] = [*self._files.values(), self._page, self._window]
-        self.sinks = [sink for sink in possible if sink is not None]
+            self._write("window", WindowSink(on_close=source.stop), lambda: "drop")
+        self.sinks: list[Sink] = [*self._behind.values(), *([] if self._page is None else [self._page])]
+        # Before any of them is closed, so that those that hang share one timeout.
+        stack.push(self._end)
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks at the page."""
-        return self._page is not None and self._page.viewers > 0
+        """Whether somebody looks at the page and needs the next frame compared with the clean model."""
+        return self._page is not None and self._page.wants_comparison
 
-    def idle(self) -> None:
-        """Do what the outputs need while no frame comes."""
-        if self._window is not None:
-            self._window.refresh()
+    def status(self) -> dict[str, SinkStatus]:
+        """Return the state and the counters of each output by its option's name."""
+        page = {} if self._page is None else {"page": self._page.sink_status}
+        return {name: sink.status() for name, sink in self._behind.items()} | page
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Return how many frames each file received, wrote and lost."""
-        return {name: sink.counts() for name, sink in self._files.items()}
+    def _write(self, name: str, sink: Sink, when_full: Callable[[], WhenFull] | None = None) -> None:
+        again = not isinstance(sink, FileSink) or sink.endless
+        behind = BackgroundSink(
+            sink, name=name, when_full=when_full or self._when_full, on_failure="reopen" if again else "give up"
+        )
+        self._behind[name] = self._stack.enter_context(behind)
 
-    def _write(self, name: str, sink: Sink) -> None:
+    def _when_full(self) -> WhenFull:
         # Whether a stream has an end is known only when it is open.
-        behind = BackgroundSink(sink, when_full=lambda: "drop" if self._source.live else "wait")
-        self._files[name] = self._stack.enter_context(behind)
+        if self._source.live:
+            return "drop"
+        if self._source.stopped and self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        return "wait" if self._stopped_at is None or time.monotonic() - self._stopped_at < STOPPING else "drop"
+
+    def _end(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for sink in self._behind.values():
+            sink.end(error)

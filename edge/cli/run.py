@@ -12,7 +12,7 @@ from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption, arg
 
 SOURCES = """\
 `rws run` needs a source:
-  rws run 0                            a camera, by its index; or /dev/video0
+  rws run 0                            a camera, by its index; or /dev/video0, now or once it is connected
   rws run clip.mp4                     a video
   rws run photo.jpg other.png          one image or several
   rws run photos/                      a folder of images, with its subfolders
@@ -20,6 +20,8 @@ SOURCES = """\
   rws run list.txt                     a list of images, one path per line
   rws run images.npy                   an array, uint8 (N, H, W, 3), RGB
   rws run rtsp://user:secret@host/cam  a stream: rtsp://, http://, ...
+  rws run http://host/snap.jpg         a camera that gives one image per request
+  cat clip.mp4 | rws run -             a video through a pipe; or the path of a named pipe
   rws run "v4l2src ! videoconvert ! appsink"  a GStreamer pipeline
   rws run pattern                      a moving test image
 See `rws run --help` for the options."""
@@ -30,6 +32,14 @@ class Backend(str, Enum):
 
     onnx = "onnx"
     torch = "torch"
+
+
+class RtspTransport(str, Enum):
+    """Transport of an RTSP stream."""
+
+    auto = "auto"
+    tcp = "tcp"
+    udp = "udp"
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -45,8 +55,8 @@ def run(
     source: Annotated[
         list[str] | None,
         argument(
-            help="Camera index, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer pipeline, "
-            "or `pattern`, a moving test image. Several are one list of images.",
+            help="Camera index or device, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer "
+            "pipeline, `-` or a named pipe, or `pattern`, a moving test image. Several are one list of images.",
             envvar="RWS_SOURCE",
             metavar="SOURCE",
         ),
@@ -124,12 +134,25 @@ def run(
     stall: Annotated[
         float, typer.Option(min=0.5, help="Reconnect a camera after this many seconds without a frame.")
     ] = 5.0,
+    rtsp_transport: Annotated[
+        RtspTransport, typer.Option(help="How an RTSP camera sends; auto: by TCP, or by UDP if it refuses TCP.")
+    ] = RtspTransport.auto,
+    poll: Annotated[
+        float,
+        typer.Option(
+            min=0.05, max=3600, help="Seconds between two requests to a URL that gives one image per request."
+        ),
+    ] = 1.0,
     label: Annotated[
         str,
         optional(help="Name of the camera, stream or video; of an address only scheme and host are shown."),
     ] = "",
     watch: Annotated[
         bool, typer.Option("--watch", help="If the bundle's folder changes, verify the new bundle and swap to it.")
+    ] = False,
+    other_classes: Annotated[
+        bool,
+        typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
     ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
     timings: Annotated[
@@ -159,6 +182,7 @@ def run(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
+    from rws.edge.common.descriptors import raise_descriptor_limit
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -167,6 +191,7 @@ def run(
         typer.echo(SOURCES, err=True)
         raise typer.Exit(2)
     quiet_opencv()
+    raise_descriptor_limit()
     model = ModelOptions(backend.value, threads, provider, strategy=strategy)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
@@ -180,8 +205,11 @@ def run(
         oracle_every,
         retries,
         stall,
+        rtsp_transport.value,
+        poll,
         label,
         watch,
+        other_classes,
         limit,
     )
     RunSession(asked).run()

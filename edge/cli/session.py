@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.text import Text
 
 from rws import terminal
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
+from rws.edge.bundle.swap import check_same_classes
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
@@ -33,7 +35,7 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
-from rws.records import Frame
+from rws.records import Frame, SinkStatus
 from rws.text import shown
 
 SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
@@ -53,8 +55,11 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
+    rtsp_transport: str
+    poll: float
     label: str
     watch: bool
+    other_classes: bool
     limit: int | None
 
 
@@ -71,7 +76,7 @@ class RunSession:
         self._failed: RwsError | None = None
 
     def run(self) -> None:
-        """Do all of it; raises once sinks and report are complete if the source is lost, or no frame has a result."""
+        """Do all of it; raises at its end if the source is lost, no frame has a result, or an output does not work."""
         with ExitStack() as stack:
             self._printed, lossy_log = (
                 stack.enter_context(LossyOutput(stream, lambda: self._live))
@@ -92,9 +97,9 @@ class RunSession:
                 self._console.print(self._summary.render(self._monitor.status(), timings, self._images))
             if self._stop.is_set():
                 self._console.print("stopped by a signal")
-        self._write_report()
-        if self._failed is not None:
-            raise self._failed
+        errors = [error for error in (self._failed, self._write_report(), self._incomplete()) if error is not None]
+        if errors:
+            raise errors[0] if len(errors) == 1 else type(errors[0])("; ".join(map(str, errors)))
 
     def _open(self, stack: ExitStack) -> None:
         options = self._options
@@ -108,6 +113,7 @@ class RunSession:
             # Before the bundle is loaded, so that no change goes unseen.
             self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
         bundle = Bundle.load(options.bundle)
+        self._classes = bundle.manifest.classes
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
@@ -119,6 +125,7 @@ class RunSession:
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
+        self._monitor.sinks = self._sinks
         if source.live:
             status = StatusLine(self._monitor, self._console, self._systemd.status, timings=options.outputs.timings)
             self._status = stack.enter_context(status)
@@ -137,6 +144,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
+            rtsp_transport=options.rtsp_transport,
+            poll=options.poll,
         )
 
     def _loop(self) -> None:
@@ -154,7 +163,6 @@ class RunSession:
                         failure = result
                     elif result is None:
                         self._monitor.idle()
-                        self._outputs.idle()
                     else:
                         self._summary.add(result)
                         self._monitor.add(result)
@@ -173,6 +181,15 @@ class RunSession:
             self._failed = error
         if failure is not None and self._summary.results == 0 and not self._stop.is_set():
             self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
+
+    def _sinks(self) -> dict[str, SinkStatus]:
+        systemd = {"systemd": self._systemd.sink_status} if self._systemd.sink_status.accepted else {}
+        return self._outputs.status() | {"console": self._printed.sink_status} | systemd
+
+    def _incomplete(self) -> RwsError | None:
+        failing = {name: sink for name, sink in self._monitor.status().failing_sinks.items() if name != "systemd"}
+        reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in failing.items())
+        return RwsError(f"the run is complete, but not each output: {reasons}") if failing else None
 
     def _nobody_reads(self) -> bool:
         return self._printed.unread and not self._outputs.sinks and self._options.outputs.report is None
@@ -210,14 +227,16 @@ class RunSession:
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
+        if not self._options.other_classes:
+            check_same_classes(self._classes, "the run", bundle.manifest.classes, bundle.path)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
 
-    def _write_report(self) -> None:
+    def _write_report(self) -> RwsError | None:
         options, model, status = self._options, self._runtime.pipeline.model, self._monitor.status()
         if options.outputs.report is None:
-            return
+            return None
         report = {
             "source": portable_path(self._source.name),
             "bundle": status.bundle,
@@ -229,11 +248,17 @@ class RunSession:
             "stopped": self._stop.is_set(),
             "corrupt": options.corrupt,
             **self._summary.to_dict(status),
-            "sinks": self._outputs.counts(),
+            "sinks": {name: asdict(sink) for name, sink in status.sinks.items()},
             "events": status.events,
             **provenance(**({} if options.corrupt is None else {"seed": CORRUPT_SEED})),
         }
-        write_json(options.outputs.report, "run-summary/1", report)
+        try:
+            write_json(options.outputs.report, "run-summary/1", report)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            return RwsError(f"{options.outputs.report}: the report cannot be written ({error.strerror or error})")
+        return None
 
 
 class TimeLeft(TimeRemainingColumn):

@@ -3,19 +3,27 @@
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from rws.errors import InputError
+from rws.errors import InputError, InUseError
 from rws.terminal import STDOUT
+
+if sys.platform != "win32":
+    import fcntl
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_POLL = 0.05  # seconds between two tries to get a lock
+_SAFE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC"))
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -36,24 +44,78 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def read_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> bytes:
-    """Read a regular file of at most `limit` bytes; a link is followed only if `follow`.
+def open_regular(
+    path: str | os.PathLike[str], limit: int | None = None, *, follow: bool = True, folder: int | None = None
+) -> BinaryIO:
+    """Open a regular file of at most `limit` bytes for reading; a link is followed only if `follow`.
 
-    It never waits: a pipe, socket, device or folder is an `OSError`, as is a larger file; the message says which.
+    It never waits: a pipe, socket, device or folder is an `OSError`, as are a larger file and a name that no file can
+    have; the message says which. `folder` is an open folder that `path` is relative to.
     """
-    names = ["O_NONBLOCK", "O_CLOEXEC", "O_BINARY", *([] if follow else ["O_NOFOLLOW"])]  # no system has all of them
-    flags = sum(getattr(os, name, 0) for name in names)
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    with open(descriptor, "rb") as file:
+    names = ["O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY", *([] if follow else ["O_NOFOLLOW"])]
+    flags = sum(getattr(os, name, 0) for name in names)  # no system has all of them
+    try:
+        descriptor = os.open(path, os.O_RDONLY | flags, dir_fd=folder)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
+    except OSError as error:
+        if follow or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "not a regular file, links are not followed", os.fspath(path)) from error
+    with ExitStack() as failed:
+        failed.callback(os.close, descriptor)
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-        # One byte more than allowed, in case it grows while it is read.
-        data = file.read(limit + 1) if status.st_size <= limit else b""
-        if status.st_size > limit or len(data) > limit:
-            found = max(status.st_size, len(data))
-            raise OSError(errno.EFBIG, f"has {found} bytes, expected at most {limit}", os.fspath(path))
+        _check(path, status.st_size if stat.S_ISREG(status.st_mode) else None, limit)
+        failed.pop_all()
+    return open(descriptor, "rb")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True, folder: int | None = None) -> bytes:
+    """Read a regular file of at most `limit` bytes; arguments and errors are those of `open_regular`."""
+    with open_regular(path, limit, follow=follow, folder=folder) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1) or b""
+        if len(data) > size:  # it grows while it is read, or its size is unknown
+            data += file.read(limit + 1 - len(data)) or b""
+        _check(path, len(data), limit)
         return data
+
+
+def _check(path: str | os.PathLike[str], size: int | None, limit: int | None) -> None:
+    """Raise an OSError if a file is not a regular one, whose size is None, or larger than the limit, if any."""
+    if size is None:
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    if limit is not None and size > limit:
+        raise OSError(errno.EFBIG, f"has {size} bytes, expected at most {limit}", os.fspath(path))
+
+
+class OpenFolder(AbstractContextManager["OpenFolder"]):
+    """A folder that is held open: all that is read of it comes from it, even if another takes its place meanwhile.
+
+    Raises an OSError if there is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._descriptor = path, None
+        if os.open in os.supports_dir_fd:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._status = os.stat(path if self._descriptor is None else self._descriptor)
+
+    def __exit__(self, *failure: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a file of the folder that is not a link; see `read_regular`."""
+        path = name if self._descriptor is not None else self._path / name
+        return read_regular(path, limit, follow=False, folder=self._descriptor)
+
+    def is_replaced(self) -> bool:
+        """Return whether the path leads to another folder now."""
+        try:
+            return not os.path.samestat(self._status, os.stat(self._path))
+        except OSError:
+            return True
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -72,31 +134,140 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; what is built there, a file or a folder, takes its place at the end.
+def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary file, or an empty `folder`, next to `path`; what is written to it takes its place at the end.
 
     An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
     one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed. A device
-    or pipe, such as /dev/null, cannot be replaced: it is yielded itself.
+    or pipe, such as /dev/null, cannot be replaced: it is yielded itself. What writers that were killed have left at
+    this place is removed first; a living one holds a lock on its own.
     """
     if _is_special(Path(path)):
         yield Path(path)
         return
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(target)
+    temporary, descriptor = _create(target, folder)
     try:
         yield temporary
         for part in [*temporary.rglob("*"), temporary]:
             _flush(part)
-        if temporary.is_dir() and target.is_dir():
+        if folder and target.is_dir():
             _swap_folders(temporary, target)
         else:
             os.replace(temporary, target)
         _flush(target.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, wait: float = 60.0) -> Iterator[None]:
+    """Hold the lock of a path, which need not exist, until the exit; other processes and threads wait for it.
+
+    The lock is a file next to the path, `.NAME.lock`; the system frees it when its process ends, however that happens.
+    A link is not followed: the lock is that of the link. After `wait` seconds, an InUseError names the process that
+    holds it. Raises an OSError if no file can be created or locked there.
+    """
+    place = path.parent / f".{path.name}.lock"
+    deadline = time.monotonic() + wait
+    while (descriptor := _open_locked(place)) is None:
+        if time.monotonic() >= deadline:
+            raise InUseError(f"{path}: is being changed by {_holder(place)}; try again when that has ended")
+        time.sleep(_POLL)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        place.unlink(missing_ok=True)  # before it is freed: who has opened it meanwhile sees that it is gone
+        os.close(descriptor)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of `target` have left next to it; a folder that was moved aside comes back."""
+    name = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.(tmp|old)")
+    with suppress(OSError):  # what cannot be removed stays
+        for found in [item for item in target.parent.iterdir() if name.fullmatch(item.name)]:
+            with suppress(OSError):
+                if found.is_symlink():
+                    found.unlink()  # it exists for an instant only, under the lock of `target`
+                else:
+                    _remove_dead(found, target)
+
+
+def _remove_dead(found: Path, target: Path) -> None:
+    descriptor = os.open(found, os.O_RDONLY | _SAFE)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and _lock(descriptor):
+            if found.suffix == ".old" and not target.exists():
+                os.rename(found, target)
+            else:
+                _remove(found)
+    finally:
+        os.close(descriptor)
+
+
+def _create(target: Path, folder: bool) -> tuple[Path, int]:
+    """Create a temporary file or folder; returns it, locked as long as the descriptor is open, and the descriptor."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        if folder:
+            temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # where nothing can be locked, nothing is removed either
+            _lock(descriptor)
+        if _is_at(descriptor, temporary):  # else another writer has just removed it
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _open_locked(place: Path) -> int | None:
+    while True:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | _SAFE, 0o666)
+        try:
+            held = _lock(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if held and _is_at(descriptor, place):
+            return descriptor
+        os.close(descriptor)
+        if not held:
+            return None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; returns False if another holds it. Windows has no such lock."""
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(place: Path) -> str:
+    with suppress(OSError):
+        if (number := read_regular(place, 20, follow=False)).isdigit():
+            return f"process {number.decode()}"
+    return "another process"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # the next writer removes the rest
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_special(path: Path) -> bool:
@@ -109,13 +280,19 @@ def _swap_folders(new: Path, target: Path) -> None:
     if _exchange(new, target):
         return
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    os.rename(target, aside)
+    descriptor = os.open(target, os.O_RDONLY | _SAFE)
     try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(aside, target)
-        raise
-    os.rename(aside, new)
+        with suppress(OSError):
+            _lock(descriptor)  # so that no other writer takes it for a leftover
+        os.rename(target, aside)
+        try:
+            os.rename(new, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        os.rename(aside, new)
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -2,10 +2,14 @@
 
 import io
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TextIO
+
+from rws.records import SinkStatus
 
 MOST_WAITING = 256  # pieces of text
 
@@ -23,6 +27,7 @@ class LossyOutput(io.TextIOBase):
         self._changed = threading.Condition()
         self._closing = False
         self.unread = False  # the reader of a pipe has gone
+        self.sink_status = SinkStatus()  # in pieces of text
         try:
             self._descriptor: int | None = stream.fileno()
         except (OSError, ValueError):
@@ -50,6 +55,8 @@ class LossyOutput(io.TextIOBase):
             while len(self._waiting) >= MOST_WAITING:
                 if self._lossy():
                     self._waiting.popleft()
+                    status = self.sink_status
+                    self.sink_status = replace(status, accepted=status.accepted + 1, dropped=status.dropped + 1)
                 else:
                     self._changed.wait()
             self._waiting.append(text)
@@ -76,9 +83,20 @@ class LossyOutput(io.TextIOBase):
                     return
                 data = self._waiting.popleft().encode(self.encoding, "replace")
                 self._changed.notify_all()
-            while data and self._descriptor is not None:
-                try:
-                    data = data[os.write(self._descriptor, data) :]
-                except OSError as error:
-                    self.unread = self.unread or isinstance(error, BrokenPipeError)
-                    break
+            error = self._written(data)
+            with self._changed:
+                self.sink_status = self.sink_status.after(error)
+
+    def _written(self, data: bytes) -> str:
+        """Write all of it; return why not, or "" for a reader that has gone: it wants no more."""
+        assert self._descriptor is not None
+        while data and not self.unread:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # a full pipe whose other users do not want to wait
+                select.select([], [self._descriptor], [])
+            except BrokenPipeError:
+                self.unread = True
+            except OSError as error:
+                return f"cannot be written ({error.strerror})"
+        return ""

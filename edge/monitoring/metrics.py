@@ -47,6 +47,19 @@ class _RunCollector(Collector):
         yield _counters("rws_predictions", "Results by predicted class", "label", totals.classes)
         yield _counters("rws_corruptions", "Results by most probable corruption", "corruption", totals.corruptions)
         yield _counters("rws_events", "Other events, such as a refused bundle", "event", status.events)
+        sinks = status.sinks
+        failures = {name: sink.failures for name, sink in sinks.items()}
+        yield _gauges(
+            "rws_sink_up", "1 while an output works", "output", {n: s.state == "up" for n, s in sinks.items()}
+        )
+        yield _counters("rws_sink_failures", "Times that an output has failed", "output", failures)
+        writes = Counter(
+            "rws_sink_writes", "Frames (of a console: pieces of text) by outcome", labels=["output", "state"]
+        )
+        for name, sink in sinks.items():
+            for state in ("written", "dropped", "failed"):
+                writes.add_metric([name, state], getattr(sink, state))
+        yield writes
         if status.result is not None and status.since_result_s is not None:
             yield from _of_result(status.result, status.since_result_s)
 

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rws.edge.monitoring.run_status import LOST, RECENT, Moment, RunStatus, RunTotals, SourceStatus
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
 from rws.errors import FrameError
-from rws.records import Clock, WallClock
+from rws.records import Clock, SinkStatus, WallClock
 from rws.text import shown
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
@@ -52,6 +53,7 @@ class Monitor:
     ) -> None:
         self.source, self.bundle, self.strategy = source, bundle, strategy
         self.events: Counter[str] = Counter()
+        self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict  # the outputs' own counters
         self._clock, self._started = clock, clock()
         self._wall_clock, self._started_at = wall_clock, wall_clock()
         self._lock = threading.Lock()
@@ -97,7 +99,7 @@ class Monitor:
 
     def status(self, since: float | None = None) -> RunStatus:
         """Return the state of the run, with the timeline from `since` (seconds of the run) on; None: without it."""
-        now = self._clock()
+        now, sinks = self._clock(), self.sinks()
         with self._lock:
             self._trim(now)
             result, classes = self._last, self._classes
@@ -122,6 +124,7 @@ class Monitor:
                 failed=len(failures),
                 failure=failures[-1] if failures else "",
                 timeline=moments,
+                sinks=sinks,
             )
 
     def _trim(self, now: float) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
-from rws.records import utc
+from rws.records import SinkStatus, utc
 from rws.text import shown
 
 RECENT = 10  # frames that tell whether oracle and model work
@@ -41,6 +41,7 @@ class SourceStatus:
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
     error: str  # likewise
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no images, by suffix
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":
@@ -52,6 +53,7 @@ class SourceStatus:
             error=shown(source.error),
             rejected=sum(rejections.values()),
             rejected_by_reason=rejections,
+            left_out=dict(source.left_out),
             **{name: getattr(source, name) for name in copied},
         )
 
@@ -90,6 +92,12 @@ class RunStatus:
     failed: int = 0  # of the newest `RECENT` delivered frames, those without a result
     failure: str = ""  # of the newest one of them
     timeline: tuple[Moment, ...] = ()
+    sinks: Mapping[str, SinkStatus] = field(default_factory=dict)  # by output: `jsonl`, `csv`, `save`, `page`, …
+
+    @property
+    def failing_sinks(self) -> dict[str, SinkStatus]:
+        """The outputs that do not work."""
+        return {name: sink for name, sink in self.sinks.items() if sink.state != "up"}
 
     @property
     def rejected_by_reason(self) -> dict[str, int]:
@@ -108,4 +116,5 @@ class RunStatus:
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],
+            "sinks": {name: asdict(sink) for name, sink in self.sinks.items()},
         }

@@ -38,6 +38,7 @@ def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") 
     if source.reconnects:
         parts.append(f"reconnects {source.reconnects}")
     parts.extend(f"{name.replace('_', ' ')} {count}" for name, count in status.events.items())
+    parts.extend(f"{name} {sink.state}, {sink.failed} lost" for name, sink in status.failing_sinks.items())
     return " · ".join(parts)
 
 

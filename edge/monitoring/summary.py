@@ -53,6 +53,7 @@ class SummaryRecord(TypedDict):
     buffered: int  # decoded, but not processed before the run stopped
     rejected: int
     rejected_by_reason: dict[str, int]
+    left_out: dict[str, int]  # files of a folder that are no images, by suffix
     reconnects: int
     mix_changes: int
     agreement: "NotRequired[dict[str, float]]"
@@ -116,6 +117,7 @@ class Summary:
             "buffered": source.buffered,
             "rejected": sum(status.rejected_by_reason.values()),
             "rejected_by_reason": status.rejected_by_reason,
+            "left_out": dict(source.left_out),
             "reconnects": source.reconnects,
             "mix_changes": totals.mix_changes,
             "fps": None if self.fps is None else round(self.fps, 2),
@@ -140,6 +142,12 @@ class Summary:
             head = Text(f"frames {totals.results}{rate} · mix changes {totals.mix_changes}", style="bold")
             head.append(f" · dropped {source.dropped}{rejected}")
             head.append(f" · reconnects {source.reconnects}" if source.reconnects else "")
+        head.append(f" · left out {sum(source.left_out.values())}" if source.left_out else "")
+        for name, sink in status.sinks.items():
+            if sink.dropped or sink.failed or sink.state != "up":
+                head.append(f"\n{name}: written {sink.written}, dropped {sink.dropped}, failed {sink.failed}")
+                head.append(f" · {sink.state}" if sink.state != "up" else "")
+                head.append(f": {sink.error}" if sink.error else "")
         if not self.results:
             return head
         if agreement := self.agreement:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from rws.edge.common.closing import Closing
+from rws.records import SinkStatus
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class SystemdNotifier(Closing):
         self._clock, self._next = clock, clock()
         self._socket: socket.socket | None = None
         self._status = ""
+        self.sink_status = SinkStatus()  # in messages
         address = environ.get("NOTIFY_SOCKET", "")
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -58,8 +60,10 @@ class SystemdNotifier(Closing):
             return
         try:
             self._socket.sendto(message.encode(), self._address)
+            self.sink_status = self.sink_status.after()
         except OSError as error:
             # A service manager that does not listen, or not fast enough, must not end the run it looks after.
+            self.sink_status = self.sink_status.after(f"cannot be notified ({error.strerror})")
             log.debug("%s could not be sent to %s: %s", message, self._address, error)
 
 

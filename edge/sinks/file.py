@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,18 +28,18 @@ class FileSink:
         path: appears complete when the sink closes; after an exception, the file that was there before stays.
         endless: let the file grow under its own name instead; what was written survives a crash or `kill -9`.
 
-    Raises an `InputError` on entry if the file cannot be written there, and an `RwsError` if writing fails later.
+    Raises an `InputError` on entry if the file cannot be written there, and an `RwsError` if writing fails later. After
+    its exit it can be entered again; an `RwsError` if the disk that it was on is not mounted then.
     """
 
     errors: tuple[type[Exception], ...] = (OSError,)  # of a failed write; they become an `RwsError`
 
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path, self.endless, self._stack = Path(path), endless, ExitStack()
+        self._mount: Path | None = None
 
     def __enter__(self) -> Self:
-        # A file can be appended to even if its folder is read-only: /dev/stdout, or a log that root has created.
-        if not self.endless or not self.path.exists() or self.path.is_dir():
-            check_target(self.path)
+        self._check_place()
         with self._one_line_errors(), ExitStack() as failed:
             failed.push(self._stack.__exit__)
             self._open()
@@ -48,6 +49,15 @@ class FileSink:
     def __exit__(self, *failure: Any) -> None:
         with self._one_line_errors():
             self._stack.__exit__(*failure)
+
+    def _check_place(self) -> None:
+        # A file can be appended to even if its folder is read-only: /dev/stdout, or a log that root has created.
+        if not self.endless or not self.path.exists() or self.path.is_dir():
+            check_target(self.path)
+        self._mount = self._mount or _mount_of(self.path)
+        if not os.path.ismount(self._mount):
+            # The folder is there without its disk too; what is written into it would fill another one.
+            raise RwsError(f"{self.path}: cannot be written ({self._mount} is no longer mounted)")
 
     def _open(self) -> None:
         """Prepare for the first frame."""
@@ -65,11 +75,13 @@ class LineSink(FileSink):
 
     Args:
         path, endless: see `FileSink`; `-` is stdout, which gets each line at once. If `endless`, a half line that a
-            crash has left in the file is ended first.
+            crash has left in the file is ended first, one that a failed write leaves is taken back, and if the file is
+            removed or renamed, a new one takes its place.
         on_close: called when the reader of stdout has gone; what is written after that is lost.
     """
 
     _file: BinaryIO
+    _identity: tuple[int, int] | None = None  # of a file that grows
 
     def __init__(
         self, path: str | os.PathLike[str], *, endless: bool = False, on_close: Callable[[], None] = lambda: None
@@ -93,6 +105,7 @@ class LineSink(FileSink):
         # Unbuffered, so that a line is in the file as soon as it is written. Appending continues at the start of a file
         # that logrotate (copytruncate) has emptied.
         self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
+        self._identity = _identity(os.fstat(self._file.fileno())) if self._grows else None
         if half := _half_line(self.path):
             self._file.write(self._end_of(half))
 
@@ -102,6 +115,10 @@ class LineSink(FileSink):
     def _append(self, text: str) -> int:
         line = text.encode("utf-8", "backslashreplace")
         with self._one_line_errors():
+            if self._identity is not None and self._is_gone():
+                self._stack.close()
+                self._check_place()
+                self._open()
             try:
                 self._file.write(line)
             except BrokenPipeError:
@@ -110,23 +127,52 @@ class LineSink(FileSink):
                 self._on_close()
         return len(line)
 
+    def _is_gone(self) -> bool:
+        try:
+            return _identity(os.stat(self.path)) != self._identity
+        except FileNotFoundError:
+            return True
+
 
 class WholeFile(io.FileIO):
-    """An unbuffered file that writes every byte, or raises and keeps the error."""
+    """An unbuffered file that writes every byte, or raises, takes the bytes at its end back, and takes no more."""
 
     error: OSError | None = None
 
     def write(self, data: Buffer, /) -> int:
-        """Write every byte and return their number; raise an `OSError` if not all could be written."""
+        """Write every byte and return their number; raise an `OSError` if not all could be written, now or before."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
             while rest:
-                rest = rest[super().write(rest) :]
+                if (done := super().write(rest)) is None:  # a full pipe whose other users do not want to wait
+                    select.select([], [self], [])
+                rest = rest[done or 0 :]
         except OSError as error:
             self.error = error
+            self._take_back(size - len(rest))
             raise
         return size
+
+    def _take_back(self, count: int) -> None:
+        with suppress(OSError):  # a pipe
+            end = self.tell()
+            if count and os.fstat(self.fileno()).st_size == end:
+                self.seek(end - count)
+                self.truncate()
+
+
+def _mount_of(path: Path) -> Path:
+    found = Path(os.path.realpath(path)).parent
+    while not os.path.ismount(found):
+        found = found.parent
+    return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _stdout() -> BinaryIO:

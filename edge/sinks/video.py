@@ -34,7 +34,7 @@ class VideoSink(FileSink):
         fps: frames per second of frames without a time, 0.001…1000; None for 25.
         endless: show each frame at its `captured_at`, and write fragments: after a crash all but about the last two
             seconds and a dozen frames can be played. An existing file is renamed to the first free of `<name>.1.mp4`,
-            `<name>.2.mp4`, ….
+            `<name>.2.mp4`, …, so is what was written before a failure if it is entered again.
         source: where the frames come from. It is `endless` if it is live, which is asked at the first frame, because
             the source is open then; it also knows when its last frame ends.
 
@@ -60,6 +60,7 @@ class VideoSink(FileSink):
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
         self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
+        self._begun = False  # whether the file is ours
         self._zero: float | None = None  # when time 0 of the video was, seconds of the clock or of the source
         self._media_time, self._lead = 0.0, math.nan  # of the last frame; of the clock over its time line, seconds
 
@@ -72,16 +73,25 @@ class VideoSink(FileSink):
                 self._size = (image.shape[1], image.shape[0])
                 if self.endless:
                     _set_aside(self.path)
+                    self._begun = True
                 target = self.path if self.endless else self._stack.enter_context(atomic_path(self.path))
                 timed = self.endless or frame.media_time is not None
                 self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, timed, self.endless))
             self._video.write(_letterbox(image, *self._size), self._shown_at(frame))
         self.frames += 1
 
+    def _open(self) -> None:
+        self._video, self._begun = None, False
+        self._zero, self._media_time, self._lead = None, 0.0, math.nan
+
     def __exit__(self, *failure: Any) -> None:
         if self._video is not None and self._source is not None:
             self._video.end = self._source.media_end
-        super().__exit__(*failure)
+        try:
+            super().__exit__(*failure)
+        finally:
+            if self.endless and self._begun and self.path.is_file():
+                _remove_empty(self.path)
 
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
         """Return a frame with its result as an image, uint8, shape (h, w, 3), RGB, h and w even."""
@@ -105,6 +115,17 @@ def _set_aside(path: Path) -> None:
     if path.is_file() and path.stat().st_size:
         names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
         path.rename(next(name for name in names if not name.exists()))
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a video from which no frame can be read: a full disk has no room for its first fragment."""
+    try:
+        with av.open(str(path)) as container:
+            next(container.decode(video=0))
+    except (av.InvalidDataError, EOFError, StopIteration):
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # A file that cannot be read now may be whole.
 
 
 def _letterbox(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

@@ -2,21 +2,26 @@
 
 import codecs
 import glob
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.base import Source
-from rws.edge.sources.capture.protocol import CaptureSettings
+from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
+from rws.edge.sources.capture.protocol import RTSP_TRANSPORTS, CaptureSettings
 from rws.edge.sources.capture.source import CapturedSource
-from rws.edge.sources.images import IMAGE_SUFFIXES, ImageSource
+from rws.edge.sources.folders import CONVERTIBLE, describe, find_images
+from rws.edge.sources.images import ImageSource
 from rws.edge.sources.test_pattern import PatternSource
 from rws.errors import SourceError, UsageError
 from rws.text import printable, shown_address
@@ -26,6 +31,12 @@ _PATTERN = re.compile(r"pattern(?::(\d{1,9})x(\d{1,9})(?:@(\d{1,9}(?:\.\d{1,9})?
 LONGEST_NAME = 255  # characters of a source in an error
 _CAMERA = re.compile(r"[0-9]{1,9}")
 _CREDENTIALS = re.compile(r"[^/]*:.*@", re.DOTALL)  # a URL without its scheme, or with half of it
+_DESCRIPTOR = re.compile(r"-|/dev/stdin|/(?:dev|proc/self)/fd/(\d{1,9})")
+_NO_CAMERAS = ("/dev/fd/", "/dev/mapper/", "/dev/pts/", "/dev/shm/")
+_PLAYABLE = (".avif", ".gif")  # of what should be converted, what FFmpeg reads as a whole
+_PIPELINE = re.compile(r"\s!\s")
+
+log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -36,14 +47,17 @@ def open_source(
     retries: int | None = None,
     stall: float = 5.0,
     label: str = "",
+    rtsp_transport: str = "auto",
+    poll: float = 1.0,
 ) -> Source:
     """Open the source that a text, index or path names.
 
     Args:
         spec: a camera index (`0`, `"0"`, `/dev/video0`), a GStreamer pipeline that ends in `appsink`, a video file, an
             image, a folder of images (with its subfolders), a glob (`"shots/*.png"`, `**` included), a `.txt` list of
-            image paths (one per line, relative to the list; `#` starts a comment; UTF-8, or UTF-16 with a byte order
-            mark), a `.npy` array, uint8 (N, H, W, 3) RGB, a URL (`rtsp://`, `http://`, …), or `pattern`
+            images, folders and globs (one per line, relative to the list; `#` starts a comment; UTF-8, or UTF-16 with
+            a byte order mark), a `.npy` array, uint8 (N, H, W, 3) RGB, a URL (`rtsp://`, `http://`, …; also of a camera
+            that gives one image per request), `-` or a named pipe, through which a video comes, or `pattern`
             (`pattern:640x480@30`), a moving test image. A folder whose name is a number is written `./0`. Images come
             in natural order: `2.png` before `10.png`.
         clock: stamps the frames that are read in this process.
@@ -51,31 +65,37 @@ def open_source(
         retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
         label: stands before the name of a camera, stream or video; of an address only scheme and host are shown.
+        rtsp_transport: `tcp`, `udp`, or `auto`: TCP, and UDP if the camera refuses it.
+        poll: seconds between two requests to a URL that gives one image per request.
 
-    Raises a `UsageError` for an empty text, a `SourceError` if nothing is found, a folder or list names no image, or a
-    file cannot be opened. A camera or stream is opened when the first frame is asked for.
+    Raises a `UsageError` for an empty text or an impossible option, a `SourceError` if nothing is found, a folder or
+    list names no image, or a file cannot be opened. A camera or stream is opened when the first frame is asked for.
     """
-    text = str(spec) if isinstance(spec, int) else os.fspath(spec)
-    if not text.strip():
+    text = _meant(str(spec) if isinstance(spec, int) else os.fspath(spec))
+    if not text:
         raise UsageError("the source is empty; expected a camera index, file, folder, glob or URL")
+    if rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= poll <= 3600:
+        expected = f"one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s"
+        raise UsageError(f"the RTSP transport is {printable(rtsp_transport)}, the poll {poll:g}; expected {expected}")
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
     name = "the source" if _CREDENTIALS.match(text) else printable(text[:LONGEST_NAME])
     try:
-        if settings := _to_capture(text, latest):
-            named = replace(settings, name=f"{printable(label)} ({settings.name})") if label else settings
-            return CapturedSource(named, retries=retries, stall=stall)
+        if settings := _to_capture(text):
+            named = f"{printable(label)} ({settings.name})" if label else settings.name
+            settings = replace(settings, name=named, latest=latest, rtsp_transport=rtsp_transport, poll=poll)
+            return CapturedSource(settings, retries=retries, stall=stall)
         path = Path(text)
         if path.is_file():
             return _open_file(path, printable(text), clock)
-        if path.is_dir():
-            return _open_images((item for item in path.rglob("*") if item.is_file()), printable(text), clock)
-        if glob.has_magic(text):
-            return _open_images(map(Path, glob.glob(text, recursive=True)), printable(text), clock)
+        if path.is_dir() or glob.has_magic(text):
+            images, left_out = find_images([text] if path.is_dir() else glob.glob(text, recursive=True))
+            return _image_source(images, left_out, printable(text), clock)
     except OSError as error:
         raise SourceError(f"{name}: {error.strerror or error}") from error
-    raise SourceError(f"{name}: no such file or folder; expected a camera index, file, folder, glob or URL")
+    found = "is no file, folder or camera" if path.exists() else "no such file or folder"
+    raise SourceError(f"{name}: {found}; expected a camera index, file, folder, glob or URL")
 
 
 def open_images(specs: Sequence[str], advice: str) -> ImageSource:
@@ -83,13 +103,16 @@ def open_images(specs: Sequence[str], advice: str) -> ImageSource:
 
     Raises as `open_source`, and a `UsageError` that ends with `advice` if one of them is anything else.
     """
-    paths: list[Path] = []
+    paths, left_out = list[Path](), Counter[str]()
     for spec in specs:
         with open_source(spec) as found:
             if not isinstance(found, ImageSource):
                 raise UsageError(f"{found.name}: is not an image, folder, glob or list of images; {advice}")
             paths.extend(found.paths)
-    return ImageSource(paths, printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else ""))
+            left_out += found.left_out
+    opened = ImageSource(paths, printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else ""))
+    opened.left_out = left_out
+    return opened
 
 
 def quiet_opencv() -> None:
@@ -100,20 +123,56 @@ def quiet_opencv() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _to_capture(text: str, latest: bool | None) -> CaptureSettings | None:
+def _meant(text: str) -> str:
+    """Return the one spelling of a source: no spaces around it, no `~`, no `file:`, schemes in lower case."""
+    if os.path.lexists(text):
+        return text
+    text = os.path.expanduser(text.strip())
+    scheme, colon, rest = text.partition(":")
+    if scheme.lower() == "file" and colon:
+        path = unquote(re.sub("^//(localhost)?(?=/)", "", rest), errors="surrogateescape")
+        if path.startswith("//"):
+            raise UsageError(f"{shown_address(text)}: names a host; expected file:///PATH")
+        return path
+    if re.fullmatch(r"video\d{1,9}", text) and not os.path.lexists(text):
+        return f"/dev/{text}"
+    return f"{scheme.lower()}:{rest}" if rest.startswith("//") else text
+
+
+def _to_capture(text: str) -> CaptureSettings | None:
     path = Path(text)
     if _CAMERA.fullmatch(text):
-        return CaptureSettings(int(text), "camera", f"camera {text}", latest)
-    if "://" in text and " ! " not in text:
-        return CaptureSettings(_native(text, shown_address(text)), "network", shown_address(text), latest)
-    if " ! " in text:
-        return CaptureSettings(_native(re.sub(r"[\t\r\n]", " ", text), "pipeline"), "camera", "pipeline", latest)
-    if path.is_char_device():
-        return CaptureSettings(_native(text, printable(text)), "camera", printable(text), latest)
-    if path.is_file() and path.suffix.lower() not in _READ_HERE:
+        return CaptureSettings(int(text), "camera", f"camera {text}")
+    if descriptor := _DESCRIPTOR.fullmatch(text):
+        number = int(descriptor[1] or 0)
+        if os.isatty(number):
+            raise UsageError(f"{text}: is a terminal; expected a pipe, as in: cat clip.mp4 | rws run -")
+        os.fstat(number)
+        return CaptureSettings(number, "pipe", "standard input" if number == 0 else text)
+    if _PIPELINE.search(text):
+        return CaptureSettings(_native(re.sub(r"[\t\r\n]", " ", text), "pipeline"), "camera", "pipeline")
+    if "://" in text:
+        return CaptureSettings(_native(text, shown_address(text)), "network", shown_address(text))
+    if path.is_char_device() or _is_absent_camera(text):
+        return CaptureSettings(_native(text, printable(text)), "camera", printable(text))
+    if path.is_fifo():
+        return CaptureSettings(os.path.abspath(text), "pipe", printable(text))
+    suffix = path.suffix.lower()
+    if path.is_file() and CONVERTIBLE.fullmatch(suffix) and suffix not in _PLAYABLE:
+        raise SourceError(f"{printable(text)}: {suffix} cannot be read; convert it to JPEG or PNG")
+    if path.is_file() and suffix not in _READ_HERE:
         # Absolute, because FFmpeg reads what stands before a colon as a protocol.
-        return CaptureSettings(os.path.abspath(text), "file", printable(text), latest)
+        return CaptureSettings(os.path.abspath(text), "file", printable(text))
     return None
+
+
+def _is_absent_camera(text: str) -> bool:
+    """Return whether a path, or the link that it is, leads to a device that is not there yet."""
+    try:
+        real = os.path.realpath(text)
+        return real.startswith("/dev/") and not real.startswith(_NO_CAMERAS) and not os.path.exists(real)
+    except ValueError:  # a NUL
+        return False
 
 
 def _native(text: str, name: str) -> str:
@@ -131,12 +190,12 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
         # A file name need not be UTF-8: what stands for its bytes names the same file.
         text = data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "replace")
         lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
-        paths = [path.parent / line for line in lines if line and not line.startswith("#")]
-        if any("://" in line for line in lines if not line.startswith("#")):
+        lines = [_meant(line) for line in lines if line and not line.startswith("#")]
+        if any("://" in line for line in lines):
             raise SourceError(f"{name}: lists a URL; a list names image files only, give the URL as the source")
-        if not paths:
+        if not lines:
             raise SourceError(f"{name}: lists no file; expected one image path per line")
-        return ImageSource(paths, name, clock)
+        return _image_source(*_listed([path.parent / line for line in lines]), name, clock)
     if suffix == ".npy":
         try:
             images = np.lib.format.open_memmap(path, mode="r")
@@ -146,13 +205,26 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
     return ImageSource([path], name, clock)
 
 
-def _open_images(candidates: Iterable[Path], name: str, clock: Callable[[], float]) -> ImageSource:
-    def natural(path: Path) -> list[tuple[int, int, str]]:
-        # Text and numbers are never compared with each other: the first field of each part tells them apart.
-        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+def _listed(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
+    """Return the files that the lines of a list name, in order, and what was left out of its folders and globs."""
+    images, left_out = list[Path](), Counter[str]()
+    for path in paths:
+        matches = [str(path)] if path.is_dir() else []
+        if not path.exists() and {"*", "?"} & set(str(path)):
+            matches = glob.glob(str(path), recursive=True)
+        found, others = find_images(matches) if matches else ([path], Counter[str]())
+        images += found
+        left_out += others
+    return images, left_out
 
-    paths = sorted((path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES), key=natural)
+
+def _image_source(paths: Sequence[Path], left_out: Counter[str], name: str, clock: Callable[[], float]) -> ImageSource:
     if not paths:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise SourceError(f"{name}: holds no image file; expected names that end in {endings}")
-    return ImageSource(paths, name, clock)
+        instead = f"; it holds {describe(left_out)}" if left_out else ""
+        raise SourceError(f"{name}: holds no image file; expected names that end in {endings}{instead}")
+    if left_out:
+        log.warning("%s: left out %s", name, describe(left_out))
+    source = ImageSource(paths, name, clock)
+    source.left_out = left_out
+    return source

@@ -9,12 +9,20 @@ MOST_FAILED = 2  # of the newest `RECENT` frames; with more, the run is degraded
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run: `ok`, `lost`, `ended`, `degraded`, `stale`; why, newest result's age, source's state."""
+    """The health of a run: `ok`, `impaired` (results come, but an output fails), `lost`, `ended`, `degraded`, `stale`.
+
+    Then why, the newest result's age, and the source's state.
+    """
 
     status: str
     reason: str
     since_result_s: float | None
     source: str
+
+    @property
+    def serves(self) -> bool:
+        """Whether the run does its work; restarting it does not empty a full disk, and would cost the frames too."""
+        return self.status in ("ok", "impaired")
 
 
 def health(status: RunStatus, stale_after: float) -> Health:
@@ -30,4 +38,6 @@ def health(status: RunStatus, stale_after: float) -> Health:
         word, reason = "degraded", f"{status.failed} of the last {RECENT} frames have no result: {status.failure}"
     elif silent >= stale_after:
         word, reason = "stale", f"no result for {silent:.0f} s"
+    elif failing := status.failing_sinks:
+        word, reason = "impaired", "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in failing.items())
     return Health(word, reason, since, source.state)

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.tasks.annotate import fit
-from rws.records import Frame
+from rws.errors import first_line
+from rws.records import Frame, SinkStatus
+from rws.text import shown
 
 MAX_WIDTH = 960
 QUALITY = 80
@@ -19,6 +21,7 @@ class JpegEncoder:
 
     def __init__(self, max_fps: float) -> None:
         self.frame: Frame | None = None
+        self.status = SinkStatus()
         self._period = 1 / max_fps
         self._lock = asyncio.Lock()
         self._encoded: Frame | None = None
@@ -32,8 +35,12 @@ class JpegEncoder:
             if frame is not None and frame is not self._encoded and now >= self.next_at:
                 # A delay of less than a period is compensated, so that the mean rate is `max_fps`.
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
-                self._jpeg = await asyncio.to_thread(encode, frame.image)
                 self._encoded = frame
+                try:
+                    self._jpeg = await asyncio.to_thread(encode, frame.image)
+                    self.status = self.status.after()
+                except Exception as error:  # no memory, no thread: the viewers wait for the next frame
+                    self.status = self.status.after(shown(f"the image cannot be encoded ({first_line(error)})"))
             return self._jpeg
 
 

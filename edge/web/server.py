@@ -8,9 +8,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -26,16 +26,23 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.web import address as addresses
 from rws.edge.web.auth import TokenAuth, check_token
+from rws.edge.web.connections import Connections
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
+from rws.errors import first_line
 from rws.oracle.belief import FAMILIES
-from rws.records import Frame
+from rws.records import Frame, SinkStatus
+from rws.text import shown
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
 REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
+SIGN_OUT = "/signout"
+FULL = "too many viewers have the page open; try again later\n"
+PLAIN_ONLY = "this page answers to GET and HEAD only\n"
+NO_BODY = "this page takes no request with a body\n"
 SECURITY = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -48,6 +55,8 @@ SECURITY = {
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
 VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 log = logging.getLogger(__name__)
 
 
@@ -55,9 +64,10 @@ class PageServer(Closing):
     """Serves a page, an image stream, events, metrics and a health check of a run.
 
     A context manager that serves from entry to exit, and a sink: any thread may call `write`, which only keeps the
-    frame. It costs nothing without viewers and does not wait for slow ones. `address` is `HOST:PORT`; port 0 chooses a
-    free one. Without a `token` one is generated, except at a loopback address, which needs none. After `stale_after`
-    seconds without a result `/health` answers 503. Raises InputError for a bad token, RwsError on entry if it cannot.
+    frame. It costs nothing without viewers and does not wait for slow ones; connections are limited in number and time
+    (see `Connections`). `address` is `HOST:PORT`; port 0 chooses a free one. Without a `token` one is generated, except
+    at a loopback address, which needs none. After `stale_after` seconds without a result `/health` answers 503. Raises
+    InputError for a bad token, RwsError on entry if it cannot.
     """
 
     def __init__(
@@ -70,6 +80,8 @@ class PageServer(Closing):
         self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
         self._streams: set[asyncio.Task[Any]] = set()
+        self._reports = _Reports(monitor)
+        self._compared_at = -math.inf  # when a frame was last compared with the clean model
 
     @property
     def url_with_token(self) -> str:
@@ -81,9 +93,21 @@ class PageServer(Closing):
         """The number of open image and event streams; an open page holds one of each."""
         return len(self._streams)
 
+    @property
+    def sink_status(self) -> SinkStatus:
+        """Whether it serves, and the images that it has encoded for its viewers."""
+        return self._encoder.status
+
+    @property
+    def wants_comparison(self) -> bool:
+        """Whether viewers need the next frame compared with the clean model: one frame per event is enough for them."""
+        return bool(self._streams) and time.monotonic() >= self._compared_at + EVENT_PERIOD
+
     def write(self, frame: Frame, result: Result) -> None:
         """Show this frame from now on; its image must not change afterwards."""
         self._encoder.frame = frame
+        if result.unpatched is not None:
+            self._compared_at = time.monotonic()
 
     def __enter__(self) -> "PageServer":
         listener = addresses.listen(self.address)
@@ -107,29 +131,40 @@ class PageServer(Closing):
         try:
             asyncio.run(self._serve(listener, started))
         except Exception as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+            if not started.done():
+                started.set_exception(error)
+                return
+            reason = shown(f"the page is no longer served ({first_line(error)})")
+            self._encoder.status = replace(self._encoder.status, state="failed", error=reason)
+            log.warning(reason)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(_note)
         log.addFilter(_worth_telling)
+        self._connections = Connections(listener)
+        self._metrics.register(self._connections)
         # A token in an address must not end up in a log. Handlers end with their client, or `viewers` would be wrong.
+        # What a client goes on to send is never read.
         settings: dict[str, Any] = {"access_log": None, "handler_cancellation": True, "shutdown_timeout": 0.5}
-        runner = web.AppRunner(self._application(), logger=log, **settings)
+        runner = web.AppRunner(self._application(), logger=log, lingering_time=0, **settings)
+        tasks: list[asyncio.Task[None]] = []
         try:
             await runner.setup()
-            await web.SockSite(runner, listener).start()
+            assert runner.server is not None
+            tasks = [asyncio.create_task(work) for work in self._connections.work(runner.server)]
             started.set_result(None)
             await self._stop.wait()
         finally:
-            for stream in self._streams:
-                stream.cancel()
+            listener.close()
+            for task in [*tasks, *self._streams]:
+                task.cancel()
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        auth = TokenAuth(self.token, port=self.port, hosts=[addresses.parse(self.address)[0].lower()])
-        application = web.Application(middlewares=[auth.admit])
+        hosts = [addresses.parse(self.address)[0].lower()]
+        self._auth = TokenAuth(self.token, port=self.port, clock=time.monotonic, hosts=hosts)
+        application = web.Application(middlewares=[self._admit])
         application.on_response_prepare.append(_secure)
         for name, kind in PAGE.items():
             text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
@@ -138,10 +173,29 @@ class PageServer(Closing):
         application.router.add_get("/api/status", self._status)
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
+        application.router.add_post(SIGN_OUT, self._auth.sign_out)
         parts, reports = f"multipart/x-mixed-replace; boundary={BOUNDARY}", "text/event-stream"
         application.router.add_get("/stream.mjpg", partial(self._stream, parts, self._parts), allow_head=False)
-        application.router.add_get("/events", partial(self._stream, reports, self._reports), allow_head=False)
+        application.router.add_get("/events", partial(self._stream, reports, self._events), allow_head=False)
         return application
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer a request, or refuse and count it; after anything but a plain request the connection is closed."""
+        with self._connections.serving(request) as connection:
+            response: web.StreamResponse
+            if refusal := self._auth.refusal(request, connection.address) or _unusual(request):
+                reason, response = refusal
+                self._connections.refused[reason] += 1
+            elif not self._connections.admit(connection):
+                response = web.Response(status=503, text=FULL, headers={"Retry-After": "5"})
+            elif request.path == "/" and "token" in request.query and self.token is not None:
+                response = self._auth.sign_in(request)
+            else:
+                response = await handler(request)
+            if response.status in (405, 413, 503) or request.body_exists or "Upgrade" in request.headers:
+                response.force_close()
+            return response
 
     async def _frame(self, request: web.Request) -> web.Response:
         if (jpeg := await self._encoder.newest()) is None:
@@ -157,7 +211,7 @@ class PageServer(Closing):
 
     async def _health(self, request: web.Request) -> web.Response:
         found = health(self.monitor.status(), self.stale_after)
-        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.status == "ok" else 503)
+        return _json_response({"schema": "health/1", **asdict(found)}, status=200 if found.serves else 503)
 
     async def _stream(
         self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request
@@ -172,6 +226,7 @@ class PageServer(Closing):
             async for chunk in chunks():
                 await asyncio.wait_for(response.write(chunk), SLOW_AFTER)
         except asyncio.TimeoutError:
+            self._connections.refused["slow_viewer"] += 1
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
@@ -191,23 +246,54 @@ class PageServer(Closing):
                 shown = jpeg
             await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
 
-    async def _reports(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncIterator[bytes]:
         """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
         since = 0.0
-        fixed: Mapping[str, object] = VOCABULARY
+        fixed: Mapping[str, object] = {**VOCABULARY, "sign_out": self.token is not None}
         while not self._stop.is_set():
-            status = self.monitor.status(since=since)
-            # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
-            report = status.to_dict(classes=False)
-            since = status.timeline[-1].at if status.timeline else since
-            yield f"data: {_json({**report, **fixed})}\n\n".encode()
+            event, since = self._reports.newest(since, fixed)
+            yield event
             fixed = {}
             await asyncio.sleep(EVENT_PERIOD)
+
+
+class _Reports:
+    """The status as events, put together at most once per period for all viewers who have seen the same of it."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._made_at = -math.inf
+        self._made: dict[tuple[float, bool], tuple[bytes, float]] = {}
+
+    def newest(self, since: float, fixed: Mapping[str, object]) -> tuple[bytes, float]:
+        """Return an event with the timeline from `since` on and what is `fixed`, and from when on the next one is."""
+        now = time.monotonic()
+        if now >= self._made_at + EVENT_PERIOD / 2:
+            self._made_at, self._made = now, {}
+        key = since, bool(fixed)
+        if key not in self._made:
+            status = self._monitor.status(since=since)
+            # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
+            event = f"data: {_json({**status.to_dict(classes=False), **fixed})}\n\n".encode()
+            self._made[key] = event, status.timeline[-1].at if status.timeline else since
+        return self._made[key]
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
     # Requests that are not HTTP come with every port scan; aiohttp would print a traceback for each.
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Of one connection, which a client can provoke; asyncio would print a traceback.
+    log.debug("page: %s: %s", context["message"], context.get("exception", ""))
+
+
+def _unusual(request: web.Request) -> tuple[str, web.Response] | None:
+    """Return why a request is refused whoever sends it, and the answer."""
+    if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", SIGN_OUT):
+        return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
+    return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
 
 
 async def _page(text: str, kind: str, request: web.Request) -> web.StreamResponse:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rws.edge.common.files import atomic_path
 from rws.edge.preprocess import cover
-from rws.edge.sources.images import IMAGE_SUFFIXES
+from rws.edge.sources.folders import find_images
 from rws.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
@@ -179,7 +179,7 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(find_images([folder / name])[0])
         if not found:
             raise InputError(f"class folder {folder / name} holds no image; add images or remove the folder")
         files += found

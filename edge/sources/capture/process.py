@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,11 @@ _WORKER = Path(__file__).with_name("worker.py")
 Start = Callable[[int], tuple[subprocess.Popen[bytes], socket.socket]]
 
 
-def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `worker.py`; see `Start`. A `SourceError` on Windows."""
+def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start `worker.py`, with `stdin` as its standard input; see `Start`.
+
+    A `SourceError` on Windows, an OSError if descriptors or memory are short.
+    """
     if os.name == "nt":
         raise SourceError("cameras, videos and streams need Linux or macOS; folders of images can be read here")
     ours, theirs = socket.socketpair()
@@ -48,16 +52,24 @@ def start_worker(counters: int) -> tuple[subprocess.Popen[bytes], socket.socket]
     }
     # In a new session: Ctrl-C in a terminal is for the loop alone.
     command = [sys.executable, str(_WORKER), *map(str, descriptors)]
-    process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
-    theirs.close()
+    try:
+        process = subprocess.Popen(command, pass_fds=descriptors, env=env, stdin=stdin, start_new_session=True)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
     return process, ours
 
 
 class CaptureProcess:
     """A process that captures. Call `open` once, then `ask` for each frame; `answer` waits for each answer."""
 
-    def __init__(self, settings: CaptureSettings, start: Start = start_worker) -> None:
-        self.settings, self._start = settings, start
+    def __init__(self, settings: CaptureSettings, start: Start | None = None) -> None:
+        # A pipe that this process has inherited is the standard input of the other one.
+        piped = settings.kind == "pipe" and isinstance(settings.target, int)
+        self.settings = settings
+        self._start = start or (partial(start_worker, stdin=int(settings.target)) if piped else start_worker)
         self._counters_descriptor = shared_memory(Counters.SIZE)
         self.counters = Counters(self._counters_descriptor)  # over all processes of this object
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,6 +79,7 @@ class CaptureProcess:
         self._question = 0
         self._jumped = False
         self._stuck: subprocess.Popen[bytes] | None = None
+        self._why_not = ""  # why no process runs
 
     @property
     def pid(self) -> int | None:
@@ -78,8 +91,11 @@ class CaptureProcess:
         if self._process is None or self._process.poll() is not None:
             self.kill()
             if self._stuck is None or self._stuck.poll() is not None:
-                self._process, self._connection = self._start(self._counters_descriptor)
-                self._connection.settimeout(_LAST_WORD)
+                try:
+                    self._process, self._connection = self._start(self._counters_descriptor)
+                    self._connection.settimeout(_LAST_WORD)
+                except OSError as error:
+                    self._why_not = f"the capture process cannot be started: {error.strerror or error}"
         self._send(self.settings)
 
     def ask(self) -> None:
@@ -90,7 +106,7 @@ class CaptureProcess:
         """Return the answer to the last question, or None if none has come after `timeout` seconds."""
         if self._connection is None:
             stuck = self._stuck is not None and self._stuck.poll() is None
-            return Ended(_STUCK if stuck else "the capture process is not running")
+            return Ended(_STUCK if stuck else self._why_not or "the capture process is not running")
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         if b"\n" not in self._unread and not poll.poll(timeout * 1e3):
@@ -113,7 +129,9 @@ class CaptureProcess:
             return Frame(message.index, image, message.captured_at, self.settings.name, message.media_time)
         if isinstance(message, Ended):
             # Libraries repeat the address in their messages.
-            return replace(message, reason=shown(message.reason.replace(str(self.settings.target), self.settings.name)))
+            reason, target = message.reason, self.settings.target
+            named = reason.replace(target, self.settings.name) if isinstance(target, str) else reason
+            return replace(message, reason=shown(named))
         assert isinstance(message, Opened)
         return message
 

@@ -4,17 +4,21 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+RTSP_TRANSPORTS = ("auto", "tcp", "udp")  # auto: TCP, or UDP if the camera refuses it
+
 
 @dataclass(frozen=True)
 class CaptureSettings:
     """What to open and how; `Opened` or `Ended` answers."""
 
-    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL
-    kind: Literal["camera", "file", "network"]  # OpenCV reads a camera, PyAV the others
+    target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL; a descriptor of the loop
+    kind: Literal["camera", "file", "pipe", "network"]  # OpenCV reads a camera, PyAV the others
     name: str  # for people, printable; of a URL scheme and host only
     latest: bool | None = (
         None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
     )
+    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
+    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class CapturedSource(Source):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
-        self.name, self.live, self.state = settings.name, settings.kind != "file", "opening"
+        self.name, self.live, self.state = settings.name, settings.kind not in ("file", "pipe"), "opening"
         self._settings, self._sleep = settings, sleep
         self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
@@ -109,7 +109,8 @@ class CapturedSource(Source):
             yield
             waited += TICK
             # The process has its own time limit; this one covers a driver that hangs.
-            if waited > OPEN_TIMEOUT + 2 or self.stopped:
+            # A pipe waits for its writer.
+            if (waited > OPEN_TIMEOUT + 2 and self._settings.kind != "pipe") or self.stopped:
                 self._kill()
                 return f"did not open within {OPEN_TIMEOUT:g} s"
         if isinstance(answer, Ended):
@@ -124,7 +125,7 @@ class CapturedSource(Source):
     def _read(self) -> Generator[Frame | None, None, str | None]:
         self._count()
         received_before, rejected_before = self.received, self.rejections
-        self._stall.opened()
+        self._stall.opened(self.fps if self.live else None)
         while not self.stopped:
             self._capture.ask()
             alive = self._signs_of_life()

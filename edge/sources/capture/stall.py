@@ -14,9 +14,9 @@ FLOWING_FRAMES, FLOWING_SECONDS = 10, 10.0  # after either, an opened source wor
 class StallDetector:
     """Decides when a live source has been silent for too long, and learns its rhythm.
 
-    Its patience is `stall` seconds, or three times the longest recent gap between frames. If an opening gives no
-    frame, the former doubles, up to five minutes, so that a camera with one frame per minute is recognised instead of
-    being reopened in a loop. `silent`: seconds since the last frame or other sign of life.
+    Its patience is `stall` seconds, or three times the longest recent gap between frames, declared or seen. If an
+    opening gives no frame, the former doubles, up to five minutes, so that a camera with one frame per minute is
+    recognised instead of being reopened in a loop. `silent`: seconds since the last frame or other sign of life.
     """
 
     def __init__(self, stall: float) -> None:
@@ -35,8 +35,9 @@ class StallDetector:
         """Whether the source has worked since it was opened: for 10 frames, or 10 s of waiting."""
         return self._frames >= FLOWING_FRAMES or self._waited >= FLOWING_SECONDS
 
-    def opened(self) -> None:
-        """Note that the source was opened."""
+    def opened(self, fps: float | None = None) -> None:
+        """Note that the source was opened, and the frames per second that it declares."""
+        self._longest_gap = max(self._longest_gap, 1 / fps if fps else 0.0)
         self.silent = self._gap = self._waited = 0.0
         self._frames = 0
 

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from rws.edge.sources.capture.decoding.base import Decoder
 from rws.edge.sources.capture.decoding.camera import CameraDecoder
 from rws.edge.sources.capture.decoding.checks import FreezeDetector
+from rws.edge.sources.capture.decoding.opening import is_one_image, open_container
+from rws.edge.sources.capture.decoding.snapshot import SnapshotDecoder
 from rws.edge.sources.capture.decoding.stream import StreamDecoder
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
@@ -34,6 +36,7 @@ class Worker:
     def __init__(self, connection: socket.socket, counters: Counters) -> None:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
+        self._decoder: Decoder | None = None  # the last one
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
         self._question = 0
@@ -57,18 +60,26 @@ class Worker:
                 os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
         try:
-            if settings.kind == "camera":
-                decoder: Decoder = CameraDecoder(settings.target)
-            else:
-                network = settings.kind == "network"
-                decoder = StreamDecoder(str(settings.target), network, OPEN_TIMEOUT, settings.latest)
+            decoder = self._decoder = self._decoder_of(settings)
         except SourceError as error:
             return Ended(str(error))
         latest = settings.latest if settings.latest is not None else not decoder.finite
         freeze, pace = (None, latest) if decoder.finite else (self._freeze, False)
+        if isinstance(decoder, SnapshotDecoder):
+            freeze = None
         self._grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=pace, counters=self._counters)
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite, decoder.bursts)
+
+    def _decoder_of(self, settings: CaptureSettings) -> Decoder:
+        if settings.kind == "camera":
+            return CameraDecoder(settings.target)
+        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
+        container = open_container(settings, OPEN_TIMEOUT, scan)
+        if settings.kind == "network" and is_one_image(container):
+            container.close()
+            return SnapshotDecoder(settings, OPEN_TIMEOUT)
+        return StreamDecoder(container, settings)
 
     def _next(self) -> None:
         if self._grabber is None:

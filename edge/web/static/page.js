@@ -17,6 +17,7 @@ const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
 const recent = []; // the newest results, for means of their times
 let events = null;
 let report = null;
+let compared = null; // the newest result that the clean model has classified, too; only some frames are
 let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
@@ -59,6 +60,11 @@ async function lose() {
   showState();
 }
 
+$("sign-out").addEventListener("click", async () => {
+  await fetch("signout", { method: "POST" }).catch(() => null);
+  location.reload();
+});
+
 setInterval(() => {
   if (events !== null && performance.now() - heardAt > QUIET_AFTER * 1e3) lose();
   showState();
@@ -97,6 +103,7 @@ function show(next) {
   if (next.stages) {
     stages = next.stages.filter((stage) => stage !== "read");
     timeline.setFamilies(next.families);
+    $("sign-out").hidden = !next.sign_out;
   }
   const result = next.result;
   if (result && result.index !== report?.result?.index) recent.push(result);
@@ -121,7 +128,8 @@ function show(next) {
 
 function showPrediction(result) {
   const patched = Object.keys(result.mix).length > 0;
-  const other = result.unpatched;
+  if (result.unpatched || !patched) compared = result;
+  const other = compared?.unpatched;
   $("label").textContent = result.label;
   $("confidence").textContent = percent(result.confidence);
   fill($("confidence-bar"), result.confidence);
@@ -137,7 +145,7 @@ function showPrediction(result) {
     $("before-confidence").textContent = percent(before.confidence);
     fill($("before-bar"), before.confidence);
   }
-  $("difference").textContent = patched && other && other.label !== result.label ? "the patch changes the answer" : "";
+  $("difference").textContent = patched && other && other.label !== compared.label ? "the patch changes the answer" : "";
 }
 
 function showBelief(belief) {

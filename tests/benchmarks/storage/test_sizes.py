@@ -8,7 +8,7 @@ import pytest
 from rws.benchmarks.common.memory import can_measure, measure
 from rws.benchmarks.common.models import load_model
 from rws.benchmarks.storage.sizes import weighted_tensors, write_models
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.live.onnx_model import OnnxModel
 from rws.errors import RwsError
 from support.command_line import invoke

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-import rws.edge.bundle.bundle
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+import rws.edge.bundle.contents
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.edit import BundleParts, add_signatures, remove_signature, write_bundle
 from rws.edge.bundle.manifest import FILES, Manifest
 from rws.edge.bundle.options import ModelOptions
@@ -88,7 +89,7 @@ class TestRoundTrip:
         assert Bundle.load(str(tmp_path / "link")).manifest.name == "tiny"
 
     def test_the_default_is_found_next_to_the_package(self, bundle_path, monkeypatch):
-        monkeypatch.setattr(rws.edge.bundle.bundle, "DEFAULT_BUNDLE", bundle_path)
+        monkeypatch.setattr(rws.edge.bundle.contents, "DEFAULT_BUNDLE", bundle_path)
         assert Bundle.load().path == bundle_path
 
 
@@ -297,7 +298,7 @@ class TestAbusiveFolders:
     def test_a_longer_file(self, bundle_path, name):
         with open(bundle_path / name, "ab") as file:
             file.write(b"x")
-        assert_refused(bundle_path, f"{name}: too long")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(has \d+ bytes, expected at most \d+\)")
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(name=st.sampled_from(FILES), place=st.integers(0, 10**6), flip=st.integers(1, 255))
@@ -313,16 +314,16 @@ class TestAbusiveFolders:
     def test_a_link_out_of_the_folder(self, bundle_path, tmp_path, name):
         (bundle_path / name).rename(tmp_path / "outside")
         (bundle_path / name).symlink_to(tmp_path / "outside")
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
 
     @pytest.mark.parametrize("name", ["bundle.json", *FILES])
     def test_a_pipe_or_a_folder_in_place_of_a_file(self, bundle_path, name):
         (bundle_path / name).unlink()
         os.mkfifo(bundle_path / name)
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
         (bundle_path / name).unlink()
         (bundle_path / name).mkdir()
-        assert_refused(bundle_path, f"{name}: not a regular file")
+        assert_refused(bundle_path, rf"{name}: cannot be read \(not a regular file")
 
     def test_a_manifest_too_large_to_read(self, bundle_path):
         with open(bundle_path / "bundle.json", "ab") as file:

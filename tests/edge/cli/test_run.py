@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -704,3 +706,160 @@ def test_a_run_in_which_no_frame_has_a_result_fails(rws, tmp_path):
     result = rws("run", tmp_path / "white.png", bundle=bundle.path)
     assert result.exit_code == 3
     assert "white.png: no frame has a result; of the last one: belief: the least number is nan" in result.output
+
+
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+NO_ROOM = "cannot be written (No space left on device)"
+
+
+@needs_dev_full
+def test_a_full_disk_under_one_output_of_a_live_run_costs_the_others_nothing(tiny_bundle, tmp_path):
+    files = ["--jsonl", "/dev/full", "--csv", tmp_path / "ok.csv", "--save", tmp_path / "ok.mp4"]
+    command = ["run", "pattern:64x48@30", "--limit", 60, *files, "--json", tmp_path / "s.json"]
+    done = installed_rws(*command, "--bundle", tiny_bundle.path, check=False)
+    assert done.returncode == 3
+    assert "frames 60, " in done.stdout
+    assert f"jsonl: written 0, dropped 0, failed 60 · failing: /dev/full: {NO_ROOM}" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: the run is complete, but not each output: jsonl: /dev/full")
+    assert done.stderr.count("No space left") == 2  # one warning, one error
+    assert "Traceback" not in done.stderr
+    sinks = json.loads((tmp_path / "s.json").read_text())["sinks"]
+    assert {name: (sink["state"], sink["failed"]) for name, sink in sinks.items()} == {
+        "jsonl": ("failing", 60), "csv": ("up", 0), "save": ("up", 0), "console": ("up", 0),
+    }  # fmt: skip
+    with (tmp_path / "ok.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == sinks["csv"]["written"] == 60 - sinks["csv"]["dropped"]
+    with av.open(str(tmp_path / "ok.mp4")) as container:
+        frames = len(list(container.decode(video=0)))
+    assert frames == sinks["save"]["written"] == 60 - sinks["save"]["dropped"]
+
+
+@pytest.mark.parametrize("option", ["--save", "--jsonl", "--csv"])
+def test_a_full_disk_under_one_output_of_a_video_costs_the_others_nothing(rws, video, tmp_path, small_disk, option):
+    names = {"--save": "a.mp4", "--jsonl": "r.jsonl", "--csv": "r.csv"}
+    full = small_disk / names[option]
+    full.write_bytes(b"earlier")
+    (small_disk / "ballast").write_bytes(b"x" * 190_000)
+    files = [part for name in names for part in (name, full if name == option else tmp_path / names[name])]
+    result = rws("run", video, *files, "--json", tmp_path / "s.json")
+    if option == "--save":
+        assert result.exit_code == 3
+        assert f"error: the run is complete, but not each output: save: {full}: {NO_ROOM}" in result.stderr
+        assert sorted(os.listdir(small_disk)) == ["a.mp4", "ballast"]  # the temporary file has given its space back
+        assert full.read_bytes() == b"earlier"
+    assert "frames 20" in result.output
+    counts = {"a.mp4": lambda path: len(list(open_source(path))), "r.jsonl": count_lines, "r.csv": count_lines}
+    found = {name: counts[name](tmp_path / name) for name in counts if (tmp_path / name).exists()}
+    expected = {"a.mp4": 20, "r.jsonl": 20, "r.csv": 21}
+    del expected[full.name]
+    assert found == expected
+    assert json.loads((tmp_path / "s.json").read_text())["frames"] == 20
+
+
+def count_lines(path):
+    return len(path.read_text().splitlines())
+
+
+@needs_dev_full
+def test_a_report_that_cannot_be_written_costs_nothing_else(rws, video, tmp_path):
+    result = rws("run", video, "--jsonl", tmp_path / "r.jsonl", "--json", "/dev/full")
+    assert result.exit_code == 3
+    assert "/dev/full: the report cannot be written (No space left on device)" in result.stderr
+    assert "frames 20" in result.output
+    assert count_lines(tmp_path / "r.jsonl") == 20
+
+
+@needs_dev_full
+@pytest.mark.parametrize(
+    ("options", "stream", "said"),
+    [
+        ([], "stdout", f"console: {NO_ROOM}"),
+        (["--json", "-"], "stdout", "-: the report cannot be written"),
+        (["--jsonl", "-"], "stdout", f"jsonl: -: {NO_ROOM}"),
+        (["--jsonl", "-"], "stderr", ""),
+    ],
+)
+def test_a_full_disk_under_stdout_or_stderr_ends_nothing_and_gives_no_traceback(
+    tiny_bundle, tmp_path, options, stream, said
+):
+    program = str(Path(sys.executable).with_name("rws"))
+    files = ["--csv", tmp_path / "ok.csv", "--bundle", tiny_bundle.path]
+    command = [program, "run", "pattern:64x48@100", "--limit", 30, *options, *files]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with open("/dev/full", "w") as full:
+        streams[stream] = full
+        done = subprocess.run([*map(str, command)], **streams, text=True, check=False)
+    assert done.returncode == 3
+    assert count_lines(tmp_path / "ok.csv") == 31
+    if stream == "stdout":
+        assert said in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+    else:
+        assert len(done.stdout.splitlines()) == 30
+
+
+def test_an_output_that_hangs_costs_the_others_nothing(tiny_bundle, tmp_path):
+    fifos = [tmp_path / "a.fifo", tmp_path / "b.fifo"]
+    readers = []
+    for fifo in fifos:
+        os.mkfifo(fifo)
+        readers.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))  # and nobody ever reads
+    files = ["--jsonl", fifos[0], "--csv", fifos[1], "--save", tmp_path / "ok.mp4", "--json", tmp_path / "s.json"]
+    command = ["run", "pattern:64x48@200", "--limit", 400, *files, "--bundle", tiny_bundle.path]
+    done = installed_rws(*command, check=False)
+    for reader in readers:
+        os.close(reader)
+    assert done.returncode == 3
+    assert "frames 400" in done.stdout
+    assert "jsonl has not returned for 5 s and is abandoned" in done.stderr
+    assert "csv has not returned for 5 s and is abandoned" in done.stderr
+    assert "not each output: jsonl: abandoned; csv: abandoned" in done.stderr.splitlines()[-1]
+    sinks = json.loads((tmp_path / "s.json").read_text())["sinks"]
+    assert (sinks["jsonl"]["state"], sinks["save"]["state"]) == ("abandoned", "up")
+    assert sinks["jsonl"]["dropped"] > 0
+    with av.open(str(tmp_path / "ok.mp4")) as container:
+        assert len(list(container.decode(video=0))) == sinks["save"]["written"]
+
+
+@needs_dev_full
+def test_a_lost_camera_and_a_full_disk_are_both_named(rws, tmp_path, monkeypatch):
+    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(lose_camera))
+    result = rws("run", "0", "--jsonl", "/dev/full", "--csv", tmp_path / "r.csv", "--json", "/dev/full")
+    assert result.exit_code == 4
+    last = result.stderr.splitlines()[-1]
+    assert re.search("lost after 3 frames.*the report cannot be written.*jsonl: /dev/full", last)
+    assert count_lines(tmp_path / "r.csv") == 4
+    assert "frames 3" in result.output
+
+
+@pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Xvfb")
+def test_a_display_that_dies_costs_the_window_only(tiny_bundle, tmp_path):
+    read, write = os.pipe()
+    display = subprocess.Popen(["Xvfb", "-displayfd", str(write)], pass_fds=[write], stderr=subprocess.DEVNULL)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        environment = os.environ | {"DISPLAY": f":{int(pipe.readline())}"}
+    rows = tmp_path / "r.jsonl"
+    program = [str(Path(sys.executable).with_name("rws")), "run", "pattern:64x64@50", "--show", "--jsonl", str(rows)]
+    command = [*program, "--bundle", str(tiny_bundle.path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        wait_for_lines(rows, 20)
+        display.kill()
+        display.wait()
+        wait_for_lines(rows, count_lines(rows) + 50)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "stopped by a signal" in out
+    assert "window: the window is lost; check the display" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def wait_for_lines(path, count):
+    end = time.monotonic() + 60
+    while not path.exists() or count_lines(path) < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)

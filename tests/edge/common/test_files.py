@@ -41,7 +41,7 @@ def exchange(request, monkeypatch):
 
 
 def write_folder(path, content):
-    with atomic_path(path) as temporary:
+    with atomic_path(path, folder=True) as temporary:
         (temporary / "deep").mkdir(parents=True)
         (temporary / "deep" / content).write_text(content)
 
@@ -57,8 +57,7 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path, error):
     def fail():
-        with atomic_path(tmp_path / "folder") as temporary:
-            temporary.mkdir()
+        with atomic_path(tmp_path / "folder", folder=True) as temporary:
             (temporary / "half").write_text("half")
             raise error
 

@@ -46,6 +46,7 @@ def test_before_the_first_result(monitor, clock):
         "failed": 0,
         "failure": "",
         "timeline": [],
+        "sinks": {},
         "source": {
             "name": "camera 0",
             "live": False,

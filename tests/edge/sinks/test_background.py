@@ -8,7 +8,11 @@ import threading
 import time
 import traceback
 import weakref
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.errors import InputError, RwsError
-from support.fakes import make_frame, make_result
+from support.fakes import StillClock, make_frame, make_result
 
 LONG = 10.0  # seconds; only a failing test waits so long
 
@@ -61,9 +65,13 @@ def run(sink, *indices, error=None):
             raise error
 
 
+def counts(sink):
+    return {name: value for name, value in asdict(sink.status()).items() if name not in ("state", "error", "failures")}
+
+
 def balanced(sink):
-    counts = sink.counts()
-    return counts["accepted"] == sum(counts.values()) - counts["accepted"]
+    found = counts(sink)
+    return found["accepted"] == sum(found.values()) - found["accepted"]
 
 
 def wait_for(condition):
@@ -79,10 +87,10 @@ def test_a_live_source_drops_the_oldest_frame_and_does_not_wait():
         put(sink, 0)
         gate.wait_inside()
         put(sink, *range(1, 9))
-        assert sink.counts() == {"accepted": 9, "written": 0, "dropped": 5, "waiting": 3, "writing": 1}
+        assert counts(sink) == {"accepted": 9, "written": 0, "dropped": 5, "failed": 0, "waiting": 3, "writing": 1}
         gate.go.set()
     assert gate.seen == [0, 6, 7, 8]
-    assert sink.counts() == {"accepted": 9, "written": 4, "dropped": 5, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 9, "written": 4, "dropped": 5, "failed": 0, "waiting": 0, "writing": 0}
     assert gate.left == [None]
     assert gate.threads == {sink._thread}
     assert not sink.abandoned
@@ -104,7 +112,7 @@ def test_a_file_waits_and_loses_nothing():
         assert not writer.is_alive()
         put(sink, *range(4, 30))
     assert gate.seen == list(range(30))
-    assert sink.counts() == {"accepted": 30, "written": 30, "dropped": 0, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 30, "written": 30, "dropped": 0, "failed": 0, "waiting": 0, "writing": 0}
 
 
 @pytest.mark.parametrize("when_full", ["drop", "wait"])
@@ -116,7 +124,7 @@ def test_an_exception_surfaces_with_its_type_and_cause(when_full):
     def run_on():
         with sink:
             put(sink, 0, 1)
-            wait_for(lambda: sink.dropped)
+            wait_for(lambda: sink.failed)
             put(sink, 2)
 
     with pytest.raises(RwsError, match="cannot be written") as caught:
@@ -124,7 +132,7 @@ def test_an_exception_surfaces_with_its_type_and_cause(when_full):
     assert isinstance(caught.value.__cause__, OSError)
     assert gate.seen == [0]
     assert gate.left == [caught.value]
-    assert sink.counts() == {"accepted": 2, "written": 1, "dropped": 1, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 2, "written": 1, "dropped": 0, "failed": 1, "waiting": 0, "writing": 0}
     with pytest.raises(RwsError) as again:
         sink.close()
     assert again.value is caught.value
@@ -164,7 +172,7 @@ def test_an_exception_wakes_a_writer_that_waits_for_room():
     with pytest.raises(RwsError) as caught:
         run_on()
     assert found == [caught.value]
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 3, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 3, "written": 0, "dropped": 0, "failed": 3, "waiting": 0, "writing": 0}
 
 
 def test_an_exception_of_the_sinks_exit_is_raised():
@@ -201,7 +209,7 @@ def test_an_error_that_is_raised_for_months_does_not_grow():
     sink = BackgroundSink(gate)
     sink.__enter__()
     put(sink, 0)
-    wait_for(lambda: sink.dropped)
+    wait_for(lambda: sink.failed)
     lengths = []
     for _ in range(50):
         with pytest.raises(RwsError) as caught:
@@ -220,7 +228,7 @@ def test_a_sink_that_never_returns_is_abandoned(caplog):
         started = time.monotonic()
     assert 0.09 < time.monotonic() - started < LONG / 2
     assert sink.abandoned
-    assert sink.counts() == {"accepted": 3, "written": 0, "dropped": 2, "waiting": 0, "writing": 1}
+    assert counts(sink) == {"accepted": 3, "written": 0, "dropped": 2, "failed": 0, "waiting": 0, "writing": 1}
     assert "Gate has not returned for 0.1 s and is abandoned; 2 frames are lost" in caplog.text
     with pytest.raises(ValueError, match="not open"):
         put(sink, 3)
@@ -228,7 +236,7 @@ def test_a_sink_that_never_returns_is_abandoned(caplog):
     gate.go.set()
     sink._thread.join(LONG)
     assert gate.left == [None]
-    assert sink.counts() == {"accepted": 3, "written": 1, "dropped": 2, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 3, "written": 1, "dropped": 2, "failed": 0, "waiting": 0, "writing": 0}
 
 
 def test_a_file_gets_more_time_than_a_live_view():
@@ -240,7 +248,7 @@ def test_a_process_ends_though_its_sink_never_does():
     code = (
         "import threading\n"
         "from rws.edge.sinks.background import BackgroundSink\n"
-        "from support.fakes import make_frame, make_result\n"
+        "from support.fakes import StillClock, make_frame, make_result\n"
         "class Stuck:\n"
         "    def write(self, frame, result): threading.Event().wait()\n"
         "with BackgroundSink(Stuck(), timeout=0.1) as sink:\n"
@@ -264,12 +272,12 @@ def test_close_twice_and_outside_of_with():
         put(sink, 0)
     with sink:
         put(sink, 0, 1)
-        sink.close(LONG)
+        sink.close()
         assert plain.seen == 2
         with pytest.raises(ValueError, match="not open"):
             put(sink, 2)
     sink.close()
-    assert sink.counts() == {"accepted": 2, "written": 2, "dropped": 0, "waiting": 0, "writing": 0}
+    assert counts(sink) == {"accepted": 2, "written": 2, "dropped": 0, "failed": 0, "waiting": 0, "writing": 0}
 
 
 def test_a_sink_that_cannot_be_entered_is_refused(tmp_path):
@@ -334,12 +342,12 @@ def test_the_counters_always_add_up(capacity, when_full, writes, slow, fail_at):
                 put(sink, index)
                 accepted.append(index)
                 assert balanced(sink)
-                assert sink.counts()["waiting"] <= capacity
+                assert counts(sink)["waiting"] <= capacity
     except RwsError as error:
         raised = error
     assert balanced(sink)
-    assert sink.counts()["accepted"] == len(accepted)
-    assert sink.counts()["waiting"] == sink.counts()["writing"] == 0
+    assert counts(sink)["accepted"] == len(accepted)
+    assert counts(sink)["waiting"] == counts(sink)["writing"] == 0
     assert gate.seen == sorted(set(gate.seen))
     assert len(gate.seen) == sink.written
     assert len(gate.left) == 1
@@ -348,3 +356,147 @@ def test_the_counters_always_add_up(capacity, when_full, writes, slow, fail_at):
         assert gate.seen == list(range(len(writes) if fail_at is None else min(fail_at, len(writes))))
     elif raised is None and writes:
         assert gate.seen[-1] == len(writes) - 1
+
+
+def test_a_sink_that_is_given_up_costs_its_own_frames_only(caplog):
+    gate = Gate(fail_at=1)
+    gate.go.set()
+    with BackgroundSink(gate, name="jsonl", when_full="wait", on_failure="give up") as sink:
+        put(sink, *range(50))
+        wait_for(lambda: not sink.waiting)
+        put(sink, *range(50, 60))
+    status = sink.status()
+    assert (status.state, status.error, status.failures) == ("failed", "out.mp4: cannot be written (no space)", 1)
+    assert (status.accepted, status.written, status.failed) == (60, 1, 59)
+    assert gate.seen == [0]
+    assert [type(error) for error in gate.left] == [RwsError]  # exited once, at once, with the error
+    assert len(caplog.records) == 1
+    assert "jsonl: out.mp4: cannot be written (no space); the run goes on, it is given up" in caplog.text
+    sink.close()
+
+
+def test_a_failure_at_the_end_of_a_sink_that_is_given_up_is_in_its_status():
+    class Unfinished(Gate):
+        def __exit__(self, kind, error, trace):
+            raise RwsError("the last fragment cannot be written")
+
+    gate = Unfinished()
+    gate.go.set()
+    with BackgroundSink(gate, on_failure="give up") as sink:
+        put(sink, 0)
+    assert (sink.status().state, sink.status().error) == ("failed", "the last fragment cannot be written")
+
+
+class Fragile(Gate):
+    """Fails while it is `broken`; notes when it was entered."""
+
+    broken = False
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.entered = clock, []
+        self.go.set()
+
+    def write(self, frame, result):
+        if self.broken:
+            raise OSError("broken")
+        super().write(frame, result)
+
+    def __enter__(self):
+        self.entered.append(self.clock.now)
+        return self
+
+
+def test_the_pauses_grow_to_a_minute_and_there_is_one_warning_for_all_of_them(caplog):
+    clock = StillClock(0.0)
+    fragile = Fragile(clock)
+    with BackgroundSink(fragile, on_failure="reopen", clock=clock) as sink:
+        put(sink, 0)
+        wait_for(lambda: sink.written)
+        fragile.broken = True
+        for _ in range(1200):
+            failures = sink.failures
+            put(sink, 1)
+            wait_for(lambda: not sink.waiting and not sink.writing)
+            clock.now += 0.25
+            assert sink.failures - failures in (0, 1)
+        assert [round(at) for at in fragile.entered] == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+        assert (sink.written, sink.failed, sink.failures) == (1, 1200, 10)
+        assert len(caplog.records) == 1
+        fragile.broken = False
+        clock.now += 60
+        put(sink, 2)
+        wait_for(lambda: sink.written == 2)
+        clock.now += 10
+        put(sink, 3)
+        wait_for(lambda: sink.written == 3)
+        assert sink.status().state == "up"
+    assert fragile.seen == [0, 2, 3]
+    assert balanced(sink)
+    assert [record.getMessage() for record in caplog.records][1:] == ["Fragile works again; 1200 frames were lost"]
+
+
+def test_a_sink_that_fails_again_and_again_warns_once(caplog):
+    clock = StillClock(0.0)
+    fragile = Fragile(clock)
+    with BackgroundSink(fragile, on_failure="reopen", clock=clock) as sink:
+        for _ in range(100):
+            for fragile.broken in (True, False):
+                put(sink, 0)
+                wait_for(lambda: not sink.waiting and not sink.writing)
+                clock.now += 61
+                put(sink, 1)
+                wait_for(lambda: not sink.waiting and not sink.writing)
+                clock.now += 0.1
+    assert sink.failures > 99
+    assert 1 <= len(caplog.records) < sink.failures
+
+
+def test_sinks_that_hang_share_one_timeout(monkeypatch):
+    waited = []
+    monkeypatch.setattr("rws.edge.sinks.background.time", SimpleNamespace(monotonic=lambda: 100.0 + sum(waited)))
+    sinks = [BackgroundSink(Gate(), timeout=5.0) for _ in range(4)]
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+            monkeypatch.setattr(sink._thread, "join", waited.append)
+            put(sink, 0)
+        for sink in sinks:
+            sink.end()
+    assert waited == [5.0, 0.0, 0.0, 0.0]
+    assert [sink.status().state for sink in sinks] == ["abandoned"] * 4
+    for sink in sinks:
+        sink.sink.go.set()
+
+
+def test_large_frames_do_not_fill_the_memory():
+    gate = Gate()
+    with BackgroundSink(gate, capacity=8) as sink:
+        put(sink, 0)
+        gate.wait_inside()
+        image = np.zeros((2160, 3840, 3), np.uint8)
+        for index in range(1, 9):
+            sink.write(replace(make_frame(index), image=image), make_result(index))
+        assert (sink.waiting, sink.dropped) == (2, 6)
+        sink.write(replace(make_frame(9), image=np.zeros((8000, 8000, 3), np.uint8)), make_result(9))
+        assert (sink.waiting, sink.dropped) == (1, 8)
+        gate.go.set()
+    assert gate.seen == [0, 9]
+
+
+def test_a_run_that_is_asked_to_stop_need_not_wait_for_a_sink_that_hangs():
+    gate, stopped = Gate(), threading.Event()
+    sink = BackgroundSink(gate, capacity=1, when_full=lambda: "drop" if stopped.is_set() else "wait", timeout=0.1)
+    with sink:
+        put(sink, 0)
+        gate.wait_inside()
+        put(sink, 1)
+        writer = threading.Thread(target=put, args=(sink, 2), daemon=True)
+        writer.start()
+        writer.join(0.1)
+        assert writer.is_alive()
+        stopped.set()
+        writer.join(LONG)
+        assert not writer.is_alive()
+    assert sink.status().state == "abandoned"
+    gate.go.set()

@@ -2,9 +2,11 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,12 +18,13 @@ import pytest
 from rws.edge.common.files import check_target
 from rws.edge.pipeline import STAGES
 from rws.edge.sinks import mp4 as video
+from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.csv import COLUMNS, CsvSink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sinks.video import VideoSink
 from rws.edge.tasks.annotate import annotate
 from rws.errors import InputError, RwsError
-from support.fakes import make_frame, make_result, spread_belief
+from support.fakes import StillClock, make_frame, make_result, spread_belief
 
 KINDS = [(JsonlSink, "out.jsonl"), (CsvSink, "out.csv"), (VideoSink, "out.mp4")]
 
@@ -320,7 +323,7 @@ KILLED = """
 import sys, time
 from dataclasses import replace
 from rws.edge.sinks.{module} import {kind}
-from support.fakes import make_frame, make_result
+from support.fakes import StillClock, make_frame, make_result
 
 with {kind}(sys.argv[1], endless=True) as sink:
     for index in range(200):
@@ -373,24 +376,6 @@ def test_a_full_disk_at_the_first_endless_write(tmp_path, kind, name, count):
     with pytest.raises(RwsError, match=rf"{re.escape(name)}: cannot be written \(No space left") as caught:
         write_frames(kind(tmp_path / name, endless=True), count)
     assert isinstance(caught.value.__cause__, OSError)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        if "RWS_REQUIRE_SYSTEM" in os.environ:
-            pytest.fail("a tmpfs cannot be mounted here; run as root")
-        pytest.skip("needs a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(sink):
@@ -473,3 +458,195 @@ def test_a_full_disk_loses_no_frame_silently(small_disk):
             for file in small_disk.iterdir():
                 file.unlink()
     assert 5 < refused < 45
+
+
+def behind(sink, clock, **options):
+    return BackgroundSink(sink, on_failure="reopen", clock=clock, when_full="wait", **options)
+
+
+def put(sink, *indices, size=20):
+    """Write frames, their pixels noise and their names long, and wait until each is done."""
+    rng = np.random.default_rng(0)
+    for index in indices:
+        frame = replace(
+            make_frame(index), image=rng.integers(0, 256, (size, size, 3), np.uint8), captured_at=index / 10
+        )
+        sink.write(frame, replace(make_result(index), name="x" * 1000))
+        end = time.monotonic() + 30
+        while (status := sink.status()).waiting or status.writing:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+
+def put_until_it_fails(sink, first, **options):
+    index = first
+    while sink.status().state == "up":
+        put(sink, index, **options)
+        index += 1
+    return index
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
+def test_lines_go_on_when_a_full_disk_has_room_again_and_none_is_half(small_disk, caplog, kind, name):
+    clock = StillClock()
+    path, ballast = small_disk / name, small_disk / "ballast"
+    ballast.write_bytes(b"x" * 100_000)
+    with behind(kind(path, endless=True), clock) as sink:
+        count = put_until_it_fails(sink, 0)
+        put(sink, count)  # too early to be tried
+        clock.now += 1
+        put(sink, count + 1)  # still full
+        ballast.unlink()
+        clock.now += 1.9
+        put(sink, count + 2)  # the pause has doubled
+        clock.now += 0.1
+        put(sink, *range(count + 3, count + 6))
+        assert sink.status().state == "failing"  # for a few seconds more, because it may fail again
+        clock.now += 5
+        put(sink, count + 6)
+        status = sink.status()
+    assert (status.state, status.error, status.failures) == ("up", "", 2)
+    assert (status.written, status.failed) == (count - 1 + 4, 4)
+    assert whole_lines(path, kind) == [*range(count - 1), *range(count + 3, count + 7)]
+    lines = path.read_text().splitlines()
+    assert len(lines) == status.written + (kind is CsvSink)
+    assert lines[0].startswith('{"schema' if kind is JsonlSink else "schema,")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "No space left on device); the run goes on" in said[0]
+    assert said[1].endswith("works again; 4 frames were lost")
+
+
+def test_a_video_goes_on_in_a_new_file_and_what_was_written_stays_playable(small_disk):
+    clock = StillClock()
+    path, ballast = small_disk / "out.mp4", small_disk / "ballast"
+    ballast.write_bytes(b"x" * 100_000)
+    with behind(VideoSink(path, endless=True), clock) as sink:
+        count = put_until_it_fails(sink, 0)
+        for _ in range(5):  # there is no room for a fragment: nothing is left behind
+            clock.now += 100
+            put(sink, *range(count, count + 40))
+            assert sink.status().state == "failing"
+        assert sink.failures == 6
+        ballast.unlink()
+        clock.now += 100
+        put(sink, *range(1000, 1015))
+    assert sink.status().state == "up"
+    found = {file.name: len(read_video(file)[0]) for file in small_disk.iterdir()}
+    assert found.pop("out.mp4") == 15
+    assert found.pop("out.1.mp4") >= 20
+    assert not found
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
+def test_a_file_that_is_taken_away_costs_no_line(tmp_path, kind, name, how):
+    path, other = tmp_path / name, tmp_path / "other"
+    with kind(path, endless=True) as sink:
+        for index in range(6):
+            sink.write(make_frame(index), make_result(index))
+            if index == 2 and how == "removed":
+                path.unlink()
+            elif index == 2:
+                path.rename(other)
+                if how == "replaced":
+                    path.touch()
+    assert whole_lines(path, kind) == [3, 4, 5]
+    assert how == "removed" or whole_lines(other, kind) == [0, 1, 2]
+
+
+def test_a_folder_that_is_removed_and_comes_back(tmp_path):
+    clock, folder = StillClock(), tmp_path / "folder"
+    folder.mkdir()
+    with behind(JsonlSink(folder / "out.jsonl", endless=True), clock) as sink:
+        put(sink, 0)
+        shutil.rmtree(folder)
+        put(sink, 1)
+        assert "its folder does not exist" in sink.status().error
+        folder.mkdir()
+        clock.now += 1
+        put(sink, 2)
+    assert whole_lines(folder / "out.jsonl", JsonlSink) == [2]
+    assert sink.status().state == "up"
+
+
+def test_a_disk_that_is_unmounted_is_waited_for_and_the_folder_below_stays_empty(small_disk):
+    clock = StillClock()
+    with behind(JsonlSink(small_disk / "out.jsonl", endless=True), clock) as sink:
+        put(sink, 0)
+        subprocess.run(["umount", "-l", str(small_disk)], check=True)
+        for index in (1, 2):
+            put(sink, index)
+            clock.now += 10
+        assert "is no longer mounted" in sink.status().error
+        assert os.listdir(small_disk) == []
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small_disk)], check=True)
+        put(sink, 3)
+    assert whole_lines(small_disk / "out.jsonl", JsonlSink) == [3]
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_limit_of_the_size_of_files_is_a_failure_like_a_full_disk(tmp_path, kind, name):
+    path = tmp_path / name
+    code = f"""
+import resource, sys
+from {kind.__module__} import {kind.__name__}
+from rws.edge.sinks.background import BackgroundSink
+from support.fakes import StillClock, make_frame, make_result
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+with BackgroundSink({kind.__name__}(sys.argv[1], endless=True), when_full="wait", on_failure="reopen") as sink:
+    for index in range(200):
+        sink.write(make_frame(index), make_result(index))
+print(sink.status())
+"""
+    found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "state='failing'" in found.stdout
+    assert "File too large" in found.stdout
+    assert "accepted=200" in found.stdout
+    if kind is not VideoSink:
+        indices = whole_lines(path, kind)
+        assert indices == list(range(len(indices)))
+        assert len(path.read_text().splitlines()) == len(indices) + (kind is CsvSink)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_is_full_at_the_start_is_waited_for_but_a_mistake_is_refused(tmp_path):
+    clock, path = StillClock(), tmp_path / "out.csv"
+    path.symlink_to("/dev/full")
+    with behind(CsvSink(path, endless=True), clock) as sink:
+        put(sink, 0)
+        path.unlink()
+        clock.now += 1
+        put(sink, 1)
+    assert whole_lines(path, CsvSink) == [1]
+    path.write_text("a,b\n")
+    for wrong in (path, tmp_path / "no" / "out.csv", tmp_path):
+        with pytest.raises(InputError), behind(CsvSink(wrong, endless=True), clock):
+            pass
+
+
+def test_stdout_on_a_full_disk_has_whole_lines_only(small_disk):
+    code = """
+import sys
+from pathlib import Path
+from rws.edge.sinks.background import BackgroundSink
+from rws.edge.sinks.jsonl import JsonlSink
+from support.fakes import StillClock, make_frame, make_result
+clock, ballast = StillClock(), Path(sys.argv[1], "ballast")
+ballast.write_bytes(b"x" * 150_000)
+sink = BackgroundSink(JsonlSink("-", endless=True), when_full="wait", on_failure="reopen", clock=clock)
+with sink:
+    for index in range(400):
+        sink.write(make_frame(index), make_result(index))
+        while sink.status().writing or sink.status().waiting: pass
+        if index == 300:
+            ballast.unlink()
+            clock.now += 100
+print(sink.status().failed, file=sys.stderr)
+"""
+    with (small_disk / "out.jsonl").open("wb") as out:
+        command = [sys.executable, "-c", code, str(small_disk)]
+        found = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=True)
+    lines = [json.loads(line)["index"] for line in (small_disk / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 400 - int(found.stderr.splitlines()[-1])
+    assert lines[-99:] == list(range(301, 400))

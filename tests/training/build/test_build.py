@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rws.edge.bundle.bundle import DEFAULT_BUNDLE, Bundle
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.edit import remove_signature
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN = "damaged", "undecodable", "empty", "black", "half-decoded", "frozen"
-REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN)
+REPEATED = "repeated"  # the same answer of a camera that is polled
+REASONS = (DAMAGED, UNDECODABLE, EMPTY, BLACK, HALF, FROZEN, REPEATED)
 BLACK_LEVEL = 10  # no pixel above it; video codes black as 0 after expansion, with a little ringing
 FILL_TOLERANCE = 3
 # What decoders leave where nothing was decoded: libjpeg and FFmpeg grey (128), and YUV zeros as BT.601 or BT.709 RGB.

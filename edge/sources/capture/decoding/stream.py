@@ -13,22 +13,22 @@ import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
 from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
+from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
+from rws.edge.sources.capture.decoding.orientation import upright
 from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
 from rws.edge.sources.capture.decoding.timeline import LONGEST_GAP, LONGEST_PAUSE, Timeline
-from rws.errors import SourceError, first_line
-from rws.text import encoding_advice
+from rws.edge.sources.capture.protocol import CaptureSettings
+from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
     from av.packet import Packet
 
 # Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
 DISTRUST_SECONDS = 10.0
-LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 DROPPED = "dropped"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-# A live playlist is entered at its newest segment.
-_NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
 _PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
 _INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
@@ -40,30 +40,17 @@ class StreamDecoder(Decoder):
     decoding is slower than the stream, waiting packets are skipped up to the newest key frame.
 
     Args:
-        target: path or URL; a `SourceError` if it cannot be opened or contains no video that can be decoded.
-        network: whether it comes over a network, at its own rate.
-        timeout: seconds after which an attempt to open it ends.
-        latest: False if no frame of a live stream may be skipped.
+        container: what was opened; a `SourceError` if it contains no video that can be decoded.
+        settings: what was asked for.
     """
 
-    def __init__(self, target: str, network: bool, timeout: float, latest: bool | None = None) -> None:
+    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        av.logging.set_level(None)
-        self._av = av
-        options = dict(_NETWORK_OPTIONS) if network else {}
-        if target.startswith("rtsp"):
-            # Packets that were read to identify a live stream are old when it is open.
-            options |= {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-        # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-        limits = (timeout, LONGEST_SILENCE) if network else None
-        try:
-            container: Any = av.open(target, options=options, timeout=limits)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            why = _why(error, timeout) + (encoding_advice(target) if network else "")
-            raise SourceError(why if network else f"is not a video, or {why}; expected .mp4, .avi or .mkv") from error
-        self._container = container
+        self._av, network = av, settings.kind == "network"
+        self._container: Any = container
+        self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
         if self._stream is None or self._stream.codec_context is None or container.format.name == "tty":
@@ -76,7 +63,7 @@ class StreamDecoder(Decoder):
         self.length = self._declared_length() if self.finite else None
         # Decoding several frames in parallel delays each of them; a live frame should be new.
         self._stream.thread_type = "AUTO" if self.finite else "SLICE"
-        self._skips = not self.finite and latest is not False
+        self._skips = not self.finite and settings.latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
         self._jpegs_end = False
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
@@ -128,7 +115,10 @@ class StreamDecoder(Decoder):
         try:
             yield from self._container.demux(self._stream)
         except (self._av.error.FFmpegError, OSError) as error:
-            raise SourceError(_why(error, LONGEST_SILENCE)) from error
+            self.malformed = (
+                isinstance(error, self._av.error.InvalidDataError) and self._container.format.name == "mpjpeg"
+            )
+            raise SourceError(why(error, LONGEST_SILENCE)) from error
 
     def _declared_length(self) -> int | None:
         if self._stream.frames:
@@ -154,10 +144,8 @@ class StreamDecoder(Decoder):
             corrupt = packet.is_corrupt and not self._playlist
             loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            # Phones store upright images on their side, with the rotation as metadata.
-            upright = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
-            pixels = upright.astype(np.uint8, copy=False)
-            yield DecodedFrame(pixels, arrived, loss, bool(frame.key_frame), self._media_time(frame))
+            image = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
+            yield DecodedFrame(image, arrived, loss, bool(frame.key_frame), self._media_time(frame))
 
     def _media_time(self, frame: av.VideoFrame) -> float | None:
         if self._timeline is None:
@@ -190,10 +178,3 @@ def _is_whole_file(container: Any) -> bool:
     """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
     name = container.format.name
     return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")
-
-
-def _why(error: BaseException, timeout: float) -> str:
-    if type(error).__name__ in ("ExitError", "TimeoutError"):
-        return f"timed out: nothing received for {timeout:g} s"
-    # PyAV repeats the address, with its password, in the message.
-    return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"

@@ -8,8 +8,10 @@ import pytest
 
 from rws.edge.faults.frames import encode_jpeg, read_stamp, scene, stamped
 from rws.edge.faults.servers import MjpegServer
+from rws.edge.sources.capture.decoding.opening import open_container
 from rws.edge.sources.capture.decoding.packets import MOST_BYTES, PacketReader
 from rws.edge.sources.capture.decoding.stream import DROPPED, StreamDecoder
+from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.edge.sources.open import open_source
 from rws.errors import SourceError
 from support.fakes import StillClock
@@ -119,7 +121,8 @@ def test_a_stopped_reader_ends():
 
 def test_a_decoder_that_is_too_slow_does_not_lag():
     server = MjpegServer(jpeg, 100.0)
-    decoder = StreamDecoder(server.url, network=True, timeout=5.0)
+    settings = CaptureSettings(server.url, "network", "camera")
+    decoder = StreamDecoder(open_container(settings, timeout=5.0), settings)
     lags, skipped = [], 0
     try:
         for frame in decoder:

@@ -1,0 +1,93 @@
+"""The files of a bundle as bytes: of them only the manifest is parsed, so that nothing in them can do harm yet."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rws.edge.bundle.manifest import CURE, FILES, MANIFEST, FileSpec, Manifest
+from rws.edge.common.files import OpenFolder
+from rws.errors import BundleError
+
+DEFAULT_BUNDLE = Path(__file__).parent / "default"
+LARGEST_MANIFEST = 16 * 2**20
+_MOST_EXCHANGES = 100  # of the folder, during one reading
+
+
+@dataclass(frozen=True, eq=False)
+class BundleFiles:
+    """The files of a bundle, each read once; sizes and hashes are those that the manifest says."""
+
+    path: Path
+    document: bytes = field(repr=False)  # of `bundle.json`
+    manifest: Manifest
+    contents: dict[str, bytes] = field(repr=False)  # of each of `FILES`
+
+    @classmethod
+    def read(cls, path: str | Path | None = None) -> "BundleFiles":
+        """Read a bundle's files, by default the bundled one's; raise BundleError if one is missing or altered.
+
+        All are of one folder, also if another takes its place meanwhile.
+        """
+        folder = DEFAULT_BUNDLE if path is None else Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
+        for _ in range(_MOST_EXCHANGES):
+            with _opened(folder) as opened:
+                try:
+                    return cls._read(folder, opened)
+                except BundleError:  # the old folder is removed while it is read
+                    if not opened.is_replaced():
+                        raise
+        raise BundleError(f"{folder}: was replaced {_MOST_EXCHANGES} times while it was read; try again")
+
+    @classmethod
+    def _read(cls, path: Path, opened: OpenFolder) -> "BundleFiles":
+        document = _read(opened, path / MANIFEST, LARGEST_MANIFEST)
+        manifest = Manifest.parse(document, str(path / MANIFEST))
+        contents = {name: _read_file(opened, path / name, manifest.files[name]) for name in FILES}
+        return cls(path, document, manifest, contents)
+
+    @property
+    def size(self) -> int:
+        """The size of all files, bytes."""
+        return len(self.document) + sum(map(len, self.contents.values()))
+
+
+def read_document(folder: Path) -> bytes:
+    """Return the bytes of a bundle's manifest; raise BundleError if it is no regular file, or too large."""
+    with _opened(folder) as opened:
+        return _read(opened, folder / MANIFEST, LARGEST_MANIFEST)
+
+
+def read_file(path: Path, expected: FileSpec) -> bytes:
+    """Read one of the `FILES`; raise BundleError if its size or hash is not the expected one."""
+    with _opened(path.parent) as opened:
+        return _read_file(opened, path, expected)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[OpenFolder]:
+    try:
+        opened = OpenFolder(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); give the folder of a bundle") from error
+    with opened:
+        yield opened
+
+
+def _read_file(opened: OpenFolder, path: Path, expected: FileSpec) -> bytes:
+    content = _read(opened, path, expected.bytes)
+    if (size := len(content)) != expected.bytes:
+        raise BundleError(f"{path}: truncated: has {size} bytes, {MANIFEST} says {expected.bytes}; {CURE}")
+    if (found := hashlib.sha256(content).hexdigest()) != (wanted := expected.sha256):
+        raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
+    return content
+
+
+def _read(opened: OpenFolder, path: Path, limit: int) -> bytes:
+    try:
+        return opened.read(path.name, limit)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error

@@ -1,0 +1,33 @@
+"""File descriptors of this process: how many it may open, and how many are left."""
+
+import contextlib
+import os
+import sys
+
+ENOUGH = 4096  # more costs programs that try them all
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the number of files and connections that this process may open as far as its user may, up to 4,096."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def free_descriptors() -> int:
+    """Return how many more files and connections this process may open, `ENOUGH` if there is no limit."""
+    if sys.platform == "win32":
+        return ENOUGH
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(os.listdir("/dev/fd"))
+    except OSError:  # none is left to list them
+        return 0
+    return ENOUGH if soft == resource.RLIM_INFINITY else min(ENOUGH, max(0, soft - used))
