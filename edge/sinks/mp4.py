@@ -38,7 +38,7 @@ class VideoFile:
         endless: write fragments: after each key frame, every two seconds, all earlier frames can be played, even after
             a crash.
 
-    `end`: seconds at which the last frame of a timed file ends, to be set before the exit; None: after 1 / `fps`.
+    `end`: seconds at which the last frame of a timed file ends, to be set before the exit; None: after one more step.
 
     Raises an `OSError` if a write fails, an `RwsError` without an encoder, an `av.FFmpegError` for a bad size or rate.
     """
@@ -50,6 +50,7 @@ class VideoFile:
         self._endless = endless
         self._tick = Fraction(1, TICKS) if timed else 1 / fps
         self._timed, self._period = timed, round(1 / fps / self._tick)
+        self._step = self._period  # of the last frame, if it was no pause
         self._at, self._next_key = -1, 0.0
         self._first_dts: int | None = None  # below 0 if frames are stored in another order than they are shown
         self._held: list[Packet[VideoStream]] = []  # the last packet, whose duration is known at the end
@@ -75,7 +76,8 @@ class VideoFile:
         elif at is None or not self._timed:
             self._at += self._period
         else:
-            self._at = max(self._at + 1, round(at * TICKS))
+            before, self._at = self._at, max(self._at + 1, round(at * TICKS))
+            self._step = min(self._at - before, self._period)
         frame.pts, frame.time_base = self._at, self._tick
         if self._endless and self._at * self._tick >= self._next_key:
             frame.pict_type = PictureType.I
@@ -94,7 +96,7 @@ class VideoFile:
             try:
                 packets = self._encode(None)
                 if self._timed and packets:
-                    end = self._at + self._period if self.end is None else round(self.end * TICKS)
+                    end = self._at + self._step if self.end is None else round(self.end * TICKS)
                     # The last frame that is shown may not be the last one that is stored, which ends the file.
                     max(packets, key=lambda packet: packet.pts or 0).duration = max(1, end - self._at)
                     packets[-1].duration = max(1, end + (self._first_dts or 0) - (packets[-1].dts or 0))
