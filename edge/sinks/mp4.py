@@ -34,7 +34,7 @@ class VideoFile:
         path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
         fps: frames per second; in a `timed` file of those without a time.
-        timed: frames have times of their own; the first is shown from 0 on (in an endless file, it may start later).
+        timed: each frame has its time; the first is shown from 0 on (in an endless file, it may start later).
         endless: write fragments: after each key frame, every two seconds, all earlier frames can be played, even after
             a crash.
 

@@ -85,7 +85,7 @@ class Grabber(threading.Thread):
             return
         if frame.loss == "dropped":
             self._pacer.restart()
-        elif frame.image.size:  # otherwise it has no time of its own
+        elif frame.image.size:  # a frame without an image has no time
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, self._pacer.wait(frame, time.monotonic()))
 
