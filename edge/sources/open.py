@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
-import numpy as np
 
+from rws.edge.common.arrays import map_array
+from rws.edge.common.files import read_regular
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.base import Source
 from rws.edge.sources.capture.decoding.checks import DEFAULT_CHECKS, Checks
@@ -31,11 +32,12 @@ from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.folders import CONVERTIBLE, describe, find_images
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.test_pattern import PatternSource
-from rws.errors import SourceError, UsageError
+from rws.errors import FormatError, SourceError, UsageError
 from rws.text import printable, shown_address
 
 _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 _PATTERN = re.compile(r"pattern(?::(\d{1,9})x(\d{1,9})(?:@(\d{1,9}(?:\.\d{1,9})?))?)?")
+_LARGEST_LIST = 2**28  # bytes
 LONGEST_NAME = 255  # characters of a source in an error
 _CAMERA = re.compile(r"[0-9]{1,9}")
 _CREDENTIALS = re.compile(r"[^/]*:.*@", re.DOTALL)  # a URL without its scheme, or with half of it
@@ -195,7 +197,7 @@ def _native(text: str, name: str) -> str:
 def _open_file(path: Path, name: str, clock: Callable[[], float], checks: Checks) -> Source:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST_LIST)
         encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         # A file name need not be UTF-8: what stands for its bytes names the same file.
         text = data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "replace")
@@ -208,9 +210,9 @@ def _open_file(path: Path, name: str, clock: Callable[[], float], checks: Checks
         return _image_source(*_listed([path.parent / line for line in lines]), name, clock, checks)
     if suffix == ".npy":
         try:
-            images = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, OSError, EOFError) as error:
-            raise SourceError(f"{name}: is not a NumPy array file ({error})") from error
+            images = map_array(path)
+        except FormatError as error:
+            raise SourceError(str(error)) from error
         if images.ndim == 4 and math.prod(images.shape[1:3]) > (most := checks.max_pixels or FILE_PIXELS):
             raise SourceError(f"{name}: has images of {images.shape[2]} x {images.shape[1]} pixels; {most} are allowed")
         return ArraySource(images, name=name, clock=clock)

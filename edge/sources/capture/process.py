@@ -123,8 +123,10 @@ class CaptureProcess:
             if message.remark not in self._said:
                 self._said.add(message.remark)
                 log.warning("%s: %s", self.settings.name, message.remark)
-            assert self._memory is not None
             shape = (message.height, message.width, 3)
+            if self._memory is None or self._memory.size < math.prod(shape):
+                self.kill()
+                return Ended("the memory of a frame cannot be opened: descriptors or memory are short")
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
             if message.jumps and not self._jumped:
                 self._jumped = True
@@ -177,7 +179,8 @@ class CaptureProcess:
                 return None
             self._unread += data
             for descriptor in descriptors:
-                self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
+                with contextlib.suppress(OSError):  # `answer` reports what is missing
+                    self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
                 os.close(descriptor)
         line, self._unread = self._unread.split(b"\n", 1)
         return line
