@@ -326,7 +326,7 @@ def complete(shell, line):
     ("line", "expected"),
     [
         ("rws bun", ["bundle"]),
-        ("rws bundle s", ["switch"]),
+        ("rws bundle s", ["switch", "sign"]),
         ("rws bench late", ["latency"]),
         ("rws -q run --bac", ["--backend"]),
         ("rws run --backend t", ["torch"]),
