@@ -44,7 +44,8 @@ class Grabber(threading.Thread):
         self._pacer = Pacer(decoder.fps, decoder.bursts) if pace or decoder.bursts else None
         self._restamps = pace
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
-        self._capacity = LIVE_BUFFER if latest else BUFFER
+        # Frames that come in bursts are evenly spaced and old already: none need be lost while the loop is busy.
+        self._capacity = LIVE_BUFFER if latest and not decoder.bursts else BUFFER
         self._changed = threading.Condition()
         self._stopped = False
 
@@ -96,7 +97,7 @@ class Grabber(threading.Thread):
             return
         if frame.loss == "dropped":
             self._pacer.restart()
-        elif frame.image.size:  # otherwise it has no time of its own
+        elif frame.image.size:  # a frame without an image has no time
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, self._pacer.wait(frame, time.monotonic()))
 

@@ -74,7 +74,13 @@ class CapturedSource(Source):
     def frames(self) -> Iterator[Frame | None]:
         """Yield frames, and None while no frame comes; reopen the source if it is lost."""
         while not self.stopped:
+            was_live = self.live and self._openings > 0
             reason = None if self._is_open else (yield from self._open())
+            if was_live and not self.live:
+                # A playlist to which nothing is added any more: what it holds has been played.
+                self.live = True
+                self._kill()
+                break
             if reason is None:
                 reason = yield from self._read()
             if reason is None or self.stopped:
