@@ -66,8 +66,8 @@ def drill(
         from rws.edge.faults.soak import soak as run_soak
 
         result = run_soak(soak, fps, loaded.path, console.print, hostile=hostile)
-        for key, value in vars(result).items():
-            console.print(f"{key}: {value}")
+        for name, value in vars(result).items():
+            console.print(f"{name}: {value}")
         content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
         schema = "drill/1" if soak is None else "soak/1"

@@ -55,8 +55,8 @@ class SoakReport:
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False) -> SoakReport:
     """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early.
 
-    If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 connections are no friends, and 20 bad
-    bundles and then a good one appear in the watched folder.
+    If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 hostile connections are made,
+    and 20 bad bundles and then a good one appear in the watched folder.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         every = max(SHORTEST_LIFE, seconds / DEATHS) if hostile else 0.0
