@@ -88,8 +88,10 @@ class Inputs:
         return self.folder / "adopt.toml"
 
     def key(self) -> Path:
-        make_keys(self.folder / "maker.key", self.folder / "maker.pub")
-        return self.folder / "maker.key"
+        private = self.folder / "maker.key"
+        if not private.exists():
+            make_keys(private, self.folder / "maker.pub")
+        return private
 
     def other_bundle(self) -> Path:
         return write_bundle(self.folder / "other", bundle_parts(name="other")).path

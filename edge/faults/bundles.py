@@ -17,17 +17,15 @@ MANIFEST = "bundle.json"
 Damage = Callable[[Path], object]
 
 
-def place(good: Path, watched: Path, damage: Damage) -> None:
-    """Make a watched folder a copy of a good bundle, and damage it."""
+def place(good: Path, watched: Path, name: str, damage: Damage | None = None) -> None:
+    """Make a watched folder a copy of a good bundle with another name, and damage it."""
     for entry in watched.iterdir():
         entry.unlink()
     shutil.copytree(good, watched, dirs_exist_ok=True)
-    damage(watched)
-
-
-def rename(folder: Path) -> None:
-    """Make the bundle another one, as good as before."""
-    _edit_manifest(folder, lambda document: document.update(name="another"))
+    # What has the manifest of the bundle that runs is no new bundle.
+    _edit_manifest(watched, lambda document: document.update(name=name))
+    if damage is not None:
+        damage(watched)
 
 
 def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

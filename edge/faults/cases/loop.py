@@ -10,9 +10,11 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
-from rws.edge.faults.fakes import Step, faulty, images, poisoned, scripted
+from rws.edge.common.confine import Limits
+from rws.edge.faults.fakes import Step, endless, faulty, images, poisoned, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
 from rws.edge.faults.peers import HostilePeers, read_refused
@@ -202,42 +205,56 @@ def _mix_changes(drill: Drill) -> None:
     drill.check(grown < 5, "memory grows by less than 5 MB")
 
 
-@fault("a broken bundle is put in place", "It is refused with a reason and the old one stays; a good one takes over.")
-def _broken_bundle(drill: Drill) -> None:
+def _bad_bundle(drill: Drill, harm: Callable[[bytes], bytes], hashed: bool, reason: str) -> None:
+    """Put a bundle with another model in place of the one that runs, and then a good one."""
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
-    built: list[Bundle] = []
-    switched: list[int] = []
     model, manifest = current / "model.onnx", current / "bundle.json"
     whole = model.read_bytes()
-    other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
+    bad = harm(whole)
+    other = json.loads(manifest.read_text()) | {"name": "another"}
+    good = json.dumps(other)
+    if hashed:
+        other["files"] = other["files"] | {model.name: {"sha256": sha256(bad).hexdigest(), "bytes": len(bad)}}
+    built, switched = list[Bundle](), list[int]()
 
     def build(bundle: Bundle) -> Pipeline:
         built.append(bundle)
         return drill.pipeline
 
-    with BundleWatcher(current, build, interval=0.1) as watch:
-        stage = "before"
+    # Ten times what a good one takes on a slow machine.
+    with BundleWatcher(current, build, interval=0.1, limits=Limits(10.0, 2**30)) as watch:
+        stage, refused = "before", 0
 
         def steer(seen: list[Seen]) -> bool:
-            nonlocal stage
+            nonlocal stage, refused
             if watch.poll() is not None:
                 switched.append(len(seen))
             if stage == "before" and len(seen) == 20:
-                model.write_bytes(whole[: len(whole) // 2])
-                manifest.write_bytes(other)
-                stage = "broken"
-            elif stage == "broken" and watch.failures:
+                model.write_bytes(bad)
+                manifest.write_text(json.dumps(other))
+                stage = "bad"
+            elif stage == "bad" and watch.failures:
+                refused = len(seen)
                 drill.say(f"refused: {watch.error}")
+                drill.check(reason in watch.error, f"the reason is given: {reason}")
                 drill.check(not switched, "the old one stays")
                 model.write_bytes(whole)
+                manifest.write_text(good)
                 stage = "mended"
             return bool(switched)
 
-        seen = drill.play(PatternSource(64, 64, 100.0), steer, limit=20.0)
-    drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
+        seen = drill.play(PatternSource(64, 64, 100.0), steer)
+    before, during = (float(np.median([one.result.age_ms for one in part])) for part in (seen[:20], seen[20:refused]))
+    drill.say(f"age p50 {before:.1f} ms before, {during:.1f} ms until it was refused")
+    drill.say(f"{len(seen)} results in all, switched {len(switched)} time(s)")
+    drill.check(during < 50, "the loop does not wait for it")
     drill.check(watch.failures == 1, "it is refused once")
     drill.check(switched != [] and len(built) == 1, "the good one takes over")
+
+
+def _cut(model: bytes) -> bytes:
+    return model[: len(model) // 2]
 
 
 @fault(
@@ -304,5 +321,10 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The current frame is finished, files are complete, the exit code is 0."
-CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle, _hostile_peers]
+_REFUSED = "It is refused with a reason and the old one stays; a good one takes over."
+CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _hostile_peers]
+_CUT = partial(_bad_bundle, harm=_cut, hashed=False, reason="truncated")
+_ENDLESS = partial(_bad_bundle, harm=endless, hashed=True, reason="did not finish within 10 s")
+CASES += [Case("a broken bundle is put in place", _REFUSED, _CUT)]
+CASES += [Case("a bundle that never ends is put in place", _REFUSED, _ENDLESS, slow=True)]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]

@@ -78,7 +78,7 @@ class CaptureProcess:
         self._connection: socket.socket | None = None
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
-        self._question = 0
+        self._question, self._said = 0, {""}
         self._jumped = False
         self._stuck: subprocess.Popen[bytes] | None = None
         self._why_not = ""  # why no process runs
@@ -122,6 +122,9 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
+            if message.remark not in self._said:
+                self._said.add(message.remark)
+                log.warning("%s: %s", self.settings.name, message.remark)
             shape = (message.height, message.width, 3)
             if self._memory is None or self._memory.size < math.prod(shape):
                 self.kill()
