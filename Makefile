@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo docs check test lint types lowest system clean
+.PHONY: demo docs check test lint types lowest lock system clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/rws demo --out demo
@@ -35,6 +35,15 @@ types: $(VENV)/.test
 lowest: $(VENV)/.lowest
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/oracle tests/edge tests/test_cli.py
 
+# What devices install: every package in one version, with the hashes of all its files. Takes the newest versions.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" \
+    pyproject.toml --extra serve --extra sign deploy/requirements.in --python-version 3.10
+lock: $(VENV)/.lock
+	$(LOCK) --universal --no-emit-package opencv-python-headless --output-file deploy/requirements.txt
+	$(LOCK) --universal --no-emit-package opencv-python --output-file deploy/requirements-headless.txt
+	$(LOCK) --python-platform aarch64-manylinux_2_28 --constraint deploy/constraints.jetson.txt \
+	    --no-emit-package opencv-python --no-emit-package onnxruntime --output-file deploy/requirements-jetson.txt
+
 $(VENV)/bin/python:
 	@echo "Making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
@@ -58,7 +67,11 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kern
 	@touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(VENV)/.lowest: $(VENV)/bin/python pyproject.toml constraints-lowest.txt edge/live/_kernel.c
-	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve]' pytest pytest-xdist hypothesis pyyaml
+	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve,sign]' pytest pytest-xdist hypothesis pyyaml
+	@touch $@
+
+$(VENV)/.lock: $(VENV)/bin/python
+	$(BIN)/pip install --quiet uv
 	@touch $@
 
 # Optional, on Debian, as root: what the tests of the page, the window and RTSP need in addition to Python.

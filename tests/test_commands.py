@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.edit import write_bundle
+from rws.edge.bundle.keys import make_keys
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
 from support.fakes import write_images
 from support.records import complaints_about
@@ -86,6 +87,12 @@ class Inputs:
         (self.folder / "adopt.toml").write_text(ADOPT)
         return self.folder / "adopt.toml"
 
+    def key(self) -> Path:
+        private = self.folder / "maker.key"
+        if not private.exists():
+            make_keys(private, self.folder / "maker.pub")
+        return private
+
     def other_bundle(self) -> Path:
         return write_bundle(self.folder / "other", bundle_parts(name="other")).path
 
@@ -119,6 +126,8 @@ CASES: dict[str, Case] = {
     "bundle add": Case(lambda x: (x.tiny, x.signatures()), prints="now has 4 signatures"),
     "bundle remove": Case(lambda x: (x.tiny, "fog")),
     "bundle switch": Case(lambda x: (x.tiny, x.other_bundle())),
+    "bundle keygen": Case(lambda x: (x.folder / "maker",), prints="signs bundles"),
+    "bundle sign": Case(lambda x: (x.tiny, "--key", x.key()), prints="is now signed with the key"),
     "adopt": Case(
         lambda x: (x.model("none.onnx", 1), x.pictures(), "--work", x.folder / "work"),
         3,

@@ -13,16 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from rws.cli import app
+from rws.edge.common.schema import tomllib
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from support.fakes import make_result
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DOCKERFILES = ("Dockerfile", "Dockerfile.jetson")
-VARIABLES = {"RWS_SOURCE", "RWS_SERVE", "RWS_TOKEN", "RWS_OPTIONS"}
+LOCKS = {
+    # What each leaves out of what pyproject.toml and requirements.in ask for, and the versions of Python it is for.
+    "requirements.txt": ({"opencv-python-headless"}, ("3.10", "3.11", "3.12", "3.13")),
+    "requirements-headless.txt": ({"opencv-python"}, ("3.10", "3.11", "3.12", "3.13")),
+    "requirements-jetson.txt": ({"opencv-python", "onnxruntime"}, ("3.10",)),
+}
+VARIABLES = {"RWS_SOURCE", "RWS_SERVE", "RWS_TOKEN", "RWS_KEY", "RWS_OPTIONS"}
 
 
 def read(name):
@@ -78,6 +86,7 @@ def test_the_examples_of_the_environment_exist():
     assert used <= options("run")
     result = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"})
     assert "RWS_TOKEN" in result.output
+    assert "RWS_KEY" in result.output
 
 
 def test_the_environment_names_what_the_others_use():
@@ -175,8 +184,94 @@ def test_the_images_do_not_run_as_root_and_do_not_report(name):
     assert all((root / item).exists() for item in copied)
     # What setuptools needs: the packages of pyproject.toml, and the files that it reads.
     assert {"pyproject.toml", "README.md", "LICENSE", "rws", "edge", "oracle", "training", "benchmarks"} <= copied
-    for file in re.findall(r"--constraint (\S+)", read(name)):
+    for file in re.findall(r"--requirement (\S+)", read(name)):
         assert file in copied
+
+
+def locked(name):
+    """(requirement, hashes) of each package of a lock file."""
+    for line in re.sub(r"\\\n", " ", read(name)).splitlines():
+        if not line.startswith("#"):
+            spec, *hashes = re.split(r"\s+--hash=", line.strip())
+            yield Requirement(spec), hashes
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_has_one_version_and_hashes_of_each_package_and_no_place(name):
+    found = list(locked(name))
+    assert len(found) > 30
+    for requirement, hashes in found:
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+        assert not requirement.url
+        assert hashes
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), requirement
+    assert not re.search(r"://|^ *-[ief]|^ *--(?!hash)", read(name), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_lock_file_fits_what_the_project_asks_for(name, machine):
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    lines = project["project"]["dependencies"] + extras["serve"] + extras["sign"] + project["build-system"]["requires"]
+    lines += [line for line in read("requirements.in").splitlines() if line and line[0] != "#"]
+    if name == "requirements-jetson.txt":
+        constraints = [line for line in read("constraints.jetson.txt").splitlines() if line and line[0] != "#"]
+        lines += [line for line in constraints if not line.startswith("opencv-python<")]
+    left_out, pythons = LOCKS[name]
+    for python in pythons:
+        here = {"python_version": python, "python_full_version": f"{python}.1", "platform_machine": machine}
+        here |= {"sys_platform": "linux", "platform_system": "Linux"}
+        versions = {
+            one.name: next(iter(one.specifier)).version
+            for one, _ in locked(name)
+            if one.marker is None or one.marker.evaluate(here)
+        }
+        assert not left_out & versions.keys()
+        for asked in map(Requirement, lines):
+            if asked.name not in left_out and (asked.marker is None or asked.marker.evaluate(here)):
+                assert asked.specifier.contains(versions[asked.name]), (asked, python)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_an_image_installs_has_a_hash(name):
+    installs = re.findall(r"pip install (.*?)(?: \\|\n)", read(name))
+    assert len(installs) >= 2
+    for arguments in installs:
+        by_hash = "--require-hashes" in arguments
+        by_address = '"onnxruntime-gpu @ ${ONNXRUNTIME}"' in arguments and "--no-deps" in arguments
+        ourselves = arguments.endswith(" .") and {"--no-deps", "--no-build-isolation"} <= set(arguments.split())
+        assert by_hash or by_address or ourselves, arguments
+    assert all(re.search(r"#sha256=[0-9a-f]{64}$", line) for line in re.findall(r"^ARG \w+=(http.*)", read(name), re.M))
+
+
+def test_the_images_start_from_digests_and_a_release_refuses_others(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    names = {line.partition("=")[0] for line in read("digests.env").splitlines() if not line.startswith("#")}
+    for name in DOCKERFILES:
+        for image in re.findall(r"^FROM (\S+)", read(name), re.MULTILINE):
+            base, _, digest = image.partition("@")
+            assert digest[2:-1] in names, image
+            assert f"imagetools inspect --format '{{{{.Manifest.Digest}}}}' {base}" in read("digests.env")
+            assert f"ARG {digest[2:-1]}\n" in read(name)  # without a default
+    arguments = yaml.safe_load(read("compose.yaml"))["services"]["rws"]["build"]["args"]
+    assert all(value.startswith(f"${{{name}:?") and name in names for name, value in arguments.items())
+    jobs = yaml.safe_load((DEPLOY.parent / ".github/workflows/wheels.yml").read_text())["jobs"]
+    script = next(step["run"] for step in jobs["image"]["steps"] if "digest" in step.get("name", ""))
+    digest = "sha256:" + "0123456789abcdef" * 4
+
+    def released(digests, base="@${PYTHON_DIGEST}"):
+        shutil.copytree(DEPLOY, tmp_path / "deploy", dirs_exist_ok=True)
+        (tmp_path / "deploy/Dockerfile").write_text(read("Dockerfile").replace("@${PYTHON_DIGEST}", base))
+        (tmp_path / "deploy/digests.env").write_text(digests)
+        return subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, capture_output=True, check=False).returncode
+
+    filled = re.sub(r"_DIGEST=.*", f"_DIGEST={digest}", read("digests.env"))
+    assert released(filled) == 0
+    for bad in ("", "latest", digest[:-1], f"{digest}0", digest.upper()):
+        assert released(filled.replace(digest, bad, 1)) != 0, bad
+    assert released(filled, base="") != 0
+    assert released(filled, base=f"@{digest[:20]}") != 0
 
 
 def test_compose_is_read_only_and_sees_switches():

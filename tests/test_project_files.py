@@ -66,7 +66,7 @@ def test_the_changelog_has_a_section_for_this_version():
 def test_make_has_the_targets_that_workflows_and_guides_call():
     defined = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = targets("".join(path.read_text() for path in (*WORKFLOWS, ROOT / "CONTRIBUTING.md")))
-    assert {"check", "docs", "lint", "lowest", "system", "test"} == called
+    assert {"check", "docs", "lint", "lock", "lowest", "system", "test"} == called
     assert called <= defined
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.bundle.contents import BundleFiles, read_file
+from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import CURE, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.schema import shorten
@@ -35,6 +36,8 @@ class Bundle:
     manifest: Manifest
     signatures: SignatureSet
     table: GainTable  # of the signatures that are there
+    signed: bool = False
+    signed_by: str = ""  # ID of the trusted key, if it was checked
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -44,9 +47,12 @@ class Bundle:
         return f"Bundle({about.name}, {size.width}x{size.height} px, {holds}, {self.path})"
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "Bundle":
-        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid."""
-        return cls.parse(BundleFiles.read(path))
+    def load(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "Bundle":
+        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid.
+
+        With keys, a bundle that none of them has signed is a BundleError before anything of it is parsed.
+        """
+        return cls.parse(BundleFiles.read(path, keys))
 
     @classmethod
     def parse(cls, files: BundleFiles) -> "Bundle":
@@ -58,7 +64,8 @@ class Bundle:
         _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
         _check_network(contents[ORACLE], folder / ORACLE, manifest, states)
-        bundle = cls(folder, manifest, signatures, table, contents, {MODEL: model})
+        signed = bool(files.maker_signature)
+        bundle = cls(folder, manifest, signatures, table, signed, files.signed_by, contents, {MODEL: model})
         bundle.policy()
         bundle.filter()
         return bundle

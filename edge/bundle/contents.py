@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rws.edge.bundle.manifest import CURE, FILES, MANIFEST, FileSpec, Manifest
+from rws.edge.bundle.keys import SIGNATURE_BYTES, TrustedKeys
+from rws.edge.bundle.manifest import CURE, FILES, MAKER_SIGNATURE, MANIFEST, FileSpec, Manifest
 from rws.edge.common.files import OpenFolder
 from rws.errors import BundleError
 
@@ -23,12 +24,15 @@ class BundleFiles:
     document: bytes = field(repr=False)  # of `bundle.json`
     manifest: Manifest
     contents: dict[str, bytes] = field(repr=False)  # of each of `FILES`
+    maker_signature: bytes = b""  # of `document`; b"" if there is none
+    signed_by: str = ""  # ID of the trusted key that has signed it; "" if that was not checked
 
     @classmethod
-    def read(cls, path: str | Path | None = None) -> "BundleFiles":
+    def read(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "BundleFiles":
         """Read a bundle's files, by default the bundled one's; raise BundleError if one is missing or altered.
 
-        All are of one folder, also if another takes its place meanwhile.
+        All are of one folder, also if another takes its place meanwhile. With keys, a manifest that none of them has
+        signed is a BundleError before it is parsed.
         """
         folder = DEFAULT_BUNDLE if path is None else Path(path)
         if not folder.is_dir():
@@ -36,18 +40,24 @@ class BundleFiles:
         for _ in range(_MOST_EXCHANGES):
             with _opened(folder) as opened:
                 try:
-                    return cls._read(folder, opened)
+                    return cls._read(folder, opened, keys)
                 except BundleError:  # the old folder is removed while it is read
                     if not opened.is_replaced():
                         raise
         raise BundleError(f"{folder}: was replaced {_MOST_EXCHANGES} times while it was read; try again")
 
     @classmethod
-    def _read(cls, path: Path, opened: OpenFolder) -> "BundleFiles":
-        document = _read(opened, path / MANIFEST, LARGEST_MANIFEST)
+    def _read(cls, path: Path, opened: OpenFolder, keys: TrustedKeys | None) -> "BundleFiles":
+        document, signature = _read_signed(opened, path)
+        signed_by = "" if keys is None else keys.signer(document, signature, str(path))
         manifest = Manifest.parse(document, str(path / MANIFEST))
         contents = {name: _read_file(opened, path / name, manifest.files[name]) for name in FILES}
-        return cls(path, document, manifest, contents)
+        return cls(path, document, manifest, contents, signature, signed_by)
+
+    def by_name(self) -> dict[str, bytes]:
+        """Return all files of the folder, byte by byte as they were read."""
+        signature = {MAKER_SIGNATURE: self.maker_signature} if self.maker_signature else {}
+        return {**self.contents, MANIFEST: self.document, **signature}
 
     @property
     def size(self) -> int:
@@ -55,10 +65,10 @@ class BundleFiles:
         return len(self.document) + sum(map(len, self.contents.values()))
 
 
-def read_document(folder: Path) -> bytes:
-    """Return the bytes of a bundle's manifest; raise BundleError if it is no regular file, or too large."""
+def read_signed(folder: Path) -> tuple[bytes, bytes]:
+    """Return the bytes of a bundle's manifest and of the maker's signature, b"" if there is none; or BundleError."""
     with _opened(folder) as opened:
-        return _read(opened, folder / MANIFEST, LARGEST_MANIFEST)
+        return _read_signed(opened, folder)
 
 
 def read_file(path: Path, expected: FileSpec) -> bytes:
@@ -84,6 +94,19 @@ def _read_file(opened: OpenFolder, path: Path, expected: FileSpec) -> bytes:
     if (found := hashlib.sha256(content).hexdigest()) != (wanted := expected.sha256):
         raise BundleError(f"{path}: altered: its SHA-256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; {CURE}")
     return content
+
+
+def _read_signed(opened: OpenFolder, folder: Path) -> tuple[bytes, bytes]:
+    document, path = _read(opened, folder / MANIFEST, LARGEST_MANIFEST), folder / MAKER_SIGNATURE
+    try:
+        signature = opened.read(path.name, SIGNATURE_BYTES)
+    except FileNotFoundError:
+        return document, b""
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error
+    if (size := len(signature)) != SIGNATURE_BYTES:
+        raise BundleError(f"{path}: has {size} bytes, expected {SIGNATURE_BYTES}; {CURE}")
+    return document, signature
 
 
 def _read(opened: OpenFolder, path: Path, limit: int) -> bytes:

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rws.edge.bundle.bundle import POLICY_DESCRIPTION, Bundle
-from rws.edge.bundle.manifest import FILES, MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES, Manifest
+from rws.edge.bundle.contents import BundleFiles
+from rws.edge.bundle.keys import sign
+from rws.edge.bundle.manifest import (
+    FILES,
+    FOLDER,
+    MAKER_SIGNATURE,
+    MANIFEST,
+    MODEL,
+    ORACLE,
+    POLICY,
+    SIGNATURES,
+    Manifest,
+)
 from rws.edge.common.files import atomic_path, locked
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
@@ -91,6 +103,21 @@ def remove_signature(path: str | Path, name: str) -> Bundle:
         return replace(_with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]}), path=Path(path))
 
 
+def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) -> str:
+    """Check a bundle, sign its manifest, atomically, and return the key's ID; an earlier signature is replaced.
+
+    The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`; what
+    happens if another process changes the bundle is as in `add_signatures`.
+    """
+    with changing(path) as target:
+        files = BundleFiles.read(target)
+        Bundle.parse(files)
+        signature, key_id = sign(files.document, private, passphrase)
+        check_bundle_folder(target)
+        publish(target, {**files.by_name(), MAKER_SIGNATURE: signature}, BundleFiles.read)
+    return key_id
+
+
 @contextmanager
 def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     """Hold a bundle from load to publication, so that no other process changes it meanwhile; gives its real folder.
@@ -127,17 +154,17 @@ def check_bundle_folder(target: Path) -> None:
     """Raise BundleError if `target` is a file, or a folder with files that are not a bundle's and would be lost."""
     if target.is_file():
         raise BundleError(f"{target}: cannot be written, it is a file; give a folder")
-    foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *FILES}) if target.is_dir() else []
+    foreign = sorted({item.name for item in target.iterdir()} - {*FOLDER}) if target.is_dir() else []
     if foreign:
         raise BundleError(
             f"{target}: holds {foreign[0]!r}, which is not part of a bundle; move it, or give another folder"
         )
 
 
-def publish(target: Path, document: bytes, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
+def publish(target: Path, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
     """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`."""
     with atomic_path(target, folder=True) as temporary:
-        for name, content in {**contents, MANIFEST: document}.items():
+        for name, content in contents.items():
             (temporary / name).write_bytes(content)
         try:
             return check(temporary)
@@ -151,6 +178,6 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
     try:
-        return replace(publish(target, manifest.to_bytes(), contents, Bundle.load), path=target)
+        return replace(publish(target, {**contents, MANIFEST: manifest.to_bytes()}, Bundle.load), path=target)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error

@@ -17,6 +17,8 @@ VERSION = 1
 MANIFEST = "bundle.json"
 MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
 FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
+MAKER_SIGNATURE = "bundle.sig"  # of the manifest's bytes; see `rws.edge.bundle.keys`
+FOLDER = (MANIFEST, *FILES, MAKER_SIGNATURE)  # all that a bundle's folder can hold
 CURE = "copy or build the bundle again"
 # Bytes, checked before a file is read. ONNX files hold at most 2 GiB.
 LARGEST: Mapping[str, int] = {MODEL: 2**31 - 1, SIGNATURES: 2**30, ORACLE: 2**28, POLICY: 2**26}

@@ -9,6 +9,7 @@ from pathlib import Path
 from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.judge import judge
+from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.files import locked, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
@@ -23,7 +24,9 @@ class Switched:
     signatures: int
 
 
-def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = False) -> Switched:
+def switch_bundle(
+    current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
+) -> Switched:
     """Judge a bundle, copy it, and replace the current one with the copy, atomically.
 
     This process only copies the new bundle's files; a child process without rights runs the networks, see `judge`.
@@ -31,35 +34,36 @@ def switch_bundle(current: str | Path, new: str | Path, other_classes: bool = Fa
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
     name, next to the folder that the link pointed to before, which is kept for a rollback; if the new bundle is in that
-    place already, it is not copied. With `other_classes`, other classes or another order are accepted.
+    place already, it is not copied. With `other_classes`, other classes or another order are accepted. With `keys`, one
+    of them must have signed the new bundle.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
     InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `judge`.
     InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    if new == Path(os.path.realpath(current)):
+        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
+    files = BundleFiles.read(new, keys)
+    verdict = judge(files)  # before the lock: it may take minutes
     try:
         with locked(current):
-            return _switch(current, new, other_classes)
+            _put(files, current, other_classes)
     except OSError as error:
         raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    return Switched(current, files.manifest, verdict.signatures)
 
 
-def _switch(current: Path, new: Path, other_classes: bool) -> Switched:
+def _put(files: BundleFiles, current: Path, other_classes: bool) -> None:
     place = Path(os.path.realpath(current))
-    files = BundleFiles.read(new)
-    if place == new:
-        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
         check_bundle_folder(place)
     if place.exists() and not other_classes:
         _check_classes(current, files)
-    verdict = judge(files)
     if current.is_symlink():
         _point(current, files)
     else:
         _copy(files, place)
-    return Switched(current, files.manifest, verdict.signatures)
 
 
 def check_same_classes(old: Sequence[str], whose: str, new: Sequence[str], source: Path) -> None:
@@ -83,7 +87,7 @@ def _check_classes(current: Path, new: BundleFiles) -> None:
 
 def _copy(files: BundleFiles, place: Path) -> None:
     # What was read once is what was judged, and what is written, whatever has happened to the files since.
-    publish(place, files.document, files.contents, BundleFiles.read)
+    publish(place, files.by_name(), BundleFiles.read)
 
 
 def _point(link: Path, bundle: BundleFiles) -> None:

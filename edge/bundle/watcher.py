@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import BundleFiles, read_document
+from rws.edge.bundle.contents import BundleFiles, read_signed
 from rws.edge.bundle.judge import Judge, StoppedError
-from rws.edge.bundle.manifest import FILES, MANIFEST
+from rws.edge.bundle.keys import TrustedKeys
+from rws.edge.bundle.manifest import FOLDER
 from rws.edge.common.closing import Closing
 from rws.edge.common.confine import Limits
 from rws.errors import BundleError, first_line
@@ -36,20 +37,21 @@ class BundleWatcher(Closing, Generic[T]):
         path: str | Path,
         build: Callable[[Bundle], T],
         *,
+        keys: TrustedKeys | None = None,
         interval: float = 1.0,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.interval = Path(path), interval
         self.failures, self.error = 0, ""
-        self._build, self._clock, self._limits = build, clock, limits
+        self._build, self._keys, self._clock, self._limits = build, keys, clock, limits
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._judge: Judge | None = None  # while one judges
         self._closed = False
         self._ready: list[T] = []
         self._seen = self._handled = _state(self.path)
-        self._running = _manifest(self.path)
+        self._running = _signed(self.path)
         self._next = clock() + interval
 
     def poll(self) -> T | None:
@@ -108,9 +110,9 @@ class BundleWatcher(Closing, Generic[T]):
 
     def _judged(self) -> T | None:
         """Return what is built of the bundle that is there now, or None if it runs already."""
-        if _manifest(self.path) == self._running is not None:
+        if _signed(self.path) == self._running is not None:
             return None
-        files = BundleFiles.read(self.path)
+        files = BundleFiles.read(self.path, self._keys)
         judge = Judge(files, self._limits)
         with self._lock:
             self._judge = judge
@@ -122,14 +124,14 @@ class BundleWatcher(Closing, Generic[T]):
             with self._lock:
                 self._judge = None
         built = self._build(Bundle.parse(files))
-        self._running = files.document
+        self._running = files.document, files.maker_signature
         return built
 
 
 def _state(path: Path) -> list[tuple[int, ...]]:
     """Tell states of a folder apart without reading it: inode, time of change and size of each file, () if absent."""
     found: list[tuple[int, ...]] = []
-    for name in (MANIFEST, *FILES):
+    for name in FOLDER:
         try:
             status = os.stat(path / name)
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
@@ -138,8 +140,8 @@ def _state(path: Path) -> list[tuple[int, ...]]:
     return found
 
 
-def _manifest(path: Path) -> bytes | None:
+def _signed(path: Path) -> tuple[bytes, bytes] | None:
     try:
-        return read_document(path)
+        return read_signed(path)
     except BundleError:
         return None

@@ -1,17 +1,20 @@
-"""`rws bundle list|inspect|verify|add|remove|switch`; `rws inspect` and `rws verify` are the same commands."""
+"""`rws bundle list|inspect|verify|add|remove|switch|keygen|sign`; `rws inspect` and `rws verify` are the same."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rws.edge.cli.parameters import JsonOption, argument, optional
-from rws.errors import BundleError, RwsError
+from rws.edge.cli.parameters import JsonOption, KeyOption, argument, optional
+from rws.edge.common.files import check_target
+from rws.errors import BundleError, RwsError, UsageError
 from rws.terminal import is_verbose, say, show
 from rws.text import printable, shown_lines
 
@@ -24,7 +27,7 @@ BundleArgument = Annotated[Path | None, argument(metavar="BUNDLE", help="Bundle 
 Folder = Annotated[Path, argument(metavar="BUNDLE", help="Bundle folder.")]
 
 
-def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
+def inspect(path: BundleArgument = None, key: KeyOption = None, report: JsonOption = None) -> None:
     """Show what a bundle contains, where it came from and what was measured.
 
     \b
@@ -33,15 +36,16 @@ def inspect(path: BundleArgument = None, report: JsonOption = None) -> None:
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.keys import trusted_keys
     from rws.edge.common.provenance import write_json
 
-    description = _describe(Bundle.load(path))
+    description = _describe(Bundle.load(path, trusted_keys(key)))
     _print(description)
     if report is not None:
         write_json(report, "inspect/1", description)
 
 
-def verify(path: BundleArgument = None) -> None:
+def verify(path: BundleArgument = None, key: KeyOption = None) -> None:
     """Check a bundle's format, sizes and hashes, and run its parts once.
 
     All but the hashes is done in a child process with few rights, and limits of time and memory. It runs on the CPU.
@@ -50,11 +54,15 @@ def verify(path: BundleArgument = None) -> None:
     Examples:
         rws verify                      # the bundled default
         rws verify my_bundle && rws run 0 --bundle my_bundle
+        rws verify my_bundle --key maker.pub
     """
     from rws.edge.bundle.contents import BundleFiles
     from rws.edge.bundle.judge import judge
+    from rws.edge.bundle.keys import trusted_keys
 
-    files = BundleFiles.read(path)
+    files = BundleFiles.read(path, trusted_keys(key))
+    if files.signed_by:
+        show(f"ok  {files.path}: signed with the key {files.signed_by}")
     verdict = judge(files)
     show(f"ok  {files.path}: format, sizes, hashes, names, shapes and values")
     for line in verdict.tested:
@@ -68,7 +76,7 @@ bundle.command()(verify)
 
 @bundle.callback()
 def _bundle() -> None:
-    """List, inspect, check, change and switch bundles.
+    """List, inspect, check, change, sign and switch bundles.
 
     A change is checked before it takes the place of what was there.
 
@@ -77,6 +85,7 @@ def _bundle() -> None:
         rws bundle list                      # the bundles that ship
         rws bundle add my_bundle fog.safetensors
         rws bundle remove my_bundle fog
+        rws bundle sign my_bundle --key maker.key
         rws bundle switch /var/lib/rws/bundle my_bundle
     """
 
@@ -137,7 +146,8 @@ def add(
     from rws.edge.bundle.edit import add_signatures
     from rws.edge.signatures.signature_set import SignatureSet
 
-    _print_change(add_signatures(path, SignatureSet.load(signatures), name or None, transfer))
+    signed = _is_signed(path)
+    _print_change(add_signatures(path, SignatureSet.load(signatures), name or None, transfer), signed)
 
 
 @bundle.command()
@@ -150,7 +160,8 @@ def remove(path: Folder, name: Annotated[str, argument(metavar="NAME", help="The
     """
     from rws.edge.bundle.edit import remove_signature
 
-    _print_change(remove_signature(path, name))
+    signed = _is_signed(path)
+    _print_change(remove_signature(path, name), signed)
 
 
 @bundle.command()
@@ -162,6 +173,7 @@ def switch(
     other_classes: Annotated[
         bool, typer.Option("--other-classes", help="Accept a bundle with other classes, or in another order.")
     ] = False,
+    key: KeyOption = None,
 ) -> None:
     """Replace a bundle by a copy of another in one step, also during a run.
 
@@ -176,12 +188,66 @@ def switch(
         rws bundle switch /var/lib/rws/current v2                     # a link: v2 is copied next to its target
         rws bundle switch /var/lib/rws/current /var/lib/rws/v1        # and back
     """
+    from rws.edge.bundle.keys import trusted_keys
     from rws.edge.bundle.swap import switch_bundle
 
-    changed = switch_bundle(current, new, other_classes)
+    changed = switch_bundle(current, new, other_classes, trusted_keys(key))
     where = f"{changed.path} -> {changed.path.readlink()}" if changed.path.is_symlink() else str(changed.path)
     count = len(changed.manifest.classes)
     say(f"{where} is now {changed.manifest.name}: {count} classes, {changed.signatures} signatures")
+
+
+@bundle.command()
+def keygen(
+    name: Annotated[Path, argument(metavar="NAME", help="Writes NAME.key, which is secret, and NAME.pub.")],
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt the private key; asks, or reads RWS_PASSPHRASE.")
+    ] = False,
+) -> None:
+    """Make a pair of keys: the private one signs bundles, the public one is for devices.
+
+    Both are ed25519 keys in PEM. Keep the private one off the devices. Needs the extra `sign`.
+
+    \b
+    Examples:
+        rws bundle keygen maker                       # maker.key, maker.pub
+        rws bundle keygen maker --passphrase
+    """
+    from rws.edge.bundle.keys import make_keys
+
+    private, public = (check_target(name.with_name(f"{name.name}.{kind}")) for kind in ("key", "pub"))
+    key_id = make_keys(private, public, _passphrase(confirm=True) if passphrase else None)
+    say(f"{private} signs bundles: keep it secret. {public} goes to the devices. Both have the ID {key_id}.")
+
+
+@bundle.command("sign")
+def sign_bundle(
+    path: Folder,
+    key: Annotated[Path, optional(metavar="FILE", help="Private key of `rws bundle keygen`.")],
+) -> None:
+    """Check a bundle and sign it; needs the extra `sign`.
+
+    The signature, the file `bundle.sig`, covers all files of the bundle. `--key` of `rws run`, `rws verify` and
+    `rws bundle switch` checks it. The passphrase of an encrypted key is asked for, or read from RWS_PASSPHRASE.
+
+    \b
+    Examples:
+        rws bundle sign my_bundle --key maker.key
+    """
+    from rws.edge.bundle import edit
+
+    key_id = edit.sign_bundle(path, key, _passphrase)
+    say(f"{path} is now signed with the key {key_id}")
+
+
+def _passphrase(confirm: bool = False) -> str:
+    given = os.environ.get("RWS_PASSPHRASE")
+    if given is None and not sys.stdin.isatty():
+        raise UsageError("the private key's passphrase cannot be asked for here; set RWS_PASSPHRASE")
+    found = given if given is not None else typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm)
+    if not found:
+        raise UsageError("the private key's passphrase is empty, expected a text")
+    return str(found)
 
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
@@ -203,13 +269,21 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
                 log.warning("%s", error)
 
 
-def _print_change(changed: Bundle) -> None:
+def _is_signed(path: Path) -> bool:
+    from rws.edge.bundle.manifest import MAKER_SIGNATURE
+
+    return (path / MAKER_SIGNATURE).exists()
+
+
+def _print_change(changed: Bundle, signed: bool) -> None:
     measured = {changed.manifest.corruptions[index] for index in changed.table.signature if index >= 0}
     names = changed.signatures.names
     say(f"{changed.path} now has {len(names)} signatures: {', '.join(names)}")
     if unused := [name for name in names if name not in measured]:
         say(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
     say("Accuracies measured before no longer hold; measure again with `rws replay`.")
+    if signed:
+        say("The maker's signature no longer holds and was removed; sign again with `rws bundle sign`.")
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
@@ -217,6 +291,8 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "name": manifest.name,
+        "signed": bundle.signed,
+        "signed_by": bundle.signed_by or None,
         "classes": list(manifest.classes),
         "input": {"height": manifest.input.height, "width": manifest.input.width, "colour": manifest.input.colour},
         "patched_tensors": [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in manifest.patched_tensors],
@@ -235,6 +311,13 @@ def _input(description: dict[str, Any]) -> str:
     return f"{size['height']} x {size['width']} {size['colour']}"
 
 
+def _maker(description: dict[str, Any]) -> str:
+    if description["signed"]:
+        key_id = description["signed_by"]
+        return f"signed with the key {key_id}" if key_id else "signed, not checked (--key checks it)"
+    return "not signed"
+
+
 def _print(description: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -246,6 +329,7 @@ def _print(description: dict[str, Any]) -> None:
     origin = _lines(provenance) if is_verbose() else f"{', '.join(provenance)} (-v shows all)"
     rows = {
         "folder": description["path"],
+        "maker": _maker(description),
         "input": _input(description),
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
         "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import Field
@@ -21,7 +21,7 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
     """Make the values of a TOML file the defaults of a command; command line and environment come before them.
 
     The annotations of the command's parameters are the schema. A key is an option's long name with underscores
-    (`oracle_every`) or an argument's name; an argument of several values may have one. Paths are relative to the
+    (`oracle_every`) or an argument's name; what takes several values may have one. Paths are relative to the
     working directory. Raises an `InputError` or `FormatError` if the file, a key, a type or a value is not accepted.
     """
     document, fields, names = read_toml(path), [], {}
@@ -34,12 +34,13 @@ def read_config(command: Callable[..., None], context: typer.Context, path: Path
         hint = parameter.annotation
         for info in getattr(hint, "__metadata__", ()):
             key = name if isinstance(info, ArgumentInfo) else _key(name, info)
+            several = any(get_origin(kind) is list for kind in get_args(hint.__origin__))
             if key != "config":
                 names[key] = name
-                expected = "text or a list of texts" if isinstance(info, ArgumentInfo) else None
+                expected = "text or a list of texts" if several else None
                 limits = Field(ge=info.min, le=info.max, description=expected)
                 fields.append((key, Annotated[hint.__origin__, limits], None))
-            if isinstance(info, ArgumentInfo) and type(document.get(key)) in (str, int):
+            if several and type(document.get(key)) in (str, int):
                 document[key] = [str(document[key])]
     for key, value in document.items():
         if r"\x00" in repr(value):

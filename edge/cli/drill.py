@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, optional
 from rws.terminal import console as line_console
 from rws.terminal import result_console
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def drill(
     bundle: BundleOption = None,
+    key: KeyOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip what takes longer than a few seconds.")] = False,
     only: Annotated[str | None, optional(help="Only the faults whose name contains this text.")] = None,
     video: Annotated[Path | None, optional(help="An H.264 file to play, and to damage; default: generated.")] = None,
@@ -27,6 +28,13 @@ def drill(
         float | None,
         optional(min=10, help="Instead: a soak test of N seconds on a stream on loopback; needs the extra `serve`."),
     ] = None,
+    hostile: Annotated[
+        bool,
+        typer.Option(
+            "--hostile",
+            help="With --soak: the camera dies 60 times, a disk is full, peers attack, and bad bundles appear.",
+        ),
+    ] = False,
     fps: Annotated[float, typer.Option(min=1, max=240, help="Frames per second of the soak's camera.")] = 30.0,
     report: JsonOption = None,
 ) -> None:
@@ -42,22 +50,24 @@ def drill(
         rws drill --only RTSP
         rws drill --only video --video clip.mp4  # play your own file, whole and damaged
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
+        rws drill --soak 3600 --fps 15 --hostile # an hour in which everything goes wrong
     """
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.keys import trusted_keys
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
 
     quiet_opencv()
     console = line_console()
-    loaded = Bundle.load(bundle)
+    loaded = Bundle.load(bundle, trusted_keys(key))
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
         from rws.edge.faults.soak import soak as run_soak
 
-        result = run_soak(soak, fps, loaded.path, console.print)
-        for key, value in vars(result).items():
-            console.print(f"{key}: {value}")
+        result = run_soak(soak, fps, loaded.path, console.print, hostile=hostile)
+        for name, value in vars(result).items():
+            console.print(f"{name}: {value}")
         content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
     if report is not None:
         schema = "drill/1" if soak is None else "soak/1"

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption
+from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, ThreadsOption
 from rws.terminal import say, show
 
 
 def oracle(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders or quoted globs.")],
     bundle: BundleOption = None,
+    key: KeyOption = None,
     report: JsonOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -24,6 +25,7 @@ def oracle(
         rws oracle a.png b.png "shots/*.jpg" --bundle my_bundle
     """
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.keys import trusted_keys
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.results import describe_belief
     from rws.edge.common.provenance import write_json
@@ -33,7 +35,7 @@ def oracle(
 
     quiet_opencv()
     source = open_images(images, "use `rws run` for anything else")
-    loaded = Bundle.load(bundle)
+    loaded = Bundle.load(bundle, trusted_keys(key))
     network = loaded.oracle(threads=threads)
     size = loaded.manifest.input.height, loaded.manifest.input.width
     rows: list[dict[str, object]] = []

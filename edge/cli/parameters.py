@@ -19,6 +19,14 @@ def output(path: Path | None) -> Path | None:
 
 
 BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
+KeyOption = Annotated[
+    list[Path] | None,
+    optional(
+        metavar="FILE",
+        envvar="RWS_KEY",
+        help="Run only bundles that are signed with this public key; repeatable: with any; needs the extra `sign`.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of model and oracle; default: the backend chooses.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rws import terminal
-from rws.edge.cli.parameters import BundleOption, JsonOption, ThreadsOption, argument, optional
+from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, ThreadsOption, argument, optional
 
 SOURCES = """\
 `rws run` needs a source:
@@ -71,6 +71,7 @@ def run(
         ),
     ] = None,
     bundle: BundleOption = None,
+    key: KeyOption = None,
     save: Annotated[Path | None, optional(help="Write the annotated frames to this .mp4.")] = None,
     jsonl: Annotated[
         Path | None, optional(callback=terminal.claim_stdout, help="Write one JSON line per frame here; -: stdout.")
@@ -143,6 +144,21 @@ def run(
             min=0.05, max=3600, help="Seconds between two requests to a URL that gives one image per request."
         ),
     ] = 1.0,
+    max_pixels: Annotated[
+        int | None,
+        optional(
+            min=1,
+            help="Reject an image of more pixels before it is decoded; default: 64 million for image files, "
+            "34 million for cameras, videos and streams.",
+        ),
+    ] = None,
+    accept: Annotated[
+        str,
+        optional(
+            metavar="FLAWS",
+            help="Use images although they look black, half-decoded or frozen; several are joined by commas.",
+        ),
+    ] = "",
     label: Annotated[
         str,
         optional(help="Name of the camera, stream or video; of an address only scheme and host are shown."),
@@ -183,6 +199,8 @@ def run(
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
     from rws.edge.common.descriptors import raise_descriptor_limit
+    from rws.edge.sources.capture.decoding.checks import Checks
+    from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -197,6 +215,7 @@ def run(
     asked = RunOptions(
         tuple(source),
         bundle,
+        tuple(key or ()),
         model,
         outputs,
         independent,
@@ -205,8 +224,8 @@ def run(
         oracle_every,
         retries,
         stall,
-        rtsp_transport.value,
-        poll,
+        NetworkOptions(rtsp_transport.value, poll),
+        Checks(max_pixels, tuple(flaw for flaw in accept.split(",") if flaw)),
         label,
         watch,
         other_classes,

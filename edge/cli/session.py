@@ -17,6 +17,7 @@ from rich.text import Text
 from rws import terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.keys import trusted_keys
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.swap import check_same_classes
@@ -33,6 +34,8 @@ from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.decoding.checks import Checks
+from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
@@ -47,6 +50,7 @@ class RunOptions:
 
     source: tuple[str, ...]
     bundle: Path | None
+    keys: tuple[Path, ...]  # public; () if any bundle may run
     model: ModelOptions
     outputs: OutputOptions
     independent: bool | None
@@ -55,8 +59,8 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
-    rtsp_transport: str
-    poll: float
+    network: NetworkOptions
+    checks: Checks
     label: str
     watch: bool
     other_classes: bool
@@ -102,7 +106,7 @@ class RunSession:
             raise errors[0] if len(errors) == 1 else type(errors[0])("; ".join(map(str, errors)))
 
     def _open(self, stack: ExitStack) -> None:
-        options = self._options
+        options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
         self._live = source.live
@@ -111,8 +115,9 @@ class RunSession:
         self._single = self._images and source.length == 1
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            self._watch = stack.enter_context(BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline))
-        bundle = Bundle.load(options.bundle)
+            watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
+            self._watch = stack.enter_context(watch)
+        bundle = Bundle.load(options.bundle, keys)
         self._classes = bundle.manifest.classes
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
@@ -137,6 +142,7 @@ class RunSession:
             return open_images(
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
+                options.checks,
             )
         return open_source(
             options.source[0],
@@ -144,8 +150,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
-            rtsp_transport=options.rtsp_transport,
-            poll=options.poll,
+            network=options.network,
+            checks=options.checks,
         )
 
     def _loop(self) -> None:

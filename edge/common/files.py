@@ -146,6 +146,8 @@ def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
         yield Path(path)
         return
     target = Path(os.path.realpath(path))
+    if target.is_dir() and not folder:
+        raise OSError(errno.EISDIR, "is a folder where a file belongs; remove it or choose another path", str(target))
     remove_leftovers(target)
     temporary, descriptor = _create(target, folder)
     try:

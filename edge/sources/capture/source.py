@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
 from rws.edge.sources.base import TICK, Sleep, Source, State
-from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, TOO_LARGE, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
@@ -17,7 +17,7 @@ from rws.records import Frame
 log = logging.getLogger(__name__)
 
 # A source that gives only these is reopened; a black one may show a dark scene.
-BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
+BROKEN = (DAMAGED, UNDECODABLE, FROZEN, TOO_LARGE)
 
 
 class CapturedSource(Source):
