@@ -138,7 +138,7 @@ def _hide_unless_verbose(unraisable: Any) -> None:
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
         print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # stderr is full or closed
         print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 

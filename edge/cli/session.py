@@ -193,9 +193,11 @@ class RunSession:
         return self._outputs.status() | {"console": self._printed.sink_status} | systemd
 
     def _incomplete(self) -> RwsError | None:
-        failing = {name: sink for name, sink in self._monitor.status().failing_sinks.items() if name != "systemd"}
-        reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in failing.items())
-        return RwsError(f"the run is complete, but not each output: {reasons}") if failing else None
+        failing = self._monitor.status().failing_sinks
+        # What page and service manager show is gone with the moment.
+        kept = {name: sink for name, sink in failing.items() if name not in ("page", "systemd")}
+        reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in kept.items())
+        return RwsError(f"the run is complete, but not each output: {reasons}") if kept else None
 
     def _nobody_reads(self) -> bool:
         return self._printed.unread and not self._outputs.sinks and self._options.outputs.report is None

@@ -26,7 +26,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until a sink that has failed i
 SETTLED = 5.0  # seconds without an error after which a reopened sink counts as up: a video file buffers two
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)  # not a mistake in the arguments
 MOST_BYTES = 64 * 2**20  # of the frames that wait, whatever the capacity; one may always wait
-LOOK_AGAIN, STUCK = 0.25, 10.0  # seconds that a write waits until it asks again whether to wait, and until it warns
+LOOK_AGAIN = 0.25  # seconds until a write that waits for room asks again whether it should
+STUCK = 10.0  # seconds for one frame after which a sink counts as failing
 
 
 class BackgroundSink:
@@ -78,7 +79,7 @@ class BackgroundSink:
         self._error: BaseException | None = None
         self._trace: TracebackType | None = None
         self._ended_by: BaseException | None = None
-        self._deadline = 0.0
+        self._begun_at = self._deadline = 0.0
         # A daemon, so that the process can end although a write never returns.
         self._thread = threading.Thread(target=self._run, name=f"{self.name} behind a queue", daemon=True)
 
@@ -100,11 +101,14 @@ class BackgroundSink:
     def status(self) -> SinkStatus:
         """Return state, error and counters as of one moment; any thread may call it."""
         with self._changed:
-            down = "failing" if self._on_failure == "reopen" else "failed"
-            state = "abandoned" if self.abandoned else "up" if self._error is None else down
+            state, error = "up", "" if self._error is None else shown(first_line(self._error))
+            if self.writing and not error and (hangs := self._clock() - self._begun_at) > STUCK:
+                error = f"has not taken a frame for {hangs:.0f} s"
+            if error:
+                state = "failed" if self._error is not None and self._on_failure != "reopen" else "failing"
             names = ("failures", "accepted", "written", "dropped", "failed", "waiting", "writing")
             counts = {name: getattr(self, name) for name in names}
-            return SinkStatus(state, "" if self._error is None else shown(first_line(self._error)), **counts)
+            return SinkStatus("abandoned" if self.abandoned else state, error, **counts)
 
     def write(self, frame: Frame, result: Result) -> None:
         """Put a frame into the queue; raise as `on_failure` says, or a `ValueError` if it is not open."""
@@ -163,11 +167,11 @@ class BackgroundSink:
             log.warning("%s failed too: %s", self.name, first_line(self._error))
 
     def _wait_for(self, room: int) -> None:
-        since, told = time.monotonic(), False
+        since, warned = time.monotonic(), False
         while len(self._queue) >= room and self.when_full == "wait":
             self._changed.wait(LOOK_AGAIN)
-            if not told and time.monotonic() - since > STUCK:
-                told = True
+            if not warned and time.monotonic() - since > STUCK:
+                warned = True
                 log.warning("%s has not taken a frame for %g s; the run waits for it", self.name, STUCK)
 
     def _raise(self) -> None:
@@ -211,7 +215,7 @@ class BackgroundSink:
             self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:
                 return None
-            self.writing = 1
+            self.writing, self._begun_at = 1, self._clock()
             self._changed.notify_all()
             return self._queue.popleft()
 
@@ -251,8 +255,8 @@ class BackgroundSink:
             self.writing = 0
             self._queue.clear()
             if self._on_failure == "reopen":
-                settled = now - self._opened_at >= LONGEST_PAUSE
-                self._pause = FIRST_PAUSE if settled else min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+                rested = first and now - self._opened_at >= LONGEST_PAUSE
+                self._pause = FIRST_PAUSE if rested else min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
                 self._retry_at = now + self._pause
             self._changed.notify_all()
         if first and self._on_failure != "raise":

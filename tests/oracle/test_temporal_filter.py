@@ -71,9 +71,7 @@ def test_a_gap_forgets_as_the_missing_frames_would():
     assert BeliefFilter(NAMES, LEVELS).update(unsure("snow", 0.5)).probability[1] == pytest.approx(sure[-1], abs=0.05)
 
 
-@pytest.mark.parametrize(
-    "times", [[0.0, 0.04, 0.0, 0.04], [0.0, 0.0, 0.0], [5.0, None, 900.0], [np.nan, 1.0, 2.0]]
-)
+@pytest.mark.parametrize("times", [[0.0, 0.04, 0.0, 0.04], [0.0, 0.0, 0.0], [5.0, None, 900.0], [np.nan, 1.0, 2.0]])
 def test_times_that_make_no_sense_are_one_step(times):
     np.testing.assert_array_equal(beliefs_at(times), beliefs_at([None] * len(times)))
 

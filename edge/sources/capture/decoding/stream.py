@@ -24,7 +24,6 @@ from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
     from av.packet import Packet
 
 DROPPED = "dropped"
@@ -45,12 +44,12 @@ class StreamDecoder(Decoder):
 
     tells_damage = True
 
-    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
+    def __init__(self, container: Any, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._av, network = av, settings.kind == "network"
-        self._container: Any = container
+        self._container = container
         self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
