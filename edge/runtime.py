@@ -78,7 +78,8 @@ class Runtime(Closing):
 
         Args:
             source: frames, or anything that `open_source` takes; what is opened here is closed here.
-            sinks: each gets every frame with its result before the result is yielded.
+            sinks: each gets every frame with its result before the result is yielded. An exception of one ends the
+                stream and reaches the caller; a `BackgroundSink` can keep it from there.
 
         A frame for which oracle, policy or model fails has no result: it is counted in `rejections`, belief and
         weights start again, and the next frame follows. A `SourceError` if the source cannot be opened or is lost; an

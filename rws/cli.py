@@ -3,6 +3,7 @@
 Each is loaded when it is needed. One that cannot be loaded stays in the list and says why when called.
 """
 
+import errno
 import os
 import re
 import sys
@@ -42,6 +43,15 @@ COMMANDS = {
 _UsageError: Any = typer.BadParameter.__bases__[0]  # Typer does not export it.
 _INTERRUPTED = 130
 _WIDEST = 120  # columns of a help text
+_CURES = {
+    errno.EMFILE: "; raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "; end other programs, or raise the system's limit of open files",
+    errno.ENOMEM: "; end other programs, or raise the limit of memory",
+    errno.ENOSPC: "; free space, or choose another disk",
+    errno.EDQUOT: "; free space of your quota, or choose another disk",
+    errno.EROFS: "; choose another disk, this one is read-only",
+}
+"""What to do if the system lacks something."""
 
 
 class CommandGroup(TyperGroup):
@@ -97,23 +107,38 @@ def _errors_in_one_line() -> Iterator[None]:
         error.message = shown(_with_suggestion(error.message))
         raise
     except RwsError as error:
-        raise _failed(str(error), error.exit_code) from error
+        raise _failed(f"{error}{_cure(error.__cause__)}", error.exit_code) from error
     except BrokenPipeError:
         raise  # Whoever read our output has gone: Typer ends quietly.
     except OSError as error:
         named = "" if error.filename is None else f"{error.filename}: "
-        raise _failed(f"{named}{error.strerror or error}", RwsError.exit_code) from error
+        raise _failed(f"{named}{error.strerror or error}{_cure(error)}", RwsError.exit_code) from error
+    except MemoryError as error:
+        raise _failed(f"{os.strerror(errno.ENOMEM)}{_CURES[errno.ENOMEM]}", RwsError.exit_code) from error
     except (KeyboardInterrupt, ImportError) as error:
         # Ctrl-C while a compiled module is imported is an ImportError.
         if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
-            raise
+            lacking = [code for code in _CURES if os.strerror(code) in str(error)]
+            if not lacking:
+                raise
+            raise _failed(f"{error}{_CURES[lacking[0]]}", RwsError.exit_code) from error
         raise _failed("interrupted", _INTERRUPTED) from error
+
+
+def _cure(error: BaseException | None) -> str:
+    return _CURES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+
+
+def _hide_unless_verbose(unraisable: Any) -> None:
+    """Keep what Python cannot raise, such as an error of a destructor, from the terminal."""
+    if terminal.is_verbose():
+        sys.__unraisablehook__(unraisable)
 
 
 def _failed(message: str, code: int) -> typer.Exit:
     if terminal.is_verbose():
         print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # stderr is full or closed
         print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 
@@ -218,6 +243,7 @@ def main() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A parent that has closed them leaves None, and a later file would get their descriptors.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    sys.unraisablehook = _hide_unless_verbose
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.
     try:

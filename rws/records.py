@@ -21,7 +21,7 @@ class Frame:
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     captured_at: float  # when it was read, in seconds of the source's clock (monotonic, no calendar time)
     name: str  # the file it came from, or the name of the camera, stream or array
-    media_time: float | None = None  # when the source shows it, seconds of its own time line; None: it has none
+    media_time: float | None = None  # when the source shows it, seconds on its time line; None: it has none
     original: NDArray[np.uint8] | None = None  # `image` before it was corrupted on purpose (`rws run --corrupt`)
 
 

@@ -18,7 +18,7 @@ from rws.cli import app
 from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
-from rws.errors import InputError, MissingExtraError, SourceError, UsageError
+from rws.errors import BundleError, InputError, MissingExtraError, SourceError, UsageError
 from rws.terminal import claim_stdout, console, is_verbose, log_to, say, session, show
 
 runner = CliRunner()
@@ -78,6 +78,21 @@ def full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_descriptor() -> None:
+    """Raise what the import of a compiled module does when no more files can be opened."""
+    raise ImportError(f"x.so: {os.strerror(errno.EMFILE)}")
+
+
+def no_descriptor_left() -> None:
+    """Raise what reading a bundle does when no more files can be opened."""
+    raise BundleError("bundle: cannot be read") from OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def no_memory() -> None:
+    """Raise what an array does that does not fit into memory."""
+    raise MemoryError
+
+
 def heavy() -> None:
     """Need an extra, as in pip install 'rws-edge[train]'."""
     with require("train"):
@@ -106,7 +121,7 @@ def one() -> None:
 
 
 NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "interrupted_import")
-NAMES += ("heavy", "tools")
+NAMES += ("heavy", "tools", "no_descriptor", "no_descriptor_left", "no_memory")
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +164,10 @@ def test_a_group_stays_a_group_even_with_one_command():
         ("misused", 2, "error: --a and --b exclude each other\n"),
         ("refused", 3, "error: x.png: is not an image\n"),
         ("lost", 4, "error: camera 0: cannot be opened\n"),
-        ("full", 3, "error: No space left on device\n"),
+        ("full", 3, "error: No space left on device; free space, or choose another disk\n"),
+        ("no_descriptor", 3, "error: x.so: Too many open files; raise the limit of open files (`ulimit -n`)\n"),
+        ("no_descriptor_left", 3, "error: bundle: cannot be read; raise the limit of open files"),
+        ("no_memory", 3, "error: Cannot allocate memory; end other programs, or raise the limit of memory\n"),
         ("unreachable", 3, "error: no route\n"),
         ("interrupted", 130, "error: interrupted\n"),
         ("interrupted_import", 130, "error: interrupted\n"),

@@ -20,6 +20,7 @@ from rws.cli import app
 from rws.edge.common.schema import tomllib
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
+from rws.records import SinkStatus
 from support.fakes import make_result
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -294,6 +295,7 @@ def test_the_alerts_ask_for_metrics_that_exist():
 
     monitor = Monitor(ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera"))
     monitor.add(make_result())
+    monitor.sinks = lambda: {"jsonl": SinkStatus()}
     collected = registry(monitor)
     exposed = set(re.findall(r"^(\w+)[ {]", prometheus_client.generate_latest(collected).decode(), re.MULTILINE))
     # A series with labels appears with its first event.

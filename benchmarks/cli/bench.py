@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rws.benchmarks.cli.damage import damage
 from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
-_COMMANDS: dict[str, Callable[..., None]] = {**COMMANDS, "streams": streams, "zoo": zoo, "zoo-curve": zoo_curve}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    **COMMANDS,
+    "damage": damage,
+    "streams": streams,
+    "zoo": zoo,
+    "zoo-curve": zoo_curve,
+}
 for _name, _measure in _COMMANDS.items():
     bench.command(_name)(_measure)
 

@@ -3,7 +3,6 @@
 python -m rws.benchmarks.corruptions.parity COMMAND --json benchmarks/results/corruption_COMMAND.json
 """
 
-import json
 import sys
 import time
 import warnings
@@ -24,15 +23,19 @@ from torch import Tensor
 
 from rws.benchmarks.common.committed import ROOT
 from rws.benchmarks.pages.corruptions import parity_table, throughput_table
+from rws.edge.common.files import read_regular
 from rws.edge.common.provenance import portable_command, provenance, write_json
-from rws.errors import InputError
+from rws.edge.common.schema import parse_json
+from rws.errors import InputError, first_line
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.corruptions.blur import truncate
 from rws.training.corruptions.constants import SIZES
 from rws.training.corruptions.registry import REGISTRY, constants_of
 from rws.training.corruptions.weather import fog_map, frost_overlays
 from rws.training.jobs.seeds import derive_seed
+from rws.training.jobs.store import ARRAYS
 
+_LARGEST = 2**30  # bytes of a reference file
 REFERENCE = ROOT / "tests" / "data" / "corruptions"
 SEVERITIES = (1, 2, 3, 4, 5)
 # `imagecorruptions` has other algorithms for frost and elastic_transform, and its own random streams for
@@ -151,11 +154,16 @@ class Reference:
         """Read `golden_<size>.npz` (or `clean_224.npz`, which has no arrays) and `golden_stats.json`."""
         if not (folder / "golden_stats.json").exists():
             raise InputError(f"{folder} holds no golden_stats.json; expected a folder like tests/data/corruptions")
-        with np.load(folder / ("clean_224.npz" if size == 224 else f"golden_{size}.npz")) as data:
-            images = {name: _decoded(data[name], by_severity=name != "clean") for name in data}
-        arrays = {name: torch.from_numpy(np.moveaxis(image, -1, -3).copy()) for name, image in images.items()}
-        clean = arrays.pop("clean")
-        return Reference(size, clean, arrays, json.loads((folder / "golden_stats.json").read_text())[str(size)])
+        file = folder / ("clean_224.npz" if size == 224 else f"golden_{size}.npz")
+        try:
+            data = ARRAYS.decode(read_regular(file, _LARGEST))
+            images = {name: _decoded(array, by_severity=name != "clean") for name, array in data.items()}
+            arrays = {name: torch.from_numpy(np.moveaxis(image, -1, -3).copy()) for name, image in images.items()}
+            clean = arrays.pop("clean")
+            statistics = parse_json(read_regular(folder / "golden_stats.json", _LARGEST))[str(size)]
+        except Exception as error:  # of the file system, or whatever NumPy says to what is not its own
+            raise InputError(f"{file}: no such reference ({first_line(error)}); see tests/data/corruptions") from error
+        return Reference(size, clean, arrays, statistics)
 
     def difference(self, name: str, severity: int) -> Difference | None:
         """Compare our images under the reference's draws with the reference's; None if there are none."""

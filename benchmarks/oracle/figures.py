@@ -3,7 +3,6 @@
 From `replay_all.json`: `confusion`, `regret_split`; from the bundle's table: `gain_table`, what each signature wins on
 each corruption at severity 5; from `streams.json`: `stream`, the beliefs, the patches and the accuracy."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
 from rws.benchmarks.replay.streams import Timeline
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.files import atomic_write_bytes, read_regular
+from rws.edge.common.schema import parse_json
 from rws.errors import InputError, check_known
 from rws.oracle.belief import CLEAN, FAMILIES
 from rws.oracle.policy import GainTable
@@ -77,10 +77,10 @@ def _read(results: Path, key: str) -> Any:
     path = results / f"{file}.json"
     command = f"rws replay {options} --json {path}"
     try:
-        return json.loads(path.read_text())[key]
-    except FileNotFoundError as error:
-        raise InputError(f"no result {path}; make it with `{command}`") from error
-    except (ValueError, KeyError) as error:
+        return parse_json(read_regular(path, 2**28))[key]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it with `{command}`") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} holds no {key!r}; make it again with `{command}`") from error
 
 

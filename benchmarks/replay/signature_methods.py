@@ -3,7 +3,6 @@
 `ra_pair_halves` is the accuracy on single corruptions under a pair's signatures, `ra_whole_robust_models` that of the
 robust models that `residual` is taken from. Alphas are chosen on validation images, accuracies are of test images."""
 
-import json
 import random
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
@@ -20,6 +19,7 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import Progress, silent
 from rws.training.evaluation.frames import Layers, corrupted
+from rws.training.jobs.progress import read_log
 from rws.training.models.architectures import fold_batchnorm
 from rws.training.models.fit import accuracy
 from rws.training.signatures.deltas import Deltas, composed, patched
@@ -115,7 +115,7 @@ def _mean(values: Sequence[float]) -> float:
 def train_seconds(log: Path, jobs: Collection[str]) -> float:
     """Return the seconds that jobs took, from a build's log, in which each run of a job starts at 0."""
     total, clock = 0.0, dict[str, float]()
-    for record in map(json.loads, log.read_text().splitlines()):
+    for record in read_log(log):
         job, seconds = record["job"], record["seconds"]
         if job in jobs and "epoch" in record:
             before, clock[job] = clock.get(job, 0.0), seconds

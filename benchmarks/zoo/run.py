@@ -51,7 +51,7 @@ from rws.training.evaluation.evaluator import (
 )
 from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
-from rws.training.jobs.progress import JobLines
+from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
 
 ARMS = ("std", "trained", "perfect")
@@ -373,8 +373,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
 def parts_of_build(work: Path) -> dict[str, float]:
     """Return the minutes of each part of a build, from its log; of a stopped build, what was kept counts."""
     spent: dict[str, dict[str, float]] = {}
-    for line in (work / "log.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in read_log(work / "log.jsonl"):
         if "done" in record:
             spent.setdefault(record["job"].split("-")[0], {})[record["job"]] = record["seconds"]
     minutes = {kind: round(sum(took.values()) / 60, 2) for kind, took in spent.items()}

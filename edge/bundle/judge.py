@@ -115,7 +115,12 @@ class Judge:
     def _send(self, stdin: IO[bytes]) -> None:
         files = self._files
         parts = [files.document, *(files.contents[name] for name in FILES)]
-        about = {"path": str(files.path), "sizes": [len(part) for part in parts], "limits": asdict(self._limits)}
+        about = {
+            "parent": os.getpid(),
+            "path": str(files.path),
+            "sizes": [len(part) for part in parts],
+            "limits": asdict(self._limits),
+        }
         with suppress(OSError), stdin:  # a child that has died is noticed where its answer is read
             for part in (json.dumps(about).encode() + b"\n", *parts):
                 stdin.write(part)
@@ -185,6 +190,8 @@ def answer() -> None:
     verdict: dict[str, Any]
     try:
         confine(Limits(**about["limits"]))
+        if sys.platform == "linux" and os.getppid() != about["parent"]:
+            os._exit(1)  # nobody waits for an answer
         manifest = Manifest.parse(document, str(path))
         bundle = Bundle.parse(BundleFiles(path, document, manifest, dict(zip(FILES, contents, strict=True))))
         tested = self_test(bundle, bundle.model(ModelOptions(threads=1, provider="cpu")))
@@ -192,10 +199,7 @@ def answer() -> None:
     except Exception as error:
         text = first_line(error)
         full = isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
-        own = isinstance(error, RwsError)
-        verdict = {
-            "error": "MemoryError" if full else type(error).__name__,
-            "message": printable(text if own else f"{path}: {type(error).__name__}: {text}")[:MAX_TEXT],
-        }
+        message = printable(text if str(path) in text else f"{path}: {text}")[:MAX_TEXT]
+        verdict = {"error": "MemoryError" if full else type(error).__name__, "message": message}
     os.write(output, json.dumps(verdict).encode())
     os._exit(0)

@@ -42,28 +42,28 @@ def switch_bundle(
     InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
+    if new == Path(os.path.realpath(current)):
+        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
+    files = BundleFiles.read(new, keys)
+    verdict = judge(files)  # before the lock: it may take minutes
     try:
         with locked(current):
-            return _switch(current, new, other_classes, keys)
+            _put(files, current, other_classes)
     except OSError as error:
         raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    return Switched(current, files.manifest, verdict.signatures)
 
 
-def _switch(current: Path, new: Path, other_classes: bool, keys: TrustedKeys | None) -> Switched:
+def _put(files: BundleFiles, current: Path, other_classes: bool) -> None:
     place = Path(os.path.realpath(current))
-    files = BundleFiles.read(new, keys)
-    if place == new:
-        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     if not current.is_symlink():
         check_bundle_folder(place)
     if place.exists() and not other_classes:
         _check_classes(current, files)
-    verdict = judge(files)
     if current.is_symlink():
         _point(current, files)
     else:
         _copy(files, place)
-    return Switched(current, files.manifest, verdict.signatures)
 
 
 def check_same_classes(old: Sequence[str], whose: str, new: Sequence[str], source: Path) -> None:

@@ -28,6 +28,13 @@ def drill(
         float | None,
         optional(min=10, help="Instead: a soak test of N seconds on a stream on loopback; needs the extra `serve`."),
     ] = None,
+    hostile: Annotated[
+        bool,
+        typer.Option(
+            "--hostile",
+            help="With --soak: the camera dies 60 times, a disk is full, peers attack, and bad bundles appear.",
+        ),
+    ] = False,
     fps: Annotated[float, typer.Option(min=1, max=240, help="Frames per second of the soak's camera.")] = 30.0,
     report: JsonOption = None,
 ) -> None:
@@ -43,6 +50,7 @@ def drill(
         rws drill --only RTSP
         rws drill --only video --video clip.mp4  # play your own file, whole and damaged
         rws drill --soak 600 --json soak.json    # ten minutes: memory, age of results, every frame accounted for
+        rws drill --soak 3600 --fps 15 --hostile # an hour in which everything goes wrong
     """
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.bundle.keys import trusted_keys
@@ -57,7 +65,7 @@ def drill(
     else:
         from rws.edge.faults.soak import soak as run_soak
 
-        result = run_soak(soak, fps, loaded.path, console.print)
+        result = run_soak(soak, fps, loaded.path, console.print, hostile=hostile)
         for name, value in vars(result).items():
             console.print(f"{name}: {value}")
         content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]

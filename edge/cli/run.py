@@ -144,6 +144,21 @@ def run(
             min=0.05, max=3600, help="Seconds between two requests to a URL that gives one image per request."
         ),
     ] = 1.0,
+    max_pixels: Annotated[
+        int | None,
+        optional(
+            min=1,
+            help="Reject an image of more pixels before it is decoded; default: 64 million for image files, "
+            "34 million for cameras, videos and streams.",
+        ),
+    ] = None,
+    accept: Annotated[
+        str,
+        optional(
+            metavar="FLAWS",
+            help="Use images although they look black, half-decoded or frozen; several are joined by commas.",
+        ),
+    ] = "",
     label: Annotated[
         str,
         optional(help="Name of the camera, stream or video; of an address only scheme and host are shown."),
@@ -184,6 +199,8 @@ def run(
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
     from rws.edge.common.descriptors import raise_descriptor_limit
+    from rws.edge.sources.capture.decoding.checks import Checks
+    from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
@@ -207,8 +224,8 @@ def run(
         oracle_every,
         retries,
         stall,
-        rtsp_transport.value,
-        poll,
+        NetworkOptions(rtsp_transport.value, poll),
+        Checks(max_pixels, tuple(flaw for flaw in accept.split(",") if flaw)),
         label,
         watch,
         other_classes,

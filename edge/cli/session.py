@@ -34,6 +34,8 @@ from rws.edge.monitoring.systemd import SystemdNotifier
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.decoding.checks import Checks
+from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.open import open_images, open_source
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
@@ -57,8 +59,8 @@ class RunOptions:
     oracle_every: int
     retries: int | None
     stall: float
-    rtsp_transport: str
-    poll: float
+    network: NetworkOptions
+    checks: Checks
     label: str
     watch: bool
     other_classes: bool
@@ -140,6 +142,7 @@ class RunSession:
             return open_images(
                 options.source,
                 "several cameras or videos in one run are planned and cannot be used yet; start one `rws run` for each",
+                options.checks,
             )
         return open_source(
             options.source[0],
@@ -147,8 +150,8 @@ class RunSession:
             retries=options.retries,
             stall=options.stall,
             label=options.label,
-            rtsp_transport=options.rtsp_transport,
-            poll=options.poll,
+            network=options.network,
+            checks=options.checks,
         )
 
     def _loop(self) -> None:
@@ -190,9 +193,11 @@ class RunSession:
         return self._outputs.status() | {"console": self._printed.sink_status} | systemd
 
     def _incomplete(self) -> RwsError | None:
-        failing = {name: sink for name, sink in self._monitor.status().failing_sinks.items() if name != "systemd"}
-        reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in failing.items())
-        return RwsError(f"the run is complete, but not each output: {reasons}") if failing else None
+        failing = self._monitor.status().failing_sinks
+        # What page and service manager show is gone with the moment.
+        kept = {name: sink for name, sink in failing.items() if name not in ("page", "systemd")}
+        reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in kept.items())
+        return RwsError(f"the run is complete, but not each output: {reasons}") if kept else None
 
     def _nobody_reads(self) -> bool:
         return self._printed.unread and not self._outputs.sinks and self._options.outputs.report is None

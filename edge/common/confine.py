@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from rws.errors import RwsError
+
 NO_NEW_RIGHTS, KILLED_WITH_PARENT = 38, 1  # of prctl(2)
 
 
@@ -25,7 +27,7 @@ def confine(limits: Limits) -> None:
 
     Afterwards it cannot open a file or a socket, write a file, or start a process or a thread, and the kernel bounds
     its memory and its processor time. It gives way to other processes, and is the first to be killed if memory runs
-    out. Root becomes the user `nobody`, or an OSError is raised. On Linux it ends with the thread that started it.
+    out. Root becomes the user `nobody`, or an RwsError is raised. On Linux it ends with the thread that started it.
     macOS does not bound memory, and Windows has none of this.
     """
     if sys.platform == "win32":
@@ -43,9 +45,12 @@ def confine(limits: Limits) -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
     seconds = ceil(limits.seconds)
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(nobody)
-        os.setuid(nobody)
+        try:
+            os.setgroups([])
+            os.setgid(nobody)
+            os.setuid(nobody)
+        except OSError as error:
+            raise RwsError("root has no right here to become another user; start this as another user") from error
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         library.prctl(NO_NEW_RIGHTS, 1, 0, 0, 0)

@@ -146,6 +146,8 @@ def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
         yield Path(path)
         return
     target = Path(os.path.realpath(path))
+    if target.is_dir() and not folder:
+        raise OSError(errno.EISDIR, "is a folder where a file belongs; remove it or choose another path", str(target))
     remove_leftovers(target)
     temporary, descriptor = _create(target, folder)
     try:
@@ -283,7 +285,7 @@ def _swap_folders(new: Path, target: Path) -> None:
     descriptor = os.open(target, os.O_RDONLY | _SAFE)
     try:
         with suppress(OSError):
-            _lock(descriptor)  # so that no other writer takes it for a leftover
+            _lock(descriptor)  # so that no other writer removes it as a leftover
         os.rename(target, aside)
         try:
             os.rename(new, target)

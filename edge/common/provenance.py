@@ -26,9 +26,10 @@ _VARIABLES = {
 # Options whose values may be published; those of others, of other programs' commands too, are hidden.
 KNOWN_SAFE = re.compile(
     r"-[hqv]|--(?:"
-    r"backend|baselines|batch|bgr|bits|bundle|cache|classes|column|config|corrupt|corruption|csv|data|device|"
-    r"duration|epochs|every|every-frame|fps|frames|help|images|independent|init|job|json|jsonl|keep|label|labels|latest|"
-    r"layers|limit|mean|method|model|more-images|name|names|no-resume|only|onto|oracle-every|other-classes|out|"
+    r"accept|backend|baselines|batch|bgr|bits|bundle|cache|classes|column|config|corrupt|corruption|csv|data|device|"
+    r"duration|epochs|every|every-frame|fps|frames|help|hostile|images|independent|init|job|json|jsonl|keep|label|"
+    r"labels|latest|layers|limit|max-pixels|mean|method|model|more-images|name|names|no-resume|only|onto|oracle-every|"
+    r"other-classes|out|"
     r"pairs|per|poll|pretrained|projection|protocol|provider|quick|quiet|recipe|recipes|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seed|severity|show|size|soak|source|stall|status|std|strategy|"
     r"stream|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from rws.edge.common.files import read_regular
 from rws.errors import FormatError, InputError, RwsError, first_line
 from rws.text import HIDDEN
 
@@ -100,17 +101,20 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """Read a TOML file; raise InputError if there is no regular file, FormatError if it is too large or not TOML."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}; give a TOML file")
-    with path.open("rb") as file:
-        data = file.read(MAX_TOML + 1)
-    if len(data) > MAX_TOML:
-        raise FormatError(f"{path}: is larger than {MAX_TOML:,} bytes; give a TOML file")
+    """Read a TOML file; raise InputError if it cannot be read, FormatError if it is not TOML or nested too deep."""
+    try:
+        data = read_regular(path, MAX_TOML)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a TOML file") from error
     try:
         document: dict[str, object] = tomllib.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # the text is no UTF-8 or TOML, a number too long, a list too deep
+        deep = _depth(document) > MAX_DEPTH
+    except RecursionError:
+        deep = True
+    except ValueError as error:  # the text is no UTF-8 or TOML, or has a number that is too long
         raise FormatError(f"{path}: is not valid TOML in UTF-8 ({first_line(error)}); correct it") from error
+    if deep:
+        raise FormatError(f"{path}: is nested more than {MAX_DEPTH} deep; correct it")
     return document
 
 

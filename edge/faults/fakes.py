@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import onnx.parser
 from numpy.typing import NDArray
 
 from rws.edge.faults.frames import scene
@@ -19,6 +20,23 @@ Part = TypeVar("Part")
 Step = tuple[str, Any]
 """`("open", "")` or `("open", why not)`; `("frame", image)`; `("reject", reason)`; `("wait", seconds)`;
 `("end", reason)`; `("hang", None)`, until it is killed."""
+
+
+def endless(network: bytes, side: int = 4096, products: int = 10_000) -> bytes:
+    """Return a network that also multiplies matrices of `side` x `side`, one after the other: hours of work.
+
+    Their size follows from computed values only, so that no check of the file finds it.
+    """
+    proto = onnx.load_model_from_string(network)
+    output = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["plain" if name == output else name for name in node.output]
+    steps = [f"half = Constant <value_ints = [{side // 2}]> ()", "side = Add(half, half)"]
+    steps += ["shape = Concat <axis = 0> (side, side)", "m0 = ConstantOfShape(shape)"]
+    steps += [f"m{i + 1} = MatMul(m{i}, m0)" for i in range(products)]
+    steps += [f"rest = ReduceMean <keepdims = 0> (m{products})", f"{output} = Add(plain, rest)"]
+    proto.graph.node.extend(map(onnx.parser.parse_node, steps))
+    return bytes(proto.SerializeToString())
 
 
 class FakeTime:

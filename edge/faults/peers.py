@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import socket
 import struct
 from collections import Counter
@@ -30,6 +31,13 @@ ATTACKS = {
     "reset": b"GET /",
     "viewer that never reads": b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n",  # has the token
 }
+
+
+def read_refused(metrics: str) -> tuple[Counter[str], int]:
+    """Return from the text of `/metrics` what the page refused, by reason, and how many connections are open."""
+    found = re.findall(r'^rws_http_(?:connections|refused_total\{reason="(\w+)"\}) (\S+)$', metrics, re.MULTILINE)
+    refused = Counter({reason: int(float(count)) for reason, count in found if float(count)})
+    return refused, refused.pop("", 0)
 
 
 class HostilePeers(Closing):

@@ -1,6 +1,7 @@
 """Real cameras on loopback: MJPEG over HTTP, and RTSP through GStreamer. They can misbehave, and be killed."""
 
 import contextlib
+import select
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,7 @@ class MjpegServer(Closing):
     """A camera that sends JPEG images over HTTP at `url`; `camera(n)` gives the n-th image, or None to send nothing."""
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
-        self.number = 0
+        self.number = self.sent = 0
         self._camera, self._period = camera, 1 / fps
         self._connections: list[socket.socket] = []
         self._running = True
@@ -75,6 +76,7 @@ class MjpegServer(Closing):
             if (jpeg := self._camera(number)) is not None:
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
                 handler.wfile.write(head + jpeg + b"\r\n")
+                self.sent += 1
             due += self._period
             time.sleep(max(0.0, due - time.monotonic()))
 
@@ -148,10 +150,22 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes; prints its address, then their number."""
+    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes.
+
+    The camera dies every `sys.argv[2]` seconds, 0 for never, and comes back at the same address after a tenth of that
+    time, 5 s at most. Prints its address; at the end the number of frames that it has sent, and how often it has died.
+    """
+    fps, every = float(sys.argv[1]), float(sys.argv[2])
     scenes = [scene(480, 640, seed) for seed in range(8)]
-    server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % len(scenes)], milliseconds())), float(sys.argv[1]))
-    print(server.url, flush=True)
-    sys.stdin.read()
-    server.close()
-    print(server.number, flush=True)
+    sent, deaths, port = 0, -1, 0
+    ended = False
+    while not ended:
+        server = MjpegServer(lambda n: encode_jpeg(stamped(scenes[n % 8], milliseconds())), fps, port)
+        if not port:
+            print(server.url, flush=True)
+        port, deaths = server.port, deaths + 1
+        ended = bool(select.select([sys.stdin], [], [], every or None)[0])
+        server.close()
+        time.sleep(0 if ended else min(5.0, every / 10))
+        sent += server.sent
+    print(sent, deaths, flush=True)

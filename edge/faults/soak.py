@@ -2,13 +2,13 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from rws.edge.common.child import python_command
+from rws.edge.faults.adversary import Adversary, Page
 from rws.edge.faults.frames import read_stamp
 from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
@@ -24,6 +25,9 @@ from rws.errors import RwsError
 WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
 SAMPLE_EVERY = 2.0
 LARGEST_GROWTH_MB = 5.0
+LOST_AT_END = 3  # frames under way when camera or loop ends
+DEATHS, SHORTEST_LIFE = 60, 10.0  # of the camera of a hostile soak, and the fewest seconds in between
+TOKEN = "the-soaks-token"
 _FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "mix_changes", "sinks")
 
 
@@ -45,30 +49,64 @@ class SoakReport:
     age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
     memory_mb: dict[str, float]  # of loop and capture process
     promises: dict[str, bool]  # whether each promise was kept
+    hostile: dict[str, object] | None = None  # what was done to the run, and what it has counted; see `Attacked`
 
 
-def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -> SoakReport:
-    """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early."""
+def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False) -> SoakReport:
+    """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early.
+
+    If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 hostile connections are made,
+    and 20 bad bundles and then a good one appear in the watched folder.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        camera = _start(stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps))
+        every = max(SHORTEST_LIFE, seconds / DEATHS) if hostile else 0.0
+        camera = _start(
+            stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps), str(every)
+        )
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
-        report = Path(folder, "summary.json")
-        arguments = ["run", url, "--bundle", str(bundle), "--threads", "1", "--serve", "127.0.0.1:0"]
-        arguments += ["--json", str(report), "--jsonl", str(Path(folder, "results.jsonl"))]
+        report, watched, rows = (Path(folder, name) for name in ("summary.json", "bundle", "rows.csv"))
+        arguments = ["run", url, "--threads", "1", "--serve", "127.0.0.1:0", "--json", str(report)]
+        if hostile:
+            shutil.copytree(bundle, watched)
+            arguments += ["--bundle", str(watched), "--watch", "--token", TOKEN]
+            arguments += ["--jsonl", "/dev/full", "--csv", str(rows)]
+        else:
+            arguments += ["--bundle", str(bundle), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
-        viewer = _Viewer(_page_of(loop))
+        page = Page(_page_of(loop), TOKEN)
+        viewer = _Viewer(page)
+        adversary = stack.enter_context(Adversary(page, seconds, bundle, watched)) if hostile else None
         settled = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.images} images seen"))
         viewer.stopped = True
+        attacked = None if adversary is None else adversary.end()
         loop.terminate()
         loop.wait(30)
         camera.stdin.close()
-        sent = int(camera.stdout.readline())
+        sent, deaths = map(int, camera.stdout.readline().split())
         measured = json.loads(report.read_text())
+        written = len(rows.read_text().splitlines()) - 1 if hostile else 0
     first, last = float(np.median(settled[:15])), float(np.median(settled[-15:]))
     p50, p95 = (viewer.ages.percentile(share) for share in (50, 95))
     counted = measured["frames"] + measured["dropped"] + measured["rejected"]
+    lost = sent - measured["received"]
+    promises = {
+        "every frame accounted for": measured["received"] == counted,
+        f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,
+    }
+    if attacked is None:
+        promises["no frame lost on the way"] = abs(lost) <= LOST_AT_END
+        promises["age at the client below two frame times at p95"] = p95 < 2 * 1e3 / fps
+    else:
+        attacked = replace(attacked, deaths=deaths)
+        promises["no frame lost but those that the camera died with"] = (
+            -LOST_AT_END <= lost <= LOST_AT_END * (deaths + 1)
+        )
+        # The last one may come too late.
+        promises["each death of the camera is a reconnect"] = deaths - 1 <= measured["reconnects"] <= deaths
+        promises["the healthy file holds each result"] = written == measured["frames"]
+        promises |= attacked.promises(measured["sinks"])
     return SoakReport(
         seconds=seconds,
         fps=fps,
@@ -87,12 +125,8 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None]) -
             "growth": round(last - first, 2),
             "largest": round(max(settled), 2),
         },
-        promises={
-            "every frame accounted for": measured["received"] == counted,
-            "no frame lost on the way": abs(sent - measured["received"]) <= 3,
-            f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,
-            "age at the client below two frame times at p95": p95 < 2 * 1e3 / fps,
-        },
+        promises=promises,
+        hostile=None if attacked is None else vars(attacked),
     )
 
 
@@ -111,22 +145,22 @@ def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[st
 
 
 class _Viewer:
-    def __init__(self, page: str) -> None:
+    def __init__(self, page: Page) -> None:
         self.images, self.stopped = 0, False
         self.ages = Reservoir()  # of the frames seen, milliseconds
         for target, path in ((self._watch, "stream.mjpg"), (self._listen, "events")):
-            threading.Thread(target=target, args=(page + path,), daemon=True).start()
+            threading.Thread(target=target, args=(page.open(path),), daemon=True).start()
 
-    def _watch(self, url: str) -> None:
-        with urllib.request.urlopen(url, timeout=30) as stream:
+    def _watch(self, stream: IO[bytes]) -> None:
+        with stream:
             while not self.stopped and (length := _part_length(stream)):
                 image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), cv2.IMREAD_COLOR)
                 self.images += 1
                 if image is not None and (stamp := read_stamp(np.asarray(image, np.uint8))) is not None:
                     self.ages.add(age_ms(stamp))
 
-    def _listen(self, url: str) -> None:
-        with urllib.request.urlopen(url, timeout=30) as stream:
+    def _listen(self, stream: IO[bytes]) -> None:
+        with stream:
             while not self.stopped and stream.readline():
                 pass
 
@@ -161,13 +195,17 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Return the resident memory of a process and its children, MB; what they share is counted in each."""
+    """Return the resident memory of loop and capture process, MB; what they share is counted in each."""
     processes = [str(pid)]
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            processes += children.read_text().split()
+            processes += [child for child in children.read_text().split() if _captures(child)]
     total = 0.0
     for process in processes:
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2].split()[0]) / 1024
     return total
+
+
+def _captures(pid: str) -> bool:
+    return b"worker.py" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -16,27 +16,45 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.onnx.check import check_inside
+from rws.edge.common.files import open_regular, read_regular
+from rws.edge.onnx.check import check_inside, parts
 from rws.errors import BundleError, first_line
 
+_LARGEST = 2**31 - 1  # bytes: protobuf's limit
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Read an ONNX model with all its weights, also from files next to a path; BundleError if it is not a model."""
+    """Read an ONNX model with all its weights; BundleError if it is not a model.
+
+    Of a path, weights are read from other files in its folder, too; none of the files is a link, pipe or device.
+    """
     if isinstance(model, onnx.ModelProto):
         return model
+    source = source if isinstance(model, bytes) else str(model)
     try:
-        source = source if isinstance(model, bytes) else str(model)
-        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(source)
+        if isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            proto = onnx.load_model_from_string(read_regular(model, _LARGEST))
+            _load_neighbours(proto, Path(model).parent)
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:
         raise BundleError(f"{source}: not a whole ONNX model ({first_line(error)}); export it again") from error
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
     check_inside(proto, source)
     return proto
+
+
+def _load_neighbours(model: onnx.ModelProto, folder: Path) -> None:
+    tensors = (part for part in parts(model) if isinstance(part, onnx.TensorProto))
+    for place in {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}:
+        if Path(place).name != place:
+            raise ValueError(f"weights in {place!r:.80}, expected a file in the same folder")
+        open_regular(folder / place, follow=False).close()
+    onnx.load_external_data_for_model(model, str(folder))
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:

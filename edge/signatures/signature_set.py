@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
-from rws.edge.common.files import atomic_write_bytes
+from rws.edge.common.files import atomic_write_bytes, read_regular
 from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures import quantization
 from rws.edge.signatures.quantization import Bits, Per, Quantised
@@ -28,6 +28,7 @@ VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SCALE = ".scale"
 _CURE = "extract the signatures again"
+_LARGEST = 2**30  # bytes, as in a bundle
 
 
 @schema(frozen=True, config=STRICT)
@@ -192,7 +193,7 @@ class SignatureSet:
     def load(cls, path: str | Path) -> "SignatureSet":
         """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
         try:
-            data = Path(path).read_bytes()
+            data = read_regular(path, _LARGEST)
         except OSError as error:
             why = error.strerror or error
             raise SignatureError(f"{path}: cannot be read ({why}); give a signature file") from error

@@ -26,7 +26,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until a sink that has failed i
 SETTLED = 5.0  # seconds without an error after which a reopened sink counts as up: a video file buffers two
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)  # not a mistake in the arguments
 MOST_BYTES = 64 * 2**20  # of the frames that wait, whatever the capacity; one may always wait
-LOOK_AGAIN, STUCK = 0.25, 10.0  # seconds that a write waits until it asks again whether to wait, and until it warns
+LOOK_AGAIN = 0.25  # seconds until a write that waits for room asks again whether it should
+STUCK = 10.0  # seconds for one frame after which a sink counts as failing
 
 
 class BackgroundSink:
@@ -47,7 +48,7 @@ class BackgroundSink:
         on_failure: what an error of the other sink does. "raise": every later `write` and `close` raises it, the same
             object, and nothing is written any more. "give up": it is logged, and later frames are counted as `failed`.
             "reopen": likewise, but the sink is exited and, at a frame after 1 s, 2 s, … 60 s, entered and tried again;
-            on entry, a full or failing disk is such an error, and any other is raised.
+            on entry, a full or failing disk is such an error, and any other is raised. A function is called likewise.
         clock: monotonic, for these pauses.
 
     `accepted` frames are `written` + `dropped` (it was too slow) + `failed` + `waiting` in the queue + `writing` (1
@@ -62,7 +63,7 @@ class BackgroundSink:
         capacity: int = 8,
         when_full: WhenFull | Callable[[], WhenFull] = "drop",
         timeout: float | None = None,
-        on_failure: OnFailure = "raise",
+        on_failure: OnFailure | Callable[[], OnFailure] = "raise",
         clock: Clock = time.monotonic,
     ) -> None:
         if capacity < 1:
@@ -78,7 +79,7 @@ class BackgroundSink:
         self._error: BaseException | None = None
         self._trace: TracebackType | None = None
         self._ended_by: BaseException | None = None
-        self._deadline = 0.0
+        self._begun_at = self._deadline = 0.0
         # A daemon, so that the process can end although a write never returns.
         self._thread = threading.Thread(target=self._run, name=f"{self.name} behind a queue", daemon=True)
 
@@ -86,6 +87,11 @@ class BackgroundSink:
     def when_full(self) -> WhenFull:
         """The current behaviour if the queue is full."""
         return self._when_full() if callable(self._when_full) else self._when_full
+
+    @property
+    def on_failure(self) -> OnFailure:
+        """What an error of the other sink does now."""
+        return self._on_failure() if callable(self._on_failure) else self._on_failure
 
     @property
     def timeout(self) -> float:
@@ -100,11 +106,14 @@ class BackgroundSink:
     def status(self) -> SinkStatus:
         """Return state, error and counters as of one moment; any thread may call it."""
         with self._changed:
-            down = "failing" if self._on_failure == "reopen" else "failed"
-            state = "abandoned" if self.abandoned else "up" if self._error is None else down
+            state, error = "up", "" if self._error is None else shown(first_line(self._error))
+            if self.writing and not error and (hangs := self._clock() - self._begun_at) > STUCK:
+                error = f"has not taken a frame for {hangs:.0f} s"
+            if error:
+                state = "failed" if self._error is not None and self.on_failure != "reopen" else "failing"
             names = ("failures", "accepted", "written", "dropped", "failed", "waiting", "writing")
             counts = {name: getattr(self, name) for name in names}
-            return SinkStatus(state, "" if self._error is None else shown(first_line(self._error)), **counts)
+            return SinkStatus("abandoned" if self.abandoned else state, error, **counts)
 
     def write(self, frame: Frame, result: Result) -> None:
         """Put a frame into the queue; raise as `on_failure` says, or a `ValueError` if it is not open."""
@@ -143,7 +152,7 @@ class BackgroundSink:
         try:
             self._enter()
         except Exception as error:
-            if self._on_failure != "reopen" or getattr(error.__cause__, "errno", None) not in DISK_ERRORS:
+            if self.on_failure != "reopen" or getattr(error.__cause__, "errno", None) not in DISK_ERRORS:
                 raise
             self._fail(error)
         self._open = True
@@ -159,19 +168,19 @@ class BackgroundSink:
         self._join()
         if error is None:
             self._raise()
-        elif self._on_failure == "raise" and self._error is not None and self._error is not error:
+        elif self.on_failure == "raise" and self._error is not None and self._error is not error:
             log.warning("%s failed too: %s", self.name, first_line(self._error))
 
     def _wait_for(self, room: int) -> None:
-        since, told = time.monotonic(), False
+        since, warned = time.monotonic(), False
         while len(self._queue) >= room and self.when_full == "wait":
             self._changed.wait(LOOK_AGAIN)
-            if not told and time.monotonic() - since > STUCK:
-                told = True
+            if not warned and time.monotonic() - since > STUCK:
+                warned = True
                 log.warning("%s has not taken a frame for %g s; the run waits for it", self.name, STUCK)
 
     def _raise(self) -> None:
-        if self._error is not None and self._on_failure == "raise":
+        if self._error is not None and self.on_failure == "raise":
             # The same object may be raised for months; its first traceback keeps it from growing.
             raise self._error.with_traceback(self._trace)
 
@@ -211,7 +220,7 @@ class BackgroundSink:
             self._changed.wait_for(lambda: self._queue or not self._open)
             if not self._queue:
                 return None
-            self.writing = 1
+            self.writing, self._begun_at = 1, self._clock()
             self._changed.notify_all()
             return self._queue.popleft()
 
@@ -250,11 +259,11 @@ class BackgroundSink:
             self.failed += self.writing + len(self._queue)
             self.writing = 0
             self._queue.clear()
-            if self._on_failure == "reopen":
-                settled = now - self._opened_at >= LONGEST_PAUSE
-                self._pause = FIRST_PAUSE if settled else min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+            if self.on_failure == "reopen":
+                rested = first and now - self._opened_at >= LONGEST_PAUSE
+                self._pause = FIRST_PAUSE if rested else min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
                 self._retry_at = now + self._pause
             self._changed.notify_all()
-        if first and self._on_failure != "raise":
-            then = "its frames are lost until it works again" if self._on_failure == "reopen" else "it is given up"
+        if first and self.on_failure != "raise":
+            then = "its frames are lost until it works again" if self.on_failure == "reopen" else "it is given up"
             log.warning("%s: %s; the run goes on, %s", self.name, first_line(error), then)

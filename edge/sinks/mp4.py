@@ -1,5 +1,7 @@
 """An MP4 file, written frame by frame: H.264 if PyAV has an encoder for it, else MPEG-4."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,11 +34,11 @@ class VideoFile:
         path: an existing file is overwritten.
         size: width and height of every frame, pixels, even.
         fps: frames per second; in a `timed` file of those without a time.
-        timed: frames have times of their own; the first is shown from 0 on (in an endless file, it may start later).
+        timed: each frame has its time; the first is shown from 0 on (in an endless file, it may start later).
         endless: write fragments: after each key frame, every two seconds, all earlier frames can be played, even after
             a crash.
 
-    `end`: seconds at which the last frame of a timed file ends, to be set before the exit; None: after 1 / `fps`.
+    `end`: seconds at which the last frame of a timed file ends, to be set before the exit; None: after one more step.
 
     Raises an `OSError` if a write fails, an `RwsError` without an encoder, an `av.FFmpegError` for a bad size or rate.
     """
@@ -48,6 +50,7 @@ class VideoFile:
         self._endless = endless
         self._tick = Fraction(1, TICKS) if timed else 1 / fps
         self._timed, self._period = timed, round(1 / fps / self._tick)
+        self._step = self._period  # of the last frame, if it was no pause
         self._at, self._next_key = -1, 0.0
         self._first_dts: int | None = None  # below 0 if frames are stored in another order than they are shown
         self._held: list[Packet[VideoStream]] = []  # the last packet, whose duration is known at the end
@@ -73,34 +76,39 @@ class VideoFile:
         elif at is None or not self._timed:
             self._at += self._period
         else:
-            self._at = max(self._at + 1, round(at * TICKS))
+            before, self._at = self._at, max(self._at + 1, round(at * TICKS))
+            self._step = min(self._at - before, self._period)
         frame.pts, frame.time_base = self._at, self._tick
         if self._endless and self._at * self._tick >= self._next_key:
             frame.pict_type = PictureType.I
             self._next_key = float(self._at * self._tick) + KEYFRAME_EVERY
         with self._true_errors():
-            packets = self._held + self._stream.encode(frame)
-            if self._first_dts is None and packets:
-                self._first_dts = packets[0].dts
+            packets = self._encode(frame)
             kept = 0 if self._endless else min(1, len(packets))
             self._held = packets[len(packets) - kept :]
             self._container.mux(packets[: len(packets) - kept])
 
-    def __enter__(self) -> "VideoFile":
+    def __enter__(self) -> VideoFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._file, self._true_errors():
             try:
-                packets = self._held + self._stream.encode(None)
+                packets = self._encode(None)
                 if self._timed and packets:
-                    end = self._at + self._period if self.end is None else round(self.end * TICKS)
+                    end = self._at + self._step if self.end is None else round(self.end * TICKS)
                     # The last frame that is shown may not be the last one that is stored, which ends the file.
                     max(packets, key=lambda packet: packet.pts or 0).duration = max(1, end - self._at)
                     packets[-1].duration = max(1, end + (self._first_dts or 0) - (packets[-1].dts or 0))
                 self._container.mux(packets)
             finally:
                 self._container.close()
+
+    def _encode(self, frame: av.VideoFrame | None) -> list[Packet[VideoStream]]:
+        packets = self._held + self._stream.encode(frame)
+        if packets and self._first_dts is None:
+            self._first_dts = packets[0].dts
+        return packets
 
     @contextmanager
     def _true_errors(self) -> Iterator[None]:

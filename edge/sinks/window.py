@@ -62,7 +62,7 @@ class WindowSink(Closing):
                 f"session, or {ELSEWHERE}"
             )
         pipe = subprocess.PIPE
-        # In a session of its own, so that Ctrl-C reaches the run only.
+        # In a separate session, so that Ctrl-C reaches the run only.
         self._child = child = subprocess.Popen(
             python_command(CHILD, self.title), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
@@ -95,7 +95,7 @@ class WindowSink(Closing):
 
 
 def show_frames(title: str) -> None:
-    """Show the images that come on stdin until it ends or somebody closes the window; the whole of its process."""
+    """Show the images that are sent to stdin, until it ends or somebody closes the window; then end the process."""
     newest: list[NDArray[np.uint8]] = []
     cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     cv2.waitKey(1)

@@ -3,6 +3,7 @@
 import codecs
 import glob
 import logging
+import math
 import os
 import re
 import time
@@ -13,21 +14,30 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
-import numpy as np
 
+from rws.edge.common.arrays import map_array
+from rws.edge.common.files import read_regular
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.base import Source
+from rws.edge.sources.capture.decoding.checks import DEFAULT_CHECKS, Checks
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
-from rws.edge.sources.capture.protocol import RTSP_TRANSPORTS, CaptureSettings
+from rws.edge.sources.capture.protocol import (
+    DEFAULT_NETWORK,
+    FILE_PIXELS,
+    STREAM_PIXELS,
+    CaptureSettings,
+    NetworkOptions,
+)
 from rws.edge.sources.capture.source import CapturedSource
 from rws.edge.sources.folders import CONVERTIBLE, describe, find_images
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.test_pattern import PatternSource
-from rws.errors import SourceError, UsageError
+from rws.errors import FormatError, SourceError, UsageError
 from rws.text import printable, shown_address
 
 _READ_HERE = IMAGE_SUFFIXES | {".txt", ".npy"}
 _PATTERN = re.compile(r"pattern(?::(\d{1,9})x(\d{1,9})(?:@(\d{1,9}(?:\.\d{1,9})?))?)?")
+_LARGEST_LIST = 2**28  # bytes
 LONGEST_NAME = 255  # characters of a source in an error
 _CAMERA = re.compile(r"[0-9]{1,9}")
 _CREDENTIALS = re.compile(r"[^/]*:.*@", re.DOTALL)  # a URL without its scheme, or with half of it
@@ -47,8 +57,8 @@ def open_source(
     retries: int | None = None,
     stall: float = 5.0,
     label: str = "",
-    rtsp_transport: str = "auto",
-    poll: float = 1.0,
+    network: NetworkOptions = DEFAULT_NETWORK,
+    checks: Checks = DEFAULT_CHECKS,
 ) -> Source:
     """Open the source that a text, index or path names.
 
@@ -65,8 +75,8 @@ def open_source(
         retries: consecutive reconnect attempts before giving up; None: unlimited.
         stall: seconds without a frame after which a camera or stream counts as lost.
         label: stands before the name of a camera, stream or video; of an address only scheme and host are shown.
-        rtsp_transport: `tcp`, `udp`, or `auto`: TCP, and UDP if the camera refuses it.
-        poll: seconds between two requests to a URL that gives one image per request.
+        network: how a stream is asked for.
+        checks: the most pixels of an image, and flaws that are accepted.
 
     Raises a `UsageError` for an empty text or an impossible option, a `SourceError` if nothing is found, a folder or
     list names no image, or a file cannot be opened. A camera or stream is opened when the first frame is asked for.
@@ -74,9 +84,8 @@ def open_source(
     text = _meant(str(spec) if isinstance(spec, int) else os.fspath(spec))
     if not text:
         raise UsageError("the source is empty; expected a camera index, file, folder, glob or URL")
-    if rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= poll <= 3600:
-        expected = f"one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s"
-        raise UsageError(f"the RTSP transport is {printable(rtsp_transport)}, the poll {poll:g}; expected {expected}")
+    network.check()
+    checks.check()
     if pattern := _PATTERN.fullmatch(text):
         width, height, fps = pattern.groups()
         return PatternSource(int(width or 640), int(height or 480), float(fps or 30), clock=clock)
@@ -84,21 +93,23 @@ def open_source(
     try:
         if settings := _to_capture(text):
             named = f"{printable(label)} ({settings.name})" if label else settings.name
-            settings = replace(settings, name=named, latest=latest, rtsp_transport=rtsp_transport, poll=poll)
+            pixels = checks.max_pixels or STREAM_PIXELS
+            settings = replace(settings, name=named, latest=latest, max_pixels=pixels, accept=",".join(checks.accept))
+            settings = replace(settings, rtsp_transport=network.rtsp_transport, poll=network.poll)
             return CapturedSource(settings, retries=retries, stall=stall)
         path = Path(text)
         if path.is_file():
-            return _open_file(path, printable(text), clock)
+            return _open_file(path, printable(text), clock, checks)
         if path.is_dir() or glob.has_magic(text):
             images, left_out = find_images([text] if path.is_dir() else glob.glob(text, recursive=True))
-            return _image_source(images, left_out, printable(text), clock)
+            return _image_source(images, left_out, printable(text), clock, checks)
     except OSError as error:
         raise SourceError(f"{name}: {error.strerror or error}") from error
     found = "is no file, folder or camera" if path.exists() else "no such file or folder"
     raise SourceError(f"{name}: {found}; expected a camera index, file, folder, glob or URL")
 
 
-def open_images(specs: Sequence[str], advice: str) -> ImageSource:
+def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHECKS) -> ImageSource:
     """Open images, folders, globs and lists of images as one source, in the order given.
 
     Raises as `open_source`, and a `UsageError` that ends with `advice` if one of them is anything else.
@@ -110,7 +121,8 @@ def open_images(specs: Sequence[str], advice: str) -> ImageSource:
                 raise UsageError(f"{found.name}: is not an image, folder, glob or list of images; {advice}")
             paths.extend(found.paths)
             left_out += found.left_out
-    opened = ImageSource(paths, printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else ""))
+    name = printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else "")
+    opened = ImageSource(paths, name, checks=checks)
     opened.left_out = left_out
     return opened
 
@@ -182,10 +194,10 @@ def _native(text: str, name: str) -> str:
     return text
 
 
-def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
+def _open_file(path: Path, name: str, clock: Callable[[], float], checks: Checks) -> Source:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST_LIST)
         encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         # A file name need not be UTF-8: what stands for its bytes names the same file.
         text = data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "replace")
@@ -195,14 +207,16 @@ def _open_file(path: Path, name: str, clock: Callable[[], float]) -> Source:
             raise SourceError(f"{name}: lists a URL; a list names image files only, give the URL as the source")
         if not lines:
             raise SourceError(f"{name}: lists no file; expected one image path per line")
-        return _image_source(*_listed([path.parent / line for line in lines]), name, clock)
+        return _image_source(*_listed([path.parent / line for line in lines]), name, clock, checks)
     if suffix == ".npy":
         try:
-            images = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, OSError, EOFError) as error:
-            raise SourceError(f"{name}: is not a NumPy array file ({error})") from error
+            images = map_array(path)
+        except FormatError as error:
+            raise SourceError(str(error)) from error
+        if images.ndim == 4 and math.prod(images.shape[1:3]) > (most := checks.max_pixels or FILE_PIXELS):
+            raise SourceError(f"{name}: has images of {images.shape[2]} x {images.shape[1]} pixels; {most} are allowed")
         return ArraySource(images, name=name, clock=clock)
-    return ImageSource([path], name, clock)
+    return ImageSource([path], name, clock, checks)
 
 
 def _listed(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
@@ -218,13 +232,15 @@ def _listed(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
     return images, left_out
 
 
-def _image_source(paths: Sequence[Path], left_out: Counter[str], name: str, clock: Callable[[], float]) -> ImageSource:
+def _image_source(
+    paths: Sequence[Path], left_out: Counter[str], name: str, clock: Callable[[], float], checks: Checks
+) -> ImageSource:
     if not paths:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         instead = f"; it holds {describe(left_out)}" if left_out else ""
         raise SourceError(f"{name}: holds no image file; expected names that end in {endings}{instead}")
     if left_out:
         log.warning("%s: left out %s", name, describe(left_out))
-    source = ImageSource(paths, name, clock)
+    source = ImageSource(paths, name, clock, checks)
     source.left_out = left_out
     return source

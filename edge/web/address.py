@@ -17,6 +17,8 @@ _REASONS = {
 }
 # The kernel buffers no more than this for a slow client, so that the frames it sees are not much older than now.
 _SEND_BUFFER = 128 * 1024
+_RECEIVE_BUFFER = 16 * 1024  # twice what a request may have; what else is sent is not even read
+_BACKLOG = 256  # connections that wait until they are accepted, a second at most
 _DEAD_AFTER = 15_000  # milliseconds without an acknowledgement
 
 
@@ -38,12 +40,13 @@ def listen(address: str) -> socket.socket:
         raise InputError(f"{address}: the host {host!r} is unknown here; give an IP address of this machine") from error
     try:
         both = host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(place, family=family, dualstack_ipv6=both)
+        listener = socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise RwsError(f"{address}: cannot serve there: {reason}") from error
-    # Each connection inherits both.
+    # Each connection inherits these.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER)
     return listener

@@ -16,15 +16,16 @@ from prometheus_client.registry import Collector
 
 from rws.edge.common.descriptors import free_descriptors
 
-# A browser opens six connections at most, so that this is eight open pages; the others are for who has not said yet
-# who they are: enough of them for a page that is being opened while somebody else floods the server.
-MAX_KNOWN, MAX_UNKNOWN = 48, 32
+# An open page is two viewers, of images and events; what remains of the known ones is for short requests, so that
+# viewers cannot keep a health check out. The unknown ones have not said yet who they are: enough of them for somebody
+# who opens the page while others flood the server.
+MAX_KNOWN, MAX_VIEWERS, MAX_UNKNOWN = 48, 32, 32
 RESERVE = 32  # descriptors for the rest of the run: a capture process that is restarted, a bundle that is swapped
 FEWEST = 4  # of each kind, however few descriptors there are
 REQUEST_TIMEOUT = 10.0  # seconds in which a new connection has to send its request line and headers
 IDLE_TIMEOUT = 15.0  # seconds in which a connection has to take its answer and send the next request
 LOOK_PERIOD = 0.5  # seconds between two looks for connections that are late
-ACCEPT_BURST, ACCEPT_PAUSE = 20, 0.02  # a thousand connections per second at most: the frame loop shares the processor
+ACCEPT_BURST, ACCEPT_PAUSE = 20, 0.08  # 250 connections per second at most: the frame loop shares the processor
 EXHAUSTED_PAUSE = 0.2  # seconds without a new connection if there is no descriptor for it
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 REASONS = (
@@ -46,7 +47,7 @@ REASONS = (
 class Connection:
     """A connection, the client's address (of IPv6 the network), and when its next request is due at the latest."""
 
-    transport: asyncio.BaseTransport
+    transport: asyncio.Transport
     address: str
     deadline: float
     known: bool = False  # whether it has had access once
@@ -65,9 +66,10 @@ class Connections(Collector):
         self.refused = Counter(dict.fromkeys(REASONS, 0))
         share = min(1.0, max(0, free_descriptors() - RESERVE) / (MAX_KNOWN + MAX_UNKNOWN))
         self.max_known = max(FEWEST, int(MAX_KNOWN * share))
+        self.max_viewers = self.max_known * MAX_VIEWERS // MAX_KNOWN
         self.max_unknown = max(FEWEST, int(MAX_UNKNOWN * share))
         self._listener = listener
-        self._open: dict[asyncio.BaseTransport, Connection] = {}  # the oldest one first
+        self._open: dict[asyncio.Transport, Connection] = {}  # the oldest one first
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""

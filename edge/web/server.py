@@ -188,7 +188,7 @@ class PageServer(Closing):
                 reason, response = refusal
                 self._connections.refused[reason] += 1
             elif not self._connections.admit(connection):
-                response = web.Response(status=503, text=FULL, headers={"Retry-After": "5"})
+                response = _full()
             elif request.path == "/" and "token" in request.query and self.token is not None:
                 response = self._auth.sign_in(request)
             else:
@@ -217,6 +217,9 @@ class PageServer(Closing):
         self, kind: str, chunks: Callable[[], AsyncIterator[bytes]], request: web.Request
     ) -> web.StreamResponse:
         """Send a streaming response; its client counts as a viewer until it leaves or is too slow."""
+        if len(self._streams) >= self._connections.max_viewers:
+            self._connections.refused["too_many"] += 1
+            return _full()
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         task = asyncio.current_task()
         assert task is not None
@@ -294,6 +297,10 @@ def _unusual(request: web.Request) -> tuple[str, web.Response] | None:
     if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", SIGN_OUT):
         return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
     return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
+
+
+def _full() -> web.Response:
+    return web.Response(status=503, text=FULL, headers={"Retry-After": "5"})
 
 
 async def _page(text: str, kind: str, request: web.Request) -> web.StreamResponse:

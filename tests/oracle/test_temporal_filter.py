@@ -46,6 +46,36 @@ def test_reset_forgets():
     assert smooth.update(unsure("snow", 0.5)).type == "snow"
 
 
+def beliefs_at(times, **options):
+    smooth = BeliefFilter(NAMES, LEVELS, **options)
+    return [smooth.update(unsure("fog", 0.8), at).joint for at in times]
+
+
+@pytest.mark.parametrize("step", [1e-3, 0.04, 1.0])
+@pytest.mark.parametrize("jitter", [0.0, 0.9])
+def test_at_a_constant_rate_time_changes_nothing(step, jitter):
+    times = [step * (number + jitter * (number % 2)) for number in range(12)]
+    np.testing.assert_array_equal(beliefs_at(times), beliefs_at([None] * 12))
+
+
+def test_a_gap_forgets_as_the_missing_frames_would():
+    def sure_of_fog_after(gap):
+        smooth = BeliefFilter(NAMES, LEVELS, jump=0.02)
+        for number in range(10):
+            smooth.update(unsure("fog", 0.9), number / 25)
+        return smooth.update(unsure("snow", 0.5), 9 / 25 + gap).probability[1]
+
+    sure = [sure_of_fog_after(gap) for gap in (0.04, 0.08, 0.4, 2.0, 6.0, 1e9)]
+    assert sure[0] == sure[1]
+    assert sure[0] > sure[2] > sure[3] > sure[4]
+    assert BeliefFilter(NAMES, LEVELS).update(unsure("snow", 0.5)).probability[1] == pytest.approx(sure[-1], abs=0.05)
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.04, 0.0, 0.04], [0.0, 0.0, 0.0], [5.0, None, 900.0], [np.nan, 1.0, 2.0]])
+def test_times_that_make_no_sense_are_one_step(times):
+    np.testing.assert_array_equal(beliefs_at(times), beliefs_at([None] * len(times)))
+
+
 @given(joints=st.lists(npst.arrays(np.float32, STATES, elements=st.floats(0, 1, width=32)), min_size=1, max_size=6))
 def test_the_belief_stays_a_distribution(joints):
     smooth = BeliefFilter(NAMES, LEVELS)

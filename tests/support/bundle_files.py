@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.faults.fakes import endless
 from rws.errors import BundleError, RwsError
 
 
@@ -38,3 +39,8 @@ def assert_refused(folder: Path, message: str, kind: type[RwsError] = BundleErro
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert str(folder) in str(caught.value) or kind is not BundleError
+
+
+def make_costly(folder: Path, side: int = 4096, products: int = 1000) -> None:
+    """Let the model of a bundle work without end, as `endless` does."""
+    replace_file(folder, "model.onnx", endless((folder / "model.onnx").read_bytes(), side, products))

@@ -57,6 +57,12 @@ def make_signatures(clean: dict[str, np.ndarray], names=CORRUPTIONS, seed: int =
     return SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(clean), **code)
 
 
+def clean() -> dict[str, np.ndarray]:
+    """The patched tensors of the bundle that `bundle_parts` makes."""
+    model = network(3, len(CLASSES), seed=1)
+    return clean_tensors(model, shallow_tensors(model, 2))
+
+
 def bundle_parts(**changes) -> BundleParts:
     """What `write_bundle` takes, with changes of its fields."""
     model = network(3, len(CLASSES), seed=1)
@@ -67,7 +73,7 @@ def bundle_parts(**changes) -> BundleParts:
         classes=CLASSES,
         input_size=(SIZE, SIZE),
         model=model.SerializeToString(),
-        signatures=make_signatures(clean_tensors(model, shallow_tensors(model, 2))),
+        signatures=make_signatures(clean()),
         oracle=network(1, states, seed=3, softmax=True).SerializeToString(),
         table=GainTable(
             CORRUPTIONS,

@@ -1,7 +1,6 @@
 """Clean images, most often without labels: a folder, a glob, a list, a video, a camera's stream."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rws.edge.common.files import read_regular
+from rws.edge.common.schema import parse_json
 from rws.edge.preprocess import cover
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import FormatError, InputError
-from rws.training.data.images import Images, load_images, save_array
+from rws.training.data.images import Images, load_array, load_images, save_array
+
+_LARGEST_NAMES = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def load_clean_images(
         raise InputError(f"--every {every}; expected 1 or more")
     kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
-        pixels = np.load(kept)
-        if pixels.shape[1:] != (3, size, size):
+        pixels = load_array(kept)
+        if pixels.shape[2:] != (size, size):
             raise InputError(f"{kept}: holds images of {pixels.shape[2]} px, expected {size}; remove it")
         return CleanImages(torch.from_numpy(pixels), True)
     with open_source(source, latest=False) as opened:
@@ -92,14 +95,16 @@ def load_labelled(
 def read_names(path: Path) -> list[str]:
     """Read class names: one per line, or a JSON list, also as the only list of an object; FormatError if neither."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LARGEST_NAMES).decode("utf-8-sig")
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error}); give a file of class names") from error
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not UTF-8 ({error.reason}); save it as that") from error
     if path.suffix != ".json":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
+        names = parse_json(text.encode())
+    except ValueError as error:
         raise FormatError(f"{path}: not JSON ({error})") from error
     if isinstance(names, dict):
         names = next((value for value in names.values() if isinstance(value, list)), None)

@@ -5,6 +5,7 @@ Three disjoint splits: `train` fits, `validation` (a seeded part of the train fo
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rws.edge.common.files import atomic_path
+from rws.edge.common.arrays import map_array
+from rws.edge.common.files import atomic_path, read_regular
 from rws.edge.preprocess import cover
 from rws.edge.sources.folders import find_images
-from rws.errors import InputError
+from rws.errors import FormatError, InputError, first_line
 
+log = logging.getLogger(__name__)
+
+_LARGEST = 2**30  # bytes of an image or a list of labels
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 ANNOTATIONS = "val_annotations.txt"
 TORCHVISION_DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
@@ -99,13 +104,30 @@ def load_images(
     chosen = _chosen(labels, images, classes, seed)
     files, labels, names = [files[index] for index in chosen], [labels[index] for index in chosen], names[:classes]
     stored = None if cache is None else cache / f"images-{_listing(folder, files, size)}.npy"
-    if stored is not None and stored.exists():
-        pixels = np.load(stored)
-    else:
+    pixels = _load_stored(stored, len(files))
+    if pixels is None:
         pixels = _decode(files, size)
         if stored is not None:
             save_array(stored, pixels)
     return Images(torch.from_numpy(pixels), torch.tensor(labels), names)
+
+
+def _load_stored(path: Path | None, count: int) -> NDArray[np.uint8] | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return load_array(path, count)
+    except FormatError as error:
+        log.warning("%s; the images are decoded again", error)
+        return None
+
+
+def load_array(path: Path, count: int | None = None) -> NDArray[np.uint8]:
+    """Load images, uint8 (N, 3, H, W), from an `.npy` file; FormatError if it holds none, or not `count` of them."""
+    found = map_array(path)
+    if found.dtype != np.uint8 or found.ndim != 4 or found.shape[1] != 3 or count not in (None, len(found)):
+        raise FormatError(f"{path}: holds {found.dtype} {found.shape}, expected uint8 ({count or 'N'}, 3, H, W)")
+    return np.array(found)
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
@@ -189,7 +211,8 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     # Tiny-ImageNet's own layout of its validation split: `images/<file>` and one line `<file> <class> …` per file.
-    rows = [line.split() for line in annotations.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+    text = read_regular(annotations, _LARGEST).decode("utf-8-sig", "surrogateescape")
+    rows = [line.split() for line in text.splitlines() if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: expected lines of a file's name and its class")
     classes = tuple(sorted({row[1] for row in rows}))
@@ -209,8 +232,12 @@ def _listing(folder: Path, files: list[Path], size: int | None) -> str:
 
 def _decode(files: list[Path], size: int | None) -> np.ndarray:
     def read(path: Path) -> np.ndarray:
-        data = np.fromfile(path, np.uint8)  # OpenCV crashes at a name that is not UTF-8.
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        try:
+            data = np.frombuffer(read_regular(path, _LARGEST), np.uint8)  # OpenCV crashes at a name that is not UTF-8.
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        except (OSError, cv2.error) as error:
+            why = getattr(error, "strerror", "") or first_line(error)
+            raise InputError(f"cannot decode {path} ({why}); repair or remove it") from error
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
         image = image if size is None else cover(image, size, size)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from rws.edge.common.arrays import map_array
 from rws.errors import InputError
 from rws.oracle.belief import CLEAN
 from rws.training.corruptions import CORRUPTIONS
@@ -77,12 +77,12 @@ def _folder_sets(folder: Path, severities: Sequence[int], limit: int | None, see
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[EvaluationSet]:
-    labels = torch.from_numpy(_load_array(folder / "labels.npy").astype(np.int64))
+    labels = _labels(folder / "labels.npy")
     for name in (CLEAN, *CORRUPTIONS):
         file = folder / f"{name}.npy"
         if not file.is_file():
             continue
-        array = _load_array(file)
+        array = map_array(file)
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
             raise InputError(f"{file}: {array.dtype} {array.shape}, expected uint8 (N, H, W, 3)")
         if len(labels) < len(array):
@@ -94,8 +94,8 @@ def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -
             yield EvaluationSet(name, severity, Images(pixels, labels[start : start + count], tuple(classes)))
 
 
-def _load_array(file: Path) -> NDArray[np.generic]:
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file}: is not a whole NumPy array file ({error})") from error
+def _labels(file: Path) -> torch.Tensor:
+    found = map_array(file)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise InputError(f"{file}: {found.dtype} {found.shape}, expected whole numbers (N,)")
+    return torch.from_numpy(found.astype(np.int64))

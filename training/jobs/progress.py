@@ -4,18 +4,23 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rws.edge.common.files import read_regular
+from rws.edge.common.schema import parse_json
+from rws.errors import InputError
 from rws.records import utc
 from rws.terminal import is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
 
 _IN_LINE = ("job", "seconds", "done", "minutes_left")
+_LARGEST_LOG = 2**30  # bytes
 _SHORT_PROBE = 5.0  # seconds: a probe that took less ran cold, so it is repeated
 
 
@@ -117,6 +122,24 @@ def job_log(
             progress(record)
 
     return report
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a `log.jsonl`; what is none, such as a half line of a killed process, is left out.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        lines = read_regular(path, _LARGEST_LOG).splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); run the jobs again") from error
+    records = []
+    for line in lines:
+        with suppress(ValueError):
+            record = parse_json(line)
+            if isinstance(record, dict) and {"job", "seconds"} <= record.keys():
+                records.append(record)
+    return records
 
 
 class JobLines:

@@ -7,22 +7,25 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from rws.edge.common.files import atomic_write_bytes
-from rws.errors import InputError
+from rws.edge.common.files import atomic_write_bytes, locked, read_regular
+from rws.edge.common.schema import parse_json
+from rws.errors import InputError, InUseError, first_line
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_LARGEST = 2**34  # bytes of an artefact
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,17 @@ class Entry(Generic[T]):
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
 
     def load(self) -> T | None:
-        """Load the artefact; None if it does not exist yet; InputError if the store refuses the file."""
+        """Load the artefact; None if it does not exist yet; InputError if it cannot be read or the store refuses it."""
         if self._path is None or not self._store.resume or not self._path.exists():
             return None
-        note, content = _read_note(self._path), self._path.read_bytes()
-        same = note.get("identity") == self._identity
-        if same and note.get("sha256") == hashlib.sha256(content).hexdigest():
-            return self._codec.decode(content)
+        try:
+            note, content = _read_note(self._path), read_regular(self._path, _LARGEST)
+            same = note.get("identity") == self._identity
+            if same and note.get("sha256") == hashlib.sha256(content).hexdigest():
+                return self._codec.decode(content)
+        except Exception as error:  # of the file system, or whatever NumPy, torch or JSON say to what is not theirs
+            why = getattr(error, "strerror", "") or first_line(error)
+            raise InputError(f"{self._path}: cannot be read ({why}); remove it to have it made again") from error
         if self._store.other == "refuse":
             wrong = "is damaged" if same else "was made from another recipe or data"
             raise InputError(f"{self._path} {wrong}; remove it to have it made again, or give another work folder")
@@ -145,7 +152,7 @@ def _note(path: Path) -> Path:
 
 def _read_note(path: Path) -> Mapping[str, Any]:
     with suppress(FileNotFoundError, ValueError):
-        found = json.loads(_note(path).read_bytes())
+        found = parse_json(read_regular(_note(path), _LARGEST))
         return found if isinstance(found, dict) else {}
     return {}
 
@@ -154,13 +161,12 @@ def _read_note(path: Path) -> Mapping[str, Any]:
 def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
     """Hold a name in a folder; gives False at once if another process holds it and `wait` is off."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{name}.lock")  # freed by the system when the process that holds it dies
-    with suppress(Timeout):
-        lock.acquire(timeout=-1 if wait else 0)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
+    with ExitStack() as stack:
+        held = False
+        with suppress(InUseError):
+            stack.enter_context(locked(folder / name, math.inf if wait else 0))
+            held = True
+        yield held
 
 
 def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:

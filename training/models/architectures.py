@@ -3,19 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from rws.edge.common.files import open_regular
 from rws.edge.common.schema import STRICT
-from rws.errors import FormatError, InputError
+from rws.errors import FormatError, InputError, first_line
 
+_LARGEST = 2**34  # bytes of a file of weights
 VGG16_STAGES = (2, 2, 3, 3, 3)
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -140,11 +140,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no file {path}")
     try:
-        safe = path.suffix == ".safetensors"
-        state: Any = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"{path}: holds no weights that can be read ({reason})") from error
+        with open_regular(path, _LARGEST) as file:
+            safe = path.suffix == ".safetensors"
+            state: Any = load(file.read()) if safe else torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # what a damaged file makes torch and its unpickler raise has no base in common
+        raise FormatError(f"{path}: holds no weights that can be read ({first_line(error)})") from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FormatError(f"{path}: holds no state dict; save model.state_dict()")

@@ -1,6 +1,7 @@
 """The one training loop of the project: stopped anywhere, it goes on from its checkpoint to the same bytes."""
 
 import math
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -11,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rws.edge.common.files import atomic_path
-from rws.errors import InputError
+from rws.edge.common.files import atomic_path, open_regular
+from rws.errors import InputError, first_line
 from rws.training.models.allocator import keep_freed_memory
 
 Report = Callable[[dict[str, Any]], None]
@@ -124,9 +125,17 @@ def train(
 def _resumed_epochs(checkpoint: Path | None, identity: str, parts: dict[str, Any]) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    if state["identity"] != identity:
-        raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start again")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epoch"])
+    try:
+        with open_regular(checkpoint) as file:
+            # torch does not look at the checksums that it writes.
+            if damaged := zipfile.ZipFile(file).testzip():
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")  # noqa: TRY301
+            file.seek(0)
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        if state["identity"] == identity:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            return int(state["epoch"])
+    except Exception as error:  # what a damaged file makes torch and its unpickler raise has no base in common
+        raise InputError(f"{checkpoint}: is damaged ({first_line(error)}); remove it to start again") from error
+    raise InputError(f"{checkpoint} was made with another recipe, seed or data; remove it to start again")

@@ -8,9 +8,13 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +23,22 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.common.child import python_command
-from rws.edge.faults.fakes import Step, faulty, images, poisoned, scripted
+from rws.edge.common.confine import Limits
+from rws.edge.faults.fakes import Step, endless, faulty, images, poisoned, scripted
 from rws.edge.faults.frames import scene
 from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reached
+from rws.edge.faults.peers import HostilePeers, read_refused
+from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.base import Sink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sources.test_pattern import PatternSource
-from rws.errors import SourceError
+from rws.errors import MissingExtraError, SourceError
 from rws.records import Frame
 
 FULL = Path("/dev/full")  # a device that has never room
+TOKEN = "the-drills-token"
 
 
 @fault(
@@ -197,42 +205,97 @@ def _mix_changes(drill: Drill) -> None:
     drill.check(grown < 5, "memory grows by less than 5 MB")
 
 
-@fault("a broken bundle is put in place", "It is refused with a reason and the old one stays; a good one takes over.")
-def _broken_bundle(drill: Drill) -> None:
+def _bad_bundle(drill: Drill, harm: Callable[[bytes], bytes], hashed: bool, reason: str) -> None:
+    """Put a bundle with another model in place of the one that runs, and then a good one."""
     current = drill.folder / "current"
     shutil.copytree(drill.bundle.path, current)
-    built: list[Bundle] = []
-    switched: list[int] = []
     model, manifest = current / "model.onnx", current / "bundle.json"
     whole = model.read_bytes()
-    other = json.dumps(json.loads(manifest.read_text()) | {"name": "another"}).encode()
+    bad = harm(whole)
+    other = json.loads(manifest.read_text()) | {"name": "another"}
+    good = json.dumps(other)
+    if hashed:
+        other["files"] = other["files"] | {model.name: {"sha256": sha256(bad).hexdigest(), "bytes": len(bad)}}
+    built, switched = list[Bundle](), list[int]()
 
     def build(bundle: Bundle) -> Pipeline:
         built.append(bundle)
         return drill.pipeline
 
-    with BundleWatcher(current, build, interval=0.1) as watch:
-        stage = "before"
+    # Ten times what a good one takes on a slow machine.
+    with BundleWatcher(current, build, interval=0.1, limits=Limits(10.0, 2**30)) as watch:
+        stage, refused = "before", 0
 
         def steer(seen: list[Seen]) -> bool:
-            nonlocal stage
+            nonlocal stage, refused
             if watch.poll() is not None:
                 switched.append(len(seen))
             if stage == "before" and len(seen) == 20:
-                model.write_bytes(whole[: len(whole) // 2])
-                manifest.write_bytes(other)
-                stage = "broken"
-            elif stage == "broken" and watch.failures:
+                model.write_bytes(bad)
+                manifest.write_text(json.dumps(other))
+                stage = "bad"
+            elif stage == "bad" and watch.failures:
+                refused = len(seen)
                 drill.say(f"refused: {watch.error}")
+                drill.check(reason in watch.error, f"the reason is given: {reason}")
                 drill.check(not switched, "the old one stays")
                 model.write_bytes(whole)
+                manifest.write_text(good)
                 stage = "mended"
             return bool(switched)
 
-        seen = drill.play(PatternSource(64, 64, 100.0), steer, limit=20.0)
-    drill.say(f"{len(seen)} results meanwhile, switched {len(switched)} time(s)")
+        seen = drill.play(PatternSource(64, 64, 100.0), steer)
+    before, during = (float(np.median([one.result.age_ms for one in part])) for part in (seen[:20], seen[20:refused]))
+    drill.say(f"age p50 {before:.1f} ms before, {during:.1f} ms until it was refused")
+    drill.say(f"{len(seen)} results in all, switched {len(switched)} time(s)")
+    drill.check(during < 50, "the loop does not wait for it")
     drill.check(watch.failures == 1, "it is refused once")
     drill.check(switched != [] and len(built) == 1, "the good one takes over")
+
+
+def _cut(model: bytes) -> bytes:
+    return model[: len(model) // 2]
+
+
+@fault(
+    "hostile peers of the page",
+    "The loop goes on at its own speed; connections are few, each refusal is counted once, and the owner is answered.",
+    slow=True,
+)
+def _hostile_peers(drill: Drill) -> None:
+    try:
+        from rws.edge.web import PageServer
+    except MissingExtraError as error:
+        raise NotHereError(str(error)) from error
+    source, answers = PatternSource(64, 64, 30.0), Counter[int]()
+    with PageServer("127.0.0.1:0", Monitor(source), token=TOKEN) as page, HostilePeers(page.port, TOKEN) as peers:
+        owner = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        owner.open(page.url_with_token, timeout=5).close()
+
+        def attack() -> None:
+            while peers.made.total() < 1000:
+                peers.attack(20)
+                peers.drip()
+                with owner.open(page.url + "page.css", timeout=5) as answer:
+                    answers[answer.status] += 1
+                time.sleep(0.05)
+
+        attacker = threading.Thread(target=attack, daemon=True)
+        attacker.start()
+        seen = drill.play(source, lambda _: not attacker.is_alive(), sinks=[page])
+        peers.close()
+        time.sleep(2.0)  # the page notices within half a second
+        with owner.open(page.url + "metrics", timeout=5) as answer:
+            refused, still_open = read_refused(answer.read().decode())
+    age = float(np.median([one.result.age_ms for one in seen]))
+    made, viewers = peers.made.total(), peers.made["viewer that never reads"]
+    drill.say(f"{made} connections of {len(peers.made)} kinds, {answers[200]} answers to the owner meanwhile")
+    drill.say(f"{len(seen)} results, age p50 {age:.1f} ms, {source.dropped} dropped")
+    drill.check(made == 1000 and answers == {200: 50}, "the owner is answered each time")
+    # A viewer that leaves before it is too slow has done nothing wrong.
+    drill.check(made - viewers <= refused.total() <= made, "each refusal is counted once")
+    drill.check(still_open <= 2, "no connection is left open")
+    drill.check(age < 50, "the loop does not wait for them")
 
 
 def _terminate(drill: Drill, number: signal.Signals) -> None:
@@ -258,5 +321,10 @@ def _terminate(drill: Drill, number: signal.Signals) -> None:
 
 
 _FINISHED = "The current frame is finished, files are complete, the exit code is 0."
-CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _broken_bundle]
+_REFUSED = "It is refused with a reason and the old one stays; a good one takes over."
+CASES = [_sink_blocks, _disk_full, _exceptions, _not_a_number, _too_slow, _mix_changes, _hostile_peers]
+_CUT = partial(_bad_bundle, harm=_cut, hashed=False, reason="truncated")
+_ENDLESS = partial(_bad_bundle, harm=endless, hashed=True, reason="did not finish within 10 s")
+CASES += [Case("a broken bundle is put in place", _REFUSED, _CUT)]
+CASES += [Case("a bundle that never ends is put in place", _REFUSED, _ENDLESS, slow=True)]
 CASES += [Case(kind.name, _FINISHED, partial(_terminate, number=kind)) for kind in (signal.SIGTERM, signal.SIGINT)]

@@ -50,7 +50,9 @@ def _save(drill: Drill, spec: str | Path, until: Until = lambda seen: False) -> 
 
 
 @fault(
-    "the time of recordings", "A saved file lasts as long as its source: constant and variable rate, HTTP, HLS, WebM."
+    "the time of recordings",
+    "A saved file lasts as long as its source: constant and variable rate, HTTP, HLS, WebM.",
+    slow=True,
 )
 def _recordings(drill: Drill) -> None:
     folder = drill.folder

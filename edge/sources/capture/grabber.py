@@ -6,13 +6,14 @@ from collections import deque
 from dataclasses import replace
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder
-from rws.edge.sources.capture.decoding.checks import FROZEN, FreezeDetector, image_flaw
+from rws.edge.sources.capture.decoding.checks import FROZEN, FlawCheck, FreezeDetector
 from rws.edge.sources.capture.pacing import Pacer
 from rws.edge.sources.capture.shared import Counters
 from rws.errors import SourceError, first_line
 
 LIVE_BUFFER = 1  # frames that wait at most; of a live stream only the newest is needed
 BUFFER = 4
+OUT_OF_MEMORY = "needs more memory than capture may use; a lower --max-pixels refuses such frames"
 
 
 class Grabber(threading.Thread):
@@ -20,21 +21,31 @@ class Grabber(threading.Thread):
 
     Args:
         latest: whether a full buffer drops its oldest frame (counted); otherwise decoding waits.
+        flaws: finds flaws of single frames.
         freeze: detects frozen frames; None if equal frames are usable.
         pace: play a recording at its own speed, as if it were live; a stream that comes in bursts is always paced.
     """
 
     def __init__(
-        self, decoder: Decoder, *, latest: bool, freeze: FreezeDetector | None, pace: bool, counters: Counters
+        self,
+        decoder: Decoder,
+        *,
+        latest: bool,
+        flaws: FlawCheck,
+        freeze: FreezeDetector | None,
+        pace: bool,
+        counters: Counters,
     ) -> None:
         super().__init__(daemon=True)
         self.reason: str | None = None  # why the source ended, "" for a regular end
-        self._decoder, self._latest, self._freeze, self._counters = decoder, latest, freeze, counters
+        self._decoder, self._latest, self._counters = decoder, latest, counters
+        self._flaws, self._freeze = flaws, freeze
         self.media_end: float | None = None  # of the decoder, at a regular end
         self._pacer = Pacer(decoder.fps, decoder.bursts) if pace or decoder.bursts else None
         self._restamps = pace
         self._frames: deque[tuple[int, DecodedFrame]] = deque()
-        self._capacity = LIVE_BUFFER if latest else BUFFER
+        # Frames that come in bursts are evenly spaced and old already: none need be lost while the loop is busy.
+        self._capacity = LIVE_BUFFER if latest and not decoder.bursts else BUFFER
         self._changed = threading.Condition()
         self._stopped = False
 
@@ -49,6 +60,8 @@ class Grabber(threading.Thread):
             self.media_end = self._decoder.media_end
         except SourceError as error:
             reason = str(error)
+        except MemoryError:
+            reason = OUT_OF_MEMORY
         except Exception as error:
             reason = f"cannot be read ({type(error).__name__}: {first_line(error)})"
         finally:
@@ -84,13 +97,13 @@ class Grabber(threading.Thread):
             return
         if frame.loss == "dropped":
             self._pacer.restart()
-        elif frame.image.size:  # otherwise it has no time of its own
+        elif frame.image.size:  # a frame without an image has no time
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, self._pacer.wait(frame, time.monotonic()))
 
     def _take(self, frame: DecodedFrame) -> bool:
         index = self._counters.add("received")
-        loss = frame.loss or image_flaw(frame.image)
+        loss = frame.loss or self._flaws.flaw(frame.image)
         # Checked for every undamaged image, so that a black one does not count as a change.
         if not loss and self._freeze is not None and self._freeze.frozen(frame.image, frame.captured_at, frame.key):
             loss = FROZEN

@@ -31,11 +31,12 @@ class Pacer:
         self._at = self._at + self._period if frame.media_time is None else frame.media_time
         if self._zero is None:
             self._zero, self._window, self._least = now - self._at, self._at, math.inf
-        early = self._zero + self._at - now
         if self._bursts:
-            self._zero -= min(early, 0.0)
-            self._catch_up(now + max(early, 0.0) - frame.captured_at)
-        return max(early, 0.0)
+            self._zero = max(self._zero, frame.captured_at - self._at)
+        wait = max(self._zero + self._at - now, 0.0)
+        if self._bursts:
+            self._catch_up(now + wait - frame.captured_at)
+        return wait
 
     def _catch_up(self, waited: float) -> None:
         self._least = min(self._least, waited)

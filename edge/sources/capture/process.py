@@ -49,6 +49,8 @@ def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subpro
         "PYTHONSAFEPATH": "1",
         "OPENCV_FFMPEG_LOGLEVEL": "-8",
         "OPENCV_LOG_LEVEL": "SILENT",
+        # Each time it is reopened, new threads decode; glibc would keep the memory of many for each of them.
+        "MALLOC_ARENA_MAX": "2",
     }
     # In a new session: Ctrl-C in a terminal is for the loop alone.
     command = [sys.executable, str(_WORKER), *map(str, descriptors)]
@@ -76,7 +78,7 @@ class CaptureProcess:
         self._connection: socket.socket | None = None
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
-        self._question = 0
+        self._question, self._said = 0, {""}
         self._jumped = False
         self._stuck: subprocess.Popen[bytes] | None = None
         self._why_not = ""  # why no process runs
@@ -120,8 +122,13 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
-            assert self._memory is not None
+            if message.remark not in self._said:
+                self._said.add(message.remark)
+                log.warning("%s: %s", self.settings.name, message.remark)
             shape = (message.height, message.width, 3)
+            if self._memory is None or self._memory.size < math.prod(shape):
+                self.kill()
+                return Ended("the memory of a frame cannot be opened: descriptors or memory are short")
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
             if message.jumps and not self._jumped:
                 self._jumped = True
@@ -174,7 +181,8 @@ class CaptureProcess:
                 return None
             self._unread += data
             for descriptor in descriptors:
-                self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
+                with contextlib.suppress(OSError):  # `answer` reports what is missing
+                    self._memory = np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), np.uint8)
                 os.close(descriptor)
         line, self._unread = self._unread.split(b"\n", 1)
         return line

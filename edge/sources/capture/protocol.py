@@ -4,7 +4,28 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from rws.errors import UsageError
+from rws.text import printable
+
 RTSP_TRANSPORTS = ("auto", "tcp", "udp")  # auto: TCP, or UDP if the camera refuses it
+FILE_PIXELS, STREAM_PIXELS = 64_000_000, 34_000_000  # most pixels by default: a large photo, a frame of 8K
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """How a stream is asked for."""
+
+    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
+    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
+
+    def check(self) -> None:
+        """Raise a `UsageError` if a value is impossible."""
+        if self.rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= self.poll <= 3600:
+            found = f"the RTSP transport is {printable(self.rtsp_transport)}, the poll {self.poll:g}"
+            raise UsageError(f"{found}; expected one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s")
+
+
+DEFAULT_NETWORK = NetworkOptions()
 
 
 @dataclass(frozen=True)
@@ -19,6 +40,8 @@ class CaptureSettings:
     )
     rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
     poll: float = 1.0  # seconds between two requests to an address that gives one image per request
+    max_pixels: int = STREAM_PIXELS  # of a frame
+    accept: str = ""  # flaws of frames that are none, joined by commas
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,7 @@ class FrameReady:
     index: int
     media_time: float | None = None
     jumps: int = 0  # of the source's time stamps since it was opened
+    remark: str = ""  # on how the frames of this source are checked, for people
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
 from rws.edge.sources.base import TICK, Sleep, Source, State
-from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, TOO_LARGE, UNDECODABLE
 from rws.edge.sources.capture.process import CaptureProcess
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, Opened
 from rws.edge.sources.capture.stall import OPEN_TIMEOUT, Backoff, StallDetector
@@ -17,7 +17,7 @@ from rws.records import Frame
 log = logging.getLogger(__name__)
 
 # A source that gives only these is reopened; a black one may show a dark scene.
-BROKEN = (DAMAGED, UNDECODABLE, FROZEN)
+BROKEN = (DAMAGED, UNDECODABLE, FROZEN, TOO_LARGE)
 
 
 class CapturedSource(Source):
@@ -74,7 +74,13 @@ class CapturedSource(Source):
     def frames(self) -> Iterator[Frame | None]:
         """Yield frames, and None while no frame comes; reopen the source if it is lost."""
         while not self.stopped:
+            was_live = self.live and self._openings > 0
             reason = None if self._is_open else (yield from self._open())
+            if was_live and not self.live:
+                # A playlist to which nothing is added any more: what it holds has been played.
+                self.live = True
+                self._kill()
+                break
             if reason is None:
                 reason = yield from self._read()
             if reason is None or self.stopped:

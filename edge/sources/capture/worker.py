@@ -5,29 +5,34 @@ shared memory; if that is too small, the descriptor of larger memory comes with 
 """
 
 import contextlib
+import gc
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.sources.capture.decoding.base import Decoder
 from rws.edge.sources.capture.decoding.camera import CameraDecoder
-from rws.edge.sources.capture.decoding.checks import FreezeDetector
+from rws.edge.sources.capture.decoding.checks import FROZEN, HALF, FlawCheck, FreezeDetector
 from rws.edge.sources.capture.decoding.opening import is_one_image, open_container
 from rws.edge.sources.capture.decoding.snapshot import SnapshotDecoder
 from rws.edge.sources.capture.decoding.stream import StreamDecoder
-from rws.edge.sources.capture.grabber import Grabber
+from rws.edge.sources.capture.grabber import OUT_OF_MEMORY, Grabber
 from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady, Message, Opened, decode, encode
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.edge.sources.capture.stall import FREEZE_SECONDS, OPEN_TIMEOUT
 from rws.errors import SourceError
+
+LEAST_MEMORY, MOST_MEMORY = 2**30, 3 * 2**30  # bytes of data that the process may use; half of the machine's
 
 
 class Worker:
@@ -39,6 +44,7 @@ class Worker:
         self._decoder: Decoder | None = None  # the last one
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
+        self._flaws: FlawCheck | None = None
         self._question = 0
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -59,27 +65,31 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
+        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
+        self._decoder = None
+        gc.collect()  # a decoder that was lost refers to itself through its error, and holds megabytes
         try:
-            decoder = self._decoder = self._decoder_of(settings)
+            decoder = self._decoder = _decoder_of(settings, scan)
+        except MemoryError:
+            return Ended(OUT_OF_MEMORY)
         except SourceError as error:
             return Ended(str(error))
         latest = settings.latest if settings.latest is not None else not decoder.finite
-        freeze, pace = (None, latest) if decoder.finite else (self._freeze, False)
-        if isinstance(decoder, SnapshotDecoder):
-            freeze = None
-        self._grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=pace, counters=self._counters)
+        accept = [*settings.accept.split(","), *([HALF] if decoder.tells_damage else [])]
+        still = decoder.finite or isinstance(decoder, SnapshotDecoder) or FROZEN in accept
+        self._freeze.reopened()
+        # A decoder that tells damage needs no guess from a grey bar.
+        self._flaws = self._flaws or FlawCheck(accept)
+        self._grabber = Grabber(
+            decoder,
+            latest=latest,
+            flaws=self._flaws,
+            freeze=None if still else self._freeze,
+            pace=decoder.finite and latest,
+            counters=self._counters,
+        )
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite, decoder.bursts)
-
-    def _decoder_of(self, settings: CaptureSettings) -> Decoder:
-        if settings.kind == "camera":
-            return CameraDecoder(settings.target)
-        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
-        container = open_container(settings, OPEN_TIMEOUT, scan)
-        if settings.kind == "network" and is_one_image(container):
-            container.close()
-            return SnapshotDecoder(settings, OPEN_TIMEOUT)
-        return StreamDecoder(container, settings)
 
     def _next(self) -> None:
         if self._grabber is None:
@@ -98,8 +108,9 @@ class Worker:
             self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
-        jumps = self._grabber.jumps
-        self._answer(FrameReady(height, width, frame.captured_at, index, frame.media_time, jumps), descriptor)
+        assert self._flaws is not None
+        ready = FrameReady(height, width, frame.captured_at, index, frame.media_time, self._grabber.jumps)
+        self._answer(replace(ready, remark=self._flaws.remark), descriptor)
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)
@@ -108,6 +119,25 @@ class Worker:
         else:
             socket.send_fds(self._connection, [line], [descriptor])
             os.close(descriptor)
+
+
+def _decoder_of(settings: CaptureSettings, scan: bool) -> Decoder:
+    if settings.kind == "camera":
+        return CameraDecoder(settings)
+    container = open_container(settings, OPEN_TIMEOUT, scan)
+    if settings.kind == "network" and is_one_image(container):
+        container.close()
+        return SnapshotDecoder(settings, OPEN_TIMEOUT)
+    return StreamDecoder(container, settings)
+
+
+def _limit_memory() -> None:
+    """Let an allocation fail rather than the machine, whatever size a stream asks for."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # macOS may know no such limit.
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (max(LEAST_MEMORY, min(MOST_MEMORY, machine // 2)), most))
 
 
 def _die_with_the_loop(loop: int) -> None:
@@ -122,6 +152,7 @@ def main() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w")
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)
+    _limit_memory()
     threading.Thread(target=_die_with_the_loop, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C reaches every process of a terminal; the loop decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -177,7 +177,7 @@ function showTimes() {
   });
 }
 
-function showSource({ source, fps, counts, failure, events: noted, since_result_s: since, uptime_s: uptime, result }) {
+function showSource({ source, fps, counts, failure, sinks, events: noted, since_result_s: since, uptime_s: uptime, result }) {
   const rejected = Object.entries(counts.rejected_by_reason);
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
@@ -203,6 +203,10 @@ function showSource({ source, fps, counts, failure, events: noted, since_result_
   if (rejected.length) notes.push(`rejected: ${list(rejected)}`);
   if (Object.keys(noted).length) notes.push(`events: ${list(Object.entries(noted))}`);
   if (failure) notes.push(`last failed frame: ${failure}`);
+  for (const [output, sink] of Object.entries(sinks)) {
+    const lost = sink.dropped + sink.failed;
+    if (lost || sink.error) notes.push(`${output}: ${plain.format(lost)} lost${sink.error && `, ${sink.state}: ${sink.error}`}`);
+  }
   if (source.error) notes.push(`last error: ${source.error}`);
   keep($("notes"), "li", notes.length);
   notes.forEach((note, index) => { $("notes").children[index].textContent = note; });
@@ -244,7 +248,10 @@ function condition() {
   if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last frame.", "image"];
   if (result === null) return ["wait", "starting", "", ""];
   if (since > QUIET_AFTER) return ["bad", "no results", "No frame is coming in. What you see is old.", "result"];
-  return ["ok", `running, ${report.fps.toFixed(1)} /s`, "", ""];
+  const failing = Object.keys(report.sinks).filter((output) => report.sinks[output].state !== "up");
+  const pill = `running, ${report.fps.toFixed(1)} /s`;
+  if (failing.length) return ["wait", pill, `The run goes on, but an output fails and loses its frames: ${failing.join(", ")}.`, ""];
+  return ["ok", pill, "", ""];
 }
 
 function speak({ label, confidence, belief }) {

@@ -3,15 +3,20 @@
 import os
 import shutil
 import threading
+import time
 
 import pytest
 
+from rws.edge.bundle import judge
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.manifest import FILES, FOLDER, MANIFEST
 from rws.edge.bundle.swap import switch_bundle
 from rws.edge.bundle.watcher import BundleWatcher
+from rws.edge.common.child import python_command
+from rws.edge.common.confine import Limits
 from rws.errors import RwsError
+from support.bundle_files import edit_manifest, make_costly, replace_file
 from support.tiny import bundle_parts
 
 
@@ -28,10 +33,10 @@ class Clock:
 class Watched:
     """A watch, a clock, and what was built so far."""
 
-    def __init__(self, path, build=lambda bundle: bundle.manifest.name):
+    def __init__(self, path, build=lambda bundle: bundle.manifest.name, limits=None):
         self.clock, self.built = Clock(), []
         self.build = build
-        self.watch = BundleWatcher(path, self._build, interval=1.0, clock=self.clock)
+        self.watch = BundleWatcher(path, self._build, interval=1.0, clock=self.clock, limits=limits)
 
     def _build(self, bundle):
         self.built.append(bundle.manifest.name)
@@ -44,6 +49,17 @@ class Watched:
         if self.watch._thread is not None:
             self.watch._thread.join()
         return ready
+
+    def begin(self):
+        """Let the watch see a change, and begin to judge it."""
+        for _ in range(2):
+            self.clock.now += 1
+            assert self.watch.poll() is None
+        deadline = time.monotonic() + 20
+        while self.watch._judge is None or self.watch._judge._process is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return self.watch._judge._process
 
     def steps(self, count=5):
         return [ready for ready in (self.step() for _ in range(count)) if ready is not None]
@@ -211,3 +227,86 @@ def test_a_bundle_that_changed_before_it_was_loaded_is_noticed(bundle_path, othe
     switch_bundle(bundle_path, others["second"])
     assert Bundle.load(bundle_path).manifest.name == "second"
     assert watched.steps() == ["second"]
+
+
+def test_a_judgement_without_end_is_ended_by_a_newer_bundle(bundle_path, others):
+    watched = Watched(bundle_path)
+    make_costly(bundle_path)
+    process = watched.begin()
+    switch_bundle(bundle_path, others["second"])
+    assert watched.steps() == ["second"]
+    assert process.returncode not in (None, 0)
+    assert watched.built == ["second"]
+    assert (watched.watch.failures, watched.watch.error) == (0, "")
+
+
+def test_it_is_judged_again_if_it_comes_back(bundle_path, others, tmp_path):
+    watched = Watched(bundle_path)
+    switch_bundle(bundle_path, others["second"])
+    watched.begin()
+    bundle_path.rename(tmp_path / "second")
+    watched.clock.now += 1
+    assert watched.watch.poll() is None
+    (tmp_path / "second").rename(bundle_path)
+    assert watched.steps() == ["second"]
+    assert watched.watch.failures == 0
+
+
+def test_closing_ends_a_judgement_at_once(bundle_path):
+    watched = Watched(bundle_path)
+    make_costly(bundle_path)
+    process = watched.begin()
+    watched.watch.close()
+    assert not watched.watch._thread.is_alive()
+    assert process.returncode not in (None, 0)
+    assert (watched.watch.failures, watched.built) == (0, [])
+
+
+def test_what_is_built_is_what_was_judged(bundle_path, others, monkeypatch):
+    """Whatever is in the folder by then, and even if its files look the same from outside."""
+    gate = bundle_path.with_name("gate")
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    monkeypatch.setattr(judge, "python_command", lambda code: python_command(wait + code))
+    built = []
+    watched = Watched(bundle_path, lambda bundle: built.append(bundle.read("model.onnx")))
+    switch_bundle_without_judging(bundle_path, others["second"])
+    watched.begin()
+    good = (bundle_path / "model.onnx").read_bytes()
+    for path in bundle_path.iterdir():
+        status = path.stat()
+        path.write_bytes(b"\xff" * status.st_size)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    gate.touch()
+    watched.steps(1)
+    assert watched.built == ["second"]
+    assert built == [good]
+
+
+def switch_bundle_without_judging(current, new):
+    for path in new.iterdir():
+        shutil.copy(path, current)
+
+
+def test_bad_bundles_in_a_row_and_then_a_good_one(bundle_path, others, tiny_bundle, tmp_path):
+    watched = Watched(bundle_path, limits=Limits(3.0, 2**30))
+    whole = (bundle_path / "model.onnx").read_bytes()
+    harms = {
+        "did not finish within 3 s": lambda: make_costly(bundle_path),
+        "need more than": lambda: make_costly(bundle_path, 2**17, 1),
+        "altered": lambda: (bundle_path / "model.onnx").write_bytes(whole[::-1]),
+        "not a whole safetensors file": lambda: replace_file(bundle_path, "policy.safetensors", b"{}"),
+        "cannot be read": lambda: (bundle_path / "oracle.onnx").unlink(),
+        "not valid JSON": lambda: (bundle_path / "bundle.json").write_text("{"),
+        "no such folder": lambda: shutil.rmtree(bundle_path),
+    }
+    for count, (message, harm) in enumerate(harms.items(), start=1):
+        switch_bundle_without_judging(bundle_path, tiny_bundle.path)
+        edit_manifest(bundle_path, lambda document, name=f"bad{count}": document.update(name=name))
+        harm()
+        assert watched.steps() == []
+        assert watched.watch.failures == count
+        assert message in watched.watch.error
+    shutil.copytree(others["second"], bundle_path)
+    assert watched.steps() == ["second"]
+    assert watched.built == ["second"]
+    assert (watched.watch.failures, watched.watch.error) == (7, "")

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -237,6 +239,41 @@ class TestReading:
         (tmp_path / "m.data").unlink()
         with pytest.raises(BundleError, match=r"m\.onnx"):
             read_model(path)
+
+    @pytest.mark.parametrize("what", ["pipe", "link", "folder", "elsewhere", "absolute", "far", "long"])
+    def test_weights_that_are_not_in_a_file_next_to_it(self, tmp_path, what):
+        path = tmp_path / "m" / "m.onnx"
+        path.parent.mkdir()
+        onnx.save(network(1, 4, seed=0), path, save_as_external_data=True, location="m.data", size_threshold=0)
+        data = path.with_name("m.data")
+        data.rename(tmp_path / "m.data")
+        place, model = "m.data", onnx.load(path, load_external_data=False)
+        if what == "pipe":
+            os.mkfifo(data)
+        elif what == "link":
+            data.symlink_to(tmp_path / "m.data")
+        elif what == "folder":
+            data.mkdir()
+        elif what in ("elsewhere", "absolute"):
+            place = "../m.data" if what == "elsewhere" else str(tmp_path / "m.data")
+        else:
+            (tmp_path / "m.data").rename(data)
+        for tensor in model.graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data} | {"location": place}
+            entries |= {"far": {"offset": str(2**62)}, "long": {"length": str(2**62)}}.get(what, {})
+            del tensor.external_data[:]
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=value)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(BundleError) as caught:
+            clean_tensors(read_model(path), ["features.0.weight"])
+        assert "\n" not in str(caught.value)
+
+    def test_what_is_no_regular_file(self, tmp_path):
+        os.mkfifo(tmp_path / "m.onnx")
+        for path in (tmp_path / "m.onnx", tmp_path, tmp_path / "a\0b", "/dev/zero"):
+            with pytest.raises(BundleError, match="cannot be read"):
+                read_model(path)
 
     @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\x09", b"\xff" * 64])
     def test_what_is_not_a_model(self, data, tmp_path):

@@ -334,3 +334,9 @@ def test_a_file_that_is_not_there(tmp_path):
         SignatureSet.load(tmp_path / "none.safetensors")
     with pytest.raises(SignatureError, match="cannot be read"):
         SignatureSet.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(2**40)
+    for name, message in {"pipe": "not a regular file", "sparse": "expected at most", "a\0b": "no file can"}.items():
+        with pytest.raises(SignatureError, match=f"cannot be read .*{message}"):
+            SignatureSet.load(tmp_path / name)

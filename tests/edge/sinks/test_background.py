@@ -436,20 +436,38 @@ def test_the_pauses_grow_to_a_minute_and_there_is_one_warning_for_all_of_them(ca
     assert [record.getMessage() for record in caplog.records][1:] == ["Fragile works again; 1200 frames were lost"]
 
 
-def test_a_sink_that_fails_again_and_again_warns_once(caplog):
+def test_a_sink_that_fails_repeatedly_does_not_flood_the_log(caplog):
     clock = StillClock(0.0)
     fragile = Fragile(clock)
     with BackgroundSink(fragile, on_failure="reopen", clock=clock) as sink:
         for _ in range(100):
-            for fragile.broken in (True, False):
+            for fragile.broken, pause in ((False, 1), (True, 61)):
                 put(sink, 0)
                 wait_for(lambda: not sink.waiting and not sink.writing)
-                clock.now += 61
-                put(sink, 1)
-                wait_for(lambda: not sink.waiting and not sink.writing)
-                clock.now += 0.1
-    assert sink.failures > 99
-    assert 1 <= len(caplog.records) < sink.failures
+                clock.now += pause
+    assert (sink.failures, sink.written) == (100, 100)
+    assert len(caplog.records) == 1
+
+
+def test_the_pauses_stay_long_while_a_sink_cannot_even_be_opened():
+    clock = StillClock(0.0)
+    attempts = []
+
+    class Gone(Fragile):
+        def __enter__(self):
+            if clock.now > 0:
+                attempts.append(clock.now)
+                raise OSError("no such folder")
+            return self
+
+    gone = Gone(clock)
+    with BackgroundSink(gone, on_failure="reopen", clock=clock) as sink:
+        gone.broken = True
+        for _ in range(1200):
+            put(sink, 0)
+            wait_for(lambda: not sink.waiting and not sink.writing)
+            clock.now += 0.25
+    assert attempts == [1, 3, 7, 15, 31, 63, 123, 183, 243]
 
 
 def test_sinks_that_hang_share_one_timeout(monkeypatch):
@@ -500,3 +518,16 @@ def test_a_run_that_is_asked_to_stop_need_not_wait_for_a_sink_that_hangs():
         assert not writer.is_alive()
     assert sink.status().state == "abandoned"
     gate.go.set()
+
+
+def test_a_sink_that_hangs_counts_as_failing_until_it_goes_on():
+    gate, clock = Gate(), StillClock()
+    with BackgroundSink(gate, on_failure="reopen", clock=clock) as sink:
+        put(sink, 0)
+        gate.wait_inside()
+        assert sink.status().state == "up"
+        clock.now += 11
+        assert (sink.status().state, sink.status().error) == ("failing", "has not taken a frame for 11 s")
+        gate.go.set()
+        wait_for(lambda: sink.written)
+        assert sink.status().state == "up"

@@ -22,6 +22,7 @@ from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.csv import COLUMNS, CsvSink
 from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sinks.video import VideoSink
+from rws.edge.sources.arrays import ArraySource
 from rws.edge.tasks.annotate import annotate
 from rws.errors import InputError, RwsError
 from support.fakes import StillClock, make_frame, make_result, spread_belief
@@ -183,6 +184,33 @@ def test_csv_has_one_row_per_result(tmp_path):
     numbers = {key: float(rows[1][key]) for key in ("captured_monotonic_s", "age_ms", "confidence")}
     assert numbers == {"captured_monotonic_s": 1.0, "age_ms": 5.0, "confidence": 0.75}
     assert (rows[1]["schema"], rows[1]["captured_at"]) == ("run-row/1", "2001-09-09T01:46:40.000Z")
+
+
+@pytest.mark.parametrize(("at", "cell"), [(None, ""), (0.0, "0.000000"), (1 / 3, "0.333333")])
+def test_the_time_of_the_source_is_the_last_column_and_key(tmp_path, at, cell):
+    result = replace(make_result(), media_time=at)
+    with CsvSink(tmp_path / "out.csv") as rows, JsonlSink(tmp_path / "out.jsonl") as lines:
+        rows.write(make_frame(), result)
+        lines.write(make_frame(), result)
+    assert COLUMNS[-1] == "media_time_s"
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].rpartition(",")[2] == cell
+    assert json.loads((tmp_path / "out.jsonl").read_text())["media_time_s"] == (None if at is None else round(at, 6))
+
+
+class Live(ArraySource):
+    """Frames that arrive in bursts."""
+
+    live = bursts = True
+
+
+def test_a_live_video_of_bursts_shows_them_one_after_the_other(tmp_path):
+    arrived = [100.0] * 10 + [101.2] * 10 + [160.0] * 3 + [161.0] * 2
+    shown = [n / 10 for n in range(20)] + [50.0, 50.1, 50.2] + [0.0, 0.1]  # reopened after the third
+    with VideoSink(tmp_path / "out.mp4", source=Live(np.zeros((1, 4, 4, 3), np.uint8))) as sink:
+        for index, (captured_at, media_time) in enumerate(zip(arrived, shown, strict=True)):
+            sink.write(replace(make_frame(index), captured_at=captured_at, media_time=media_time), make_result(index))
+    expected = [n / 10 for n in range(20)] + [50.0, 50.1, 50.2] + [61.0, 61.1]
+    assert read_video(tmp_path / "out.mp4")[1] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", [JsonlSink, CsvSink])
@@ -539,8 +567,8 @@ def test_a_video_goes_on_in_a_new_file_and_what_was_written_stays_playable(small
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
-@pytest.mark.parametrize(("kind", "name"), KINDS[:2])
-def test_a_file_that_is_taken_away_costs_no_line(tmp_path, kind, name, how):
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_file_that_is_taken_away_costs_no_frame(tmp_path, kind, name, how):
     path, other = tmp_path / name, tmp_path / "other"
     with kind(path, endless=True) as sink:
         for index in range(6):
@@ -551,6 +579,10 @@ def test_a_file_that_is_taken_away_costs_no_line(tmp_path, kind, name, how):
                 path.rename(other)
                 if how == "replaced":
                     path.touch()
+    if kind is VideoSink:
+        assert len(read_video(path)[0]) == 3
+        assert how == "removed" or len(read_video(other)[0]) == 3
+        return
     assert whole_lines(path, kind) == [3, 4, 5]
     assert how == "removed" or whole_lines(other, kind) == [0, 1, 2]
 

@@ -40,8 +40,8 @@ def test_colours_are_rgb(tmp_path):
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 5), 7, np.uint8))
-    cv2.imwrite(str(tmp_path / "b.png"), np.full((4, 5, 4), 7, np.uint8))
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 5), 70, np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((4, 5, 4), 70, np.uint8))
     assert [frame.image.shape for frame in open_source(tmp_path)] == [(4, 5, 3), (4, 5, 3)]
 
 

@@ -1,10 +1,16 @@
+import contextlib
+import hashlib
+import http.client
 import re
+from collections import Counter
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from rws.edge.web import PageServer
+from rws.edge.web import PageServer, auth
 from rws.errors import InputError
-from support.http import get
+from support.fakes import StillClock
+from support.http import get, wait_until
 
 TOKEN = "sesame/+=&öffne"
 ROUTES = (
@@ -121,3 +127,113 @@ def test_for_other_machines_a_token_is_generated(monitor):
 def test_a_weak_token_is_refused(monitor, token):
     with pytest.raises(InputError, match="expected at least 8, without spaces"):
         PageServer("127.0.0.1:0", monitor, token=token)
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}".encode()}
+
+
+def sign_in(server):
+    headers = get(server, f"/?{server.url_with_token.partition('?')[2]}")[1]
+    return headers["Set-Cookie"].partition(";")[0]
+
+
+def get_from(server, address, path, **headers):
+    """Status of a request from another address of loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10, source_address=(address, 0))
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+
+
+def test_a_guesser_is_slowed_down_and_nobody_else_is(guarded):
+    cookie = sign_in(guarded)
+    statuses = [get(guarded, "/health", **bearer(f"wrong-{index}"))[0] for index in range(50)]
+    assert statuses[: auth.GUESSES] == [401] * auth.GUESSES
+    assert statuses.count(429) >= 30
+    status, headers, body = get(guarded, "/health?token=wrong-again")
+    assert status == 429
+    assert 1 <= int(headers["Retry-After"]) <= 2
+    assert re.fullmatch(rb"too many wrong tokens came from this address; try again in \d s\n", body)
+    # Elsewhere, and for a browser that is signed in, at once; here as soon as the time is over.
+    assert get_from(guarded, "127.0.0.2", "/health", **bearer(TOKEN)) == 200
+    assert get(guarded, "/health", Cookie=cookie)[0] == 200
+    assert get(guarded, "/health")[0] == 401
+    wait_until(lambda: get(guarded, "/health", **bearer(TOKEN))[0] == 200)
+
+
+def test_ten_thousand_guesses_are_answered_and_few_are_looked_at():
+    clock = StillClock()
+    guard = auth.TokenAuth(TOKEN, port=1, clock=clock)
+    answers = Counter()
+    for index in range(10_000):
+        clock.now += 0.01
+        request = make_mocked_request("GET", f"/?token=wrong-{index}")
+        answers[guard.refusal(request, "192.0.2.1")[0]] += 1
+    assert answers["wrong_token"] == pytest.approx(auth.GUESSES + 100 / auth.GUESS_PERIOD, abs=1)
+    assert answers.total() == 10_000
+    clock.now += auth.GUESS_PERIOD
+    right = make_mocked_request("GET", "/", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert guard.refusal(right, "192.0.2.1") is None
+
+
+def test_many_addresses_together_are_slowed_down_and_new_ones_are_not():
+    clock = StillClock()
+    guard = auth.TokenAuth(TOKEN, port=1, clock=clock)
+    wrong = make_mocked_request("GET", "/?token=wrong-wrong")
+    reasons = Counter(
+        guard.refusal(wrong, f"192.0.{index // 250}.{index % 250}")[0] for _ in range(5) for index in range(1000)
+    )
+    assert reasons["wrong_token"] == 1000  # each address once
+    right = make_mocked_request("GET", "/", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert guard.refusal(right, "198.51.100.1") is None
+    assert guard.refusal(right, "192.0.0.1")[0] == "guessing"
+
+
+def test_cookies_are_random_and_of_one_run(monitor, guarded):
+    first, second = sign_in(guarded), sign_in(guarded)
+    assert first != second
+    assert len(first.partition("=")[2]) >= 43
+    for cookie in (first, second):
+        assert get(guarded, "/health", Cookie=cookie)[0] == 200
+    name = first.partition("=")[0]
+    for guess in ("", "a" * 43, hashlib.sha256(TOKEN.encode()).hexdigest(), TOKEN.encode().hex()):
+        assert get(guarded, "/health", Cookie=f"{name}={guess}")[0] == 401
+    with PageServer("127.0.0.1:0", monitor, token=TOKEN) as restarted:
+        value = first.partition("=")[2]
+        assert get(restarted, "/health", Cookie=f"rws_{restarted.port}={value}")[0] == 401
+
+
+def test_signing_out_ends_one_session(guarded):
+    first, second = sign_in(guarded), sign_in(guarded)
+    assert get(guarded, "/signout", Cookie=first)[0] == 405  # no link may do it
+    status, headers, _ = get(guarded, "/signout", method="POST", Cookie=first)
+    assert status == 204
+    assert "Max-Age=0" in headers["Set-Cookie"]
+    assert get(guarded, "/health", Cookie=first)[0] == 401
+    assert get(guarded, "/health", Cookie=second)[0] == 200
+    assert get(guarded, "/signout", method="POST")[0] == 401
+
+
+def test_sessions_end_with_time_and_are_limited_in_number():
+    clock = StillClock()
+    guard = auth.TokenAuth(TOKEN, port=1, clock=clock)
+
+    def cookie():
+        return guard.sign_in(make_mocked_request("GET", f"/?token={TOKEN}")).cookies["rws_1"].value
+
+    def known(value):
+        return guard.refusal(make_mocked_request("GET", "/", headers={"Cookie": f"rws_1={value}"}), "a") is None
+
+    first = cookie()
+    assert known(first)
+    clock.now += auth.SESSION_AGE + 1
+    assert not known(first)
+    cookies = [cookie() for _ in range(auth.MOST_SESSIONS + 1)]
+    assert [known(value) for value in cookies] == [False] + [True] * auth.MOST_SESSIONS
+
+
+@pytest.mark.parametrize(("sent", "secure"), [({}, False), ({"X_Forwarded_Proto": "https"}, True)])
+def test_behind_a_proxy_with_tls_the_cookie_stays_with_it(guarded, sent, secure):
+    headers = get(guarded, f"/?{guarded.url_with_token.partition('?')[2]}", **sent)[1]
+    assert ("Secure" in headers["Set-Cookie"]) is secure

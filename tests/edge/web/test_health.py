@@ -4,6 +4,7 @@ import pytest
 
 from rws.edge.web import PageServer
 from rws.errors import FrameError
+from rws.records import SinkStatus
 from support.fakes import make_result
 from support.http import get
 
@@ -82,6 +83,19 @@ def test_frames_without_a_result_degrade_it_until_they_stop(ask, clock, monitor)
     assert ask()[1] == {
         "schema": "health/1", "status": "ok", "reason": "", "since_result_s": 0.0, "source": "running",
     }  # fmt: skip
+
+
+def test_an_output_that_fails_is_named_but_asks_for_no_restart(ask, monitor):
+    monitor.add(make_result())
+    full = SinkStatus("failing", "/data/r.csv: cannot be written (No space left on device)", 3, accepted=9, failed=9)
+    monitor.sinks = lambda: {"csv": full, "save": SinkStatus("abandoned"), "jsonl": SinkStatus()}
+    status, answer = ask()
+    expected = "csv: /data/r.csv: cannot be written (No space left on device); save: abandoned"
+    assert (status, answer["status"], answer["reason"]) == (200, "impaired", expected)
+    for _ in range(3):
+        monitor.reject(FrameError("bad_belief", "belief: the least number is nan"))
+    assert ask()[:1] == (503,)
+    assert ask()[1]["status"] == "degraded"
 
 
 def test_a_share_of_frames_without_a_result_degrades_it(ask, monitor):

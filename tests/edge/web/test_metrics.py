@@ -4,6 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rws.edge.web import PageServer
 from rws.errors import FrameError
 from rws.oracle.belief import certain
+from rws.records import SinkStatus
 from support.fakes import CORRUPTIONS, LEVELS, make_result
 from support.http import get
 
@@ -31,6 +32,18 @@ def test_before_the_first_result(server):
     assert samples["rws_source_up",] == 1
     assert "rws_result_age_seconds" not in families
     assert samples["process_resident_memory_bytes",] > 1e6
+
+
+def test_the_metrics_of_outputs(server, monitor):
+    _, families, _ = read(server)
+    assert families["rws_sink_up"].samples == []
+    full = SinkStatus("failing", "no space", 4, accepted=9, written=2, dropped=1, failed=6)
+    monitor.sinks = lambda: {"csv": full, "jsonl": SinkStatus(accepted=9, written=9)}
+    _, _, samples = read(server)
+    assert (samples["rws_sink_up", "csv"], samples["rws_sink_up", "jsonl"]) == (0, 1)
+    assert samples["rws_sink_failures_total", "csv"] == 4
+    found = [samples["rws_sink_writes_total", "csv", state] for state in ("written", "dropped", "failed")]
+    assert found == [2, 1, 6]
 
 
 def test_the_metrics_of_a_run(server, monitor, source, clock):

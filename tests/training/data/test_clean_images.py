@@ -1,4 +1,7 @@
+import os
+
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -59,3 +62,32 @@ def test_names_are_lines_or_json(tmp_path):
     (tmp_path / "c.json").write_text("3")
     with pytest.raises(ValueError, match="JSON list"):
         read_names(tmp_path / "c.json")
+
+
+def test_a_file_of_names_from_outside_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "digits.json").write_text("[" + "9" * 5000 + "]")
+    (tmp_path / "cut.json").write_text('["cat", "do')
+    found = {
+        "pipe.txt": "cannot be read .not a regular file",
+        "none.txt": "cannot be read .No such file",
+        "deep.json": "not JSON .nested more than",
+        "digits.json": "not JSON .a number of 5000 characters",
+        "cut.json": "not JSON",
+    }
+    for name, message in found.items():
+        with pytest.raises(FormatError, match=message):
+            read_names(tmp_path / name)
+
+
+def test_kept_frames_that_are_damaged_are_named(tmp_path):
+    source = "pattern:40x32@1000"
+    load_clean_images(source, 16, limit=3, keep=tmp_path)
+    (path,) = tmp_path.glob("*.npy")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FormatError, match="is not a NumPy array file"):
+        load_clean_images(source, 16, limit=3, keep=tmp_path)
+    np.save(path, np.zeros(3))
+    with pytest.raises(FormatError, match=r"holds float64 \(3,\), expected uint8"):
+        load_clean_images(source, 16, limit=3, keep=tmp_path)

@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -147,3 +149,31 @@ def test_the_validation_images_of_tiny_imagenet_are_read_as_they_are_shipped(ima
     (tmp_path / "val/val_annotations.txt").write_text("only_a_name.png\n")
     with pytest.raises(InputError, match="a file's name and its class"):
         load_images(tmp_path, "test")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "archive", "float"])
+def test_a_damaged_cache_is_made_again_with_a_warning(image_folder, tmp_path, caplog, damage):
+    once = load_images(image_folder / "train", cache=tmp_path)
+    (path,) = tmp_path.glob("*.npy")
+    good = path.read_bytes()
+    if damage in ("cut", "empty", "text"):
+        path.write_bytes({"cut": good[:-9], "empty": b"", "text": b"text"}[damage])
+    elif damage == "archive":
+        with path.open("wb") as file:
+            np.savez(file, np.zeros(3))
+    else:
+        np.save(path, np.zeros((2, 3, 8, 8), np.uint8) if damage == "other" else np.zeros(once.pixels.shape))
+    assert load_images(image_folder / "train", cache=tmp_path).digest() == once.digest()
+    assert f"{path}: " in caplog.text
+    assert "the images are decoded again" in caplog.text
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["pipe", "empty"])
+def test_what_is_named_like_an_image_and_is_none_is_named(image_folder, tmp_path, kind):
+    copy = Path(shutil.copytree(image_folder / "train", tmp_path / "copy"))
+    path = next(copy.iterdir()) / "0.png"
+    path.unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "empty": Path.touch}[kind](path)
+    with pytest.raises(InputError, match=r"cannot decode .*0\.png"):
+        load_images(copy)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from rws.training.jobs.progress import JobLines, TimeLeft, job_log, left_in_words
+from rws.errors import InputError
+from rws.training.jobs.progress import JobLines, TimeLeft, job_log, left_in_words, read_log
 
 
 class Clock:
@@ -158,3 +159,16 @@ def test_time_is_said_in_words():
     minutes = (None, 0.4, 1.2, 99.4, 150)
     words = ["", "under a minute left", "about 1 min left", "about 99 min left", "about 2.5 h left"]
     assert [left_in_words(each) for each in minutes] == words
+
+
+def test_the_half_lines_of_killed_processes_are_left_out(tmp_path):
+    log = tmp_path / "log.jsonl"
+    job_log(tmp_path, "a", None)({"done": True})
+    whole = log.read_text()
+    others = '{"job": "b", "sec\n\n[1]\n{"job": "c"}\n\x00\x00\n' + "[" * 100_000 + '\n{"job": "d", "seconds": NaN}\n'
+    log.write_text(others + whole + whole[:-3])
+    assert [record["job"] for record in read_log(log)] == ["a"]
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(InputError, match=r"log\.jsonl: cannot be read"):
+        read_log(log)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rws.errors import InputError
-from rws.training.jobs.store import ARRAYS, JSON, SCORED, STATE, Store, claim, run_jobs
+from rws.training.jobs.store import ARRAYS, JSON, SCORED, STATE, Codec, Store, claim, run_jobs
 
 NAMES = [f"job{number}" for number in range(6)]
 FORK = multiprocessing.get_context("fork")
@@ -279,3 +279,24 @@ def test_a_job_that_fails_says_so(tmp_path):
 
     with pytest.raises(ValueError, match="broken"):
         run_jobs({"a": fail}, tmp_path)
+
+
+@pytest.mark.parametrize("other", ["remake", "refuse", "keep"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "folder as note", "pipe as note"])
+def test_a_folder_or_pipe_is_named_before_anything_is_made(tmp_path, other, kind):
+    store = Store(tmp_path, other)
+    store.get("a.json", 1, Counted(1), JSON)
+    (path,) = tmp_path.glob("a*.from" if "note" in kind else "a*.json")
+    path.unlink()
+    path.mkdir() if "folder" in kind else os.mkfifo(path)
+    with pytest.raises(InputError, match=r"json: cannot be read .*remove it"):
+        store.get("a.json", 1, never, JSON)
+
+
+@pytest.mark.parametrize("codec", [JSON, ARRAYS, STATE, SCORED], ids=["json", "arrays", "state", "scored"])
+def test_content_of_another_kind_is_named_even_if_its_note_agrees(tmp_path, codec):
+    for content in (b"", b"[" * 100_000, b"PK\x03\x04", b"\x80\x04."):
+        raw = Codec(lambda value: value, lambda data: data)
+        Store(tmp_path).entry("a", 1, raw).save(content)
+        with pytest.raises(InputError, match=r"a: cannot be read .*remove it to have it made again"):
+            Store(tmp_path).get("a", 1, never, codec)

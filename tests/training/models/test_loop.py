@@ -1,3 +1,7 @@
+import os
+import random
+import re
+
 import pytest
 import torch
 
@@ -66,3 +70,42 @@ def test_a_loss_that_is_not_a_number_ends_the_training():
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(DivergedError, match="lower the learning rate"):
         train(model, optimiser, lambda epoch: [0], lambda _: model.weight.sum() * float("nan"), Plan(1, 1, 0, "x"))
+
+
+def keep_checkpoint(path):
+    def stopped(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(10, path, stopped)
+
+
+def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path):
+    path = tmp_path / "a.checkpoint"
+    keep_checkpoint(path)
+    good, draw = path.read_bytes(), random.Random(0)
+    flipped = [bytearray(good) for _ in range(40)]
+    for content in flipped:
+        content[draw.randrange(len(good))] ^= 1 << draw.randrange(8)
+    whole = run(10)[0]
+    messages = []
+    for content in [b"", good[: len(good) // 2], b"text", *flipped]:
+        path.write_bytes(content)
+        try:
+            found = run(10, path)[0]
+        except InputError as error:
+            messages.append(str(error))
+        else:  # the flipped bit belongs to no content
+            assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert len(messages) > 20
+    for message in messages:
+        assert re.fullmatch(rf"{path}[: ].*; remove it to start again", message)
+
+
+def test_a_folder_or_pipe_for_a_checkpoint_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"{name}: is damaged .*not a regular file"):
+            run(10, tmp_path / name)

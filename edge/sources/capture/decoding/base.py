@@ -26,11 +26,15 @@ def lost_frame(captured_at: float, loss: str) -> DecodedFrame:
 
 
 class Decoder(ABC):
-    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is not a failure."""
+    """An open camera, file or stream: `fps` and `length` (frames) as declared; `finite` if its end is not a failure.
+
+    `tells_damage`: whether it knows of damage, so that nothing has to be guessed from the pixels.
+    """
 
     fps: float | None = None
     length: int | None = None
     finite: bool = False
+    tells_damage: bool = False
     bursts: bool = False  # a live stream whose frames arrive many at a time (HLS)
 
     @property

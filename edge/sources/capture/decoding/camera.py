@@ -6,17 +6,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
-from rws.edge.sources.capture.decoding.checks import UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.errors import SourceError
 
 
 class CameraDecoder(Decoder):
     """A camera, or a GStreamer pipeline (`… ! appsink`), through OpenCV."""
 
-    def __init__(self, target: int | str) -> None:
+    def __init__(self, settings: CaptureSettings) -> None:
         import cv2
 
-        self._cv2 = cv2
+        self._cv2, self._max_pixels, target = cv2, settings.max_pixels, settings.target
         pipeline = isinstance(target, str) and " ! " in target
         self._capture = cv2.VideoCapture(target, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
         if not self._capture.isOpened():
@@ -31,7 +32,9 @@ class CameraDecoder(Decoder):
         while self._capture.grab():
             captured_at = time.monotonic()
             decoded, image = self._capture.retrieve()
-            if decoded and image is not None:
+            if decoded and image is not None and image.shape[0] * image.shape[1] > self._max_pixels:
+                yield lost_frame(captured_at, TOO_LARGE)
+            elif decoded and image is not None:
                 rgb = self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
                 yield DecodedFrame(rgb, captured_at)
             else:

@@ -1,32 +1,28 @@
 """Opens files, pipes and addresses with FFmpeg: its options, what is tried next, and what a failure means."""
 
-from __future__ import annotations
-
-import contextlib
 import shutil
 import tempfile
 import time
 from itertools import islice
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any
 
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
 from rws.edge.sources.capture.protocol import CaptureSettings
 from rws.errors import SourceError, first_line
 from rws.text import encoding_advice
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-
 LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watchdog
 # A live playlist is entered at its newest segment.
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
+_HTTP_OPTIONS = {"formatprobesize": "131072"}  # of small images a megabyte would take too long
+_FIRST_SHARE = 0.6  # of the time to open an HTTP address; the rest is for a second attempt
 _HTTP = ("http://", "https://")
 _RTSP = ("rtsp://", "rtsps://")
 _TRANSPORTS = {"auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}}
 _HEAD = 2**16  # bytes of a pipe that are looked at
 
 
-def open_container(settings: CaptureSettings, timeout: float, scan: bool = False) -> InputContainer:
+def open_container(settings: CaptureSettings, timeout: float, scan: bool = False) -> Any:
     """Open a file, pipe or address; `timeout` seconds is the limit for an address.
 
     An HTTP stream of JPEGs whose parts are not as multipart says, and any if `scan`, is opened as JPEGs that their own
@@ -44,24 +40,35 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
         # Packets that were read to identify a live stream are old when it is open.
         options |= {"fflags": "nobuffer"}
         options |= _TRANSPORTS.get(settings.rtsp_transport, {"rtsp_transport": settings.rtsp_transport})
+    if http:
+        options |= _HTTP_OPTIONS
     if http and target.lower().endswith(tuple(IMAGE_SUFFIXES)):
         target += "#"  # which is not sent: what comes decides what it is, not the ending
     # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-    limits = (timeout, LONGEST_SILENCE) if network else None
-    began = time.monotonic()
+    limits = (timeout * (_FIRST_SHARE if http else 1), LONGEST_SILENCE) if network else None
+    began, container = time.monotonic(), None
     try:
-        if http and scan:
-            return _scan_for_jpegs(target, timeout)
-        return av.open(_piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits)
+        if not (http and scan):
+            container = av.open(
+                _piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits
+            )
+            if container.format.name != "mpjpeg" or container.streams.video[0].codec_context.width:
+                return container
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        left = timeout - (time.monotonic() - began)
-        if http and not scan and isinstance(error, av.error.InvalidDataError) and left > 0:
-            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
-                return _scan_for_jpegs(target, left)
-        raise SourceError(_refused(error, settings, timeout)) from error
+        if not http or not isinstance(error, av.error.InvalidDataError | av.error.ExitError):
+            raise SourceError(_refused(error, settings, timeout)) from error
+        refusal: Exception | None = error
+    else:
+        refusal = None
+    try:
+        return _scan_for_jpegs(target, max(timeout - (time.monotonic() - began), 1.0))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if container is not None:
+            return container  # its first image is still to come
+        raise SourceError(_refused(refusal or error, settings, timeout)) from error
 
 
-def _scan_for_jpegs(target: str, timeout: float) -> InputContainer:
+def _scan_for_jpegs(target: str, timeout: float) -> Any:
     import av
 
     options = _NETWORK_OPTIONS | {"analyzeduration": "100000"}
@@ -72,11 +79,17 @@ def _scan_for_jpegs(target: str, timeout: float) -> InputContainer:
     return container
 
 
-def is_one_image(container: InputContainer) -> bool:
+def is_one_image(container: Any) -> bool:
     """Return whether what is open ends after one image; a few packets are read from it if it may."""
-    if not (container.format.name.endswith("_pipe") or container.format.name in ("image2", "gif")):
-        return False
-    return container.format.name == "gif" or sum(packet.size > 0 for packet in islice(container.demux(), 2)) < 2
+    import av
+
+    name: str = container.format.name
+    if not name.endswith("_pipe"):
+        return name in ("image2", "gif")
+    try:
+        return len([packet for packet in islice(container.demux(), 2) if packet.size]) < 2
+    except (av.error.FFmpegError, OSError):
+        return False  # reading on will say why
 
 
 def why(error: BaseException, timeout: float) -> str:
@@ -99,13 +112,13 @@ def _refused(error: BaseException, settings: CaptureSettings, timeout: float) ->
     return reason + encoding_advice(target)
 
 
-def _piped(settings: CaptureSettings) -> BinaryIO:
+def _piped(settings: CaptureSettings) -> Any:
     """Return what comes through a pipe; an MP4 with its index at its end is copied to a temporary file first."""
-    pipe = open(0 if isinstance(settings.target, int) else settings.target, "rb", buffering=_HEAD)  # noqa: SIM115
+    pipe: Any = open(0 if isinstance(settings.target, int) else settings.target, "rb", buffering=_HEAD)  # noqa: SIM115
     head = pipe.peek(_HEAD)
     if pipe.seekable() or head[4:8] != b"ftyp" or b"moov" in head:
         return pipe
     copy = tempfile.TemporaryFile()  # noqa: SIM115, the container keeps it open
     shutil.copyfileobj(pipe, copy)
     copy.seek(0)
-    return copy  # type: ignore[return-value]
+    return copy

@@ -1,7 +1,7 @@
 """Turns video frames upright: phones store them on their side, with a display matrix."""
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ _MATRIX = "DISPLAYMATRIX"
 
 def upright(image: NDArray[np.uint8], frame: "VideoFrame") -> NDArray[np.uint8]:
     """Return pixels (H, W, 3) as the display matrix of their frame says: mirrored, and turned to the nearest 90°."""
-    data = frame.side_data.get(_MATRIX)
+    data: Any = frame.side_data.get(_MATRIX)
     if data is None:
         return image
     # Row vectors, 16.16 fixed point: x' = a·x + c·y, y' = b·x + d·y.

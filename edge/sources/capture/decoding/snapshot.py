@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame
 from rws.edge.sources.capture.decoding.checks import REPEATED, UNDECODABLE
+from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
 from rws.edge.sources.capture.decoding.opening import why
 from rws.edge.sources.capture.decoding.still import decode_image
 from rws.edge.sources.capture.protocol import CaptureSettings
@@ -20,8 +21,11 @@ class SnapshotDecoder(Decoder):
     fault, because many cameras renew theirs slowly. A request that takes longer than `timeout` seconds has failed.
     """
 
+    tells_damage = True
+
     def __init__(self, settings: CaptureSettings, timeout: float) -> None:
         self._address, self._poll, self._timeout = str(settings.target), settings.poll, timeout
+        self._max_pixels = settings.max_pixels
         self.fps = 1 / settings.poll
 
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -39,6 +43,8 @@ class SnapshotDecoder(Decoder):
         """Do nothing: each request has its own connection."""
 
     def _decode(self, data: bytes, arrived: float) -> DecodedFrame:
+        if flaw := encoded_flaw(data, self._max_pixels):
+            return lost_frame(arrived, flaw)
         try:
             return DecodedFrame(decode_image(data)[0], arrived)
         except SourceError:

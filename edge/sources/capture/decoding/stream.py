@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
-from rws.edge.sources.capture.decoding.checks import DAMAGED, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
+from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
 from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
 from rws.edge.sources.capture.decoding.orientation import upright
 from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
@@ -22,13 +24,9 @@ from rws.errors import SourceError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
     from av.packet import Packet
 
-# Seconds after damage during which frames count as damaged, if a stream has no key frames (intra refresh).
-DISTRUST_SECONDS = 10.0
 DROPPED = "dropped"
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
 _INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
@@ -44,12 +42,14 @@ class StreamDecoder(Decoder):
         settings: what was asked for.
     """
 
-    def __init__(self, container: InputContainer, settings: CaptureSettings) -> None:
+    tells_damage = True
+
+    def __init__(self, container: Any, settings: CaptureSettings) -> None:
         import av
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._av, network = av, settings.kind == "network"
-        self._container: Any = container
+        self._container = container
         self.malformed = False  # whether it was lost because the parts of its multipart answer are not as announced
         self._stream: Any = container.streams.best("video")
         # FFmpeg renders any text file as a video.
@@ -61,14 +61,16 @@ class StreamDecoder(Decoder):
         self.finite = not network or bool(container.duration) or _is_whole_file(container)
         self.bursts = self._playlist and not self.finite
         self.length = self._declared_length() if self.finite else None
-        # Decoding several frames in parallel delays each of them; a live frame should be new.
-        self._stream.thread_type = "AUTO" if self.finite else "SLICE"
         self._skips = not self.finite and settings.latest is not False
         self._jpeg = self._stream.codec_context.name == "mjpeg"
-        self._jpegs_end = False
+        self._max_pixels = settings.max_pixels
+        self._prepare(self._stream.codec_context)
         self._reformatter, self._interpolation = VideoReformatter(), Interpolation.FAST_BILINEAR
         self._arrivals: dict[int | None, float] = {}
-        self._distrusted_since: float | None = None
+        context = self._stream.codec_context
+        # No packet is lost over HTTP: the counters of TS start again if another recording begins.
+        marked = None if self._playlist else container.format.name
+        self._damage = DamageTracker(marked, context.name, bytes(context.extradata or b""))
         self._reader: PacketReader | None = None
         flags = container.format.flags
         pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE
@@ -85,11 +87,23 @@ class StreamDecoder(Decoder):
             packets = self._reader.fresh(independent=self._jpeg, lag=lag) if self._skips else self._reader
         for packet, at in packets:
             if packet is None:
+                self._damage.skipped()
                 yield lost_frame(at, DROPPED)
             else:
                 yield from self._decode(packet, at)
         if not self.finite:
             raise SourceError("was closed by the other side")
+
+    def _prepare(self, context: Any) -> None:
+        if context.width * context.height > self._max_pixels:
+            size = f"{context.width} x {context.height}"
+            self._container.close()
+            raise SourceError(f"has frames of {size} pixels; --max-pixels allows {self._max_pixels}")
+        # A stream may change its size; a JPEG ends at its first error.
+        context.options = {"max_pixels": str(self._max_pixels)} | ({"err_detect": "explode"} if self._jpeg else {})
+        # Decoding several frames in parallel delays each of them; a live frame should be new. With slices in parallel,
+        # FFmpeg does not look for damage in H.264.
+        context.thread_type = "AUTO" if self.finite else "NONE" if context.name == "h264" else "SLICE"
 
     @property
     def jumps(self) -> int:
@@ -131,21 +145,22 @@ class StreamDecoder(Decoder):
             self._arrivals.clear()
         self._arrivals[packet.pts] = now
         self._packets += packet.size > 0
-        cut = self._jpeg and packet.size > 0 and self._is_cut(packet)
+        if self._jpeg and packet.size and (flaw := encoded_flaw(_from_start(bytes(packet)), self._max_pixels)):
+            yield lost_frame(now, flaw)
+            return
+        self._damage.sent(packet)
         try:
             frames = packet.decode()
-        except (self._av.error.FFmpegError, OSError):
-            self._distrusted_since = now
-            yield lost_frame(now, UNDECODABLE)
+        except (self._av.error.FFmpegError, OSError, ValueError):
+            self._damage.failed()
+            yield lost_frame(now, self._failure())
             return
         for frame in frames:
-            arrived = self._arrivals.pop(frame.pts, now)
-            # No packet is lost over HTTP: the counters of TS start again if another recording begins.
-            corrupt = packet.is_corrupt and not self._playlist
-            loss = DAMAGED if cut or self._distrusted(frame, corrupt, now) else ""
-            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-            image = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
-            yield DecodedFrame(image, arrived, loss, bool(frame.key_frame), self._media_time(frame))
+            for known, damaged in self._damage.received(frame):
+                yield self._to_image(known, damaged, now)
+        if not packet.size:
+            for known, damaged in self._damage.rest():
+                yield self._to_image(known, damaged, now)
 
     def _media_time(self, frame: av.VideoFrame) -> float | None:
         if self._timeline is None:
@@ -155,26 +170,24 @@ class StreamDecoder(Decoder):
         base = float(self._stream.time_base)
         return self._timeline.place(None if stamp is None else stamp * base, frame.duration * base)
 
-    def _is_cut(self, packet: Packet[Any]) -> bool:
-        """Return whether a JPEG lacks its end mark; some cameras never send it, so it counts only if others had it."""
-        data = bytes(packet)
-        # The coded image, which begins at the last scan mark, cannot contain an end mark.
-        complete = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
-        self._jpegs_end = self._jpegs_end or complete
-        return self._jpegs_end and not complete
+    def _failure(self) -> str:
+        context = self._stream.codec_context
+        if context.width * context.height > self._max_pixels:
+            return TOO_LARGE
+        return DAMAGED if self._jpeg else UNDECODABLE
 
-    def _distrusted(self, frame: av.VideoFrame, packet_is_corrupt: bool, now: float) -> bool:
-        # The frames after a damaged frame refer to it, so they count as damaged too, until the next key frame.
-        if frame.is_corrupt or packet_is_corrupt:
-            self._distrusted_since = now
-        elif frame.key_frame or (
-            self._distrusted_since is not None and now - self._distrusted_since > DISTRUST_SECONDS and not self.finite
-        ):
-            self._distrusted_since = None
-        return self._distrusted_since is not None
+    def _to_image(self, frame: av.VideoFrame, damaged: bool, now: float) -> DecodedFrame:
+        arrived = self._arrivals.pop(frame.pts, now)
+        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
+        pixels = upright(np.asarray(rgb.to_ndarray(), np.uint8), frame)
+        return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame), self._media_time(frame))
 
 
 def _is_whole_file(container: Any) -> bool:
     """Return whether a server has said how long the file is; a camera may claim any length for its stream of JPEGs."""
     name = container.format.name
     return container.size > 0 and name not in ("mpjpeg", *_PLAYLISTS) and not name.endswith("_pipe")
+
+
+def _from_start(jpeg: bytes) -> bytes:
+    return jpeg[max(0, jpeg.find(b"\xff\xd8")) :]

@@ -375,3 +375,44 @@ def test_frames_decoded_ahead_count_as_dropped_only_if_the_newest_is_wanted(late
     source.close()
     counts = {"received": 4, "delivered": 1, "dropped": 0, "buffered": 0, lost: 3}
     assert {name: getattr(source, name) for name in counts} == counts
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), OSError(12, "Cannot allocate memory")])
+def test_a_process_that_cannot_be_started_is_tried_again(error):
+    attempts = []
+
+    def start(counters):
+        attempts.append(counters)
+        if len(attempts) < 4:
+            raise error
+        source.stop()
+        raise error
+
+    settings = CaptureSettings("fake", "camera", "fake")
+    time = FakeTime()
+    source = CapturedSource(settings, sleep=time.sleep, capture=CaptureProcess(settings, start), jitter=lambda: 1.0)
+    assert list(play(source, lambda: False)) == []
+    source.close()
+    assert len(attempts) == 4
+    assert source.error == f"the capture process cannot be started: {error.strerror}"
+
+
+def test_a_file_whose_process_cannot_be_started_is_an_error_in_a_line():
+    def start(counters):
+        raise OSError(24, "Too many open files")
+
+    settings = CaptureSettings("clip.mp4", "file", "clip.mp4")
+    with pytest.raises(SourceError, match=r"^clip.mp4: the capture process cannot be started: Too many open files$"):
+        CapturedSource(settings, capture=CaptureProcess(settings, start))
+
+
+def test_without_a_descriptor_for_the_frame_it_is_reopened():
+    # The kernel drops the descriptor of the frame's memory if the loop cannot have another one.
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    capture = CaptureProcess(CaptureSettings("fake", "camera", "fake"), lambda counters: (process, ours))
+    capture.open()
+    theirs.sendall(encode(1, FrameReady(0, 4, 4, 0.0)))
+    assert capture.answer(1.0) == Ended("the memory of a frame cannot be opened: descriptors or memory are short")
+    assert capture.pid is None
+    capture.close()

@@ -6,7 +6,7 @@ import pytest
 
 from rws.edge.faults.frames import scene
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, lost_frame
-from rws.edge.sources.capture.decoding.checks import REASONS, FreezeDetector
+from rws.edge.sources.capture.decoding.checks import REASONS, FlawCheck, FreezeDetector
 from rws.edge.sources.capture.grabber import Grabber
 from rws.edge.sources.capture.shared import Counters, shared_memory
 from rws.errors import SourceError
@@ -42,7 +42,7 @@ def rejections(counters):
 
 def grab(frames, counters, *, latest=False, freeze=None, error=None):
     decoder = ScriptedDecoder(frames, error)
-    grabber = Grabber(decoder, latest=latest, freeze=freeze, pace=False, counters=counters)
+    grabber = Grabber(decoder, latest=latest, flaws=FlawCheck(), freeze=freeze, pace=False, counters=counters)
     grabber.start()
     return grabber, decoder
 

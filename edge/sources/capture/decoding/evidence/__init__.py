@@ -1,0 +1,1 @@
+"""What demuxer, decoder and checksums say about damage, in the capture process and for image files."""

@@ -1,0 +1,150 @@
+"""Which frames of a video are damaged: the evidence of demuxer and decoder, carried to the frames that refer to it.
+
+The evidence arrives in the order of decoding, frames are shown in another. Both are joined by time stamps (pts).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.packet import Packet
+
+MOST_HELD = 16  # frames that H.264 and HEVC may show in another order than they are decoded
+_REMEMBERED = 128  # packets
+_B = 3  # FFmpeg's AV_PICTURE_TYPE_B
+_PLAIN_B = ("mpeg1video", "mpeg2video", "mpeg4")  # no frame refers to a B-frame; in H.264, some may
+
+
+class _Start(NamedTuple):
+    """From packet `number` on, what is shown at `pts` or later does not refer to what came before packet `whole`."""
+
+    number: int
+    pts: int | None
+    whole: int
+
+
+class DamageTracker:
+    """Says of each frame whether it is damaged, or refers to one that is.
+
+    Call `sent` for each packet before it is decoded, then `failed` or, for each frame, `received`. A frame waits until
+    all frames that were decoded before it are known; without B-frames it never waits.
+
+    Args:
+        container: FFmpeg's name of the container; None if its marks of damage mean nothing.
+        codec: FFmpeg's name of the codec.
+        header: the codec's data for all packets, b"" if there are none.
+    """
+
+    def __init__(self, container: str | None, codec: str, header: bytes) -> None:
+        # In MPEG-TS, FFmpeg's parser puts the mark of a damaged packet on the one before.
+        self._container, self._marked, self._codec = container or "", False, codec
+        # H.264 in MP4 and Matroska: bytes of the length before each part of a packet.
+        self._prefix = (header[4] & 3) + 1 if header[:1] == b"\1" and len(header) > 4 else 0
+        self._count = 0
+        self._numbers: dict[int | None, int] = {}  # pts → number of the packet, in the order of decoding
+        self._unseen: dict[int, int] = {}  # number → pts of packets whose frame is still to come
+        self._disposable = deque[int](maxlen=_REMEMBERED)
+        self._alone = deque[int](maxlen=_REMEMBERED)  # damaged, but no other frame refers to them
+        self._damaged = deque[int](maxlen=_REMEMBERED)
+        self._starts = deque[_Start](maxlen=8)
+        self._refresh_began = self._refresh_left = 0  # number of a packet; how many are still to come
+        self._held = deque[tuple[Any, int]]()
+
+    def sent(self, packet: Packet[Any]) -> None:
+        """Note a packet that is going to be decoded."""
+        number = self._count
+        self._count += 1
+        self._numbers[packet.pts] = number
+        if packet.pts is not None:
+            self._unseen[number] = packet.pts
+        if len(self._numbers) > _REMEMBERED:
+            oldest = next(iter(self._numbers))
+            self._unseen.pop(self._numbers.pop(oldest), None)
+        disposable, refresh = _look_into(bytes(packet), self._prefix) if self._codec == "h264" else (False, 0)
+        if disposable:
+            self._disposable.append(number)
+        marked = packet.is_corrupt and bool(self._container)
+        if self._marked if self._container == "mpegts" else marked:
+            self._damaged.append(number)
+        self._marked = marked
+        if refresh and not self._refresh_left:
+            self._refresh_began, self._refresh_left = number, refresh
+        elif self._refresh_left and not disposable:
+            self._refresh_left -= 1
+            if not self._refresh_left:
+                self._starts.append(_Start(number, packet.pts, self._refresh_began))
+
+    def failed(self) -> None:
+        """Note that a packet could not be decoded, the last one if not several are decoded at a time."""
+        if self._codec != "h264":
+            self._damaged.append(self._count - 1)
+
+    def skipped(self) -> None:
+        """Note that packets were left out before the next one."""
+        self._damaged.append(self._count)
+        self._count += 1
+
+    def received(self, frame: VideoFrame) -> Iterator[tuple[VideoFrame, bool]]:
+        """Note a decoded frame; yield those that are known by now, in order, each with whether it is damaged."""
+        number = self._numbers.get(frame.pts, self._count - 1)
+        if frame.is_corrupt:
+            alone = number in self._disposable or (self._codec in _PLAIN_B and int(frame.pict_type) == _B)
+            (self._alone if alone else self._damaged).append(number)
+        if frame.key_frame:
+            self._starts.append(_Start(number, frame.pts, number))
+        shown = frame.pts
+        if self._codec == "h264" and shown is not None and not frame.interlaced_frame:
+            # What is decoded before and was to be shown before was lost in the decoder.
+            key = self._starts[-1] if self._starts else _Start(0, None, 0)
+            lost = (n for n, pts in self._unseen.items() if n < number and pts < shown and pts > (key.pts or pts - 1))
+            self._damaged.extend(lost)
+        self._unseen = {} if shown is None else {n: pts for n, pts in self._unseen.items() if pts > shown}
+        self._held.append((frame, number))
+        if len(self._held) > MOST_HELD:
+            self._unseen.clear()  # The time stamps have jumped.
+        while self._held and not any(earlier < self._held[0][1] for earlier in self._unseen):
+            yield self._judged()
+
+    def rest(self) -> Iterator[tuple[VideoFrame, bool]]:
+        """Yield the frames that still wait, at the end of the stream."""
+        while self._held:
+            yield self._judged()
+
+    def _judged(self) -> tuple[Any, bool]:
+        frame, number = self._held.popleft()
+        # What is decoded after a key frame and shown before it may refer to what came before that key frame.
+        whole = max(
+            (
+                start.whole
+                for start in self._starts
+                if start.number <= number and (start.pts is None or frame.pts is None or start.pts <= frame.pts)
+            ),
+            default=0,
+        )
+        return frame, number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
+
+
+def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:
+    """Look into a packet of H.264, whose parts follow start codes or, if there is a `prefix`, their length.
+
+    Returns:
+        Whether no other picture refers to this one, and after how many more that are referred to a gradual refresh
+        that begins here is complete; 0 if none begins.
+    """
+    place, refresh = 0 if prefix else data.find(b"\0\0\1"), 0
+    while 0 <= place < len(data) - 8:
+        unit = place + (prefix or 3)
+        kind = data[unit] & 31
+        if 1 <= kind <= 5:  # a slice; the two bits before its type are 0 if it is no reference
+            return data[unit] >> 5 & 3 == 0, refresh
+        if kind == 6 and data[unit + 1] == 6:  # a recovery point: a number with as many zeros before as it has bits
+            bits = f"{int.from_bytes(data[unit + 3 : unit + 8], 'big'):040b}"
+            zeros = bits.find("1")
+            refresh = int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
+        length = int.from_bytes(data[place:unit], "big")
+        place = unit + length if prefix else data.find(b"\0\0\1", unit)
+    return False, refresh
