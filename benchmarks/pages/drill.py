@@ -1,6 +1,7 @@
 """The tables of docs/benchmarks/drill.md."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label
@@ -15,8 +16,8 @@ def _clips() -> list[dict[str, Any]]:
     return [case for result in matching("drill_video_*") for case in result["cases"]]
 
 
-def _soak() -> list[tuple[str, str]]:
-    soak: dict[str, Any] = lookup("soak.soak")
+def _soak(result: str) -> list[tuple[str, str]]:
+    soak: dict[str, Any] = lookup(f"{result}.soak")
     memory, ages = soak["memory_mb"], soak["age_ms"]
 
     def age(what: str) -> str:
@@ -45,9 +46,32 @@ TABLES = {
         Column("rejected", lambda case: sum(case["rejected_by_reason"].values()), ","),
     ),
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
-    "soak": table(_soak, label("one stream", 0), Column("", 1)),
+    "soak": table(partial(_soak, "soak"), label("one stream", 0), Column("", 1)),
 }
+TABLES |= {
+    "damaged_images": table(
+        "damage.images",
+        label("JPEGs", "way"),
+        columns({"damaged": "damaged", "reported": "reported", "of these passed": "reported_passed"}, ","),
+        columns({"silent and visible": "silent_visible", "of all visible": "visible"}, ","),
+        columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
+    ),
+    "damaged_streams": table(
+        "damage.streams",
+        label("H.264", "encoding"),
+        columns({"streams": "streams", "visibly wrong": "wrong", "of these passed": "wrong_passed"}, ","),
+        columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
+    ),
+}
+
+
+def _share(part: str, whole: str) -> Callable[[], str]:
+    return lambda: f"{sum(lookup(f'damage.streams.{part}')) / sum(lookup(f'damage.streams.{whole}')):.1%}"
+
+
 VALUES: dict[str, Callable[[], str]] = {
+    "damaged streams passed": _share("wrong_passed", "wrong"),
+    "damaged streams rejected": _share("good_rejected", "good"),
     "clip count": lambda: str(len(matching("drill_video_*"))),
     "clip cases": lambda: str(len(_clips())),
     "clip cases passed": lambda: str(sum(case["passed"] for case in _clips())),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rws.edge.common.closing import Closing
-from rws.edge.faults.bundles import BAD, place, rename
+from rws.edge.faults.bundles import BAD, place
 from rws.edge.faults.peers import HostilePeers, read_refused
 
 BURSTS, BURST = 40, 25  # of connections
@@ -128,9 +128,9 @@ class Adversary(Closing):
             if self._stop.wait(max(0.0, started + number * step - time.monotonic())):
                 return
             self._placed.append(name)
-            place(self._bundle, self._watched, damage)
+            place(self._bundle, self._watched, name, damage)
             self._wait_for("bundle_refused", number)
-        place(self._bundle, self._watched, rename)
+        place(self._bundle, self._watched, "another")
         self._good = 1
         self._wait_for("bundle_swapped", 1)
 

@@ -55,8 +55,8 @@ class SoakReport:
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False) -> SoakReport:
     """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early.
 
-    If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 connections are no friends, and 20 bad
-    bundles and then a good one appear in the watched folder.
+    If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 hostile connections are made,
+    and 20 bad bundles and then a good one appear in the watched folder.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         every = max(SHORTEST_LIFE, seconds / DEATHS) if hostile else 0.0
@@ -103,7 +103,8 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *
         promises["no frame lost but those that the camera died with"] = (
             -LOST_AT_END <= lost <= LOST_AT_END * (deaths + 1)
         )
-        promises["each death of the camera is a reconnect"] = measured["reconnects"] == deaths
+        # The last one may come too late.
+        promises["each death of the camera is a reconnect"] = deaths - 1 <= measured["reconnects"] <= deaths
         promises["the healthy file holds each result"] = written == measured["frames"]
         promises |= attacked.promises(measured["sinks"])
     return SoakReport(
