@@ -185,6 +185,9 @@ CASES: dict[str, Case] = {
             *("--json", x.folder / "out.json"),
         )
     ),
+    "bench damage": Case(
+        lambda x: ("--limit", 10, "--streams", 6, "--json", x.folder / "out.json"), prints="encoding MP4, B-frames"
+    ),
     "bench methods": Case(
         lambda x: (
             *("--work", x.folder / "work", "--data", x.few_images(), "--recipe", x.recipe, "--limit", 4),

@@ -71,7 +71,7 @@ def read_images(folder: Path | None) -> list[NDArray[np.uint8]]:
 
 def read_sheet() -> NDArray[np.uint8]:
     """Return all frames of `rws demo` in one image, uint8 (H, W, 3) RGB."""
-    return cv2.cvtColor(cv2.imread(str(DEMO_DATA / "frames.webp")), cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(cv2.imread(str(DEMO_DATA / "frames.webp")), cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def fuzz_images(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> ImageResult:

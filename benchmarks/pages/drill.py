@@ -48,7 +48,30 @@ TABLES = {
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
     "soak": table(partial(_soak, "soak"), label("one stream", 0), Column("", 1)),
 }
+TABLES |= {
+    "damaged_images": table(
+        "damage.images",
+        label("JPEGs", "way"),
+        columns({"damaged": "damaged", "reported": "reported", "of these passed": "reported_passed"}, ","),
+        columns({"silent and visible": "silent_visible", "of all visible": "visible"}, ","),
+        columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
+    ),
+    "damaged_streams": table(
+        "damage.streams",
+        label("H.264", "encoding"),
+        columns({"streams": "streams", "visibly wrong": "wrong", "of these passed": "wrong_passed"}, ","),
+        columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
+    ),
+}
+
+
+def _share(part: str, whole: str) -> Callable[[], str]:
+    return lambda: f"{sum(lookup(f'damage.streams.{part}')) / sum(lookup(f'damage.streams.{whole}')):.1%}"
+
+
 VALUES: dict[str, Callable[[], str]] = {
+    "damaged streams passed": _share("wrong_passed", "wrong"),
+    "damaged streams rejected": _share("good_rejected", "good"),
     "clip count": lambda: str(len(matching("drill_video_*"))),
     "clip cases": lambda: str(len(_clips())),
     "clip cases passed": lambda: str(sum(case["passed"] for case in _clips())),

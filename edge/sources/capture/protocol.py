@@ -29,23 +29,6 @@ DEFAULT_NETWORK = NetworkOptions()
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
-    """How a stream is asked for."""
-
-    rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
-    poll: float = 1.0  # seconds between two requests to an address that gives one image per request
-
-    def check(self) -> None:
-        """Raise a `UsageError` if a value is impossible."""
-        if self.rtsp_transport not in RTSP_TRANSPORTS or not 0.05 <= self.poll <= 3600:
-            found = f"the RTSP transport is {printable(self.rtsp_transport)}, the poll {self.poll:g}"
-            raise UsageError(f"{found}; expected one of {', '.join(RTSP_TRANSPORTS)}, and a poll of 0.05 to 3600 s")
-
-
-DEFAULT_NETWORK = NetworkOptions()
-
-
-@dataclass(frozen=True)
 class CaptureSettings:
     """What to open and how; `Opened` or `Ended` answers."""
 

@@ -1,11 +1,10 @@
 """Opens files, pipes and addresses with FFmpeg: its options, what is tried next, and what a failure means."""
 
-import contextlib
 import shutil
 import tempfile
 import time
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
 from rws.edge.sources.capture.protocol import CaptureSettings
@@ -82,12 +81,15 @@ def _scan_for_jpegs(target: str, timeout: float) -> Any:
 
 def is_one_image(container: Any) -> bool:
     """Return whether what is open ends after one image; a few packets are read from it if it may."""
+    import av
+
     name: str = container.format.name
     if not name.endswith("_pipe"):
         return name in ("image2", "gif")
-    with contextlib.suppress(OSError):  # as PyAV's errors are; reading on will say it
-        return sum(packet.size > 0 for packet in islice(container.demux(), 2)) < 2
-    return False
+    try:
+        return len([packet for packet in islice(container.demux(), 2) if packet.size]) < 2
+    except (av.error.FFmpegError, OSError):
+        return False  # reading on will say why
 
 
 def why(error: BaseException, timeout: float) -> str:
@@ -110,7 +112,7 @@ def _refused(error: BaseException, settings: CaptureSettings, timeout: float) ->
     return reason + encoding_advice(target)
 
 
-def _piped(settings: CaptureSettings) -> IO[bytes]:
+def _piped(settings: CaptureSettings) -> Any:
     """Return what comes through a pipe; an MP4 with its index at its end is copied to a temporary file first."""
     pipe: Any = open(0 if isinstance(settings.target, int) else settings.target, "rb", buffering=_HEAD)  # noqa: SIM115
     head = pipe.peek(_HEAD)

@@ -98,7 +98,7 @@ class StreamDecoder(Decoder):
         if context.width * context.height > self._max_pixels:
             size = f"{context.width} x {context.height}"
             self._container.close()
-            raise SourceError(f"has frames of {size} pixels, more than {self._max_pixels}; --max-pixels is the limit")
+            raise SourceError(f"has frames of {size} pixels; --max-pixels allows {self._max_pixels}")
         # A stream may change its size; a JPEG ends at its first error.
         context.options = {"max_pixels": str(self._max_pixels)} | ({"err_detect": "explode"} if self._jpeg else {})
         # Decoding several frames in parallel delays each of them; a live frame should be new. With slices in parallel,
@@ -179,7 +179,7 @@ class StreamDecoder(Decoder):
     def _to_image(self, frame: av.VideoFrame, damaged: bool, now: float) -> DecodedFrame:
         arrived = self._arrivals.pop(frame.pts, now)
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=self._interpolation)
-        pixels = upright(rgb.to_ndarray(), frame).astype(np.uint8, copy=False)
+        pixels = upright(np.asarray(rgb.to_ndarray(), np.uint8), frame)
         return DecodedFrame(pixels, arrived, DAMAGED if damaged else "", bool(frame.key_frame), self._media_time(frame))
 
 

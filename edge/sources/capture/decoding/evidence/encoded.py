@@ -46,7 +46,7 @@ def jpeg_damage(data: bytes) -> str:
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
         # What this reader cannot do, such as 12 bits or rare subsampling, others judge.
-        unable = any(word in str(error) for word in ("Unsupported", "subsampling"))
+        unable = any(word in str(error) for word in ("precision", "conversion", "subsampling"))
         return "" if unable and _opencv_reads(data) else str(error)
     return ""
 

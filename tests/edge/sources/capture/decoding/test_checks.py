@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.edge.faults.frames import scene
-from rws.edge.sources.capture.decoding.checks import BLACK, EMPTY, HALF, FreezeDetector, image_flaw
+from rws.edge.sources.capture.decoding.checks import BLACK, EMPTY, HALF, Checks, FlawCheck, FreezeDetector, image_flaw
+from rws.errors import UsageError
 
 
 def test_a_real_frame_has_no_flaw():
@@ -70,3 +71,43 @@ def test_what_an_encoder_repeats_is_frozen_only_across_a_key_frame():
     assert detector.frozen(frame, 10.0, key=True)
     assert detector.frozen(frame, 11.0, key=False)
     assert not detector.frozen(scene(16, 16, 1), 12.0, key=True)
+
+
+BLACK_IMAGE = np.zeros((48, 64, 3), np.uint8)
+
+
+def test_a_guess_gives_way_if_every_image_is_so_and_says_it():
+    check = FlawCheck()
+    assert [check.flaw(BLACK_IMAGE) for _ in range(12)] == [BLACK] * 10 + [""] * 2
+    assert "every frame looks black" in check.remark
+
+
+def test_a_guess_holds_once_another_image_has_come():
+    check = FlawCheck()
+    assert check.flaw(scene(48, 64)) == ""
+    assert {check.flaw(BLACK_IMAGE) for _ in range(100)} == {BLACK}
+    assert check.remark == ""
+
+
+def test_what_is_accepted_is_no_flaw_and_emptiness_never_gives_way():
+    check = FlawCheck((BLACK,))
+    assert check.flaw(BLACK_IMAGE) == ""
+    empty = FlawCheck()
+    assert {empty.flaw(np.empty((0, 4, 3), np.uint8)) for _ in range(30)} == {EMPTY}
+
+
+@pytest.mark.parametrize("accept", ["damaged", "undecodable", "dark"])
+def test_only_guesses_can_be_accepted(accept):
+    with pytest.raises(UsageError, match="known: black, half-decoded, frozen"):
+        Checks(accept=(accept,)).check()
+
+
+def test_an_image_that_never_changes_and_that_reopening_does_not_move_is_a_still():
+    detector, still = FreezeDetector(2.0), scene(16, 16)
+    assert [detector.frozen(still, at) for at in (0.0, 3.0)] == [False, True]
+    detector.reopened()
+    assert not detector.frozen(still, 9.0)
+    assert not detector.frozen(scene(16, 16, 1), 10.0)
+    assert detector.frozen(scene(16, 16, 1), 13.0)
+    detector.reopened()
+    assert detector.frozen(scene(16, 16, 1), 14.0)
