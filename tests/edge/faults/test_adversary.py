@@ -9,7 +9,6 @@ SINKS = {
     "csv": {"failures": 0, "accepted": 10, "written": 10, "failed": 0, "dropped": 0},
 }
 KEPT = Attacked(
-    deaths=60,
     bad_bundles=tuple(BAD),
     bundles_refused=20,
     good_bundles=1,
