@@ -1,6 +1,7 @@
 """The tables of docs/benchmarks/drill.md."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label
@@ -15,8 +16,8 @@ def _clips() -> list[dict[str, Any]]:
     return [case for result in matching("drill_video_*") for case in result["cases"]]
 
 
-def _soak() -> list[tuple[str, str]]:
-    soak: dict[str, Any] = lookup("soak.soak")
+def _soak(result: str) -> list[tuple[str, str]]:
+    soak: dict[str, Any] = lookup(f"{result}.soak")
     memory, ages = soak["memory_mb"], soak["age_ms"]
 
     def age(what: str) -> str:
@@ -45,7 +46,7 @@ TABLES = {
         Column("rejected", lambda case: sum(case["rejected_by_reason"].values()), ","),
     ),
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
-    "soak": table(_soak, label("one stream", 0), Column("", 1)),
+    "soak": table(partial(_soak, "soak"), label("one stream", 0), Column("", 1)),
 }
 TABLES |= {
     "damaged_images": table(

@@ -103,7 +103,7 @@ def remove_signature(path: str | Path, name: str) -> Bundle:
         return replace(_with_signatures(bundle, bundle.signatures.without(name), {"removed": [name]}), path=Path(path))
 
 
-def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], str]) -> str:
+def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], bytes]) -> str:
     """Check a bundle, sign its manifest, atomically, and return the key's ID; an earlier signature is replaced.
 
     The manifest holds the hashes of all other files. Raises as `Bundle.load` and `rws.edge.bundle.keys.sign`; what

@@ -45,36 +45,40 @@ class TrustedKeys:
         raise BundleError(f"{source}: {fault}; get the bundle from its maker again, or trust the maker's key")
 
 
-def trusted_keys(paths: Sequence[Path] | None) -> TrustedKeys | None:
+def trusted_keys(paths: Sequence[str | Path] | None) -> TrustedKeys | None:
     """Read public keys, one PEM file each; None, which trusts every bundle, only if no path is given.
 
     Raises InputError for a file that cannot be read, FormatError for one that is not an ed25519 public key,
     MissingExtraError without the extra `sign`.
     """
-    return TrustedKeys(dict(map(_read_public, paths))) if paths else None
+    return TrustedKeys(dict(_read_public(Path(path)) for path in paths)) if paths else None
 
 
-def make_keys(private: Path, public: Path, passphrase: str | None = None) -> str:
+def make_keys(private: Path, public: Path, passphrase: bytes | None = None) -> str:
     """Write a new pair of keys, the private one readable by its owner only, and return its ID.
 
-    With a passphrase the private key is encrypted. Raises InputError if a file is there already.
+    With a passphrase, 1…1023 bytes, the private key is encrypted. Raises InputError if a file is there already.
     """
     with require("sign"):
         from cryptography.hazmat.primitives import serialization as form
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     key = Ed25519PrivateKey.generate()
-    locked = form.NoEncryption() if passphrase is None else form.BestAvailableEncryption(passphrase.encode())
+    locked = form.NoEncryption() if passphrase is None else form.BestAvailableEncryption(passphrase)
     secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked)
     shown = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     for path in (private, public):
         if os.path.lexists(path):
             raise InputError(f"{path}: is there already, and a key is not replaced; choose another name")
     _write_new(private, secret, 0o600)
-    _write_new(public, shown, 0o644)
+    try:
+        _write_new(public, shown, 0o644)
+    except OSError:
+        private.unlink()
+        raise
     return _key_id(key.public_key())
 
 
-def sign(data: bytes, private: Path, passphrase: Callable[[], str]) -> tuple[bytes, str]:
+def sign(data: bytes, private: Path, passphrase: Callable[[], bytes]) -> tuple[bytes, str]:
     """Sign bytes with a private key, and return the signature and the key's ID; raises as `trusted_keys`.
 
     `passphrase` is called if the key is encrypted; the wrong one is an InputError.
@@ -100,7 +104,7 @@ def _read_public(path: Path) -> tuple[str, Ed25519PublicKey]:
     return _key_id(key), key
 
 
-def _read_private(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
+def _read_private(path: Path, passphrase: Callable[[], bytes]) -> Ed25519PrivateKey:
     with require("sign"):
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -108,7 +112,7 @@ def _read_private(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKe
     pem = _read_pem(path)
     if b"PUBLIC KEY" in pem:
         raise FormatError(f"{path}: is a public key; give the private one, which signs")
-    password = passphrase().encode() if b"ENCRYPTED" in pem else None
+    password = passphrase() if b"ENCRYPTED" in pem else None
     try:
         key = load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -143,6 +147,10 @@ def _key_id(key: Ed25519PublicKey) -> str:
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise

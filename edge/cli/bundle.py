@@ -215,6 +215,8 @@ def keygen(
     """
     from rws.edge.bundle.keys import make_keys
 
+    if name.name in ("", ".."):
+        raise UsageError(f"{name}: is a folder; give the name of the keys, such as maker")
     private, public = (check_target(name.with_name(f"{name.name}.{kind}")) for kind in ("key", "pub"))
     key_id = make_keys(private, public, _passphrase(confirm=True) if passphrase else None)
     say(f"{private} signs bundles: keep it secret. {public} goes to the devices. Both have the ID {key_id}.")
@@ -240,14 +242,17 @@ def sign_bundle(
     say(f"{path} is now signed with the key {key_id}")
 
 
-def _passphrase(confirm: bool = False) -> str:
+def _passphrase(confirm: bool = False) -> bytes:
     given = os.environ.get("RWS_PASSPHRASE")
     if given is None and not sys.stdin.isatty():
         raise UsageError("the private key's passphrase cannot be asked for here; set RWS_PASSPHRASE")
-    found = given if given is not None else typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm)
-    if not found:
-        raise UsageError("the private key's passphrase is empty, expected a text")
-    return str(found)
+    try:
+        text = given if given is not None else typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    if not 0 < len(found := os.fsencode(text)) < 1024:
+        raise UsageError(f"the private key's passphrase has {len(found)} bytes, expected 1 to 1023")
+    return found
 
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rws.edge.monitoring.monitor import Monitor
-from rws.edge.sinks.background import BackgroundSink, WhenFull
+from rws.edge.sinks.background import BackgroundSink, OnFailure, WhenFull
 from rws.edge.sinks.base import Sink
 from rws.edge.sinks.csv import CsvSink
 from rws.edge.sinks.file import FileSink
@@ -87,10 +87,10 @@ class Outputs:
         return {name: sink.status() for name, sink in self._behind.items()} | page
 
     def _write(self, name: str, sink: Sink, when_full: Callable[[], WhenFull] | None = None) -> None:
-        again = not isinstance(sink, FileSink) or sink.endless
-        behind = BackgroundSink(
-            sink, name=name, when_full=when_full or self._when_full, on_failure="reopen" if again else "give up"
-        )
+        def on_failure() -> OnFailure:
+            return "reopen" if not isinstance(sink, FileSink) or sink.endless else "give up"
+
+        behind = BackgroundSink(sink, name=name, when_full=when_full or self._when_full, on_failure=on_failure)
         self._behind[name] = self._stack.enter_context(behind)
 
     def _when_full(self) -> WhenFull:

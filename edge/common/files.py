@@ -285,7 +285,7 @@ def _swap_folders(new: Path, target: Path) -> None:
     descriptor = os.open(target, os.O_RDONLY | _SAFE)
     try:
         with suppress(OSError):
-            _lock(descriptor)  # so that no other writer takes it for a leftover
+            _lock(descriptor)  # so that no other writer removes it as a leftover
         os.rename(target, aside)
         try:
             os.rename(new, target)

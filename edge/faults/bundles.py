@@ -14,20 +14,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 MODEL, ORACLE, POLICY, SIGNATURES = "model.onnx", "oracle.onnx", "policy.safetensors", "signatures.safetensors"
 MANIFEST = "bundle.json"
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
-def place(good: Path, watched: Path, damage: Damage) -> None:
-    """Make a watched folder a copy of a good bundle, and damage it."""
+def place(good: Path, watched: Path, name: str, damage: Damage | None = None) -> None:
+    """Make a watched folder a copy of a good bundle with another name, and damage it."""
     for entry in watched.iterdir():
         entry.unlink()
     shutil.copytree(good, watched, dirs_exist_ok=True)
-    damage(watched)
-
-
-def rename(folder: Path) -> None:
-    """Make the bundle another one, as good as before."""
-    _edit_manifest(folder, lambda document: document.update(name="another"))
+    # What has the manifest of the bundle that runs is no new bundle.
+    _edit_manifest(watched, lambda document: document.update(name=name))
+    if damage is not None:
+        damage(watched)
 
 
 def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -42,16 +40,20 @@ def _with_hash(folder: Path, name: str, data: bytes) -> None:
     _edit_manifest(folder, lambda document: document["files"].update({name: entry}))
 
 
-def _fifo(name: str) -> Damage:
-    return lambda folder: ((folder / name).unlink(), os.mkfifo(folder / name))[1]
+def _instead(name: str, make: Callable[[Path], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return damage
+
+
+def _text(text: str) -> Damage:
+    return _instead(MANIFEST, lambda path: path.write_text(text))
 
 
 def _link(name: str, target: str) -> Damage:
-    return lambda folder: ((folder / name).unlink(), (folder / name).symlink_to(target))[1]
-
-
-def _manifest(text: str) -> Damage:
-    return lambda folder: (folder / MANIFEST).write_text(text) and None
+    return _instead(name, lambda path: path.symlink_to(target))
 
 
 def _half(name: str, *, repaired: bool) -> Damage:
@@ -129,15 +131,15 @@ def _gigabytes(proto: onnx.ModelProto) -> None:
 
 
 BAD: dict[str, Damage] = {
-    "the manifest is a FIFO": _fifo(MANIFEST),
+    "the manifest is a FIFO": _instead(MANIFEST, os.mkfifo),
     "the manifest is a link": _link(MANIFEST, "/etc/hostname"),
     "the manifest has 1 TB": _sparse,
     "the manifest is cut": _half(MANIFEST, repaired=False),
-    "the manifest is deep": _manifest("[" * 100_000),
+    "the manifest is deep": _text("[" * 100_000),
     "the manifest has a number of 4,000 digits": _long_number,
-    "the manifest is empty": _manifest(" "),
+    "the manifest is empty": _text(" "),
     "other classes": _other_classes,
-    "the model is a FIFO": _fifo(MODEL),
+    "the model is a FIFO": _instead(MODEL, os.mkfifo),
     "the model is a link to a device": _link(MODEL, "/dev/zero"),
     "the model is cut": _half(MODEL, repaired=False),
     "the model is altered": _flipped,

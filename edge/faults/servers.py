@@ -150,10 +150,10 @@ def age_ms(stamp: int) -> int:
 
 
 def serve_stamped() -> None:
-    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes; die every `sys.argv[2]` seconds, 0 for never.
+    """Serve stamped frames at `sys.argv[1]` Hz until standard input closes.
 
-    It comes back at the same address after a tenth of that time, after 5 s at most. Prints its address; at the end the
-    number of frames that it has sent, and how often it has died.
+    The camera dies every `sys.argv[2]` seconds, 0 for never, and comes back at the same address after a tenth of that
+    time, 5 s at most. Prints its address; at the end the number of frames that it has sent, and how often it has died.
     """
     fps, every = float(sys.argv[1]), float(sys.argv[2])
     scenes = [scene(480, 640, seed) for seed in range(8)]

@@ -37,7 +37,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
             proto = onnx.load_model_from_string(model)
         else:
             proto = onnx.load_model_from_string(read_regular(model, _LARGEST))
-            _load_beside(proto, Path(model).parent)
+            _load_neighbours(proto, Path(model).parent)
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:
@@ -48,7 +48,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     return proto
 
 
-def _load_beside(model: onnx.ModelProto, folder: Path) -> None:
+def _load_neighbours(model: onnx.ModelProto, folder: Path) -> None:
     tensors = (part for part in parts(model) if isinstance(part, onnx.TensorProto))
     for place in {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}:
         if Path(place).name != place:

@@ -48,7 +48,7 @@ class BackgroundSink:
         on_failure: what an error of the other sink does. "raise": every later `write` and `close` raises it, the same
             object, and nothing is written any more. "give up": it is logged, and later frames are counted as `failed`.
             "reopen": likewise, but the sink is exited and, at a frame after 1 s, 2 s, … 60 s, entered and tried again;
-            on entry, a full or failing disk is such an error, and any other is raised.
+            on entry, a full or failing disk is such an error, and any other is raised. A function is called likewise.
         clock: monotonic, for these pauses.
 
     `accepted` frames are `written` + `dropped` (it was too slow) + `failed` + `waiting` in the queue + `writing` (1
@@ -63,7 +63,7 @@ class BackgroundSink:
         capacity: int = 8,
         when_full: WhenFull | Callable[[], WhenFull] = "drop",
         timeout: float | None = None,
-        on_failure: OnFailure = "raise",
+        on_failure: OnFailure | Callable[[], OnFailure] = "raise",
         clock: Clock = time.monotonic,
     ) -> None:
         if capacity < 1:
@@ -89,6 +89,11 @@ class BackgroundSink:
         return self._when_full() if callable(self._when_full) else self._when_full
 
     @property
+    def on_failure(self) -> OnFailure:
+        """What an error of the other sink does now."""
+        return self._on_failure() if callable(self._on_failure) else self._on_failure
+
+    @property
     def timeout(self) -> float:
         """Seconds that the exit waits."""
         return (5.0 if self.when_full == "drop" else 60.0) if self._timeout is None else self._timeout
@@ -105,7 +110,7 @@ class BackgroundSink:
             if self.writing and not error and (hangs := self._clock() - self._begun_at) > STUCK:
                 error = f"has not taken a frame for {hangs:.0f} s"
             if error:
-                state = "failed" if self._error is not None and self._on_failure != "reopen" else "failing"
+                state = "failed" if self._error is not None and self.on_failure != "reopen" else "failing"
             names = ("failures", "accepted", "written", "dropped", "failed", "waiting", "writing")
             counts = {name: getattr(self, name) for name in names}
             return SinkStatus("abandoned" if self.abandoned else state, error, **counts)
@@ -147,7 +152,7 @@ class BackgroundSink:
         try:
             self._enter()
         except Exception as error:
-            if self._on_failure != "reopen" or getattr(error.__cause__, "errno", None) not in DISK_ERRORS:
+            if self.on_failure != "reopen" or getattr(error.__cause__, "errno", None) not in DISK_ERRORS:
                 raise
             self._fail(error)
         self._open = True
@@ -163,7 +168,7 @@ class BackgroundSink:
         self._join()
         if error is None:
             self._raise()
-        elif self._on_failure == "raise" and self._error is not None and self._error is not error:
+        elif self.on_failure == "raise" and self._error is not None and self._error is not error:
             log.warning("%s failed too: %s", self.name, first_line(self._error))
 
     def _wait_for(self, room: int) -> None:
@@ -175,7 +180,7 @@ class BackgroundSink:
                 log.warning("%s has not taken a frame for %g s; the run waits for it", self.name, STUCK)
 
     def _raise(self) -> None:
-        if self._error is not None and self._on_failure == "raise":
+        if self._error is not None and self.on_failure == "raise":
             # The same object may be raised for months; its first traceback keeps it from growing.
             raise self._error.with_traceback(self._trace)
 
@@ -254,11 +259,11 @@ class BackgroundSink:
             self.failed += self.writing + len(self._queue)
             self.writing = 0
             self._queue.clear()
-            if self._on_failure == "reopen":
+            if self.on_failure == "reopen":
                 rested = first and now - self._opened_at >= LONGEST_PAUSE
                 self._pause = FIRST_PAUSE if rested else min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
                 self._retry_at = now + self._pause
             self._changed.notify_all()
-        if first and self._on_failure != "raise":
-            then = "its frames are lost until it works again" if self._on_failure == "reopen" else "it is given up"
+        if first and self.on_failure != "raise":
+            then = "its frames are lost until it works again" if self.on_failure == "reopen" else "it is given up"
             log.warning("%s: %s; the run goes on, %s", self.name, first_line(error), then)

@@ -37,6 +37,7 @@ class FileSink:
     def __init__(self, path: str | os.PathLike[str], *, endless: bool = False) -> None:
         self.path, self.endless, self._stack = Path(path), endless, ExitStack()
         self._mount: Path | None = None
+        self._identity: tuple[int, int] | None = None  # of a file that grows
 
     def __enter__(self) -> Self:
         self._check_place()
@@ -62,6 +63,23 @@ class FileSink:
     def _open(self) -> None:
         """Prepare for the first frame."""
 
+    def _remember(self) -> None:
+        """Note which file is at the path now: the one that grows."""
+        self._identity = _identity(os.stat(self.path)) if self.path.is_file() else None
+
+    def _is_gone(self) -> bool:
+        try:
+            return self._identity is not None and _identity(os.stat(self.path)) != self._identity
+        except FileNotFoundError:
+            return True
+
+    def _renew(self) -> None:
+        """Begin another file if somebody has removed or renamed the one that grows."""
+        if self._is_gone():
+            self._stack.close()
+            self._check_place()
+            self._open()
+
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         try:
@@ -81,7 +99,6 @@ class LineSink(FileSink):
     """
 
     _file: BinaryIO
-    _identity: tuple[int, int] | None = None  # of a file that grows
 
     def __init__(
         self, path: str | os.PathLike[str], *, endless: bool = False, on_close: Callable[[], None] = lambda: None
@@ -105,7 +122,7 @@ class LineSink(FileSink):
         # Unbuffered, so that a line is in the file as soon as it is written. Appending continues at the start of a file
         # that logrotate (copytruncate) has emptied.
         self._file = self._stack.enter_context(WholeFile(self.path, "ab"))
-        self._identity = _identity(os.fstat(self._file.fileno())) if self._grows else None
+        self._remember()
         if half := _half_line(self.path):
             self._file.write(self._end_of(half))
 
@@ -115,10 +132,7 @@ class LineSink(FileSink):
     def _append(self, text: str) -> int:
         line = text.encode("utf-8", "backslashreplace")
         with self._one_line_errors():
-            if self._identity is not None and self._is_gone():
-                self._stack.close()
-                self._check_place()
-                self._open()
+            self._renew()
             try:
                 self._file.write(line)
             except BrokenPipeError:
@@ -126,12 +140,6 @@ class LineSink(FileSink):
                     raise
                 self._on_close()
         return len(line)
-
-    def _is_gone(self) -> bool:
-        try:
-            return _identity(os.stat(self.path)) != self._identity
-        except FileNotFoundError:
-            return True
 
 
 class WholeFile(io.FileIO):

@@ -60,7 +60,6 @@ class VideoSink(FileSink):
         self.fps = Fraction(25 if fps is None else fps).limit_denominator(1001)
         self.frames, self._size = 0, (0, 0)
         self._video: VideoFile | None = None
-        self._begun = False  # whether the file is ours
         self._zero: float | None = None  # when time 0 of the video was, seconds of the clock or of the source
         self._media_time, self._lead = 0.0, math.nan  # of the last frame; of the clock over its time line, seconds
 
@@ -68,12 +67,14 @@ class VideoSink(FileSink):
         """Draw the result next to the frame and append it."""
         image = self.draw(frame, result)
         with self._one_line_errors():
+            self._renew()
             if self._video is None:
                 self.endless = self.endless if self._source is None else self._source.live
                 self._size = (image.shape[1], image.shape[0])
                 if self.endless:
                     _set_aside(self.path)
-                    self._begun = True
+                    self.path.touch()
+                    self._remember()
                 target = self.path if self.endless else self._stack.enter_context(atomic_path(self.path))
                 timed = self.endless or frame.media_time is not None
                 self._video = self._stack.enter_context(VideoFile(target, self._size, self.fps, timed, self.endless))
@@ -81,7 +82,7 @@ class VideoSink(FileSink):
         self.frames += 1
 
     def _open(self) -> None:
-        self._video, self._begun = None, False
+        self._video = self._identity = None
         self._zero, self._media_time, self._lead = None, 0.0, math.nan
 
     def __exit__(self, *failure: Any) -> None:
@@ -90,7 +91,7 @@ class VideoSink(FileSink):
         try:
             super().__exit__(*failure)
         finally:
-            if self.endless and self._begun and self.path.is_file():
+            if self._identity is not None and not self._is_gone():
                 _remove_empty(self.path)
 
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:

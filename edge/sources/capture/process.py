@@ -49,6 +49,8 @@ def start_worker(counters: int, stdin: int = subprocess.DEVNULL) -> tuple[subpro
         "PYTHONSAFEPATH": "1",
         "OPENCV_FFMPEG_LOGLEVEL": "-8",
         "OPENCV_LOG_LEVEL": "SILENT",
+        # Each time it is reopened, new threads decode; glibc would keep the memory of many for each of them.
+        "MALLOC_ARENA_MAX": "2",
     }
     # In a new session: Ctrl-C in a terminal is for the loop alone.
     command = [sys.executable, str(_WORKER), *map(str, descriptors)]

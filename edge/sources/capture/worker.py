@@ -5,6 +5,7 @@ shared memory; if that is too small, the descriptor of larger memory comes with 
 """
 
 import contextlib
+import gc
 import mmap
 import os
 import resource
@@ -41,6 +42,7 @@ class Worker:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
         self._decoder: Decoder | None = None  # the last one
+        self._scan = False  # whether the next one is to look for JPEGs
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
         self._flaws: FlawCheck | None = None
@@ -64,8 +66,12 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
+        if self._decoder is not None:
+            self._scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
+        self._decoder = None
+        gc.collect()  # a decoder that was lost refers to itself through its error, and holds megabytes
         try:
-            decoder = self._decoder = self._decoder_of(settings)
+            decoder = self._decoder = _decoder_of(settings, self._scan)
         except MemoryError:
             return Ended(OUT_OF_MEMORY)
         except SourceError as error:
@@ -86,16 +92,6 @@ class Worker:
         )
         self._grabber.start()
         return Opened(decoder.fps, decoder.length, decoder.finite, decoder.bursts)
-
-    def _decoder_of(self, settings: CaptureSettings) -> Decoder:
-        if settings.kind == "camera":
-            return CameraDecoder(settings)
-        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
-        container = open_container(settings, OPEN_TIMEOUT, scan)
-        if settings.kind == "network" and is_one_image(container):
-            container.close()
-            return SnapshotDecoder(settings, OPEN_TIMEOUT)
-        return StreamDecoder(container, settings)
 
     def _next(self) -> None:
         if self._grabber is None:
@@ -125,6 +121,16 @@ class Worker:
         else:
             socket.send_fds(self._connection, [line], [descriptor])
             os.close(descriptor)
+
+
+def _decoder_of(settings: CaptureSettings, scan: bool) -> Decoder:
+    if settings.kind == "camera":
+        return CameraDecoder(settings)
+    container = open_container(settings, OPEN_TIMEOUT, scan)
+    if settings.kind == "network" and is_one_image(container):
+        container.close()
+        return SnapshotDecoder(settings, OPEN_TIMEOUT)
+    return StreamDecoder(container, settings)
 
 
 def _limit_memory() -> None:

@@ -49,7 +49,7 @@ def test_a_bundle_that_is_removed_while_it_is_read_is_refused(bundle_path, monke
         Bundle.load(bundle_path)
 
 
-def test_readers_are_never_told_that_an_exchanged_bundle_is_altered(bundle_path):
+def test_no_reader_mistakes_an_exchange_for_damage(bundle_path):
     writer = SPAWN.Process(target=exchange, args=(bundle_path, 4))
     writer.start()
     names, reads = set(), 0

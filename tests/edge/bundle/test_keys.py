@@ -279,13 +279,13 @@ def test_the_private_key_is_its_owners_and_is_not_replaced(tmp_path):
 
 
 def test_a_passphrase_locks_the_private_key(tmp_path):
-    key_id = make_keys(tmp_path / "a.key", tmp_path / "a.pub", "a passphrase: ü")
+    key_id = make_keys(tmp_path / "a.key", tmp_path / "a.pub", "a passphrase: ü".encode())
     assert b"ENCRYPTED" in (tmp_path / "a.key").read_bytes()
-    signature, found = sign(b"manifest", tmp_path / "a.key", lambda: "a passphrase: ü")
+    signature, found = sign(b"manifest", tmp_path / "a.key", "a passphrase: ü".encode)
     assert found == key_id
     assert trusted_keys([tmp_path / "a.pub"]).signer(b"manifest", signature, "it") == key_id
     with pytest.raises(InputError, match="cannot be decrypted"):
-        sign(b"manifest", tmp_path / "a.key", lambda: "another")
+        sign(b"manifest", tmp_path / "a.key", lambda: b"another")
 
 
 def bad_public_keys(folder, ours):

@@ -1,11 +1,17 @@
 """Signed bundles from the command line: `rws bundle keygen` and `sign`, and `--key`, as a user and as a service."""
 
+import fcntl
 import json
+import os
+import pty
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import termios
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,11 +146,56 @@ def test_keys_are_made_once_and_private(place, tmp_path, monkeypatch):
     invoke("verify", path, "--key", tmp_path / "maker.pub")
     monkeypatch.setenv("RWS_PASSPHRASE", "wrong")
     fails(invoke("bundle", "sign", path, "--key", private, check=False), 3, "cannot be decrypted")
-    for value, message in (("", "is empty"), (None, "cannot be asked for here")):
+    long, unasked = "has 2000 bytes, expected 1 to 1023", "cannot be asked for here"
+    for value, message in (("", "has 0 bytes"), ("x" * 2000, long), (None, unasked)):
         monkeypatch.setenv("RWS_PASSPHRASE", value) if value is not None else monkeypatch.delenv("RWS_PASSPHRASE")
         fails(invoke("bundle", "sign", path, "--key", private, check=False), 2, message)
         fails(invoke("bundle", "keygen", tmp_path / "second", "--passphrase", check=False), 2, message)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", "maker.key", "maker.pub"]
+
+
+def test_a_passphrase_that_is_not_text_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWS_PASSPHRASE", os.fsdecode(b"\xff\xfe caf\xe9"))
+    invoke("bundle", "keygen", tmp_path / "maker", "--passphrase")
+    write_bundle(tmp_path / "bundle", bundle_parts())
+    invoke("bundle", "sign", tmp_path / "bundle", "--key", tmp_path / "maker.key")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "folder/.."])
+def test_the_keys_need_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(invoke("bundle", "keygen", name, check=False), 2, "is a folder; give the name of the keys")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"), [(["\x03"], 130), (["\x04"], 130), (["secret\n"] * 2, 0), (["a\n", "b\n", "\x03"], 130)]
+)
+def test_a_passphrase_is_asked_for_and_not_shown(typed, code, tmp_path):
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("rws")), "bundle", "keygen", str(tmp_path / "maker"), "--passphrase"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={name: value for name, value in os.environ.items() if name != "RWS_PASSPHRASE"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    shown = b""
+    with open(master, "r+b", buffering=0) as terminal:
+        for number, text in enumerate(typed, 1):
+            while len(re.findall(rb"Passphrase: |confirmation: ", shown)) < number:
+                shown += terminal.read(1000)
+            terminal.write(text.encode())
+        with suppress(OSError):  # the other end is closed
+            while more := terminal.read(1000):
+                shown += more
+    assert process.wait(timeout=30) == code
+    assert b"secret\r" not in shown
+    assert b"Traceback" not in shown
+    assert (tmp_path / "maker.key").exists() == (code == 0)
 
 
 def test_the_whole_way_with_the_installed_command(place, tmp_path):
@@ -173,13 +224,13 @@ def test_a_run_that_watches_takes_up_signed_bundles_only(place, tmp_path):
         lines = iter(process.stdout.readline, "")
         next(line for line in lines if line.startswith("model: "))
         invoke("bundle", "switch", path, place / "plain")
-        assert "not signed" in next(line for line in lines if "bundle refused" in line)
+        assert "not signed" in next(line for line in lines if "bundle refused, " in line)
         invoke("bundle", "switch", path, place / "foreign")
-        assert "signed by none" in next(line for line in lines if "bundle refused" in line)
+        assert "signed by none" in next(line for line in lines if "bundle refused, " in line)
         write_bundle(tmp_path / "next", bundle_parts(name="next"))
         invoke("bundle", "sign", tmp_path / "next", "--key", place / "ours.key")
         invoke("bundle", "switch", path, tmp_path / "next", "--key", place / "ours.pub")
-        assert "now next" in next(line for line in lines if "bundle swapped" in line)
+        assert "now next" in next(line for line in lines if "bundle swapped: " in line)
         process.terminate()
         assert process.wait(timeout=30) == 0
     finally:

@@ -250,7 +250,7 @@ def test_a_folder_that_was_moved_aside_by_a_killed_writer_comes_back(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def write_for_ever(path, folder):
+def write_endlessly(path, folder):
     for number in itertools.count():
         with atomic_path(path, folder=folder) as temporary:
             for part in [temporary / "a", temporary / "b"] if folder else [temporary]:
@@ -263,7 +263,7 @@ def test_killed_at_any_moment_a_writer_leaves_a_whole_target_and_the_next_cleans
     path = tmp_path / "target"
     moments = random.Random(0)
     for _ in range(12):
-        process = FORK.Process(target=write_for_ever, args=(path, folder))
+        process = FORK.Process(target=write_endlessly, args=(path, folder))
         process.start()
         time.sleep(moments.uniform(0.02, 0.1))
         process.kill()

@@ -241,7 +241,7 @@ class TestReading:
             read_model(path)
 
     @pytest.mark.parametrize("what", ["pipe", "link", "folder", "elsewhere", "absolute", "far", "long"])
-    def test_weights_that_are_no_file_next_to_it(self, tmp_path, what):
+    def test_weights_that_are_not_in_a_file_next_to_it(self, tmp_path, what):
         path = tmp_path / "m" / "m.onnx"
         path.parent.mkdir()
         onnx.save(network(1, 4, seed=0), path, save_as_external_data=True, location="m.data", size_threshold=0)

@@ -283,7 +283,7 @@ def test_a_job_that_fails_says_so(tmp_path):
 
 @pytest.mark.parametrize("other", ["remake", "refuse", "keep"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "folder as note", "pipe as note"])
-def test_what_is_no_file_is_named_before_anything_is_made(tmp_path, other, kind):
+def test_a_folder_or_pipe_is_named_before_anything_is_made(tmp_path, other, kind):
     store = Store(tmp_path, other)
     store.get("a.json", 1, Counted(1), JSON)
     (path,) = tmp_path.glob("a*.from" if "note" in kind else "a*.json")

@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path):
         assert re.fullmatch(rf"{path}[: ].*; remove it to start again", message)
 
 
-def test_a_checkpoint_that_is_no_file_is_named(tmp_path):
+def test_a_folder_or_pipe_for_a_checkpoint_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):

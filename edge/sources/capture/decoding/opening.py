@@ -1,11 +1,10 @@
 """Opens files, pipes and addresses with FFmpeg: its options, what is tried next, and what a failure means."""
 
-import contextlib
 import shutil
 import tempfile
 import time
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 from rws.edge.sources.capture.decoding.still import IMAGE_SUFFIXES
 from rws.edge.sources.capture.protocol import CaptureSettings
@@ -16,7 +15,7 @@ LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watc
 # A live playlist is entered at its newest segment.
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
 _HTTP_OPTIONS = {"formatprobesize": "131072"}  # of small images a megabyte would take too long
-_FIRST_SHARE = 0.6  # of the time to open an HTTP address; the rest is for a second attempt
+_FIRST_SHARE = 0.7  # of the time to open an HTTP address; the rest is for a second attempt
 _HTTP = ("http://", "https://")
 _RTSP = ("rtsp://", "rtsps://")
 _TRANSPORTS = {"auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}}
@@ -46,27 +45,25 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
     if http and target.lower().endswith(tuple(IMAGE_SUFFIXES)):
         target += "#"  # which is not sent: what comes decides what it is, not the ending
     # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-    limits = (timeout * (_FIRST_SHARE if http else 1), LONGEST_SILENCE) if network else None
-    began, container = time.monotonic(), None
+    limit = timeout * (_FIRST_SHARE if http else 1)
+    limits = (limit, LONGEST_SILENCE) if network else None
+    began, container, refusal = time.monotonic(), None, None
     try:
         if not (http and scan):
-            container = av.open(
-                _piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits
-            )
+            file = _piped(settings) if settings.kind == "pipe" else target
+            container = av.open(file, options=options, timeout=limits)
             if container.format.name != "mpjpeg" or container.streams.video[0].codec_context.width:
                 return container
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        if not http or not isinstance(error, av.error.InvalidDataError | av.error.ExitError):
-            raise SourceError(_refused(error, settings, timeout)) from error
-        refusal: Exception | None = error
-    else:
-        refusal = None
+        refusal = SourceError(_refused(error, settings, limit))
+        if not http or not isinstance(error, av.error.InvalidDataError):
+            raise refusal from error
     try:
-        return _scan_for_jpegs(target, max(timeout - (time.monotonic() - began), 1.0))
+        return _scan_for_jpegs(target, timeout - min(time.monotonic() - began, limit))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if container is not None:
             return container  # its first image is still to come
-        raise SourceError(_refused(refusal or error, settings, timeout)) from error
+        raise refusal or SourceError(_refused(error, settings, timeout)) from error
 
 
 def _scan_for_jpegs(target: str, timeout: float) -> Any:
@@ -82,12 +79,15 @@ def _scan_for_jpegs(target: str, timeout: float) -> Any:
 
 def is_one_image(container: Any) -> bool:
     """Return whether what is open ends after one image; a few packets are read from it if it may."""
+    import av
+
     name: str = container.format.name
     if not name.endswith("_pipe"):
         return name in ("image2", "gif")
-    with contextlib.suppress(OSError):  # as PyAV's errors are; reading on will say it
-        return sum(packet.size > 0 for packet in islice(container.demux(), 2)) < 2
-    return False
+    try:
+        return len([packet for packet in islice(container.demux(), 2) if packet.size]) < 2
+    except (av.error.FFmpegError, OSError):
+        return False  # reading on will say why
 
 
 def why(error: BaseException, timeout: float) -> str:
@@ -110,7 +110,7 @@ def _refused(error: BaseException, settings: CaptureSettings, timeout: float) ->
     return reason + encoding_advice(target)
 
 
-def _piped(settings: CaptureSettings) -> IO[bytes]:
+def _piped(settings: CaptureSettings) -> Any:
     """Return what comes through a pipe; an MP4 with its index at its end is copied to a temporary file first."""
     pipe: Any = open(0 if isinstance(settings.target, int) else settings.target, "rb", buffering=_HEAD)  # noqa: SIM115
     head = pipe.peek(_HEAD)
