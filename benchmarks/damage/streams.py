@@ -148,7 +148,9 @@ def _plain(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def _encode(images: Sequence[NDArray[np.uint8]], encoding: Encoding, path: Path) -> None:
-    with av.open(str(path), "w", format=encoding.container) as container:
+    # The index of an MP4 comes first, so that one that is cut can be opened.
+    first = {"movflags": "faststart"} if encoding.container == "mp4" else {}
+    with av.open(str(path), "w", format=encoding.container, container_options=first) as container:
         stream = container.add_stream("libx264", rate=RATE, options=dict(encoding.options))
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, RATE)

@@ -46,7 +46,8 @@ def limits_of(files: BundleFiles) -> Limits:
     memory = 12 * files.size + 4096 * pixels
     if hasattr(os, "sysconf"):
         memory = min(memory, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return Limits(60 + files.size / 1e6 + pixels / 1e5, 2**29 + memory)
+    processor = round(60 + files.size / 1e6 + pixels / 1e5)
+    return Limits(processor, 4 * processor, 2**29 + memory)
 
 
 class StoppedError(BundleError):
@@ -87,8 +88,10 @@ class Judge:
             process.stdout.close()
         if self._stopped:
             raise self._stop_error()
+        limits = self._limits
         if self._late or code == -getattr(signal, "SIGXCPU", 0):
-            raise self._refused(f"its networks did not finish within {self._limits.seconds:g} s; give a smaller model")
+            most = f"{limits.seconds:g} s" if self._late else f"{limits.processor:g} s of processor time"
+            raise self._refused(f"its networks did not finish within {most}; give a smaller model")
         return self._checked(answer, code)
 
     def stop(self) -> None:

@@ -198,7 +198,7 @@ def run(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
-    from rws.edge.common.descriptors import raise_descriptor_limit
+    from rws.edge.common.resources import raise_descriptor_limit
     from rws.edge.sources.capture.decoding.checks import Checks
     from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv

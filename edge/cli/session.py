@@ -26,6 +26,7 @@ from rws.edge.cli.frames import CORRUPT_SEED, SizeWarning, corrupter
 from rws.edge.cli.outputs import OutputOptions, Outputs
 from rws.edge.cli.results import change_line, image_block, image_line
 from rws.edge.common.provenance import portable_path, provenance, write_json
+from rws.edge.common.resources import return_memory
 from rws.edge.monitoring.console import LossyOutput
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine
@@ -231,6 +232,7 @@ class RunSession:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
+        return_memory()  # of the old one
         self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 

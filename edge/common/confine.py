@@ -16,10 +16,11 @@ NO_NEW_RIGHTS, KILLED_WITH_PARENT = 38, 1  # of prctl(2)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take: seconds, of the processor's time too, and bytes of memory."""
+    """What a process may take."""
 
-    seconds: float
-    memory: int
+    processor: float  # seconds of its time
+    seconds: float  # in all; longer, because others may keep the processor busy
+    memory: int  # bytes
 
 
 def confine(limits: Limits) -> None:
@@ -39,11 +40,10 @@ def confine(limits: Limits) -> None:
         nobody = pwd.getpwnam("nobody").pw_uid
     except KeyError:
         nobody = 65534
-    os.nice(10)
+    os.nice(5)
     if sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-    seconds = ceil(limits.seconds)
     if os.geteuid() == 0:
         try:
             os.setgroups([])
@@ -57,7 +57,7 @@ def confine(limits: Limits) -> None:
         library.prctl(KILLED_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     # RLIMIT_DATA counts what can be written and belongs to this process alone; RLIMIT_AS also what it could share, and
     # what libraries reserve but never use.
-    most = {"CPU": seconds, "DATA": limits.memory, "AS": 2 * limits.memory}
+    most = {"CPU": ceil(limits.processor), "DATA": limits.memory, "AS": 2 * limits.memory}
     for name, value in {**most, "CORE": 0, "FSIZE": 0, "NPROC": 0, "NOFILE": 0}.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]

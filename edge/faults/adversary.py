@@ -15,7 +15,7 @@ from rws.edge.faults.bundles import BAD, place
 from rws.edge.faults.peers import HostilePeers, read_refused
 
 BURSTS, BURST = 40, 25  # of connections
-SETTLE, LONGEST_JUDGEMENT = 2.0, 120.0  # seconds until a change is seen for sure, and until it is refused or accepted
+SETTLE, LONGEST_TEST = 2.0, 120.0  # seconds until a change is seen for sure, and until it is refused or accepted
 NEVER_READS = "viewer that never reads"
 
 
@@ -48,7 +48,6 @@ class Page:
 class Attacked:
     """What was done to a run, and next to it what it has counted."""
 
-    deaths: int  # of the camera
     bad_bundles: tuple[str, ...]  # in this order
     bundles_refused: int
     good_bundles: int
@@ -102,7 +101,6 @@ class Adversary(Closing):
             refused, still_open = read_refused(answer.read().decode())
         events = self._page.events()
         return Attacked(
-            deaths=0,
             bad_bundles=tuple(self._placed),
             bundles_refused=events.get("bundle_refused", 0),
             good_bundles=self._good,
@@ -135,7 +133,7 @@ class Adversary(Closing):
         self._wait_for("bundle_swapped", 1)
 
     def _wait_for(self, event: str, count: int) -> None:
-        deadline = time.monotonic() + LONGEST_JUDGEMENT
+        deadline = time.monotonic() + LONGEST_TEST
         while time.monotonic() < deadline and not self._stop.wait(0.5):
             with contextlib.suppress(OSError):
                 if self._page.events().get(event, 0) >= count:

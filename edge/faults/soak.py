@@ -8,15 +8,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
 
 from rws.edge.common.child import python_command
-from rws.edge.faults.adversary import Adversary, Page
+from rws.edge.faults.adversary import Adversary, Attacked, Page
 from rws.edge.faults.frames import read_stamp
 from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
@@ -52,81 +52,95 @@ class SoakReport:
     hostile: dict[str, object] | None = None  # what was done to the run, and what it has counted; see `Attacked`
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a run left behind."""
+
+    summary: dict[str, Any]
+    viewer: "_Viewer"
+    memory: list[float]  # MB, after the warm-up
+    sent: int
+    deaths: int
+    rows: int  # of the healthy file
+    attacked: Attacked | None
+
+
 def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False) -> SoakReport:
     """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early.
 
     If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 hostile connections are made,
     and 20 bad bundles and then a good one appear in the watched folder.
     """
+    every = max(SHORTEST_LIFE, seconds / DEATHS) if hostile else 0.0
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        every = max(SHORTEST_LIFE, seconds / DEATHS) if hostile else 0.0
-        camera = _start(
-            stack, "from rws.edge.faults.servers import serve_stamped; serve_stamped()", str(fps), str(every)
-        )
+        code = "from rws.edge.faults.servers import serve_stamped; serve_stamped()"
+        camera = _start(stack, code, str(fps), str(every))
         assert camera.stdout is not None
         assert camera.stdin is not None
         url = camera.stdout.readline().strip()
         report, watched, rows = (Path(folder, name) for name in ("summary.json", "bundle", "rows.csv"))
-        arguments = ["run", url, "--threads", "1", "--serve", "127.0.0.1:0", "--json", str(report)]
+        arguments = ["run", url, "--threads", "1", "--serve", "127.0.0.1:0", "--json", str(report), "--csv", str(rows)]
         if hostile:
             shutil.copytree(bundle, watched)
-            arguments += ["--bundle", str(watched), "--watch", "--token", TOKEN]
-            arguments += ["--jsonl", "/dev/full", "--csv", str(rows)]
+            arguments += ["--bundle", str(watched), "--watch", "--token", TOKEN, "--jsonl", "/dev/full"]
         else:
             arguments += ["--bundle", str(bundle), "--jsonl", str(Path(folder, "results.jsonl"))]
         loop = _start(stack, "from rws.cli import main; main()", *arguments)
         page = Page(_page_of(loop), TOKEN)
         viewer = _Viewer(page)
         adversary = stack.enter_context(Adversary(page, seconds, bundle, watched)) if hostile else None
-        settled = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.images} images seen"))
+        memory = _watch_memory(loop, seconds, lambda text: say(f"{text}, {viewer.images} images seen"))
         viewer.stopped = True
         attacked = None if adversary is None else adversary.end()
         loop.terminate()
         loop.wait(30)
         camera.stdin.close()
         sent, deaths = map(int, camera.stdout.readline().split())
-        measured = json.loads(report.read_text())
-        written = len(rows.read_text().splitlines()) - 1 if hostile else 0
-    first, last = float(np.median(settled[:15])), float(np.median(settled[-15:]))
-    p50, p95 = (viewer.ages.percentile(share) for share in (50, 95))
-    counted = measured["frames"] + measured["dropped"] + measured["rejected"]
-    lost = sent - measured["received"]
+        written = len(rows.read_text().splitlines()) - 1
+        run = _Run(json.loads(report.read_text()), viewer, memory, sent, deaths, written, attacked)
+    return _report(run, seconds, fps)
+
+
+def _report(run: _Run, seconds: float, fps: float) -> SoakReport:
+    summary = run.summary
+    first, last = float(np.median(run.memory[:15])), float(np.median(run.memory[-15:]))
+    p50, p95 = (run.viewer.ages.percentile(share) for share in (50, 95))
     promises = {
-        "every frame accounted for": measured["received"] == counted,
+        "every frame accounted for": summary["received"]
+        == summary["frames"] + summary["dropped"] + summary["rejected"],
         f"memory growth below {LARGEST_GROWTH_MB:g} MB": last - first < LARGEST_GROWTH_MB,
+        "the healthy file holds each result": run.rows == summary["frames"],
     }
-    if attacked is None:
+    lost, reconnects = run.sent - summary["received"], summary["reconnects"]
+    if run.attacked is None:
         promises["no frame lost on the way"] = abs(lost) <= LOST_AT_END
         promises["age at the client below two frame times at p95"] = p95 < 2 * 1e3 / fps
     else:
-        attacked = replace(attacked, deaths=deaths)
-        promises["no frame lost but those that the camera died with"] = (
-            -LOST_AT_END <= lost <= LOST_AT_END * (deaths + 1)
-        )
-        # The last one may come too late.
-        promises["each death of the camera is a reconnect"] = deaths - 1 <= measured["reconnects"] <= deaths
-        promises["the healthy file holds each result"] = written == measured["frames"]
-        promises |= attacked.promises(measured["sinks"])
+        most = LOST_AT_END * (run.deaths + 1)
+        promises["no frame lost but those that the camera died with"] = -LOST_AT_END <= lost <= most
+        # The first one may come too early, and the last one too late.
+        promises["each death of the camera is a reconnect"] = run.deaths - 2 <= reconnects <= run.deaths
+        promises |= run.attacked.promises(summary["sinks"])
     return SoakReport(
         seconds=seconds,
         fps=fps,
-        sent=sent,
-        **{key: measured[key] for key in _FROM_SUMMARY},
-        frames_seen_by_client=viewer.images,
+        sent=run.sent,
+        **{key: summary[key] for key in _FROM_SUMMARY},
+        frames_seen_by_client=run.viewer.images,
         age_ms={
             "camera_to_client_p50": round(p50, 1),
             "camera_to_client_p95": round(p95, 1),
-            "arrival_to_result_p50": measured["age_ms"]["p50"],
-            "arrival_to_result_p95": measured["age_ms"]["p95"],
+            "arrival_to_result_p50": summary["age_ms"]["p50"],
+            "arrival_to_result_p95": summary["age_ms"]["p95"],
         },
         memory_mb={
             "after_warm_up": round(first, 2),
             "at_end": round(last, 2),
             "growth": round(last - first, 2),
-            "largest": round(max(settled), 2),
+            "largest": round(max(run.memory), 2),
         },
         promises=promises,
-        hostile=None if attacked is None else vars(attacked),
+        hostile=None if run.attacked is None else {"deaths": run.deaths, **vars(run.attacked)},
     )
 
 

@@ -41,7 +41,7 @@ class SourceStatus:
     rejected_by_reason: Mapping[str, int]  # `damaged`, `frozen`, `black`, …
     reconnects: int
     error: str  # likewise
-    left_out: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no images, by suffix
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are not read, by suffix
 
     @classmethod
     def of(cls, source: Source) -> "SourceStatus":

@@ -53,7 +53,7 @@ class SummaryRecord(TypedDict):
     buffered: int  # decoded, but not processed before the run stopped
     rejected: int
     rejected_by_reason: dict[str, int]
-    left_out: dict[str, int]  # files of a folder that are no images, by suffix
+    left_out: dict[str, int]  # files of a folder that are not read, by suffix
     reconnects: int
     mix_changes: int
     agreement: "NotRequired[dict[str, float]]"

@@ -90,8 +90,8 @@ class WindowSink(Closing):
 
     def _watch(self, child: subprocess.Popen[bytes]) -> None:
         if child.wait() == CLOSED:
-            self.closed = True
             self._on_close()
+            self.closed = True
 
 
 def show_frames(title: str) -> None:

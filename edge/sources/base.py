@@ -37,7 +37,7 @@ class Source(Closing):
 
     def __init__(self) -> None:
         self.rejections: Counter[str] = Counter()  # frames kept from the oracle, by reason (`damaged`, `black`, …)
-        self.left_out: Counter[str] = Counter()  # files that are no image of this source, by suffix
+        self.left_out: Counter[str] = Counter()  # files that are not read, by suffix
         self.stopped = False
 
     def stop(self) -> None:

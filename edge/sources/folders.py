@@ -68,7 +68,7 @@ def describe(left_out: Mapping[str, int]) -> str:
     def advice(kind: str) -> str:
         if CONVERTIBLE.fullmatch(kind):
             return " (convert them to JPEG or PNG)"
-        return " (a video is a source of its own)" if VIDEOS.fullmatch(kind) else ""
+        return " (give a video alone)" if VIDEOS.fullmatch(kind) else ""
 
     return ", ".join(f"{count} {kind}{advice(kind)}" for kind, count in left_out.items())
 

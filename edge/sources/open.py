@@ -105,7 +105,7 @@ def open_source(
             return _image_source(images, left_out, printable(text), clock, checks)
     except OSError as error:
         raise SourceError(f"{name}: {error.strerror or error}") from error
-    found = "is no file, folder or camera" if path.exists() else "no such file or folder"
+    found = "is not a file, folder or camera" if path.exists() else "no such file or folder"
     raise SourceError(f"{name}: {found}; expected a camera index, file, folder, glob or URL")
 
 
@@ -233,14 +233,14 @@ def _listed(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
 
 
 def _image_source(
-    paths: Sequence[Path], left_out: Counter[str], name: str, clock: Callable[[], float], checks: Checks
+    paths: Sequence[Path], others: Counter[str], name: str, clock: Callable[[], float], checks: Checks
 ) -> ImageSource:
     if not paths:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        instead = f"; it holds {describe(left_out)}" if left_out else ""
+        instead = f"; it holds {describe(others)}" if others else ""
         raise SourceError(f"{name}: holds no image file; expected names that end in {endings}{instead}")
-    if left_out:
-        log.warning("%s: left out %s", name, describe(left_out))
+    if others:
+        log.warning("%s: left out %s", name, describe(others))
     source = ImageSource(paths, name, clock, checks)
-    source.left_out = left_out
+    source.left_out = others
     return source

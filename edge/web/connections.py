@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rws.edge.common.descriptors import free_descriptors
+from rws.edge.common.resources import free_descriptors
 
 # An open page is two viewers, of images and events; what remains of the known ones is for short requests, so that
 # viewers cannot keep a health check out. The unknown ones have not said yet who they are: enough of them for somebody

@@ -42,6 +42,7 @@ class Worker:
         self._connection, self._counters = connection, counters
         self._grabber: Grabber | None = None
         self._decoder: Decoder | None = None  # the last one
+        self._scan = False  # whether the next one is to look for JPEGs
         # Kept when the source is reopened: what was frozen before and is the same now still is.
         self._freeze = FreezeDetector(FREEZE_SECONDS)
         self._flaws: FlawCheck | None = None
@@ -65,11 +66,12 @@ class Worker:
             if self._grabber.is_alive():
                 os._exit(1)  # A driver does not release the source; a new process can open it.
             self._grabber = None
-        scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
+        if self._decoder is not None:
+            self._scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
         self._decoder = None
         gc.collect()  # a decoder that was lost refers to itself through its error, and holds megabytes
         try:
-            decoder = self._decoder = _decoder_of(settings, scan)
+            decoder = self._decoder = _decoder_of(settings, self._scan)
         except MemoryError:
             return Ended(OUT_OF_MEMORY)
         except SourceError as error:

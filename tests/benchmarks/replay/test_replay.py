@@ -8,7 +8,7 @@ import torch
 
 from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs, replay
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import InputError
+from rws.errors import FormatError, InputError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import load_images
 from rws.training.evaluation.evaluator import EvaluationOptions
@@ -167,8 +167,16 @@ def test_bad_data_is_named(image_folder, tmp_path):
         run(empty)
     whole = (empty / "fog.npy").read_bytes()
     (empty / "fog.npy").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a whole NumPy array"):
+    with pytest.raises(FormatError, match=r"fog\.npy: is not a NumPy array file"):
         run(empty)
+    with (empty / "fog.npy").open("wb") as file:
+        np.savez(file, np.zeros((5, 32, 32, 3), np.uint8))
+    with pytest.raises(FormatError, match=r"fog\.npy: is not a NumPy array file"):
+        run(empty)
+    for labels in (np.zeros((5, 1), np.int64), np.zeros(5)):
+        np.save(empty / "labels.npy", labels)
+        with pytest.raises(InputError, match=r"labels\.npy: .*, expected whole numbers \(N,\)"):
+            run(empty)
 
 
 def test_labels_follow_the_bundles_class_order_not_the_folders(image_folder):

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from rws.edge.monitoring.console import MOST_WAITING, LossyOutput
 
 
@@ -41,6 +43,36 @@ def test_a_closed_pipe_is_not_an_error():
     reader.close()
     with LossyOutput(stream, lambda: True) as output:
         output.write("nobody hears this")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_counted_and_a_reader_that_has_gone_is_none():
+    with open("/dev/full", "w") as stream, LossyOutput(stream, lambda: False) as output:
+        for _ in range(3):
+            output.write("lost")
+    status = output.sink_status
+    assert (status.state, status.error) == ("failing", "cannot be written (No space left on device)")
+    assert (status.accepted, status.written, status.failed, status.failures) == (3, 0, 3, 3)
+    reader, stream = pipe()
+    reader.close()
+    with stream, LossyOutput(stream, lambda: False) as output:
+        output.write("nobody hears this")
+    assert output.unread
+    assert output.sink_status.state == "up"
+
+
+def test_a_pipe_that_does_not_wait_loses_nothing():
+    reader, stream = pipe()
+    os.set_blocking(stream.fileno(), False)
+    found = []
+    reading = threading.Thread(target=lambda: found.append(reader.read()))
+    with stream, LossyOutput(stream, lambda: False) as output:
+        for _ in range(100):
+            output.write("x" * 10_000)
+        reading.start()
+    reading.join(10)
+    reader.close()
+    assert len(found[0]) == 1_000_000
 
 
 def test_without_a_file_it_is_written_directly():

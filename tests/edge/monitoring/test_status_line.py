@@ -6,6 +6,7 @@ from rich.console import Console
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import StatusLine, status_line
 from rws.edge.sources.arrays import ArraySource
+from rws.records import SinkStatus
 from support.fakes import TickingClock, make_result
 
 
@@ -39,6 +40,14 @@ def test_it_shows_rate_age_stages_mix_losses_and_the_error():
     assert status_line(watched.status(), timings=True) == f"2.0 fps · age 5 ms · {stages} · {seen}"
     source.state, source.error = "reconnecting", "no frame for 5 s"
     assert status_line(watched.status()).startswith("waiting for array · no frame for 5 s · dropped 3")
+
+
+def test_an_output_that_fails_stands_in_it_until_it_works_again():
+    watched, _, _ = monitor()
+    watched.sinks = lambda: {"csv": SinkStatus("failing", "no space", failed=12), "jsonl": SinkStatus()}
+    assert status_line(watched.status()).endswith(" · csv failing, 12 lost")
+    watched.sinks = lambda: {"csv": SinkStatus(failed=12)}
+    assert "csv" not in status_line(watched.status())
 
 
 def test_a_log_and_a_listener_get_a_line_every_ten_seconds():

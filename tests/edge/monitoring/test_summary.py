@@ -10,6 +10,7 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.summary import Reservoir, Summary
 from rws.edge.sources.arrays import ArraySource
 from rws.oracle.belief import certain
+from rws.records import SinkStatus
 from support.fakes import CORRUPTIONS, LEVELS, TickingClock, make_result
 
 SOURCE = ArraySource(np.zeros((1, 8, 8, 3), np.uint8))
@@ -69,6 +70,21 @@ def test_the_printed_summary():
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("ms", "p50", "p95"))}
     assert rows["ms"] == ["read", "preprocess", "oracle", "policy", "patch", "predict", "total", "age"]
     assert rows["p50"] == ["0.50", "0.25", "1.00", "0.25", "0.50", "2.00", "4.50", "5.00"]
+
+
+def test_the_summary_names_the_outputs_that_lost_frames():
+    monitor = Monitor(SOURCE)
+    monitor.sinks = lambda: {
+        "jsonl": SinkStatus("failing", "no space", 2, accepted=9, written=3, dropped=1, failed=5),
+        "csv": SinkStatus(accepted=9, written=9),
+        "save": SinkStatus(accepted=9, written=8, dropped=1),
+        "window": SinkStatus("abandoned"),
+    }
+    assert render(Summary(), monitor).splitlines()[1:] == [
+        "jsonl: written 3, dropped 1, failed 5 · failing: no space",
+        "save: written 8, dropped 1, failed 0",
+        "window: written 0, dropped 0, failed 0 · abandoned",
+    ]
 
 
 def test_an_empty_summary_is_valid_json():

@@ -95,6 +95,18 @@ def test_without_a_listener_nothing_happens(address):
         supervisor.alive()
 
 
+def test_messages_are_counted_by_their_outcome(listener, tmp_path):
+    _, name = listener
+    with SystemdNotifier({"NOTIFY_SOCKET": name}) as supervisor:
+        supervisor.ready()
+        assert (supervisor.sink_status.state, supervisor.sink_status.written) == ("up", 1)
+    with SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}) as supervisor:
+        supervisor.ready()
+        status = supervisor.sink_status
+    assert (status.state, status.failed) == ("failing", 1)
+    assert status.error.startswith("cannot be notified (")
+
+
 def test_a_listener_that_does_not_read_does_not_delay_the_loop(listener):
     receiver, name = listener
     with SystemdNotifier({"NOTIFY_SOCKET": name}) as supervisor:

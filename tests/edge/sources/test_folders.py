@@ -52,7 +52,7 @@ def test_what_is_left_out_is_counted_by_suffix_and_named_once(tmp_path, caplog):
     assert source.left_out[".heic"] == 2
     (message,) = caplog.messages
     assert "2 .heic (convert them to JPEG or PNG)" in message
-    assert "1 .mp4 (a video is a source of its own)" in message
+    assert "1 .mp4 (give a video alone)" in message
     assert message.isprintable()
 
 
@@ -67,7 +67,7 @@ def test_many_kinds_are_counted_as_other(tmp_path):
 
 def test_a_folder_without_an_image_says_what_it_holds(tmp_path):
     (tmp_path / "a.mp4").touch()
-    with pytest.raises(SourceError, match=r"holds no image file; .* it holds 1 \.mp4 \(a video is a source of its own"):
+    with pytest.raises(SourceError, match=r"holds no image file; .* it holds 1 \.mp4 \(give a video alone"):
         open_source(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_a_video_is_turned_and_mirrored_as_its_display_matrix_says(tmp_path, nam
     )
     path.write_bytes(data)
     frame = next(iter(open_source(path)))
-    # Where the matrix puts each stored pixel: x' = a·x + c·y, y' = b·x + d·y, then moved into the picture.
+    # Where the matrix puts each stored pixel: x' = a·x + c·y, y' = b·x + d·y, then moved into the frame.
     rows, columns = np.mgrid[:48, :80]
     right, down = (np.rint(round(p) * columns + round(q) * rows).astype(int) for p, q in ((a, c), (b, d)))
     expected = np.zeros((np.ptp(down) + 1, np.ptp(right) + 1, 3), np.uint8)

@@ -304,7 +304,7 @@ def test_jpegs_and_a_single_image_come_through_standard_input():
 
 
 @pytest.mark.parametrize("data", [b"", b"a.png\nb.png\n", b"\x93NUMPY" + bytes(999)])
-def test_what_is_no_video_on_standard_input_is_one_line(data):
+def test_what_is_not_a_video_on_standard_input_is_one_line(data):
     assert "SourceError: standard input: " in piped(data)
 
 
@@ -334,7 +334,7 @@ def test_a_socket_in_the_file_system_is_no_source(tmp_path):
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
-        with pytest.raises(SourceError, match="is no file, folder or camera"):
+        with pytest.raises(SourceError, match="is not a file, folder or camera"):
             open_source(tmp_path / "s")
 
 

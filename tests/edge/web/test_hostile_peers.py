@@ -231,7 +231,7 @@ def test_with_few_descriptors_the_page_keeps_away_from_the_last_ones():
     code = f"""
 import resource, socket, numpy as np, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from rws.edge.common.descriptors import free_descriptors
+from rws.edge.common.resources import free_descriptors
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer

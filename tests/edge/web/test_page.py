@@ -14,7 +14,7 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.oracle.belief import certain
-from rws.records import Prediction
+from rws.records import Prediction, SinkStatus
 from support import browser
 from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
 from support.http import wait_until
@@ -156,6 +156,24 @@ def test_stale_data_looks_stale(run, source, tmp_path):
         assert await tab.evaluate(opacity.format("#held")) < 0.5
         assert await tab.evaluate("document.title") == "old: <b>cat</b>"
         await tab.screenshot(tmp_path / "no_connection.png")
+
+    run(look)
+
+
+def test_an_output_that_fails_is_named(run):
+    async def look(tab, show, server, stop):
+        full = SinkStatus("failing", "<r>.csv: cannot be written (no space)", 3, accepted=1234, failed=1234)
+        server.monitor.sinks = lambda: {"csv": full, "jsonl": SinkStatus(accepted=9, written=9)}
+        show(FOGGY)
+        await tab.wait_for("document.querySelector('#banner').innerText.includes('loses its frames: csv.')")
+        assert await tab.text("#notes") == "csv: 1,234 lost, failing: <r>.csv: cannot be written (no space)"
+        assert (await tab.text("#state")).startswith("running")
+        assert await tab.evaluate("Number(getComputedStyle(document.querySelector('.pair')).opacity)") == 1
+        server.monitor.sinks = lambda: {"csv": replace(full, state="up", error="")}
+        show(FOGGY)
+        await tab.wait_for("document.querySelector('#banner').hidden")
+        assert await tab.text("#notes") == "csv: 1,234 lost"
+        assert tab.complaints == []
 
     run(look)
 

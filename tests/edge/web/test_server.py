@@ -334,3 +334,35 @@ def test_without_its_packages_the_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'rws-edge[serve]'" in done.stdout
+
+
+def test_an_image_that_cannot_be_encoded_costs_that_image_only(monkeypatch, monitor, caplog):
+    working = rws.edge.web.jpeg.encode
+
+    def encode(image):
+        if image[0, 0, 0] == 66:
+            raise MemoryError("no memory for an image")
+        return working(image)
+
+    monkeypatch.setattr(rws.edge.web.jpeg, "encode", encode)
+    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+        server.write(make_frame(0, value=66), make_result(0))
+        assert get(server, "/frame.jpg")[0] == 503
+        assert server.sink_status.state == "failing"
+        assert server.sink_status.error == "the image cannot be encoded (no memory for an image)"
+        server.write(make_frame(1, value=77), make_result(1))
+        assert get(server, "/frame.jpg")[0] == 200
+        assert (server.sink_status.state, server.sink_status.failed, server.sink_status.written) == ("up", 1, 1)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_server_that_dies_says_so_in_one_line(monkeypatch, monitor, caplog):
+    with PageServer("127.0.0.1:0", monitor) as server:
+        monkeypatch.setattr("aiohttp.web.AppRunner.cleanup", failing_cleanup)
+        server.close()
+        assert server.sink_status.state == "failed"
+    assert "the page is no longer served (out of descriptors)" in caplog.text
+
+
+async def failing_cleanup(self):
+    raise OSError("out of descriptors")

@@ -15,7 +15,7 @@ LONGEST_SILENCE = 300.0  # seconds after which reading fails even without a watc
 # A live playlist is entered at its newest segment.
 _NETWORK_OPTIONS = {"analyzeduration": "1000000", "fpsprobesize": "0", "live_start_index": "-1"}
 _HTTP_OPTIONS = {"formatprobesize": "131072"}  # of small images a megabyte would take too long
-_FIRST_SHARE = 0.6  # of the time to open an HTTP address; the rest is for a second attempt
+_FIRST_SHARE = 0.7  # of the time to open an HTTP address; the rest is for a second attempt
 _HTTP = ("http://", "https://")
 _RTSP = ("rtsp://", "rtsps://")
 _TRANSPORTS = {"auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}}
@@ -45,27 +45,25 @@ def open_container(settings: CaptureSettings, timeout: float, scan: bool = False
     if http and target.lower().endswith(tuple(IMAGE_SUFFIXES)):
         target += "#"  # which is not sent: what comes decides what it is, not the ending
     # The loop decides if a stream is silent, because it knows its rhythm; only opening has a limit here.
-    limits = (timeout * (_FIRST_SHARE if http else 1), LONGEST_SILENCE) if network else None
-    began, container = time.monotonic(), None
+    limit = timeout * (_FIRST_SHARE if http else 1)
+    limits = (limit, LONGEST_SILENCE) if network else None
+    began, container, refusal = time.monotonic(), None, None
     try:
         if not (http and scan):
-            container = av.open(
-                _piped(settings) if settings.kind == "pipe" else target, options=options, timeout=limits
-            )
+            file = _piped(settings) if settings.kind == "pipe" else target
+            container = av.open(file, options=options, timeout=limits)
             if container.format.name != "mpjpeg" or container.streams.video[0].codec_context.width:
                 return container
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        if not http or not isinstance(error, av.error.InvalidDataError | av.error.ExitError):
-            raise SourceError(_refused(error, settings, timeout)) from error
-        refusal: Exception | None = error
-    else:
-        refusal = None
+        refusal = SourceError(_refused(error, settings, limit))
+        if not http or not isinstance(error, av.error.InvalidDataError):
+            raise refusal from error
     try:
-        return _scan_for_jpegs(target, max(timeout - (time.monotonic() - began), 1.0))
+        return _scan_for_jpegs(target, timeout - min(time.monotonic() - began, limit))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if container is not None:
             return container  # its first image is still to come
-        raise SourceError(_refused(refusal or error, settings, timeout)) from error
+        raise refusal or SourceError(_refused(error, settings, timeout)) from error
 
 
 def _scan_for_jpegs(target: str, timeout: float) -> Any:

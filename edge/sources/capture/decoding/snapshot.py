@@ -37,7 +37,7 @@ class SnapshotDecoder(Decoder):
             yield lost_frame(arrived, REPEATED) if data == before else self._decode(data, arrived)
             before = data
             due = max(due + self._poll, time.monotonic())
-            time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+            time.sleep(max(0.0, due - time.monotonic()))
 
     def close(self) -> None:
         """Do nothing: each request has its own connection."""

@@ -5,6 +5,7 @@ The evidence arrives in the order of decoding, frames are shown in another. Both
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,8 @@ MOST_HELD = 16  # frames that H.264 and HEVC may show in another order than they
 _REMEMBERED = 128  # packets
 _B = 3  # FFmpeg's AV_PICTURE_TYPE_B
 _PLAIN_B = ("mpeg1video", "mpeg2video", "mpeg4")  # no frame refers to a B-frame; in H.264, some may
+# H.264 marks two zeros that are followed by a value up to 3, so they only stand before a start code, or at the end.
+_HOLE = re.compile(rb"\x00\x00(?:\x02|\x00+[^\x00\x01])")
 
 
 class _Start(NamedTuple):
@@ -64,9 +67,12 @@ class DamageTracker:
         if len(self._numbers) > _REMEMBERED:
             oldest = next(iter(self._numbers))
             self._unseen.pop(self._numbers.pop(oldest), None)
-        disposable, refresh = _look_into(bytes(packet), self._prefix) if self._codec == "h264" else (False, 0)
+        data = bytes(packet) if self._codec == "h264" else b""
+        disposable, refresh = _look_into(data, self._prefix)
         if disposable:
             self._disposable.append(number)
+        if _has_forbidden_zeros(data, self._prefix):
+            (self._alone if disposable else self._damaged).append(number)
         marked = packet.is_corrupt and bool(self._container)
         if self._marked if self._container == "mpegts" else marked:
             self._damaged.append(number)
@@ -128,6 +134,19 @@ class DamageTracker:
             default=0,
         )
         return frame, number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
+
+
+def _has_forbidden_zeros(data: bytes, prefix: int) -> bool:
+    """Return whether a packet of H.264 holds bytes that no encoder writes, as where a disk or network left a hole."""
+    if not prefix:
+        return _HOLE.search(data) is not None
+    place = 0
+    while place < len(data):
+        start = place + prefix
+        place = start + int.from_bytes(data[place:start], "big")
+        if place > len(data) or _HOLE.search(data, start, place):
+            return True
+    return False
 
 
 def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:

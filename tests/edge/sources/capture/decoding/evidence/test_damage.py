@@ -153,3 +153,21 @@ def test_a_gradual_refresh_ends_the_damage_of_a_stream_without_key_frames(tmp_pa
     assert 10 <= source.rejections["damaged"] <= 60
     assert all(image.tobytes() in whole for image in passed.values())
     assert max(passed) > 140
+
+
+HOLE = b"\0\0\1\x41" + b"\7" * 9 + bytes(40) + b"\7" * 9
+
+
+def behind_lengths(packet):
+    return (len(packet) - 3).to_bytes(4, "big") + packet[3:]
+
+
+@pytest.mark.parametrize("header", [b"", b"\1\x64\0\x1f\xff"], ids=["start codes", "lengths"])
+def test_a_hole_of_zeros_is_damage_and_zeros_at_the_end_are_not(header):
+    form = behind_lengths if header else bytes
+    key, filled, hole = (form(data) for data in (b"\0\0\1\x65" + b"\7" * 9, b"\0\0\1\x41" + b"\7" * 9, HOLE))
+    tracker = DamageTracker("mp4", "h264", header)
+    for packet in (Packet(0, key), Packet(1, filled + bytes(5) * (not header)), Packet(2, hole), Packet(3, filled)):
+        tracker.sent(packet)
+    found = known(tracker, Frame(0, key=True), Frame(1), Frame(2), Frame(3))
+    assert found == {0: False, 1: False, 2: True, 3: True}
