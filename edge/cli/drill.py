@@ -56,7 +56,10 @@ def drill(
     from rws.edge.bundle.keys import trusted_keys
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
+    from rws.errors import UsageError
 
+    if hostile and soak is None:
+        raise UsageError("--hostile is for a soak test; add --soak SECONDS")
     quiet_opencv()
     console = line_console()
     loaded = Bundle.load(bundle, trusted_keys(key))

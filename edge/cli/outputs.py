@@ -40,6 +40,8 @@ class OutputOptions:
     timings: bool
 
 
+# Frames that may wait: a machine that is busy for a second loses no row, and a window shows nothing old.
+WAITING_FOR_A_FILE, WAITING = 32, 8
 STOPPING = 5.0  # seconds after a signal in which the frames of a file still wait for an output
 
 
@@ -90,7 +92,10 @@ class Outputs:
         def on_failure() -> OnFailure:
             return "reopen" if not isinstance(sink, FileSink) or sink.endless else "give up"
 
-        behind = BackgroundSink(sink, name=name, when_full=when_full or self._when_full, on_failure=on_failure)
+        capacity = WAITING_FOR_A_FILE if isinstance(sink, FileSink) else WAITING
+        behind = BackgroundSink(
+            sink, name=name, capacity=capacity, when_full=when_full or self._when_full, on_failure=on_failure
+        )
         self._behind[name] = self._stack.enter_context(behind)
 
     def _when_full(self) -> WhenFull:

@@ -47,3 +47,9 @@ def test_quick_leaves_out_what_takes_long(monkeypatch):
     result = runner.invoke(app, ["drill", "--quick"])
     assert result.exit_code == 0, result.output
     assert "1 of 1 passed" in result.output
+
+
+def test_only_a_soak_is_hostile():
+    result = runner.invoke(app, ["drill", "--hostile"])
+    assert result.exit_code == 2
+    assert "add --soak SECONDS" in result.output

@@ -62,7 +62,7 @@ class DamageTracker:
         number = self._count
         self._count += 1
         self._numbers[packet.pts] = number
-        if packet.pts is not None:
+        if packet.pts is not None and not packet.is_discard:  # no frame comes of what an edit list leaves out
             self._unseen[number] = packet.pts
         if len(self._numbers) > _REMEMBERED:
             oldest = next(iter(self._numbers))
@@ -103,7 +103,9 @@ class DamageTracker:
         if frame.key_frame:
             self._starts.append(_Start(number, frame.pts, number))
         shown = frame.pts
-        if self._codec == "h264" and shown is not None and not frame.interlaced_frame:
+        # AVI has the order of decoding only.
+        ordered = self._container != "avi" and not frame.interlaced_frame
+        if self._codec == "h264" and shown is not None and ordered:
             # What is decoded before and was to be shown before was lost in the decoder.
             key = self._starts[-1] if self._starts else _Start(0, None, 0)
             lost = (n for n, pts in self._unseen.items() if n < number and pts < shown and pts > (key.pts or pts - 1))
@@ -113,14 +115,14 @@ class DamageTracker:
         if len(self._held) > MOST_HELD:
             self._unseen.clear()  # The time stamps have jumped.
         while self._held and not any(earlier < self._held[0][1] for earlier in self._unseen):
-            yield self._assessed()
+            yield self._released()
 
     def rest(self) -> Iterator[tuple[VideoFrame, bool]]:
         """Yield the frames that still wait, at the end of the stream."""
         while self._held:
-            yield self._assessed()
+            yield self._released()
 
-    def _assessed(self) -> tuple[Any, bool]:
+    def _released(self) -> tuple[Any, bool]:
         frame, number = self._held.popleft()
         # What is decoded after a key frame and shown before it may refer to what came before that key frame.
         whole = max(
@@ -151,7 +153,7 @@ def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:
     """Look into a packet of H.264, whose parts follow start codes or, if there is a `prefix`, their length.
 
     Returns:
-        Whether no other image refers to this one, and after how many more that are referred to a gradual refresh
+        Whether no other frame refers to this one, and after how many more that are referred to a gradual refresh
         that begins here is complete; 0 if none begins.
     """
     place, refresh = 0 if prefix else data.find(b"\0\0\1"), 0

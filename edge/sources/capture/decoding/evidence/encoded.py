@@ -45,7 +45,7 @@ def jpeg_damage(data: bytes) -> str:
         # A small grey image: the data are read in full, but little is computed.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
-        # What this reader cannot do, such as 12 bits or rare subsampling, others decide.
+        # What this reader cannot do, such as 12 bits or rare subsampling, is left to others.
         unable = any(word in str(error) for word in ("precision", "conversion", "subsampling"))
         return "" if unable and _opencv_reads(data) else str(error)
     return ""

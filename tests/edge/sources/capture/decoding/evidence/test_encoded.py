@@ -37,7 +37,7 @@ def test_the_size_that_a_decoder_of_jpeg_2000_obeys_counts():
     assert encoded_flaw(huge, 10**8) == TOO_LARGE
 
 
-def test_a_very_wide_image_is_measured_by_its_pixels():
+def test_a_very_wide_image_is_measured_in_pixels():
     assert encoded_flaw(encode(".png", image=np.zeros((1, 60_000, 3), np.uint8)), 60_000) == ""
 
 
