@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rws.edge.bundle.contents import BundleFiles
 from rws.edge.bundle.edit import check_bundle_folder, publish
-from rws.edge.bundle.judge import judge
+from rws.edge.bundle.examine import examine
 from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.files import locked, remove_leftovers
@@ -27,9 +27,9 @@ class Switched:
 def switch_bundle(
     current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
 ) -> Switched:
-    """Judge a bundle, copy it, and replace the current one with the copy, atomically.
+    """Examination a bundle, copy it, and replace the current one with the copy, atomically.
 
-    This process only copies the new bundle's files; a child process without rights runs the networks, see `judge`.
+    This process only copies the new bundle's files; a child process without rights runs the networks, see `examine`.
 
     A reader of the current bundle's files finds the whole old bundle or the whole new one. After a failure everything
     is as it was. A folder is replaced. A symbolic link is pointed to a copy of the new bundle, under the new bundle's
@@ -38,14 +38,14 @@ def switch_bundle(
     of them must have signed the new bundle.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
-    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `judge`.
+    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `examine`.
     InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
     if new == Path(os.path.realpath(current)):
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     files = BundleFiles.read(new, keys)
-    verdict = judge(files)  # before the lock: it may take minutes
+    verdict = examine(files)  # before the lock: it may take minutes
     try:
         with locked(current):
             _put(files, current, other_classes)
@@ -86,7 +86,7 @@ def _check_classes(current: Path, new: BundleFiles) -> None:
 
 
 def _copy(files: BundleFiles, place: Path) -> None:
-    # What was read once is what was judged, and what is written, whatever has happened to the files since.
+    # What was read once is what was examined, and what is written, whatever has happened to the files since.
     publish(place, files.by_name(), BundleFiles.read)
 
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import BundleFiles, read_signed
-from rws.edge.bundle.judge import Judge, StoppedError
+from rws.edge.bundle.examine import Examination, StoppedError
 from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import FOLDER
 from rws.edge.common.closing import Closing
@@ -24,11 +24,11 @@ class BundleWatcher(Closing, Generic[T]):
 
     Create it before you load the bundle that will run; it then notices a change in between.
     `poll` looks at the folder, at most once per `interval`, in seconds. If the folder differs from what runs, and then
-    stays the same for one interval (files may be copied one by one), a thread reads it once and has it judged in a
-    child process (see `Judge`, which takes `limits`). Of the bytes that were judged, and of no others, it then calls
-    `build`, which makes what the caller needs of a bundle, tested and ready to run. If the folder changes meanwhile,
-    the judgement ends, and the newer bundle is next. What cannot be loaded or built is counted, and not tried again
-    until something in the folder changes; the old one continues.
+    stays the same for one interval (files may be copied one by one), a thread reads it once and has it examined in a
+    child process (see `Examination`, which takes `limits`). Of the bytes that were examined, and of no others, it then
+    calls `build`, which makes what the caller needs of a bundle, tested and ready to run. If the folder changes
+    meanwhile, the examination ends, and the newer bundle is next. What cannot be loaded or built is counted, and not
+    tried again until something in the folder changes; the old one continues.
     `failures` counts changes that could not be loaded; `error` is why the last could not, in one line, or "".
     """
 
@@ -47,7 +47,7 @@ class BundleWatcher(Closing, Generic[T]):
         self._build, self._keys, self._clock, self._limits = build, keys, clock, limits
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._judge: Judge | None = None  # while one judges
+        self._examination: Examination | None = None  # while one runs
         self._closed = False
         self._ready: list[T] = []
         self._seen = self._handled = _state(self.path)
@@ -65,11 +65,11 @@ class BundleWatcher(Closing, Generic[T]):
         return ready
 
     def close(self, timeout: float = 20.0) -> None:
-        """Stop, end a judgement at once, and discard what is being built, after at most `timeout` seconds."""
+        """Stop, end an examination at once, and discard what is being built, after at most `timeout` seconds."""
         with self._lock:
             self._closed = True
             self._ready.clear()
-        self._stop_judging()
+        self._stop_examining()
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -79,23 +79,23 @@ class BundleWatcher(Closing, Generic[T]):
         if self._closed or state == self._handled:
             return
         if self._thread is not None and self._thread.is_alive():
-            if self._stop_judging():
-                self._handled = []  # whatever is there next is to be judged
+            if self._stop_examining():
+                self._handled = []  # whatever is there next is to be examined
         elif settled:
             self._handled = state
             self._thread = threading.Thread(target=self._load, name=f"loads {self.path}", daemon=True)
             self._thread.start()
 
-    def _stop_judging(self) -> bool:
+    def _stop_examining(self) -> bool:
         with self._lock:
-            judge = self._judge
-        if judge is not None:
-            judge.stop()
-        return judge is not None
+            examination = self._examination
+        if examination is not None:
+            examination.stop()
+        return examination is not None
 
     def _load(self) -> None:
         try:
-            built = self._judged()
+            built = self._examined()
         except StoppedError:
             pass
         except Exception as error:
@@ -108,21 +108,21 @@ class BundleWatcher(Closing, Generic[T]):
                 if built is not None and not self._closed:
                     self._ready = [built]
 
-    def _judged(self) -> T | None:
+    def _examined(self) -> T | None:
         """Return what is built of the bundle that is there now, or None if it runs already."""
         if _signed(self.path) == self._running is not None:
             return None
         files = BundleFiles.read(self.path, self._keys)
-        judge = Judge(files, self._limits)
+        examination = Examination(files, self._limits)
         with self._lock:
-            self._judge = judge
+            self._examination = examination
             if self._closed:
-                judge.stop()
+                examination.stop()
         try:
-            judge.judge()
+            examination.run()
         finally:
             with self._lock:
-                self._judge = None
+                self._examination = None
         built = self._build(Bundle.parse(files))
         self._running = files.document, files.maker_signature
         return built

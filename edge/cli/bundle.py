@@ -57,13 +57,13 @@ def verify(path: BundleArgument = None, key: KeyOption = None) -> None:
         rws verify my_bundle --key maker.pub
     """
     from rws.edge.bundle.contents import BundleFiles
-    from rws.edge.bundle.judge import judge
+    from rws.edge.bundle.examine import examine
     from rws.edge.bundle.keys import trusted_keys
 
     files = BundleFiles.read(path, trusted_keys(key))
     if files.signed_by:
         show(f"ok  {files.path}: signed with the key {files.signed_by}")
-    verdict = judge(files)
+    verdict = examine(files)
     show(f"ok  {files.path}: format, sizes, hashes, names, shapes and values")
     for line in verdict.tested:
         show(f"ok  {line}")

@@ -12,7 +12,7 @@ from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, Threads
 
 SOURCES = """\
 `rws run` needs a source:
-  rws run 0                            a camera, by its index; or /dev/video0, now or once it is connected
+  rws run 0                            a camera, by its index; or /dev/video0
   rws run clip.mp4                     a video
   rws run photo.jpg other.png          one image or several
   rws run photos/                      a folder of images, with its subfolders
@@ -20,8 +20,8 @@ SOURCES = """\
   rws run list.txt                     a list of images, one path per line
   rws run images.npy                   an array, uint8 (N, H, W, 3), RGB
   rws run rtsp://user:secret@host/cam  a stream: rtsp://, http://, ...
-  rws run http://host/snap.jpg         a camera that gives one image per request
-  cat clip.mp4 | rws run -             a video through a pipe; or the path of a named pipe
+  rws run http://host/snap.jpg         a camera that gives single images
+  cat clip.mp4 | rws run -             a video through a pipe, or a named pipe
   rws run "v4l2src ! videoconvert ! appsink"  a GStreamer pipeline
   rws run pattern                      a moving test image
 See `rws run --help` for the options."""

@@ -23,6 +23,8 @@ from rws.errors import RwsError
 # libx264. Two threads: each further one delays the output by a frame, and the model needs the other cores.
 ENCODERS = {"libx264": {"preset": "veryfast", "threads": "2"}, "mpeg4": {"qmin": "5", "qmax": "5"}}
 TICKS = 60_000  # time units per second; mpeg4 accepts at most 65,535
+# Between two frames: MP4 has 31 bits, for three steps of frames in another order. More is spread over several frames.
+LONGEST_STEP = 10_000 * TICKS
 KEYFRAME_EVERY = 2.0  # seconds; an endless file starts a fragment at each key frame
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
@@ -76,7 +78,7 @@ class VideoFile:
         elif at is None or not self._timed:
             self._at += self._period
         else:
-            before, self._at = self._at, max(self._at + 1, round(at * TICKS))
+            before, self._at = self._at, max(self._at + 1, min(round(at * TICKS), self._at + LONGEST_STEP))
             self._step = min(self._at - before, self._period)
         frame.pts, frame.time_base = self._at, self._tick
         if self._endless and self._at * self._tick >= self._next_key:
@@ -97,6 +99,7 @@ class VideoFile:
                 packets = self._encode(None)
                 if self._timed and packets:
                     end = self._at + self._step if self.end is None else round(self.end * TICKS)
+                    end = min(end, self._at + LONGEST_STEP)
                     # The last frame that is shown may not be the last one that is stored, which ends the file.
                     max(packets, key=lambda packet: packet.pts or 0).duration = max(1, end - self._at)
                     packets[-1].duration = max(1, end + (self._first_dts or 0) - (packets[-1].dts or 0))

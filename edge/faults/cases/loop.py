@@ -244,7 +244,7 @@ def _bad_bundle(drill: Drill, harm: Callable[[bytes], bytes], hashed: bool, reas
                 stage = "mended"
             return bool(switched)
 
-        seen = drill.play(PatternSource(64, 64, 100.0), steer)
+        seen = drill.play(PatternSource(64, 64, 100.0), steer, limit=120.0)
     before, during = (float(np.median([one.result.age_ms for one in part])) for part in (seen[:20], seen[20:refused]))
     drill.say(f"age p50 {before:.1f} ms before, {during:.1f} ms until it was refused")
     drill.say(f"{len(seen)} results in all, switched {len(switched)} time(s)")

@@ -87,7 +87,9 @@ def test_all_figures_are_drawn_and_small(confusion, split, timeline, tmp_path):
 
 
 def test_a_missing_result_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"replay_all.json: cannot be read .*; make it with `rws replay --severity all"):
+    with pytest.raises(
+        InputError, match=r"replay_all.json: cannot be read .*; make it with `rws replay --severity all"
+    ):
         draw_all(tmp_path, tmp_path, only=["confusion"])
     (tmp_path / "streams.json").write_text("{}")
     with pytest.raises(InputError, match="holds no 'timeline'"):

@@ -12,7 +12,7 @@ from rws.cli import app
 from rws.edge.bundle import swap as switch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
-from rws.edge.bundle.judge import judge
+from rws.edge.bundle.examine import examine
 from rws.edge.bundle.manifest import FILES
 from rws.edge.bundle.swap import switch_bundle
 from rws.errors import BundleError, InputError, RwsError
@@ -182,7 +182,7 @@ def test_a_new_bundle_that_does_not_work_is_refused(current, new, monkeypatch):
     def fail(files):
         raise RwsError(f"{files.path}: does not run")
 
-    monkeypatch.setattr(switch, "judge", fail)
+    monkeypatch.setattr(switch, "examine", fail)
     before = content(current)
     with pytest.raises(RwsError, match="does not run"):
         switch_bundle(current, new)
@@ -193,9 +193,9 @@ def test_what_was_tested_is_what_is_put_in_place(current, new, tiny_bundle, monk
     def change(files):
         for path in tiny_bundle.path.iterdir():
             shutil.copy(path, new)
-        return judge(files)
+        return examine(files)
 
-    monkeypatch.setattr(switch, "judge", change)
+    monkeypatch.setattr(switch, "examine", change)
     before = content(new)
     assert switch_bundle(current, new).manifest.name == "other"
     assert content(current) == before != content(new)

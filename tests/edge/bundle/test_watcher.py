@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from rws.edge.bundle import judge
+from rws.edge.bundle import examine
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.manifest import FILES, FOLDER, MANIFEST
@@ -51,15 +51,15 @@ class Watched:
         return ready
 
     def begin(self):
-        """Let the watch see a change, and begin to judge it."""
+        """Let the watch see a change, and begin to examine it."""
         for _ in range(2):
             self.clock.now += 1
             assert self.watch.poll() is None
         deadline = time.monotonic() + 20
-        while self.watch._judge is None or self.watch._judge._process is None:
+        while self.watch._examination is None or self.watch._examination._process is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        return self.watch._judge._process
+        return self.watch._examination._process
 
     def steps(self, count=5):
         return [ready for ready in (self.step() for _ in range(count)) if ready is not None]
@@ -229,7 +229,7 @@ def test_a_bundle_that_changed_before_it_was_loaded_is_noticed(bundle_path, othe
     assert watched.steps() == ["second"]
 
 
-def test_a_judgement_without_end_is_ended_by_a_newer_bundle(bundle_path, others):
+def test_an_examination_without_end_is_ended_by_a_newer_bundle(bundle_path, others):
     watched = Watched(bundle_path)
     make_costly(bundle_path)
     process = watched.begin()
@@ -240,7 +240,7 @@ def test_a_judgement_without_end_is_ended_by_a_newer_bundle(bundle_path, others)
     assert (watched.watch.failures, watched.watch.error) == (0, "")
 
 
-def test_it_is_judged_again_if_it_comes_back(bundle_path, others, tmp_path):
+def test_it_is_examined_again_if_it_comes_back(bundle_path, others, tmp_path):
     watched = Watched(bundle_path)
     switch_bundle(bundle_path, others["second"])
     watched.begin()
@@ -252,7 +252,7 @@ def test_it_is_judged_again_if_it_comes_back(bundle_path, others, tmp_path):
     assert watched.watch.failures == 0
 
 
-def test_closing_ends_a_judgement_at_once(bundle_path):
+def test_closing_ends_an_examination_at_once(bundle_path):
     watched = Watched(bundle_path)
     make_costly(bundle_path)
     process = watched.begin()
@@ -262,14 +262,14 @@ def test_closing_ends_a_judgement_at_once(bundle_path):
     assert (watched.watch.failures, watched.built) == (0, [])
 
 
-def test_what_is_built_is_what_was_judged(bundle_path, others, monkeypatch):
+def test_what_is_built_is_what_was_examined(bundle_path, others, monkeypatch):
     """Whatever is in the folder by then, and even if its files look the same from outside."""
     gate = bundle_path.with_name("gate")
     wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
-    monkeypatch.setattr(judge, "python_command", lambda code: python_command(wait + code))
+    monkeypatch.setattr(examine, "python_command", lambda code: python_command(wait + code))
     built = []
     watched = Watched(bundle_path, lambda bundle: built.append(bundle.read("model.onnx")))
-    switch_bundle_without_judging(bundle_path, others["second"])
+    switch_bundle_without_examining(bundle_path, others["second"])
     watched.begin()
     good = (bundle_path / "model.onnx").read_bytes()
     for path in bundle_path.iterdir():
@@ -282,7 +282,7 @@ def test_what_is_built_is_what_was_judged(bundle_path, others, monkeypatch):
     assert built == [good]
 
 
-def switch_bundle_without_judging(current, new):
+def switch_bundle_without_examining(current, new):
     for path in new.iterdir():
         shutil.copy(path, current)
 
@@ -300,7 +300,7 @@ def test_bad_bundles_in_a_row_and_then_a_good_one(bundle_path, others, tiny_bund
         "no such folder": lambda: shutil.rmtree(bundle_path),
     }
     for count, (message, harm) in enumerate(harms.items(), start=1):
-        switch_bundle_without_judging(bundle_path, tiny_bundle.path)
+        switch_bundle_without_examining(bundle_path, tiny_bundle.path)
         edit_manifest(bundle_path, lambda document, name=f"bad{count}": document.update(name=name))
         harm()
         assert watched.steps() == []

@@ -274,3 +274,26 @@ def test_killed_at_any_moment_a_writer_leaves_a_whole_target_and_the_next_cleans
         texts = {part.read_text() for part in (path.iterdir() if folder else [path])} if path.exists() else set()
         assert len(texts) <= 1
         assert all(len(text) % 10000 == 0 for text in texts)
+
+
+def test_a_file_that_grows_or_vanishes_while_it_is_read(tmp_path, monkeypatch):
+    path, opened = tmp_path / "file", atomic.open_regular
+    path.write_bytes(b"12345")
+
+    def grown(*arguments, **options):
+        file = opened(*arguments, **options)
+        with path.open("ab") as more:
+            more.write(b"6" * 1000)
+        return file
+
+    def vanished(*arguments, **options):
+        file = opened(*arguments, **options)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(atomic, "open_regular", grown)
+    with pytest.raises(OSError, match="expected at most 500"):
+        read_regular(path, 500)
+    monkeypatch.setattr(atomic, "open_regular", vanished)
+    assert len(read_regular(path, 2000)) == 1005
+    assert not path.exists()

@@ -1,7 +1,7 @@
 import pytest
 
 from rws.edge.bundle.contents import DEFAULT_BUNDLE, BundleFiles
-from rws.edge.bundle.judge import Judge
+from rws.edge.bundle.examine import Examination
 from rws.edge.faults.bundles import BAD, place
 from rws.errors import RwsError
 
@@ -13,10 +13,10 @@ def test_each_bad_bundle_is_refused_and_the_good_one_is_not(tmp_path, name):
     place(DEFAULT_BUNDLE, tmp_path, name, BAD.get(name))
     if name in BAD and name not in ALLOWED:
         with pytest.raises(RwsError) as caught:
-            Judge(BundleFiles.read(tmp_path)).judge()
+            Examination(BundleFiles.read(tmp_path)).run()
         assert "\n" not in str(caught.value)
     else:
-        assert Judge(BundleFiles.read(tmp_path)).judge().signatures == 19
+        assert Examination(BundleFiles.read(tmp_path)).run().signatures == 19
 
 
 def test_a_folder_that_was_damaged_becomes_whole_again(tmp_path):

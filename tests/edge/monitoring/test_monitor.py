@@ -57,6 +57,7 @@ def test_before_the_first_result(monitor, clock):
             "buffered": 0,
             "rejected": 0,
             "rejected_by_reason": {},
+            "left_out": {},
             "reconnects": 0,
             "error": "",
         },

@@ -213,6 +213,17 @@ def test_a_live_video_of_bursts_shows_them_one_after_the_other(tmp_path):
     assert read_video(tmp_path / "out.mp4")[1] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_pause_of_a_night_can_be_played(tmp_path, endless):
+    times = [n / 10 + (12 * 3600 if n >= 10 else 0) for n in range(30)]
+    with VideoSink(tmp_path / "out.mp4", endless=endless) as sink:
+        for index, at in enumerate(times):
+            sink.write(replace(make_frame(index), captured_at=7 + at, media_time=at), make_result(index))
+    found = read_video(tmp_path / "out.mp4")[1]
+    assert found[:10] == pytest.approx(times[:10], abs=1e-3)
+    assert found[-15:] == pytest.approx(times[-15:], abs=1e-3)
+
+
 @pytest.mark.parametrize("kind", [JsonlSink, CsvSink])
 @pytest.mark.parametrize("endless", [False, True])
 def test_a_file_name_that_is_no_utf8_is_escaped(tmp_path, kind, endless):

@@ -62,7 +62,7 @@ class DamageTracker:
         number = self._count
         self._count += 1
         self._numbers[packet.pts] = number
-        if packet.pts is not None:
+        if packet.pts is not None and not packet.is_discard:  # no frame comes of what an edit list leaves out
             self._unseen[number] = packet.pts
         if len(self._numbers) > _REMEMBERED:
             oldest = next(iter(self._numbers))
@@ -103,7 +103,9 @@ class DamageTracker:
         if frame.key_frame:
             self._starts.append(_Start(number, frame.pts, number))
         shown = frame.pts
-        if self._codec == "h264" and shown is not None and not frame.interlaced_frame:
+        # AVI has the order of decoding only.
+        ordered = self._container != "avi" and not frame.interlaced_frame
+        if self._codec == "h264" and shown is not None and ordered:
             # What is decoded before and was to be shown before was lost in the decoder.
             key = self._starts[-1] if self._starts else _Start(0, None, 0)
             lost = (n for n, pts in self._unseen.items() if n < number and pts < shown and pts > (key.pts or pts - 1))

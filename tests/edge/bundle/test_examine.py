@@ -1,4 +1,4 @@
-"""Bundles from outside, judged in a child process: what takes too much or breaks is refused in one line."""
+"""Bundles from outside, examined in a child process: what takes too much or breaks is refused in one line."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from rws.edge.bundle import judge as module
+from rws.edge.bundle import examine as module
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import BundleFiles
-from rws.edge.bundle.judge import Judge, StoppedError, judge, limits_of
+from rws.edge.bundle.examine import Examination, StoppedError, examine, limits_of
 from rws.edge.bundle.self_test import self_test
 from rws.edge.common.child import python_command
 from rws.edge.common.confine import Limits
@@ -26,7 +26,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of 
 
 def refusal(path, limits=None, kind=BundleError):
     with pytest.raises(kind) as caught:
-        judge(BundleFiles.read(path), limits)
+        examine(BundleFiles.read(path), limits)
     message = str(caught.value)
     assert message.isprintable()
     assert str(path) in message
@@ -57,16 +57,16 @@ def instead(child):
 
 class TestSound:
     def test_the_verdict_is_that_of_the_self_test(self, tiny_bundle):
-        verdict = judge(BundleFiles.read(tiny_bundle.path))
+        verdict = examine(BundleFiles.read(tiny_bundle.path))
         assert list(verdict.tested) == self_test(Bundle.load(tiny_bundle.path))
         assert verdict.signatures == 3
 
-    def test_the_files_are_judged_as_they_were_read(self, bundle_path):
+    def test_the_files_are_examined_as_they_were_read(self, bundle_path):
         files = BundleFiles.read(bundle_path)
         for path in bundle_path.iterdir():
             path.unlink()
         bundle_path.rmdir()
-        assert len(judge(files).tested) == 4
+        assert len(examine(files).tested) == 4
 
     def test_larger_files_and_images_may_take_more(self, tiny_bundle):
         files = BundleFiles.read(tiny_bundle.path)
@@ -82,7 +82,7 @@ class TestSound:
         bundle_path.chmod(0o700)
         for path in bundle_path.iterdir():
             path.chmod(0o600)
-        assert len(judge(BundleFiles.read(bundle_path)).tested) == 4
+        assert len(examine(BundleFiles.read(bundle_path)).tested) == 4
 
 
 class TestRefused:
@@ -152,7 +152,7 @@ class TestHostileChild:
         instead(
             "import os, sys", "for fd in (1, 2): os.write(fd, b'x' * 10**7)", "print('y' * 10**7)", "found = 'done'"
         )
-        assert judge(BundleFiles.read(tiny_bundle.path)).tested == ("done",)
+        assert examine(BundleFiles.read(tiny_bundle.path)).tested == ("done",)
         assert capfd.readouterr() == ("", "")
 
     def test_no_process_can_be_started(self, tiny_bundle, monkeypatch):
@@ -169,7 +169,7 @@ class TestRights:
         "attempt",
         [
             "open('/etc/hostname')",
-            "open('/dev/shm/rws-judge', 'w')",
+            "open('/dev/shm/rws-examine', 'w')",
             "os.memfd_create('x')",
             "__import__('socket').socket()",
             "os.fork()",
@@ -183,13 +183,13 @@ class TestRights:
     def test_it_has_none(self, tiny_bundle, instead, attempt):
         tried = f"try: {attempt}", "except (OSError, RuntimeError, ValueError) as error: found = type(error).__name__"
         instead("import os, socket, resource", *tried, "else: found = 'done'")
-        (found,) = judge(BundleFiles.read(tiny_bundle.path)).tested
+        (found,) = examine(BundleFiles.read(tiny_bundle.path)).tested
         assert found in ("OSError", "PermissionError", "BlockingIOError", "RuntimeError", "error", "ValueError")
 
     def test_root_becomes_nobody(self, tiny_bundle, instead):
         no_new_rights = "ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)"
         instead("import ctypes, os", f"found = [{no_new_rights}, os.getgroups(), *os.getresuid()]")
-        (found,) = judge(BundleFiles.read(tiny_bundle.path)).tested
+        (found,) = examine(BundleFiles.read(tiny_bundle.path)).tested
         no_new_rights, groups, *users = json.loads(found)
         assert no_new_rights == 1
         if os.geteuid() == 0:
@@ -200,14 +200,14 @@ class TestRights:
         monkeypatch.setenv("RWS_TOKEN", "secret")
         monkeypatch.setenv("RWS_SOURCE", "rtsp://u:p@host/")
         instead("import os", "found = sorted(os.environ)")
-        (found,) = judge(BundleFiles.read(tiny_bundle.path)).tested
+        (found,) = examine(BundleFiles.read(tiny_bundle.path)).tested
         assert "RWS_" not in found
 
     @pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0])
     def test_it_ends_with_the_process_that_waits_for_it(self, bundle_path, seconds):
         make_costly(bundle_path)
         code = f"""
-from rws.edge.bundle import judge as module
+from rws.edge.bundle import examine as module
 from rws.edge.bundle.contents import BundleFiles
 start = module.subprocess.Popen
 def popen(*arguments, **options):
@@ -215,7 +215,7 @@ def popen(*arguments, **options):
     print(process.pid, flush=True)
     return process
 module.subprocess.Popen = popen
-module.judge(BundleFiles.read({str(bundle_path)!r}))
+module.examine(BundleFiles.read({str(bundle_path)!r}))
 """
         parent = subprocess.Popen(python_command(code), stdout=subprocess.PIPE)
         assert parent.stdout is not None
@@ -231,24 +231,24 @@ module.judge(BundleFiles.read({str(bundle_path)!r}))
 
 
 class TestStop:
-    def test_it_ends_a_judgement(self, bundle_path):
+    def test_it_ends_an_examination(self, bundle_path):
         make_costly(bundle_path)
-        running = Judge(BundleFiles.read(bundle_path))
+        running = Examination(BundleFiles.read(bundle_path))
         timer = threading.Timer(1.0, running.stop)
         timer.start()
         with pytest.raises(StoppedError, match="the test was stopped"):
-            running.judge()
+            running.run()
 
     def test_it_ends_one_that_has_not_begun(self, tiny_bundle, monkeypatch):
-        running = Judge(BundleFiles.read(tiny_bundle.path))
+        running = Examination(BundleFiles.read(tiny_bundle.path))
         running.stop()
         monkeypatch.setattr(module.subprocess, "Popen", None)
         with pytest.raises(RwsError, match="the test was stopped"):
-            running.judge()
+            running.run()
 
     def test_it_does_nothing_after_the_end(self, tiny_bundle):
-        running = Judge(BundleFiles.read(tiny_bundle.path))
-        assert running.judge().signatures == 3
+        running = Examination(BundleFiles.read(tiny_bundle.path))
+        assert running.run().signatures == 3
         running.stop()
 
 

@@ -1,4 +1,4 @@
-"""Judging a bundle from outside: a confined child process checks it and runs its networks, and no other does."""
+"""Examining a bundle from outside: a confined child process checks it and runs its networks."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def limits_of(files: BundleFiles) -> Limits:
-    """Return what judging a bundle may take: a base, and more for larger files and larger images."""
+    """Return what examining a bundle may take: a base, and more for larger files and larger images."""
     pixels = files.manifest.input.height * files.manifest.input.width
     # A convolutional network was measured to take 7 bytes per byte of its file, and 2,200 per pixel.
     memory = 12 * files.size + 4096 * pixels
@@ -51,11 +51,11 @@ def limits_of(files: BundleFiles) -> Limits:
 
 
 class StoppedError(BundleError):
-    """A judgement was stopped before its end, by `Judge.stop`."""
+    """An examination was stopped before its end, by `Examination.stop`."""
 
 
-class Judge:
-    """Judges one bundle, once; `stop` ends it from another thread."""
+class Examination:
+    """Examines one bundle, once; `stop` ends it from another thread."""
 
     def __init__(self, files: BundleFiles, limits: Limits | None = None) -> None:
         self._files, self._limits = files, limits or limits_of(files)
@@ -63,7 +63,7 @@ class Judge:
         self._process: subprocess.Popen[bytes] | None = None
         self._late = self._stopped = False
 
-    def judge(self) -> Verdict:
+    def run(self) -> Verdict:
         """Return what was tested; else what `Bundle.load` and `self_test` raise, or BundleError if it takes too much.
 
         The child is given the files as they were read: what they say now, on the disk, does not matter.
@@ -95,12 +95,12 @@ class Judge:
         return self._checked(answer, code)
 
     def stop(self) -> None:
-        """End the judgement, now and for good; it raises a StoppedError."""
+        """End the examination, now and for good; it raises a StoppedError."""
         self._stopped = True
         self._kill()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        command = python_command("from rws.edge.bundle.judge import answer; answer()")
+        command = python_command("from rws.edge.bundle.examine import answer; answer()")
         pipe = subprocess.PIPE
         with self._lock:
             if self._stopped:
@@ -167,13 +167,13 @@ class Judge:
         return BundleError(f"{self._files.path}: {why}")
 
 
-def judge(files: BundleFiles, limits: Limits | None = None) -> Verdict:
-    """Check a bundle, and run each of its networks once, in a confined child process; see `Judge.judge`."""
-    return Judge(files, limits).judge()
+def examine(files: BundleFiles, limits: Limits | None = None) -> Verdict:
+    """Check a bundle, and run each of its networks once, in a confined child process; see `Examination.run`."""
+    return Examination(files, limits).run()
 
 
 def answer() -> None:
-    """Be the child process: read a bundle from stdin, give up all rights, judge it, write the verdict to stdout."""
+    """Be the child process: read a bundle from stdin, give up all rights, examine it, write the verdict to stdout."""
     # All that is imported later could not be: no file can be opened then.
     import numpy.ma
     import numpy.random  # noqa: F401
