@@ -103,7 +103,9 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *
 
 def _report(run: _Run, seconds: float, fps: float) -> SoakReport:
     summary = run.summary
-    first, last = float(np.median(run.memory[:15])), float(np.median(run.memory[-15:]))
+    # A tenth of all samples spans several lives of a camera that dies: memory rises and falls with each.
+    count = max(15, len(run.memory) // 10)
+    first, last = float(np.median(run.memory[:count])), float(np.median(run.memory[-count:]))
     p50, p95 = (run.viewer.ages.percentile(share) for share in (50, 95))
     promises = {
         "every frame accounted for": summary["received"]
