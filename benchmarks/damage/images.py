@@ -55,7 +55,7 @@ class SeamCheck(TypedDict):
 
 
 class ImageResult(TypedDict):
-    """The two ways, and the check of seams."""
+    """The folder, the stream of JPEGs, and the check of seams."""
 
     images: list[ImageDamage]
     seams: SeamCheck

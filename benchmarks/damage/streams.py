@@ -96,7 +96,7 @@ class _Clean:
         self._frames, self._known = frames, {frame.tobytes() for frame in frames}
         self._small = np.stack([self._shrunk(frame) for frame in frames])
 
-    def judge(self, image: NDArray[np.uint8]) -> str:
+    def compare(self, image: NDArray[np.uint8]) -> str:
         """Return `good`, `wrong`, or "" if an image differs a little."""
         if image.tobytes() in self._known:
             return "good"
@@ -115,13 +115,13 @@ def _play(path: Path, clean: _Clean, row: StreamDamage) -> None:
     passed, row["streams"] = list[str](), row["streams"] + 1
     try:
         with open_source(path) as source:
-            passed = [clean.judge(frame.image) for frame in source]
+            passed = [clean.compare(frame.image) for frame in source]
     except RwsError as error:
         row["refused"] += 1
         row["errors"] += "died" in str(error)
     except Exception:
         row["errors"] += 1
-    decoded = [clean.judge(image) for image in _plain(path)]
+    decoded = [clean.compare(image) for image in _plain(path)]
     row["wrong"] += max(decoded.count("wrong"), passed.count("wrong"))
     row["wrong_passed"] += passed.count("wrong")
     row["good"] += decoded.count("good")

@@ -32,7 +32,7 @@ KNOWN_SAFE = re.compile(
     r"other-classes|out|"
     r"pairs|per|poll|pretrained|projection|protocol|provider|quick|quiet|recipe|recipes|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seed|severity|show|size|soak|source|stall|status|std|strategy|"
-    r"stream|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
+    r"stream|streams|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
     r")"
 )
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")

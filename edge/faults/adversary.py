@@ -15,7 +15,7 @@ from rws.edge.faults.bundles import BAD, place
 from rws.edge.faults.peers import HostilePeers, read_refused
 
 BURSTS, BURST = 40, 25  # of connections
-SETTLE, LONGEST_TEST = 2.0, 120.0  # seconds until a change is seen for sure, and until it is refused or accepted
+SETTLE, LONGEST_TEST = 2.0, 300.0  # seconds until a change is seen for sure, and until it is refused or accepted
 NEVER_READS = "viewer that never reads"
 
 

@@ -4,7 +4,7 @@ import math
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame
 
-WINDOW = 10.0  # seconds over which the delay of a stream is judged
+WINDOW = 10.0  # seconds over which the delay of a stream is measured
 SPARE = 1.0  # seconds that each frame of a window may wait; the time beyond is caught up
 
 

@@ -115,14 +115,14 @@ class DamageTracker:
         if len(self._held) > MOST_HELD:
             self._unseen.clear()  # The time stamps have jumped.
         while self._held and not any(earlier < self._held[0][1] for earlier in self._unseen):
-            yield self._judged()
+            yield self._released()
 
     def rest(self) -> Iterator[tuple[VideoFrame, bool]]:
         """Yield the frames that still wait, at the end of the stream."""
         while self._held:
-            yield self._judged()
+            yield self._released()
 
-    def _judged(self) -> tuple[Any, bool]:
+    def _released(self) -> tuple[Any, bool]:
         frame, number = self._held.popleft()
         # What is decoded after a key frame and shown before it may refer to what came before that key frame.
         whole = max(
@@ -153,7 +153,7 @@ def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:
     """Look into a packet of H.264, whose parts follow start codes or, if there is a `prefix`, their length.
 
     Returns:
-        Whether no other picture refers to this one, and after how many more that are referred to a gradual refresh
+        Whether no other frame refers to this one, and after how many more that are referred to a gradual refresh
         that begins here is complete; 0 if none begins.
     """
     place, refresh = 0 if prefix else data.find(b"\0\0\1"), 0

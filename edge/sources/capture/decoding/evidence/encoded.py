@@ -14,7 +14,7 @@ _JP2_SIZE = b"\xff\x4f\xff\x51"  # the marker of the size that a JPEG 2000 decod
 def encoded_flaw(data: bytes, max_pixels: int, thorough: bool = False) -> str:
     """Return what is wrong with an encoded image before it is decoded: `too large`, `undecodable`, `damaged`, or "".
 
-    JPEG is judged by libjpeg, and if `thorough` by FFmpeg too, which knows of codes that libjpeg ignores; PNG by its
+    JPEG is checked by libjpeg, and if `thorough` by FFmpeg too, which knows of codes that libjpeg ignores; PNG by its
     checksums. Of other formats, only their decoder can say more.
     """
     import imagesize
@@ -45,7 +45,7 @@ def jpeg_damage(data: bytes) -> str:
         # A small grey image: the data are read in full, but little is computed.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
-        # What this reader cannot do, such as 12 bits or rare subsampling, others judge.
+        # What this reader cannot do, such as 12 bits or rare subsampling, is left to others.
         unable = any(word in str(error) for word in ("precision", "conversion", "subsampling"))
         return "" if unable and _opencv_reads(data) else str(error)
     return ""

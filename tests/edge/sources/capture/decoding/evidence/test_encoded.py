@@ -37,12 +37,12 @@ def test_the_size_that_a_decoder_of_jpeg_2000_obeys_counts():
     assert encoded_flaw(huge, 10**8) == TOO_LARGE
 
 
-def test_a_very_wide_image_is_judged_by_its_pixels():
+def test_a_very_wide_image_is_measured_in_pixels():
     assert encoded_flaw(encode(".png", image=np.zeros((1, 60_000, 3), np.uint8)), 60_000) == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"GIF89a", b"text", bytes(100), b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_undecodable(data):
+def test_what_cannot_be_an_image_is_undecodable(data):
     assert encoded_flaw(data, 10**8) == UNDECODABLE
 
 
