@@ -226,6 +226,7 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
+            return_memory()  # of what was read of it
             self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {shown(self._watch.error)}")
         if pipeline is None:

@@ -22,7 +22,7 @@ from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
 from rws.errors import RwsError
 
-WARM_UP = 60.0  # seconds until caches, pools and the page's timeline are full
+WARM_UP = 60.0  # seconds, at least, until caches, pools and the page's timeline are full; otherwise a tenth of all
 SAMPLE_EVERY = 2.0
 LARGEST_GROWTH_MB = 5.0
 LOST_AT_END = 3  # frames under way when camera or loop ends
@@ -103,7 +103,9 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *
 
 def _report(run: _Run, seconds: float, fps: float) -> SoakReport:
     summary = run.summary
-    first, last = float(np.median(run.memory[:15])), float(np.median(run.memory[-15:]))
+    # A tenth of all samples spans several lives of a camera that dies: memory rises and falls with each.
+    count = max(15, len(run.memory) // 10)
+    first, last = float(np.median(run.memory[:count])), float(np.median(run.memory[-count:]))
     p50, p95 = (run.viewer.ages.percentile(share) for share in (50, 95))
     promises = {
         "every frame accounted for": summary["received"]
@@ -155,7 +157,7 @@ def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[st
         memory.append((time.monotonic() - started, _memory_mb(loop.pid)))
         if len(memory) % 30 == 0:
             say(f"{elapsed:.0f} s: {memory[-1][1]:.1f} MB")
-    return [mb for at, mb in memory if at > WARM_UP] or [memory[-1][1]]
+    return [mb for at, mb in memory if at > max(WARM_UP, seconds / 10)] or [memory[-1][1]]
 
 
 class _Viewer:
