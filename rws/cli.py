@@ -244,7 +244,11 @@ def main() -> None:
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A parent that has closed them leaves None, and a later file would get their descriptors.
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # by the capture process, whose files would get them, too
+            setattr(sys, name, stream)
     sys.unraisablehook = _hide_unless_verbose
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.

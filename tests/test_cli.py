@@ -20,6 +20,7 @@ from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
 from rws.errors import BundleError, InputError, MissingExtraError, SourceError, UsageError
 from rws.terminal import claim_stdout, console, is_verbose, log_to, say, session, show
+from support.fakes import write_video
 
 runner = CliRunner()
 log = logging.getLogger("rws.test")
@@ -316,6 +317,15 @@ def test_a_command_runs_if_its_parent_has_closed_stdout_and_stderr():
     command = [sys.executable, "-m", "rws", "run", "pattern:64x64", "--limit", "1"]
     done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_video_is_read_whatever_its_parent_has_closed(tmp_path, closed):
+    video = write_video(tmp_path / "clip.mp4", [80, 160])
+    command = [sys.executable, "-m", "rws", "run", str(video), "--limit", "1"]
+    assert (
+        subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, check=False).returncode == 0
+    )
 
 
 def complete(shell, line):
