@@ -38,12 +38,14 @@ def switch_bundle(
     of them must have signed the new bundle.
 
     Raises BundleError if either bundle is not valid or holds other files, or the folder cannot be written,
-    InputError if both are the same folder, the classes differ, or a link's new place is taken; RwsError as `examine`.
-    InUseError if another process changes the current bundle for a minute.
+    InputError if both are the same folder, the current one is inside of the new one, the classes differ, or a link's
+    new place is taken; RwsError as `examine`; InUseError if another process changes the current bundle for a minute.
     """
     current, new = Path(os.path.abspath(current)), Path(os.path.realpath(new))
-    if new == Path(os.path.realpath(current)):
-        raise InputError(f"{current}: is {new} already; give the folder of another bundle")
+    place = Path(os.path.realpath(current))
+    if new in (place, *place.parents):
+        where = "is" if new == place else "is inside of"
+        raise InputError(f"{current}: {where} {new} already; give the folder of another bundle")
     files = BundleFiles.read(new, keys)
     verdict = examine(files)  # before the lock: it may take minutes
     with os_errors(current, "written", "give a folder that can", BundleError), locked(current):

@@ -66,12 +66,7 @@ def drill(
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:
-        from rws.edge.faults.soak import soak as run_soak
-
-        result = run_soak(soak, fps, loaded.path, console.print, hostile=hostile)
-        for name, value in vars(result).items():
-            console.print(f"{name}: {value}")
-        content, failed = {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
+        content, failed = _run_soak(soak, fps, loaded, hostile, console)
     if report is not None:
         schema = "drill/1" if soak is None else "soak/1"
         write_json(report, schema, {**content, "bundle": loaded.manifest.name, "seed": 0, **provenance()})
@@ -112,6 +107,17 @@ def _run_cases(
     name = None if video is None else video.name
     cases = [{**outcome.to_dict(), "video": name} for outcome in outcomes]
     return {"cases": cases}, [f"{outcome.name}: {promise}" for outcome in outcomes for promise in outcome.failures]
+
+
+def _run_soak(
+    seconds: float, fps: float, bundle: Bundle, hostile: bool, console: Console
+) -> tuple[dict[str, object], list[str]]:
+    from rws.edge.faults.soak import soak
+
+    result = soak(seconds, fps, bundle.path, console.print, hostile=hostile)
+    for name, value in vars(result).items():
+        console.print(f"{name}: {value}")
+    return {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:

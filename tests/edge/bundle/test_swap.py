@@ -216,6 +216,13 @@ def test_a_disk_that_fails_leaves_all_as_it_was(current, link, new, tmp_path, mo
     assert sorted(os.listdir(tmp_path)) == ["bundle", "current", "elsewhere"]
 
 
+def test_no_bundle_is_put_into_itself(new):
+    before = sorted(os.listdir(new))
+    with pytest.raises(InputError, match=r"inner: is inside of .*v2 already; give the folder of another bundle"):
+        switch_bundle(new / "inner", new)
+    assert sorted(os.listdir(new)) == before
+
+
 def test_a_disk_that_fails_while_a_bundle_is_signed(current, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
