@@ -118,10 +118,12 @@ def _errors_in_one_line() -> Iterator[None]:
     except (KeyboardInterrupt, ImportError) as error:
         # Ctrl-C while a compiled module is imported is an ImportError.
         if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
-            lacking = [code for code in _CURES if os.strerror(code) in str(error)]
-            if not lacking:
+            # What the loader says if there is no memory for a library has no code.
+            texts = {os.strerror(code): cure for code, cure in _CURES.items()}
+            texts["failed to map segment"] = _CURES[errno.ENOMEM]
+            if not (cures := [cure for text, cure in texts.items() if text in str(error)]):
                 raise
-            raise _failed(f"{error}{_CURES[lacking[0]]}", RwsError.exit_code) from error
+            raise _failed(f"{error}{cures[0]}", RwsError.exit_code) from error
         raise _failed("interrupted", _INTERRUPTED) from error
 
 
@@ -242,7 +244,11 @@ def main() -> None:
     # ONNX Runtime's newer wheels report their use to their maker unless this is set before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # A parent that has closed them leaves None, and a later file would get their descriptors.
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # by the capture process, whose files would get them, too
+            setattr(sys, name, stream)
     sys.unraisablehook = _hide_unless_verbose
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.

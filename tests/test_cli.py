@@ -20,6 +20,7 @@ from rws.edge.common.extras import require
 from rws.edge.common.provenance import write_json
 from rws.errors import BundleError, InputError, MissingExtraError, SourceError, UsageError
 from rws.terminal import claim_stdout, console, is_verbose, log_to, say, session, show
+from support.fakes import write_video
 
 runner = CliRunner()
 log = logging.getLogger("rws.test")
@@ -83,6 +84,11 @@ def no_descriptor() -> None:
     raise ImportError(f"x.so: {os.strerror(errno.EMFILE)}")
 
 
+def no_memory_for_a_library() -> None:
+    """Raise what the import of a compiled module does when its code cannot be mapped."""
+    raise ImportError("x.so: failed to map segment from shared object")
+
+
 def no_descriptor_left() -> None:
     """Raise what reading a bundle does when no more files can be opened."""
     raise BundleError("bundle: cannot be read") from OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -121,7 +127,7 @@ def one() -> None:
 
 
 NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "interrupted_import")
-NAMES += ("heavy", "tools", "no_descriptor", "no_descriptor_left", "no_memory")
+NAMES += ("heavy", "tools", "no_descriptor", "no_descriptor_left", "no_memory", "no_memory_for_a_library")
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +174,7 @@ def test_a_group_stays_a_group_even_with_one_command():
         ("no_descriptor", 3, "error: x.so: Too many open files; raise the limit of open files (`ulimit -n`)\n"),
         ("no_descriptor_left", 3, "error: bundle: cannot be read; raise the limit of open files"),
         ("no_memory", 3, "error: Cannot allocate memory; end other programs, or raise the limit of memory\n"),
+        ("no_memory_for_a_library", 3, "error: x.so: failed to map segment from shared object; end other programs"),
         ("unreachable", 3, "error: no route\n"),
         ("interrupted", 130, "error: interrupted\n"),
         ("interrupted_import", 130, "error: interrupted\n"),
@@ -310,6 +317,15 @@ def test_a_command_runs_if_its_parent_has_closed_stdout_and_stderr():
     command = [sys.executable, "-m", "rws", "run", "pattern:64x64", "--limit", "1"]
     done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_video_is_read_whatever_its_parent_has_closed(tmp_path, closed):
+    video = write_video(tmp_path / "clip.mp4", [80, 160])
+    command = [sys.executable, "-m", "rws", "run", str(video), "--limit", "1"]
+    assert (
+        subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, check=False).returncode == 0
+    )
 
 
 def complete(shell, line):

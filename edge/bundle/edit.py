@@ -162,14 +162,20 @@ def check_bundle_folder(target: Path) -> None:
 
 
 def publish(target: Path, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
-    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`."""
-    with atomic_path(target, folder=True) as temporary:
-        for name, content in contents.items():
-            (temporary / name).write_bytes(content)
-        try:
-            return check(temporary)
-        except RwsError as error:
-            raise type(error)(str(error).replace(str(temporary), str(target))) from error
+    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`.
+
+    BundleError if it cannot be written.
+    """
+    try:
+        with atomic_path(target, folder=True) as temporary:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+            try:
+                return check(temporary)
+            except RwsError as error:
+                raise type(error)(str(error).replace(str(temporary), str(target))) from error
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
 
 
 def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, bytes]) -> Bundle:
@@ -177,7 +183,4 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     hashed = ((name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
-    try:
-        return replace(publish(target, {**contents, MANIFEST: manifest.to_bytes()}, Bundle.load), path=target)
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
+    return replace(publish(target, {**contents, MANIFEST: manifest.to_bytes()}, Bundle.load), path=target)

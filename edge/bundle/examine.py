@@ -144,7 +144,7 @@ class Examination:
     def _checked(self, answer: bytes, code: int) -> Verdict:
         if not answer:
             how = f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
-            raise self._refused(f"the process that runs its networks died ({how}); export them again")
+            raise self._refused(f"the process that runs its networks died ({how}); export them again, or free memory")
         where, cure = str(self._files.path), "its networks have altered the process that ran them; do not use it"
         if len(answer) > _LARGEST_ANSWER:
             raise self._refused(f"more than {_LARGEST_ANSWER} bytes instead of an answer; {cure}")

@@ -27,7 +27,7 @@ class Switched:
 def switch_bundle(
     current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
 ) -> Switched:
-    """Examination a bundle, copy it, and replace the current one with the copy, atomically.
+    """Examine a bundle, copy it, and replace the current one with the copy, atomically.
 
     This process only copies the new bundle's files; a child process without rights runs the networks, see `examine`.
 
@@ -50,7 +50,7 @@ def switch_bundle(
         with locked(current):
             _put(files, current, other_classes)
     except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+        raise BundleError(f"{current}: cannot be written ({error.strerror or error}); give a folder that can") from error
     return Switched(current, files.manifest, verdict.signatures)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from rws.edge.sinks.jsonl import JsonlSink
 from rws.edge.sinks.video import VideoSink
 from rws.edge.sinks.window import WindowSink
 from rws.edge.sources.base import Source
+from rws.errors import UsageError
 from rws.records import SinkStatus
+from rws.terminal import STDOUT
 
 if TYPE_CHECKING:
     from rws.edge.web import PageServer
@@ -39,10 +43,36 @@ class OutputOptions:
     report: Path | None
     timings: bool
 
+    def check(self, read: Iterable[Path]) -> None:
+        """Raise a `UsageError` if two outputs are one file, or if one would replace a file that is `read`."""
+        taken = dict[tuple[int, int] | str, Path]()
+        for path in (self.jsonl, self.csv, self.save, self.report):
+            if path is None or path == STDOUT or (file := _file_at(path)) is None:
+                continue
+            if file in taken:
+                raise UsageError(f"{path}: is given for two outputs; choose another name for one of them")
+            taken[file] = path
+        # Files that are not there yet cannot be read.
+        if any(isinstance(file, tuple) for file in taken):
+            for path in read:
+                if target := taken.get(_file_at(path) or ""):
+                    raise UsageError(f"{target}: is what is read, and would be replaced; choose another name")
+
 
 # Frames that may wait: a machine that is busy for a second loses no row, and a window shows nothing old.
 WAITING_FOR_A_FILE, WAITING = 32, 8
 STOPPING = 5.0  # seconds after a signal in which the frames of a file still wait for an output
+
+
+def _file_at(path: Path) -> tuple[int, int] | str | None:
+    """Return what tells a regular file from others, whatever its name; None for anything else."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 class Outputs:

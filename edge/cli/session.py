@@ -110,6 +110,7 @@ class RunSession:
         options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
+        options.outputs.check([*map(Path, options.source), *source.paths])
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
         self._images = self._independent and not source.sequential and not source.live

@@ -267,6 +267,8 @@ def _holder(place: Path) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
+            path.chmod(stat.S_IRWXU)  # of a read-only folder nothing could be removed
         shutil.rmtree(path, ignore_errors=True)  # the next writer removes the rest
     else:
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 from rws.edge.common.closing import Closing
@@ -22,6 +23,7 @@ class Source(Closing):
     name: str  # for people, printable; of a URL scheme and host only
     live: bool = False  # frames arrive at their own rate and are lost if they are not read
     sequential: bool = False  # frames follow one another in time, so a temporal filter applies
+    paths: tuple[Path, ...] = ()  # the files that are read
     length: int | None = None  # number of frames if known in advance; a video's header may be wrong
     fps: float | None = None  # as declared
     bursts: bool = False  # live frames arrive many at a time, and are spaced by `Frame.media_time`

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -116,6 +117,9 @@ def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHEC
     """
     paths, left_out = list[Path](), Counter[str]()
     for spec in specs:
+        with suppress(OSError):  # `open_source` says it
+            if captured := _to_capture(_meant(spec)):  # not opened first: a pipe may wait for its writer
+                raise UsageError(f"{captured.name}: is not an image, folder, glob or list of images; {advice}")
         with open_source(spec) as found:
             if not isinstance(found, ImageSource):
                 raise UsageError(f"{found.name}: is not an image, folder, glob or list of images; {advice}")
@@ -144,7 +148,7 @@ def _meant(text: str) -> str:
     if scheme.lower() == "file" and colon:
         path = unquote(re.sub("^//(localhost)?(?=/)", "", rest), errors="surrogateescape")
         if path.startswith("//"):
-            raise UsageError(f"{shown_address(text)}: names a host; expected file:///PATH")
+            raise UsageError(f"{shown_address(text)}: names a host; give the path alone")
         return path
     if re.fullmatch(r"video\d{1,9}", text) and not os.path.lexists(text):
         return f"/dev/{text}"
@@ -215,7 +219,11 @@ def _open_file(path: Path, name: str, clock: Callable[[], float], checks: Checks
             raise SourceError(str(error)) from error
         if images.ndim == 4 and math.prod(images.shape[1:3]) > (most := checks.max_pixels or FILE_PIXELS):
             raise SourceError(f"{name}: has images of {images.shape[2]} x {images.shape[1]} pixels; {most} are allowed")
-        return ArraySource(images, name=name, clock=clock)
+        if images.ndim == 4 and not images.size:
+            raise SourceError(f"{name}: holds no image (its shape is {images.shape})")
+        source = ArraySource(images, name=name, clock=clock)
+        source.paths = (path,)
+        return source
     return ImageSource([path], name, clock, checks)
 
 

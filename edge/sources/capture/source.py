@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 from rws.edge.sources.base import TICK, Sleep, Source, State
 from rws.edge.sources.capture.decoding.checks import DAMAGED, FROZEN, REASONS, TOO_LARGE, UNDECODABLE
@@ -51,6 +52,8 @@ class CapturedSource(Source):
     ) -> None:
         super().__init__()
         self.name, self.live, self.state = settings.name, settings.kind not in ("file", "pipe"), "opening"
+        if settings.kind == "file":
+            self.paths = (Path(str(settings.target)),)
         self._settings, self._sleep = settings, sleep
         self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
@@ -86,11 +89,11 @@ class CapturedSource(Source):
             if reason is None or self.stopped:
                 break
             self._is_open = False
-            self._enter("reconnecting", reason)
-            pause = self._backoff.failed()
-            if pause is None or not self.live:
+            pause = self._backoff.failed() if self.live else None
+            if pause is None:
                 self._enter("lost", reason)
                 raise SourceError(f"{self.name}: {reason}")
+            self._enter("reconnecting", reason)
             while pause > 0 and not self.stopped:
                 step = min(pause, TICK)
                 self._sleep(step)
@@ -171,7 +174,7 @@ class CapturedSource(Source):
     def _enter(self, state: State, error: str) -> None:
         """Change the state: opening → running ⇄ reconnecting → lost, from each to ended; log what users should know."""
         if state == "reconnecting" and (error != self.error or self.state == "running"):
-            log.warning("%s: %s%s", self.name, error, "; reconnecting" if self.live else "")
+            log.warning("%s: %s; reconnecting", self.name, error)
         if state == "running" and self.state == "reconnecting" and self.delivered > 1:
             log.warning("%s is back", self.name)
         self.state, self.error = state, error

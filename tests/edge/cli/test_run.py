@@ -213,6 +213,36 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_bundle, tmp_path, case):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("source", "outputs"),
+    [
+        ("clip.mp4", "--save clip.mp4"),
+        ("link.mp4", "--save clip.mp4"),
+        ("file:clip.mp4", "--jsonl clip.mp4"),
+        ("1.png", "--csv hard.png"),
+        (".", "--json 1.png"),
+        ("list.txt", "--jsonl 1.png"),
+        ("list.txt", "--csv list.txt"),
+        ("file:images.npy", "--json images.npy"),
+        ("1.png", "--jsonl new --csv ./new"),
+        ("1.png", "--csv new --json new"),
+    ],
+)
+def test_no_output_replaces_what_is_read_or_another_output(rws, video, tmp_path, monkeypatch, source, outputs):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(video, "link.mp4")
+    write_images(tmp_path, 1)
+    image = next(tmp_path.glob("*.png")).rename("1.png")
+    os.link(image, "hard.png")
+    Path("list.txt").write_text("1.png\n")
+    np.save("images.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = rws("run", source, *outputs.split())
+    assert result.exit_code == 2
+    assert re.search("would be replaced|is given for two outputs", result.stderr)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_truncated_bundle_is_refused_before_anything_is_written(bundle_path, rws, video, tmp_path):
     truncate(bundle_path / "model.onnx")
     result = rws("run", video, "--save", tmp_path / "a.mp4", bundle=bundle_path)

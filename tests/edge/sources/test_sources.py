@@ -105,6 +105,8 @@ BROKEN = {
     "empty.txt": (lambda path: path.write_text("# nothing\n"), "lists no file"),
     "broken.npy": (lambda path: path.write_bytes(b"\x93NUMPY"), "is not a NumPy array file"),
     "grey.npy": (lambda path: np.save(path, np.zeros((2, 8, 8), np.uint8)), r"uint8 of shape \(2, 8, 8\)"),
+    "none.npy": (lambda path: np.save(path, np.zeros((0, 8, 8, 3), np.uint8)), "holds no image"),
+    "flat.npy": (lambda path: np.save(path, np.zeros((2, 0, 8, 3), np.uint8)), "holds no image"),
     "float.npy": (lambda path: np.save(path, np.zeros((2, 8, 8, 3))), "float64"),
     "archive.npy": (lambda path: np.savez(path.open("wb"), np.zeros(2)), "is not a NumPy array file"),
     "pickle.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "is not a NumPy array file"),
