@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.faults.servers import free_port
 from rws.edge.common.child import child_environment
+from rws.edge.faults.servers import free_port
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
