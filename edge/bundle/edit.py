@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from rws.edge.bundle.manifest import (
     SIGNATURES,
     Manifest,
 )
-from rws.edge.common.files import atomic_path, locked
+from rws.edge.common.files import atomic_path, locked, os_errors
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
@@ -126,15 +126,11 @@ def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     there, InUseError if another process holds the bundle for a minute.
     """
     target = Path(os.path.realpath(path))
-    with ExitStack() as stack:
-        try:
-            if new:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(target))
-        except OSError as error:
-            why = error.strerror or error
-            raise BundleError(f"{target}: cannot be written ({why}); give a folder that can") from error
-        yield target
+    with os_errors(target, "written", "give a folder that can", BundleError):
+        if new:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            yield target
 
 
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
@@ -162,20 +158,14 @@ def check_bundle_folder(target: Path) -> None:
 
 
 def publish(target: Path, contents: Mapping[str, bytes], check: Callable[[Path], T]) -> T:
-    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`.
-
-    BundleError if it cannot be written.
-    """
-    try:
-        with atomic_path(target, folder=True) as temporary:
-            for name, content in contents.items():
-                (temporary / name).write_bytes(content)
-            try:
-                return check(temporary)
-            except RwsError as error:
-                raise type(error)(str(error).replace(str(temporary), str(target))) from error
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
+    """Write a folder next to `target`, check it there, and put it in place; returns and raises as `check`."""
+    with atomic_path(target, folder=True) as temporary:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        try:
+            return check(temporary)
+        except RwsError as error:
+            raise type(error)(str(error).replace(str(temporary), str(target))) from error
 
 
 def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, bytes]) -> Bundle:

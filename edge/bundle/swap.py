@@ -11,7 +11,7 @@ from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.examine import examine
 from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import Manifest
-from rws.edge.common.files import locked, remove_leftovers
+from rws.edge.common.files import locked, os_errors, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
@@ -46,11 +46,8 @@ def switch_bundle(
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     files = BundleFiles.read(new, keys)
     verdict = examine(files)  # before the lock: it may take minutes
-    try:
-        with locked(current):
-            _put(files, current, other_classes)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be written ({error.strerror or error}); give a folder that can") from error
+    with os_errors(current, "written", "give a folder that can", BundleError), locked(current):
+        _put(files, current, other_classes)
     return Switched(current, files.manifest, verdict.signatures)
 
 

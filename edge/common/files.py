@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import BinaryIO
 
-from rws.errors import InputError, InUseError
+from rws.errors import InputError, InUseError, RwsError
 from rws.terminal import STDOUT
 
 if sys.platform != "win32":
@@ -87,6 +87,15 @@ def _check(path: str | os.PathLike[str], size: int | None, limit: int | None) ->
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     if limit is not None and size > limit:
         raise OSError(errno.EFBIG, f"has {size} bytes, expected at most {limit}", os.fspath(path))
+
+
+@contextmanager
+def os_errors(path: object, action: str, cure: str, kind: type[RwsError] = InputError) -> Iterator[None]:
+    """Raise an `OSError` as an error that says in one line that `path` cannot be read or written, why, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be {action} ({error.strerror or error}); {cure}") from error
 
 
 class OpenFolder(AbstractContextManager["OpenFolder"]):

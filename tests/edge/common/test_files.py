@@ -94,7 +94,7 @@ def test_a_read_only_folder_is_replaced_and_not_left_behind(tmp_path):
     target.mkdir()
     (target / "old").write_bytes(b"")
     target.chmod(0o555)
-    command = "setpriv --bounding-set -dac_override,-fowner --inh-caps -dac_override,-fowner".split()
+    command = ["setpriv", "--bounding-set", "-dac_override,-fowner", "--inh-caps", "-dac_override,-fowner"]
     ordinary = command if os.geteuid() == 0 and shutil.which(command[0]) else []  # root may do all
     code = "import sys; from rws.edge.common.files import atomic_path\n"
     code += "with atomic_path(sys.argv[1], folder=True) as new: (new / 'new').touch()"
