@@ -20,4 +20,5 @@ def python_command(code: str, *arguments: str) -> list[str]:
 
 def child_environment() -> dict[str, str]:
     """Return the part of this process's environment that a process needs which reads what comes from outside."""
-    return {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
+    kept = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
+    return kept | {"ORT_DISABLE_TELEMETRY": "1"}  # or ONNX Runtime reports its use to its maker

@@ -1,7 +1,9 @@
 """Sessions of ONNX Runtime: which provider runs them, and how they are made."""
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,23 @@ FREE_SIZE = (224, 224)  # height and width, pixels, that a model is tested with 
 Feeds = Mapping[str, NDArray[Any]]
 
 
+@contextmanager
+def scratch_file() -> Iterator[Path]:
+    """Yield the path of an empty file for this process alone; on Linux it lies in memory, and no crash can leave it.
+
+    Raises an OSError if there can be none.
+    """
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory(prefix="rws-") as folder:
+            yield Path(folder) / "file"
+        return
+    descriptor = os.memfd_create("rws")
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(frozen=True)
 class SessionMaker:
     """Makes sessions with execution providers, the first one preferred, and threads inside an operator."""
@@ -31,8 +50,7 @@ class SessionMaker:
         """Return a session of a model, through a file if one can be written: one made of bytes keeps them."""
         options = options or self.options()
         try:
-            with tempfile.TemporaryDirectory(prefix="rws-") as folder:
-                path = Path(folder) / "model.onnx"
+            with scratch_file() as path:
                 path.write_bytes(model.SerializeToString())
                 return self.session_of(str(path), options)
         except OSError:

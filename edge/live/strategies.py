@@ -5,7 +5,6 @@ numbered, the graph is optimised and saved, the numbers are read back. It is the
 initializers.
 """
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from onnx import numpy_helper
 
 from rws.edge.live.arena import Arena, Signatures, Tensors
 from rws.edge.live.layout import plain_slots
-from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker
+from rws.edge.live.sessions import CPU, PROVIDERS, Feeds, SessionMaker, scratch_file
 from rws.edge.onnx.graph import data_inputs, replaced_tensors, split_after, weights_to_inputs
 from rws.errors import InputError, StrategyUnavailableError
 
@@ -83,8 +82,7 @@ class Live(WeightUpdateStrategy):
         maker = target.maker
         if maker.providers[0] != CPU:
             raise StrategyUnavailableError(f"{maker.providers[0]} does not read weights from the memory of the CPU")
-        with tempfile.TemporaryDirectory(prefix="rws-") as folder:
-            graph = Path(folder) / "optimised.onnx"
+        with scratch_file() as graph:
             self.arena = Arena(target.clean, target.signatures, _learn_slots(target, graph))
             options = maker.options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,19 @@ class ImageSource(Source):
 
     Args:
         checks: the most pixels of an image, and flaws that are none.
+        left_out: files that are not read, by suffix.
     """
 
     def __init__(
-        self, paths: Sequence[Path], name: str, clock: Clock = time.monotonic, checks: Checks = DEFAULT_CHECKS
+        self,
+        paths: Sequence[Path],
+        name: str,
+        clock: Clock = time.monotonic,
+        checks: Checks = DEFAULT_CHECKS,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
+        self.left_out.update(left_out or {})
         self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
         self._noted = {""}
         self._max_pixels = checks.max_pixels or FILE_PIXELS

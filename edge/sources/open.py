@@ -95,8 +95,8 @@ def open_source(
         if settings := _to_capture(text):
             named = f"{printable(label)} ({settings.name})" if label else settings.name
             pixels = checks.max_pixels or STREAM_PIXELS
-            settings = replace(settings, name=named, latest=latest, max_pixels=pixels, accept=",".join(checks.accept))
-            settings = replace(settings, rtsp_transport=network.rtsp_transport, poll=network.poll)
+            accept, asked = ",".join(checks.accept), vars(network)
+            settings = replace(settings, name=named, latest=latest, max_pixels=pixels, accept=accept, **asked)
             return CapturedSource(settings, retries=retries, stall=stall)
         path = Path(text)
         if path.is_file():
@@ -126,9 +126,7 @@ def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHEC
             paths.extend(found.paths)
             left_out += found.left_out
     name = printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else "")
-    opened = ImageSource(paths, name, checks=checks)
-    opened.left_out = left_out
-    return opened
+    return ImageSource(paths, name, checks=checks, left_out=left_out)
 
 
 def quiet_opencv() -> None:
@@ -249,6 +247,4 @@ def _image_source(
         raise SourceError(f"{name}: holds no image file; expected names that end in {endings}{instead}")
     if others:
         log.warning("%s: left out %s", name, describe(others))
-    source = ImageSource(paths, name, clock, checks)
-    source.left_out = others
-    return source
+    return ImageSource(paths, name, clock, checks, others)

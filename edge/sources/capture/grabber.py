@@ -70,11 +70,6 @@ class Grabber(threading.Thread):
                 self.reason = reason
                 self._changed.notify_all()
 
-    @property
-    def jumps(self) -> int:
-        """How often the time stamps of the source have jumped."""
-        return self._decoder.jumps
-
     def next(self, timeout: float) -> tuple[int, DecodedFrame] | None:
         """Return the next usable frame with its number among all received; None after `timeout` seconds without one."""
         with self._changed:

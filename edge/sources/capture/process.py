@@ -78,8 +78,7 @@ class CaptureProcess:
         self._connection: socket.socket | None = None
         self._unread = b""
         self._memory: NDArray[np.uint8] | None = None
-        self._question, self._said = 0, {""}
-        self._jumped = False
+        self._question, self._said = 0, set[str]()
         self._stuck: subprocess.Popen[bytes] | None = None
         self._why_not = ""  # why no process runs
 
@@ -122,17 +121,15 @@ class CaptureProcess:
             self.counters.add("discarded", isinstance(message, FrameReady))
             return None
         if isinstance(message, FrameReady):
-            if message.remark not in self._said:
-                self._said.add(message.remark)
-                log.warning("%s: %s", self.settings.name, message.remark)
+            for remark in message.remarks:
+                if remark not in self._said:
+                    self._said.add(remark)
+                    log.warning("%s: %s", self.settings.name, remark)
             shape = (message.height, message.width, 3)
             if self._memory is None or self._memory.size < math.prod(shape):
                 self.kill()
                 return Ended("the memory of a frame cannot be opened: descriptors or memory are short")
             image: NDArray[np.uint8] = self._memory[: math.prod(shape)].reshape(shape).copy()
-            if message.jumps and not self._jumped:
-                self._jumped = True
-                log.warning("%s: its time stamps jump; what lies between its parts is left out", self.settings.name)
             return Frame(message.index, image, message.captured_at, self.settings.name, message.media_time)
         if isinstance(message, Ended):
             # Libraries repeat the address in their messages.

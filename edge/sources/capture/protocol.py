@@ -1,7 +1,7 @@
 """Messages between the frame loop, which asks, and its capture process: JSON lines with the question's number."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rws.errors import UsageError
@@ -35,9 +35,7 @@ class CaptureSettings:
     target: int | str  # a camera's index or device, a GStreamer pipeline, a path or a URL; a descriptor of the loop
     kind: Literal["camera", "file", "pipe", "network"]  # OpenCV reads a camera, PyAV the others
     name: str  # for people, printable; of a URL scheme and host only
-    latest: bool | None = (
-        None  # give the newest frame and drop the others; False: each frame; None: each frame of a file
-    )
+    latest: bool | None = None  # give the newest frame and drop the others; None: unless it is a file
     rtsp_transport: str = "auto"  # of `RTSP_TRANSPORTS`
     poll: float = 1.0  # seconds between two requests to an address that gives one image per request
     max_pixels: int = STREAM_PIXELS  # of a frame
@@ -68,8 +66,7 @@ class FrameReady:
     captured_at: float
     index: int
     media_time: float | None = None
-    jumps: int = 0  # of the source's time stamps since it was opened
-    remark: str = ""  # on how the frames of this source are checked, for people
+    remarks: list[str] = field(default_factory=list)  # on the frames of this source, for people
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,9 +109,10 @@ class Worker:
             self._memory = np.frombuffer(mmap.mmap(descriptor, image.nbytes), np.uint8)
         np.copyto(self._memory[: image.nbytes].reshape(image.shape), image)
         height, width, _ = image.shape
+        assert self._decoder is not None
         assert self._flaws is not None
-        ready = FrameReady(height, width, frame.captured_at, index, frame.media_time, self._grabber.jumps)
-        self._answer(replace(ready, remark=self._flaws.remark), descriptor)
+        remarks = [*filter(None, (self._decoder.remark, self._flaws.remark))]
+        self._answer(FrameReady(height, width, frame.captured_at, index, frame.media_time, remarks), descriptor)
 
     def _answer(self, answer: Message, descriptor: int | None = None) -> None:
         line = encode(self._question, answer)

@@ -1,5 +1,6 @@
 """The strategies that change the weights of a running session, on networks whose layout ONNX Runtime changes."""
 
+import os
 import platform
 from itertools import count
 
@@ -227,10 +228,13 @@ class TestFallingBack:
         np.testing.assert_allclose(model.predict(x), rebuilt(proto, weights, x), atol=1e-5)
 
     def test_nowhere_to_write_a_file(self, small, monkeypatch):
-        def no_folder(**options):
+        def refused(*name, **options):
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("tempfile.TemporaryDirectory", no_folder)
+        monkeypatch.setattr("tempfile.TemporaryDirectory", refused)
+        if hasattr(os, "memfd_create"):
+            assert OnnxModel(*small, threads=1).strategy == "live"  # so no kill can leave a file
+        monkeypatch.setattr("os.memfd_create", refused, raising=False)
         model = OnnxModel(*small, threads=1)
         assert model.strategy == "split"
         assert "live: [Errno 30] Read-only file system" in model.description

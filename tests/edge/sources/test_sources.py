@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rws.edge.common.child import child_environment
 from rws.edge.faults.servers import free_port
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.images import ImageSource
@@ -389,6 +390,11 @@ def test_the_capture_process_gets_what_libraries_need_and_no_secret(tmp_path, mo
     names = {entry.partition("=")[0] for entry in found}
     assert names.isdisjoint(secrets)
     assert names >= {*needed, "PATH", "PYTHONPATH"}
+
+
+def test_no_child_reports_its_use_to_the_maker_of_onnx_runtime(monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert child_environment()["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_a_label_tells_two_cameras_of_one_host_apart():

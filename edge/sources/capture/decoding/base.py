@@ -38,9 +38,9 @@ class Decoder(ABC):
     bursts: bool = False  # a live stream whose frames arrive many at a time (HLS)
 
     @property
-    def jumps(self) -> int:
-        """How often its time stamps have jumped."""
-        return 0
+    def remark(self) -> str:
+        """What people should know of its frames so far, or ""."""
+        return ""
 
     @property
     def media_end(self) -> float | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 DROPPED = "dropped"
+JUMPS = "its time stamps jump; what lies between its parts is left out"
 _PLAYLISTS = ("hls", "dash")  # formats that fetch one file after another
 _INVENTS_TIMES, _TIMES_JUMP = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 
@@ -106,9 +107,9 @@ class StreamDecoder(Decoder):
         context.thread_type = "AUTO" if self.finite else "NONE" if context.name == "h264" else "SLICE"
 
     @property
-    def jumps(self) -> int:
-        """How often its time stamps have jumped."""
-        return 0 if self._timeline is None else self._timeline.jumps
+    def remark(self) -> str:
+        """That its time stamps have jumped."""
+        return JUMPS if self._timeline and self._timeline.jumps else ""
 
     @property
     def media_end(self) -> float | None:

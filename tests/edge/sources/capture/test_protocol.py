@@ -10,7 +10,7 @@ from rws.edge.sources.capture.protocol import CaptureSettings, Ended, FrameReady
         CaptureSettings(0, "camera", "camera 0", True),
         Next(),
         Opened(29.97, None, False),
-        FrameReady(480, 640, 12.5, 7),
+        FrameReady(480, 640, 12.5, 7, remarks=["its time stamps jump"]),
         Ended("holds no video\nthat can be decoded"),
     ],
 )
