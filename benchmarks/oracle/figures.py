@@ -76,9 +76,10 @@ def _read(results: Path, key: str) -> Any:
     file, options = ("streams", "--protocol continual") if key == "timeline" else ("replay_all", "--severity all")
     path = results / f"{file}.json"
     command = f"rws replay {options} --json {path}"
+    with os_errors(path, "read", f"make it with `{command}`"):
+        data = read_regular(path, 2**28)
     try:
-        with os_errors(path, "read", f"make it with `{command}`"):
-            return parse_json(read_regular(path, 2**28))[key]
+        return parse_json(data)[key]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} holds no {key!r}; make it again with `{command}`") from error
 
