@@ -118,10 +118,12 @@ def _errors_in_one_line() -> Iterator[None]:
     except (KeyboardInterrupt, ImportError) as error:
         # Ctrl-C while a compiled module is imported is an ImportError.
         if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
-            lacking = [code for code in _CURES if os.strerror(code) in str(error)]
-            if not lacking:
+            # What the loader says if there is no memory for a library has no code.
+            texts = {os.strerror(code): cure for code, cure in _CURES.items()}
+            texts["failed to map segment"] = _CURES[errno.ENOMEM]
+            if not (cures := [cure for text, cure in texts.items() if text in str(error)]):
                 raise
-            raise _failed(f"{error}{_CURES[lacking[0]]}", RwsError.exit_code) from error
+            raise _failed(f"{error}{cures[0]}", RwsError.exit_code) from error
         raise _failed("interrupted", _INTERRUPTED) from error
 
 

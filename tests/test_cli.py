@@ -84,6 +84,11 @@ def no_descriptor() -> None:
     raise ImportError(f"x.so: {os.strerror(errno.EMFILE)}")
 
 
+def no_memory_for_a_library() -> None:
+    """Raise what the import of a compiled module does when its code cannot be mapped."""
+    raise ImportError("x.so: failed to map segment from shared object")
+
+
 def no_descriptor_left() -> None:
     """Raise what reading a bundle does when no more files can be opened."""
     raise BundleError("bundle: cannot be read") from OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -122,7 +127,7 @@ def one() -> None:
 
 
 NAMES = ("good", "misused", "refused", "lost", "buggy", "full", "unreachable", "interrupted", "interrupted_import")
-NAMES += ("heavy", "tools", "no_descriptor", "no_descriptor_left", "no_memory")
+NAMES += ("heavy", "tools", "no_descriptor", "no_descriptor_left", "no_memory", "no_memory_for_a_library")
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +174,7 @@ def test_a_group_stays_a_group_even_with_one_command():
         ("no_descriptor", 3, "error: x.so: Too many open files; raise the limit of open files (`ulimit -n`)\n"),
         ("no_descriptor_left", 3, "error: bundle: cannot be read; raise the limit of open files"),
         ("no_memory", 3, "error: Cannot allocate memory; end other programs, or raise the limit of memory\n"),
+        ("no_memory_for_a_library", 3, "error: x.so: failed to map segment from shared object; end other programs"),
         ("unreachable", 3, "error: no route\n"),
         ("interrupted", 130, "error: interrupted\n"),
         ("interrupted_import", 130, "error: interrupted\n"),

@@ -38,9 +38,9 @@ def damage(
         result = fuzz_images(read_images(images), limit, seed, Path(folder))
         say("the images are done")
         found = fuzz_streams(read_video(video), streams, seed, Path(folder))
-    for row in (*result["images"], *found):
+    for row in (*result["images"], *found["streams"], *found["stream_kinds"]):
         show(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items()))
     seams = result["seams"]
     share = f"{seams['caught']:.0%} of the visible, silent damage, and {seams['good_rejected']:.1%} of the good images"
     show(f"a check of seams would reject {share}")
-    save(report, "damage/1", {**result, "streams": found}, seed=seed)
+    save(report, "damage/1", {**result, **found}, seed=seed)

@@ -1,5 +1,6 @@
 """Damaged H.264 streams: which visibly wrong frames pass, and which good ones are rejected."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,16 +43,29 @@ ENCODINGS = {
 
 
 class StreamDamage(TypedDict):
-    """What happened to the damaged streams of one encoding; `refused`: not opened or left with a typed error."""
+    """What happened to damaged streams; `name`: their encoding or damage; `refused`: not opened or a typed error.
 
-    encoding: str
+    `wrong`: frames below 25 dB against each undamaged frame; `equal`: frames that FFmpeg gives equal to an undamaged
+    one; `good`: those of them of which no byte was damaged, nor any of a frame that they refer to.
+    """
+
+    name: str
     streams: int
     refused: int
     errors: int
     wrong: int
     wrong_passed: int
+    equal: int
+    equal_rejected: int
     good: int
     good_rejected: int
+
+
+class StreamResult(TypedDict):
+    """The same streams by encoding and by damage."""
+
+    streams: list[StreamDamage]
+    stream_kinds: list[StreamDamage]
 
 
 def read_video(path: Path | None) -> list[NDArray[np.uint8]]:
@@ -63,81 +77,121 @@ def read_video(path: Path | None) -> list[NDArray[np.uint8]]:
         return [np.asarray(cv2.resize(frame.image, (320, 180)), np.uint8) for frame in islice(source, FRAMES)]
 
 
-def fuzz_streams(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> list[StreamDamage]:
-    """Damage about `count` streams of the images, uint8 (H, W, 3) RGB, and read them; `folder` takes the files.
-
-    `wrong`: frames below 25 dB against each undamaged frame; `good`: frames equal to an undamaged one.
-    """
+def fuzz_streams(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> StreamResult:
+    """Damage about `count` streams of the images, uint8 (H, W, 3) RGB, and read them; `folder` takes the files."""
     rng = np.random.default_rng(seed)
-    found = []
+    found = list[tuple[str, str, Counter[str]]]()
     for name, encoding in ENCODINGS.items():
-        whole, hurt = folder / "whole", folder / "hurt"
-        _encode(images, encoding, whole)
-        clean, data = _Clean(_plain(whole)), whole.read_bytes()
-        row = StreamDamage(
-            encoding=name, streams=0, refused=0, errors=0, wrong=0, wrong_passed=0, good=0, good_rejected=0
-        )
+        path = folder / "whole"
+        _encode(images, encoding, path)
+        clean, start = _Clean(path), path.stat().st_size // 10 // PACKET * PACKET
         for number in range(round(count / len(ENCODINGS))):
-            kind = KINDS[number % len(KINDS)]
-            start = len(data) // 10 // PACKET * PACKET
-            damaged = data
+            kind, damaged = KINDS[number % len(KINDS)], clean.data
             for _ in range(3 if kind == "flip" else 1):
                 damaged = damage(damaged, kind, PACKET, start, rng)
-            hurt.write_bytes(damaged)
-            _play(hurt, clean, row)
-        found.append(row)
-    return found
+            found.append((name, kind, _play(damaged, clean, folder / "hurt")))
+    return StreamResult(
+        streams=[_row(name, [counts for row, _, counts in found if row == name]) for name in ENCODINGS],
+        stream_kinds=[_row(kind, [counts for _, row, counts in found if row == kind]) for kind in KINDS],
+    )
+
+
+def _row(name: str, found: Sequence[Counter[str]]) -> StreamDamage:
+    total = sum(found, Counter[str]())
+    return StreamDamage(
+        name=name,
+        streams=len(found),
+        refused=total["refused"],
+        errors=total["errors"],
+        wrong=total["wrong"],
+        wrong_passed=total["wrong_passed"],
+        equal=total["equal"],
+        equal_rejected=total["equal_rejected"],
+        good=total["good"],
+        good_rejected=total["good_rejected"],
+    )
 
 
 class _Clean:
-    """The frames of the undamaged stream."""
+    """The undamaged stream: its bytes, its frames, and which of these refer to which packet."""
 
-    def __init__(self, frames: Sequence[NDArray[np.uint8]]) -> None:
-        self._frames, self._known = frames, {frame.tobytes() for frame in frames}
-        self._small = np.stack([self._shrunk(frame) for frame in frames])
+    def __init__(self, path: Path) -> None:
+        self.data, self._frames = path.read_bytes(), _plain(path)
+        self._numbers = {frame.tobytes(): number for number, frame in enumerate(self._frames)}
+        self._small = np.stack([self._shrunk(frame) for frame in self._frames])
+        with av.open(str(path)) as container:
+            places = [packet.pos for packet in container.demux(video=0) if packet.size]
+        self._spans = list(zip(places, [*places[1:], len(self.data)], strict=True))
+        # What changes if a packet is left out refers to it, whatever the runtime knows of references.
+        everything = set(self._numbers.values())
+        self._changed = [everything - self.numbers(_plain(path, n)) for n in range(len(places))]
 
-    def compare(self, image: NDArray[np.uint8]) -> str:
-        """Return `good`, `wrong`, or "" if an image differs a little."""
-        if image.tobytes() in self._known:
-            return "good"
+    def numbers(self, images: Sequence[NDArray[np.uint8]]) -> set[int]:
+        """Return the numbers of the undamaged frames that are among the images."""
+        return {self._numbers[data] for image in images if (data := image.tobytes()) in self._numbers}
+
+    def wrong(self, images: Sequence[NDArray[np.uint8]]) -> int:
+        """Return how many images are visibly wrong."""
+        return sum(self._is_wrong(image) for image in images)
+
+    def hurt(self, damaged: bytes) -> set[int]:
+        """Return the numbers of the frames of which a byte was damaged, or that refer to such a frame."""
+        shift = len(damaged) - len(self.data)  # of what follows what was left out
+        hurt = set[int]()
+        for (start, end), changed in zip(self._spans, self._changed, strict=True):
+            if self.data[start:end] not in (damaged[start:end], damaged[max(0, start + shift) : max(0, end + shift)]):
+                hurt |= changed
+        return hurt
+
+    def _is_wrong(self, image: NDArray[np.uint8]) -> bool:
+        if image.tobytes() in self._numbers:
+            return False
         if image.shape != self._frames[0].shape:
-            return "wrong"
+            return True
         nearest = np.argsort(((self._small - self._shrunk(image)) ** 2).sum(axis=(1, 2, 3)))[:3]
-        return "" if max(cv2.PSNR(image, self._frames[n]) for n in nearest) >= VISIBLE_DB else "wrong"
+        return max(cv2.PSNR(image, self._frames[n]) for n in nearest) < VISIBLE_DB
 
     @staticmethod
     def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(cv2.resize(image, (40, 24), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _play(path: Path, clean: _Clean, row: StreamDamage) -> None:
-    """Read a stream with the runtime, and without its checks; add both to the row."""
-    passed, row["streams"] = list[str](), row["streams"] + 1
+def _play(damaged: bytes, clean: _Clean, path: Path) -> Counter[str]:
+    """Read a stream with the runtime, and without its checks; return what a `StreamDamage` counts."""
+    path.write_bytes(damaged)
+    images, refused, failed = list[NDArray[np.uint8]](), False, False
     try:
         with open_source(path) as source:
-            passed = [clean.compare(frame.image) for frame in source]
+            images = [frame.image for frame in source]
     except RwsError as error:
-        row["refused"] += 1
-        row["errors"] += "died" in str(error)
+        refused, failed = True, "died" in str(error)
     except Exception:
-        row["errors"] += 1
-    decoded = [clean.compare(image) for image in _plain(path)]
-    row["wrong"] += max(decoded.count("wrong"), passed.count("wrong"))
-    row["wrong_passed"] += passed.count("wrong")
-    row["good"] += decoded.count("good")
-    row["good_rejected"] += max(0, decoded.count("good") - passed.count("good"))
+        failed = True
+    decoded, passed, wrong = _plain(path), clean.numbers(images), clean.wrong(images)
+    equal = clean.numbers(decoded)
+    good = equal - clean.hurt(damaged)
+    return Counter(
+        refused=int(refused),
+        errors=int(failed),
+        wrong=max(clean.wrong(decoded), wrong),
+        wrong_passed=wrong,
+        equal=len(equal),
+        equal_rejected=len(equal - passed),
+        good=len(good),
+        good_rejected=len(good - passed),
+    )
 
 
-def _plain(path: Path) -> list[NDArray[np.uint8]]:
-    """Return all frames that FFmpeg gives, damaged or not."""
+def _plain(path: Path, without: int = -1) -> list[NDArray[np.uint8]]:
+    """Return all frames that FFmpeg gives, damaged or not; packet number `without` is left out."""
     images = []
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for packet in container.demux(stream):
+            for number, packet in enumerate(container.demux(stream)):
                 try:
-                    frames = packet.decode()
+                    frames = [] if number == without else packet.decode()
                 except av.error.FFmpegError:
                     continue
                 rgb = (frame.reformat(format="rgb24", interpolation=Interpolation.FAST_BILINEAR) for frame in frames)

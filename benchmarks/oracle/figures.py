@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
 from rws.benchmarks.replay.streams import Timeline
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.common.files import atomic_write_bytes, read_regular
+from rws.edge.common.files import atomic_write_bytes, os_errors, read_regular
 from rws.edge.common.schema import parse_json
 from rws.errors import InputError, check_known
 from rws.oracle.belief import CLEAN, FAMILIES
@@ -77,9 +77,8 @@ def _read(results: Path, key: str) -> Any:
     path = results / f"{file}.json"
     command = f"rws replay {options} --json {path}"
     try:
-        return parse_json(read_regular(path, 2**28))[key]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make it with `{command}`") from error
+        with os_errors(path, "read", f"make it with `{command}`"):
+            return parse_json(read_regular(path, 2**28))[key]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} holds no {key!r}; make it again with `{command}`") from error
 

@@ -36,6 +36,11 @@ def _soak(result: str) -> list[tuple[str, str]]:
     ]
 
 
+_STREAM_COLUMNS = (
+    columns({"streams": "streams", "visibly wrong": "wrong", "of these passed": "wrong_passed"}, ","),
+    columns({"good": "good", "of these rejected": "good_rejected"}, ","),
+    columns({"equal": "equal", "of these rejected": "equal_rejected", "errors": "errors"}, ","),
+)
 TABLES = {
     "drill": table(
         "drill.cases",
@@ -56,12 +61,8 @@ TABLES |= {
         columns({"silent and visible": "silent_visible", "of all visible": "visible"}, ","),
         columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
     ),
-    "damaged_streams": table(
-        "damage.streams",
-        label("H.264", "encoding"),
-        columns({"streams": "streams", "visibly wrong": "wrong", "of these passed": "wrong_passed"}, ","),
-        columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
-    ),
+    "damaged_streams": table("damage.streams", label("H.264", "name"), *_STREAM_COLUMNS),
+    "damaged_stream_kinds": table("damage.stream_kinds", label("damage", "name"), *_STREAM_COLUMNS),
 }
 
 
@@ -69,9 +70,16 @@ def _share(part: str, whole: str) -> Callable[[], str]:
     return lambda: f"{sum(lookup(f'damage.streams.{part}')) / sum(lookup(f'damage.streams.{whole}')):.1%}"
 
 
+def _passed_flipped() -> int:
+    return sum(row["wrong_passed"] for row in lookup("damage.stream_kinds") if row["name"] == "flip")
+
+
 VALUES: dict[str, Callable[[], str]] = {
     "damaged streams passed": _share("wrong_passed", "wrong"),
     "damaged streams rejected": _share("good_rejected", "good"),
+    "damaged streams equal rejected": _share("equal_rejected", "equal"),
+    "damaged streams passed flipped": lambda: str(_passed_flipped()),
+    "damaged streams passed else": lambda: str(lookup("damage.streams.wrong_passed.sum") - _passed_flipped()),
     "clip count": lambda: str(len(matching("drill_video_*"))),
     "clip cases": lambda: str(len(_clips())),
     "clip cases passed": lambda: str(sum(case["passed"] for case in _clips())),

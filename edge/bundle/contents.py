@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rws.edge.bundle.keys import SIGNATURE_BYTES, TrustedKeys
 from rws.edge.bundle.manifest import CURE, FILES, MAKER_SIGNATURE, MANIFEST, FileSpec, Manifest
-from rws.edge.common.files import OpenFolder
+from rws.edge.common.files import OpenFolder, os_errors
 from rws.errors import BundleError
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
@@ -79,10 +79,8 @@ def read_file(path: Path, expected: FileSpec) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[OpenFolder]:
-    try:
+    with os_errors(path, "read", "give the folder of a bundle", BundleError):
         opened = OpenFolder(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); give the folder of a bundle") from error
     with opened:
         yield opened
 
@@ -98,19 +96,16 @@ def _read_file(opened: OpenFolder, path: Path, expected: FileSpec) -> bytes:
 
 def _read_signed(opened: OpenFolder, folder: Path) -> tuple[bytes, bytes]:
     document, path = _read(opened, folder / MANIFEST, LARGEST_MANIFEST), folder / MAKER_SIGNATURE
-    try:
-        signature = opened.read(path.name, SIGNATURE_BYTES)
-    except FileNotFoundError:
-        return document, b""
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error
+    with os_errors(path, "read", CURE, BundleError):
+        try:
+            signature = opened.read(path.name, SIGNATURE_BYTES)
+        except FileNotFoundError:
+            return document, b""
     if (size := len(signature)) != SIGNATURE_BYTES:
         raise BundleError(f"{path}: has {size} bytes, expected {SIGNATURE_BYTES}; {CURE}")
     return document, signature
 
 
 def _read(opened: OpenFolder, path: Path, limit: int) -> bytes:
-    try:
+    with os_errors(path, "read", CURE, BundleError):
         return opened.read(path.name, limit)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); {CURE}") from error

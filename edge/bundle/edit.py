@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from rws.edge.bundle.manifest import (
     SIGNATURES,
     Manifest,
 )
-from rws.edge.common.files import atomic_path, locked
+from rws.edge.common.files import atomic_path, locked, os_errors
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
@@ -126,15 +126,11 @@ def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     there, InUseError if another process holds the bundle for a minute.
     """
     target = Path(os.path.realpath(path))
-    with ExitStack() as stack:
-        try:
-            if new:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(target))
-        except OSError as error:
-            why = error.strerror or error
-            raise BundleError(f"{target}: cannot be written ({why}); give a folder that can") from error
-        yield target
+    with os_errors(target, "written", "give a folder that can", BundleError):
+        if new:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            yield target
 
 
 def _with_signatures(bundle: Bundle, signatures: SignatureSet, change: Mapping[str, Any]) -> Bundle:
@@ -177,7 +173,4 @@ def _publish(target: Path, document: Mapping[str, Any], contents: Mapping[str, b
     hashed = ((name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
     files = {name: {"sha256": digest, "bytes": size} for name, digest, size in hashed}
     manifest = Manifest.check({**document, "files": files}, str(target / MANIFEST))
-    try:
-        return replace(publish(target, {**contents, MANIFEST: manifest.to_bytes()}, Bundle.load), path=target)
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror or error}); give a folder that can") from error
+    return replace(publish(target, {**contents, MANIFEST: manifest.to_bytes()}, Bundle.load), path=target)

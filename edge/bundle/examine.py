@@ -87,9 +87,9 @@ class Examination:
             code = process.wait()
             process.stdout.close()
         if self._stopped:
-            raise self._stop_error()
-        limits = self._limits
+            raise self._refused("the test was stopped; test it again", StoppedError)
         if self._late or code == -getattr(signal, "SIGXCPU", 0):
+            limits = self._limits
             most = f"{limits.seconds:g} s" if self._late else f"{limits.processor:g} s of processor time"
             raise self._refused(f"its networks did not finish within {most}; give a smaller model")
         return self._checked(answer, code)
@@ -100,15 +100,13 @@ class Examination:
         self._kill()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        command = python_command("from rws.edge.bundle.examine import answer; answer()")
-        pipe = subprocess.PIPE
         with self._lock:
             if self._stopped:
-                raise self._stop_error()
+                raise self._refused("the test was stopped; test it again", StoppedError)
             self._process = subprocess.Popen(
-                command,
-                stdin=pipe,
-                stdout=pipe,
+                python_command("from rws.edge.bundle.examine import answer; answer()"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=child_environment() | _THREADS,
                 start_new_session=True,  # Ctrl-C is for this process alone
@@ -144,7 +142,7 @@ class Examination:
     def _checked(self, answer: bytes, code: int) -> Verdict:
         if not answer:
             how = f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
-            raise self._refused(f"the process that runs its networks died ({how}); export them again")
+            raise self._refused(f"the process that runs its networks died ({how}); export them again, or free memory")
         where, cure = str(self._files.path), "its networks have altered the process that ran them; do not use it"
         if len(answer) > _LARGEST_ANSWER:
             raise self._refused(f"more than {_LARGEST_ANSWER} bytes instead of an answer; {cure}")
@@ -160,11 +158,8 @@ class Examination:
             raise _ERRORS.get(verdict.error, BundleError)(verdict.message)
         return verdict
 
-    def _stop_error(self) -> StoppedError:
-        return StoppedError(f"{self._files.path}: the test was stopped; test it again")
-
-    def _refused(self, why: str) -> BundleError:
-        return BundleError(f"{self._files.path}: {why}")
+    def _refused(self, why: str, kind: type[BundleError] = BundleError) -> BundleError:
+        return kind(f"{self._files.path}: {why}")
 
 
 def examine(files: BundleFiles, limits: Limits | None = None) -> Verdict:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rws.edge.common.extras import require
-from rws.edge.common.files import read_regular
+from rws.edge.common.files import os_errors, read_regular
 from rws.errors import BundleError, FormatError, InputError
 
 if TYPE_CHECKING:
@@ -125,10 +125,8 @@ def _read_private(path: Path, passphrase: Callable[[], bytes]) -> Ed25519Private
 
 
 def _read_pem(path: Path) -> bytes:
-    try:
+    with os_errors(path, "read", "give a key file"):
         pem = read_regular(path, _LARGEST_KEY)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a key file") from error
     if (found := pem.count(b"-----BEGIN ")) != 1:
         raise FormatError(f"{path}: holds {found} keys in PEM, expected one; give a file for each key")
     return pem

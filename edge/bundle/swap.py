@@ -11,7 +11,7 @@ from rws.edge.bundle.edit import check_bundle_folder, publish
 from rws.edge.bundle.examine import examine
 from rws.edge.bundle.keys import TrustedKeys
 from rws.edge.bundle.manifest import Manifest
-from rws.edge.common.files import locked, remove_leftovers
+from rws.edge.common.files import locked, os_errors, remove_leftovers
 from rws.errors import BundleError, InputError, RwsError
 
 
@@ -27,7 +27,7 @@ class Switched:
 def switch_bundle(
     current: str | Path, new: str | Path, other_classes: bool = False, keys: TrustedKeys | None = None
 ) -> Switched:
-    """Examination a bundle, copy it, and replace the current one with the copy, atomically.
+    """Examine a bundle, copy it, and replace the current one with the copy, atomically.
 
     This process only copies the new bundle's files; a child process without rights runs the networks, see `examine`.
 
@@ -46,11 +46,8 @@ def switch_bundle(
         raise InputError(f"{current}: is {new} already; give the folder of another bundle")
     files = BundleFiles.read(new, keys)
     verdict = examine(files)  # before the lock: it may take minutes
-    try:
-        with locked(current):
-            _put(files, current, other_classes)
-    except OSError as error:
-        raise BundleError(f"{current}: cannot be switched ({error.strerror or error})") from error
+    with os_errors(current, "written", "give a folder that can", BundleError), locked(current):
+        _put(files, current, other_classes)
     return Switched(current, files.manifest, verdict.signatures)
 
 

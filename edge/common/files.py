@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import BinaryIO
 
-from rws.errors import InputError, InUseError
+from rws.errors import InputError, InUseError, RwsError
 from rws.terminal import STDOUT
 
 if sys.platform != "win32":
@@ -87,6 +87,15 @@ def _check(path: str | os.PathLike[str], size: int | None, limit: int | None) ->
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     if limit is not None and size > limit:
         raise OSError(errno.EFBIG, f"has {size} bytes, expected at most {limit}", os.fspath(path))
+
+
+@contextmanager
+def os_errors(path: object, action: str, cure: str, kind: type[RwsError] = InputError) -> Iterator[None]:
+    """Raise an `OSError` as an error that says in one line that `path` cannot be read or written, why, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be {action} ({error.strerror or error}); {cure}") from error
 
 
 class OpenFolder(AbstractContextManager["OpenFolder"]):
@@ -267,6 +276,8 @@ def _holder(place: Path) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
+            path.chmod(stat.S_IRWXU)  # of a read-only folder nothing could be removed
         shutil.rmtree(path, ignore_errors=True)  # the next writer removes the rest
     else:
         path.unlink(missing_ok=True)

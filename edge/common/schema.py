@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from rws.edge.common.files import read_regular
-from rws.errors import FormatError, InputError, RwsError, first_line
+from rws.edge.common.files import os_errors, read_regular
+from rws.errors import FormatError, RwsError, first_line
 from rws.text import HIDDEN
 
 if sys.version_info >= (3, 11):
@@ -102,10 +102,8 @@ def parse_json(data: bytes) -> Any:
 
 def read_toml(path: Path) -> dict[str, object]:
     """Read a TOML file; raise InputError if it cannot be read, FormatError if it is not TOML or nested too deep."""
-    try:
+    with os_errors(path, "read", "give a TOML file"):
         data = read_regular(path, MAX_TOML)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a TOML file") from error
     try:
         document: dict[str, object] = tomllib.loads(data.decode("utf-8-sig"))
         deep = _depth(document) > MAX_DEPTH

@@ -1,47 +1,19 @@
 """What a hostile soak does to a run while it goes on, and what the run has counted of it."""
 
 import contextlib
-import json
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rws.edge.common.closing import Closing
 from rws.edge.faults.bundles import BAD, place
-from rws.edge.faults.peers import HostilePeers, read_refused
+from rws.edge.faults.peers import NEVER_READS, HostilePeers, Page
 
 BURSTS, BURST = 40, 25  # of connections
 SETTLE, LONGEST_TEST = 2.0, 300.0  # seconds until a change is seen for sure, and until it is refused or accepted
-NEVER_READS = "viewer that never reads"
-
-
-class Page:
-    """A signed-in client of a page."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self.url, self.token = url, token
-        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        self.open(f"?token={token}").close()
-
-    @property
-    def port(self) -> int:
-        """The port of the page."""
-        return int(self.url.rstrip("/").rpartition(":")[2])
-
-    def open(self, path: str) -> IO[bytes]:
-        """Ask for a path; an OSError if there is no answer."""
-        answer: IO[bytes] = self._opener.open(self.url + path, timeout=30)
-        return answer
-
-    def events(self) -> Mapping[str, int]:
-        """Return the run's other events."""
-        with self.open("api/status") as answer:
-            events: Mapping[str, int] = json.load(answer)["events"]
-        return events
 
 
 @dataclass(frozen=True)
@@ -97,8 +69,7 @@ class Adversary(Closing):
         """Stop, and ask the run what it has counted."""
         self.close()
         time.sleep(SETTLE)
-        with self._page.open("metrics") as answer:
-            refused, still_open = read_refused(answer.read().decode())
+        refused, still_open = self._page.refused()
         events = self._page.events()
         return Attacked(
             bad_bundles=tuple(self._placed),

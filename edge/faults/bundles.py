@@ -5,15 +5,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx.parser
+from onnx import TensorProto, numpy_helper
 
-MODEL, ORACLE, POLICY, SIGNATURES = "model.onnx", "oracle.onnx", "policy.safetensors", "signatures.safetensors"
-MANIFEST = "bundle.json"
+from rws.edge.bundle.manifest import MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES
+
 Damage = Callable[[Path], object]
 
 
@@ -34,12 +36,6 @@ def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> 
     (folder / MANIFEST).write_text(json.dumps(document))
 
 
-def _with_hash(folder: Path, name: str, data: bytes) -> None:
-    (folder / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    _edit_manifest(folder, lambda document: document["files"].update({name: entry}))
-
-
 def _instead(name: str, make: Callable[[Path], object]) -> Damage:
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -48,53 +44,34 @@ def _instead(name: str, make: Callable[[Path], object]) -> Damage:
     return damage
 
 
-def _text(text: str) -> Damage:
-    return _instead(MANIFEST, lambda path: path.write_text(text))
+def _changed(name: str, change: Callable[[bytes], bytes], *, hashed: bool = True) -> Damage:
+    """Change a file; if `hashed`, the manifest says its new size and hash."""
 
-
-def _link(name: str, target: str) -> Damage:
-    return _instead(name, lambda path: path.symlink_to(target))
-
-
-def _half(name: str, *, repaired: bool) -> Damage:
     def damage(folder: Path) -> None:
-        data = (folder / name).read_bytes()
-        half = data[: len(data) // 2]
-        _with_hash(folder, name, half) if repaired else (folder / name).write_bytes(half)
+        data = change((folder / name).read_bytes())
+        (folder / name).write_bytes(data)
+        if hashed:
+            entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            _edit_manifest(folder, lambda document: document["files"].update({name: entry}))
 
     return damage
 
 
-def _flipped(folder: Path) -> None:
-    data = bytearray((folder / MODEL).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / MODEL).write_bytes(data)
-
-
-def _sparse(folder: Path) -> None:
-    os.truncate(folder / MANIFEST, 2**40)
-
-
-def _other_classes(folder: Path) -> None:
-    _edit_manifest(folder, lambda document: document["classes"].reverse())
-
-
-def _long_number(folder: Path) -> None:
-    text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace('"bytes": ', '"bytes": ' + "9" * 4000, 1))
-
-
-def _header(name: str) -> Damage:
-    return lambda folder: _with_hash(folder, name, (2**60).to_bytes(8, "little") + (folder / name).read_bytes()[8:])
+def _half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
 
 
 def _network(change: Callable[[onnx.ModelProto], object], name: str = MODEL) -> Damage:
-    def damage(folder: Path) -> None:
-        proto = onnx.load_model_from_string((folder / name).read_bytes())
+    def changed(data: bytes) -> bytes:
+        proto = onnx.load_model_from_string(data)
         change(proto)
-        _with_hash(folder, name, proto.SerializeToString())
+        return bytes(proto.SerializeToString())
 
-    return damage
+    return _changed(name, changed)
+
+
+def _nodes(*lines: str) -> Damage:
+    return _network(lambda proto: proto.graph.node.extend(map(onnx.parser.parse_node, lines)))
 
 
 def _not_a_number(proto: onnx.ModelProto) -> None:
@@ -112,43 +89,34 @@ def _elsewhere(proto: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../../../../etc/hostname")
 
 
-def _endless(proto: onnx.ModelProto) -> None:
-    always = numpy_helper.from_array(np.asarray(True), "always")
-    again = helper.make_node("Identity", ["always"], ["again"])
-    outputs = [helper.make_tensor_value_info("again", TensorProto.BOOL, [])]
-    inputs = [
-        helper.make_tensor_value_info(name, kind, [])
-        for name, kind in (("i", TensorProto.INT64), ("go", TensorProto.BOOL))
-    ]
-    body = helper.make_graph([again], "body", inputs, outputs)
-    proto.graph.initializer.append(always)
-    proto.graph.node.insert(0, helper.make_node("Loop", ["", "always"], [], body=body))
-
-
-def _gigabytes(proto: onnx.ModelProto) -> None:
-    proto.graph.initializer.append(numpy_helper.from_array(np.asarray([2**31], np.int64), "much"))
-    proto.graph.node.insert(0, helper.make_node("ConstantOfShape", ["much"], ["unused"]))
-
-
+_manifest = partial(_changed, MANIFEST, hashed=False)
 BAD: dict[str, Damage] = {
     "the manifest is a FIFO": _instead(MANIFEST, os.mkfifo),
-    "the manifest is a link": _link(MANIFEST, "/etc/hostname"),
-    "the manifest has 1 TB": _sparse,
-    "the manifest is cut": _half(MANIFEST, repaired=False),
-    "the manifest is deep": _text("[" * 100_000),
-    "the manifest has a number of 4,000 digits": _long_number,
-    "the manifest is empty": _text(" "),
-    "other classes": _other_classes,
+    "the manifest is a link": _instead(MANIFEST, lambda path: path.symlink_to("/etc/hostname")),
+    "the manifest has 1 TB": lambda folder: os.truncate(folder / MANIFEST, 2**40),
+    "the manifest is cut": _manifest(_half),
+    "the manifest is deep": _manifest(lambda _: b"[" * 100_000),
+    "the manifest has a number of 4,000 digits": _manifest(
+        lambda data: data.replace(b'"bytes": ', b'"bytes": ' + b"9" * 4000, 1)
+    ),
+    "the manifest is empty": _manifest(lambda _: b" "),
+    "other classes": lambda folder: _edit_manifest(folder, lambda document: document["classes"].reverse()),
     "the model is a FIFO": _instead(MODEL, os.mkfifo),
-    "the model is a link to a device": _link(MODEL, "/dev/zero"),
-    "the model is cut": _half(MODEL, repaired=False),
-    "the model is altered": _flipped,
+    "the model is a link to a device": _instead(MODEL, lambda path: path.symlink_to("/dev/zero")),
+    "the model is cut": _changed(MODEL, _half, hashed=False),
+    "the model is altered": _changed(MODEL, lambda data: data[:-1] + bytes([data[-1] ^ 1]), hashed=False),
     "the model is missing": lambda folder: (folder / MODEL).unlink(),
     "the model reads another file": _network(_elsewhere),
-    "the model never ends": _network(_endless),
-    "the model takes 8 GB": _network(_gigabytes),
+    "the model never ends": _nodes(
+        "one = Constant <value_int = 1> ()",
+        "on = Cast <to = 9> (one)",
+        "m = Loop <body = again (int64 i, bool go, int64 n) => (bool on, int64 n2) { n2 = Add(n, i) }> (, on, one)",
+    ),
+    "the model takes 8 GB": _nodes("much = Constant <value_ints = [2147483648]> ()", "unused = ConstantOfShape(much)"),
     "the model has weights that are NaN": _network(_not_a_number),
     "the oracle has weights that are NaN": _network(_not_a_number, ORACLE),
-    "the policy is cut": _half(POLICY, repaired=True),
-    "the signatures have a header of 2^60 bytes": _header(SIGNATURES),
+    "the policy is cut": _changed(POLICY, _half),
+    "the signatures have a header of 2^60 bytes": _changed(
+        SIGNATURES, lambda data: (2**60).to_bytes(8, "little") + data[8:]
+    ),
 }

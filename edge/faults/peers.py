@@ -2,14 +2,19 @@
 
 import contextlib
 import itertools
+import json
 import re
 import socket
 import struct
+import urllib.request
 from collections import Counter
+from collections.abc import Mapping
+from typing import IO
 
 from rws.edge.common.closing import Closing
 
 _GET, _END = b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"\r\n\r\n"
+NEVER_READS = "viewer that never reads"
 # What each sends at once; each is counted by the page once, whatever becomes of it.
 ATTACKS = {
     "silent": b"",
@@ -29,7 +34,7 @@ ATTACKS = {
     "wrong token": _GET + b"Authorization: Bearer wrongwrong" + _END,
     "wrong cookie": _GET + b"Cookie: rws_8080=" + b"a" * 43 + _END,
     "reset": b"GET /",
-    "viewer that never reads": b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n",  # has the token
+    NEVER_READS: b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n",  # has the token
 }
 
 
@@ -40,8 +45,38 @@ def read_refused(metrics: str) -> tuple[Counter[str], int]:
     return refused, refused.pop("", 0)
 
 
+class Page:
+    """A signed-in client of a page."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url, self.token = url, token
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        self.open(f"?token={token}").close()
+
+    @property
+    def port(self) -> int:
+        """The port of the page."""
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
+    def open(self, path: str) -> IO[bytes]:
+        """Ask for a path; an OSError if there is no answer."""
+        answer: IO[bytes] = self._opener.open(self.url + path, timeout=30)
+        return answer
+
+    def refused(self) -> tuple[Counter[str], int]:
+        """Return what the page has refused, by reason, and how many connections are open."""
+        with self.open("metrics") as answer:
+            return read_refused(answer.read().decode())
+
+    def events(self) -> Mapping[str, int]:
+        """Return the run's other events."""
+        with self.open("api/status") as answer:
+            events: Mapping[str, int] = json.load(answer)["events"]
+        return events
+
+
 class HostilePeers(Closing):
-    """Clients of a page with a token at a port of loopback; `made` counts them by what they do."""
+    """Clients of a page on loopback, at its port; `made` counts them by what they do."""
 
     def __init__(self, port: int, token: str) -> None:
         self.made: Counter[str] = Counter()
@@ -60,7 +95,7 @@ class HostilePeers(Closing):
                 client.connect(("127.0.0.1", self._port))
                 self.made[kind] += 1
                 client.setblocking(False)
-                client.send(ATTACKS[kind] + (self._bearer if kind == "viewer that never reads" else b""))
+                client.send(ATTACKS[kind] + (self._bearer if kind == NEVER_READS else b""))
             if kind == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.close()

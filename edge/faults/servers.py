@@ -29,7 +29,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class MjpegServer(Closing):
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore the error of a client that leaves."""
+
+
+class HttpServer(Closing):
+    """Listens at `url` of loopback."""
+
+    def __init__(self, handler: Callable[..., BaseHTTPRequestHandler], port: int = 0) -> None:
+        self._server = _Server(("127.0.0.1", port), handler)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class MjpegServer(HttpServer):
     """A camera that sends JPEG images over HTTP at `url`; `camera(n)` gives the n-th image, or None to send nothing."""
 
     def __init__(self, camera: Camera, fps: float = 30.0, port: int = 0) -> None:
@@ -46,20 +66,13 @@ class MjpegServer(Closing):
             def log_message(self, *args: Any) -> None:
                 """Quiet."""
 
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """Ignore the error of a client that leaves."""
-
-        self._server = Server(("127.0.0.1", port), Handler)
-        self.port: int = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/video.mjpg"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        super().__init__(Handler, port)
+        self.url += "video.mjpg"
 
     def close(self) -> None:
         """Cut all connections at once and stop listening, like a camera that loses power."""
         self._running = False
-        self._server.shutdown()
-        self._server.server_close()
+        super().close()
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -81,7 +94,7 @@ class MjpegServer(Closing):
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-class FileServer(Closing):
+class FileServer(HttpServer):
     """Serves the files of a folder over HTTP at `url`, which ends in a slash."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,14 +102,7 @@ class FileServer(Closing):
             def log_message(self, *args: Any) -> None:
                 """Quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(partial(Handler, directory=str(folder)))
 
 
 class RtspServer(Closing):

@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 
 from rws.edge.common.child import python_command
-from rws.edge.faults.adversary import Adversary, Attacked, Page
+from rws.edge.faults.adversary import Adversary, Attacked
 from rws.edge.faults.frames import read_stamp
+from rws.edge.faults.peers import Page
 from rws.edge.faults.servers import age_ms
 from rws.edge.monitoring.summary import Reservoir
 from rws.errors import RwsError

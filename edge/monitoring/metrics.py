@@ -39,20 +39,18 @@ class _RunCollector(Collector):
         yield Counter("rws_frames_received", "Frames received", source.received)
         yield Counter("rws_frames_delivered", "Frames delivered to the oracle", source.delivered)
         yield Counter("rws_frames_dropped", "Frames skipped because newer ones were available", source.dropped)
-        yield _counters("rws_frames_rejected", "Unusable frames by reason", "reason", status.rejected_by_reason)
+        yield counters("rws_frames_rejected", "Unusable frames by reason", "reason", status.rejected_by_reason)
         yield Counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
         yield Gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
         yield Counter("rws_results", "Frames classified", totals.results)
         yield Counter("rws_mix_changes", "Times the weights were changed", totals.mix_changes)
-        yield _counters("rws_predictions", "Results by predicted class", "label", totals.classes)
-        yield _counters("rws_corruptions", "Results by most probable corruption", "corruption", totals.corruptions)
-        yield _counters("rws_events", "Other events, such as a refused bundle", "event", status.events)
+        yield counters("rws_predictions", "Results by predicted class", "label", totals.classes)
+        yield counters("rws_corruptions", "Results by most probable corruption", "corruption", totals.corruptions)
+        yield counters("rws_events", "Other events, such as a refused bundle", "event", status.events)
         sinks = status.sinks
         failures = {name: sink.failures for name, sink in sinks.items()}
-        yield _gauges(
-            "rws_sink_up", "1 while an output works", "output", {n: s.state == "up" for n, s in sinks.items()}
-        )
-        yield _counters("rws_sink_failures", "Times that an output has failed", "output", failures)
+        yield gauges("rws_sink_up", "1 while an output works", "output", {n: s.state == "up" for n, s in sinks.items()})
+        yield counters("rws_sink_failures", "Times that an output has failed", "output", failures)
         writes = Counter(
             "rws_sink_writes", "Frames (of a console: pieces of text) by outcome", labels=["output", "state"]
         )
@@ -73,9 +71,9 @@ def _of_result(result: Result, age: float) -> Iterator[Metric]:
     yield Gauge("rws_result_age_seconds", "Time since the newest result", age)
     yield Gauge("rws_severity", "Severity of the most probable corruption, 0 to 5", belief.type_severity)
     yield Gauge("rws_expected_severity", "Expected severity of the newest frame, 0 to 5", belief.expected_severity)
-    yield _gauges("rws_belief_probability", "Probability of each corruption", "corruption", probability)
-    yield _gauges("rws_alpha", "Strength of each signature in the weights", "signature", alphas)
-    yield _gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
+    yield gauges("rws_belief_probability", "Probability of each corruption", "corruption", probability)
+    yield gauges("rws_alpha", "Strength of each signature in the weights", "signature", alphas)
+    yield gauges("rws_stage_seconds", "Time of each stage for the newest frame", "stage", seconds)
 
 
 def _labelled(kind: type[Counter | Gauge], name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
@@ -85,4 +83,4 @@ def _labelled(kind: type[Counter | Gauge], name: str, text: str, label: str, val
     return family
 
 
-_counters, _gauges = partial(_labelled, Counter), partial(_labelled, Gauge)
+counters, gauges = partial(_labelled, Counter), partial(_labelled, Gauge)

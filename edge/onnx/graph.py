@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from rws.edge.common.files import open_regular, read_regular
+from rws.edge.common.files import open_regular, os_errors, read_regular
 from rws.edge.onnx.check import check_inside, parts
 from rws.errors import BundleError, first_line
 
@@ -33,13 +33,10 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         return model
     source = source if isinstance(model, bytes) else str(model)
     try:
-        if isinstance(model, bytes):
-            proto = onnx.load_model_from_string(model)
-        else:
-            proto = onnx.load_model_from_string(read_regular(model, _LARGEST))
-            _load_neighbours(proto, Path(model).parent)
-    except OSError as error:
-        raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
+        with os_errors(source, "read", "give an ONNX file", BundleError):
+            proto = onnx.load_model_from_string(model if isinstance(model, bytes) else read_regular(model, _LARGEST))
+            if not isinstance(model, bytes):
+                _load_neighbours(proto, Path(model).parent)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:
         raise BundleError(f"{source}: not a whole ONNX model ({first_line(error)}); export it again") from error
     if not proto.graph.node or not proto.graph.output:

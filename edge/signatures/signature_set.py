@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
-from rws.edge.common.files import atomic_write_bytes, read_regular
+from rws.edge.common.files import atomic_write_bytes, os_errors, read_regular
 from rws.edge.common.schema import STRICT, Count, Sha256, Text, Whole, checked_format, distinct, required, validate
 from rws.edge.signatures import quantization
 from rws.edge.signatures.quantization import Bits, Per, Quantised
@@ -192,11 +192,8 @@ class SignatureSet:
     @classmethod
     def load(cls, path: str | Path) -> "SignatureSet":
         """Read and check a file; raise SignatureError if it cannot be read or breaks the format."""
-        try:
+        with os_errors(path, "read", "give a signature file", SignatureError):
             data = read_regular(path, _LARGEST)
-        except OSError as error:
-            why = error.strerror or error
-            raise SignatureError(f"{path}: cannot be read ({why}); give a signature file") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:

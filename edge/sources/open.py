@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -116,6 +117,9 @@ def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHEC
     """
     paths, left_out = list[Path](), Counter[str]()
     for spec in specs:
+        with suppress(OSError):  # `open_source` says it
+            if captured := _to_capture(_meant(spec)):  # not opened first: a pipe may wait for its writer
+                raise UsageError(f"{captured.name}: is not an image, folder, glob or list of images; {advice}")
         with open_source(spec) as found:
             if not isinstance(found, ImageSource):
                 raise UsageError(f"{found.name}: is not an image, folder, glob or list of images; {advice}")

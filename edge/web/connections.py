@@ -7,14 +7,15 @@ import ipaddress
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from aiohttp import web
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rws.edge.common.resources import free_descriptors
+from rws.edge.monitoring.metrics import counters
 
 # An open page is two viewers, of images and events; what remains of the known ones is for short requests, so that
 # viewers cannot keep a health check out. The unknown ones have not said yet who they are: enough of them for somebody
@@ -74,18 +75,10 @@ class Connections(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         yield GaugeMetricFamily("rws_http_connections", "Open connections of the page", len(self._open))
-        refused = CounterMetricFamily(
-            "rws_http_refused", "Refused connections and requests by reason", labels=["reason"]
-        )
-        for reason in REASONS:
-            refused.add_metric([reason], self.refused[reason])
-        yield refused
+        yield counters("rws_http_refused", "Refused connections and requests by reason", "reason", self.refused)
 
-    def work(self, make_protocol: Callable[[], asyncio.BaseProtocol]) -> list[Coroutine[None, None, None]]:
-        """Return what accepts connections, and what closes late ones; both run until cancelled."""
-        return [self._accept(make_protocol), self._watch()]
-
-    async def _accept(self, make_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    async def accept(self, make_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Accept connections until cancelled."""
         loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         accepted = 0
@@ -111,7 +104,8 @@ class Connections(Collector):
             if accepted % ACCEPT_BURST == 0:
                 await asyncio.sleep(ACCEPT_PAUSE)
 
-    async def _watch(self) -> None:
+    async def watch(self) -> None:
+        """Close late connections until cancelled."""
         while True:
             await asyncio.sleep(LOOK_PERIOD)
             self._look()

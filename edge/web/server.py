@@ -152,7 +152,8 @@ class PageServer(Closing):
         try:
             await runner.setup()
             assert runner.server is not None
-            tasks = [asyncio.create_task(work) for work in self._connections.work(runner.server)]
+            work = self._connections.accept(runner.server), self._connections.watch()
+            tasks = [asyncio.create_task(part) for part in work]
             started.set_result(None)
             await self._stop.wait()
         finally:

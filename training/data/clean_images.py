@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.common.files import read_regular
+from rws.edge.common.files import os_errors, read_regular
 from rws.edge.common.schema import parse_json
 from rws.edge.preprocess import cover
 from rws.edge.sources.images import ImageSource
@@ -95,9 +95,8 @@ def load_labelled(
 def read_names(path: Path) -> list[str]:
     """Read class names: one per line, or a JSON list, also as the only list of an object; FormatError if neither."""
     try:
-        text = read_regular(path, _LARGEST_NAMES).decode("utf-8-sig")
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror or error}); give a file of class names") from error
+        with os_errors(path, "read", "give a file of class names", FormatError):
+            text = read_regular(path, _LARGEST_NAMES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not UTF-8 ({error.reason}); save it as that") from error
     if path.suffix != ".json":

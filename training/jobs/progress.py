@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from rws.edge.common.files import read_regular
+from rws.edge.common.files import os_errors, read_regular
 from rws.edge.common.schema import parse_json
-from rws.errors import InputError
 from rws.records import utc
 from rws.terminal import is_verbose, say
 
@@ -129,10 +128,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Raises InputError if the file cannot be read.
     """
-    try:
+    with os_errors(path, "read", "run the jobs again"):
         lines = read_regular(path, _LARGEST_LOG).splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); run the jobs again") from error
     records = []
     for line in lines:
         with suppress(ValueError):

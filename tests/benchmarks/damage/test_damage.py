@@ -25,10 +25,13 @@ def test_no_jpeg_passes_of_which_libjpeg_or_ffmpeg_reports_damage(tmp_path):
 
 def test_damaged_streams_end_without_an_untyped_error_and_few_wrong_frames_pass(tmp_path):
     pytest.importorskip("av")
-    rows = fuzz_streams(read_video(None)[:40], 12, 0, tmp_path)
+    result = fuzz_streams(read_video(None)[:40], 12, 0, tmp_path)
+    rows = result["streams"]
     assert sum(row["errors"] for row in rows) == 0
     wrong, passed = (sum(row[key] for row in rows) for key in ("wrong", "wrong_passed"))
     assert wrong > 20
     assert passed <= wrong / 4
     good, rejected = (sum(row[key] for row in rows) for key in ("good", "good_rejected"))
     assert rejected <= good / 20
+    assert 0 < good <= sum(row["equal"] for row in rows)
+    assert good == sum(row["good"] for row in result["stream_kinds"])

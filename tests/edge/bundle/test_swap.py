@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rws.cli import app
+from rws.edge.bundle import edit
 from rws.edge.bundle import swap as switch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
@@ -208,11 +209,22 @@ def test_a_disk_that_fails_leaves_all_as_it_was(current, link, new, tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", full)
     before = content(current)
-    with pytest.raises(BundleError, match=r"cannot be switched \(No space left on device\)"):
+    with pytest.raises(BundleError, match=r"cannot be written \(No space left on device\)"):
         switch_bundle(link if linked else current, new)
     assert content(current) == before
     assert os.readlink(link) == "bundle"
     assert sorted(os.listdir(tmp_path)) == ["bundle", "current", "elsewhere"]
+
+
+def test_a_disk_that_fails_while_a_bundle_is_signed(current, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(edit, "sign", lambda *_: (bytes(64), "id"))
+    with pytest.raises(BundleError, match=r"bundle: cannot be written \(No space left on device\); give a folder"):
+        edit.sign_bundle(current, tmp_path / "maker.key", bytes)
+    assert not (current / "bundle.sig").exists()
 
 
 def test_a_folder_that_is_not_a_bundle_is_never_replaced(current, new, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -54,3 +55,10 @@ def test_an_image_on_which_the_oracle_fails_is_named(rws, tmp_path, kind):
     result = rws("oracle", folder, bundle=bundle.path)
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert f"{folder / '0.png'}: " in result.stderr
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_at_once(rws, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    result = rws("oracle", tmp_path / "pipe")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "is not an image, folder, glob or list of images; use `rws run` for anything else" in result.stderr

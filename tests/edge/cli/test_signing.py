@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -172,6 +173,10 @@ def test_the_keys_need_a_name(name, tmp_path, monkeypatch):
     ("typed", "code"), [(["\x03"], 130), (["\x04"], 130), (["secret\n"] * 2, 0), (["a\n", "b\n", "\x03"], 130)]
 )
 def test_a_passphrase_is_asked_for_and_not_shown(typed, code, tmp_path):
+    def in_a_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it in its background
+
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("rws")), "bundle", "keygen", str(tmp_path / "maker"), "--passphrase"],
@@ -180,7 +185,7 @@ def test_a_passphrase_is_asked_for_and_not_shown(typed, code, tmp_path):
         stderr=slave,
         env={name: value for name, value in os.environ.items() if name != "RWS_PASSPHRASE"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=in_a_terminal,
     )
     os.close(slave)
     shown = b""

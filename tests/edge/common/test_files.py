@@ -2,7 +2,9 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +12,7 @@ from contextlib import suppress
 import pytest
 
 from rws.edge.common import files as atomic
+from rws.edge.common.child import python_command
 from rws.edge.common.files import (
     OpenFolder,
     atomic_path,
@@ -84,6 +87,20 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path, error):
         fail()
     assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(tmp_path / "folder" / "deep") == ["old"]
+
+
+def test_a_read_only_folder_is_replaced_and_not_left_behind(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_bytes(b"")
+    target.chmod(0o555)
+    command = ["setpriv", "--bounding-set", "-dac_override,-fowner", "--inh-caps", "-dac_override,-fowner"]
+    ordinary = command if os.geteuid() == 0 and shutil.which(command[0]) else []  # root may do all
+    code = "import sys; from rws.edge.common.files import atomic_path\n"
+    code += "with atomic_path(sys.argv[1], folder=True) as new: (new / 'new').touch()"
+    subprocess.run([*ordinary, *python_command(code, str(target))], check=True)
+    assert os.listdir(tmp_path) == ["target"]
+    assert os.listdir(target) == ["new"]
 
 
 def test_the_old_folder_comes_back_when_the_second_rename_fails(tmp_path, monkeypatch):

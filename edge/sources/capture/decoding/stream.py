@@ -154,8 +154,8 @@ class StreamDecoder(Decoder):
             frames = packet.decode()
         except (self._av.error.FFmpegError, OSError, ValueError):
             self._damage.failed()
+            frames = []
             yield lost_frame(now, self._failure())
-            return
         for frame in frames:
             for known, damaged in self._damage.received(frame):
                 yield self._to_image(known, damaged, now)

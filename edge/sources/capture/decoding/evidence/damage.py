@@ -72,7 +72,7 @@ class DamageTracker:
         if disposable:
             self._disposable.append(number)
         if _has_forbidden_zeros(data, self._prefix):
-            (self._alone if disposable else self._damaged).append(number)
+            self._blame(number)
         marked = packet.is_corrupt and bool(self._container)
         if self._marked if self._container == "mpegts" else marked:
             self._damaged.append(number)
@@ -98,18 +98,19 @@ class DamageTracker:
         """Note a decoded frame; yield those that are known by now, in order, each with whether it is damaged."""
         number = self._numbers.get(frame.pts, self._count - 1)
         if frame.is_corrupt:
-            alone = number in self._disposable or (self._codec in _PLAIN_B and int(frame.pict_type) == _B)
-            (self._alone if alone else self._damaged).append(number)
+            self._blame(number, alone=self._codec in _PLAIN_B and int(frame.pict_type) == _B)
         if frame.key_frame:
             self._starts.append(_Start(number, frame.pts, number))
         shown = frame.pts
         # AVI has the order of decoding only.
         ordered = self._container != "avi" and not frame.interlaced_frame
         if self._codec == "h264" and shown is not None and ordered:
-            # What is decoded before and was to be shown before was lost in the decoder.
+            # What is decoded before and was to be shown before was lost in the decoder. FFmpeg also holds back what
+            # follows damage, until a refresh is complete; that is no new damage.
             key = self._starts[-1] if self._starts else _Start(0, None, 0)
-            lost = (n for n, pts in self._unseen.items() if n < number and pts < shown and pts > (key.pts or pts - 1))
-            self._damaged.extend(lost)
+            lost = [(n, pts) for n, pts in self._unseen.items() if n < number and (key.pts or pts - 1) < pts < shown]
+            for place, _ in [at for at in lost if not self._is_damaged(*at)]:
+                self._blame(place)
         self._unseen = {} if shown is None else {n: pts for n, pts in self._unseen.items() if pts > shown}
         self._held.append((frame, number))
         if len(self._held) > MOST_HELD:
@@ -122,18 +123,24 @@ class DamageTracker:
         while self._held:
             yield self._released()
 
+    def _blame(self, number: int, alone: bool = False) -> None:
+        (self._alone if alone or number in self._disposable else self._damaged).append(number)
+
     def _released(self) -> tuple[Any, bool]:
         frame, number = self._held.popleft()
+        return frame, self._is_damaged(number, frame.pts)
+
+    def _is_damaged(self, number: int, pts: int | None) -> bool:
         # What is decoded after a key frame and shown before it may refer to what came before that key frame.
         whole = max(
             (
                 start.whole
                 for start in self._starts
-                if start.number <= number and (start.pts is None or frame.pts is None or start.pts <= frame.pts)
+                if start.number <= number and (start.pts is None or pts is None or start.pts <= pts)
             ),
             default=0,
         )
-        return frame, number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
+        return number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
 
 
 def _has_forbidden_zeros(data: bytes, prefix: int) -> bool:

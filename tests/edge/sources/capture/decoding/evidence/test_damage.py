@@ -1,6 +1,7 @@
 """Damage is joined to the frames that show it, and to those that refer to them."""
 
 import io
+from contextlib import suppress
 from fractions import Fraction
 
 import av
@@ -171,3 +172,34 @@ def test_a_hole_of_zeros_is_damage_and_zeros_at_the_end_are_not(header):
         tracker.sent(packet)
     found = known(tracker, Frame(0, key=True), Frame(1), Frame(2), Frame(3))
     assert found == {0: False, 1: False, 2: True, 3: True}
+
+
+REFRESH_OF_TWO = b"\0\0\1\x06\x06\x01\x70\0\0\0\0" + REFERENCE
+
+
+def test_what_a_decoder_holds_back_until_a_refresh_is_complete_is_no_new_damage():
+    packets = [Packet(0, KEY), Packet(1, marked=True), Packet(2), Packet(3, REFRESH_OF_TWO), *map(Packet, range(4, 7))]
+    found = known(sent(packets, "rtsp"), Frame(0, key=True), Frame(5), Frame(6))
+    assert found == {0: False, 5: False, 6: False}
+
+
+def test_a_lost_frame_that_no_other_refers_to_damages_none():
+    tracker = sent([Packet(0, KEY), Packet(1, ALONE), Packet(2)])
+    assert known(tracker, Frame(0, key=True), Frame(2)) == {0: False, 2: False}
+
+
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="this PyAV cannot write H.264")
+def test_an_end_that_cannot_be_decoded_costs_no_frame_before_it(tmp_path):
+    data = encoded(moving(100), "mp4", bf="3")
+    with av.open(io.BytesIO(data)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    end = packets[-1].pos + packets[-1].size
+    (tmp_path / "hole.mp4").write_bytes(data[: packets[75].pos] + bytes(end - packets[75].pos) + data[end:])
+    with av.open(str(tmp_path / "hole.mp4")) as container:
+        stream, given = container.streams.video[0], 0  # some are lost in FFmpeg, more where it has more threads
+        stream.thread_type = "AUTO"
+        for packet in container.demux(stream):
+            with suppress(av.error.FFmpegError):
+                given += len(packet.decode())
+    passed, _ = read(tmp_path / "hole.mp4")
+    assert len(passed) == given > 50
