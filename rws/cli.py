@@ -246,9 +246,9 @@ def main() -> None:
     # A parent that has closed them leaves None, and a later file would get their descriptors.
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
-            os.set_inheritable(stream.fileno(), True)  # by the capture process, whose files would get them, too
-            setattr(sys, name, stream)
+            nothing = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(nothing.fileno(), True)  # by the capture process, whose files would get them, too
+            setattr(sys, name, nothing)
     sys.unraisablehook = _hide_unless_verbose
     if "_RWS_COMPLETE" in os.environ:
         os.environ["COLUMNS"] = "1000"  # Typer breaks the lines of a completion there.

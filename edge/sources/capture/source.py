@@ -177,7 +177,7 @@ class CapturedSource(Source):
         if state == "reconnecting" and error != self._logged:
             self._logged = error
             log.warning("%s: %s; reconnecting", self.name, error)
-        # One that is lost after a few frames, again and again, is not back.
+        # One that is lost after a few frames, repeatedly, is not back.
         if state == "running" and self._logged and self._stall.flowing:
             self._logged = ""
             if self.reconnects:

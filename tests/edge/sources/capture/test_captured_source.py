@@ -121,7 +121,7 @@ def test_a_capture_process_that_dies_is_reported_and_replaced():
     assert (source.reconnects, len(capture.opened_at)) == (1, 2)
 
 
-def test_a_source_that_is_lost_again_and_again_is_named_once(caplog):
+def test_a_source_that_is_lost_repeatedly_is_named_once(caplog):
     lost = [("open", ""), ("frame", IMAGE), ("frame", IMAGE), ("end", "busy (503)")]
     source, _, _ = scripted(*lost * 4, ("open", ""), *[("frame", IMAGE)] * 20)
     frames = iter(source)
