@@ -117,7 +117,7 @@ class LineSink(FileSink):
             return
         if not self.endless:
             temporary = self._stack.enter_context(atomic_path(self.path))
-            self._file = self._stack.enter_context(WholeFile(temporary, "wb"))
+            self._file = self._stack.enter_context(temporary.open("wb"))
             return
         # Unbuffered, so that a line is in the file as soon as it is written. Appending continues at the start of a file
         # that logrotate (copytruncate) has emptied.

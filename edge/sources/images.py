@@ -52,7 +52,7 @@ class ImageSource(Source):
 
     Args:
         checks: the most pixels of an image, and flaws that are none.
-        left_out: files that are not read, by suffix.
+        others: files that are not read, by suffix.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class ImageSource(Source):
         name: str,
         clock: Clock = time.monotonic,
         checks: Checks = DEFAULT_CHECKS,
-        left_out: Mapping[str, int] | None = None,
+        others: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.left_out.update(left_out or {})
+        self.left_out.update(others or {})
         self.name, self.length, self.paths, self._clock = name, len(paths), tuple(paths), clock
         self._noted = {""}
         self._max_pixels = checks.max_pixels or FILE_PIXELS

@@ -126,7 +126,7 @@ def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHEC
             paths.extend(found.paths)
             left_out += found.left_out
     name = printable(specs[0]) + (f" and {len(specs) - 1} more" if len(specs) > 1 else "")
-    return ImageSource(paths, name, checks=checks, left_out=left_out)
+    return ImageSource(paths, name, checks=checks, others=left_out)
 
 
 def quiet_opencv() -> None:

@@ -58,6 +58,7 @@ class CapturedSource(Source):
         self._capture = capture or CaptureProcess(settings)
         self._stall, self._backoff = StallDetector(stall), Backoff(retries, jitter)
         self._openings, self._is_open = 0, False
+        self._logged = ""  # the error that the log has named, until the source works again
         if not self.live and (reason := _outcome(self._open())):
             self.close()
             raise SourceError(f"{self.name}: {reason}")
@@ -173,10 +174,14 @@ class CapturedSource(Source):
 
     def _enter(self, state: State, error: str) -> None:
         """Change the state: opening → running ⇄ reconnecting → lost, from each to ended; log what users should know."""
-        if state == "reconnecting" and (error != self.error or self.state == "running"):
+        if state == "reconnecting" and error != self._logged:
+            self._logged = error
             log.warning("%s: %s; reconnecting", self.name, error)
-        if state == "running" and self.state == "reconnecting" and self.delivered > 1:
-            log.warning("%s is back", self.name)
+        # One that is lost after a few frames, repeatedly, is not back.
+        if state == "running" and self._logged and self._stall.flowing:
+            self._logged = ""
+            if self.reconnects:
+                log.warning("%s is back", self.name)
         self.state, self.error = state, error
         self._count()
 

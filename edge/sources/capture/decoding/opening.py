@@ -96,7 +96,7 @@ def why(error: BaseException, timeout: float) -> str:
     if name in ("ExitError", "TimeoutError"):
         return f"timed out: nothing received for {timeout:g} s"
     if name == "HTTPUnauthorizedError":
-        return "asks for a user name and password (401); put the right ones before the host, as USER:PASSWORD@HOST"
+        return "asks for a user name and password (401); put the right ones into the address, before its host"
     # PyAV repeats the address, with its password, in the message.
     return f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"
 

@@ -121,6 +121,25 @@ def test_a_capture_process_that_dies_is_reported_and_replaced():
     assert (source.reconnects, len(capture.opened_at)) == (1, 2)
 
 
+def test_a_source_that_is_lost_repeatedly_is_named_once(caplog):
+    lost = [("open", ""), ("frame", IMAGE), ("frame", IMAGE), ("end", "busy (503)")]
+    source, _, _ = scripted(*lost * 4, ("open", ""), *[("frame", IMAGE)] * 20)
+    frames = iter(source)
+    for _ in range(20):
+        next(frames)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{source.name}: busy (503); reconnecting",
+        f"{source.name} is back",
+    ]
+
+
+def test_a_source_that_is_given_up_is_not_said_to_be_reconnected(caplog):
+    capture = CaptureProcess(CaptureSettings("/nowhere", "camera", "nowhere"))
+    with CapturedSource(capture.settings, retries=0, capture=capture) as source, pytest.raises(SourceError):
+        list(source)
+    assert caplog.text == ""
+
+
 @pytest.fixture
 def process_and_worker():
     """A capture process that does nothing, and the worker's end of its connection."""
