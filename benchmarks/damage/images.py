@@ -1,4 +1,4 @@
-"""Damaged JPEGs: what passes on the way of a folder and of an MJPEG stream, and what a check of seams would gain."""
+"""Damaged JPEGs: what passes from a folder and from an MJPEG stream, and what a check of seams would gain."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -30,9 +30,9 @@ ENCODINGS: Mapping[str, Sequence[int]] = {
 
 
 class ImageDamage(TypedDict):
-    """What happened to the damaged JPEGs on one way; `silent`: neither libjpeg nor FFmpeg reports anything."""
+    """What happened to the damaged JPEGs from one source; `silent`: neither libjpeg nor FFmpeg reports anything."""
 
-    way: str
+    source: str
     damaged: int
     reported: int
     reported_passed: int
@@ -86,21 +86,21 @@ def fuzz_images(images: Sequence[NDArray[np.uint8]], count: int, seed: int, fold
     reported = [_is_reported(data) for data in hurt]
     quality = [_quality(_decode(data), clean[n % len(good)]) for n, data in enumerate(hurt)]
     found = [
-        _count(way, _passed(way, [*hurt, *good], folder / way), reported, quality, len(good))
-        for way in ("folder", "mjpeg")
+        _count(source, _passed(source, [*hurt, *good], folder / source), reported, quality, len(good))
+        for source in ("folder", "mjpeg")
     ]
     silent = [hurt[n] for n in range(count) if not reported[n] and quality[n] < VISIBLE_DB]
     return ImageResult(images=found, seams=_seam_check(clean, [_decode(data) for data in silent]))
 
 
-def _count(way: str, passed: set[int] | None, reported: list[bool], quality: list[float], good: int) -> ImageDamage:
+def _count(source: str, passed: set[int] | None, reported: list[bool], quality: list[float], good: int) -> ImageDamage:
     """Count the damaged images, whose numbers come before those of the good ones."""
     through, count = passed or set[int](), len(reported)
     changed = [n for n in range(count) if quality[n] < np.inf]
     silent = [n for n in changed if not reported[n]]
     visible = [n for n in changed if quality[n] < VISIBLE_DB]
     return ImageDamage(
-        way=way,
+        source=source,
         damaged=len(changed),
         reported=len(changed) - len(silent),
         reported_passed=len(through.intersection(changed) - set(silent)),
@@ -114,11 +114,11 @@ def _count(way: str, passed: set[int] | None, reported: list[bool], quality: lis
     )
 
 
-def _passed(way: str, data: Sequence[bytes], folder: Path) -> set[int] | None:
+def _passed(source: str, data: Sequence[bytes], folder: Path) -> set[int] | None:
     """Return the numbers of the images that pass; None after an untyped error or another number of images."""
     folder.mkdir(parents=True)
     path = folder
-    if way == "mjpeg":
+    if source == "mjpeg":
         path = folder / "images.mkv"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mjpeg", rate=25)
@@ -132,17 +132,17 @@ def _passed(way: str, data: Sequence[bytes], folder: Path) -> set[int] | None:
         for number, jpeg in enumerate(data):
             (folder / f"{number}.jpg").write_bytes(jpeg)
     try:
-        with open_source(path) as source:
-            passed = {frame.index for frame in source}
-            return passed if _is_whole(source, len(data)) else None
+        with open_source(path) as frames:
+            passed = {frame.index for frame in frames}
+            return passed if _is_whole(frames, len(data)) else None
     except RwsError:
         return set()
     except Exception:
         return None
 
 
-def _is_whole(source: Source, count: int) -> bool:
-    return source.received == count == source.delivered + source.rejected
+def _is_whole(frames: Source, count: int) -> bool:
+    return frames.received == count == frames.delivered + frames.rejected
 
 
 def _encode(image: NDArray[np.uint8], name: str, options: Sequence[int]) -> bytes:
