@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
         )
     ),
     "bench damage": Case(
-        lambda x: ("--limit", 10, "--streams", 6, "--json", x.folder / "out.json"), prints="encoding MP4, B-frames"
+        lambda x: ("--limit", 10, "--streams", 6, "--json", x.folder / "out.json"), prints="name MP4, B-frames"
     ),
     "bench methods": Case(
         lambda x: (

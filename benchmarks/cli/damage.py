@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,10 @@ def damage(
     with require("bench"):
         from rws.benchmarks.damage.images import fuzz_images, read_images
         from rws.benchmarks.damage.streams import fuzz_streams, read_video
-    logging.getLogger("rws.edge.sources").setLevel(logging.ERROR)  # or each rejected file is named
-    with tempfile.TemporaryDirectory() as folder:
+    logger = logging.getLogger("rws.edge.sources")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)  # or each rejected file is named
         result = fuzz_images(read_images(images), limit, seed, Path(folder))
         say("the images are done")
         found = fuzz_streams(read_video(video), streams, seed, Path(folder))

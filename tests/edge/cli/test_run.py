@@ -919,7 +919,8 @@ def test_a_display_that_dies_costs_the_window_only(tiny_bundle, tmp_path):
         wait_for_lines(rows, 20)
         display.kill()
         display.wait()
-        wait_for_lines(rows, count_lines(rows) + 50)
+        next(line for line in process.stderr if "the window is lost" in line)
+        wait_for_lines(rows, count_lines(rows) + 20)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 3
