@@ -31,7 +31,7 @@ def _soak(result: str) -> list[tuple[str, str]]:
         ("received = results + dropped + rejected", received),
         ("from the camera's image to the client's, ms, p50 / p95", age("camera_to_client")),
         ("from arrival to result, ms, p50 / p95", age("arrival_to_result")),
-        ("memory after a minute / at the end, MB", f"{memory['after_warm_up']:.1f} / {memory['at_end']:.1f}"),
+        ("memory after the warm-up / at the end, MB", f"{memory['after_warm_up']:.1f} / {memory['at_end']:.1f}"),
         *((promise, "yes" if kept else "**no**") for promise, kept in soak["promises"].items()),
     ]
 
@@ -41,6 +41,20 @@ _STREAM_COLUMNS = (
     columns({"good": "good", "of these rejected": "good_rejected"}, ","),
     columns({"equal": "equal", "of these rejected": "equal_rejected", "errors": "errors"}, ","),
 )
+
+
+def _hostile() -> list[tuple[str, str]]:
+    soak: dict[str, Any] = lookup("soak_hostile.soak")
+    attacked = soak["hostile"]
+    return [
+        ("deaths of the camera / reconnects", f"{attacked['deaths']} / {soak['reconnects']}"),
+        ("bad bundles / refused", f"{len(attacked['bad_bundles'])} / {attacked['bundles_refused']}"),
+        ("good bundles / taken", f"{attacked['good_bundles']} / {attacked['bundles_swapped']}"),
+        ("hostile connections", f"{sum(attacked['connections'].values()):,}"),
+        *((f"refused: `{reason}`", f"{count:,}") for reason, count in sorted(attacked["refused"].items())),
+    ]
+
+
 TABLES = {
     "drill": table(
         "drill.cases",
@@ -52,11 +66,12 @@ TABLES = {
     ),
     "clips": table(_clips, label("clip", "video"), label("fault", "name"), label("happened", _happened)),
     "soak": table(partial(_soak, "soak"), label("one stream", 0), Column("", 1)),
+    "hostile": table(lambda: [*_hostile(), *_soak("soak_hostile")], label("one stream", 0), Column("", 1)),
 }
 TABLES |= {
     "damaged_images": table(
         "damage.images",
-        label("JPEGs", "way"),
+        label("JPEGs", "source"),
         columns({"damaged": "damaged", "reported": "reported", "of these passed": "reported_passed"}, ","),
         columns({"silent and visible": "silent_visible", "of all visible": "visible"}, ","),
         columns({"good": "good", "of these rejected": "good_rejected", "errors": "errors"}, ","),
