@@ -258,8 +258,8 @@ DEPTHS = {
 def test_each_depth_becomes_the_right_eight_bits(tmp_path, name, caplog):
     make, expected = DEPTHS[name]
     (tmp_path / name).write_bytes(make())
-    if name == "float colour.tiff" and not cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED).any():
-        pytest.skip("this OpenCV reads floating point colour as zeros")
+    if name == "float colour.tiff" and cv2.__version__.startswith("4.8."):
+        pytest.skip("OpenCV 4.8 reads TIFF of floating point colour as black")
     (frame,) = open_source(tmp_path / name)
     assert (frame.image.dtype, frame.image.shape) == (np.uint8, (48, 64, 3))
     np.testing.assert_allclose(frame.image.astype(int), np.dstack([expected] * 3), atol=2)
