@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.parser
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rws.edge.bundle.manifest import MANIFEST, MODEL, ORACLE, POLICY, SIGNATURES
 
@@ -70,8 +69,33 @@ def _network(change: Callable[[onnx.ModelProto], object], name: str = MODEL) -> 
     return _changed(name, changed)
 
 
-def _nodes(*lines: str) -> Damage:
-    return _network(lambda proto: proto.graph.node.extend(map(onnx.parser.parse_node, lines)))
+def _endless(proto: onnx.ModelProto) -> None:
+    number, flag = (
+        partial(helper.make_tensor_value_info, shape=[], elem_type=kind)
+        for kind in (TensorProto.INT64, TensorProto.BOOL)
+    )
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["n", "i"], ["n2"])],
+        "again",
+        [number("i"), flag("go"), number("n")],
+        [flag("on"), number("n2")],
+    )
+    proto.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["one"], value_int=1),
+            helper.make_node("Cast", ["one"], ["always"], to=TensorProto.BOOL),
+            helper.make_node("Loop", ["", "always", "one"], ["m"], body=body),
+        ]
+    )
+
+
+def _much(proto: onnx.ModelProto) -> None:
+    proto.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["much"], value_ints=[2**31]),
+            helper.make_node("ConstantOfShape", ["much"], ["unused"]),
+        ]
+    )
 
 
 def _not_a_number(proto: onnx.ModelProto) -> None:
@@ -107,12 +131,8 @@ BAD: dict[str, Damage] = {
     "the model is altered": _changed(MODEL, lambda data: data[:-1] + bytes([data[-1] ^ 1]), hashed=False),
     "the model is missing": lambda folder: (folder / MODEL).unlink(),
     "the model reads another file": _network(_elsewhere),
-    "the model never ends": _nodes(
-        "one = Constant <value_int = 1> ()",
-        "on = Cast <to = 9> (one)",
-        "m = Loop <body = again (int64 i, bool go, int64 n) => (bool on, int64 n2) { n2 = Add(n, i) }> (, on, one)",
-    ),
-    "the model takes 8 GB": _nodes("much = Constant <value_ints = [2147483648]> ()", "unused = ConstantOfShape(much)"),
+    "the model never ends": _network(_endless),
+    "the model takes 8 GB": _network(_much),
     "the model has weights that are NaN": _network(_not_a_number),
     "the oracle has weights that are NaN": _network(_not_a_number, ORACLE),
     "the policy is cut": _changed(POLICY, _half),
