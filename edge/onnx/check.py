@@ -127,8 +127,11 @@ def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in weights:
-            kind = value.type.tensor_type.elem_type
-            graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, [1, 3, *image]))
+            kind, found = value.type.tensor_type.elem_type, [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+            last = len(found) == 4 and found[3] in (1, 3, 4) and found[1] not in (1, 3, 4)
+            usual = [1, *image, 3] if last else [1, 3, *image]
+            shape = [length if length > 0 else other for length, other in zip(found, usual, strict=False)]
+            graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, shape or usual))
     for tensor in weights.values():
         if prod(tensor.dims) <= _SMALL:
             graph.initializer.append(tensor)
