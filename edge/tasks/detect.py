@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.common.extras import require
 from rws.edge.preprocess import Placement
+from rws.edge.tasks.base import Outputs, TaskSpec, check_finite
 from rws.edge.tasks.heads import check_head, decode
 from rws.errors import InputError
 from rws.text import printable
@@ -43,27 +44,28 @@ class Detections:
 
 
 class Detect:
-    """The task that reads boxes: the names of all classes, the model's head, what is sure enough, what overlaps."""
+    """The task that reads boxes, with the head and the limits of its spec, for the names of all classes."""
 
     name = "detect"
 
-    def __init__(self, classes: Sequence[str], head: str, confidence: float = 0.25, iou: float = 0.45) -> None:
-        self.classes, self.head, self.confidence, self.iou = tuple(classes), head, confidence, iou
+    def __init__(self, spec: TaskSpec, classes: Sequence[str]) -> None:
+        self.spec, self.classes = spec, tuple(classes)
 
     def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Raise an `InputError` if the head does not read outputs of these shapes, of one image."""
-        check_head(self.head, shapes, len(self.classes))
+        check_head(self.spec.head, shapes, len(self.classes))
 
-    def read(self, outputs: Sequence[NDArray[Any]], placement: Placement) -> Detections:
+    def read(self, outputs: Outputs, placement: Placement) -> Detections:
         """Read the outputs of one image, arrays (1, …); an `InputError` if they are not the head's, or not finite."""
         self.check([output.shape for output in outputs])
-        if bad := sum(int((~np.isfinite(output)).sum()) for output in outputs):
-            raise InputError(f"model: {bad} numbers of its outputs are not finite")
-        found = decode(self.head, outputs, placement.input_size, self.confidence, self.iou)
+        check_finite(outputs)
+        found = decode(self.spec, outputs, placement.input_size)
         if len(found.class_id) and not 0 <= found.class_id.min() <= found.class_id.max() < len(self.classes):
             wrong = f"{found.class_id.min()} to {found.class_id.max()}"
-            raise InputError(f"model: gives classes {wrong}, expected 0 to {len(self.classes) - 1}; give all their names")
-        boxes = placement.to_frame(found.xyxy, placement.frame_size)
+            raise InputError(
+                f"model: gives classes {wrong}, expected 0 to {len(self.classes) - 1}; give all their names"
+            )
+        boxes = placement.to_frame(found.xyxy)
         seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the padding, nor cut off
         found = found.take(seen)
         return Detections(boxes[seen], found.confidence, found.class_id, self.classes)
@@ -100,3 +102,7 @@ class Detect:
             return "nothing", None
         counts = Counter(output.labels).most_common()
         return ", ".join(f"{count} {label}" for label, count in counts), float(output.confidence[0])
+
+    def seen(self, output: Detections) -> Sequence[str]:
+        """Return the names of the classes that are in the image, each once."""
+        return list(dict.fromkeys(output.labels))

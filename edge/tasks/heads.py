@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.tasks.base import Outputs, TaskSpec
 from rws.errors import InputError, check_known
 
 Arrays = Sequence[NDArray[Any]]
@@ -40,9 +41,9 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Guess:
-    """The head that a model has, or None, the outputs that it reads, in its order, and the reason in one line."""
+    """A detector's task, or None, the outputs that it reads, in its order, and the reason in one line."""
 
-    head: str | None
+    task: TaskSpec | None
     outputs: tuple[str, ...]
     reason: str
 
@@ -63,14 +64,15 @@ def check_forms(shapes: Sequence[tuple[int, ...]], forms: Sequence[Sequence[Form
     raise InputError(f"model: gives outputs of shape {found}, expected {wanted}, {advice}")
 
 
-def decode(head: str, outputs: Arrays, size: Size, least: float, iou: float) -> Boxes:
-    """Read boxes surer than `least` from the outputs of one image, arrays (1, …); of a class, none overlap beyond `iou`.
+def decode(spec: TaskSpec, outputs: Outputs, size: Size) -> Boxes:
+    """Read the boxes of one image from outputs, (1, …), that `check_head` has passed, in pixels of the model's input.
 
-    Raises an `InputError` if the outputs are not those of such a head: scores outside of 0…1, a grid of another size.
+    All are surer than `spec.confidence`, and of one class none overlap by more than `spec.iou`. Raises an `InputError`
+    if the outputs are not those of such a head: scores outside of 0…1, a grid of another size.
     """
     arrays = [np.asarray(output[0], np.float32) for output in outputs]
-    boxes = HEADS[head].decode(arrays, size, least)
-    return boxes if head == "nms" else suppress(boxes, iou)
+    boxes = HEADS[spec.head].decode(arrays, size, spec.confidence)
+    return boxes if spec.head == "nms" else suppress(boxes, spec.iou)
 
 
 def suppress(boxes: Boxes, iou: float) -> Boxes:
@@ -94,12 +96,14 @@ def guess_head(shapes: Mapping[str, tuple[int, ...]], size: Size, classes: int |
     for names in (("det_boxes", "det_scores", "det_classes"), ("dets", "labels")):
         found = [shapes[name] for name in names if name in shapes]
         if any(_fits(found, form) for form in HEADS["nms"].forms(0)[1:]):
-            return Guess("nms", names, f"outputs {', '.join(names)} are boxes after suppression (NMS)")
+            return Guess(
+                TaskSpec("detect", "nms"), names, f"outputs {', '.join(names)} are boxes after suppression (NMS)"
+            )
     seen = [guess for name, shape in shapes.items() if (guess := _guess_one(name, shape, size, classes))]
     if len(seen) == 1:
         return seen[0]
     if seen:
-        several = ", ".join(f"{guess.outputs[0]} ({guess.head})" for guess in seen)
+        several = ", ".join(f"{guess.outputs[0]} ({guess.task.head})" for guess in seen)
         return Guess(None, (), f"outputs {several} could all be read; name one with --output and its head with --head")
     return Guess(None, (), f"no output is that of a known head ({', '.join(HEADS)}) for {classes or 'unknown'} classes")
 
@@ -111,15 +115,25 @@ def _guess_one(name: str, shape: tuple[int, ...], size: Size, classes: int | Non
     found = f"output {name} of shape {shape}"
     single, triple = (len(shape) == 2 and _strides(size, shape[0], each) is not None for each in (1, 3))
     if fits("nms") and not (single or triple) and shape[0] <= MAX_CANDIDATES:
-        return Guess("nms", (name,), f"{found} is a list of boxes after suppression (NMS)")
+        return Guess(TaskSpec("detect", "nms"), (name,), f"{found} is a list of boxes after suppression (NMS)")
     if classes is None:
         return None
     if fits("fastestdet") and shape[1:] == (-(-size[0] // 16), -(-size[1] // 16)):
-        return Guess("fastestdet", (name,), f"{found} is one map of objectness, box and {classes} classes")
+        return Guess(
+            TaskSpec("detect", "fastestdet"), (name,), f"{found} is one map of objectness, box and {classes} classes"
+        )
     if fits("yolov8") and _strides(size, shape[1], 1):
-        return Guess("yolov8", (name,), f"{found} has a box and {classes} classes per place, without objectness")
+        return Guess(
+            TaskSpec("detect", "yolov8"),
+            (name,),
+            f"{found} has a box and {classes} classes per place, without objectness",
+        )
     if fits("yolov5") and triple:
-        return Guess("yolov5", (name,), f"{found} has three boxes with objectness and {classes} classes per place")
+        return Guess(
+            TaskSpec("detect", "yolov5"),
+            (name,),
+            f"{found} has three boxes with objectness and {classes} classes per place",
+        )
     if fits("yolox") and single:
         advice = "give --head yolox if boxes are offsets from the grid, --head yolov5 if they are pixels"
         return Guess(None, (name,), f"{found} has one box with objectness per place: {advice}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.preprocess import Placement
+from rws.edge.tasks.base import Outputs, check_finite
 from rws.edge.tasks.heads import check_forms
 from rws.errors import InputError
 
@@ -46,12 +46,11 @@ class Segment:
         forms = ([(count, None, None)], [(1, None, None)], [(None, None)])
         check_forms(shapes, forms, f"a map of {count} classes or of labels; give the names of all classes")
 
-    def read(self, outputs: Sequence[NDArray[Any]], placement: Placement) -> Segmentation:
+    def read(self, outputs: Outputs, placement: Placement) -> Segmentation:
         """Read the map of one image; an `InputError` if it has another shape, is not finite, or has unknown labels."""
         self.check([output.shape for output in outputs])
         values = outputs[0]
-        if not values.size or not np.isfinite(values).all():
-            raise InputError(f"model: {(~np.isfinite(values)).sum()} of {values.size} numbers are not finite")
+        check_finite(outputs)
         several = values.ndim == 4 and values.shape[1] > 1
         labels = values[0].argmax(0) if several else values.reshape(values.shape[-2:])
         low, high, most = labels.min(), labels.max(), len(self.classes) - 1
@@ -73,6 +72,10 @@ class Segment:
         """Return the largest classes with their shares, and no confidence: the outputs may be labels."""
         largest = list(output.shares().items())[:NAMED]
         return ", ".join(f"{share:.0%} {name}" for name, share in largest), None
+
+    def seen(self, output: Segmentation) -> Sequence[str]:
+        """Return the names of the classes that are in the image, the largest first."""
+        return list(output.shares())
 
 
 def _to_frame(labels: NDArray[np.int16], placement: Placement) -> NDArray[np.int16]:
