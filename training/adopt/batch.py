@@ -1,16 +1,15 @@
 """Let a graph that was exported for a fixed number of images take any number of them, where that is safe."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from rws.edge.onnx.graph import data_inputs, value_shape
-from rws.training.adopt.graph import opset
 
 _MARK = 9973  # a batch that no other length is a multiple of: where it goes is seen in the inferred shapes
 _SMALL = 512  # elements of a constant that may be a shape
@@ -58,7 +57,8 @@ class _Work:
         inferred = shape_inference.infer_shapes(proto).graph
         self.fixed = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.output)}
         self.types: dict[str, onnx.TypeProto] = {
-            name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for name, tensor in self.constants.items()
+            name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            for name, tensor in self.constants.items()
         }
         image = onnx.TypeProto.FromString(data_inputs(proto)[name].type.SerializeToString())
         image.tensor_type.shape.dim[0].dim_value = _MARK
@@ -129,7 +129,9 @@ class _Work:
         elif kind == "Slice" and len(node.input) > 3 and node.input[3] in self.constants:
             axes, ends = self._value(node.input[3]), self._value(node.input[2]).copy()
             rank = len(self.shapes[node.input[0]] or ())
-            whole = (axes % rank == axis) & (self._value(node.input[1]) == 0) & (ends == self.fixed[node.input[0]][axis])
+            whole = (
+                (axes % rank == axis) & (self._value(node.input[1]) == 0) & (ends == self.fixed[node.input[0]][axis])
+            )
             if whole.any():
                 ends[whole] = np.iinfo(ends.dtype).max
                 node.input[2] = self.constant(ends)

@@ -1,7 +1,7 @@
 """Rewrite the ONNX graph of a vision model, and run it to check that its outputs stay the same."""
 
 import tempfile
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,9 @@ class Runner:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            raise BundleError(f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again") from error
+            raise BundleError(
+                f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again"
+            ) from error
         self.names = [value.name for value in self._session.get_outputs()]
         self._input = self._session.get_inputs()[0].name
 
@@ -181,12 +183,9 @@ def set_input(proto: onnx.ModelProto, shape: Sequence[int | str]) -> None:
 
 
 def keep_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
-    """Make these values the model's outputs, float32, and remove what they do not need."""
-    kinds = {value.name: value for value in proto.graph.output}
-    outputs = [kinds.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
-    outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    """Make these values the model's outputs, of a type to be inferred, and remove what they do not need."""
     del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     needed, kept = set(names), []
     for node in reversed(proto.graph.node):
         if needed & set(node.output):
@@ -212,10 +211,11 @@ def without_last(proto: onnx.ModelProto, output: str, kind: str) -> bool:
     before, name = last.input[0], last.output[0]
     if name != output and sum(name in node.input for node in proto.graph.node) > 1:
         return False
+    if before not in producers(proto):
+        return False
     proto.graph.node.remove(last)
     if name == output:
-        made = producers(proto)[before]
-        rename(made.output, before, name)
+        rename(producers(proto)[before].output, before, name)
         for node in proto.graph.node:
             rename(node.input, before, name)
     else:
@@ -224,23 +224,33 @@ def without_last(proto: onnx.ModelProto, output: str, kind: str) -> bool:
     return True
 
 
-def flattened(proto: onnx.ModelProto, output: str, kind: str = "Flatten", **attributes: Any) -> None:
-    """Put a node that reshapes behind an output, which keeps its name."""
-    inner = f"{output}.before_{kind.lower()}"
+def append(proto: onnx.ModelProto, output: str, *steps: tuple[str, Sequence[str], Mapping[str, Any]]) -> None:
+    """Put nodes behind an output, which keeps its name.
+
+    Each step is an operator, its inputs and attributes; `before` stands for the output as it was, `last` for the result
+    of the step before.
+    """
+    names = {"before": f"{output}.before", "last": ""}
     for node in proto.graph.node:
-        rename(node.output, output, inner)
-        rename(node.input, output, inner)
-    if kind == "Reshape":
-        proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1], np.int64), f"{inner}.lengths"))
-    inputs = [inner, f"{inner}.lengths"] if kind == "Reshape" else [inner]
-    proto.graph.node.append(helper.make_node(kind, inputs, [output], **attributes))
+        rename(node.output, output, names["before"])
+        rename(node.input, output, names["before"])
+    for place, (kind, inputs, attributes) in enumerate(steps, start=1):
+        result = output if place == len(steps) else f"{output}.{place}"
+        read = [names.get(name, name) for name in inputs]
+        proto.graph.node.append(helper.make_node(kind, read, [result], **attributes))
+        names["last"] = result
+
+
+def add_constant(proto: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
+    """Add an initializer; returns its name."""
+    proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
 
 
 def declare_outputs(proto: onnx.ModelProto, shapes: Sequence[Sequence[int]], batch: int | None) -> None:
     """Declare the outputs' shapes, given without the batch axis; `batch` None leaves it free."""
     for value, shape in zip(proto.graph.output, shapes, strict=True):
-        kind = value.type.tensor_type.elem_type
-        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, [batch or "batch", *shape]))
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [batch or "batch", *shape]))
 
 
 def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -> None:
@@ -276,7 +286,9 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            raise BundleError(f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again") from error
+            raise BundleError(
+                f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again"
+            ) from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}
     for entry in [entry for entry in simpler.opset_import if entry.domain and entry.domain not in used]:
