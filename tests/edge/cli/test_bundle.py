@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import FILES
 from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.preprocess import InputSpec
 from support.tiny import CORRUPTIONS, make_signatures
 
 
@@ -80,7 +82,7 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert tiny == {
         "name": "tiny",
         "classes": 4,
-        "input": {"height": 8, "width": 8, "colour": "RGB"},
+        "input": asdict(InputSpec(8, 8, "RGB")),
         "signatures": 3,
         "bytes": sum((bundle_path / name).stat().st_size for name in FILES),
         "path": str(bundle_path),
