@@ -110,6 +110,7 @@ class RunSession:
         options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
+        self._stop = stack.enter_context(_stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
@@ -130,7 +131,6 @@ class RunSession:
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
-        self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
         if source.live:
