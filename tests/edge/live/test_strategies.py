@@ -437,7 +437,7 @@ class TestInputs:
         proto = onnx.load_from_string(small[0])
         proto.graph.input[0].name, proto.graph.input[0].type.tensor_type.elem_type = "raw", kind
         proto.graph.node.insert(0, onnx.helper.make_node("Cast", ["raw"], ["image"], to=onnx.TensorProto.FLOAT))
-        with pytest.raises(BundleError, match="input .raw. is of another type than float32, float16"):
+        with pytest.raises(BundleError, match="input 'raw' is of another type than float32, float16"):
             OnnxModel(proto.SerializeToString(), None, small[2], threads=1)
 
     def test_no_tensor_is_named(self, small):
