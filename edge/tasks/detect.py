@@ -40,7 +40,9 @@ class Detections:
         with require("detect"):
             import supervision
         names = np.array(self.labels, np.str_)
-        return supervision.Detections(self.boxes, None, self.confidence, self.class_id, data={"class_name": names})
+        return supervision.Detections(
+            self.boxes.copy(), None, self.confidence, self.class_id, data={"class_name": names}
+        )
 
 
 class Detect:
@@ -74,16 +76,16 @@ class Detect:
         """Return a copy of the image, uint8, (H, W, 3), RGB, with each box, its class and confidence."""
         with require("detect"):
             import supervision
-        size, found, drawn = (image.shape[1], image.shape[0]), output.to_supervision(), image.copy()
-        thickness = supervision.calculate_optimal_line_thickness(size)
+        size, found = (image.shape[1], image.shape[0]), output.to_supervision()[::-1]  # the surest on top
+        scale = supervision.calculate_optimal_text_scale(size)
+        box = supervision.BoxAnnotator(thickness=supervision.calculate_optimal_line_thickness(size))
+        text = supervision.LabelAnnotator(text_scale=scale, text_padding=3)
         # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.
         names = [printable(label).encode("ascii", "replace").decode() for label in output.labels]
-        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, output.confidence, strict=True)]
-        write = supervision.LabelAnnotator(
-            text_scale=supervision.calculate_optimal_text_scale(size), text_padding=3, text_thickness=1
-        )
-        drawn = supervision.BoxAnnotator(thickness=thickness).annotate(drawn, found)
-        return np.asarray(write.annotate(drawn, found, labels=labels), np.uint8)
+        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, output.confidence, strict=True)][::-1]
+        drawn = box.annotate(image.copy(), found)
+        found.xyxy[:, 1] = found.xyxy[:, 1].clip(min=24 * scale + 6)  # a label stands on its box, and in the frame
+        return np.asarray(text.annotate(drawn, found, labels=labels), np.uint8)
 
     def to_dict(self, output: Detections) -> Mapping[str, object]:
         """Return the boxes in plain types, ready for `json.dumps`: pixels to a tenth, the surest first."""

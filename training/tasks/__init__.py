@@ -1,0 +1,1 @@
+"""What a model of each task is trained for and scored by."""
