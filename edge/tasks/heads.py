@@ -41,7 +41,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Guess:
-    """A detector's task, or None, the outputs that it reads, in its order, and the reason in one line."""
+    """A detector's task and the outputs that it reads, in its order; None and those in doubt; the reason in a line."""
 
     task: TaskSpec | None
     outputs: tuple[str, ...]
@@ -60,7 +60,7 @@ def check_forms(shapes: Sequence[tuple[int, ...]], forms: Sequence[Sequence[Form
     if any(_fits(shapes, [(1, *shape) for shape in form]) for form in forms):
         return
     found = " and ".join(map(str, shapes))
-    wanted = " or ".join(" and ".join(_shown((1, *shape)) for shape in form) for form in forms)
+    wanted = " or ".join(" and ".join(str((1, *shape)) for shape in form) for form in forms).replace("None", "*")
     raise InputError(f"model: gives outputs of shape {found}, expected {wanted}, {advice}")
 
 
@@ -72,10 +72,7 @@ def decode(spec: TaskSpec, outputs: Outputs, size: Size) -> Boxes:
     """
     arrays = [np.asarray(output[0], np.float32) for output in outputs]
     if spec.head == "nms":
-        boxes, *rest = arrays
-        score, class_id = rest if len(rest) == 2 else (boxes[:, 4], rest[0] if rest else boxes[:, 5])
-        kept = _surest(score, spec.confidence)[:MAX_BOXES]
-        return Boxes(boxes[kept, :4].clip(-_FAR, _FAR), _within_0_1(score[kept]), class_id[kept].astype(np.int64))
+        return _read_suppressed(arrays, spec.confidence)
     objectness, box, classes = _split(spec.head, arrays[0])
     objectness, surest = _within_0_1(objectness), _within_0_1(classes.max(0))
     score = objectness**0.6 * surest**0.4 if spec.head == "fastestdet" else objectness * surest
@@ -89,6 +86,16 @@ def decode(spec: TaskSpec, outputs: Outputs, size: Size) -> Boxes:
     centre, half = centre.clip(-_FAR, _FAR), sides.clip(0, _FAR) / 2
     xyxy = np.hstack([centre - half, centre + half]).astype(np.float32)
     return suppress(Boxes(xyxy, score[kept], classes[:, kept].argmax(0)), spec.iou)
+
+
+def _read_suppressed(arrays: Outputs, least: float) -> Boxes:
+    boxes, *rest = arrays
+    score, classes = rest if len(rest) == 2 else (boxes[:, 4], rest[0] if rest else boxes[:, 5])
+    kept = _surest(score, least)[:MAX_BOXES]
+    class_id = classes[kept].clip(-1, _FAR).astype(np.int64)
+    if (class_id != classes[kept]).any():
+        raise InputError("model: gives classes that are no whole numbers, not boxes after NMS; name another --head")
+    return Boxes(boxes[kept, :4].clip(-_FAR, _FAR), _within_0_1(score[kept]), class_id)
 
 
 def suppress(boxes: Boxes, iou: float) -> Boxes:
@@ -120,7 +127,7 @@ def guess_head(shapes: Mapping[str, tuple[int, ...]], size: Size, classes: int |
     if not found:
         return Guess(None, (), f"no output fits a head ({', '.join(HEADS)}) of {classes or 'unknown'} classes")
     advice = "name one with --output and --head (yolov5 has boxes in pixels, yolox offsets from a grid)"
-    return Guess(None, (), f"{all_found}: {advice}")
+    return Guess(None, tuple(dict.fromkeys(name for _, name in found)), f"{all_found}: {advice}")
 
 
 def _is_possible(head: str, shape: tuple[int, ...], size: Size, classes: int | None) -> bool:
@@ -136,10 +143,6 @@ def _fits(shapes: Sequence[tuple[int, ...]], form: Sequence[Form]) -> bool:
         len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
         for shape, wanted in zip(shapes, form, strict=True)
     )
-
-
-def _shown(shape: Form) -> str:
-    return f"({', '.join('*' if length is None else str(length) for length in shape)})"
 
 
 @lru_cache(maxsize=64)
