@@ -17,11 +17,11 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ from rws.edge.common.files import atomic_path, open_regular, remove_leftovers
 from rws.edge.live.layout import Layout, place
 from rws.edge.live.sessions import FeedSpecs
 from rws.edge.live.strategies.live import LearnedGraph
+from rws.edge.live.strategies.packed import Mapped
 
 FORMAT = 1  # raised if the meaning of an entry changes
 LIMIT = 2**30  # bytes of all entries together
@@ -58,6 +59,7 @@ class Entry:
     specs: FeedSpecs  # of the random inputs that it was checked on
     outputs: str  # digest of the clean outputs for them
     model: str  # digest of the model
+    sound: "Future[bool] | None" = None  # whether the graph is what was written
 
 
 def cache_folder(choice: str | os.PathLike[str] | bool | None) -> Path | None:
@@ -75,7 +77,7 @@ def cache_folder(choice: str | os.PathLike[str] | bool | None) -> Path | None:
 
 
 class Cache:
-    """The entry of one model in a folder; the model is hashed meanwhile, on another core.
+    """The entry of one model in a folder.
 
     Args:
         folder: made, for this user alone, when an entry is written.
@@ -94,20 +96,27 @@ class Cache:
             **options,
         }
         self._name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-        thread = ThreadPoolExecutor(1, "hash")
-        self._digest = thread.submit(self._sha256)
-        thread.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, "hash")
+        self._digest: Future[str] | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model as it was when this object was made; raises an OSError if it cannot be read."""
-        return self._digest.result()
+        """SHA-256 of the model as it was when the entry was looked for; raises an OSError if it cannot be read."""
+        return (self._digest or self._thread.submit(self._sha256)).result()
 
     def load(self, files: ExitStack) -> Entry | None:
         """Return the entry, None if there is none to be believed; its graph stays open as long as `files`.
 
-        It is for this model only if its `model` is our `digest`.
+        The graph is damaged unless it is `sound`, and for another model unless its `model` is our `digest`: both are
+        found out meanwhile, on another core.
         """
+        try:
+            return self._load(files)
+        finally:
+            self._digest = self._thread.submit(self._sha256)
+            self._thread.shutdown(wait=False)
+
+    def _load(self, files: ExitStack) -> Entry | None:
         with suppress(OSError, ValueError, LookupError, TypeError, MemoryError):
             folder = files.enter_context(_open_folder(self._folder))
             folder = files.enter_context(_open_folder(self._name, folder))
@@ -116,13 +125,15 @@ class Cache:
                 return None
             about, data = json.loads(text), _read(_LAYOUT, folder)
             graph = files.enter_context(_open_file(_GRAPH, folder))
-            if about["checksums"] != [_checksum(graph), zlib.crc32(data)]:
+            if about["layout"] != zlib.crc32(data):
                 return None
+            sound = self._thread.submit(lambda: _checksum(graph) == about["graph"])
+            files.callback(sound.exception)  # before the file is closed
             with suppress(OSError):
                 os.utime(folder)  # the entries that were not used for longest are removed first
             open_file = Path(f"/proc/self/fd/{graph.fileno()}")
             file = open_file if open_file.exists() else self._folder / self._name / _GRAPH
-            return _entry(file, about, data)
+            return replace(_entry(file, about, data), sound=sound)
         return None
 
     def store(self, entry: Entry) -> None:
@@ -137,7 +148,8 @@ class Cache:
             "clean": [(name, array.shape) for name, array in entry.clean.items()],
             "slots": [(name, slot.shape) for name, slot in layout.slots.items()],
             "lengths": [len(layout.pieces), len(layout.channels)],
-            "owners": dict(graph.owners),
+            "owners": dict(graph.mapped.owners),
+            "unread": dict(graph.mapped.unread),
         }
         with suppress(OSError):
             self._folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
@@ -148,7 +160,7 @@ class Cache:
                 made.chmod(stat.S_IRWXU)
                 shutil.copyfile(graph.file, made / _GRAPH)
                 with open(made / _GRAPH, "rb") as file:
-                    about["checksums"] = [_checksum(file), zlib.crc32(data)]
+                    about["graph"], about["layout"] = _checksum(file), zlib.crc32(data)
                 (made / _LAYOUT).write_bytes(data)
                 text = json.dumps(about).encode()
                 (made / _DESCRIPTION).write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
@@ -216,7 +228,7 @@ def _entry(file: Path, about: Mapping[str, Any], data: bytes) -> Entry:
     channels = take(about["lengths"][1:], np.int64)
     clean = {name: take(shape, np.float32) for name, shape in about["clean"]}
     slots = {name: take(shape, np.int32) for name, shape in about["slots"]}
-    graph = LearnedGraph(file, Layout(slots, *place(slots), pieces, channels), about["owners"])
+    graph = LearnedGraph(file, Layout(slots, *place(slots), pieces, channels), Mapped(about["owners"], about["unread"]))
     specs = {name: (dtype, tuple(shape)) for name, (dtype, shape) in about["specs"]}
     return Entry(graph, clean, specs, about["outputs"], about["model"])
 
@@ -281,7 +293,10 @@ def _prune(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@cache
 def _version() -> str:
     with suppress(PackageNotFoundError):
-        return version("rws-edge")
+        # `version` would parse all of it, the README included.
+        found = re.search(r"^Version: (.*)$", distribution("rws-edge").read_text("METADATA") or "", re.MULTILINE)
+        return found[1] if found else ""
     return ""

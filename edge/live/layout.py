@@ -42,7 +42,7 @@ class Layout:
             numbers = self.slots[name]
             low, high = self._ranges[name]
             if first <= low and high < end:
-                np.take(values, numbers - first, out=view, mode="clip")  # by far the fastest mode
+                np.take(values, numbers - first if first else numbers, out=view, mode="clip")  # by far the fastest mode
             elif high >= first and low < end:
                 chosen = (numbers >= first) & (numbers < end)
                 view[chosen] = values[numbers[chosen] - first]
@@ -90,8 +90,13 @@ def lay_out(shapes: Mapping[str, tuple[int, ...]], slots: Slots) -> Layout:
 
 def place(slots: Slots) -> tuple[dict[str, int], int]:
     """Return where each slot starts in a block, in elements, and the size of the block."""
-    ends = np.cumsum([0, *(slot.size + -slot.size % _ALIGNMENT for slot in slots.values())])
+    ends = np.cumsum([0, *(aligned(slot.size) for slot in slots.values())])
     return dict(zip(slots, ends.tolist(), strict=False)), int(ends[-1])
+
+
+def aligned(size: int) -> int:
+    """Return where, after `size` elements, the next slot may start."""
+    return size + -size % _ALIGNMENT
 
 
 def find_pattern(slot: NDArray[np.signedinteger], channel_of: NDArray[np.int64]) -> Pattern:

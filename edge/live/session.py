@@ -105,6 +105,8 @@ class LiveSession(Patchable):
                 return False
             try:
                 found = Live.reopened(entry.graph, entry.clean, signatures, maker)
+                if entry.sound is None or not entry.sound.result():
+                    return False
                 outputs = found.run(None, random_arrays(entry.specs) if sample is None else sample)
                 if digest_arrays(outputs) != entry.outputs or store.digest != entry.model:
                     return False

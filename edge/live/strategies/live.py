@@ -5,7 +5,7 @@ the graph is optimised and saved, the numbers are read back. The graph is then l
 initializers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from rws.edge.live.arena import Arena, Signatures, Tensors
 from rws.edge.live.layout import Layout, Slots, lay_out, plain_slots
 from rws.edge.live.sessions import CPU, SessionMaker, scratch_file
 from rws.edge.live.strategies.base import PatchTarget, WeightUpdateStrategy
-from rws.edge.live.strategies.packed import MAPPED_FILE, map_packed, mapped_block, shared_folder, start_value
+from rws.edge.live.strategies.packed import MAPPED_FILE, Mapped, map_packed, mapped_block, shared_folder, start_value
 from rws.edge.onnx.graph import replaced_tensors
 from rws.errors import StrategyUnavailableError
 
@@ -34,13 +34,12 @@ Memory = Callable[[int], NDArray[np.float32]]
 class LearnedGraph:
     """A graph as ONNX Runtime has optimised it, and where it reads the clean values.
 
-    The slots are its initializers, and the packed copies of some; those in `owners` (slot → initializer) it maps from a
-    file.
+    The slots are its initializers, and the packed copies of some.
     """
 
     file: Path
     layout: Layout
-    owners: Mapping[str, str]
+    mapped: Mapped
 
 
 class Live(WeightUpdateStrategy):
@@ -71,12 +70,12 @@ class Live(WeightUpdateStrategy):
             self.arena = Arena(clean, signatures, graph.layout, memory=memory)
             views = self.arena.views
             # A weight that the session copied now, instead of reading it later, would give other outputs than the clean.
-            owners = list(dict.fromkeys(graph.owners.values()))
+            owners, packed = graph.mapped.owners, list(graph.mapped.unread)
             for name, view in views.items():
-                number = owners.index(graph.owners[name]) if name in graph.owners else len(owners)
+                number = packed.index(owners[name]) if name in owners else len(packed)
                 np.putmask(view, graph.layout.slots[name] >= 0, start_value(number))
             value_of = onnxruntime.OrtValue.ortvalue_from_numpy
-            self._memory = {name: value_of(view) for name, view in views.items() if name not in graph.owners}
+            self._memory = {name: value_of(view) for name, view in views.items() if name not in owners}
             for name, value in self._memory.items():
                 options.add_initializer(name, value)  # which the session reads but does not own
             self._session = maker.session_of(str(file), options)
@@ -87,12 +86,12 @@ class Live(WeightUpdateStrategy):
 @contextmanager
 def _memory(graph: LearnedGraph) -> Iterator[tuple[Path, Memory | None]]:
     """Yield the graph's file as a session is to open it, and what makes memory for the weights, if it maps some."""
-    if not graph.owners:
+    if not graph.mapped.unread:
         yield graph.file, None
         return
     with shared_folder() as folder:
         (folder / "graph.onnx").symlink_to(graph.file)
-        yield folder / "graph.onnx", partial(mapped_block, folder / MAPPED_FILE)
+        yield folder / "graph.onnx", partial(mapped_block, folder / MAPPED_FILE, graph.mapped.unread)
 
 
 def learn(target: PatchTarget, path: Path) -> LearnedGraph:
@@ -109,10 +108,10 @@ def learn(target: PatchTarget, path: Path) -> LearnedGraph:
     backward = _floats(_optimised(target, {name: -part for name, part in numbered.items()}, path))
     model = _optimised(target, numbered, path)
     slots = _slots(_floats(model), backward, numbers)
-    slots, owners = map_packed(model, slots, target.maker)
-    if owners:
+    slots, mapped = map_packed(model, slots, target.maker)
+    if mapped.unread:
         path.write_bytes(model.SerializeToString())
-    return LearnedGraph(path, lay_out(shapes, slots), owners)
+    return LearnedGraph(path, lay_out(shapes, slots), mapped)
 
 
 def _slots(forward: Tensors, backward: Tensors, numbers: NDArray[np.float32]) -> Slots:

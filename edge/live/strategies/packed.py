@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from rws.edge.live.layout import Slots, place
+from rws.edge.live.layout import Slots, aligned, place
 from rws.edge.live.sessions import SessionMaker
+from rws.edge.onnx.check import parts
 from rws.errors import StrategyUnavailableError, from_library
 
 MAPPED_FILE = "live.bin"
@@ -49,12 +51,18 @@ def shared_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def mapped_block(path: Path, size: int) -> NDArray[np.float32]:
-    """Return zeros, float32, (size,), that share the memory of a new file; raises an OSError if there is no room."""
+def mapped_block(path: Path, unread: Mapping[str, int], size: int) -> NDArray[np.float32]:
+    """Return zeros, float32, (size,), that share the memory of a new file; raises an OSError if there is no room.
+
+    Behind them the file holds initializers that are read only while the session is made: `unread`, name → size.
+    """
     with open(path, "xb+") as file:
         file.write(bytes(4 * size))  # a hole could not be filled later if memory runs out
+        for owner, length in enumerate(unread.values()):
+            if length:
+                file.write(np.full(aligned(length), start_value(owner)).tobytes())
         file.flush()
-        return np.frombuffer(mmap.mmap(file.fileno(), 4 * size), np.float32)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0), np.float32, size)
 
 
 def start_value(owner: int) -> np.float32:
@@ -62,22 +70,36 @@ def start_value(owner: int) -> np.float32:
     return np.float32(1e30 * (1 + owner))
 
 
-def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tuple[Slots, dict[str, str]]:
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """What a graph maps from a file: the slots there, and where its initializers stand, by name.
+
+    `unread` names each initializer with packed copies; the number of its elements is 0 if it is one of the slots, too,
+    because it has other readers.
+    """
+
+    owners: Mapping[str, str]  # slot → initializer
+    unread: Mapping[str, int]
+
+
+def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tuple[Slots, Mapped]:
     """Let an optimised graph map the packed copies of some initializers, in `slots`, from `MAPPED_FILE`.
 
-    Returns the slots, those of the copies added, and the initializer that each mapped slot belongs to. Raises
-    StrategyUnavailableError if a copy is more than a permutation.
+    Returns the slots as the graph reads them. Raises StrategyUnavailableError if a copy is more than a permutation.
     """
     found: dict[str, dict[str, _Packed]] = {}
-    slots, owners = dict(slots), dict[str, str]()
+    made, owners = dict(slots), dict[str, str]()
+    others = {value.name for value in model.graph.output}  # names that are read as they are
     for node in model.graph.node:
-        for name in dict.fromkeys(node.input) if node.domain != _NOT_PACKED else ():
+        others |= {name for part in parts(node) if isinstance(part, onnx.NodeProto) and part != node for name in part.input}
+        for name in dict.fromkeys(node.input):
             if name not in slots:
                 continue
             raw = slots[name]
             numbers = np.arange(1, raw.size + 1, dtype=np.float32).reshape(raw.shape)
-            layouts = _pack(model, node, name, numbers, maker)
+            layouts = [] if node.domain == _NOT_PACKED else _pack(model, node, name, numbers, maker)
             if not layouts:
+                others.add(name)
                 continue
             value = start_value(list(found).index(name) if name in found else len(found))
             labels = _pack(model, node, name, np.where(raw >= 0, value, np.float32(0)), maker)
@@ -87,11 +109,16 @@ def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tup
                 if named.label not in known:
                     known[named.label] = named
                     for block, other in zip(packed.blocks, negative.blocks, strict=True):
-                        slot = f"{name}/{_PREFIX}{len(slots)}"
-                        slots[slot], owners[slot] = _packed_slot(name, raw, block, other), name
-                    owners[name] = name
-    _refer(model, slots, owners, found)
-    return slots, owners
+                        slot = f"{name}/{_PREFIX}{len(made)}"
+                        made[slot], owners[slot] = _packed_slot(name, raw, block, other), name
+    unread = {name: 0 if name in others or slots[name].min() < 0 else slots[name].size for name in found}
+    for name, length in unread.items():
+        if length:
+            del made[name]
+        else:
+            owners[name] = name
+    _refer(model, made, Mapped(owners, unread), found)
+    return made, Mapped(owners, unread)
 
 
 def _packed_slot(
@@ -150,23 +177,24 @@ def _parse(text: str, data: bytes) -> _Packed:
         raise StrategyUnavailableError(f"ONNX Runtime describes packed weights as {text!r:.80}") from error
 
 
-def _refer(
-    model: onnx.ModelProto, slots: Slots, owners: Mapping[str, str], found: Mapping[str, Mapping[str, _Packed]]
-) -> None:
-    """Write into the graph where each mapped slot stands in the file: a block that is laid out as by `place`."""
-    starts, _ = place(slots)
+def _refer(model: onnx.ModelProto, slots: Slots, mapped: Mapped, found: Mapping[str, Mapping[str, _Packed]]) -> None:
+    """Write into the graph where each mapped slot and initializer stands in the file: see `mapped_block`."""
+    starts, end = place(slots)
+    for name, length in mapped.unread.items():
+        if length:
+            starts[name], end = end, end + aligned(length)
     for tensor in model.graph.initializer:
         if tensor.name not in found:
             continue
-        copies = (4 * starts[slot] for slot, owner in owners.items() if owner == tensor.name != slot)
-        values = {"location": MAPPED_FILE, "offset": 4 * starts[tensor.name], "length": 4 * slots[tensor.name].size}
-        texts: dict[str, object] = dict(values)
+        copies = (4 * starts[slot] for slot, owner in mapped.owners.items() if owner == tensor.name != slot)
+        texts = {"location": MAPPED_FILE, "offset": f"{4 * starts[tensor.name]}", "length": f"{4 * prod(tensor.dims)}"}
         for number, packed in enumerate(found[tensor.name].values()):
-            parts = [f"{next(copies)};{block.nbytes};{end}" for block, end in zip(packed.blocks, packed.ends, strict=True)]
-            texts[f"{_PREFIX}{number}"] = "|".join([packed.label, *parts])
+            blocks = zip(packed.blocks, packed.ends, strict=True)
+            places = [f"{next(copies)};{block.nbytes};{end}" for block, end in blocks]
+            texts[f"{_PREFIX}{number}"] = "|".join([packed.label, *places])
         for field in ("raw_data", "float_data"):
             tensor.ClearField(field)
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
         for key, value in texts.items():
-            tensor.external_data.add(key=key, value=str(value))
+            tensor.external_data.add(key=key, value=value)
