@@ -1,6 +1,6 @@
 """Measure live weights of one model with the ONNX Runtime of this Python; it needs nothing else of rws' packages.
 
-    python -m rws.benchmarks.live.case model.onnx SEED ROUNDS
+python -m rws.benchmarks.live.case model.onnx SEED ROUNDS
 """
 
 import json
@@ -159,7 +159,9 @@ def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Row:
     seen = interleave(untouched, cases, rounds, random.Random(seed), measured)
     row = percentiles(np.concatenate([block.ms for block in seen]))
     for name, case in measured.items():
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), (round(value, 4) for value in case.ratio()), strict=True))
+        row |= dict(
+            zip((name, f"{name}_low", f"{name}_high"), (round(value, 4) for value in case.ratio()), strict=True)
+        )
     return row
 
 

@@ -113,4 +113,3 @@ def _importable() -> Iterator[str]:
             if spec is not None and spec.submodule_search_locations:
                 (package / room).symlink_to(spec.submodule_search_locations[0])
         yield folder
-

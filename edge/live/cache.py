@@ -197,7 +197,9 @@ def processor() -> str:
         for line in file:
             if not line.strip():
                 break  # the first core
-            if not line.startswith(("cpu MHz", "bogomips", "BogoMIPS", "processor", "apicid", "initial apicid", "core id")):
+            if not line.startswith(
+                ("cpu MHz", "bogomips", "BogoMIPS", "processor", "apicid", "initial apicid", "core id")
+            ):
                 lines.append(" ".join(line.split()))
     return "\n".join(lines)
 

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Slots = Mapping[str, NDArray[np.signedinteger]]
-_ALIGNMENT = 64  # float32 values, where each slot starts: what ONNX Runtime asks of packed weights in a file (256 bytes)
+_ALIGNMENT = (
+    64  # float32 values, where each slot starts: what ONNX Runtime asks of packed weights in a file (256 bytes)
+)
 _PIECE = 131_072  # elements that are patched at a time: their float32 change fits the second-level cache
 
 

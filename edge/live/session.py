@@ -95,9 +95,7 @@ class LiveSession(Patchable):
                 store.store(Entry(found.graph, clean, specs, digest_arrays(outputs), store.digest))
             self.description = _describe(check, found, refused)
 
-    def _reopen(
-        self, store: Cache, signatures: Signatures | None, maker: SessionMaker, sample: Feeds | None
-    ) -> bool:
+    def _reopen(self, store: Cache, signatures: Signatures | None, maker: SessionMaker, sample: Feeds | None) -> bool:
         """Take what was learned before, if it gives the same outputs; the session starts with other weights."""
         with ExitStack() as files:
             entry = store.load(files)

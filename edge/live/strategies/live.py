@@ -56,7 +56,9 @@ class Live(WeightUpdateStrategy):
         self._start(graph, target.clean, target.signatures, maker)
 
     @classmethod
-    def reopened(cls, graph: LearnedGraph, clean: Tensors, signatures: Signatures | None, maker: SessionMaker) -> "Live":
+    def reopened(
+        cls, graph: LearnedGraph, clean: Tensors, signatures: Signatures | None, maker: SessionMaker
+    ) -> "Live":
         """Return the strategy on a graph that was learned before."""
         live = cls.__new__(cls)
         live._start(graph, clean, signatures, maker)

@@ -91,7 +91,9 @@ def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tup
     made, owners = dict(slots), dict[str, str]()
     others = {value.name for value in model.graph.output}  # names that are read as they are
     for node in model.graph.node:
-        others |= {name for part in parts(node) if isinstance(part, onnx.NodeProto) and part != node for name in part.input}
+        others |= {
+            name for part in parts(node) if isinstance(part, onnx.NodeProto) and part != node for name in part.input
+        }
         for name in dict.fromkeys(node.input):
             if name not in slots:
                 continue
@@ -127,7 +129,9 @@ def _packed_slot(
     moved = np.array_equal(block, -opposite) and block.min() >= 0 and block.max() <= raw.size
     places = block.astype(np.int32) if moved else np.zeros(1, np.int32)
     if not (moved and np.array_equal(places, block)):
-        raise StrategyUnavailableError(f"ONNX Runtime computes with {name!r} when it packs it; it does not only move it")
+        raise StrategyUnavailableError(
+            f"ONNX Runtime computes with {name!r} when it packs it; it does not only move it"
+        )
     return np.append(np.int32(-1), raw.astype(np.int32))[places]
 
 
