@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rws.benchmarks.cli.damage import damage
+from rws.benchmarks.cli.live import live
 from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
@@ -26,6 +27,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", 
 _COMMANDS: dict[str, Callable[..., None]] = {
     **COMMANDS,
     "damage": damage,
+    "live": live,
     "streams": streams,
     "zoo": zoo,
     "zoo-curve": zoo_curve,
