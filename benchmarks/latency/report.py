@@ -9,8 +9,7 @@ import onnxruntime
 import torch
 from rich.console import Console
 
-from rws.benchmarks.common.interleave import Row
-from rws.benchmarks.common.tables import Column, columns, label, terminal, write_csv
+from rws.benchmarks.common.tables import Column, Record, columns, label, terminal, write_csv
 from rws.benchmarks.latency.run import LISTS, LatencyResult
 
 CSV_COLUMNS = (
@@ -67,7 +66,7 @@ def print_latency(result: LatencyResult, console: Console) -> None:
             console.print(f"{row['strategy']}: {row['note']}")
 
 
-def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
+def _print_stages(rows: Sequence[Record], title: str, console: Console) -> None:
     lines: dict[Any, dict[str, Any]] = {}
     for row in rows:
         ratio = row["ratio"] and f" = {row['ratio']:.3f} ({row['ratio_low']:.3f}–{row['ratio_high']:.3f})"

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, paired_ratio, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, block_frames, interleave, paired_ratio, percentiles
 from rws.benchmarks.common.models import BenchmarkModel
 from rws.benchmarks.common.sensors import Platform, Sensors, describe_platform
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.latency.engines import (
     ENGINES,
     Engine,
@@ -44,12 +45,12 @@ class LatencyResult(TypedDict):
     baseline: str  # what `untouched` is
     weights: dict[str, str]  # by `<model>:<size>`: their origin
     platform: Platform
-    rows: list[Row]  # frames of each engine
-    changes: list[Row]  # the change of mix alone
-    stages: list[Row]  # the whole frame through the loop
-    sustained: list[Row]  # the deployed model under load, a row per 5 seconds
-    left_out: list[Row]  # engines that could not run, and why
-    notes: list[Row]  # what engines report about themselves
+    rows: list[Record]  # frames of each engine
+    changes: list[Record]  # the change of mix alone
+    stages: list[Record]  # the whole frame through the loop
+    sustained: list[Record]  # the deployed model under load, a row per 5 seconds
+    left_out: list[Record]  # engines that could not run, and why
+    notes: list[Record]  # what engines report about themselves
 
 
 def ignore(_: object) -> None:
@@ -97,7 +98,7 @@ def measure_latency(
             lists = bench.lists()
             if options.duration > 0:
                 lists["sustained"] = bench.sustain(sensors)
-            case: Row = {"model": model.name, "size": model.size, "threads": threads}
+            case: Record = {"model": model.name, "size": model.size, "threads": threads}
             for name, rows in lists.items():
                 result[name] += [case | row for row in rows]
             save(result)
@@ -219,7 +220,7 @@ class _Bench:
         self._providers[name], self._notes[name] = engine.provider, engine.note
         return engine
 
-    def lists(self) -> dict[ListName, list[Row]]:
+    def lists(self) -> dict[ListName, list[Record]]:
         strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._skipped}
         return {
             "rows": self._rows(strategies),
@@ -229,13 +230,13 @@ class _Bench:
             "notes": [{"strategy": s, "note": n} for s, n in self._notes.items() if n and s not in self._skipped],
         }
 
-    def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
+    def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Record]:
         untouched = np.concatenate([block.ms for block in self._untouched])
         ordered = sorted(strategies, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
         rows = [self._row(*key, strategies[key].values(), strategies[key].ratio()) for key in ordered]
         return [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0)), *rows]
 
-    def _row(self, strategy: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
+    def _row(self, strategy: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Record:
         load_ms, warmup_ms = np.median(self._times[strategy], axis=0)
         return {
             "strategy": strategy,
@@ -248,12 +249,12 @@ class _Bench:
             "provider": self._providers[strategy],
         }
 
-    def sustain(self, sensors: Sensors) -> list[Row]:
+    def sustain(self, sensors: Sensors) -> list[Record]:
         """Measure the deployed model under load, a new patch on every frame."""
         setting = self.setting(Path())
         model, mixes, number = deployed_model(setting), setting.mixes, 0
         started = time.perf_counter()
-        rows: list[Row] = []
+        rows: list[Record] = []
         while (row_started := time.perf_counter()) - started < self._options.duration:
             ms: list[float] = []
             while (frame_started := time.perf_counter()) - row_started < SUSTAINED_ROW_SECONDS:
@@ -262,7 +263,7 @@ class _Bench:
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
             seconds = round(time.perf_counter() - started, 1)
-            row: Row = {"strategy": model.strategy, "patch_every": 1, "seconds": seconds}
+            row: Record = {"strategy": model.strategy, "patch_every": 1, "seconds": seconds}
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows
@@ -280,12 +281,12 @@ def _rates(engine: Engine) -> tuple[int, ...]:
     return PATCH_EVERY[1:] if engine.name in ("reload", "reload_optimised", "sessions") else PATCH_EVERY
 
 
-def _changes(strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
+def _changes(strategies: Mapping[tuple[str, int], Measured]) -> list[Record]:
     every_frame = {strategy: measured for (strategy, every), measured in strategies.items() if every == 1}
     rows = []
     for strategy in sorted(every_frame, key=list(ENGINES).index):
         measured = every_frame[strategy]
-        row: Row = {"strategy": strategy, "runs": len(measured.values())}
+        row: Record = {"strategy": strategy, "runs": len(measured.values())}
         for part, prefix in (("change", ""), ("alone", "alone_")):
             row |= {prefix + key: value for key, value in percentiles(measured.values(part)).items()}
             for slower in SLOWER:
