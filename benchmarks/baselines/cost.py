@@ -19,13 +19,14 @@ from rws.benchmarks.baselines.base import to_torch
 from rws.benchmarks.baselines.models import BaselineModels
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
-from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, run_main, status_bytes
+from rws.benchmarks.common.memory import can_measure, private_bytes, run_main, status_bytes
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.ours import Ours
 from rws.benchmarks.streams.protocols import Floats, Ints, Method
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.common.resources import return_memory
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 
@@ -163,12 +164,12 @@ def main() -> None:
     types = np.arange(count) % (1 + len(CORRUPTIONS)) - 1
     severities = np.where(types < 0, 0, 5).astype(np.float32)
     _warm_up_imports(to_torch(x))
-    give_back_unused()
+    return_memory()
     before = private_bytes()
     method = make_method(engine, name, BaselineModels(bundle, None, Path(work)))
     for _ in range(3):
         method.classify(x, types, severities)
-    give_back_unused()
+    return_memory()
     held = private_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
     resident = status_bytes("VmRSS:")

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, product
 from pathlib import Path
-from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.common.interleave import Block, Measured, block_frames, interleave, paired_ratio, percentiles
 from rws.benchmarks.common.models import BenchmarkModel
-from rws.benchmarks.common.sensors import Platform, Sensors, describe_platform
+from rws.benchmarks.common.sensors import Sensors, describe_platform
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.latency.engines import (
     ENGINES,
@@ -34,23 +33,10 @@ from rws.errors import BundleError, RwsError
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
 BUSY = 0.2  # load per core before the measurement
-ListName = Literal["rows", "changes", "stages", "sustained", "left_out", "notes"]
-LISTS: tuple[ListName, ...] = ("rows", "changes", "stages", "sustained", "left_out", "notes")
+LISTS = ("rows", "changes", "stages", "sustained", "left_out", "notes")
+"""Frames of each engine; the change of mix alone; the whole frame through the loop; the deployed model under
+load, a row per 5 seconds; engines that could not run, and why; what engines report about themselves."""
 SLOWER = ("reload", "reload_optimised", "load_state_dict", "load_state_dict_shallow")
-
-
-class LatencyResult(TypedDict):
-    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`."""
-
-    baseline: str  # what `untouched` is
-    weights: dict[str, str]  # by `<model>:<size>`: their origin
-    platform: Platform
-    rows: list[Record]  # frames of each engine
-    changes: list[Record]  # the change of mix alone
-    stages: list[Record]  # the whole frame through the loop
-    sustained: list[Record]  # the deployed model under load, a row per 5 seconds
-    left_out: list[Record]  # engines that could not run, and why
-    notes: list[Record]  # what engines report about themselves
 
 
 def ignore(_: object) -> None:
@@ -61,8 +47,8 @@ def measure_latency(
     models: Sequence[BenchmarkModel],
     options: LatencyOptions,
     progress: Callable[[str], None] = ignore,
-    save: Callable[[LatencyResult], None] = ignore,
-) -> LatencyResult:
+    save: Callable[[Record], None] = ignore,
+) -> Record:
     """Measure the latency of models, in milliseconds, as ratios to the untouched model with 95 % intervals.
 
     Args:
@@ -74,17 +60,12 @@ def measure_latency(
         InputError: if the source has too few frames.
         SourceError: if the source cannot be opened.
     """
-    result = LatencyResult(
-        baseline="",
-        weights={f"{model.name}:{model.size}": model.weights for model in models},
-        platform=describe_platform(options.device),
-        rows=[],
-        changes=[],
-        stages=[],
-        sustained=[],
-        left_out=[],
-        notes=[],
-    )
+    result: Record = {
+        "baseline": "",  # what `untouched` is
+        "weights": {f"{model.name}:{model.size}": model.weights for model in models},
+        "platform": describe_platform(options.device),
+        **{name: [] for name in LISTS},
+    }
     load, cores = result["platform"]["load_average"][0], result["platform"]["cores"]
     if load > BUSY * cores:
         progress(f"the machine is busy (load {load} on {cores} cores): the intervals will be wide")
@@ -220,7 +201,7 @@ class _Bench:
         self._providers[name], self._notes[name] = engine.provider, engine.note
         return engine
 
-    def lists(self) -> dict[ListName, list[Record]]:
+    def lists(self) -> dict[str, list[Record]]:
         strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._skipped}
         return {
             "rows": self._rows(strategies),
