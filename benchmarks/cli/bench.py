@@ -20,8 +20,8 @@ from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.common.models import BenchmarkModel
+    from rws.benchmarks.common.tables import Record
     from rws.benchmarks.latency.options import LatencyOptions
-    from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -215,7 +215,7 @@ def _latency(
         table.mkdir(parents=True, exist_ok=True)
     often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
-    def keep(found: LatencyResult) -> None:
+    def keep(found: Record) -> None:
         save(report, "latency/1", found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)
