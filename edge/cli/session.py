@@ -121,7 +121,7 @@ class RunSession:
             watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
             self._watch = stack.enter_context(watch)
         bundle = Bundle.load(options.bundle, keys)
-        self._classes = bundle.manifest.classes
+        self._first = bundle.manifest
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
@@ -242,7 +242,7 @@ class RunSession:
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         if not self._options.other_classes:
-            check_same_classes(self._classes, "the run", bundle.manifest.classes, bundle.path)
+            check_same_classes(self._first, "the run", bundle.manifest, bundle.path)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline
