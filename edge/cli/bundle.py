@@ -285,9 +285,8 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):
-        found = (
-            [folder] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        )
+        inside = folder.iterdir() if folder.is_dir() else ()
+        found = [folder] if (folder / MANIFEST).exists() else sorted(filter(_is_bundle, inside))
         if not found:
             raise BundleError(f"{folder}: no bundle here; give the folder of a bundle, or one that contains bundles")
         for path in found:
@@ -295,6 +294,20 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
                 yield Bundle.load(path)
             except RwsError as error:
                 log.warning("%s", error)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Return whether a folder has a manifest; warn if that cannot be told."""
+    from rws.edge.bundle.manifest import MANIFEST
+
+    try:
+        os.lstat(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        log.warning("%s: cannot be read (%s)", folder, error.strerror)
+        return False
+    return True
 
 
 def _is_signed(path: Path) -> bool:

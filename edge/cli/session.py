@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
+RETURN_MEMORY_EVERY = 60.0  # seconds; of clients that have left, bundles that were refused or replaced, …
 SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
 
 
@@ -111,6 +113,7 @@ class RunSession:
         options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
+        self._stop = stack.enter_context(_stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
@@ -132,7 +135,6 @@ class RunSession:
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
-        self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
         if source.live:
@@ -162,6 +164,7 @@ class RunSession:
         if self._status is not None:
             self._status.update()
         failure: FrameError | None = None
+        returned = time.monotonic()
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
@@ -183,6 +186,9 @@ class RunSession:
                     if self._summary.results == self._options.limit or self._nobody_reads():
                         break
                     self._swap()
+                    if time.monotonic() - returned > RETURN_MEMORY_EVERY:
+                        returned = time.monotonic()
+                        return_memory()
                     self._runtime.compare = self._outputs.watched
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
@@ -229,14 +235,12 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
-            return_memory()  # of what was read of it
             self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {shown(self._watch.error)}")
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
-        return_memory()  # of the old one
         self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 

@@ -6,6 +6,7 @@ import os
 import sys
 
 ENOUGH = 4096  # more costs programs that try them all
+_M_ARENA_MAX = -8
 
 
 def raise_descriptor_limit() -> None:
@@ -32,6 +33,17 @@ def free_descriptors() -> int:
     except OSError:  # none is left to list them
         return 0
     return ENOUGH if soft == resource.RLIM_INFINITY else min(ENOUGH, max(0, soft - used))
+
+
+def use_one_heap() -> None:
+    """Let all threads take memory from one heap; call it before they start.
+
+    Each heap of glibc's other threads keeps up to twice the largest block that was ever freed, such as a bundle's
+    model, and `return_memory` cannot give that back.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def return_memory() -> None:

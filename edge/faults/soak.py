@@ -48,7 +48,7 @@ class SoakReport:
     sinks: dict[str, object]
     frames_seen_by_client: int
     age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
-    memory_mb: dict[str, float]  # of loop and capture process
+    memory_mb: dict[str, float]  # anonymous, of loop and capture process
     promises: dict[str, bool]  # whether each promise was kept
     hostile: dict[str, object] | None = None  # what was done to the run, and what it has counted; see `Attacked`
 
@@ -212,7 +212,10 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Return the resident memory of loop and capture process, MB; what they share is counted in each."""
+    """Return the memory of loop and capture process that is their own, MB.
+
+    Resident memory would count the pages of libraries too, which the system loads and drops as it likes.
+    """
     processes = [str(pid)]
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -220,7 +223,7 @@ def _memory_mb(pid: int) -> float:
     total = 0.0
     for process in processes:
         with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2].split()[0]) / 1024
+            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Anonymous:")[2].split()[0]) / 1024
     return total
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -89,6 +90,15 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert "oracle.onnx" in caplog.text
     shown = rws("bundle", "list", bundle_path).stdout
     assert [word in shown for word in ("tiny", "8 x 8 RGB", "cifar10-vgg16")] == [True] * 3
+
+
+def test_list_names_a_subfolder_that_cannot_be_read(shelf, caplog):
+    (shelf / "loop").symlink_to("loop")
+    (shelf / "file").write_bytes(b"x")
+    document = json.loads(rws("bundle", "list", shelf, "--json", "-").stdout)
+    assert [Path(bundle["path"]).name for bundle in document["bundles"][1:]] == ["good"]
+    assert f"{shelf / 'loop'}: cannot be read (Too many levels of symbolic links)" in caplog.text
+    assert "file" not in caplog.text.replace(str(shelf), "")
 
 
 def test_list_refuses_a_folder_without_bundles(tmp_path):
