@@ -77,10 +77,8 @@ def test_a_summary_of_many_classes_is_short():
 
 @pytest.mark.parametrize("index", [-1, 2, 0.5, 1e9, 3e38])
 def test_a_class_without_a_name_is_refused(index):
-    with pytest.raises(
-        InputError,
-        match=r"gives class [\d.e+-]+, expected (0 to 1|whole numbers); (give the names of all classes|name another head)",
-    ):
+    expected = "0 to 1; give the names of all classes" if abs(index) in (1, 2) else "whole numbers; name another head"
+    with pytest.raises(InputError, match=rf"gives class [\d.e+-]+, expected {expected}"):
         Detect(NMS, ("a", "b")).read(rows((0, 25, 50, 50, 0.9, index)), LETTERBOX)
 
 

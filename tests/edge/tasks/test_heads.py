@@ -161,7 +161,7 @@ def test_a_grid_of_another_size_is_refused():
 
 
 def test_classes_after_suppression_are_whole_numbers():
-    with pytest.raises(InputError, match="gives class 1.5, expected whole numbers; name another head with --head"):
+    with pytest.raises(InputError, match=r"gives class 1\.5, expected whole numbers; name another head with --head"):
         decode(spec("nms"), [np.float32([[[0, 0, 9, 9, 0.9, 1.5]]])], SIZE)
 
 
