@@ -8,7 +8,10 @@ from support.classifiers import SIZE, convolutions, ending_in, images, tiny
 from support.command_line import CLASSES
 
 
-def read(proto, wanted=Wanted(), names=None):
+ANY = Wanted()
+
+
+def read(proto, wanted=ANY, names=None):
     run = Runner(proto)
     found = dict(zip(run.names, run(images(2)), strict=True))
     return find_task(proto, found, (SIZE, SIZE), wanted, names)
