@@ -63,7 +63,7 @@ class Manifest:
     classes: Annotated[
         tuple[Text, ...], Field(min_length=1, max_length=2**17, description="a list of class names in printable text")
     ]
-    task: Annotated[TaskSpec, Field(description="an object with the task's name")]
+    task: TaskSpec
     outputs: Annotated[
         tuple[Text, ...],
         required("no name twice", distinct),
