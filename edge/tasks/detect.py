@@ -68,6 +68,10 @@ class Detect:
             raise InputError(
                 f"model: gives class {strange[0]}, expected 0 to {len(self.classes) - 1}; give the names of all classes"
             )
+        if len(found.xyxy) and found.xyxy.max() <= 1:
+            raise InputError(
+                "model: gives boxes within 0…1, expected pixels of its input; export it with boxes in pixels"
+            )
         boxes = placement.to_frame(found.xyxy)
         seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the padding, nor cut off
         found = found.take(seen)

@@ -19,7 +19,7 @@ from rws.errors import InputError, check_known
 Size = tuple[int, int]  # height and width of the model's input, pixels
 Form = tuple[int | None, ...]  # a shape without batch axis; None is any length
 
-MAX_CANDIDATES = 2000  # boxes of an image, the surest first, that overlaps are sought among: bounds the time
+MAX_CANDIDATES = 2000  # boxes of an image, the surest, that are compared for overlap: bounds the time
 MAX_BOXES = 300  # that are left of them
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (16,))  # of grids that heads have, the finest first
 SLACK = 0.01  # of scores
@@ -49,7 +49,7 @@ class Guess:
 
 
 def check_head(head: str, shapes: Sequence[tuple[int, ...]], classes: int) -> None:
-    """Raise an `InputError` if a head of so many classes does not read outputs of these shapes, of one image (1, …)."""
+    """Raise an `InputError` if a head for N classes does not read outputs of these shapes, of one image (1, …)."""
     check_known("head", [head], HEADS)
     advice = f"for the head {head} of {classes} classes; name another with --head, or give the names of all classes"
     check_forms(shapes, HEADS[head](classes), advice)
@@ -77,7 +77,7 @@ def decode(spec: TaskSpec, outputs: Outputs, size: Size) -> Boxes:
     objectness, surest = _within_0_1(objectness), _within_0_1(classes.max(0))
     score = objectness**0.6 * surest**0.4 if spec.head == "fastestdet" else objectness * surest
     kept = _surest(score, spec.confidence)
-    centre, sides = box[:2, kept].T, box[2:, kept].T
+    centre, sides = np.split(box[:, kept].T.clip(-_FAR, _FAR), 2, axis=1)
     if spec.head in ("fastestdet", "yolox"):
         cells, stride = np.split(_grid(size, box.shape[1])[kept], [2], axis=1)
         bounded = sides.clip(-50, 50)  # for the exponential
@@ -93,8 +93,8 @@ def _read_suppressed(arrays: Outputs, least: float) -> Boxes:
     score, classes = rest if len(rest) == 2 else (boxes[:, 4], rest[0] if rest else boxes[:, 5])
     kept = _surest(score, least)[:MAX_BOXES]
     class_id = classes[kept].clip(-1, _FAR).astype(np.int64)
-    if (class_id != classes[kept]).any():
-        raise InputError("model: gives classes that are no whole numbers, not boxes after NMS; name another --head")
+    if len(strange := classes[kept][class_id != classes[kept]]):
+        raise InputError(f"model: gives class {strange[0]:g}, expected whole numbers; name another head with --head")
     return Boxes(boxes[kept, :4].clip(-_FAR, _FAR), _within_0_1(score[kept]), class_id)
 
 

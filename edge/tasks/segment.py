@@ -47,6 +47,8 @@ class Segment:
         count = len(self.classes)
         forms = ([(count, None, None)], [(1, None, None)], [(None, None)])
         check_forms(shapes, forms, f"a map of {count} classes or of labels; give the names of all classes")
+        if 0 in shapes[0]:
+            raise InputError(f"model: gives an empty map, {shapes[0]}, expected one place or more; check its export")
 
     def read(self, outputs: Outputs, placement: Placement) -> Segmentation:
         """Read the map of one image; an `InputError` if it has another shape, is not finite, or has unknown labels."""
