@@ -28,25 +28,21 @@ _INTEGER: dict[str, tuple[str, tuple[int, ...], int, int | None]] = {
     "QLinearConv": ("Conv", (0, 3), 6, 8),
     "QLinearMatMul": ("MatMul", (0, 3), 6, None),
     "QGemm": ("Gemm", (0, 3), 7, 6),
-    "QLinearAdd": ("Add", (0, 3), 6, None),
-    "QLinearMul": ("Mul", (0, 3), 6, None),
     "QLinearConcat": ("Concat", (), 0, None),
-    "QLinearAveragePool": ("AveragePool", (0,), 3, None),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3, None),
-    "QLinearLeakyRelu": ("LeakyRelu", (0,), 3, None),
-    "QLinearSigmoid": ("Sigmoid", (0,), 3, None),
-    "QLinearSoftmax": ("Softmax", (0,), 3, None),
 }
-_DYNAMIC = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
-_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_INTEGER |= {f"QLinear{kind}": (kind, (0, 3), 6, None) for kind in ("Add", "Mul")}
+_INTEGER |= {f"QLinear{kind}": (kind, (0,), 3, None) for kind in ("LeakyRelu", "Sigmoid", "Softmax")}
+_INTEGER |= {f"QLinear{kind}": (kind, (0,), 3, None) for kind in ("AveragePool", "GlobalAveragePool")}
+_DYNAMIC = {"ConvInteger": ("Conv", 0), "MatMulInteger": ("MatMul", -1)}  # float operator, axis of the weight's scales
+_DYNAMIC_KINDS = ["DynamicQuantizeLinear", "Cast", "Mul", "Mul"]
+_CONVOLUTIONS = {"Conv", "QLinearConv", "ConvInteger"}
+_PAIR = {"QuantizeLinear", "DequantizeLinear"}
 _FOLDED = _PAIR | {"Cast", "Constant", "Identity", "Reshape", "Transpose"}  # none makes more elements than it reads
-# Operators that move or choose the integers of their first input.
-_CARRIES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Gather"})
-_CARRIES |= {"Slice", "Split", "Resize", "DepthToSpace", "SpaceToDepth", "Pad"}
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu"})
+# What moves or chooses the integers of its first input, and what belongs to the convolution before it.
+_CARRIES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Gather", "Slice"}
+_CARRIES |= {"Split", "Resize", "DepthToSpace", "SpaceToDepth"}
+_FOLLOWS = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "MaxPool"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
-_DOMAINS = ("", "ai.onnx")
 
 
 def is_quantised(model: onnx.ModelProto) -> str:
@@ -71,7 +67,7 @@ def float_shallow(model: onnx.ModelProto, layers: int) -> onnx.ModelProto:
 
 
 def dequantised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that computes in float32 throughout; inputs and outputs of half precision become float32.
+    """Return a copy that computes in float32 throughout; outputs of half precision become float32, inputs stay.
 
     Its answers differ by what rounding the activations does. Raises BundleError as `float_shallow` does.
     """
@@ -91,28 +87,27 @@ class _Rewrite:
     """The rewriting of a copy: the nodes of a part of it, one after the other, are replaced by nodes on float32."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._at = onnx.NodeProto()  # the node that an error would be about
         self._model = deepcopy(model)
         self._graph = self._model.graph
-        self._inputs = data_inputs(self._model)
         self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._all = _in_order(self._graph.node, {"", *self._tensors, *self._inputs})
-        self._opset = max((entry.version for entry in model.opset_import if entry.domain in _DOMAINS), default=1)
+        self._inputs = data_inputs(self._model)
+        self._outputs = {value.name for value in self._graph.output}
+        self._made = {"", *self._tensors, *self._inputs}
+        self._all = _in_order(self._graph.node, set(self._made))
         self._makers = {name: node for node in self._all for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in self._graph.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._all:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
-        self._outputs = {value.name for value in self._graph.output}
-        self._taken = {*self._makers, *self._tensors, *self._inputs}
-        with self._typed_errors():
-            self._types = _element_types(self._model)
+        self._taken = {*self._makers, *self._made}
+        self._needed: set[str] = set()  # values of the part that other nodes read, or that are outputs
+        self._types: dict[str, int] = {}  # value → element type, in a model of half precision
         self._arrays: dict[str, NDArray[Any]] = {}  # constants that were computed
         self._floats: dict[str, str] = {}  # value → the float32 value in its place
         self._quantised: dict[str, _Quantised] = {}
         self._nodes: list[onnx.NodeProto] = []
-        self._made = {"", *self._tensors, *self._inputs}
-        self._needed: set[str] = set()  # values of the part that other nodes read, or that are outputs
+        self._at = onnx.NodeProto()
+        self._opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
 
     def shallow(self, layers: int) -> onnx.ModelProto:
         heads = [node for node in self._all if node.op_type in _CONVOLUTIONS]
@@ -120,12 +115,7 @@ class _Rewrite:
             found = f"model has {len(heads)} convolutions, expected at least 1 and at most that many"
             raise BundleError(f"{found}, not {layers}")
         with self._typed_errors():
-            wanted: list[onnx.NodeProto] = []
-            for head in heads[:layers]:
-                wanted += [head, *(self._tail(head)[0] if head.op_type in _DYNAMIC else ())]
-                after = self._reader(wanted[-1].output[0])
-                wanted += [after] if after is not None and after.op_type in _ACTIVATIONS else []
-            part = self._ancestors(wanted)
+            part = self._leading_to(heads[:layers])
             inside = {id(node) for node in part}
             outside = [node for node in self._all if id(node) not in inside]
             read = {name for node in outside for each in parts(node) for name in getattr(each, "input", ())}
@@ -137,10 +127,6 @@ class _Rewrite:
 
     def whole(self) -> onnx.ModelProto:
         with self._typed_errors():
-            for name, value in self._inputs.items():
-                if self._types.get(name) == TensorProto.FLOAT16:
-                    value.type.tensor_type.elem_type = TensorProto.FLOAT
-                    self._floats[name] = name
             self._rewrite(self._all)
             for value in self._graph.output:
                 if (name := value.name) not in self._made:
@@ -151,6 +137,7 @@ class _Rewrite:
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
         try:
+            self._types = _element_types(self._model)
             yield
         except RwsError:
             raise
@@ -167,9 +154,19 @@ class _Rewrite:
         readers = self._readers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self._outputs else None
 
-    def _ancestors(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    def _leading_to(self, heads: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return these convolutions, the activation and pooling after each, and all that they are computed from."""
+        waiting: list[onnx.NodeProto] = []
+        for head in heads:
+            behind = [head, *(self._tail(head)[0] if head.op_type in _DYNAMIC else ())]
+            while behind:
+                waiting += behind
+                behind, after = [], self._reader(waiting[-1].output[0])
+                while after is not None and after.op_type in _PAIR:
+                    behind.append(after)
+                    after = self._reader(after.output[0])
+                behind = [*behind, after] if after is not None and after.op_type in _FOLLOWS else []
         found: set[int] = set()
-        waiting = list(nodes)
         while waiting:
             node = waiting.pop()
             if id(node) not in found:
@@ -181,16 +178,18 @@ class _Rewrite:
         """Return what follows a dynamic operator, last the node with its float output; the weight's scale; a bias."""
         self._at = node
         source, cast = self._makers.get(node.input[0]), self._reader(node.output[0])
-        scaled = None if cast is None else self._reader(cast.output[0])
-        product = None if scaled is None else self._makers.get(_other(scaled, cast.output[0]))
-        kinds = [None if each is None else each.op_type for each in (source, cast, scaled, product)]
-        if kinds != ["DynamicQuantizeLinear", "Cast", "Mul", "Mul"] or source.output[1] not in product.input:
-            raise self._refused("is not scaled as after DynamicQuantizeLinear (Cast, Mul by the product of two scales)")
+        scaled = self._reader(cast.output[0]) if cast else None
+        product = self._makers.get(_other(scaled, cast.output[0])) if cast and scaled else None
+        kinds = [each.op_type if each else "" for each in (source, cast, scaled, product)]
+        if not source or not cast or not scaled or not product or kinds != _DYNAMIC_KINDS:
+            raise self._refused(f"is not among {', '.join(_DYNAMIC_KINDS)}")
+        if source.output[1] not in product.input:
+            raise self._refused("is not scaled by its input's scale")
         nodes, bias = [product, cast, scaled], ""
         added = self._reader(scaled.output[0]) if node.op_type == "ConvInteger" else None
-        if added is not None and added.op_type == "Add":
-            shaped = self._makers.get(_other(added, scaled.output[0]), onnx.NodeProto())
-            if shaped.op_type == "Reshape" and shaped.input[0] in self._tensors:
+        if added and added.op_type == "Add":
+            shaped = self._makers.get(_other(added, scaled.output[0]))
+            if shaped and shaped.op_type == "Reshape" and shaped.input[0] in self._tensors:
                 nodes, bias = [*nodes, added], shaped.input[0]
         return nodes, _other(product, source.output[1]), bias
 
@@ -212,7 +211,9 @@ class _Rewrite:
                 self._quantised[node.output[0]] = _Quantised(self._read(node.input[0]), node)
             elif node.op_type == "DequantizeLinear":
                 self._floats[node.output[0]] = self._dequantised(*node.input)
-            elif node.op_type == "Cast" and {self._types.get(node.input[0]), self._types.get(node.output[0])} <= _FLOATS:
+            elif (
+                node.op_type == "Cast" and {self._types.get(node.input[0]), self._types.get(node.output[0])} <= _FLOATS
+            ):
                 self._floats[node.output[0]] = self._read(node.input[0])
             elif node.op_type != "DynamicQuantizeLinear":
                 self._keep(node)
@@ -230,9 +231,9 @@ class _Rewrite:
         names = [name for node in nodes for name in node.output]
         read = {name for node in nodes for name in node.input}
         tensors = [tensor for name, tensor in self._tensors.items() if name in read]
-        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid("com.microsoft", 1)]
         graph = helper.make_graph(nodes, "constants", [], [onnx.ValueInfoProto(name=name) for name in names], tensors)
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=self._model.ir_version)
+        versions, ir_version = self._model.opset_import, self._model.ir_version
+        model = helper.make_model(graph, opset_imports=versions, ir_version=ir_version)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -242,8 +243,7 @@ class _Rewrite:
         """Replace an operator on integers."""
         kind, places, scale_at, bias_at = _INTEGER[node.op_type]
         given = dict(enumerate(node.input))
-        attributes = _attributes(node)
-        attributes.pop("opset", None)
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute if each.name != "opset"}
         if attributes.pop("channels_last", 0):
             raise self._refused("takes NHWC")
         axis = 0 if kind == "Conv" or attributes.get("transB") else -1
@@ -251,21 +251,22 @@ class _Rewrite:
         inputs = [self._dequantised(*(given[place + step] for step in range(3)), axis) for place in places]
         if bias_at is not None and given.get(bias_at):
             scale = self._array(given[places[0] + 1]) * self._array(given[places[1] + 1])
-            scale = scale * np.float32(attributes.get("alpha", 1))
-            inputs.append(self._put(f"{given[bias_at]}.float", (self._array(given[bias_at]) * scale).astype(np.float32)))
+            bias = self._array(given[bias_at]) * (scale * np.float32(attributes.get("alpha", 1)))
+            inputs.append(self._put(f"{given[bias_at]}.float", bias.astype(np.float32)))
         output = node.output[0]
-        if not given.get(scale_at):  # a QGemm may give float32
-            self._add(kind, inputs, output, **attributes)
-            return
-        value = self._add(kind, inputs, self._free(f"{output}.exact"), **attributes)
-        scales = [given[scale_at], given.get(scale_at + 1, "")]
-        self._quantised[output] = _Quantised(value, helper.make_node("QuantizeLinear", [value, *scales], [output]))
+        value = self._free(f"{output}.exact") if given.get(scale_at) else output  # a QGemm may give float32
+        self._add(kind, inputs, value, **attributes)
+        if value != output:
+            scales = [given[scale_at], given.get(scale_at + 1, "")]
+            self._quantised[output] = _Quantised(value, helper.make_node("QuantizeLinear", [value, *scales], [output]))
 
     def _open_dynamic(self, node: onnx.NodeProto, tail: Sequence[onnx.NodeProto], scale: str, bias: str) -> None:
-        zero = node.input[3] if len(node.input) > 3 else ""
-        weight = self._dequantised(node.input[1], scale, zero, 0 if node.op_type == "ConvInteger" else -1)
-        inputs = [self._read(self._makers[node.input[0]].input[0]), weight, *([self._read(bias)] if bias else [])]
-        self._add(_DYNAMIC[node.op_type], inputs, tail[-1].output[0], **_attributes(node))
+        kind, axis = _DYNAMIC[node.op_type]
+        inputs = [self._read(self._makers[node.input[0]].input[0])]
+        inputs.append(self._dequantised(node.input[1], scale, node.input[3] if len(node.input) > 3 else "", axis))
+        inputs += [self._read(bias)] if bias else []
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        self._add(kind, inputs, tail[-1].output[0], **attributes)
 
     def _keep(self, node: onnx.NodeProto) -> None:
         """Add a node as it is, on float32."""
@@ -273,31 +274,27 @@ class _Rewrite:
         carried = self._quantised.get(node.input[0]) if node.input and node.op_type in _CARRIES else None
         first = [self._clipped(node.input[0])] if carried else []
         kept.input[:] = first + [self._read(name) for name in node.input[len(first) :]]
-        if carried and node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
-            kept.input[2] = self._dequantised(node.input[2], *carried.node.input[1:])
         for place, name in enumerate(node.output):
             if carried or self._types.get(name) == TensorProto.FLOAT16:
-                kept.output[place] = self._floats[name] = self._free(f"{name}.float")
-            if carried:
-                self._quantised[name] = _Quantised(self._floats.pop(name), carried.node, kept.output[place])
+                kept.output[place] = new = self._free(f"{name}.float")
+                if carried:
+                    self._quantised[name] = _Quantised(new, carried.node, new)
+                else:
+                    self._floats[name] = new
         self._nodes.append(kept)
         self._made.update(kept.output)
 
     def _read(self, name: str) -> str:
-        """Return the float32 value in the place of one that was no integers, or the value itself."""
-        if name in self._floats:
-            return self._floats[name]
+        """Return the float32 value in the place of one that is no integers, or the value itself."""
         half = self._types.get(name) == TensorProto.FLOAT16
-        if name in self._arrays or (half and name in self._tensors):
+        if name not in self._floats and (name in self._arrays or (half and name in self._tensors)):
             array = self._array(name)
             own = name in self._arrays and name not in self._needed
-            array = array.astype(np.float32) if array.dtype == np.float16 else array
-            self._floats[name] = self._put(name, array, own)
-        elif half and name in self._inputs:
+            self._floats[name] = self._put(name, array.astype(np.float32) if half else array, own)
+        elif name not in self._floats and half and name in self._inputs:
             self._floats[name] = self._add("Cast", [name], self._free(f"{name}.float"), to=TensorProto.FLOAT)
-        elif name not in self._made:
-            kind = "integers" if name in self._quantised else "a value that is computed nowhere before"
-            raise self._refused(f"reads {name!r:.80}, {kind}")
+        elif name not in self._floats and name not in self._made:
+            raise self._refused(f"reads {name!r:.80}, which are integers or computed nowhere before")
         return self._floats.get(name, name)
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -308,21 +305,23 @@ class _Rewrite:
     def _dequantised(self, name: str, scale: str, zero: str = "", axis: int = -1) -> str:
         """Return the float32 value of integers: those of a QuantizeLinear, a constant or an input of the model."""
         scales, zeros = self._array(scale), self._array(zero) if zero else np.zeros((), np.uint8)
-        if (found := self._quantised.get(name)) is not None:
-            made = [self._array(other) for other in found.node.input[1:] if other]
-            if not all(np.array_equal(one.ravel(), other.ravel()) for one, other in zip(made, (scales, zeros))):
+        if name in self._quantised:
+            made = [self._array(other).ravel() for other in self._quantised[name].node.input[1:] if other]
+            if not all(map(np.array_equal, made, (scales.ravel(), zeros.ravel()))):
                 raise self._refused(f"reads {name!r:.80} with another scale or zero point than it was made with")
             return self._clipped(name)
         if name in self._arrays or name in self._tensors:
-            values = self._array(name)
+            values = self._array(name).astype(np.int32)
             shape = [1] * values.ndim
-            if scales.size > 1 or (scales.ndim and zeros.size > 1):
+            if max(scales.size, zeros.size) > 1:
                 shape[axis] = values.shape[axis]
-            widened = (values.astype(np.int32) - zeros.astype(np.int32).reshape(shape)) * scales.reshape(shape)
-            return self._put(f"{name}.float", widened.astype(np.float32))
+            values = (values - np.broadcast_to(zeros.astype(np.int32), scales.shape).reshape(shape)) * scales.reshape(
+                shape
+            )
+            return self._put(f"{name}.float", values.astype(np.float32))
         value = self._add("Cast", [self._read(name)], self._free(f"{name}.cast"), to=TensorProto.FLOAT)
-        zeros = zeros.astype(np.float32)
-        value = self._add("Sub", [value, self._put(f"{name}.zero", zeros)], self._free(f"{name}.centred"))
+        zero = self._put(f"{name}.zero", zeros.astype(np.float32))
+        value = self._add("Sub", [value, zero], self._free(f"{name}.centred"))
         return self._add("Mul", [value, self._put(f"{name}.scale", scales)], self._free(f"{name}.float"))
 
     def _clipped(self, name: str) -> str:
@@ -331,15 +330,16 @@ class _Rewrite:
         if not found.clipped:
             scale, *zeros = (self._array(other) for other in found.node.input[1:] if other)
             zero = zeros[0] if zeros else np.zeros((), np.uint8)
-            if scale.size > 1:
-                raise self._refused("reads activations with a scale per channel")
-            info = np.iinfo(zero.dtype)
-            limits = [np.array((end - int(zero.item())) * scale.item(), np.float32) for end in (info.min, info.max)]
-            if self._opset < 11:
-                given: dict[str, Any] = {"min": float(limits[0]), "max": float(limits[1])}
-                found.clipped = self._add("Clip", [found.value], self._free(f"{name}.float"), **given)
-            else:
-                ends = [self._put(f"{name}.{end}", limit) for end, limit in zip(("low", "high"), limits, strict=True)]
+            if scale.size != 1 or self._opset < 11:
+                raise self._refused("quantises activations per channel, or is of an opset below 11")
+            info, steps = np.iinfo(zero.dtype), float(scale.item())
+            low, high = ((end - int(zero.item())) * steps for end in (info.min, info.max))
+            found.clipped = found.value
+            if found.value not in self._inputs:
+                ends = [
+                    self._put(f"{name}.{end}", np.array(limit, np.float32))
+                    for end, limit in (("low", low), ("high", high))
+                ]
                 found.clipped = self._add("Clip", [found.value, *ends], self._free(f"{name}.float"))
         return found.clipped
 
@@ -347,13 +347,13 @@ class _Rewrite:
         """Add what computes a value of the part as it was, for other nodes."""
         if name in self._made:
             return
+        node = deepcopy(self._makers[name])
         if name in self._quantised:
             node = deepcopy(self._quantised[name].node)
             node.input[0], node.output[0] = self._quantised[name].value, name
         elif name in self._floats and self._types.get(name) == TensorProto.FLOAT16:
             node = helper.make_node("Cast", [self._floats[name]], [name], to=TensorProto.FLOAT16)
         else:
-            node = self._makers[name]
             for read in node.input:
                 self._restore(read)
         self._nodes.append(node)
@@ -380,18 +380,14 @@ class _Rewrite:
         graph, nodes = self._graph, [deepcopy(node) for node in (*self._nodes, *outside)]
         del graph.node[:]
         graph.node.extend(nodes)
-        used = {name for each in parts(graph) for name in getattr(each, "input", ()) if isinstance(name, str)}
+        used = {name for each in parts(graph) if isinstance(each, onnx.NodeProto) for name in each.input}
+        stale = self._tensors.keys() - used - self._outputs
         kept = self._needed | {name for node in outside for name in node.output}
-        for values, wanted in ((graph.initializer, used | self._outputs), (graph.value_info, kept)):
-            for value in [value for value in values if value.name not in wanted]:
+        stale |= {value.name for value in graph.value_info if value.name not in kept}
+        for values in (graph.initializer, graph.value_info, graph.input):
+            for value in [value for value in values if value.name in stale]:
                 values.remove(value)
-        for value in [value for value in graph.input if value.name in self._tensors and value.name not in used]:
-            graph.input.remove(value)
         return self._model
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def _other(node: onnx.NodeProto, name: str) -> str:
@@ -407,7 +403,7 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _in_order(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
-    """Return nodes so that each reads only what is known before it; converters to half precision append some."""
+    """Return nodes so that each reads only what is known before it: converters to half precision append some."""
     ordered: list[onnx.NodeProto] = []
     waiting = list(nodes)
     for _ in range(100):
