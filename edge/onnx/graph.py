@@ -22,7 +22,11 @@ from rws.edge.onnx.kinds import other_kind
 from rws.errors import BundleError, first_line
 
 _LARGEST = 2**31 - 1  # bytes: protobuf's limit
-_IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.UINT8: "uint8"}
+_IMAGE_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
