@@ -45,6 +45,8 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         proto = onnx.load_model_from_string(data)
         if not isinstance(model, bytes):
             _load_neighbours(proto, Path(model).parent)
+    except BundleError:
+        raise
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:
