@@ -18,7 +18,7 @@ from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
 from rws.training.adopt import graph
 from rws.training.adopt.batch import freed
-from rws.training.adopt.graph import Preprocessing, Runner
+from rws.training.adopt.graph import Preprocessing, Runner, opset
 from rws.training.adopt.outputs import Reading, Wanted, check_wanted, count_classes, find_task
 from rws.training.adopt.trainable import layers_within
 from rws.training.data.names import fitted, names_in_metadata
@@ -82,6 +82,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if proto.functions:
         proto = graph.inlined(proto)
         changes.append("its local functions were inlined")
+    _check(proto)
     if half := graph.widened(proto):
         changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
@@ -91,7 +92,6 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
         layers = options.layers or layers_within(prepare(dequantised(proto)))
         proto = float_shallow(proto, layers)
         changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
-    _check_operators(proto)
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
@@ -133,12 +133,10 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
 def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> ImportedModel:
     """Return the model with its preprocessing: colour order and range in `input`, all else in front of the graph."""
     spec = model.input
-    if spec.dtype == "uint8" and replace(preprocessing, bgr=False) != Preprocessing():
-        raise UsageError("model: takes uint8, 0…255, so --scale, --mean and --std cannot be put in front of it")
+    if spec.dtype == "uint8" and replace(preprocessing, bgr=False, scale=1.0) != Preprocessing():
+        raise UsageError("model: takes uint8, 0…255, so --mean and --std cannot be put in front of it; leave them out")
     if preprocessing.bgr and spec.colour != "RGB":
-        raise UsageError(
-            f"model: has {len(_COLOUR) and spec.colour} input, which has no order of colours; leave --bgr out"
-        )
+        raise UsageError(f"model: takes {spec.colour} images, which have no other order of colours; leave --bgr out")
     high = 255 if preprocessing.scale == 255 or spec.dtype == "uint8" else 1
     proto = onnx.load_model_from_string(model.onnx)
     graph.prepend(proto, replace(preprocessing, scale=1.0 if high == 255 else preprocessing.scale), spec.layout)
@@ -148,12 +146,17 @@ def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> Im
     return replace(model, onnx=proto.SerializeToString(), input=spec, changes=(*model.changes, *note))
 
 
-def _check_operators(proto: onnx.ModelProto) -> None:
-    kinds = {node.op_type for node in proto.graph.node}
-    if "Conv" not in kinds:
-        raise BundleError(
-            f"model: has no Conv (it has {', '.join(sorted(kinds)[:6])}, …); signatures change convolutions"
-        )
+def _check(proto: onnx.ModelProto) -> None:
+    """Refuse what cannot become a bundle, whatever else is in it."""
+    known = onnx.defs.onnx_opset_version()
+    if opset(proto) > known:
+        raise BundleError(f"model: is of opset {opset(proto)}, the installed onnx knows {known}; export it for that")
+    for value in (*proto.graph.input, *proto.graph.output):
+        if not value.name.isprintable():
+            raise BundleError(f"model: the name {value.name!r:.80} is not printable text; export it with other names")
+    kinds = sorted({node.op_type for node in proto.graph.node})
+    if not {"Conv", "QLinearConv", "ConvInteger"} & set(kinds):
+        raise BundleError(f"model: has no Conv (it has {', '.join(kinds[:6])}, …); signatures change convolutions")
 
 
 def _input(proto: onnx.ModelProto, options: ImportOptions) -> tuple[tuple[int, ...], InputSpec]:
@@ -257,7 +260,7 @@ def _settled(
         except BundleError:
             if proto is fixed:
                 raise
-    raise AssertionError("unreachable")
+    raise BundleError("model: cannot be prepared")
 
 
 def _shaped(proto: onnx.ModelProto, reading: Reading, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:

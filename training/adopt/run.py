@@ -71,12 +71,17 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
         ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
-    how = f"{given} (given)"
+    how, unclear = f"{given} (given)", None
     if options.preprocessing is None:
-        found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
-        model = with_preprocessing(model, found)
+        try:
+            found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
+            model = with_preprocessing(model, found)
+        except UsageError as error:
+            how, unclear = "not clear", error
     for line in understood(model, how, recipe.layers):
         say(line)
+    if unclear is not None:
+        raise unclear
     if options.dry_run:
         return
     name = Path(options.model).stem.replace(":", "-")
