@@ -1,5 +1,6 @@
 """One `rws run`: open what was asked for, loop over the results, report."""
 
+import gc
 import signal
 import sys
 import threading
@@ -164,6 +165,8 @@ class RunSession:
         if self._status is not None:
             self._status.update()
         failure: FrameError | None = None
+        gc.collect()
+        gc.freeze()  # what is there by now stays: looking through it would hold up frames
         returned = time.monotonic()
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
@@ -195,6 +198,8 @@ class RunSession:
             if self._summary.results == 0:
                 raise
             self._failed = error
+        finally:
+            gc.unfreeze()
         if failure is not None and self._summary.results == 0 and not self._stop.is_set():
             self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
 

@@ -60,13 +60,8 @@ def test_every_output_takes_a_result_without_a_class(bundle, tmp_path):
     name, status = bundle.manifest.task.name, monitor.status()
     for result in results:
         text, confidence = result.summary
-        for shown in (
-            repr(result),
-            image_line(result, None).plain,
-            image_block(result).plain,
-            change_line(result).plain,
-        ):
-            assert text in shown
+        lines = [line.plain for line in (image_line(result, None), image_block(result), change_line(result))]
+        assert all(text in line for line in (repr(result), *lines))
         assert (confidence is None) == (name == "raw" or text == "no label")
         assert "None" not in image_block(result).plain
     assert results[-1].summary[0] in status_line(status)
@@ -131,7 +126,7 @@ def test_the_oracle_sees_its_own_view_of_the_frame(tiny_bundle, tmp_path, fit):
     spec = InputSpec(SIZE, SIZE, "BGR", "NHWC", "uint8", 255, fit)
     model = taking(spec, network(3, len(CLASSES), seed=1), batch=1).SerializeToString()
     other = write_bundle(tmp_path / "b", bundle_parts(model=model, input=spec))
-    seen = []
+    seen, expected = [], None
     for bundle in (tiny_bundle, other):
         pipeline = Pipeline.from_bundle(bundle, independent=True)
         watching = Watching(pipeline.oracle)
@@ -141,7 +136,7 @@ def test_the_oracle_sees_its_own_view_of_the_frame(tiny_bundle, tmp_path, fit):
         seen.append((watching.seen[1:], [result.belief.joint for result in results]))
         if fit == "crop" or bundle is tiny_bundle:
             logits = [result.logits for result in results]
-            expected = logits if bundle is tiny_bundle else expected
+            expected = expected or logits
             np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert all(x.dtype == np.float32 and x.shape == (3, SIZE, SIZE) for x in seen[1][0])
     np.testing.assert_array_equal(seen[0][0], seen[1][0])

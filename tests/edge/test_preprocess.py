@@ -82,7 +82,7 @@ SPECS = st.builds(
 
 
 def formula(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """What a model is to get for an image of its own size, in plain NumPy."""
+    """What a model is to get for an image of the right size, in plain NumPy."""
     if spec.colour == "GREY":
         image = np.rint(image @ np.array([0.299, 0.587, 0.114]))[..., None]
     elif spec.colour == "BGR":

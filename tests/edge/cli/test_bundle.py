@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import FILES
 from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.preprocess import InputSpec
 from support.tiny import CORRUPTIONS, make_signatures
 
 
@@ -62,7 +64,7 @@ def test_upgrade_rewrites_an_old_bundle_and_says_what_it_did(bundle_path):
     assert (result.exit_code, "is now in version 2" in result.output) == (0, True)
     assert "signature no longer holds and was removed" in result.output
     again = rws("bundle", "upgrade", bundle_path)
-    assert (again.exit_code, "is in version 2 of the format already" in again.output) == (0, True)
+    assert (again.exit_code, "is already in version 2 of the format" in again.output) == (0, True)
     assert "signature" not in again.output
     refused = rws("bundle", "upgrade", bundle_path.parent)
     assert (refused.exit_code, "Traceback" in refused.output) == (3, False)
@@ -71,7 +73,7 @@ def test_upgrade_rewrites_an_old_bundle_and_says_what_it_did(bundle_path):
 def test_inspect_says_what_the_model_takes_and_gives(bundle_path):
     output = rws("inspect", bundle_path).output
     assert "classify; reads logits" in output
-    assert "8 x 8 RGB, float32 NCHW, 0 to 1, by crop" in output
+    assert "8 x 8 RGB, float32 NCHW to 1, by crop" in output
 
 
 def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shelf, caplog):
@@ -81,7 +83,7 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert tiny == {
         "name": "tiny",
         "classes": 4,
-        "input": {"height": 8, "width": 8, "colour": "RGB"},
+        "input": asdict(InputSpec(8, 8, "RGB")),
         "signatures": 3,
         "bytes": sum((bundle_path / name).stat().st_size for name in FILES),
         "path": str(bundle_path),

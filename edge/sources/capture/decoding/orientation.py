@@ -18,7 +18,7 @@ def upright(image: NDArray[np.uint8], frame: "VideoFrame") -> NDArray[np.uint8]:
 
     # `frame.side_data` would make frame and container refer to each other: a hundred frames would wait for the garbage
     # collector, which counts objects and not their megabytes.
-    data: Any = SideDataContainer(frame).get(_MATRIX)
+    data: Any = SideDataContainer(frame).get(_MATRIX)  # type: ignore[call-arg]  # its stub has no constructor
     if data is None:
         return image
     # Row vectors, 16.16 fixed point: x' = a·x + c·y, y' = b·x + d·y.
