@@ -21,6 +21,7 @@ from rws.errors import BundleError, UsageError, first_line
 TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+_PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
 _MOST_NODES = 20_000
 
 
@@ -286,6 +287,28 @@ def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -
     for node in reversed(nodes):
         proto.graph.node.insert(0, node)
     del proto.graph.value_info[:]
+
+
+def pad_explicitly(proto: onnx.ModelProto) -> None:
+    """Write the padding of convolutions and pooling as numbers that is said as SAME, if the size of what it pads is known."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    sizes = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.input)}
+    weights = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        kind, given = said.get("auto_pad", b"").decode(), sizes.get(node.input[0], ())[2:] if node.input else ()
+        kernel = said.get("kernel_shape") or (weights.get(node.input[1], ())[2:] if len(node.input) > 1 else ())
+        known = given and len(kernel) == len(given) and all(given)
+        if node.op_type not in _PADDED or not kind.startswith("SAME") or not known:
+            continue
+        ones = [1] * len(given)
+        sides = zip(given, kernel, said.get("strides", ones), said.get("dilations", ones), strict=True)
+        total = [max((-(-n // step) - 1) * step + (k - 1) * far + 1 - n, 0) for n, k, step, far in sides]
+        small, large = [side // 2 for side in total], [side - side // 2 for side in total]
+        for attribute in [found for found in node.attribute if found.name in ("auto_pad", "pads")]:
+            node.attribute.remove(attribute)
+        pads = small + large if kind == "SAME_UPPER" else large + small
+        node.attribute.append(helper.make_attribute("pads", pads))
 
 
 def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
