@@ -15,6 +15,7 @@ from rws.errors import InputError
 Output = TypeVar("Output")  # what a task reads, e.g. `Classification`
 Outputs = Sequence[NDArray[Any]]  # of a model, for one image: each has a batch axis of 1 where it has one
 
+Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -27,7 +28,7 @@ class TaskSpec:
     """
 
     name: Literal["classify", "multilabel", "detect", "segment", "raw"]
-    head: Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"] = ""
+    head: Head = ""
     confidence: Share = 0.25
     iou: Share = 0.45
 
