@@ -34,7 +34,7 @@ def freed(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             for added in work.rewrite(node):
                 work.insert(added, node)
             work.infer(node)
-    except (ValueError, KeyError, shape_inference.InferenceError):
+    except (ValueError, KeyError, shape_inference.InferenceError, onnx.defs.SchemaError):
         return None
     if any((work.shapes.get(value.name) or (_MARK,))[0] != _MARK for value in work.graph.output):
         return None

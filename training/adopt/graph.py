@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from rws.edge.onnx.check import parts
 from rws.edge.onnx.graph import data_inputs, read_model, value_shape
@@ -62,11 +62,7 @@ class Runner:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            shape = value_shape(next(iter(data_inputs(proto).values())))
-            found = f"on {shape}{_place(error)}"
-            raise BundleError(
-                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
-            ) from error
+            raise _unloadable(proto, error) from error
         self.names = [value.name for value in self._session.get_outputs()]
         self._input = self._session.get_inputs()[0].name
 
@@ -82,11 +78,16 @@ class Runner:
         return list(found)
 
 
+def _unloadable(proto: onnx.ModelProto, error: Exception) -> BundleError:
+    shape = ", ".join("?" if n is None else str(n) for value in data_inputs(proto).values() for n in value_shape(value))
+    found = f"ONNX Runtime cannot load it for ({shape}){_place(error)}"
+    return BundleError(f"model: {found}; export it again, or give another --size")
+
+
 def _place(error: Exception) -> str:
     """Return which operator an error of ONNX Runtime speaks of; its text is of no use to who has only the model."""
     found = re.search(
-        r"Op \(([\w.]+)\)|running (\w+) node|op_type:(\w+)|for ([\w.]+)\(\d+\) node|([\w.]+)\(-?\d+\) is not",
-        str(error),
+        r"""Op \((\w+)\)|running (\w+) node|In Node, \("[^"]*", (\w+)|NOT_IMPLEMENTED.* for ([\w.]+)\(""", str(error)
     )
     return f" (at its operator {next(filter(None, found.groups()))})" if found else ""
 
@@ -155,34 +156,9 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if size(proto.graph.node) > _MOST_NODES:
         raise BundleError("model: its local functions hold too many nodes, or call themselves; export it without them")
     try:
-        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+        return inliner.inline_local_functions(proto, convert_version=True)
     except Exception as error:  # onnx raises types that share no base but Exception
         raise BundleError(f"model: its local functions cannot be inlined ({first_line(error)})") from error
-
-
-def widened(proto: onnx.ModelProto) -> bool:
-    """Turn all 16-bit numbers of a model but its input into float32; return whether there were any."""
-    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
-    found = False
-    for part in parts(proto):
-        if isinstance(part, TensorProto) and part.data_type == half:
-            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part).astype(np.float32), part.name))
-            found = True
-        elif isinstance(part, onnx.NodeProto):
-            for attribute in part.attribute:
-                if attribute.name in ("to", "dtype") and attribute.i == half:
-                    attribute.i, found = full, True
-    for value in proto.graph.output:
-        if value.type.tensor_type.elem_type == half:
-            value.type.tensor_type.elem_type, found = full, True
-    for name, value in data_inputs(proto).items():
-        if value.type.tensor_type.elem_type == half:
-            for node in proto.graph.node:
-                rename(node.input, name, f"{name}.float32")
-            proto.graph.node.insert(0, helper.make_node("Cast", [name], [f"{name}.float32"], to=full))
-            found = True
-    del proto.graph.value_info[:]
-    return found
 
 
 def set_input(proto: onnx.ModelProto, shape: Sequence[int | str]) -> None:
@@ -321,11 +297,7 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            shape = value_shape(next(iter(data_inputs(proto).values())))
-            found = f"on {shape}{_place(error)}"
-            raise BundleError(
-                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
-            ) from error
+            raise _unloadable(proto, error) from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}
     for entry in [entry for entry in simpler.opset_import if entry.domain and entry.domain not in used]:

@@ -27,7 +27,7 @@ _USUAL = (
     Preprocessing(255, (123.68, 116.78, 103.94)),
 )
 _FEWEST, _MOST, _SECONDS = 8, 64, 40.0
-_CLEARLY = 2.0  # standard errors
+_STANDARD_ERRORS = 2.0  # by which a mean must exceed zero to be clear
 _ALIKE = 0.02  # mean difference of probabilities that does no harm
 
 
@@ -68,14 +68,18 @@ def find_preprocessing(model: ImportedModel, images: NDArray[np.uint8]) -> tuple
     trials = sorted((_try(model, run, x, candidate) for candidate in candidates), key=lambda trial: -trial.score.mean())
     best, *others = trials
     said = ", ".join(f"{trial.preprocessing} {trial.score.mean():.3f}" for trial in trials[:4])
+    if not _clearly(best.score):
+        raise UsageError(f"model: sees no difference between {len(x)} images, whatever the preprocessing: {options}")
     for other in others:
-        if np.abs(best.evidence - other.evidence).sum(1).mean() < _ALIKE:
-            continue
-        gain = best.score - other.score
-        if gain.mean() <= _CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain)):
+        alike = np.abs(best.evidence - other.evidence).sum(1).mean() < _ALIKE
+        if not alike and not _clearly(best.score - other.score):
             found = f"{best.preprocessing} and {other.preprocessing} do not differ clearly on {len(x)} images"
             raise UsageError(f"model: {found} (scores: {said}): {options}")
     return best.preprocessing, f"{best.preprocessing} (scores on {len(x)} images: {said})"
+
+
+def _clearly(gain: NDArray[np.float64]) -> bool:
+    return bool(gain.mean() > _STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)) and gain.mean() > 1e-6)
 
 
 def _candidates(model: ImportedModel) -> Iterator[Preprocessing]:
