@@ -41,7 +41,7 @@ _FOLDED = _PAIR | {"Cast", "Constant", "Identity", "Reshape", "Transpose"}  # no
 # What moves or chooses the integers of its first input, and what belongs to the convolution before it.
 _CARRIES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Gather", "Slice"}
 _CARRIES |= {"Split", "Resize", "DepthToSpace", "SpaceToDepth"}
-_FOLLOWS = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "MaxPool"}
+_FOLLOWS = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
@@ -93,7 +93,10 @@ class _Rewrite:
         self._inputs = data_inputs(self._model)
         self._outputs = {value.name for value in self._graph.output}
         self._made = {"", *self._tensors, *self._inputs}
-        self._all = _in_order(self._graph.node, set(self._made))
+        nodes = _in_order(model.graph.node, set(self._made))
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        self._all = list(self._graph.node)
         self._makers = {name: node for node in self._all for name in node.output}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._all:
