@@ -76,6 +76,16 @@ class Bundle:
         bundle.filter()
         return bundle
 
+    @classmethod
+    def load_classifier(cls, path: str | Path | None = None) -> "Bundle":
+        """Load a bundle as `load` does; BundleError unless it classifies the images that its oracle sees."""
+        bundle = cls.load(path)
+        about = bundle.manifest
+        if about.task.name != "classify" or about.input != about.input.view:
+            found = f"has the task {about.task.name} and takes {about.input}"
+            raise BundleError(f"{bundle.path}: {found}; this command needs a classifier of RGB images, float32, 0…1")
+        return bundle
+
     def read(self, name: str) -> bytes:
         """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
         return self._contents.get(name) or read_file(self.path / name, self.manifest.files[name])
@@ -129,12 +139,12 @@ class Bundle:
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
     network = _check_network(content, source, manifest.input)
-    found = [value.name for value in network.graph.output]
-    if unknown := [name for name in manifest.outputs if name not in found]:
+    outputs = [value.name for value in network.graph.output]
+    if unknown := [name for name in manifest.outputs if name not in outputs]:
         named = f"{MANIFEST} names the output {shorten(unknown[0])}"
-        raise BundleError(f"{source}: gives {shorten(', '.join(found))}, {named}; {CURE}")
+        raise BundleError(f"{source}: gives {shorten(', '.join(outputs))}, {named}; {CURE}")
     if manifest.task.name in ("classify", "multilabel"):
-        _check_rows(network, manifest.outputs or found[:1], len(manifest.classes), source)
+        _check_rows(network, manifest.outputs or outputs[:1], len(manifest.classes), source)
     shapes = {tensor.name: tensor.shape for tensor in manifest.patched_tensors}
     clean = clean_tensors(network, shapes)
     for name, shape in shapes.items():

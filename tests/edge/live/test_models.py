@@ -1,7 +1,10 @@
 """Both backends on a small network with BatchNorm, exported by torch and prepared for patching."""
 
 import logging
+import subprocess
+import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,8 +17,9 @@ from torch import nn
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
-from rws.errors import BundleError, InputError, MissingExtraError, SignatureError
-from support.tiny import CORRUPTIONS, make_signatures, network
+from rws.edge.preprocess import InputSpec, preprocess
+from rws.errors import BundleError, InputError, OperatorError, SignatureError
+from support.tiny import CORRUPTIONS, make_signatures, network, taking, with_features
 
 SIZE = 16
 MIXES = [
@@ -89,7 +93,7 @@ def signatures(ready, names):
 @pytest.fixture(params=["onnx", "torch"])
 def backend(request):
     if request.param == "onnx":
-        return lambda model, signatures, names: OnnxModel(model, signatures, names, threads=1)
+        return partial(OnnxModel, threads=1)
     return TorchModel.from_onnx
 
 
@@ -240,6 +244,50 @@ def test_a_fixed_batch_of_one_takes_many_images(ready, names, x):
     np.testing.assert_allclose(model.predict(x)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "spec", [InputSpec(8, 8, "GREY", "NHWC", "uint8", 255), InputSpec(8, 8, "BGR", dtype="float16")]
+)
+def test_outputs_are_given_by_name_of_any_input_and_a_fixed_batch(spec):
+    proto = with_features(network(2, 4, seed=5))
+    names = shallow_tensors(proto, 2)
+    signatures = make_signatures(clean_tensors(proto, names))
+    image = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    if spec.colour == "GREY":
+        image[..., :] = image[..., :1]
+    rgb = np.stack([preprocess(one, spec.view)[0] for one in image])
+    plain = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
+    fixed = taking(spec, proto, batch=2).SerializeToString()
+    models = [OnnxModel(fixed, signatures, names, threads=1, outputs=chosen) for chosen in ((), ("flat", "logits"))]
+    x = np.stack([preprocess(one, spec)[0] for one in image])
+    for model in (plain, *models):
+        model.apply({"fog": 1.0})
+    logits, flat = plain.predict(rgb)
+    tolerance = 1e-2 if spec.dtype == "float16" else 1e-4
+    for model, expected in zip(models, ((logits, flat), (flat, logits)), strict=True):
+        for count in (1, 2, 5):
+            found = model.predict(x[:count])
+            assert len(found) == 2
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(one, other[:count], atol=tolerance)
+    np.testing.assert_array_equal(models[0].predict(x[0])[0], models[0].predict(x[:1])[0])
+    with pytest.raises(InputError, match=f"expected {spec.dtype}"):
+        models[0].predict(rgb)
+
+
+def test_an_output_that_the_model_does_not_have(backend, ready, names):
+    with pytest.raises(BundleError, match=r"has no output 'boxes'; it has '\w+'"):
+        backend(ready.SerializeToString(), None, names, outputs=["boxes"])
+
+
+def test_one_output_of_several_is_the_same_from_both_backends(backend):
+    proto = with_features(network(2, 4, seed=5))
+    names = shallow_tensors(proto, 2)
+    x = np.random.default_rng(1).random((3, 3, 8, 8), np.float32)
+    (flat,) = backend(proto.SerializeToString(), None, names, outputs=["flat"]).predict(x)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(flat, session.run(["flat"], {"image": x})[0], atol=1e-4)
+
+
 def test_asymmetric_padding_is_patched_too():
     proto = network(2, 4, seed=5)
     pads = next(attribute for attribute in proto.graph.node[0].attribute if attribute.name == "pads")
@@ -263,7 +311,7 @@ def test_onnxruntime_refuses_a_network_in_one_line(names):
     with pytest.raises(BundleError, match="ONNX Runtime cannot run it") as caught:
         OnnxModel(proto.SerializeToString(), None, ["features.0.weight"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(BundleError, match="not a convolution's own"):
+    with pytest.raises(BundleError, match="torch has no counterpart of Nonsense; export the model without it"):
         TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.weight"])
 
 
@@ -287,20 +335,38 @@ class TestTorchModules:
         with pytest.raises(BundleError, match=r"torch\.float16, expected torch\.float32"):
             TorchModel(small_network().half(), None, ["0.weight"])
 
-    def test_operators_that_onnx2torch_does_not_know(self):
+    def test_an_operator_that_torch_lacks(self):
         proto = network(1, 4, seed=0)
-        proto.graph.node[1].op_type = "Selu"
-        proto.opset_import[0].version = 24
-        with pytest.raises(BundleError, match=r"onnx2torch cannot convert it .*; use the onnx backend"):
+        proto.graph.node[1].op_type = "Shrink"
+        with pytest.raises(OperatorError, match="torch has no counterpart of Shrink; export the model without it"):
             TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.weight"])
 
-    def test_a_missing_extra_is_named(self, monkeypatch, ready, names):
-        monkeypatch.setitem(__import__("sys").modules, "onnx2torch", None)
-        with pytest.raises(MissingExtraError, match=r"rws-edge\[torch\]"):
-            TorchModel.from_onnx(ready.SerializeToString(), None, names)
+    def test_a_missing_extra_is_named(self):
+        code = """
+import sys
+sys.modules["torch"] = None
+from rws.edge.live.torch_model import TorchModel
+from support.tiny import network
+TorchModel.from_onnx(network(1, 4, seed=0).SerializeToString(), None, ["features.0.weight"])
+"""
+        paths = f"import sys; sys.path[:] = {[path for path in sys.path if path]!r}"
+        done = subprocess.run([sys.executable, "-c", paths + code], check=False, capture_output=True, text=True)
+        assert "MissingExtraError" in done.stderr
+        assert "rws-edge[torch]" in done.stderr
 
-    def test_a_shared_tensor_is_refused(self):
+    def test_a_tensor_that_two_convolutions_share_is_patched_for_both(self):
         proto = network(2, 4, seed=0)
         proto.graph.node[2].input[2] = "features.0.bias"
-        with pytest.raises(BundleError, match=r"'features\.0\.bias' is shared by two convolutions"):
-            TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.bias"])
+        shared = next(tensor for tensor in proto.graph.initializer if tensor.name == "features.0.bias")
+        signatures = make_signatures({"features.0.bias": numpy_helper.to_array(shared)})
+        model = TorchModel.from_onnx(proto.SerializeToString(), signatures, ["features.0.bias"])
+        model.apply({"fog": 1.0})
+        shared.CopyFrom(
+            numpy_helper.from_array(
+                numpy_helper.to_array(shared) + signatures.get("fog")["features.0.bias"], "features.0.bias"
+            )
+        )
+        x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        wanted = session.run(None, {session.get_inputs()[0].name: x})[0]
+        np.testing.assert_allclose(model.predict(x)[0], wanted, atol=1e-5)

@@ -10,10 +10,10 @@ from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
     fold_batchnorm,
-    output_shape,
     prepare,
     read_model,
     shallow_tensors,
+    value_shape,
     weights_to_inputs,
 )
 from rws.errors import BundleError
@@ -207,7 +207,7 @@ class TestCleanTensors:
 def test_input_and_output():
     model = network(1, 4, seed=0)
     assert data_input(model) == ("image", (None, 3, 8, 8), "float32")
-    assert output_shape(model) == (None, 4)
+    assert value_shape(model.graph.output[0]) == (None, 4)
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     with pytest.raises(BundleError, match="inputs 'image, mask', expected one"):
         data_input(model)
