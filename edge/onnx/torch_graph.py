@@ -108,7 +108,7 @@ class _Builder:
         for name in tensors:
             value = self.values.get(name)
             if not isinstance(value, Tensor) or value.dtype != torch.float32:
-                raise BundleError(f"model: {name!r} is no float32 initializer of its graph; name those that it has")
+                raise BundleError(f"model: {name!r} is not a float32 initializer; name one that it has")
             self.parameters[name] = re.sub(r"\W", "_", f"p{len(self.parameters)}_{name}")
             self.root.register_parameter(self.parameters[name], nn.Parameter(value))
             self.values[name] = self.graph.get_attr(self.parameters[name])

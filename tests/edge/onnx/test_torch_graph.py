@@ -233,7 +233,7 @@ def test_a_graph_that_fails_only_when_it_runs_names_the_node_in_one_line():
 
 @pytest.mark.parametrize(
     ("tensor", "message"),
-    [("other", "'other' is no float32"), ("unread", "no node reads"), ("shape", "'shape' is no float32")],
+    [("other", "'other' is not a float32"), ("unread", "no node reads"), ("shape", "'shape' is not a float32")],
 )
 def test_a_tensor_that_cannot_be_a_parameter(tensor, message):
     model = pooled_by("Reshape")
