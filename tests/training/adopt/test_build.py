@@ -8,11 +8,10 @@ import torch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
-from rws.errors import InputError
+from rws.errors import InputError, OperatorError
 from rws.training.adopt.build import BEGINS_FROM, AdoptionBuild
 from rws.training.adopt.graph import run_onnx
 from rws.training.adopt.model import adopt_model
-from rws.training.adopt.trainable import OperatorError
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.clean_images import CleanImages
 from rws.training.models.loop import train
