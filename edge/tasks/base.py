@@ -17,9 +17,7 @@ Outputs = Sequence[NDArray[Any]]  # of a model, for one image: each has a batch 
 
 TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
 Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
-_NAMES = "'classify', 'multilabel', 'detect', 'segment' or 'raw'"
-_HEADS = "'fastestdet', 'yolov5', 'yolov8', 'yolox' or 'nms' for the task 'detect', '' for others"
-Share = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,8 +28,8 @@ class TaskSpec:
     `multilabel`) needs, and `iou`, above which the weaker of two boxes of one class is dropped.
     """
 
-    name: Annotated[TaskName, Field(description=_NAMES)]
-    head: Annotated[Head, Field(description=_HEADS)] = ""
+    name: TaskName
+    head: Head = ""
     confidence: Share = 0.25
     iou: Share = 0.45
 

@@ -21,12 +21,12 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
 from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError
+from rws.errors import InputError, OperatorError
 from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.model import ImportedModel
 from rws.training.adopt.recipe import AdoptRecipe
-from rws.training.adopt.trainable import OperatorError, layers_within, signature_bytes, stem, trainable
+from rws.training.adopt.trainable import layers_within, signature_bytes, stem, trainable
 from rws.training.adopt.tuning import Tuned, distil
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.clean_images import CleanImages
@@ -191,8 +191,8 @@ class AdoptionBuild:
             return size
         try:
             with torch.no_grad():
-                found = self._network(torch.zeros(2, 3, crop, crop))
-        except RuntimeError:
+                found = self._network(torch.zeros(2, 3, crop, crop))[0]
+        except (RuntimeError, OperatorError):
             return size
         return crop if self.target == "shallow" or found.shape == (2, self.model.classes) else size
 
@@ -218,7 +218,7 @@ class AdoptionBuild:
 
         def clean(pixels: Tensor) -> Tensor:
             with torch.no_grad():
-                return cast(Tensor, self._network(to_input(pixels)))
+                return cast(Tensor, self._network(to_input(pixels))[0])
 
         if self.target == "shallow":  # it gives too much to be kept for all crops
             return lambda index: clean(self._clean_crops[index])

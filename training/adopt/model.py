@@ -12,6 +12,7 @@ from onnx import helper
 
 from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import data_input, prepare, read_model
+from rws.edge.onnx.int8 import dequantised, float_shallow, is_quantised
 from rws.edge.preprocess import InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
@@ -19,10 +20,10 @@ from rws.training.adopt import graph
 from rws.training.adopt.batch import freed
 from rws.training.adopt.graph import Preprocessing, Runner
 from rws.training.adopt.outputs import Reading, Wanted, check_wanted, count_classes, find_task
+from rws.training.adopt.trainable import layers_within
 from rws.training.data.names import fitted, names_in_metadata
 
 _HALF = 0.02  # what numbers of 16 bits may change, as a part of the largest output
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 _COLOUR: Mapping[int, str] = {1: "GREY", 3: "RGB", 4: "RGBA"}
 
 
@@ -31,7 +32,7 @@ class ImportOptions:
     """What the user says of a model; all else is found in it.
 
     `size` is height and width of the input, pixels, if the graph leaves them free, `fit` as in `InputSpec`; `names` are
-    class names as `read_names` gives them.
+    class names as `read_names` gives them; `layers` convolutions of an int8 model become float32, 0: see `layers_within`.
     """
 
     size: tuple[int, int] | None = None
@@ -39,6 +40,7 @@ class ImportOptions:
     wanted: Wanted = field(default_factory=Wanted)
     names: Sequence[str] | None = None
     fit: str = ""
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,25 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if proto.functions:
         proto = graph.inlined(proto)
         changes.append("its local functions were inlined")
-    _check_operators(proto)
-    half = graph.widened(proto)
-    if half:
-        changes.append("its 16-bit numbers became float32, which the patches are")
+    kind = is_quantised(proto)
+    if kind == "half precision":
+        proto = dequantised(proto)
+        changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
     declared = data_input(original).shape
     graph.set_input(proto, shape)
+    if kind.startswith("int8"):
+        layers = options.layers or layers_within(prepare(dequantised(proto)))
+        proto = float_shallow(proto, layers)
+        changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
+    _check_operators(proto)
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
-    proto = graph.simplified(proto)
     images = _random_images(spec, 2 * shape[0])
     expected = _run_parts(Runner(proto), images, shape[0])
+    proto = graph.simplified(proto)
+    graph.pad_explicitly(proto)
     names, told = options.names, names_in_metadata(original)
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
     reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
@@ -102,7 +110,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
     changes += steps.values()
     wanted = {name: expected[name] for name in reading.outputs}
-    tolerance = _HALF if half else graph.TOLERANCE
+    tolerance = _HALF if kind else graph.TOLERANCE
     proto, batch, found = _settled(prepare(graph.simplified(proto)), images, shape[0], wanted, tolerance, list(steps))
     if declared and declared[0] is not None and batch is None:
         changes.append(f"its batch of {declared[0]} was made free")
@@ -144,8 +152,6 @@ def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> Im
 
 def _check_operators(proto: onnx.ModelProto) -> None:
     kinds = {node.op_type for node in proto.graph.node}
-    if kinds & set(_QUANTISED):
-        raise BundleError("model: is quantised (int8); give the float32 model that it was made from")
     if "Conv" not in kinds:
         raise BundleError(
             f"model: has no Conv (it has {', '.join(sorted(kinds)[:6])}, …); signatures change convolutions"
@@ -189,18 +195,21 @@ def _written(shape: Sequence[int | None]) -> str:
     return "(" + ", ".join("?" if length is None else str(length) for length in shape) + ")"
 
 
+def _by(sides: Sequence[int | None]) -> str:
+    return "x".join("?" if side is None else str(side) for side in sides)
+
+
 def _size(found: Sequence[int | None], given: tuple[int, int] | None, proto: onnx.ModelProto) -> tuple[int, int]:
     told = next((entry.value for entry in proto.metadata_props if entry.key == "imgsz"), "")  # Ultralytics
     numbers = [int(word) for word in told.strip("[] ").split(",") if word.strip().isdecimal()]
     sizes = given or (tuple(numbers) if len(numbers) == 2 else (None, None))
     result = [one or other for one, other in zip(found, sizes, strict=True)]
     if given is not None and tuple(result) != given:
-        wanted = "x".join(map(str, given))
-        raise UsageError(f"--size {wanted}, but the model takes {_written(found)} (height, width); leave --size out")
-    if None in result:
         raise UsageError(
-            f"model: takes images of {_written(found)} (height, width): say with --size HxW what to build for"
+            f"--size {_by(given)}, but the model takes {_by(found)} pixels (height x width); leave --size out"
         )
+    if None in result:
+        raise UsageError(f"model: leaves its size free, {_by(found)}: say with --size HEIGHTxWIDTH what to build for")
     height, width = (int(length or 0) for length in result)
     if not 8 <= min(height, width) <= max(height, width) <= 4096:
         raise InputError(f"model: takes {height}x{width} pixels, expected sides of 8 to 4096")

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from rws.edge.onnx.graph import data_inputs
-from rws.edge.tasks.base import Head, TaskName, TaskSpec
+from rws.edge.tasks.base import TaskSpec
 from rws.edge.tasks.heads import guess_head
 from rws.errors import BundleError, UsageError, check_known
 from rws.training.adopt.graph import HEAVY, last_node, producers
 
+TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
+Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
 _OF_ULTRALYTICS: Mapping[str, TaskName] = {"detect": "detect", "classify": "classify"}  # all else is raw
 _LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div")  # what logits come from; features come from pooling, too
 _FEW = 6  # outputs that a message lists

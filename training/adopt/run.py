@@ -67,7 +67,7 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     names = None if options.names is None else read_names(options.names)
     given = options.preprocessing or Preprocessing()
     model = adopt_model(
-        load_model(options.model, options.size), ImportOptions(options.size, given, options.wanted, names, options.fit)
+        load_model(options.model, options.size), ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers)
     )
     images, classes = _clean_images(options, model)
     how = f"{given} (given)"

@@ -8,9 +8,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from rws.edge.onnx.from_onnx import to_torch, unsupported_operators
 from rws.edge.onnx.graph import shallow_tensors, split_after
-from rws.errors import BundleError, FormatError, InputError
+from rws.edge.onnx.torch_graph import to_torch
+from rws.errors import InputError, OperatorError
 from rws.training.adopt.graph import compare, run_onnx
 from rws.training.models.fit import channels_last
 from rws.training.signatures.tuned import train_only
@@ -20,27 +20,20 @@ _BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with its scale
 _BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
 
 
-class OperatorError(FormatError):
-    """A model has an operator that cannot be trained through."""
-
-
 def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """Convert a prepared graph to a torch module in eval mode; return it and its trainable parameters by tensor name.
 
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
-    if unsupported := unsupported_operators(proto):
-        missing = f"model: onnx2torch has no converter for {', '.join(unsupported)}; export the model without them"
-        raise OperatorError(f"{missing}, or train only its shallow part (--target shallow) if they come later")
+    images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
     try:
         module, names = to_torch(proto, tensors)
-    except BundleError as error:
-        raise OperatorError(f"{error}; or train only its shallow part (--target shallow)") from error
-    parameters = train_only(module.eval(), [names[tensor] for tensor in tensors])
-    images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
-    with torch.no_grad():
-        result = module(torch.from_numpy(images)).numpy()
+        with torch.no_grad():
+            result = module(torch.from_numpy(images))[0].numpy()
+    except OperatorError as error:
+        raise OperatorError(f"{error}, or train only its shallow part (--target shallow)") from error
     compare(result, run_onnx(proto, images), "as a torch module")
+    parameters = train_only(module.eval(), [names[tensor] for tensor in tensors])
     return channels_last(module), {tensor: parameters[names[tensor]] for tensor in tensors}
 
 
@@ -69,8 +62,11 @@ def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
     If that ends inside a residual block, the cut moves back to a block's end: a half-trained block gains less.
     """
     limit = share * proto.ByteSize()
-    convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)
-    within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, convolutions))
+    tensors = {tensor.name for tensor in proto.graph.initializer}
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    plain = sum(1 for _ in takewhile(lambda node: node.input[1] in tensors, convolutions))  # the others are int8
+    most = max(1, min(plain, len(convolutions) - 1))
+    within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, most + 1))
     fitting = max(within, default=1)
     whole = [layers for layers in range(1, fitting + 1) if _ends_whole(proto, layers)]
     return whole[-1] if whole and whole[-1] >= fitting / 2 else fitting

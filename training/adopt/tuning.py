@@ -58,4 +58,4 @@ class Tuned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the patched network."""
         patched = {self._parameter[t]: self._clean[t] + delta for t, delta in self.deltas().items()}
-        return cast(Tensor, functional_call(self._network[0], patched, x))
+        return cast(Tensor, functional_call(self._network[0], patched, x)[0])

@@ -10,7 +10,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError
 from rws.training.adopt.build import BEGINS_FROM, AdoptionBuild
-from rws.training.adopt.graph import Preprocessing, run_onnx
+from rws.training.adopt.graph import run_onnx
 from rws.training.adopt.model import adopt_model
 from rws.training.adopt.trainable import OperatorError
 from rws.training.corruptions import CORRUPTIONS
@@ -32,7 +32,7 @@ def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(reci
     ).eval()
     file = tmp_path / "default.onnx"
     torch.onnx.export(network, (torch.zeros(1, 3, SIZE, SIZE),), str(file), dynamo=True, external_data=False)
-    adopted = adopt_model(file.read_bytes(), Preprocessing())
+    adopted = adopt_model(file.read_bytes())
     with torch.no_grad():
         expected = network(torch.from_numpy(images())).numpy()
     np.testing.assert_allclose(run_onnx(read_model(adopted.onnx), images()), expected, atol=1e-4)
@@ -43,7 +43,7 @@ def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(reci
 def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_part_still_can_be(
     recipe, clean_images, tmp_path
 ):
-    adopted = adopt_model(with_operator_behind("Shrink").SerializeToString(), Preprocessing())
+    adopted = adopt_model(with_operator_behind("Shrink").SerializeToString())
     with pytest.raises(OperatorError, match="Shrink"):
         AdoptionBuild(adopted, clean_images, replace(recipe, target="output"), tmp_path)
     build = AdoptionBuild(adopted, clean_images, recipe, tmp_path)
@@ -53,7 +53,7 @@ def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_par
 
 
 def test_training_restores_the_output_on_corrupted_images(recipe, clean_images, tmp_path):
-    adopted = adopt_model(Bundle.load().read("model.onnx"), Preprocessing())
+    adopted = adopt_model(Bundle.load().read("model.onnx"))
     build = AdoptionBuild(adopted, clean_images, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
     deltas = build.signature("contrast")
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -65,7 +65,7 @@ def test_training_restores_the_output_on_corrupted_images(recipe, clean_images, 
 def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_made_to_the_same_bytes(
     recipe, clean_images, tmp_path
 ):
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("shot_noise")
     made = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     assert {name.rpartition("-")[0] for name in made} == {"signature-gaussian_noise", "signature-shot_noise"}
@@ -78,7 +78,7 @@ def test_a_signature_that_is_there_is_not_made_again_and_one_that_is_lost_is_mad
 
 
 def test_builds_with_different_recipes_share_a_work_folder(recipe, clean_images, tmp_path):
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     quick = AdoptionBuild(adopted, clean_images, recipe, tmp_path).signature("gaussian_noise")
     AdoptionBuild(adopted, clean_images, replace(recipe, steps=4), tmp_path).signature("gaussian_noise")
     assert len(list(tmp_path.glob("signature-gaussian_noise-*.safetensors"))) == 2
@@ -107,13 +107,13 @@ def test_every_corruption_begins_from_one_that_is_made_before():
     ],
 )
 def test_too_few_images_or_names_are_refused(recipe, clean_images, tmp_path, count, classes, message):
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     with pytest.raises(InputError, match=message):
         AdoptionBuild(adopted, CleanImages(clean_images.pixels[:count]), recipe, tmp_path, classes=classes)
 
 
 def test_of_a_video_the_last_frames_are_held_out_because_neighbours_are_alike(recipe, clean_images, tmp_path):
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     build = AdoptionBuild(adopted, replace(clean_images, sequential=True), recipe, tmp_path)
     held = len(build.held_out)
     assert held == 8
@@ -122,7 +122,7 @@ def test_of_a_video_the_last_frames_are_held_out_because_neighbours_are_alike(re
 
 
 def test_patches_of_a_signature_reach_the_deployed_model(recipe, clean_images, tmp_path):
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     build = AdoptionBuild(adopted, clean_images, recipe, tmp_path)
     model = OnnxModel(adopted.onnx, build.signatures, build.tensors, "cpu", 1)
     clean = model.predict(images())[0]
@@ -134,7 +134,7 @@ def test_patches_of_a_signature_reach_the_deployed_model(recipe, clean_images, t
 
 @pytest.mark.parametrize("epochs", [3, 10])  # 10: all were trained, but the signature was not written
 def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_images, tmp_path, monkeypatch, epochs):
-    model = adopt_model(tiny().SerializeToString(), Preprocessing())
+    model = adopt_model(tiny().SerializeToString())
     recipe = replace(recipe, steps=20)
     whole = AdoptionBuild(model, clean_images, recipe, tmp_path / "whole").signature("fog")
     seen: list[int] = []
@@ -158,7 +158,7 @@ def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_ima
 
 
 def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, clean_images, tmp_path):
-    adopted, records = adopt_model(tiny().SerializeToString(), Preprocessing()), []
+    adopted, records = adopt_model(tiny().SerializeToString()), []
     work, out = tmp_path / "work", tmp_path / "bundle"
     AdoptionBuild(adopted, clean_images, recipe, work).bundle(out)
     for file in work.glob("oracle-*"):

@@ -2,14 +2,14 @@ import numpy as np
 import torch
 
 from rws.edge.onnx.graph import read_model, shallow_tensors
-from rws.training.adopt.graph import Preprocessing, run_onnx
+from rws.training.adopt.graph import run_onnx
 from rws.training.adopt.model import adopt_model
 from rws.training.adopt.trainable import layers_within, signature_bytes, stem, trainable
 from support.classifiers import SIZE, images, tiny
 
 
 def test_the_module_computes_what_the_graph_does_and_only_its_shallow_tensors_can_change():
-    adopted = adopt_model(tiny().SerializeToString(), Preprocessing())
+    adopted = adopt_model(tiny().SerializeToString())
     proto = read_model(adopted.onnx)
     names = shallow_tensors(proto, 2)
     module, parameters = trainable(proto, names, SIZE)
@@ -23,7 +23,7 @@ def test_the_module_computes_what_the_graph_does_and_only_its_shallow_tensors_ca
 
 
 def test_the_shallow_part_alone_gives_what_the_first_deep_layer_sees():
-    proto = read_model(adopt_model(tiny().SerializeToString(), Preprocessing()).onnx)
+    proto = read_model(adopt_model(tiny().SerializeToString()).onnx)
     names = shallow_tensors(proto, 2)
     part = stem(proto, names)
     assert sum(node.op_type == "Conv" for node in part.graph.node) == 2
@@ -33,7 +33,7 @@ def test_the_shallow_part_alone_gives_what_the_first_deep_layer_sees():
 
 
 def test_a_byte_budget_chooses_the_cut():
-    proto = read_model(adopt_model(tiny().SerializeToString(), Preprocessing()).onnx)
+    proto = read_model(adopt_model(tiny().SerializeToString()).onnx)
     share = signature_bytes(proto, 2) / proto.ByteSize()
     assert layers_within(proto, share * 1.01) == 2
     assert layers_within(proto, 1e-6) == 1
