@@ -73,7 +73,7 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
         return BenchmarkModel(name, spec.height, content, signatures.tensors, signatures, bundle=model)
     if str(model).endswith(".onnx"):
         module, proto = None, prepare(read_model(model))
-        shape = data_input(proto, str(model))[1][2:]
+        shape = data_input(proto, str(model)).shape[2:]
         _check_square(shape, str(model))
         names = shallow_tensors(proto, layers)
         size = shape[0] or size

@@ -55,7 +55,7 @@ def reference(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect
     right = np.zeros(len(stream.labels), bool)
     for index, image in enumerate(stream.images):
         model.apply(policy.mix(*stream.dominant(index)) if perfect else {})
-        x = preprocess(image, *image.shape[:2])
+        x = preprocess(image, bundle.manifest.input)[0]
         right[index] = int(model.predict(x)[0].argmax()) == stream.labels[index]
     model.reset()
     return right

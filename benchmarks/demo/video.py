@@ -36,7 +36,7 @@ class DemoVideo(VideoSink):
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
         """Return the next image, uint8, shape (540, 960, 3), RGB, and count who is right."""
         assert result.unpatched is not None
-        index, said = frame.index, {"std": result.unpatched, "trained": result.top[0]}
+        index, said = frame.index, {"std": result.unpatched, "trained": result.output}
         image = Image.new("RGB", SIZE, BACKGROUND)
         image.paste(Image.fromarray(frame.image).resize((TILE, TILE), Image.Resampling.BICUBIC), (24, 24))
         self._canvas = ImageDraw.Draw(image)

@@ -15,6 +15,7 @@ from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames,
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.pipeline import STAGES, Pipeline
+from rws.edge.preprocess import InputSpec
 from rws.edge.runtime import Runtime
 from rws.edge.tasks.classify import Classify
 from rws.errors import InputError, RwsError
@@ -96,10 +97,10 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
-    size = (setting.model.size, setting.model.size)
-    classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
+    takes = InputSpec(setting.model.size, setting.model.size, "RGB")
+    classes = model.predict(np.zeros(takes.shape, np.float32))[0].shape[1]
     names = [f"class {index}" for index in range(classes)]
-    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), size)
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), takes)
     return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 

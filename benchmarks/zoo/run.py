@@ -270,7 +270,7 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
     models = [bundle.model(ModelOptions(backend, provider="cpu")) for backend in ("onnx", "torch")]
     for model in models:
         model.apply(mix)
-    onnx, torched = (model.predict(as_input(test.first(count).pixels)) for model in models)
+    onnx, torched = (model.predict(as_input(test.first(count).pixels))[0] for model in models)
     return {
         "difference": float(np.abs(onnx - torched).max()),
         "largest": float(np.abs(onnx).max()),

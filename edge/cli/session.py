@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
@@ -125,7 +126,8 @@ class RunSession:
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
         if options.corrupt is not None:
-            self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
+            size = attrgetter("pipeline.input.height", "pipeline.input.width")
+            self._changes.append(corrupter(options.corrupt, lambda: size(self._runtime)))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)

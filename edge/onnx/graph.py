@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,6 +21,11 @@ from rws.edge.onnx.check import check_inside, parts
 from rws.errors import BundleError, first_line
 
 _LARGEST = 2**31 - 1  # bytes: protobuf's limit
+_IMAGE_TYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -163,16 +168,26 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return {value.name: value for value in model.graph.input if value.name not in weights}
 
 
-def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape (None: a free length) of the one image input; BundleError unless there is one, float32."""
+class DataInput(NamedTuple):
+    """An image input: its name, its shape (None: a free length), and its dtype by NumPy's name."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def data_input(model: onnx.ModelProto, source: str = "model") -> DataInput:
+    """Return the one image input; BundleError unless there is one, of float32, float16 or uint8."""
     inputs = data_inputs(model)
     if len(inputs) != 1:
         found = f"{', '.join(inputs) or 'none'!r:.80}"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
     name, value = next(iter(inputs.items()))
-    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise BundleError(f"{source}: input {name!r} is not float32; export it with a float32 image, 0…1")
-    return name, value_shape(value)
+    dtype = _IMAGE_TYPES.get(value.type.tensor_type.elem_type)
+    if dtype is None:
+        kinds = ", ".join(_IMAGE_TYPES.values())
+        raise BundleError(f"{source}: input {name!r:.80} is of another type than {kinds}; export it with one of those")
+    return DataInput(name, value_shape(value), dtype)
 
 
 def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

@@ -7,6 +7,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.preprocess import Placement
+from rws.edge.tasks.base import Outputs, check_finite
 from rws.errors import InputError
 from rws.records import Prediction
 
@@ -20,6 +22,21 @@ class Classification:
     top: tuple[Prediction, ...]  # the most probable ones with their softmax probabilities, the best first; 1 to `TOP`
     logits: NDArray[np.float32]  # shape (K,), in the order of the bundle's classes
 
+    @property
+    def label(self) -> str:
+        """The name of the predicted class."""
+        return self.top[0].label
+
+    @property
+    def class_index(self) -> int:
+        """The index of the predicted class in the bundle's classes."""
+        return self.top[0].class_index
+
+    @property
+    def confidence(self) -> float:
+        """The softmax probability of the predicted class, 0…1."""
+        return self.top[0].confidence
+
 
 class ClassificationRecord(TypedDict):
     """The best class, in plain types."""
@@ -32,21 +49,20 @@ class ClassificationRecord(TypedDict):
 class Classify:
     """The task that reads logits as classes: K class names, in the order of the logits."""
 
+    name = "classify"
+
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise an `InputError` if the shape is not (1, K)."""
-        if shape != (expected := (1, len(self.classes))):
-            advice = "one per class; give the names of all classes"
-            raise InputError(f"model: gives logits of shape {shape}, expected {expected}, {advice}")
+    def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Raise an `InputError` if there is not one output of shape (1, K)."""
+        check_one_per_class(shapes, len(self.classes))
 
-    def read(self, outputs: NDArray[np.float32]) -> Classification:
+    def read(self, outputs: Outputs, placement: Placement) -> Classification:
         """Read the logits of one image, float32, shape (1, K); an `InputError` if they are not, or not finite."""
-        self.check(outputs.shape)
-        if not (finite := np.isfinite(outputs)).all():
-            raise InputError(f"model: {(~finite).sum()} of {outputs.size} logits are not finite")
-        logits = outputs[0]
+        self.check([output.shape for output in outputs])
+        check_finite(outputs)
+        logits = outputs[0][0]
         powers = np.exp(logits - logits.max())
         probability = powers / powers.sum()
         order = (-logits).argsort(kind="stable")[:TOP].tolist()
@@ -61,3 +77,19 @@ class Classify:
         """Return the best class in plain types, ready for `json.dumps`."""
         best = output.top[0]
         return {"label": best.label, "class_index": best.class_index, "confidence": round(best.confidence, 4)}
+
+    def summary(self, output: Classification) -> tuple[str, float]:
+        """Return the best class and its probability."""
+        return output.label, output.confidence
+
+    def seen(self, output: Classification) -> tuple[str, ...]:
+        """Return the best class alone."""
+        return (output.label,)
+
+
+def check_one_per_class(shapes: Sequence[tuple[int, ...]], classes: int) -> None:
+    """Raise an `InputError` if a model does not give one output with a number per class, for one image."""
+    if list(shapes) != [expected := (1, classes)]:
+        found = ", ".join(map(str, shapes))
+        advice = "one number per class; give the names of all classes"
+        raise InputError(f"model: gives {found}, expected {expected}, {advice}")

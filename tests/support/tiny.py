@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rws.edge.bundle.edit import BundleParts
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.policy import GainTable
 
@@ -71,7 +72,7 @@ def bundle_parts(**changes) -> BundleParts:
     parts = BundleParts(
         name="tiny",
         classes=CLASSES,
-        input_size=(SIZE, SIZE),
+        input=InputSpec(SIZE, SIZE, "RGB"),
         model=model.SerializeToString(),
         signatures=make_signatures(clean()),
         oracle=network(1, states, seed=3, softmax=True).SerializeToString(),

@@ -19,6 +19,7 @@ from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
 from rws.edge.common.provenance import provenance
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError
 from rws.oracle.policy import GainTable, ReferencePolicy
@@ -151,7 +152,7 @@ class AdoptionBuild:
         labels = self._labels
         if labels is None:
             model = self._clean_model()
-            parts = [model.predict(as_input(part)) for part in torch.split(self._held_out, 25)]
+            parts = [model.predict(as_input(part))[0] for part in torch.split(self._held_out, 25)]
             labels = torch.from_numpy(np.concatenate(parts).argmax(1))
         return Images(self._held_out, labels, self.classes)
 
@@ -357,7 +358,7 @@ class AdoptionBuild:
         parts = BundleParts(
             name=self.name,
             classes=self.classes,
-            input_size=(self.model.size, self.model.size),
+            input=InputSpec(self.model.size, self.model.size, "RGB"),
             model=self.model.onnx,
             signatures=signatures,
             oracle=oracle,

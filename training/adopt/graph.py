@@ -125,7 +125,7 @@ def free_batch(proto: onnx.ModelProto) -> None:
 def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, side: int, channels_last: bool) -> None:
     """Put the preprocessing in front; the input keeps its name and becomes float32 (batch, 3, side, side)."""
     graph = proto.graph
-    name = data_input(proto)[0]
+    name = data_input(proto).name
     nodes: list[Any] = []
 
     def add(kind: str, constant: NDArray[Any] | None = None, **attributes: Any) -> None:

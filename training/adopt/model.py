@@ -80,7 +80,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     changes: list[str] = []
-    shape = data_input(proto)[1]
+    shape = data_input(proto).shape
     channels_last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     if len(shape) != 4 or shape[3 if channels_last else 1] not in (3, None):
         takes = _written(shape)
@@ -108,7 +108,7 @@ def adopt_model(model: bytes, preprocessing: Preprocessing, size: int | None = N
     if opset(proto) != version:
         changes.append(f"opset {version} became {OPSET}, for which its operators can be trained through")
     proto = prepare(graph.simplified(proto))
-    check_network(proto, "model", (side, side), proto.ByteSize())
+    check_network(proto, "model", (1, 3, side, side), proto.ByteSize())
     images = np.random.default_rng(0).random((2, 3, side, side), np.float32)
     try:
         found = run_onnx(proto, images)

@@ -25,6 +25,7 @@ from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError, UsageError, check_known, first_line
@@ -313,7 +314,7 @@ class Build:
         parts = BundleParts(
             name=self.recipe.name if self.onto is None else self.onto.manifest.name,
             classes=self.train.classes,
-            input_size=(self.train.size, self.train.size),
+            input=InputSpec(self.train.size, self.train.size, "RGB"),
             model=self._network,
             signatures=self.signatures(),
             oracle=oracle,

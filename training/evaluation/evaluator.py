@@ -95,13 +95,13 @@ def classify(
         model.apply(dict(key))
         for part in torch.split(torch.tensor(members), BATCH):
             shown = part if frames is None else torch.from_numpy(frames)[part]
-            classes[part.numpy()] = model.predict(as_input(pixels[shown])).argmax(1)
+            classes[part.numpy()] = model.predict(as_input(pixels[shown]))[0].argmax(1)
     return classes
 
 
 def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
     """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability."""
-    logits = np.concatenate([model.predict(as_input(part)) for part in torch.split(pixels, BATCH)])
+    logits = np.concatenate([model.predict(as_input(part))[0] for part in torch.split(pixels, BATCH)])
     right = labels.cpu().numpy()
     if not soft:
         return 100 * float((logits.argmax(1) == right).mean())

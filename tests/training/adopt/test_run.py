@@ -43,11 +43,11 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     assert bundle.signatures.names == CORRUPTIONS
     assert bundle.manifest.measured["clean"] == 100  # agreement with itself
     original, x = read_model(root / "mine.onnx"), images()
-    np.testing.assert_allclose(bundle.model(ModelOptions(threads=1)).predict(x), run_onnx(original, x), atol=1e-4)
+    np.testing.assert_allclose(bundle.model(ModelOptions(threads=1)).predict(x)[0], run_onnx(original, x), atol=1e-4)
     patched = [bundle.model(ModelOptions(backend, threads=1, provider="cpu")) for backend in ("onnx", "torch")]
     for model in patched:
         assert model.apply({"fog": 1.0})
-    np.testing.assert_allclose(patched[0].predict(x), patched[1].predict(x), atol=1e-4)
+    np.testing.assert_allclose(patched[0].predict(x)[0], patched[1].predict(x)[0], atol=1e-4)
     ran = invoke("run", image_files, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())

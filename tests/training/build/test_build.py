@@ -32,11 +32,11 @@ def test_the_command_builds_a_bundle_that_runs(built, clear):
     assert bundle.manifest.provenance["recipe"]["seed"] == 1
     x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
     model = bundle.model(ModelOptions(threads=1))
-    clean = model.predict(x)
+    clean = model.predict(x)[0]
     assert model.apply({"fog": 1.0})
-    assert not np.array_equal(model.predict(x), clean)
+    assert not np.array_equal(model.predict(x)[0], clean)
     model.reset()
-    np.testing.assert_array_equal(model.predict(x), clean)
+    np.testing.assert_array_equal(model.predict(x)[0], clean)
     assert bundle.oracle(threads=1).observe(x).joint.sum() == pytest.approx(1, abs=1e-4)
 
 

@@ -16,8 +16,8 @@ class Fixed:
     def __init__(self, logits: np.ndarray) -> None:
         self._logits = np.asarray(logits, np.float32)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return self._logits[: len(x)]
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (self._logits[: len(x)],)
 
 
 def test_accuracy_is_the_share_that_is_right_or_the_mean_probability_of_what_is():
