@@ -70,18 +70,17 @@ class InputSpec:
 class Placement:
     """Where a frame lies in the model's input: x there is x · `scale_x` + `left`, y there is y · `scale_y` + `top`."""
 
+    frame_size: tuple[int, int]  # height, width, pixels
+    input_size: tuple[int, int]
     scale_x: float
     scale_y: float
     left: float
     top: float
 
-    def to_frame(self, boxes: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray[np.float32]:
-        """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of a frame of `size`, (height, width).
-
-        They are float32 and end at the frame's edges.
-        """
+    def to_frame(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of the frame, float32, cut at its edges."""
         shift, scale = (self.left, self.top) * 2, (self.scale_x, self.scale_y) * 2
-        height, width = size
+        height, width = self.frame_size
         placed = (boxes.astype(np.float64) - shift) / scale
         return np.asarray(placed.clip(0, (width, height, width, height)), np.float32)
 
@@ -143,12 +142,13 @@ def preprocess(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[Any],
 
 def _fit(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Placement]:
     height, width = image.shape[:2]
+    sizes = (height, width), (spec.height, spec.width)
     if (height, width) == (spec.height, spec.width):
-        return image, Placement(1.0, 1.0, 0.0, 0.0)
+        return image, Placement(*sizes, 1.0, 1.0, 0.0, 0.0)
     if spec.fit == "crop":
         top, left, rows, columns = _centre(height, width, spec.height, spec.width)
         scale_y, scale_x = spec.height / rows, spec.width / columns
-        placement = Placement(scale_x, scale_y, -left * scale_x, -top * scale_y)
+        placement = Placement(*sizes, scale_x, scale_y, -left * scale_x, -top * scale_y)
         return cover(image, spec.height, spec.width), placement
     rows, columns = spec.height, spec.width
     if spec.fit == "letterbox":
@@ -158,7 +158,7 @@ def _fit(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], 
     top, left = (spec.height - rows) // 2, (spec.width - columns) // 2
     fitted = np.full((spec.height, spec.width, 3), PADDING, np.uint8)
     fitted[top : top + rows, left : left + columns] = _resize(image, rows, columns)
-    return fitted, Placement(columns / width, rows / height, float(left), float(top))
+    return fitted, Placement(*sizes, columns / width, rows / height, float(left), float(top))
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -92,4 +92,4 @@ def check_one_per_class(shapes: Sequence[tuple[int, ...]], classes: int) -> None
     if list(shapes) != [expected := (1, classes)]:
         found = ", ".join(map(str, shapes))
         advice = "one number per class; give the names of all classes"
-        raise InputError(f"model: gives {found}, expected {expected}, {advice}")
+        raise InputError(f"model: gives outputs of shape {found}, expected {expected}, {advice}")

@@ -24,4 +24,4 @@ def make_task(spec: TaskSpec, classes: Sequence[str]) -> Task[Any]:
         return Detect(spec, classes)
     from rws.edge.tasks.segment import Segment
 
-    return Segment(spec, classes)
+    return Segment(classes)

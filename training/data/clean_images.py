@@ -10,15 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.common.files import os_errors, read_regular
-from rws.edge.common.schema import parse_json
 from rws.edge.preprocess import cover
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
-from rws.errors import FormatError, InputError
+from rws.errors import InputError
 from rws.training.data.images import Images, load_array, load_images, save_array
-
-_LARGEST_NAMES = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -90,23 +86,3 @@ def load_labelled(
     if unknown := [name for name in images.classes if name not in classes]:
         raise InputError(f"{source}: folder {unknown[0]!r} is none of the class names; give those with --names")
     return images.relabelled(classes)
-
-
-def read_names(path: Path) -> list[str]:
-    """Read class names: one per line, or a JSON list, also as the only list of an object; FormatError if neither."""
-    try:
-        with os_errors(path, "read", "give a file of class names", FormatError):
-            text = read_regular(path, _LARGEST_NAMES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 ({error.reason}); save it as that") from error
-    if path.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        names = parse_json(text.encode())
-    except ValueError as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
-    if isinstance(names, dict):
-        names = next((value for value in names.values() if isinstance(value, list)), None)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(f"{path}: expected a JSON list of class names")
-    return names

@@ -57,9 +57,8 @@ class TestRoundTrip:
         assert contents(tmp_path / "again") == contents(tiny_bundle.path)
 
     def test_a_manifest_is_written_as_it_was_read(self, tiny_bundle):
-        for path in (DEFAULT_BUNDLE, tiny_bundle.path):
-            data = (path / "bundle.json").read_bytes()
-            assert Manifest.parse(data, "bundle.json").to_bytes() == data
+        data = (tiny_bundle.path / "bundle.json").read_bytes()
+        assert Manifest.parse(data, "bundle.json").to_bytes() == data
 
     def test_the_default_bundle_is_written_as_it_was_loaded(self, tmp_path):
         bundle = Bundle.load()
@@ -78,7 +77,10 @@ class TestRoundTrip:
             measured=manifest.measured,
         )
         write_bundle(tmp_path / "again", parts)
-        assert contents(tmp_path / "again") == contents(DEFAULT_BUNDLE)
+        again, shipped = contents(tmp_path / "again"), contents(DEFAULT_BUNDLE)
+        assert Manifest.parse(again.pop("bundle.json"), "") == manifest
+        assert shipped.pop("bundle.json")
+        assert again == shipped
 
     def test_a_model_may_come_from_a_file(self, tiny_bundle, parts, tmp_path):
         (tmp_path / "model.onnx").write_bytes(parts.model)
@@ -516,7 +518,7 @@ def test_garbage_with_a_hash_that_agrees(bundle_path, tiny_bundle):
 def test_an_oracle_of_another_size_or_for_other_corruptions(bundle_path):
     states = 1 + len(CORRUPTIONS) * len(LEVELS)
     replace_file(bundle_path, "oracle.onnx", network(1, states, 0, size=16).SerializeToString())
-    assert_refused(bundle_path, r"oracle\.onnx: takes \(None, 3, 16, 16\)")
+    assert_refused(bundle_path, r"oracle\.onnx: takes float32 \(None, 3, 16, 16\)")
     replace_file(bundle_path, "oracle.onnx", network(1, states + 3, 0).SerializeToString())
     assert_refused(bundle_path, r"oracle\.onnx: gives \(None, 13\), expected \(N, 10\)")
 

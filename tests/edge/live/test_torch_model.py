@@ -155,11 +155,22 @@ class Keeping(nn.Module):
         return functional_call(self.layers, weights, x)
 
 
+class Giving(nn.Module):
+    """A convolution whose features become what `give` makes of them."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.features, self.give = nn.Conv2d(3, 4, 8), give
+
+    def forward(self, x):
+        return self.give(self.features(x))
+
+
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("names", [NAMES, NAMES[2:3]], ids=len)
 def test_a_module_that_keeps_a_weight_a_second_time_is_refused(copied, names):
     parameters = {name: f"layers.{name}" for name in names}
-    with pytest.raises(BundleError, match=r"reach its logits.*neither frozen nor kept a second time"):
+    with pytest.raises(BundleError, match=r"reach its outputs.*neither frozen nor kept a second time"):
         TorchModel(Keeping(copied), None, names, parameters, SHAPE)
 
 
@@ -183,11 +194,23 @@ def test_what_is_unavailable_is_refused(options, message):
         make(**options)
 
 
-def test_a_module_that_cannot_take_the_image_or_gives_no_logits_is_refused():
-    with pytest.raises(BundleError, match=r"cannot turn float32 \(1, 3, 8, 9\) into logits .*; give its image_shape"):
+def test_a_module_that_cannot_take_the_image_or_gives_no_tensor_is_refused():
+    with pytest.raises(BundleError, match=r"cannot turn float32 \(1, 3, 8, 9\) into tensors .*; give its image_shape"):
         TorchModel(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 2)), None, ["0.bias"], None, (3, 8, 9))
-    with pytest.raises(BundleError, match=r"gives \(1, 4, 1, 1\) for one image, expected logits"):
-        TorchModel(nn.Conv2d(3, 4, 8), None, ["bias"], None, SHAPE)
+    with pytest.raises(BundleError, match=r"into tensors .*wrap it"):
+        TorchModel(Giving(lambda features: 3), None, ["features.bias"], None, SHAPE)
+
+
+def test_a_module_may_give_several_tensors():
+    def give(features):
+        return [features, (100 * features.mean((2, 3))).to(torch.uint8), features.flatten(1).half()]
+
+    model = TorchModel(Giving(give), None, ["features.bias"], None, SHAPE, "cpu")
+    maps, counts, halves = model.predict(X)
+    assert (maps.shape, maps.dtype) == ((len(X), 4, 1, 1), np.float32)
+    assert (counts.shape, counts.dtype) == ((len(X), 4), np.uint8)
+    assert (halves.shape, halves.dtype) == ((len(X), 4), np.float32)
+    np.testing.assert_allclose(halves, maps.reshape(len(X), -1), atol=1e-2)
 
 
 @pytest.mark.parametrize("shape", [[-1, 6], [0, -1], [0, 6]])

@@ -206,7 +206,7 @@ class TestCleanTensors:
 
 def test_input_and_output():
     model = network(1, 4, seed=0)
-    assert data_input(model) == ("image", (None, 3, 8, 8))
+    assert data_input(model) == ("image", (None, 3, 8, 8), "float32")
     assert output_shape(model) == (None, 4)
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     with pytest.raises(BundleError, match="inputs 'image, mask', expected one"):
@@ -216,7 +216,7 @@ def test_input_and_output():
 def test_weights_become_inputs_even_if_they_are_listed_as_such():
     model = network(1, 4, seed=0)
     model.graph.input.append(helper.make_tensor_value_info("features.0.bias", TensorProto.FLOAT, [6]))
-    assert data_input(model)[0] == "image"
+    assert data_input(model).name == "image"
     opened = weights_to_inputs(model, ["features.0.bias"])
     assert [value.name for value in opened.graph.input] == ["image", "features.0.bias"]
     assert "features.0.bias" not in {tensor.name for tensor in opened.graph.initializer}

@@ -5,7 +5,7 @@ from rws.edge.preprocess import Placement
 from rws.edge.tasks.classify import TOP, Classify
 from rws.errors import InputError
 
-WHOLE = Placement(1.0, 1.0, 0.0, 0.0)
+WHOLE = Placement((8, 8), (8, 8), 1.0, 1.0, 0.0, 0.0)
 CLASSES = tuple(f"class {index}" for index in range(9))
 
 

@@ -1,0 +1,93 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.preprocess import Placement
+from rws.edge.tasks.base import Outputs, check_finite
+from rws.edge.tasks.heads import check_forms
+from rws.errors import InputError
+
+UNSEEN = -1  # the class of a pixel that the model does not see: the input's fit cuts it off
+NAMED = 3  # classes of a summary
+# Hues of neighbours in a model's list of classes differ.
+_PALETTE = cv2.applyColorMap((np.arange(256) * 97 % 256).astype(np.uint8), cv2.COLORMAP_HSV)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The class of each pixel of a frame."""
+
+    class_map: NDArray[np.int16]  # (H, W) of the frame: indices of `names`, or `UNSEEN`
+    names: tuple[str, ...]
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the pixels that each class has, 0…1, the largest first; without those that are unseen."""
+        counts = np.bincount(self.class_map[self.class_map != UNSEEN], minlength=len(self.names))
+        order = (-counts).argsort(kind="stable")[: np.count_nonzero(counts)]
+        return {self.names[index]: float(counts[index] / counts.sum()) for index in order}
+
+
+class Segment:
+    """The task that reads a map of K logits or of labels as the class of each pixel."""
+
+    name = "segment"
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Raise an `InputError` if the outputs are not one (1, K, h, w), or of labels (1, 1, h, w) or (1, h, w)."""
+        count = len(self.classes)
+        forms = ([(count, None, None)], [(1, None, None)], [(None, None)])
+        check_forms(shapes, forms, f"a map of {count} classes or of labels; give the names of all classes")
+
+    def read(self, outputs: Outputs, placement: Placement) -> Segmentation:
+        """Read the map of one image; an `InputError` if it has another shape, is not finite, or has unknown labels."""
+        self.check([output.shape for output in outputs])
+        values = outputs[0]
+        check_finite(outputs)
+        several = values.ndim == 4 and values.shape[1] > 1
+        labels = values[0].argmax(0) if several else values.reshape(values.shape[-2:])
+        low, high, most = labels.min(), labels.max(), len(self.classes) - 1
+        if low < 0 or high > most or (labels != np.floor(labels)).any():
+            advice = "give the names of all classes, or another --task"
+            raise InputError(f"model: gives labels {low} to {high}, expected whole numbers to {most}; {advice}")
+        return Segmentation(_to_frame(labels.astype(np.int16), placement), self.classes)
+
+    def draw(self, image: NDArray[np.uint8], output: Segmentation) -> NDArray[np.uint8]:
+        """Return a copy of the image, uint8, (H, W, 3), RGB, tinted in the colour of each pixel's class."""
+        tint = np.where(output.class_map[..., None] == UNSEEN, image, _PALETTE[output.class_map % len(_PALETTE)])
+        return np.asarray(cv2.addWeighted(image, 0.5, tint, 0.5, 0), np.uint8)
+
+    def to_dict(self, output: Segmentation) -> Mapping[str, object]:
+        """Return the share of the pixels that each class has, in plain types, ready for `json.dumps`."""
+        return {"shares": {name: round(share, 4) for name, share in output.shares().items()}}
+
+    def summary(self, output: Segmentation) -> tuple[str, float | None]:
+        """Return the largest classes with their shares, and no confidence: the outputs may be labels."""
+        largest = list(output.shares().items())[:NAMED]
+        return ", ".join(f"{share:.0%} {name}" for name, share in largest), None
+
+    def seen(self, output: Segmentation) -> Sequence[str]:
+        """Return the names of the classes that are in the image, the largest first."""
+        return list(output.shares())
+
+
+def _to_frame(labels: NDArray[np.int16], placement: Placement) -> NDArray[np.int16]:
+    """Return the label of each pixel of the frame: that of the place of the map where its centre lies."""
+
+    def places(axis: int, scale: float, shift: float) -> NDArray[np.int64]:
+        centres = (np.arange(placement.frame_size[axis]) + 0.5) * scale + shift
+        return np.asarray(np.floor(centres * labels.shape[axis] / placement.input_size[axis]), np.int64)
+
+    rows, columns = places(0, placement.scale_y, placement.top), places(1, placement.scale_x, placement.left)
+    height, width = labels.shape
+    placed = labels[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    placed[(rows < 0) | (rows >= height)] = UNSEEN
+    placed[:, (columns < 0) | (columns >= width)] = UNSEEN
+    return placed
