@@ -1,5 +1,6 @@
 """Rewrite the ONNX graph of a vision model, and run it to check that its outputs stay the same."""
 
+import re
 import tempfile
 from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,10 @@ class Runner:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
+            shape = value_shape(next(iter(data_inputs(proto).values())))
+            found = f"on {shape}{_place(error)}"
             raise BundleError(
-                f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again"
+                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
             ) from error
         self.names = [value.name for value in self._session.get_outputs()]
         self._input = self._session.get_inputs()[0].name
@@ -71,11 +74,20 @@ class Runner:
         try:
             found = self._session.run(None, {self._input: np.ascontiguousarray(images)})
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            given = f"{images.dtype} {images.shape}"
-            raise BundleError(f"model: ONNX Runtime cannot run it on {given} ({first_line(error):.200})") from error
+            given = f"{images.dtype} {images.shape}{_place(error)}"
+            raise BundleError(f"model: ONNX Runtime cannot run it on {given}; give another --size") from error
         if wrong := [name for name, value in zip(self.names, found, strict=True) if not isinstance(value, np.ndarray)]:
             raise BundleError(f"model: output {wrong[0]!r:.80} is no array; choose others with --output")
         return list(found)
+
+
+def _place(error: Exception) -> str:
+    """Return which operator an error of ONNX Runtime speaks of; its text is of no use to who has only the model."""
+    found = re.search(
+        r"Op \(([\w.]+)\)|running (\w+) node|op_type:(\w+)|for ([\w.]+)\(\d+\) node|([\w.]+)\(-?\d+\) is not",
+        str(error),
+    )
+    return f" (at its operator {next(filter(None, found.groups()))})" if found else ""
 
 
 def run_onnx(proto: onnx.ModelProto, images: NDArray[Any]) -> NDArray[Any]:
@@ -254,7 +266,7 @@ def declare_outputs(proto: onnx.ModelProto, shapes: Sequence[Sequence[int]], bat
 
 
 def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -> None:
-    """Put (x · scale − mean) / std in front of a model whose input is float32 or float16; their order is the model's."""
+    """Put (x · scale − mean) / std in front of a model with a float input; the channels' order is the model's."""
     name, value = next(iter(data_inputs(proto).items()))
     channels = value_shape(value)[1 if layout == "NCHW" else 3]
     mean, std = (np.array(values, np.float64) for values in (preprocessing.mean, preprocessing.std))
@@ -286,8 +298,10 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
+            shape = value_shape(next(iter(data_inputs(proto).values())))
+            found = f"on {shape}{_place(error)}"
             raise BundleError(
-                f"model: ONNX Runtime cannot load it ({first_line(error):.200}); export it again"
+                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
             ) from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}

@@ -35,8 +35,8 @@ class ImportOptions:
     """
 
     size: tuple[int, int] | None = None
-    preprocessing: Preprocessing = Preprocessing()
-    wanted: Wanted = Wanted()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    wanted: Wanted = field(default_factory=Wanted)
     names: Sequence[str] | None = None
     fit: str = ""
 
@@ -46,7 +46,7 @@ class ImportedModel:
     """A model that a bundle can hold; its graph went through `prepare` and has exactly the outputs that the task reads.
 
     `shapes` are those of one image, without batch axis; `batch` is None if it is free. `classes` are names in the order
-    of the outputs if they are known; `changes` says in words what was done to the model, `reason` how its task was found.
+    of the outputs if they are known; `changes` says in words what was done to the model, `reason` why it has that task.
     """
 
     onnx: bytes = field(repr=False)
@@ -66,12 +66,13 @@ class ImportedModel:
         return len(self.classes) if known is None and self.classes is not None else known
 
 
-def adopt_model(model: bytes, options: ImportOptions = ImportOptions()) -> ImportedModel:
+def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedModel:
     """Bring a model, ONNX bytes, to what a bundle holds; the preprocessing becomes a part of the graph.
 
     Raises UsageError, which names the option, if it is not safe to tell what an input or output means, and BundleError
     if the model cannot be patched or run, or its outputs change.
     """
+    options = options or ImportOptions()
     original = read_model(model)
     changes: list[str] = []
     proto = onnx.ModelProto()
@@ -90,9 +91,9 @@ def adopt_model(model: bytes, options: ImportOptions = ImportOptions()) -> Impor
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
     proto = graph.simplified(proto)
-    images = _random_images(spec, 4 * shape[0])
+    images = _random_images(spec, 2 * shape[0])
     expected = _run_parts(Runner(proto), images, shape[0])
-    names, told = options.names, names_in_metadata(proto)
+    names, told = options.names, names_in_metadata(original)
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
     reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
     graph.keep_outputs(proto, reading.outputs)
@@ -100,14 +101,11 @@ def adopt_model(model: bytes, options: ImportOptions = ImportOptions()) -> Impor
         changes.append(f"outputs that were left out: {', '.join(others)}"[:200])
     steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
     changes += steps.values()
-    fixed = prepare(graph.simplified(proto))
-    proto, batch = _settle_batch(fixed, declared, images, shape[0])
+    wanted = {name: expected[name] for name in reading.outputs}
+    tolerance = _HALF if half else graph.TOLERANCE
+    proto, batch, found = _settled(prepare(graph.simplified(proto)), images, shape[0], wanted, tolerance, list(steps))
     if declared and declared[0] is not None and batch is None:
         changes.append(f"its batch of {declared[0]} was made free")
-    found = _run_parts(Runner(proto), images, batch or 2)
-    for name in reading.outputs:
-        after = _as_before(found[name], list(steps)).reshape(expected[name].shape)
-        graph.compare(after, expected[name], "after it was prepared", _HALF if half else graph.TOLERANCE)
     shapes = tuple(found[name].shape[1:] for name in reading.outputs)
     graph.declare_outputs(proto, shapes, batch)
     check_network(proto, "model", (batch or 1, *spec.shape), proto.ByteSize())
@@ -220,28 +218,39 @@ def _run_parts(run: Runner, images: NDArray[Any], batch: int) -> dict[str, NDArr
     for name, results in zip(run.names, zip(*parts, strict=True), strict=True):
         shapes = [shape for shape, _ in groupby(result.shape for result in results)]
         if len(shapes) > 1 or not shapes[0] or shapes[0][0] != batch:
-            found = f"gives {name} of shape {' and '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
-            advice = "export it without what selects boxes (NMS), or name outputs before it with --output"
-            raise BundleError(f"model: {found}, expected as many rows as images; {advice}")
+            found = (
+                f"output {name} has the shape {' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
+            )
+            advice = "export it without what selects boxes (NMS), or name values before that with --output"
+            raise BundleError(f"model: {found}, expected one row per image, always of one shape; {advice}")
     return {name: np.concatenate(results) for name, results in zip(run.names, zip(*parts, strict=True), strict=True)}
 
 
-def _settle_batch(
-    fixed: onnx.ModelProto, declared: Sequence[int | None], images: NDArray[Any], batch: int
-) -> tuple[onnx.ModelProto, int | None]:
-    """Return the graph with a free batch if two different images at once give what each gives alone."""
-    proto = freed(fixed)
-    if proto is not None:
+def _settled(
+    fixed: onnx.ModelProto,
+    images: NDArray[Any],
+    batch: int,
+    expected: Mapping[str, NDArray[Any]],
+    tolerance: float,
+    taken: Sequence[str],
+) -> tuple[onnx.ModelProto, int | None, dict[str, NDArray[Any]]]:
+    """Return the graph with a free batch if two different images at once give what each gives alone, else as it is.
+
+    Returns also the batch, None if it is free, and the outputs. BundleError if they are not as expected.
+    """
+    free = freed(fixed)
+    for proto, size in ((free, 2 * batch), (fixed, batch)):
         try:
-            found, alone = (
-                _run_parts(Runner(proto), images[: 2 * batch], 2 * batch),
-                _run_parts(Runner(fixed), images[: 2 * batch], batch),
-            )
+            if proto is not None:
+                found = _run_parts(Runner(proto), images, size)
+                for name, before in expected.items():
+                    after = _as_before(found[name], taken).reshape(before.shape)
+                    graph.compare(after, before, "after it was prepared", tolerance)
+                return proto, None if proto is free else batch, found
         except BundleError:
-            return fixed, batch
-        if all(graph.difference(found[name], alone[name]) <= graph.TOLERANCE for name in found):
-            return proto, None
-    return fixed, batch
+            if proto is fixed:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _shaped(proto: onnx.ModelProto, reading: Reading, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:

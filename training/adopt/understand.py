@@ -49,10 +49,14 @@ def find_preprocessing(model: ImportedModel, images: NDArray[np.uint8]) -> tuple
         images: uint8 (N, H, W, 3), RGB; more than 24 are not used.
     Raises UsageError, which names the options, if none is clearly better than the others.
     """
+    proto = onnx.load_model_from_string(model.onnx)
+    if "Ultralytics" in str(
+        {entry.key: entry.value for entry in proto.metadata_props if entry.key in ("author", "description")}
+    ):
+        return Preprocessing(), f"{Preprocessing()}, as Ultralytics exports take it"
     options = "say with --scale, --mean, --std and --bgr what the model takes (--scale 1: RGB 0…1)"
     if model.task.name == "raw" and len(model.shapes[0]) != 1:
         raise UsageError(f"model: the task raw has no score by which a preprocessing could be chosen: {options}")
-    proto = onnx.load_model_from_string(model.onnx)
     run = Runner(proto)
     x = np.stack([preprocess(image, model.input)[0] for image in images[:_MOST]])
     candidates = list(_candidates(model))

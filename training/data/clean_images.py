@@ -31,11 +31,12 @@ class CleanImages:
 
 
 def load_clean_images(
-    source: str, size: int, *, every: int = 1, limit: int | None = None, keep: Path | None = None
+    source: str, size: int | tuple[int, int], *, every: int = 1, limit: int | None = None, keep: Path | None = None
 ) -> CleanImages:
     """Load the images of a source, cropped and resized as the device does it with frames.
 
     Args:
+        size: side of the images, or height and width, pixels.
         source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
@@ -45,11 +46,13 @@ def load_clean_images(
     """
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
+    height, width = (size, size) if isinstance(size, int) else size
     kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
         pixels = load_array(kept)
-        if pixels.shape[2:] != (size, size):
-            raise InputError(f"{kept}: holds images of {pixels.shape[2]} px, expected {size}; remove it")
+        if pixels.shape[2:] != (height, width):
+            found = "x".join(map(str, pixels.shape[2:]))
+            raise InputError(f"{kept}: holds images of {found} px, expected {height}x{width}; remove it")
         return CleanImages(torch.from_numpy(pixels), True)
     with open_source(source, latest=False) as opened:
         if opened.live and limit is None:
@@ -59,7 +62,7 @@ def load_clean_images(
             opened = ImageSource([opened.paths[place] for place in places], opened.name)
         step = 1 if isinstance(opened, ImageSource) else every
         frames = islice(opened, 0, None if limit is None else (limit - 1) * step + 1, step)
-        parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in frames]
+        parts = [cover(frame.image, height, width).transpose(2, 0, 1) for frame in frames]
         live, sequential = opened.live, opened.sequential
     if not parts:
         raise InputError(f"{source}: holds no image")
@@ -70,7 +73,7 @@ def load_clean_images(
 
 
 def load_labelled(
-    source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
+    source: str, size: int | tuple[int, int], classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
 ) -> Images:
     """Load images from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 

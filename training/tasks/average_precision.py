@@ -16,7 +16,9 @@ def mean_average_precision(predictions: Sequence[Detections], references: Sequen
     Raises an `InputError` if the two are not of the same images, or no reference has a box.
     """
     if len(predictions) != len(references):
-        raise InputError(f"found detections of {len(predictions)} images, expected {len(references)}; give one per image")
+        raise InputError(
+            f"found detections of {len(predictions)} images, expected {len(references)}; give one per image"
+        )
     if not any(len(reference.boxes) for reference in references):
         raise InputError("no box in any of the references, expected one at least; give images that show known classes")
     with require("detect"):
