@@ -179,8 +179,8 @@ class AdoptionBuild:
         return outputs_of(self._deployed(None), self.held_out, self.model.input)
 
     def _deployed(self, signatures: SignatureSet | None) -> OnnxModel:
-        threads, outputs = torch.get_num_threads(), self.model.outputs
-        return OnnxModel(self.model.onnx, signatures, self.tensors, "cpu", threads, image_size=self.size, outputs=outputs)
+        how = ("cpu", torch.get_num_threads(), "auto", self.size, self.model.outputs)
+        return OnnxModel(self.model.onnx, signatures, self.tensors, *how)
 
     def _plan(self) -> None:
         recipe, held_out, plan = self.recipe, len(self.held_out), self._left.plan
@@ -330,7 +330,7 @@ class AdoptionBuild:
 
     @torch.no_grad()
     def _start(self, pixels: Tensor, crops: Tensor, aim: Callable[[Tensor], Tensors], begun: list[Deltas]) -> Deltas:
-        """Return where training begins: of nothing, the signatures in `begun` and recalibrations, what has least loss."""
+        """Return where training begins: what has least loss of nothing, recalibrations, the signatures in `begun`."""
         count = min(len(pixels), self.recipe.recalibrate)
         if not count:
             return begun[0] if begun else {}
@@ -440,7 +440,7 @@ class AdoptionBuild:
         found: dict[str, Any] = dict(scores)
         prior = found.pop("prior")
         partial_of = {"partial": f"{len(names)} of {len(CORRUPTIONS)} signatures; the build goes on"}
-        what = f"{self.objective.metric} against the clean model on the clean image" if self._labels is None else "accuracy"
+        aim = "the clean model on the clean image" if self._labels is None else "the labels"
         parts = BundleParts(
             name=self.name,
             classes=self.classes,
@@ -463,7 +463,7 @@ class AdoptionBuild:
             measured={
                 **({} if len(names) == len(CORRUPTIONS) else partial_of),
                 "split": "held-out images",
-                "what": what,
+                "what": f"{self.objective.metric}, agreement with {aim}",
                 **agreement,
                 "signature_bytes": round(len(signatures.to_bytes()) / len(names)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),

@@ -71,7 +71,9 @@ def recalibrated(
         network(clean)
     with _Statistics(seen.names, seen.found, strength) as corrected:
         network(corrupted)
-    changed = dict(zip(tensors, (delta for name in weights for delta in corrected.deltas[name]), strict=True))
+    changed = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}  # what is no 2-D convolution stays
+    for weight, bias in zip(weights, list(tensors)[1::2], strict=True):
+        changed |= zip((weight, bias), corrected.deltas.get(weight, ()), strict=False)
     return {name: delta.contiguous() for name, delta in changed.items()}
 
 

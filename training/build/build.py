@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import BundleParts, write_bundle

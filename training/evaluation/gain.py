@@ -5,6 +5,7 @@ severity). Other cells hold what is safe to assume: no gain, and any loss in the
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,6 +42,12 @@ class CalibrationRecipe:
     def __post_init__(self) -> None:
         if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
             raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
+
+    def quick(self) -> "CalibrationRecipe":
+        """Return the recipe of a first look."""
+        alphas = tuple(sorted({0.5, 1.0, *self.neighbour_alphas}))
+        severities = tuple(sorted({min(3.0, max(self.severities)), max(self.severities)}))
+        return replace(self, images=25, coarse_images=10, neighbours=1, severities=severities, alphas=alphas)
 
 
 Score = Callable[[PatchableModel, Tensor], float]  # percent; of the first images, corrupted or not, under a mix

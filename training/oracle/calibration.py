@@ -125,7 +125,10 @@ def weigh_clean(joint: Tensor, weight: float) -> Tensor:
 
 
 def export_oracle(
-    network: OracleNetwork, calibration: Calibration, size: int | tuple[int, int], view: Callable[[Tensor], Tensor] | None = None
+    network: OracleNetwork,
+    calibration: Calibration,
+    size: int | tuple[int, int],
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> bytes:
     """Return ONNX bytes: `image`, float32 (N, 3, H, W), to `joint`, calibrated probabilities (N, 1 + C·S).
 

@@ -4,9 +4,9 @@ For a whole frame of 224 pixels its network would take as long as a small classi
 lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
+from collections.abc import Sequence
 from dataclasses import field, replace
 from functools import partial
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -71,15 +71,17 @@ class ViewRecipe:
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
     """Return four tiles of each image, one of each quarter, set together: (N, 3, H, W) to (N, 3, 2·tile, 2·tile).
 
-    Images of any dtype with a side of at most 2·tile pixels are returned whole. `generator` draws where the tiles of each image
-    lie; None: in the middle of the quarters.
+    Images of any dtype with a side of at most 2·tile pixels are returned whole. `generator` draws where the tiles of
+    each image lie; None: in the middle of the quarters.
     """
     if not _is_tiled(pixels.shape[2:], tile):
         return pixels
     half = [side // 2 for side in pixels.shape[2:]]
     if generator is None:
         middle = [(side - tile) // 2 for side in half]
-        rows, columns = ([slice(start, start + tile) for start in (m, m + h)] for m, h in zip(middle, half, strict=True))
+        rows, columns = (
+            [slice(start, start + tile) for start in (m, m + h)] for m, h in zip(middle, half, strict=True)
+        )
         return torch.cat([torch.cat([pixels[:, :, row, column] for column in columns], 3) for row in rows], 2)
     room = torch.tensor(half) - tile + 1
     # Drawn for the longer side; of the shorter one the remainder is about as random.

@@ -34,7 +34,9 @@ def _distance(found: Tensor, aim: Tensor) -> Tensor:
     for axis in (1, aim.ndim - 1):
         if aim.ndim > 1 and is_distribution(aim, axis):
             return divergence(found, aim, axis).mean()
-    channels = [side.reshape(len(side), -1) if side.ndim < 3 else side.transpose(0, 1).flatten(1) for side in (found, aim)]
+    channels = [
+        side.reshape(len(side), -1) if side.ndim < 3 else side.transpose(0, 1).flatten(1) for side in (found, aim)
+    ]
     if aim.ndim < 3:  # an image is one vector
         return ((channels[0] - channels[1]).square().sum(1) / channels[1].square().sum(1).clamp(min=1e-12)).mean()
     # Channels of one size are a group: alone, a channel that hardly varies would count like one that says something.

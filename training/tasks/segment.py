@@ -25,7 +25,10 @@ class SegmentObjective:
     def agreement(self, outputs: Arrays, reference: Arrays) -> float:
         """Return the intersection over union of a class's pixels in all images, mean over the reference's classes."""
         found, aim = (shares.argmax(1) for shares in _both(outputs, reference))
-        each = [((found == label) & (aim == label)).sum() / ((found == label) | (aim == label)).sum() for label in aim.unique()]
+        each = [
+            ((found == label) & (aim == label)).sum() / ((found == label) | (aim == label)).sum()
+            for label in aim.unique()
+        ]
         return 100 * float(np.mean(each))
 
 
