@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from rws.edge.onnx.torch_operators import DTYPES, Ints, operator
 
-
 def _sides(x: Tensor, kernel: Ints, strides: Ints, dilations: Ints, auto_pad: str, pads: Any) -> list[int]:
     """Return the padding as `F.pad` takes it: before and after of the last axis, of the one before it, …."""
     sides = []

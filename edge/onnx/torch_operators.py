@@ -33,7 +33,8 @@ DTYPES = {
     TensorProto.UINT16: torch.uint16,
 }
 IDLE = frozenset(
-    ["kernel_shape", "storage_order", "spatial", "momentum", "seed", "sorted", "stash_type", "saturate", "round_mode", "precision", "num_outputs", "extrapolation_value"]
+    "kernel_shape storage_order spatial momentum seed sorted stash_type saturate round_mode precision num_outputs "
+    "extrapolation_value".split()
 )
 """Attributes that say nothing new, or nothing about inference; a function without such a parameter ignores them."""
 
@@ -88,7 +89,10 @@ def _flatten(x: Tensor, axis: int = 1) -> Tensor:
     return right.flatten(0, axis - 1) if axis else right.unsqueeze(0)
 
 
-for _name in ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Det", "Erf", "Exp", "Floor", "IsNaN", "Log", "MatMul", "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh", "Where"]:
+for _name in (
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Det Erf Exp Floor IsNaN Log MatMul Neg Reciprocal Relu Round "
+    "Sigmoid Sign Sin Sinh Sqrt Tan Tanh Where"
+).split():
     operator(_name)(getattr(torch, _name.lower()))
 
 for _name, _function in {
