@@ -78,7 +78,7 @@ class Placement:
     top: float
 
     def to_frame(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of the frame, float32, cut at its edges."""
+        """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of the frame: float32, within it."""
         shift, scale = (self.left, self.top) * 2, (self.scale_x, self.scale_y) * 2
         height, width = self.frame_size
         placed = (boxes.astype(np.float64) - shift) / scale

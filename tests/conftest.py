@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RWS_CACHE"] = "off"  # no test writes to the home folder
 os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # child processes import `support`, too
 
 import re

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from rws.edge.common.files import write_text
 
+Record = dict[str, Any]
+"""A result or a part of it, as its JSON file holds it; docs/reference/results.md describes the keys."""
+
 
 @dataclass(frozen=True)
 class Column:

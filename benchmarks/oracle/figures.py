@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
-from rws.benchmarks.replay.streams import Timeline
+from rws.benchmarks.common.tables import Record
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes, os_errors, read_regular
 from rws.edge.common.schema import parse_json
@@ -168,7 +168,7 @@ def draw_gain_table(table: GainTable) -> Figure:
 
 
 def draw_regret_split(split: Mapping[str, Any]) -> Figure:
-    """Draw a `RegretSplit`, RA(perfect) − RA(ours) and its shares, in points: all corruptions together, and each."""
+    """Draw a split of the regret, RA(perfect) − RA(ours), and its shares, in points: of all corruptions and of each."""
     rows = sorted(split["per_corruption"].items(), key=lambda item: -item[1]["total"])
     names = ["all together", *(_spoken(name) for name, _ in rows)]
     parts = [split, *(part for _, part in rows)]
@@ -205,7 +205,7 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_stream(timeline: Timeline) -> Figure:
+def draw_stream(timeline: Record) -> Figure:
     """Draw a stream: true type, believed type, patched signature, and the running accuracy."""
     count, severity = timeline["frames"], timeline["severity"]
     figure, (top, bottom) = plt.subplots(
@@ -224,7 +224,7 @@ def draw_stream(timeline: Timeline) -> Figure:
     return figure
 
 
-def _bands(axis: Axes, timeline: Timeline) -> list[int]:
+def _bands(axis: Axes, timeline: Record) -> list[int]:
     """Draw runs of types, a row for each method; return the starts of the true ones."""
     colours, names = corruption_colours(), timeline["types"]
     labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "perfect oracle"}
@@ -241,7 +241,7 @@ def _bands(axis: Axes, timeline: Timeline) -> list[int]:
     return starts["true"]
 
 
-def _running_accuracy(axis: Axes, timeline: Timeline) -> None:
+def _running_accuracy(axis: Axes, timeline: Record) -> None:
     styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4, "-.")}
     styles["trained"] = ("trained oracle, over frames", *styles["trained"][1:])
     frames = timeline["step"] * (1 + np.arange(timeline["frames"] // timeline["step"]))

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rws.benchmarks.common.tables import Record
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
@@ -55,8 +56,6 @@ from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
 
 ARMS = ("std", "trained", "perfect")
-Shares = dict[str, float]
-"""Percent by arm."""
 
 
 @dataclass(frozen=True)
@@ -78,94 +77,6 @@ class ZooOptions:
     threads: int = 2
     seed: int = 0
     progress: Progress = silent
-
-
-class ZooRow(TypedDict):
-    """A corruption at a severity: accuracy and agreement by arm, and how often the oracle names it, percent."""
-
-    corruption: str
-    severity: int
-    accuracy: Shares
-    agreement: Shares
-    named: float
-
-
-class CleanScores(TypedDict):
-    """On clean images, percent: accuracy, predictions that our oracle changes, images patched or named clean."""
-
-    accuracy: float
-    accuracy_trained: float
-    changed: float
-    changed_interval: tuple[float, float]
-    patched: float
-    named_clean: float
-
-
-class Mean(TypedDict):
-    """Means over the rows by arm, and the part of the loss that is won back, percent."""
-
-    std: float
-    trained: float
-    perfect: float
-    won_back: Shares
-
-
-class Summary(TypedDict):
-    """Accuracy and agreement, and how often the oracle names the corruption, percent."""
-
-    named: float
-    accuracy: Mean
-    agreement: Mean
-
-
-class Measurement(TypedDict):
-    """The measurements of a bundle."""
-
-    clean: CleanScores
-    rows: list[ZooRow]
-    summary: Summary
-
-
-class ZooResult(Measurement):
-    """A measurement, and the cost of building the bundle."""
-
-    model: str
-    quick: bool
-    build_images: int
-    test_images: int
-    layers: int
-    target: str
-    recipe: dict[str, Any]
-    build_minutes: dict[str, float]
-    this_run_minutes: float
-    threads: int
-    sizes: dict[str, float]
-    frame: dict[str, float]
-    torch: dict[str, float]
-    held_out: dict[str, Any]
-    seed: int
-    data: dict[str, str]
-
-
-class CurveRow(TypedDict):
-    """Signatures of the first n convolutions: their parameters, bytes in percent of the model's, accuracies."""
-
-    layers: int
-    parameters: int
-    signature_percent: float
-    std: float
-    perfect: float
-
-
-class CurveResult(TypedDict):
-    """Gain by bytes of the signatures."""
-
-    model: str
-    corruptions: list[str]
-    rows: list[CurveRow]
-    test_images: int
-    seed: int
-    data: dict[str, str]
 
 
 def _efficientnet_lite(number: int, size: int) -> bytes:
@@ -204,11 +115,11 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 def measure(
     bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
-) -> Measurement:
+) -> Record:
     """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`."""
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
-    rows: list[ZooRow] = []
+    rows: list[Record] = []
     for made in corrupted_sets(test, severities, None, options.seed):
         frames = made.frames
         joint = observe(oracle, frames.pixels)
@@ -223,42 +134,39 @@ def measure(
         if made.corruption == CLEAN:
             reference = answers["std"]
             changed = int((answers["trained"] != reference).sum())
-            clean = CleanScores(
-                accuracy=accuracy["std"],
-                accuracy_trained=accuracy["trained"],
-                changed=100 * changed / len(frames),
-                changed_interval=interval(changed, len(frames)),
-                patched=100 * sum(bool(mix) for mix in asked) / len(frames),
-                named_clean=_percent(named == 0),
-            )
+            clean: Record = {
+                "accuracy": accuracy["std"],
+                "accuracy_trained": accuracy["trained"],
+                "changed": 100 * changed / len(frames),
+                "changed_interval": interval(changed, len(frames)),
+                "patched": 100 * sum(bool(mix) for mix in asked) / len(frames),
+                "named_clean": _percent(named == 0),
+            }
             options.progress(f"clean: {clean}")
             continue
-        row = ZooRow(
-            corruption=made.corruption,
-            severity=made.severity,
-            accuracy=accuracy,
-            agreement={arm: _percent(found == reference) for arm, found in answers.items()},
-            named=_percent(named == 1 + oracle.corruptions.index(made.corruption)),
-        )
+        row = {
+            "corruption": made.corruption,
+            "severity": made.severity,
+            "accuracy": accuracy,
+            "agreement": {arm: _percent(found == reference) for arm, found in answers.items()},
+            "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
+        }
         rows.append(row)
         options.progress(f"{made.corruption} {made.severity}: {accuracy} named {row['named']:.0f}")
-    return Measurement(clean=clean, rows=rows, summary=summarise(clean["accuracy"], rows))
+    return {"clean": clean, "rows": rows, "summary": summarise(clean["accuracy"], rows)}
 
 
-def summarise(clean: float, rows: Sequence[ZooRow]) -> Summary:
+def summarise(clean: float, rows: Sequence[Record]) -> Record:
     """Average the rows, and compare with the clean accuracy; the clean model agrees with itself on clean images."""
 
-    def against(best: float, values: Sequence[Shares]) -> Mean:
-        mean = {arm: float(np.mean([value[arm] for value in values])) for arm in ARMS}
+    def against(best: float, key: str) -> Record:
+        mean = {arm: float(np.mean([row[key][arm] for row in rows])) for arm in ARMS}
         lost = best - mean["std"]
         won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "perfect")}
-        return Mean(std=mean["std"], trained=mean["trained"], perfect=mean["perfect"], won_back=won)
+        return {**mean, "won_back": won}
 
-    return Summary(
-        named=float(np.mean([row["named"] for row in rows])),
-        accuracy=against(clean, [row["accuracy"] for row in rows]),
-        agreement=against(100.0, [row["agreement"] for row in rows]),
-    )
+    named = float(np.mean([row["named"] for row in rows]))
+    return {"named": named, "accuracy": against(clean, "accuracy"), "agreement": against(100.0, "agreement")}
 
 
 def _percent(right: NDArray[np.bool_]) -> float:
@@ -332,7 +240,7 @@ def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
     return _Prepared(model, build, test, classes, replace(recipe, seed=options.seed))
 
 
-def run_entry(model: str, images: str, work: Path, out: Path | None, options: ZooOptions) -> ZooResult:
+def run_entry(model: str, images: str, work: Path, out: Path | None, options: ZooOptions) -> Record:
     """Build a bundle for a classifier of the zoo from half of the images, and measure it on the other half.
 
     Args:
@@ -349,25 +257,25 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
-    return ZooResult(
+    return {
         **measure(bundle, test, options=evaluation),
-        model=model,
-        quick=options.quick,
-        build_images=len(prepared.build),
-        test_images=len(test),
-        layers=adoption.layers,
-        target=adoption.target,
-        recipe=asdict(adoption.recipe),
-        build_minutes=spent,
-        this_run_minutes=round((time.monotonic() - started) / 60, 2),
-        threads=options.threads,
-        sizes=sizes(bundle),
-        frame=frame_times(bundle, test),
-        torch=compare_backends(bundle, test, {"fog": 1.0}),
-        held_out=dict(bundle.manifest.measured),
-        seed=options.seed,
-        data={"source": Path(images).name, "test": test.digest()},
-    )
+        "model": model,
+        "quick": options.quick,
+        "build_images": len(prepared.build),
+        "test_images": len(test),
+        "layers": adoption.layers,
+        "target": adoption.target,
+        "recipe": asdict(adoption.recipe),
+        "build_minutes": spent,
+        "this_run_minutes": round((time.monotonic() - started) / 60, 2),
+        "threads": options.threads,
+        "sizes": sizes(bundle),
+        "frame": frame_times(bundle, test),
+        "torch": compare_backends(bundle, test, {"fog": 1.0}),
+        "held_out": dict(bundle.manifest.measured),
+        "seed": options.seed,
+        "data": {"source": Path(images).name, "test": test.digest()},
+    }
 
 
 def parts_of_build(work: Path) -> dict[str, float]:
@@ -382,7 +290,7 @@ def parts_of_build(work: Path) -> dict[str, float]:
 
 def run_curve(
     model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
-) -> CurveResult:
+) -> Record:
     """Measure gain by bytes: signatures of a growing number of convolutions, at alpha 1 and 8 bits."""
     prepared = _prepare(model, images, options)
     test, onnx = prepared.test, prepared.model.onnx
@@ -403,13 +311,13 @@ def run_curve(
         std, perfect = (float(np.mean(found)) for found in scores.values())
         size = sum(array.size for array in adoption.clean.values())
         share = 100 * signature_bytes(proto, count) / len(onnx)
-        rows.append(CurveRow(layers=count, parameters=size, signature_percent=share, std=std, perfect=perfect))
+        rows.append({"layers": count, "parameters": size, "signature_percent": share, "std": std, "perfect": perfect})
         options.progress(json.dumps(rows[-1]))
-    return CurveResult(
-        model=model,
-        corruptions=list(corruptions),
-        rows=rows,
-        test_images=len(test),
-        seed=options.seed,
-        data={"source": Path(images).name, "test": test.digest()},
-    )
+    return {
+        "model": model,
+        "corruptions": list(corruptions),
+        "rows": rows,
+        "test_images": len(test),
+        "seed": options.seed,
+        "data": {"source": Path(images).name, "test": test.digest()},
+    }

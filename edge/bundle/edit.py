@@ -124,6 +124,21 @@ def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], bytes]
     return key_id
 
 
+def upgrade_bundle(path: str | Path) -> bool:
+    """Write a bundle in this version of the format, atomically; returns whether it was in an earlier one.
+
+    Only `bundle.json` changes. Errors, and what happens if another process changes the bundle, are as in
+    `add_signatures`.
+    """
+    with changing(path) as target:
+        files = BundleFiles.read(target)
+        bundle = Bundle.parse(files)
+        if files.manifest.outputs:
+            return False
+        _publish(target, asdict(bundle.manifest), files.contents)
+        return True
+
+
 @contextmanager
 def changing(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     """Hold a bundle from load to publication, so that no other process changes it meanwhile; gives its real folder.

@@ -1,4 +1,4 @@
-"""`rws bundle list|inspect|verify|add|remove|switch|keygen|sign`; `rws inspect` and `rws verify` are the same."""
+"""`rws bundle list|inspect|verify|add|remove|upgrade|switch|keygen|sign`; `rws inspect` and `rws verify`, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,6 +166,28 @@ def remove(path: Folder, name: Annotated[str, argument(metavar="NAME", help="The
 
 
 @bundle.command()
+def upgrade(path: Folder) -> None:
+    """Write a bundle of an earlier version in the present version of its format.
+
+    All versions can be run; only a bundle of the present one can say that its model is no classifier, or what its
+    input is like. A change by `rws bundle add` or `remove` upgrades, too.
+
+    \b
+    Examples:
+        rws bundle upgrade my_bundle
+    """
+    from rws.edge.bundle.edit import upgrade_bundle
+    from rws.edge.bundle.manifest import VERSION
+
+    signed = _is_signed(path)
+    if not upgrade_bundle(path):
+        say(f"{path} is in version {VERSION} of the format already")
+        return
+    say(f"{path} is now in version {VERSION} of the format")
+    _say_unsigned(signed)
+
+
+@bundle.command()
 def switch(
     current: Annotated[
         Path, argument(metavar="CURRENT", help="Bundle folder that is in use, or a symbolic link to it.")
@@ -262,9 +285,8 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):
-        found = (
-            [folder] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        )
+        inside = folder.iterdir() if folder.is_dir() else ()
+        found = [folder] if (folder / MANIFEST).exists() else sorted(filter(_is_bundle, inside))
         if not found:
             raise BundleError(f"{folder}: no bundle here; give the folder of a bundle, or one that contains bundles")
         for path in found:
@@ -272,6 +294,20 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
                 yield Bundle.load(path)
             except RwsError as error:
                 log.warning("%s", error)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Return whether a folder has a manifest; warn if that cannot be told."""
+    from rws.edge.bundle.manifest import MANIFEST
+
+    try:
+        os.lstat(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        log.warning("%s: cannot be read (%s)", folder, error.strerror)
+        return False
+    return True
 
 
 def _is_signed(path: Path) -> bool:
@@ -287,6 +323,10 @@ def _print_change(changed: Bundle, signed: bool) -> None:
     if unused := [name for name in names if name not in measured]:
         say(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
     say("Accuracies measured before no longer hold; measure again with `rws replay`.")
+    _say_unsigned(signed)
+
+
+def _say_unsigned(signed: bool) -> None:
     if signed:
         say("The maker's signature no longer holds and was removed; sign again with `rws bundle sign`.")
 
@@ -299,7 +339,9 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "signed": bundle.signed,
         "signed_by": bundle.signed_by or None,
         "classes": list(manifest.classes),
-        "input": {"height": manifest.input.height, "width": manifest.input.width, "colour": manifest.input.colour},
+        "task": asdict(manifest.task),
+        "outputs": list(manifest.outputs),
+        "input": asdict(manifest.input),
         "patched_tensors": [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in manifest.patched_tensors],
         "signatures": {"names": list(signatures.names), "bits": signatures.bits, "per": signatures.per},
         "oracle": {"corruptions": list(manifest.corruptions), "severity_levels": list(manifest.severity_levels)},
@@ -314,6 +356,18 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
 def _input(description: dict[str, Any]) -> str:
     size = description["input"]
     return f"{size['height']} x {size['width']} {size['colour']}"
+
+
+def _detailed_input(description: dict[str, Any]) -> str:
+    size = description["input"]
+    return f"{_input(description)}, {size['dtype']} {size['layout']}, 0 to {size['high']}, by {size['fit']}"
+
+
+def _task(description: dict[str, Any]) -> str:
+    task = description["task"]
+    settings = {"detect": ("head", "confidence", "iou"), "multilabel": ("confidence",)}.get(task["name"], ())
+    chosen = "".join(f", {key} {task[key]}" for key in settings)
+    return f"{task['name']}{chosen}; reads {', '.join(description['outputs'])}"
 
 
 def _maker(description: dict[str, Any]) -> str:
@@ -335,7 +389,8 @@ def _print(description: dict[str, Any]) -> None:
     rows = {
         "folder": description["path"],
         "maker": _maker(description),
-        "input": _input(description),
+        "task": _task(description),
+        "input": _detailed_input(description),
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
         "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.live.kernel import multiply_add
-from rws.edge.live.layout import Slots, lay_out, plain_slots
+from rws.edge.live.layout import Layout, Slots, lay_out, plain_slots
 from rws.errors import InputError, SignatureError
 
 ALPHA_STEP = 1 / 256  # strengths are rounded to its multiples: two mixes that are then equal are the same mix
@@ -62,24 +62,28 @@ class Arena:
     Args:
         clean: float32, in the order of the network.
         signatures: None for a model that is only ever clean; raises SignatureError if they are for other tensors.
-        slots: what the model reads, if it lays its weights out otherwise (see `layout`).
+        slots: what the model reads, if it lays its weights out otherwise (see `layout`), or the layout itself.
         publish: called after the working copy has changed, for a model that keeps its weights elsewhere.
+        memory: for the working copy: float32, (size,), from a size; default: memory of this process.
     """
 
     def __init__(
         self,
         clean: Mapping[str, NDArray[np.float32]],
         signatures: Signatures | None = None,
-        slots: Slots | None = None,
+        slots: Slots | Layout | None = None,
         publish: Callable[[], None] | None = None,
+        memory: Callable[[int], NDArray[np.float32]] | None = None,
     ) -> None:
         entries = _fitting_entries(signatures, clean)
         self._shapes = {name: array.shape for name, array in clean.items()}
-        self._layout = lay_out(self._shapes, plain_slots(self._shapes) if slots is None else slots)
+        if not isinstance(slots, Layout):
+            slots = lay_out(self._shapes, plain_slots(self._shapes) if slots is None else slots)
+        self._layout = slots
         self._publish = publish or (lambda: None)
         self._mix: dict[str, float] | None = {}
         self._overwritten = False
-        self.flat = _aligned(self._layout.size)
+        self.flat = (memory or _aligned)(self._layout.size)
         self._clean = _aligned(self._layout.size)
         self._layout.fill(self._clean, _concatenated(clean.values()))
         np.copyto(self.flat, self._clean)

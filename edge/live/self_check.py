@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rws.edge.live.arena import perturbed
 from rws.edge.live.sessions import CPU, Feeds, is_float
-from rws.edge.live.strategies import PatchTarget, WeightUpdateStrategy
+from rws.edge.live.strategies.base import PatchTarget, WeightUpdateStrategy
 from rws.edge.onnx.graph import replaced_tensors
 from rws.errors import StrategyUnavailableError
 

@@ -1,6 +1,8 @@
 """A session of ONNX Runtime whose weights can be changed between two runs; see README.md in this folder."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from numpy.typing import NDArray
 from rws.edge.live import kernel
 from rws.edge.live.arena import Signatures
 from rws.edge.live.base import Patchable
+from rws.edge.live.cache import Cache, Entry, cache_folder, digest_arrays
 from rws.edge.live.self_check import SelfCheck
-from rws.edge.live.sessions import CPU, Feeds, random_feeds, start
-from rws.edge.live.strategies import ON_GPU, STRATEGIES, PatchTarget, WeightUpdateStrategy
+from rws.edge.live.sessions import CPU, FREE_SIZE, Feeds, SessionMaker, feed_specs, providers, random_arrays, start
+from rws.edge.live.strategies.base import PatchTarget, WeightUpdateStrategy
+from rws.edge.live.strategies.live import Live
+from rws.edge.live.strategies.registry import ON_GPU, STRATEGIES
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
 from rws.errors import InputError, StrategyUnavailableError, UsageError, first_line, from_library
 
@@ -23,7 +28,8 @@ class LiveSession(Patchable):
     """An ONNX Runtime session whose patched tensors can be written between two runs.
 
     It is called like an `onnxruntime.InferenceSession`. The fastest strategy that passes a `SelfCheck` here is taken.
-    To open takes as long as five sessions do, and memory for three models. Not safe for several threads at once.
+    The first time takes as long as five sessions do, and memory for three models; what was learned is kept on disk (see
+    `cache`) and checked each time. Not safe for several threads at once.
 
     Args:
         model: with all weights in it.
@@ -33,14 +39,18 @@ class LiveSession(Patchable):
         strategy: `live`, `split` or `inputs`; `auto` is the fastest of them that passes the check.
         provider: `cpu`, `cuda`, `tensorrt` or a provider's full name; `auto` is CUDA where it works, and else the CPU.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
-        sample: input name → array that the check runs the model on; default: see `random_feeds`.
+        sample: input name → array that the check runs the model on, or height and width of a random image, where the
+            model leaves them free.
+        cache: a folder; False for none. True is that of the variable RWS_CACHE (`off`: none), or else of the platform.
 
     Raises BundleError if the model cannot be run or lacks a tensor, or the provider is unavailable, InputError if the
     strategy is unknown, or not exactly one of `layers` and `tensors` is given, SignatureError if the signatures are for
     another model, and StrategyUnavailableError if no strategy, or not the one asked for, passes the check.
     """
 
-    def __init__(
+    from_cache: bool  # whether what was learned at an earlier time was used
+
+    def __init__(  # noqa: PLR0913  # as many as a session has options
         self,
         model: str | Path | bytes | onnx.ModelProto,
         *,
@@ -50,25 +60,65 @@ class LiveSession(Patchable):
         strategy: str = "auto",
         provider: str = "auto",
         threads: int | None = None,
-        sample: Feeds | None = None,
+        sample: Feeds | tuple[int, int] | None = None,
+        cache: str | os.PathLike[str] | bool = True,
     ) -> None:
         known = [kind.name for kind in STRATEGIES]
         if strategy not in ("auto", *known):
             raise UsageError(f"strategy is {strategy!r}, expected auto, {', '.join(known)}")
+        if (layers is None) == (tensors is None):
+            raise InputError("give either layers, a number of convolutions, or tensors, names of initializers")
+        given = sample if isinstance(sample, Mapping) else None
+        size = FREE_SIZE if sample is None or isinstance(sample, Mapping) else sample
+        options = {"layers": layers, "tensors": tensors and list(tensors), "threads": threads, "size": size}
+        options["sample"] = given and [*given, digest_arrays(list(given.values()))]
+        cacheable = strategy in ("auto", Live.name) and providers(provider)[0] == CPU
+        store = _cache(cache, model, options) if cacheable else None
+        self.from_cache = store is not None and self._reopen(store, signatures, SessionMaker((CPU,), threads), given)
+        if self.from_cache:
+            return
         proto = read_model(model)
-        if layers is not None and tensors is None:
+        if isinstance(model, (str, Path)) and proto.ByteSize() > Path(model).stat().st_size:
+            store = None  # some weights are in other files, which are not hashed
+        if layers is not None:
             proto = prepare(proto)
             tensors = shallow_tensors(proto, layers)
-        elif layers is not None or tensors is None:
-            raise InputError("give either layers, a number of convolutions, or tensors, names of initializers")
-        clean = clean_tensors(proto, tensors)
-        feeds = random_feeds(proto) if sample is None else sample
+        clean = clean_tensors(proto, tensors or ())
+        specs = {} if given is not None else feed_specs(proto, size)
+        feeds = random_arrays(specs) if given is None else given
         maker, outputs = start(proto, feeds, provider, threads)
-        check = SelfCheck(PatchTarget(proto, clean, signatures, maker), feeds, outputs)
-        self._strategy, refused = _open(check, strategy)
-        self._arena = self._strategy.arena
-        self.strategy, self.provider = self._strategy.name, maker.providers[0]
-        self.description = _describe(check, self._strategy, self.provider, refused)
+        with ExitStack() as files:
+            check = SelfCheck(PatchTarget(proto, clean, signatures, maker, files), feeds, outputs)
+            found, refused = _open(check, strategy)
+            self._take(found, maker)
+            if store is not None and isinstance(found, Live):
+                store.store(Entry(found.graph, clean, specs, digest_arrays(outputs), store.digest))
+            self.description = _describe(check, found, refused)
+
+    def _reopen(self, store: Cache, signatures: Signatures | None, maker: SessionMaker, sample: Feeds | None) -> bool:
+        """Take what was learned before, if it gives the same outputs; the session starts with other weights."""
+        with ExitStack() as files:
+            entry = store.load(files)
+            if entry is None:
+                return False
+            try:
+                found = Live.reopened(entry.graph, entry.clean, signatures, maker)
+                if entry.sound is None or not entry.sound.result():
+                    return False
+                outputs = found.run(None, random_arrays(entry.specs) if sample is None else sample)
+                if digest_arrays(outputs) != entry.outputs or store.digest != entry.model:
+                    return False
+            except Exception as error:  # ONNX Runtime's errors share no base but Exception
+                if not _is_refusal(error):
+                    raise
+                return False
+        self._take(found, maker)
+        self.description = _describe(None, found, ())
+        return True
+
+    def _take(self, found: WeightUpdateStrategy, maker: SessionMaker) -> None:
+        self._strategy, self._arena = found, found.arena
+        self.strategy, self.provider = found.name, maker.providers[0]
 
     def get_inputs(self) -> list[Any]:
         """Return an `onnxruntime.NodeArg` for each input."""
@@ -97,6 +147,18 @@ class LiveSession(Patchable):
         self._arena.overwrite({name: array})
 
 
+def _cache(choice: str | os.PathLike[str] | bool, model: Any, options: Mapping[str, Any]) -> Cache | None:
+    folder = cache_folder(choice)
+    if folder is None:
+        return None
+    if isinstance(model, onnx.ModelProto):
+        model = model.SerializeToString(deterministic=True)
+    try:
+        return Cache(folder, model, options)
+    except OSError:  # `read_model` says why it cannot be read
+        return None
+
+
 def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str]]:
     provider = check.target.maker.providers[0]
     refused: list[str] = []
@@ -107,8 +169,7 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
             found = kind(check.target)
             check.check(found)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            # A bug of ours is not an error of ONNX Runtime, ONNX, the machine or the check.
-            if not from_library(error) and not isinstance(error, (StrategyUnavailableError, OSError, RuntimeError)):
+            if not _is_refusal(error):
                 raise
             refused.append(f"{kind.name}: {first_line(error)}")
         else:
@@ -116,11 +177,17 @@ def _open(check: SelfCheck, choice: str) -> tuple[WeightUpdateStrategy, list[str
     raise StrategyUnavailableError(f"model: its weights cannot be changed on {provider} ({'; '.join(refused)})")
 
 
-def _describe(check: SelfCheck, strategy: WeightUpdateStrategy, provider: str, refused: Sequence[str]) -> str:
-    parts = [f"{strategy.name} weights on {provider}"]
+def _is_refusal(error: Exception) -> bool:
+    """Return whether ONNX Runtime, ONNX, the machine or a check has raised it; else it is a bug of ours."""
+    return from_library(error) or isinstance(error, (StrategyUnavailableError, OSError, RuntimeError))
+
+
+def _describe(check: SelfCheck | None, strategy: WeightUpdateStrategy, refused: Sequence[str]) -> str:
+    """Say how weights reach the model; `check` measures what that costs if a faster strategy was refused."""
+    parts = [f"{strategy.name} weights on {check.target.maker.providers[0] if check else CPU}"]
     if kernel.NAME != "C":
         parts.append(f"patched by {kernel.NAME}: install with a C compiler to patch twice as fast")
-    if refused:
+    if check and refused:
         ratio, change_ms = check.cost(strategy)
         change = f"{change_ms:.2f} ms for a change of mix ({'; '.join(refused)})"
         parts += [f"{ratio:.2f} times the untouched session", change]

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 FREE_SIZE = (224, 224)  # height and width, pixels, that a model is tested with if it leaves them free
 Feeds = Mapping[str, NDArray[Any]]
+FeedSpecs = Mapping[str, tuple[str, Sequence[int]]]
+"""Input → dtype and shape."""
 
 
 @contextmanager
@@ -72,14 +74,14 @@ class SessionMaker:
 
 def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | None) -> tuple[SessionMaker, list[Any]]:
     """Run a model once on a provider; returns what makes sessions there, and the outputs. BundleError if it cannot."""
-    maker = SessionMaker(_providers(provider), threads)
+    maker = SessionMaker(providers(provider), threads)
     try:
         session = maker.session(model)
         outputs = session.run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
         raise BundleError(
-            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again"
+            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again, or give a sample that it takes"
         ) from error
     found = tuple(session.get_providers())
     if provider != "auto" and found[0] != maker.providers[0]:
@@ -97,8 +99,12 @@ def is_float(output: Any) -> bool:
 
 def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> dict[str, NDArray[Any]]:
     """Return one random input, 0…1 or 0…255, of `image_size` where free; BundleError if an input is not numeric."""
-    rng = np.random.default_rng(0)
-    feeds: dict[str, NDArray[Any]] = {}
+    return random_arrays(feed_specs(model, image_size))
+
+
+def feed_specs(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE) -> FeedSpecs:
+    """Return dtype and shape of each input of a model; see `random_feeds`."""
+    specs: dict[str, tuple[str, Sequence[int]]] = {}
     for name, value in data_inputs(model).items():
         lengths = value_shape(value)
         try:
@@ -110,7 +116,16 @@ def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE
         channels_last = len(lengths) == 4 and lengths[3] in (1, 3, 4) and lengths[1] not in (1, 3, 4)
         usual = (1, *image_size, 3) if channels_last else (1, 3, *image_size)
         free = usual if len(lengths) == 4 else (1,) * len(lengths)
-        shape = [length or other for length, other in zip(lengths, free, strict=True)]
+        specs[name] = (str(dtype), [length or other for length, other in zip(lengths, free, strict=True)])
+    return specs
+
+
+def random_arrays(specs: FeedSpecs) -> dict[str, NDArray[Any]]:
+    """Return random arrays, always the same ones: floats 0…1, bytes 0…255, and zeros of other integers."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[Any]] = {}
+    for name, (kind, shape) in specs.items():
+        dtype = np.dtype(kind)
         if dtype.kind == "f":
             feeds[name] = rng.random(shape, np.float32).astype(dtype, copy=False)
         else:
@@ -118,7 +133,8 @@ def random_feeds(model: onnx.ModelProto, image_size: tuple[int, int] = FREE_SIZE
     return feeds
 
 
-def _providers(choice: str) -> tuple[str, ...]:
+def providers(choice: str) -> tuple[str, ...]:
+    """Return the execution providers to try, in this order; BundleError if the chosen one is unavailable."""
     available = onnxruntime.get_available_providers()
     if choice == "auto":
         return tuple(name for name in (PROVIDERS["cuda"], CPU) if name in available)

@@ -20,6 +20,8 @@ from rws.text import printable
 if TYPE_CHECKING:
     import supervision
 
+NAMED = 4  # classes of a summary
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -40,7 +42,9 @@ class Detections:
         with require("detect"):
             import supervision
         names = np.array(self.labels, np.str_)
-        return supervision.Detections(self.boxes, None, self.confidence, self.class_id, data={"class_name": names})
+        return supervision.Detections(
+            self.boxes.copy(), None, self.confidence, self.class_id, data={"class_name": names}
+        )
 
 
 class Detect:
@@ -60,10 +64,13 @@ class Detect:
         self.check([output.shape for output in outputs])
         check_finite(outputs)
         found = decode(self.spec, outputs, placement.input_size)
-        if len(found.class_id) and not 0 <= found.class_id.min() <= found.class_id.max() < len(self.classes):
-            wrong = f"{found.class_id.min()} to {found.class_id.max()}"
+        if len(strange := found.class_id[(found.class_id < 0) | (found.class_id >= len(self.classes))]):
             raise InputError(
-                f"model: gives classes {wrong}, expected 0 to {len(self.classes) - 1}; give all their names"
+                f"model: gives class {strange[0]}, expected 0 to {len(self.classes) - 1}; give the names of all classes"
+            )
+        if len(found.xyxy) and found.xyxy.max() <= 1:
+            raise InputError(
+                "model: gives boxes within 0…1, expected pixels of its input; export it with boxes in pixels"
             )
         boxes = placement.to_frame(found.xyxy)
         seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the padding, nor cut off
@@ -74,34 +81,30 @@ class Detect:
         """Return a copy of the image, uint8, (H, W, 3), RGB, with each box, its class and confidence."""
         with require("detect"):
             import supervision
-        size, found, drawn = (image.shape[1], image.shape[0]), output.to_supervision(), image.copy()
-        thickness = supervision.calculate_optimal_line_thickness(size)
+        size, found = (image.shape[1], image.shape[0]), output.to_supervision()[::-1]  # the surest on top
+        scale = supervision.calculate_optimal_text_scale(size)
+        box = supervision.BoxAnnotator(thickness=supervision.calculate_optimal_line_thickness(size))
+        text = supervision.LabelAnnotator(text_scale=scale, text_padding=3)
         # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.
         names = [printable(label).encode("ascii", "replace").decode() for label in output.labels]
-        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, output.confidence, strict=True)]
-        write = supervision.LabelAnnotator(
-            text_scale=supervision.calculate_optimal_text_scale(size), text_padding=3, text_thickness=1
-        )
-        drawn = supervision.BoxAnnotator(thickness=thickness).annotate(drawn, found)
-        return np.asarray(write.annotate(drawn, found, labels=labels), np.uint8)
+        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, output.confidence, strict=True)][::-1]
+        drawn = box.annotate(image.copy(), found)
+        found.xyxy[:, 1] = found.xyxy[:, 1].clip(min=24 * scale + 6)  # a label stands on its box, and in the frame
+        return np.asarray(text.annotate(drawn, found, labels=labels), np.uint8)
 
     def to_dict(self, output: Detections) -> Mapping[str, object]:
         """Return the boxes in plain types, ready for `json.dumps`: pixels to a tenth, the surest first."""
-        boxes = [[round(float(edge), 1) for edge in box] for box in output.boxes]
+        boxes = output.boxes.astype(np.float64).round(1).tolist()
         rows = zip(output.labels, output.class_id.tolist(), output.confidence.tolist(), boxes, strict=True)
-        return {
-            "detections": [
-                {"label": label, "class_index": index, "confidence": round(sure, 4), "box": box}
-                for label, index, sure, box in rows
-            ]
-        }
+        keys = ("label", "class_index", "confidence", "box")
+        return {"detections": [dict(zip(keys, (*one, round(sure, 4), box), strict=True)) for *one, sure, box in rows]}
 
     def summary(self, output: Detections) -> tuple[str, float | None]:
         """Return how many of each class there are, the most frequent first, and the confidence of the surest box."""
-        if not output.labels:
-            return "nothing", None
         counts = Counter(output.labels).most_common()
-        return ", ".join(f"{count} {label}" for label, count in counts), float(output.confidence[0])
+        rest = f" and {len(counts) - NAMED} more" if len(counts) > NAMED else ""
+        text = ", ".join(f"{count} {label}" for label, count in counts[:NAMED]) + rest
+        return text or "nothing", float(output.confidence[0]) if counts else None
 
     def seen(self, output: Detections) -> Sequence[str]:
         """Return the names of the classes that are in the image, each once."""

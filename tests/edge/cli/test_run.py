@@ -21,6 +21,7 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from rws.cli import app
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.cli.results import describe_belief, image_block, image_line
@@ -281,6 +282,21 @@ def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeyp
     assert len(list(open_source(tmp_path / "a.mp4"))) == 4
     assert json.loads((tmp_path / "s").read_text())["stopped"] is True
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_bundle_loads_ends_the_run_as_a_later_one(rws, tmp_path, monkeypatch, number):
+    def load(*arguments):
+        os.kill(os.getpid(), number)
+        return loaded(*arguments)
+
+    loaded = Bundle.load
+    monkeypatch.setattr(Bundle, "load", load)
+    result = rws("run", "pattern:64x64", "--json", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    assert "stopped by a signal" in result.output
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["stopped"], summary["frames"]) == (True, 0)
 
 
 def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):

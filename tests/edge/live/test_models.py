@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,8 +15,9 @@ from torch import nn
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.errors import BundleError, InputError, MissingExtraError, SignatureError
-from support.tiny import CORRUPTIONS, make_signatures, network
+from support.tiny import CORRUPTIONS, make_signatures, network, taking, with_features
 
 SIZE = 16
 MIXES = [
@@ -89,7 +91,7 @@ def signatures(ready, names):
 @pytest.fixture(params=["onnx", "torch"])
 def backend(request):
     if request.param == "onnx":
-        return lambda model, signatures, names: OnnxModel(model, signatures, names, threads=1)
+        return partial(OnnxModel, threads=1)
     return TorchModel.from_onnx
 
 
@@ -238,6 +240,50 @@ def test_a_fixed_batch_of_one_takes_many_images(ready, names, x):
     model = OnnxModel(fixed.SerializeToString(), None, names, threads=1)
     expected = OnnxModel(ready.SerializeToString(), None, names, threads=1).predict(x)[0]
     np.testing.assert_allclose(model.predict(x)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec", [InputSpec(8, 8, "GREY", "NHWC", "uint8", 255), InputSpec(8, 8, "BGR", dtype="float16")]
+)
+def test_outputs_are_given_by_name_of_any_input_and_a_fixed_batch(spec):
+    proto = with_features(network(2, 4, seed=5))
+    names = shallow_tensors(proto, 2)
+    signatures = make_signatures(clean_tensors(proto, names))
+    image = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    if spec.colour == "GREY":
+        image[..., :] = image[..., :1]
+    rgb = np.stack([preprocess(one, spec.view)[0] for one in image])
+    plain = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
+    fixed = taking(spec, proto, batch=2).SerializeToString()
+    models = [OnnxModel(fixed, signatures, names, threads=1, outputs=chosen) for chosen in ((), ("flat", "logits"))]
+    x = np.stack([preprocess(one, spec)[0] for one in image])
+    for model in (plain, *models):
+        model.apply({"fog": 1.0})
+    logits, flat = plain.predict(rgb)
+    tolerance = 1e-2 if spec.dtype == "float16" else 1e-4
+    for model, expected in zip(models, ((logits, flat), (flat, logits)), strict=True):
+        for count in (1, 2, 5):
+            found = model.predict(x[:count])
+            assert len(found) == 2
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(one, other[:count], atol=tolerance)
+    np.testing.assert_array_equal(models[0].predict(x[0])[0], models[0].predict(x[:1])[0])
+    with pytest.raises(InputError, match=f"expected {spec.dtype}"):
+        models[0].predict(rgb)
+
+
+def test_an_output_that_the_model_does_not_have(backend, ready, names):
+    with pytest.raises(BundleError, match=r"has no output 'boxes'; it has '\w+'"):
+        backend(ready.SerializeToString(), None, names, outputs=["boxes"])
+
+
+def test_one_output_of_several_is_the_same_from_both_backends(backend):
+    proto = with_features(network(2, 4, seed=5))
+    names = shallow_tensors(proto, 2)
+    x = np.random.default_rng(1).random((3, 3, 8, 8), np.float32)
+    (flat,) = backend(proto.SerializeToString(), None, names, outputs=["flat"]).predict(x)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(flat, session.run(["flat"], {"image": x})[0], atol=1e-4)
 
 
 def test_asymmetric_padding_is_patched_too():

@@ -286,8 +286,8 @@ class TestOpening:
 
 
 def test_nothing_else_of_rws_is_imported():
-    allowed = ("rws.edge.live", "rws.edge.onnx", "rws.errors")
-    for path in Path(rws.edge.live.__file__).parent.glob("*.py"):
+    allowed = ("rws.edge.live", "rws.edge.onnx", "rws.edge.common.files", "rws.errors")
+    for path in Path(rws.edge.live.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

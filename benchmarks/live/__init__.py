@@ -1,0 +1,1 @@
+"""Live weights on many architectures, releases of ONNX Runtime and processors' features."""

@@ -1,0 +1,115 @@
+"""Which models can be changed live, and what it costs: models × releases of ONNX Runtime × features of the processor."""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import rws
+from rws.benchmarks.common.interleave import Row
+from rws.benchmarks.live.models import export
+from rws.errors import RwsError, first_line
+
+HERE = Path(__file__).parent
+AVX512, AVX2 = "AVX-512", "AVX2"
+_SECONDS = 900  # for one case
+
+
+def features() -> list[str]:
+    """Return what this processor can be measured as: as it is, and without AVX-512 if that can be hidden."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "avx512f" not in flags:
+        return [AVX2 if "avx2" in flags else "baseline"]
+    return [AVX512, AVX2] if "cpuid_fault" in flags else [AVX512]
+
+
+def measure_table(
+    specs: Sequence[str],
+    pythons: Sequence[str],
+    rounds: int,
+    seed: int,
+    progress: Callable[[str], object],
+    keep: Callable[[list[Row]], object],
+) -> None:
+    """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
+
+    `keep` is given all rows after each model.
+    """
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name, _importable() as path:
+        folder, hide = Path(name), _hiding_library(Path(name))
+        for spec in specs:
+            try:
+                model = export(spec, folder, seed)
+            except Exception as error:  # an architecture may raise anything when it is exported
+                rows.append({"model": _title(spec), "fault": f"export: {first_line(error)}"})
+                continue
+            for python in pythons:
+                for kind in features():
+                    environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
+                    row = _case(python, model, environment, seed, rounds)
+                    rows.append({"model": _title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
+                    rows[-1]["features"] = kind
+                    progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
+            for made in folder.glob("*.onnx"):
+                made.unlink()
+            keep(rows)
+
+
+_SAID = ("model", "onnxruntime", "features", "strategy", "exact", "live", "patched", "second_open", "fault")
+
+
+def _title(spec: str) -> str:
+    return Path(spec).stem if spec.endswith(".onnx") else spec.partition("/")[2]
+
+
+def _case(python: str, model: Path, environment: dict[str, str], seed: int, rounds: int) -> dict[str, Any]:
+    command = [python, "-m", "rws.benchmarks.live.case", str(model), str(seed), str(rounds)]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=tempfile.gettempdir(),
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"fault": f"not ready after {_SECONDS} s"}
+    if done.returncode != 0:
+        return {"fault": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _hiding_library(folder: Path) -> str:
+    if AVX2 not in features()[1:]:
+        return ""
+    library = folder / "cpuid.so"
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "cpuid.c")]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RwsError(f"cpuid.c cannot be compiled ({error}); install a C compiler") from error
+    return str(library)
+
+
+@contextmanager
+def _importable() -> Iterator[str]:
+    """Yield a folder from which any Python imports this package, without the packages of this one."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "rws"
+        package.mkdir()
+        for path in Path(rws.__path__[0]).glob("*.py"):
+            (package / path.name).symlink_to(path)
+        for room in ("edge", "oracle", "benchmarks"):
+            spec = find_spec(f"rws.{room}")
+            if spec is not None and spec.submodule_search_locations:
+                (package / room).symlink_to(spec.submodule_search_locations[0])
+        yield folder
