@@ -435,8 +435,8 @@ class AdoptionBuild:
         self._write(out, CORRUPTIONS)
 
     def _write(self, out: Path, names: Sequence[str]) -> None:
-        oracle, scores = self.oracle()
         signatures, (table, agreement) = self.signatures(names), self.gain(names)
+        oracle, scores = self.oracle()
         found: dict[str, Any] = dict(scores)
         prior = found.pop("prior")
         partial_of = {"partial": f"{len(names)} of {len(CORRUPTIONS)} signatures; the build goes on"}
@@ -471,7 +471,8 @@ class AdoptionBuild:
             },
         )
         write_bundle(out, parts)
-        self._report("bundle")({"signatures": len(names), "bundle": str(out)})
+        if len(names) < len(CORRUPTIONS):
+            self._report("first-bundle")({"done": True, "signatures": len(names), "bundle": str(out)})
 
 
 def _checked(classes: Sequence[str] | None, model: ImportedModel) -> tuple[str, ...]:

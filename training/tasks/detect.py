@@ -55,7 +55,7 @@ class DetectObjective:
         scores = []
         for pair in zip(to_tensors(outputs)[0].split(1), to_tensors(reference)[0].split(1), strict=True):
             found, aim = (_read(self._spec.head, output) for output in pair)
-            sure, wanted = (each.classes * (each.objectness if each.own else 1)[..., None] for each in (found, aim))
+            sure, wanted = (each.classes * (each.objectness[..., None] if each.own else 1) for each in (found, aim))
             scores.append(overlap(sure * _iou(found.box, aim.box)[..., None], wanted))
         return torch.cat(scores).numpy()
 

@@ -22,12 +22,17 @@ class RawObjective:
     def scores(self, outputs: Arrays, reference: Arrays) -> Scores:
         """Return the cosine of the angle between the two, mean over the outputs; 0 if they point apart."""
         pairs = zip(to_tensors(outputs), to_tensors(reference), strict=True)
-        each = [F.cosine_similarity(*(side.flatten(1).double() for side in pair)) for pair in pairs]
+        each = [_cosine(*(side.flatten(1).double() for side in pair)) for pair in pairs]
         return np.asarray(torch.stack(each).mean(0).clamp(0, 1).numpy(), np.float64)
 
     def agreement(self, outputs: Arrays, reference: Arrays) -> float:
         """Return the mean cosine."""
         return 100 * float(self.scores(outputs, reference).mean())
+
+
+def _cosine(found: Tensor, aim: Tensor) -> Tensor:
+    both_zero = ~(found.any(1) | aim.any(1))
+    return torch.where(both_zero, 1.0, F.cosine_similarity(found, aim))
 
 
 def _distance(found: Tensor, aim: Tensor) -> Tensor:
