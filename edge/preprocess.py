@@ -15,7 +15,7 @@ from rws.edge.common.schema import STRICT, Whole
 from rws.errors import InputError
 
 Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads and writes BGR
-Side = Annotated[int, Field(gt=0, le=4096, description="a number of pixels, 1 to 4096")]
+Side = Annotated[int, Field(gt=0, le=4096)]
 PADDING = 114  # grey around an image that was letterboxed
 
 _COLOURS: Mapping[str, Callable[[NDArray[np.uint8]], Any]] = {
@@ -24,7 +24,6 @@ _COLOURS: Mapping[str, Callable[[NDArray[np.uint8]], Any]] = {
     "GREY": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None],
     "RGBA": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),
 }
-_CHANNELS: Mapping[str, int] = {"RGB": 3, "BGR": 3, "GREY": 1, "RGBA": 4}
 
 
 @schema(frozen=True, config=STRICT)
@@ -37,15 +36,11 @@ class InputSpec:
 
     height: Side
     width: Side
-    colour: Annotated[Literal["RGB", "BGR", "GREY", "RGBA"], Field(description="'RGB', 'BGR', 'GREY' or 'RGBA'")]
-    layout: Annotated[Literal["NCHW", "NHWC"], Field(description="'NCHW' or 'NHWC'")] = "NCHW"
-    dtype: Annotated[Literal["float32", "float16", "uint8"], Field(description="'float32', 'float16' or 'uint8'")] = (
-        "float32"
-    )
-    high: Annotated[Literal[1, 255], Whole, Field(description="1 or 255")] = 1
-    fit: Annotated[Literal["crop", "stretch", "letterbox"], Field(description="'crop', 'stretch' or 'letterbox'")] = (
-        "crop"
-    )
+    colour: Literal["RGB", "BGR", "GREY", "RGBA"]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    high: Annotated[Literal[1, 255], Whole] = 1
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"
 
     @model_validator(mode="after")
     def _check_range(self) -> "InputSpec":
@@ -56,7 +51,7 @@ class InputSpec:
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of one image, as the model takes it, without the batch axis."""
-        channels = _CHANNELS[self.colour]
+        channels = {"GREY": 1, "RGBA": 4}.get(self.colour, 3)
         size = (self.height, self.width)
         return (channels, *size) if self.layout == "NCHW" else (*size, channels)
 

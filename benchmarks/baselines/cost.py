@@ -145,9 +145,7 @@ def _carried(name: str, method: Method, bundle: Bundle) -> int:
 
 def _warm_up_imports(x: Tensor) -> None:
     """Import and run what only some methods use, so that no method is charged for Python packages."""
-    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
-
-    import onnx2torch  # noqa: F401  # isort: skip
+    from rws.edge.onnx import torch_graph  # noqa: F401
 
     layer = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in `prepared`
     F.batch_norm(layer(x), None, None, training=True).sum().backward()  # type: ignore[no-untyped-call]  # as in `Tent`

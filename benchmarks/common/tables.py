@@ -40,6 +40,11 @@ class Column:
         return "" if value is None else format(value, self.format)
 
 
+def spoken(name: str) -> str:
+    """Return a name with spaces instead of underscores."""
+    return name.replace("_", " ")
+
+
 def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:
     """Return a column of words."""
     return Column(title, cell, words=True)

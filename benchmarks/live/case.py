@@ -41,7 +41,7 @@ class Change:
 def measure(path: Path, seed: int, rounds: int) -> Row:
     """Return what became of one model: strategy, exactness on inputs and weights of its own, times, and their ratios.
 
-    Times are of the processor, with one thread, since others may use the machine; those of `second_open` are of a clock.
+    Times are the processor's, of one thread, since others may use the machine; `second_open` is by the clock.
     If its weights cannot be changed, there is only the `fault`.
     """
     model = prepare(read_model(path))

@@ -18,8 +18,8 @@ TORCHVISION = (
     "regnet_y_400mf resnet18 resnet50 shufflenet_v2_x1_0 squeezenet1_1 swin_t"
 )
 TIMM = (
-    "deit_tiny_patch16_224 dla34 edgenext_xx_small efficientformer_l1 fastvit_t8 ghostnet_100 hrnet_w18_small levit_128s "
-    "mixer_s32_224 mobileone_s0 mobilevit_s poolformer_s12 repvgg_a0 rexnet_100 tinynet_e"
+    "deit_tiny_patch16_224 dla34 edgenext_xx_small efficientformer_l1 fastvit_t8 ghostnet_100 hrnet_w18_small "
+    "levit_128s mixer_s32_224 mobileone_s0 mobilevit_s poolformer_s12 repvgg_a0 rexnet_100 tinynet_e"
 )
 DEFAULT = tuple(f"torchvision/{name}" for name in TORCHVISION.split()) + tuple(f"timm/{name}" for name in TIMM.split())
 

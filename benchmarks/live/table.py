@@ -1,4 +1,4 @@
-"""Which models can be changed live, and what it costs: models × releases of ONNX Runtime × features of the processor."""
+"""Which models can be changed live, and at what cost: models × ONNX Runtime releases × features of the processor."""
 
 import json
 import os

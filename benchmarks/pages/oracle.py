@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rws.benchmarks.common.tables import Column, Record, columns, label
-from rws.benchmarks.pages.results import find, interval, lookup, spoken, table
+from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
+from rws.benchmarks.pages.results import find, interval, lookup, table
 
 RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}

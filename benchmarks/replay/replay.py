@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from rws.benchmarks.common.tables import Record
+from rws.benchmarks.common.tables import Record, columns, label, terminal
 from rws.benchmarks.streams.protocols import Flags, Floats, Ints
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
@@ -270,16 +271,14 @@ def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[
     return {**(scores(severities) if severities else {}), "clean_recall": recall, "per_severity": per_severity}
 
 
-def format_replay(result: Record) -> str:
-    """Return clean and robust accuracy of the arms, the regret and the oracle's scores as text."""
-    lines = [" " * 17 + "".join(f"{label:>16s}" for label in ARMS.values())]
-    for name, accuracies in (("clean accuracy", result["ta"]), ("robust accuracy", result["ra"])):
-        if accuracies:
-            lines.append(f"{name:17s}" + "".join(f"{accuracies[arm]:16.2f}" for arm in ARMS))
+_COLUMNS = (label("", "name"), *columns({title: arm for arm, title in ARMS.items()}, ".2f"))
+
+
+def print_replay(result: Record, console: Console) -> None:
+    """Print clean and robust accuracy of the arms, the regret and the oracle's scores on a console."""
+    parts = {"clean accuracy": result["ta"], "robust accuracy": result["ra"]}
+    console.print(terminal(_COLUMNS, [{"name": name, **scores} for name, scores in parts.items() if scores]))
     scores = result["oracle"]
     recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
-    lines.append(
-        f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
-        f"{recall}severity error {scores['severity_mae']:.2f}"
-    )
-    return "\n".join(lines)
+    known = f"type {scores['type_accuracy']:.2f} %, {recall}severity error {scores['severity_mae']:.2f}"
+    console.print(f"regret {result['regret']:.2f}; oracle: {known}")

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
 from torch import Tensor
 
 from rws.benchmarks.baselines.base import Baseline
 from rws.benchmarks.baselines.cost import Sample, measure_cost
 from rws.benchmarks.baselines.registry import BASELINES_VERSION, make_baselines
-from rws.benchmarks.common.tables import Record, plain, write_csv
+from rws.benchmarks.common.tables import Column, Record, columns, label, plain, terminal, write_csv
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import Ours, Outcome, our_methods, run_method, run_ours
 from rws.benchmarks.streams.protocols import PROTOCOLS, Ints, Stream, frames_of, make_stream
@@ -198,18 +199,25 @@ def write_accuracies(path: Path, result: Record) -> None:
     write_csv(path, "streams-row/1", plain("protocol", "method", "batch", "ra", "ta", *NAMES), rows)
 
 
-def format_streams(result: Record) -> str:
-    """Return robust and clean accuracy and what the mixes did as text: a table per protocol."""
-    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 12, "mix_change_rate": 9, "right": 7}
+def _delay(row: Record) -> str:
+    return "{median:g} ({p95:g}), {never_right:g} %".format(**row["delay"]) if row.get("delay") else ""
+
+
+_NUMBERS = {"robust": "ra", "clean": "ta", "regret": "regret", "clean lost": "ta_lost"}
+_NUMBERS |= {"changes": "mix_change_rate", "right": "right"}
+_COLUMNS = (
+    label("method", "method"),
+    Column("batch", "batch"),
+    *columns(_NUMBERS, ".2f"),
+    label("delay (95 %), never", _delay),
+)
+
+
+def print_streams(result: Record, console: Console) -> None:
+    """Print robust and clean accuracy and what the mixes did on a console: a table per protocol."""
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
-        lines += ["", f"{protocol:13s} batch robust  clean  regret  clean lost  changes  right  delay (95 %), never"]
-        for row in result["rows"]:
-            if row["protocol"] == protocol:
-                cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
-                if delay := row.get("delay"):
-                    cells += f"  {delay['median']:g} ({delay['p95']:g}), {delay['never_right']:g} %"
-                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}".rstrip())
-    return "\n".join(lines)
+        rows = [row for row in result["rows"] if row["protocol"] == protocol]
+        console.print(terminal(_COLUMNS, rows, protocol))
 
 
 def _file_digests(bundle: Bundle) -> dict[str, str]:

@@ -34,11 +34,12 @@ from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
-from rws.training.adopt.model import ImportedModel, adopt_model, load_classifier
+from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
-from rws.training.data.clean_images import CleanImages, load_labelled, read_names
+from rws.training.data.clean_images import CleanImages, load_labelled
 from rws.training.data.images import Images
+from rws.training.data.names import read_names
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
@@ -54,6 +55,7 @@ from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
+from rws.training.models.foreign import load_model
 
 ARMS = ("std", "trained", "perfect")
 
@@ -95,7 +97,7 @@ _LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
 ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
     "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
-    "vgg16": (partial(load_classifier, str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
+    "vgg16": (partial(load_model, str(DEFAULT_BUNDLE / MODEL)), Preprocessing()),
 }
 """ONNX bytes of each classifier, as its owner would have exported it, and its preprocessing of RGB 0…1."""
 
@@ -232,10 +234,10 @@ def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
     torch.set_num_threads(options.threads)
     make, preprocessing = ZOO[name]
-    model = adopt_model(make(), preprocessing)
+    model = adopt_model(make(), ImportOptions(preprocessing=preprocessing))
     classes = None if options.names is None else read_names(options.names)
-    wanted = model.classes if classes is None else classes
-    build, test = halves(load_labelled(images, model.size, wanted, limit=options.limit, seed=options.seed))
+    wanted = model.class_count or 0 if classes is None else classes
+    build, test = halves(load_labelled(images, model.input.height, wanted, limit=options.limit, seed=options.seed))
     recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
     return _Prepared(model, build, test, classes, replace(recipe, seed=options.seed))
 

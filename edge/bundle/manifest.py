@@ -8,18 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from rws.edge.common.schema import (
-    STRICT,
-    Count,
-    Sha256,
-    Text,
-    checked_format,
-    distinct,
-    parse_json,
-    required,
-    shorten,
-    validate,
-)
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, distinct, parse_json, required, validate
 from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureNames, TensorSpecs
 from rws.edge.tasks.base import TaskSpec
@@ -63,7 +52,7 @@ class Manifest:
     classes: Annotated[
         tuple[Text, ...], Field(min_length=1, max_length=2**17, description="a list of class names in printable text")
     ]
-    task: Annotated[TaskSpec, Field(description="an object with the task's name")]
+    task: TaskSpec
     outputs: Annotated[
         tuple[Text, ...],
         required("no name twice", distinct),
@@ -137,7 +126,7 @@ def _from_first(document: dict[str, Any], source: str) -> dict[str, Any]:
     size = document.get("input")
     size = size if isinstance(size, dict) else {}
     if extra := [*sorted(document.keys() & {"task", "outputs"}), *sorted(size.keys() - {*_FIRST_INPUT})]:
-        raise BundleError(f"{source}: key {shorten(extra[0])} is unknown in version 1; {CURE}")
+        raise BundleError(f"{source}: key {extra[0]!r:.80} is unknown in version 1; {CURE}")
     if (colour := size.get("colour", "RGB")) != "RGB":
-        raise BundleError(f"{source}: input.colour is {shorten(colour)}, expected 'RGB' in version 1; {CURE}")
+        raise BundleError(f"{source}: input.colour is {colour!r:.80}, expected 'RGB' in version 1; {CURE}")
     return {**document, "task": {"name": "classify"}, "outputs": []}

@@ -167,10 +167,9 @@ def remove(path: Folder, name: Annotated[str, argument(metavar="NAME", help="The
 
 @bundle.command()
 def upgrade(path: Folder) -> None:
-    """Write a bundle of an earlier version in the present version of its format.
+    """Write a bundle of an earlier version in the present version of its format; both run the same.
 
-    All versions can be run; only a bundle of the present one can say that its model is no classifier, or what its
-    input is like. A change by `rws bundle add` or `remove` upgrades, too.
+    A change by `rws bundle add` or `remove` upgrades, too.
 
     \b
     Examples:
@@ -180,11 +179,9 @@ def upgrade(path: Folder) -> None:
     from rws.edge.bundle.manifest import VERSION
 
     signed = _is_signed(path)
-    if not upgrade_bundle(path):
-        say(f"{path} is in version {VERSION} of the format already")
-        return
-    say(f"{path} is now in version {VERSION} of the format")
-    _say_unsigned(signed)
+    changed = upgrade_bundle(path)
+    say(f"{path} is {'now' if changed else 'already'} in version {VERSION} of the format")
+    _say_unsigned(signed and changed)
 
 
 @bundle.command()
@@ -358,18 +355,6 @@ def _input(description: dict[str, Any]) -> str:
     return f"{size['height']} x {size['width']} {size['colour']}"
 
 
-def _detailed_input(description: dict[str, Any]) -> str:
-    size = description["input"]
-    return f"{_input(description)}, {size['dtype']} {size['layout']}, 0 to {size['high']}, by {size['fit']}"
-
-
-def _task(description: dict[str, Any]) -> str:
-    task = description["task"]
-    settings = {"detect": ("head", "confidence", "iou"), "multilabel": ("confidence",)}.get(task["name"], ())
-    chosen = "".join(f", {key} {task[key]}" for key in settings)
-    return f"{task['name']}{chosen}; reads {', '.join(description['outputs'])}"
-
-
 def _maker(description: dict[str, Any]) -> str:
     if description["signed"]:
         key_id = description["signed_by"]
@@ -386,11 +371,12 @@ def _print(description: dict[str, Any]) -> None:
     levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
     settings = {k: f"of {len(v)} states" if isinstance(v, list) else v for k, v in description["filter"].items()}
     origin = _lines(provenance) if is_verbose() else f"{', '.join(provenance)} (-v shows all)"
+    task, takes = description["task"], description["input"]
     rows = {
         "folder": description["path"],
         "maker": _maker(description),
-        "task": _task(description),
-        "input": _detailed_input(description),
+        "task": f"{' '.join(filter(None, (task['name'], task['head'])))}; reads {', '.join(description['outputs'])}",
+        "input": f"{_input(description)}, {takes['dtype']} {takes['layout']} to {takes['high']}, by {takes['fit']}",
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
         "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -66,13 +66,7 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
 
 
 def checked_format(
-    document: object,
-    name: str,
-    versions: Collection[int],
-    source: str,
-    *,
-    cure: str,
-    error: type[RwsError] = FormatError,
+    document: object, name: str, versions: Sequence[int], source: str, *, cure: str, error: type[RwsError] = FormatError
 ) -> dict[str, Any]:
     """Return a document without its `format` and `version`, or raise an error (see `validate`) if they are others."""
     rest = dict(document) if isinstance(document, dict) else {}

@@ -81,7 +81,8 @@ def start(model: onnx.ModelProto, feeds: Feeds, provider: str, threads: int | No
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         given = ", ".join(f"{array.dtype} {array.shape}" for array in feeds.values())
         raise BundleError(
-            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); export it again, or give a sample that it takes"
+            f"model: ONNX Runtime cannot run it on {given} ({first_line(error)}); "
+            "export it again, or give a sample that it takes"
         ) from error
     found = tuple(session.get_providers())
     if provider != "auto" and found[0] != maker.providers[0]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rws.edge.live.arena import Arena, Signatures, Tensors, perturbed
 from rws.edge.live.base import PatchableModel, as_batch, output_places, plain
 from rws.edge.live.layout import plain_slots
-from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
 from rws.errors import BundleError, InputError, UsageError, first_line
 
@@ -115,6 +114,8 @@ class TorchModel(PatchableModel):
         outputs: Sequence[str] = (),
     ) -> "TorchModel":
         """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process."""
+        from rws.edge.onnx.torch_graph import to_torch
+
         proto = read_model(model)
         places = output_places([value.name for value in proto.graph.output], outputs)
         clean_tensors(proto, tensor_names)
@@ -160,9 +161,9 @@ class TorchModel(PatchableModel):
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         torch = self._torch
-        for parameter in (*self._module.parameters(), *self._parameters):
-            layout = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+        for tensor in (*self._module.parameters(), *self._module.buffers(), *self._parameters):
+            layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+            tensor.data = tensor.data.contiguous(memory_format=layout)
         slots = plain_slots({name: array.shape for name, array in clean.items()})
         for name, parameter in zip(clean, self._parameters, strict=True):
             order = torch.empty(parameter.numel(), dtype=torch.int32)

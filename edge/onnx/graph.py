@@ -22,11 +22,7 @@ from rws.edge.onnx.kinds import other_kind
 from rws.errors import BundleError, first_line
 
 _LARGEST = 2**31 - 1  # bytes: protobuf's limit
-_IMAGE_TYPES = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.UINT8: "uint8",
-}
+_IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.UINT8: "uint8"}
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -207,11 +203,6 @@ def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     """Return the shape of an input or output; None stands for a free length, () for an unknown shape."""
     # Some exporters write a free length as -1 or 0.
     return tuple(axis.dim_value if axis.dim_value > 0 else None for axis in value.type.tensor_type.shape.dim)
-
-
-def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
-    """Return the shape of the first output; see `value_shape`."""
-    return value_shape(model.graph.output[0])
 
 
 def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

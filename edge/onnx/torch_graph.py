@@ -11,14 +11,18 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
-import torch
 from onnx import inliner, numpy_helper
-from torch import Tensor, fx, nn
 
-from rws.edge.onnx import torch_layers  # noqa: F401  # adds to the table
+from rws.edge.common.extras import require
 from rws.edge.onnx.torch_numbers import NUMBERS
-from rws.edge.onnx.torch_operators import DTYPES, IDLE, OPERATORS, Operator
 from rws.errors import BundleError, OperatorError, first_line
+
+with require("torch"):
+    import torch
+    from torch import Tensor, fx, nn
+
+    from rws.edge.onnx import torch_layers  # noqa: F401  # adds to the table
+    from rws.edge.onnx.torch_operators import DTYPES, IDLE, OPERATORS, Operator
 
 _DOMAINS = ("", "ai.onnx")
 _OLDEST = 7  # opset: before, operators broadcast by an attribute
@@ -40,9 +44,9 @@ class TorchGraph(nn.Module):
         """Run the graph; see the class."""
         try:
             return self.body(*inputs)  # type: ignore[no-any-return]
-        except _FAULTS as error:
+        except _FAULTS:
             _Explaining(self.body).run(*inputs)
-            raise OperatorError(f"model: {first_line(error)}; run it with the onnx backend") from error
+            raise
 
 
 class _Explaining(fx.Interpreter):
@@ -57,7 +61,7 @@ class _Explaining(fx.Interpreter):
 
 def _refuse(where: str, error: BaseException) -> NoReturn:
     fault = f"model: {where} cannot be computed in torch ({first_line(error)})"
-    raise OperatorError(f"{fault}; export it without, or use the onnx backend") from error
+    raise OperatorError(f"{fault}; export the model without it") from error
 
 
 def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[TorchGraph, dict[str, str]]:
@@ -74,8 +78,7 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[TorchGraph
         raise OperatorError(f"model: of opset {opset}, expected {_OLDEST} or later; export it again")
     kinds = {f"{node.domain}.{node.op_type}".removeprefix("ai.onnx").lstrip("."): node for node in model.graph.node}
     if unknown := sorted(kind for kind, node in kinds.items() if _find(node, opset) is None):
-        known = f"no counterpart in torch for {', '.join(unknown)}"
-        raise OperatorError(f"model: there is {known}; export it without, or use the onnx backend")
+        raise OperatorError(f"model: torch has no counterpart of {', '.join(unknown)}; export the model without it")
     return _Builder(model.graph, tensors, opset).build()
 
 

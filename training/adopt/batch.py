@@ -34,7 +34,7 @@ def freed(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             for added in work.rewrite(node):
                 work.insert(added, node)
             work.infer(node)
-    except (ValueError, KeyError, shape_inference.InferenceError):
+    except (ValueError, KeyError, shape_inference.InferenceError, onnx.defs.SchemaError):
         return None
     if any((work.shapes.get(value.name) or (_MARK,))[0] != _MARK for value in work.graph.output):
         return None
@@ -55,7 +55,9 @@ class _Work:
         self.graph = self.proto.graph
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         inferred = shape_inference.infer_shapes(proto).graph
-        self.fixed = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.output)}
+        self.fixed = {
+            value.name: value_shape(value) for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        }
         self.types: dict[str, onnx.TypeProto] = {
             name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
             for name, tensor in self.constants.items()
@@ -214,6 +216,8 @@ class _Work:
         if like is None or self.batch == 1:
             return
         place = len(self.shapes[like] or ()) - (self.axis(like) or 0)
+        if node.op_type == "MatMul" and place <= 2:
+            return
         for index, name in enumerate(node.input):
             shape = self.shapes.get(name) or ()
             if name in self.constants and len(shape) >= place and shape[-place] == self.batch:

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from rws.edge.onnx.check import parts
 from rws.edge.onnx.graph import data_inputs, read_model, value_shape
@@ -21,6 +21,7 @@ from rws.errors import BundleError, UsageError, first_line
 TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+_PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
 _MOST_NODES = 20_000
 
 
@@ -61,11 +62,7 @@ class Runner:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            shape = value_shape(next(iter(data_inputs(proto).values())))
-            found = f"on {shape}{_place(error)}"
-            raise BundleError(
-                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
-            ) from error
+            raise _unloadable(proto, error) from error
         self.names = [value.name for value in self._session.get_outputs()]
         self._input = self._session.get_inputs()[0].name
 
@@ -81,11 +78,16 @@ class Runner:
         return list(found)
 
 
+def _unloadable(proto: onnx.ModelProto, error: Exception) -> BundleError:
+    shape = ", ".join("?" if n is None else str(n) for value in data_inputs(proto).values() for n in value_shape(value))
+    found = f"ONNX Runtime cannot load it for ({shape}){_place(error)}"
+    return BundleError(f"model: {found}; export it again, or give another --size")
+
+
 def _place(error: Exception) -> str:
     """Return which operator an error of ONNX Runtime speaks of; its text is of no use to who has only the model."""
     found = re.search(
-        r"Op \(([\w.]+)\)|running (\w+) node|op_type:(\w+)|for ([\w.]+)\(\d+\) node|([\w.]+)\(-?\d+\) is not",
-        str(error),
+        r"""Op \((\w+)\)|running (\w+) node|In Node, \("[^"]*", (\w+)|NOT_IMPLEMENTED.* for ([\w.]+)\(""", str(error)
     )
     return f" (at its operator {next(filter(None, found.groups()))})" if found else ""
 
@@ -154,7 +156,7 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if size(proto.graph.node) > _MOST_NODES:
         raise BundleError("model: its local functions hold too many nodes, or call themselves; export it without them")
     try:
-        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+        return inliner.inline_local_functions(proto, convert_version=True)
     except Exception as error:  # onnx raises types that share no base but Exception
         raise BundleError(f"model: its local functions cannot be inlined ({first_line(error)})") from error
 
@@ -288,6 +290,28 @@ def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -
     del proto.graph.value_info[:]
 
 
+def pad_explicitly(proto: onnx.ModelProto) -> None:
+    """Write the padding of convolutions and pooling as numbers that is said as SAME, if the size of what it pads is known."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    sizes = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.input)}
+    weights = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        kind, given = said.get("auto_pad", b"").decode(), sizes.get(node.input[0], ())[2:] if node.input else ()
+        kernel = said.get("kernel_shape") or (weights.get(node.input[1], ())[2:] if len(node.input) > 1 else ())
+        known = given and len(kernel) == len(given) and all(given)
+        if node.op_type not in _PADDED or not kind.startswith("SAME") or not known:
+            continue
+        ones = [1] * len(given)
+        sides = zip(given, kernel, said.get("strides", ones), said.get("dilations", ones), strict=True)
+        total = [max((-(-n // step) - 1) * step + (k - 1) * far + 1 - n, 0) for n, k, step, far in sides]
+        small, large = [side // 2 for side in total], [side - side // 2 for side in total]
+        for attribute in [found for found in node.attribute if found.name in ("auto_pad", "pads")]:
+            node.attribute.remove(attribute)
+        pads = small + large if kind == "SAME_UPPER" else large + small
+        node.attribute.append(helper.make_attribute("pads", pads))
+
+
 def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with constants folded and idle nodes removed by ONNX Runtime; it is still plain ONNX."""
     options = onnxruntime.SessionOptions()
@@ -298,11 +322,7 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            shape = value_shape(next(iter(data_inputs(proto).values())))
-            found = f"on {shape}{_place(error)}"
-            raise BundleError(
-                f"model: ONNX Runtime cannot load it {found}; export it again, or give another --size"
-            ) from error
+            raise _unloadable(proto, error) from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}
     for entry in [entry for entry in simpler.opset_import if entry.domain and entry.domain not in used]:

@@ -90,9 +90,10 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
-    proto = graph.simplified(proto)
     images = _random_images(spec, 2 * shape[0])
     expected = _run_parts(Runner(proto), images, shape[0])
+    proto = graph.simplified(proto)
+    graph.pad_explicitly(proto)
     names, told = options.names, names_in_metadata(original)
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
     reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
@@ -189,18 +190,21 @@ def _written(shape: Sequence[int | None]) -> str:
     return "(" + ", ".join("?" if length is None else str(length) for length in shape) + ")"
 
 
+def _by(sides: Sequence[int | None]) -> str:
+    return "x".join("?" if side is None else str(side) for side in sides)
+
+
 def _size(found: Sequence[int | None], given: tuple[int, int] | None, proto: onnx.ModelProto) -> tuple[int, int]:
     told = next((entry.value for entry in proto.metadata_props if entry.key == "imgsz"), "")  # Ultralytics
     numbers = [int(word) for word in told.strip("[] ").split(",") if word.strip().isdecimal()]
     sizes = given or (tuple(numbers) if len(numbers) == 2 else (None, None))
     result = [one or other for one, other in zip(found, sizes, strict=True)]
     if given is not None and tuple(result) != given:
-        wanted = "x".join(map(str, given))
-        raise UsageError(f"--size {wanted}, but the model takes {_written(found)} (height, width); leave --size out")
-    if None in result:
         raise UsageError(
-            f"model: takes images of {_written(found)} (height, width): say with --size HxW what to build for"
+            f"--size {_by(given)}, but the model takes {_by(found)} pixels (height x width); leave --size out"
         )
+    if None in result:
+        raise UsageError(f"model: leaves its size free, {_by(found)}: say with --size HEIGHTxWIDTH what to build for")
     height, width = (int(length or 0) for length in result)
     if not 8 <= min(height, width) <= max(height, width) <= 4096:
         raise InputError(f"model: takes {height}x{width} pixels, expected sides of 8 to 4096")

@@ -26,8 +26,8 @@ _USUAL = (
     Preprocessing(255, (127.0,), (128.0,)),
     Preprocessing(255, (123.68, 116.78, 103.94)),
 )
-_FEWEST, _MOST, _SECONDS = 8, 24, 30.0
-_CLEARLY = 2.0  # standard errors
+_FEWEST, _MOST, _SECONDS = 8, 64, 40.0
+_STANDARD_ERRORS = 2.0  # by which a mean must exceed zero to be clear
 _ALIKE = 0.02  # mean difference of probabilities that does no harm
 
 
@@ -46,7 +46,7 @@ def find_preprocessing(model: ImportedModel, images: NDArray[np.uint8]) -> tuple
 
     Args:
         model: as it takes images without any preprocessing.
-        images: uint8 (N, H, W, 3), RGB; more than 24 are not used.
+        images: uint8 (N, H, W, 3), RGB; more than 64 are not used.
     Raises UsageError, which names the options, if none is clearly better than the others.
     """
     proto = onnx.load_model_from_string(model.onnx)
@@ -68,13 +68,18 @@ def find_preprocessing(model: ImportedModel, images: NDArray[np.uint8]) -> tuple
     trials = sorted((_try(model, run, x, candidate) for candidate in candidates), key=lambda trial: -trial.score.mean())
     best, *others = trials
     said = ", ".join(f"{trial.preprocessing} {trial.score.mean():.3f}" for trial in trials[:4])
+    if not _clearly(best.score):
+        raise UsageError(f"model: sees no difference between {len(x)} images, whatever the preprocessing: {options}")
     for other in others:
-        if np.abs(best.evidence - other.evidence).sum(1).mean() < _ALIKE:
-            continue
-        gain = best.score - other.score
-        if gain.mean() <= _CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain)):
-            raise UsageError(f"model: no preprocessing is clearly the best on {len(x)} images ({said}): {options}")
+        alike = np.abs(best.evidence - other.evidence).sum(1).mean() < _ALIKE
+        if not alike and not _clearly(best.score - other.score):
+            found = f"{best.preprocessing} and {other.preprocessing} do not differ clearly on {len(x)} images"
+            raise UsageError(f"model: {found} (scores: {said}): {options}")
     return best.preprocessing, f"{best.preprocessing} (scores on {len(x)} images: {said})"
+
+
+def _clearly(gain: NDArray[np.float64]) -> bool:
+    return bool(gain.mean() > _STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)) and gain.mean() > 1e-6)
 
 
 def _candidates(model: ImportedModel) -> Iterator[Preprocessing]:
@@ -106,7 +111,7 @@ def _evidence(model: ImportedModel, run: Runner, x: NDArray[np.generic]) -> NDAr
 
 
 def _seen(model: ImportedModel, output: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return for one image the probability of each class, whether it is anywhere in it, or a direction (`raw`)."""
+    """Return for one image the probability of each class, how much of what is seen it is, or a direction (`raw`)."""
     task = model.task
     if task.name == "raw":
         return output / max(float(np.linalg.norm(output)), 1e-12)
@@ -115,14 +120,20 @@ def _seen(model: ImportedModel, output: NDArray[np.float64]) -> NDArray[np.float
     if task.name in ("classify", "segment"):
         powers = np.exp(output - output.max(0))
         return (powers / powers.sum(0)).reshape(len(output), -1).mean(1)
-    if task.head == "nms":
-        scores = np.zeros(max(model.class_count or 0, int(output[:, 5].max(initial=0)) + 1, 1000))
-        np.maximum.at(scores, output[:, 5].astype(int).clip(0), output[:, 4])
+    scores = _scores(task.head, output)
+    return scores / max(float(scores.sum()), 1e-9)
+
+
+def _scores(head: str, output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the score of the surest box of each class."""
+    if head == "nms":
+        scores = np.zeros(4096)
+        np.maximum.at(scores, output[:, 5].astype(int).clip(0, 4095), output[:, 4])
         return scores
-    rows = output.reshape(len(output), -1).T if task.head in ("fastestdet", "yolov8") else output
-    if task.head == "yolov8":
+    rows = output.reshape(len(output), -1).T if head in ("fastestdet", "yolov8") else output
+    if head == "yolov8":
         return rows[:, 4:].max(0)
-    objectness = rows[:, 0] if task.head == "fastestdet" else rows[:, 4]
+    objectness = rows[:, 0] if head == "fastestdet" else rows[:, 4]
     return np.asarray((objectness[:, None] * rows[:, 5:]).max(0))
 
 

@@ -71,7 +71,7 @@ class Live(WeightUpdateStrategy):
         with _memory(graph) as (file, memory):
             self.arena = Arena(clean, signatures, graph.layout, memory=memory)
             views = self.arena.views
-            # A weight that the session copied now, instead of reading it later, would give other outputs than the clean.
+            # A weight that the session copies now, instead of reading it later, gives other outputs than the clean.
             owners, packed = graph.mapped.owners, list(graph.mapped.unread)
             for name, view in views.items():
                 number = packed.index(owners[name]) if name in owners else len(packed)

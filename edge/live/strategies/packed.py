@@ -91,9 +91,8 @@ def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tup
     made, owners = dict(slots), dict[str, str]()
     others = {value.name for value in model.graph.output}  # names that are read as they are
     for node in model.graph.node:
-        others |= {
-            name for part in parts(node) if isinstance(part, onnx.NodeProto) and part != node for name in part.input
-        }
+        inner = (part for part in parts(node) if isinstance(part, onnx.NodeProto) and part is not node)
+        others |= {name for part in inner for name in part.input}
         for name in dict.fromkeys(node.input):
             if name not in slots:
                 continue

@@ -125,12 +125,12 @@ class TestVersion2:
             (lambda d: d.pop("task"), "key 'task' is missing"),
             (lambda d: d.update(task={"name": "guess"}), "task.name is 'guess', expected 'classify', 'multilabel'"),
             (lambda d: d.update(task={}), "key 'task.name' is missing"),
-            (lambda d: d["task"].update(confidence=2), "task.confidence is 2, expected a number, 0 to 1"),
+            (lambda d: d["task"].update(confidence=2), "task.confidence is 2, expected less than or equal to 1"),
             (lambda d: d["input"].update(dtype="uint8", high=1), "a uint8 input with high 255"),
             (lambda d: d["input"].update(dtype="float16"), "takes float32 .*expected float16"),
             (lambda d: d["input"].update(layout="NHWC"), r"takes float32 .*expected float32 \(N, 8, 8, 3\)"),
             (lambda d: d["input"].update(colour="GREY"), r"takes float32 .*expected float32 \(N, 1, 8, 8\)"),
-            (lambda d: d["input"].update(high=1.0), "input.high is 1.0, expected 1 or 255"),
+            (lambda d: d["input"].update(high=1.0), "input.high is 1.0, expected a whole number"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, bundle_path, change, message):

@@ -64,7 +64,7 @@ def test_upgrade_rewrites_an_old_bundle_and_says_what_it_did(bundle_path):
     assert (result.exit_code, "is now in version 2" in result.output) == (0, True)
     assert "signature no longer holds and was removed" in result.output
     again = rws("bundle", "upgrade", bundle_path)
-    assert (again.exit_code, "is in version 2 of the format already" in again.output) == (0, True)
+    assert (again.exit_code, "is already in version 2 of the format" in again.output) == (0, True)
     assert "signature" not in again.output
     refused = rws("bundle", "upgrade", bundle_path.parent)
     assert (refused.exit_code, "Traceback" in refused.output) == (3, False)
@@ -73,7 +73,7 @@ def test_upgrade_rewrites_an_old_bundle_and_says_what_it_did(bundle_path):
 def test_inspect_says_what_the_model_takes_and_gives(bundle_path):
     output = rws("inspect", bundle_path).output
     assert "classify; reads logits" in output
-    assert "8 x 8 RGB, float32 NCHW, 0 to 1, by crop" in output
+    assert "8 x 8 RGB, float32 NCHW to 1, by crop" in output
 
 
 def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shelf, caplog):

@@ -1,4 +1,5 @@
 import csv
+import gc
 import json
 import os
 import re
@@ -297,6 +298,16 @@ def test_a_signal_while_the_bundle_loads_ends_the_run_as_a_later_one(rws, tmp_pa
     assert "stopped by a signal" in result.output
     summary = json.loads((tmp_path / "s.json").read_text())
     assert (summary["stopped"], summary["frames"]) == (True, 0)
+
+
+def test_memory_is_given_back_while_a_run_goes_on(rws, monkeypatch):
+    frozen = []
+    monkeypatch.setattr("rws.edge.cli.session.RETURN_MEMORY_EVERY", 0.0)
+    monkeypatch.setattr("rws.edge.cli.session.return_memory", lambda: frozen.append(gc.get_freeze_count()))
+    assert rws("run", "pattern:64x64", "--limit", "4").exit_code == 0
+    assert len(frozen) >= 3
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):

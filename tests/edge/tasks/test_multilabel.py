@@ -5,7 +5,7 @@ from rws.edge.preprocess import Placement
 from rws.edge.tasks.multilabel import MultiLabel
 from rws.errors import InputError
 
-WHOLE = Placement(1.0, 1.0, 0.0, 0.0)
+WHOLE = Placement((4, 4), (4, 4), 1.0, 1.0, 0.0, 0.0)
 CLASSES = ("cat", "dog", "car", "tree", "bird")
 
 
@@ -14,7 +14,7 @@ def read(*logits, threshold=0.5):
     return task, task.read([np.float32([logits])], WHOLE)
 
 
-def test_each_label_is_judged_on_its_own_by_its_sigmoid():
+def test_each_label_is_found_by_its_own_sigmoid():
     task, output = read(2, -1, 0, 3, -9)
     assert [(one.label, one.class_index) for one in output.found] == [("tree", 3), ("cat", 0), ("car", 2)]
     np.testing.assert_allclose([one.confidence for one in output.found], 1 / (1 + np.exp([-3.0, -2.0, 0.0])), rtol=1e-5)

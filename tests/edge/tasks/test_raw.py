@@ -7,7 +7,7 @@ from rws.edge.preprocess import Placement
 from rws.edge.tasks.raw import FEW, Raw
 from rws.errors import InputError
 
-WHOLE = Placement(1.0, 1.0, 0.0, 0.0)
+WHOLE = Placement((4, 4), (4, 4), 1.0, 1.0, 0.0, 0.0)
 
 
 def test_outputs_of_any_shape_are_kept_as_they_are():
