@@ -129,12 +129,12 @@ class Bundle:
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
     network = _check_network(content, source, manifest.input)
-    found = [value.name for value in network.graph.output]
-    if unknown := [name for name in manifest.outputs if name not in found]:
+    outputs = [value.name for value in network.graph.output]
+    if unknown := [name for name in manifest.outputs if name not in outputs]:
         named = f"{MANIFEST} names the output {shorten(unknown[0])}"
-        raise BundleError(f"{source}: gives {shorten(', '.join(found))}, {named}; {CURE}")
+        raise BundleError(f"{source}: gives {shorten(', '.join(outputs))}, {named}; {CURE}")
     if manifest.task.name in ("classify", "multilabel"):
-        _check_rows(network, manifest.outputs or found[:1], len(manifest.classes), source)
+        _check_rows(network, manifest.outputs or outputs[:1], len(manifest.classes), source)
     shapes = {tensor.name: tensor.shape for tensor in manifest.patched_tensors}
     clean = clean_tensors(network, shapes)
     for name, shape in shapes.items():

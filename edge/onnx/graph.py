@@ -22,7 +22,11 @@ from rws.edge.onnx.kinds import other_kind
 from rws.errors import BundleError, first_line
 
 _LARGEST = 2**31 - 1  # bytes: protobuf's limit
-_IMAGE_TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.UINT8: "uint8"}
+_IMAGE_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -41,6 +45,8 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         proto = onnx.load_model_from_string(data)
         if not isinstance(model, bytes):
             _load_neighbours(proto, Path(model).parent)
+    except BundleError:
+        raise
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:

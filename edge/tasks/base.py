@@ -15,6 +15,8 @@ from rws.errors import InputError
 Output = TypeVar("Output")  # what a task reads, e.g. `Classification`
 Outputs = Sequence[NDArray[Any]]  # of a model, for one image: each has a batch axis of 1 where it has one
 
+TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
+Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -26,8 +28,8 @@ class TaskSpec:
     `multilabel`) needs, and `iou`, above which the weaker of two boxes of one class is dropped.
     """
 
-    name: Literal["classify", "multilabel", "detect", "segment", "raw"]
-    head: Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"] = ""
+    name: TaskName
+    head: Head = ""
     confidence: Share = 0.25
     iou: Share = 0.45
 

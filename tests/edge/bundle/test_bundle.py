@@ -242,7 +242,7 @@ class TestWriting:
             ({"name": ""}, "name is ''"),
             ({"name": "two\nlines"}, "printable"),
             ({"oracle": b"no network"}, r"oracle\.onnx: not a whole ONNX model"),
-            ({"model": b""}, "without nodes"),
+            ({"model": b""}, "^model: is empty; download or export it again$"),
         ],
     )
     def test_parts_that_do_not_fit_write_nothing(self, bundle_path, parts, tmp_path, change, message):

@@ -13,6 +13,7 @@ from rws.edge.onnx.graph import (
     prepare,
     read_model,
     shallow_tensors,
+    value_shape,
     weights_to_inputs,
 )
 from rws.errors import BundleError
