@@ -139,6 +139,7 @@ class AdoptionBuild:
         self.tensors = shallow_tensors(self._proto, self.layers)
         keep_freed_memory()
         self.why_shallow = ""
+        self._aims: Tensors = ()
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._store = Store(work, "keep")  # `--quick` and the full training share the default folder
@@ -224,7 +225,9 @@ class AdoptionBuild:
     def _crops(self, steps: int) -> Tensor:
         """Which image each corrupted one is made of, and top and left of its crop: int64 (M, 3)."""
         recipe, count = self.recipe, len(self.train)
-        made = min(max(1, min(recipe.draws, recipe.most // count)) * count, max(count // 4, steps * recipe.batch_size))
+        # More than are used three times would cost more to corrupt than they teach.
+        enough = max(recipe.batch_size, steps * recipe.batch_size // 3)
+        made = min(max(1, min(recipe.draws, recipe.most // count)) * count, enough)
         generator = torch.Generator().manual_seed(recipe.seed)
         room = torch.tensor(self.size) - torch.tensor(self._crop) + 1
         places = torch.randint(0, 2**31, (made, 2), generator=generator) % room
@@ -243,9 +246,10 @@ class AdoptionBuild:
         """Return what gives the clean network's outputs for some of these crops, by their places."""
         if self.target == "shallow" or len(crops) * self._output_bytes > LARGEST:
             return lambda index: self._clean_outputs(crops[index])
-        parts = [self._clean_outputs(part) for part in torch.split(crops, 25)]
-        outputs = [torch.cat(output) for output in zip(*parts, strict=True)]
-        return lambda index: tuple(output[index] for output in outputs)
+        if not self._aims or len(self._aims[0]) < len(crops):  # fewer crops are the first of more
+            parts = [self._clean_outputs(part) for part in torch.split(crops, 25)]
+            self._aims = tuple(torch.cat(output) for output in zip(*parts, strict=True))
+        return lambda index: tuple(output[index] for output in self._aims)
 
     def _to_input(self, pixels: Tensor) -> Tensor:
         return to_input(pixels, self.model.input)

@@ -61,10 +61,11 @@ class DetectObjective:
 
     def agreement(self, outputs: Arrays, reference: Arrays) -> float:
         """Return mAP50 against the reference's own boxes; 100 if it has none."""
-        aim = self._boxes(reference, self._spec.confidence)
-        return mean_average_precision(self._boxes(outputs, LEAST), aim) if any(len(one.boxes) for one in aim) else 100.0
+        aim = self.boxes(reference, self._spec.confidence)
+        return mean_average_precision(self.boxes(outputs, LEAST), aim) if any(len(one.boxes) for one in aim) else 100.0
 
-    def _boxes(self, outputs: Arrays, least: float) -> list[Detections]:
+    def boxes(self, outputs: Arrays, least: float) -> list[Detections]:
+        """Return the boxes of each image down to a confidence, in pixels of the model's input."""
         spec, found = replace(self._spec, confidence=least), []
         for image in range(len(outputs[0])):
             boxes = decode(spec, [output[image : image + 1] for output in outputs], self._size)
