@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
 def live(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="torchvision/NAME, timm/NAME or an .onnx file; repeatable. Default: 33 architectures."),
+        typer.Option(help="torchvision/NAME, timm/NAME or an .onnx file; repeatable. Default: 37 architectures."),
     ] = None,
     python: Annotated[
         list[str] | None,
         typer.Option(help="A Python with another onnxruntime (and numpy, onnx); repeatable. Default: this one."),
     ] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the exported models in this folder.")] = None,
     rounds: Rounds = 5,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
     report: JsonOption = None,
@@ -43,4 +46,5 @@ def live(
     def keep(rows: list[Row]) -> None:
         save(report, "live/1", {"rows": rows}, seed=seed, rounds=rounds, threads=1)
 
-    measure_table(model or DEFAULT, python or [sys.executable], rounds, seed, say, keep)
+    with tempfile.TemporaryDirectory() as folder:
+        measure_table(model or DEFAULT, python or [sys.executable], rounds, seed, work or Path(folder), say, keep)

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, Row, interleave, percentiles
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import CPU, SessionMaker, random_feeds
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, replaced_tensors, shallow_tensors
@@ -27,6 +27,7 @@ from rws.errors import RwsError
 
 LAYERS = 5
 OPENINGS = 3
+BLOCK_MS = 40  # of frames between two of the untouched session's blocks
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM")
 
 
@@ -48,9 +49,9 @@ def measure(path: Path, seed: int, rounds: int) -> Row:
     names = _tensors(model)
     row: Row = {"tensors": len(names), "weights": sum(array.size for array in clean_tensors(model, names).values())}
     row |= {"opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))}
-    prepared = path.with_suffix(".prepared.onnx")
-    onnx.save(model, prepared)
     with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        onnx.save(model, prepared)
         try:
             session = partial(_open, prepared, names, folder, _changes(clean_tensors(model, names), seed))
             live = session()
@@ -143,7 +144,8 @@ def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Row:
             run()
             return 1e3 * (time.process_time() - before)
 
-        settle, count = block_frames(np.array([once(number) for number in range(5)]), 0)
+        frame_ms = float(np.median([once(number) for number in range(5)]))
+        settle, count = 1, int(np.clip(BLOCK_MS / frame_ms, 3, 20))
 
         def block() -> Block:
             times = np.array([once(number) for number in range(settle + count)])[settle:]

@@ -33,19 +33,20 @@ def measure_table(
     pythons: Sequence[str],
     rounds: int,
     seed: int,
+    work: Path,
     progress: Callable[[str], object],
     keep: Callable[[list[Row]], object],
 ) -> None:
     """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
 
-    `keep` is given all rows after each model.
+    `keep` is given all rows after each model; exported models stay in `work`.
     """
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name, _importable() as path:
-        folder, hide = Path(name), _hiding_library(Path(name))
+    with _importable() as path:
+        hide = _hiding_library(work)
         for spec in specs:
             try:
-                model = export(spec, folder, seed)
+                model = export(spec, work, seed)
             except Exception as error:  # an architecture may raise anything when it is exported
                 rows.append({"model": _title(spec), "fault": f"export: {first_line(error)}"})
                 continue
@@ -56,8 +57,6 @@ def measure_table(
                     rows.append({"model": _title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
                     rows[-1]["features"] = kind
                     progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
-            for made in folder.glob("*.onnx"):
-                made.unlink()
             keep(rows)
 
 
