@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import rws
-from rws.benchmarks.common.interleave import Row
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.live.models import export
 from rws.errors import RwsError, first_line
 
@@ -35,26 +34,27 @@ def measure_table(
     seed: int,
     work: Path,
     progress: Callable[[str], object],
-    keep: Callable[[list[Row]], object],
+    keep: Callable[[list[Record]], object],
 ) -> None:
     """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
 
     `keep` is given all rows after each model; exported models stay in `work`.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     with _importable() as path:
         hide = _hiding_library(work)
         for spec in specs:
             try:
                 model = export(spec, work, seed)
             except Exception as error:  # an architecture may raise anything when it is exported
-                rows.append({"model": _title(spec), "fault": f"export: {first_line(error)}"})
+                rows.append({"model": title(spec), "fault": f"export: {first_line(error)}"})
                 continue
             for python in pythons:
                 for kind in features():
                     environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
-                    row = _case(python, model, environment, seed, rounds)
-                    rows.append({"model": _title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
+                    case = [python, "-m", "rws.benchmarks.live.case", str(model), str(seed), str(rounds)]
+                    row = run_case(case, environment)
+                    rows.append({"model": title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
                     rows[-1]["features"] = kind
                     progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
             keep(rows)
@@ -63,12 +63,13 @@ def measure_table(
 _SAID = ("model", "onnxruntime", "features", "strategy", "exact", "live", "patched", "second_open", "fault")
 
 
-def _title(spec: str) -> str:
+def title(spec: str) -> str:
+    """Return a model's name in the table."""
     return Path(spec).stem if spec.endswith(".onnx") else spec.partition("/")[2]
 
 
-def _case(python: str, model: Path, environment: dict[str, str], seed: int, rounds: int) -> dict[str, Any]:
-    command = [python, "-m", "rws.benchmarks.live.case", str(model), str(seed), str(rounds)]
+def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: float = _SECONDS) -> Record:
+    """Run a process that prints a row as JSON last; returns it, or what failed as `fault`, in a line."""
     try:
         done = subprocess.run(
             command,
@@ -76,14 +77,14 @@ def _case(python: str, model: Path, environment: dict[str, str], seed: int, roun
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"fault": f"not ready after {_SECONDS} s"}
+        return {"fault": f"not ready after {seconds} s"}
     if done.returncode != 0:
         return {"fault": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row: Record = json.loads(done.stdout.splitlines()[-1])
     return row
 
 

@@ -97,6 +97,7 @@ _LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
 ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
     "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
+    "efficientnet_lite2": (partial(_efficientnet_lite, 2, 260), _LITE),
     "vgg16": (partial(load_model, str(DEFAULT_BUNDLE / MODEL)), Preprocessing()),
 }
 """ONNX bytes of each classifier, as its owner would have exported it, and its preprocessing of RGB 0…1."""
