@@ -29,6 +29,7 @@ def live(
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Keep the exported models in this folder.")] = None,
     rounds: Rounds = 5,
+    workers: Annotated[int, typer.Option(min=1, help="Cases at a time; their times are the processor's.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
     report: JsonOption = None,
 ) -> None:
@@ -41,10 +42,11 @@ def live(
     """
     with require("bench"):
         from rws.benchmarks.live.models import DEFAULT
-        from rws.benchmarks.live.table import measure_table
+        from rws.benchmarks.live.table import TableOptions, measure_table
 
     def keep(rows: list[Record]) -> None:
         save(report, "live/1", {"rows": rows}, seed=seed, rounds=rounds, threads=1)
 
     with tempfile.TemporaryDirectory() as folder:
-        measure_table(model or DEFAULT, python or [sys.executable], rounds, seed, work or Path(folder), say, keep)
+        options = TableOptions(python or [sys.executable], work or Path(folder), rounds, seed, workers)
+        measure_table(model or DEFAULT, options, say, keep)

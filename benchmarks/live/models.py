@@ -18,9 +18,9 @@ TORCHVISION = (
     "shufflenet_v2_x1_0 squeezenet1_1"
 )
 TIMM = (
-    "convnext_atto deit_tiny_patch16_224 dla46_c edgenext_xx_small efficientvit_b0 ese_vovnet19b_dw "
-    "fastvit_t8 ghostnet_050 hardcorenas_a lcnet_050 levit_128s mobilenetv4_conv_small mobileone_s0 "
-    "mobilevit_xxs pit_ti_224 repvgg_a0 rexnet_100 semnasnet_075 starnet_s1 tf_efficientnet_lite0 tinynet_e xcit_nano_12_p16_224"
+    "convnext_atto deit_tiny_patch16_224 dla46_c edgenext_xx_small efficientvit_b0 ese_vovnet19b_dw fastvit_t8 "
+    "ghostnet_050 hardcorenas_a lcnet_050 levit_128s mobilenetv4_conv_small mobileone_s0 mobilevit_xxs pit_ti_224 "
+    "repvgg_a0 rexnet_100 semnasnet_075 starnet_s1 tf_efficientnet_lite0 tinynet_e xcit_nano_12_p16_224"
 )
 DEFAULT = tuple(f"torchvision/{name}" for name in TORCHVISION.split()) + tuple(f"timm/{name}" for name in TIMM.split())
 

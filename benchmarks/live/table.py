@@ -5,8 +5,11 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import rws
@@ -27,36 +30,47 @@ def features() -> list[str]:
     return [AVX512, AVX2] if "cpuid_fault" in flags else [AVX512]
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """How to measure: the Pythons whose ONNX Runtime is used, and a folder where exported models stay."""
+
+    pythons: Sequence[str]
+    work: Path
+    rounds: int = 2
+    seed: int = 0
+    workers: int = 1  # cases at a time
+
+
 def measure_table(
     specs: Sequence[str],
-    pythons: Sequence[str],
-    rounds: int,
-    seed: int,
-    work: Path,
+    options: TableOptions,
     progress: Callable[[str], object],
     keep: Callable[[list[Record]], object],
 ) -> None:
     """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
 
-    `keep` is given all rows after each model; exported models stay in `work`.
+    `keep` is given all rows after each model.
     """
     rows: list[Record] = []
-    with _importable() as path:
-        hide = _hiding_library(work)
+    cases = list(product(options.pythons, features()))
+    with _importable() as path, ThreadPoolExecutor(options.workers) as pool:
+        hide = _hiding_library(options.work)
         for spec in specs:
             try:
-                model = export(spec, work, seed)
+                model = export(spec, options.work, options.seed)
             except Exception as error:  # an architecture may raise anything when it is exported
                 rows.append({"model": title(spec), "fault": f"export: {first_line(error)}"})
                 continue
-            for python in pythons:
-                for kind in features():
-                    environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
-                    case = [python, "-m", "rws.benchmarks.live.case", str(model), str(seed), str(rounds)]
-                    row = run_case(case, environment)
-                    rows.append({"model": title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
-                    rows[-1]["features"] = kind
-                    progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
+
+            def case(place: tuple[str, str], model: Path = model) -> Record:
+                python, kind = place
+                environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
+                case = [python, "-m", "rws.benchmarks.live.case", str(model), str(options.seed), str(options.rounds)]
+                return {"features": kind} | run_case(case, environment)
+
+            for row in pool.map(case, cases):
+                rows.append({"model": title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
+                progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
             keep(rows)
 
 
@@ -69,7 +83,7 @@ def title(spec: str) -> str:
 
 
 def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: float = _SECONDS) -> Record:
-    """Run a process that prints a row as JSON last; returns it, or what failed as `fault`, in a line."""
+    """Run a process that prints a row as JSON last; returns it, or in a line as `fault` what failed."""
     try:
         done = subprocess.run(
             command,
@@ -78,6 +92,7 @@ def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: fl
             capture_output=True,
             text=True,
             timeout=seconds,
+            start_new_session=True,  # Linux shares processors between sessions
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What becomes of many models: each is read, prepared, patched, and converted to torch, in a separate process.
+"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.live.case import exactness
@@ -23,19 +24,19 @@ from rws.edge.common.child import python_command
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import random_feeds
 from rws.edge.onnx.graph import shallow_tensors
-from rws.edge.onnx.torch_graph import to_torch
-from rws.errors import OperatorError, RwsError, StrategyUnavailableError, first_line
-from rws.training.adopt.graph import Runner
-from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
+from rws.errors import RwsError, StrategyUnavailableError, UsageError, first_line
+from rws.training.adopt.build import AdoptionBuild
+from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model, with_preprocessing
 from rws.training.adopt.outputs import Wanted
+from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.run import side_lengths
 from rws.training.adopt.trainable import layers_within
 from rws.training.adopt.understand import find_preprocessing
-from rws.training.data.clean_images import load_clean_images
+from rws.training.data.clean_images import CleanImages, load_clean_images
 from rws.training.models.foreign import load_model
 
 MEMORY, SECONDS = 6 * 2**30, 600  # bytes and seconds for one model
-IMAGES = 16
+IMAGES = 20
 KNOWN = Path(__file__).parent / "models.toml"
 _TORCHVISION = (
     "convnext_tiny deeplabv3_mobilenet_v3_large efficientnet_b0 lraspp_mobilenet_v3_large mobilenet_v2 "
@@ -78,13 +79,13 @@ def measure_models(
         keep(rows)
 
 
-_SAID = ("model", "outcome", "refusals", "task", "head", "strategy", "exact", "torch", "gradient", "seconds", "fault")
+_SAID = ("model", "outcome", "refusals", "task", "head", "strategy", "exact", "training", "seconds", "fault")
 
 
 def _written(name: str, work: Path) -> Path:
     path = work / f"{name}.onnx"
     if not path.exists():
-        path.write_bytes(ZOO[name][0]())
+        path.write_bytes(ZOO[name][0](None))
     return path
 
 
@@ -105,7 +106,11 @@ def examine(path: Path, options: Mapping[str, str], seed: int, images: str = "")
             row["refusals"].append(str(error))
             continue
         row |= {"outcome": "taken", "options": " ".join(f"--{name} {value}" for name, value in attempt.items())}
-        row |= _understood(model, images) | _patched(model, seed) | _trained(model, seed)
+        row |= _understood(model)
+        pixels = _pixels(images, model.input.height, model.input.width, seed)
+        if images:
+            model, row["preprocessing"] = _preprocessed(model, pixels)
+        row |= _patched(model, seed) | _trained(model, pixels)
         break
     return row | {"seconds": round(time.perf_counter() - start, 1)}
 
@@ -121,18 +126,24 @@ def _import_options(said: Mapping[str, str]) -> ImportOptions:
     return ImportOptions(size, wanted=Wanted(said.get("task"), said.get("head", ""), outputs))  # type: ignore[arg-type]
 
 
-def _understood(model: ImportedModel, images: str) -> Record:
+def _understood(model: ImportedModel) -> Record:
     row: Record = {"input": asdict(model.input), "task": model.task.name, "head": model.task.head, "reason": model.reason}
-    row |= {"outputs": len(model.outputs), "classes": model.class_count, "batch": model.batch, "changes": model.changes}
-    if images:
-        size = (model.input.height, model.input.width)
-        with tempfile.TemporaryDirectory() as folder:
-            loaded = load_clean_images(images, size, every=1, limit=IMAGES, keep=Path(folder))
-        try:
-            row["preprocessing"] = find_preprocessing(model, loaded.pixels.permute(0, 2, 3, 1).numpy())[1]
-        except RwsError as error:
-            row["preprocessing"] = f"asked: {error}"
-    return row
+    return row | {"outputs": len(model.outputs), "classes": model.class_count, "batch": model.batch, "changes": model.changes}
+
+
+def _preprocessed(model: ImportedModel, pixels: NDArray[np.uint8]) -> tuple[ImportedModel, str]:
+    try:
+        found, said = find_preprocessing(model, pixels)
+    except UsageError as error:
+        return model, f"asks: {error}"
+    return with_preprocessing(model, found), said
+
+
+def _pixels(images: str, height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    if not images:
+        return np.random.default_rng(seed).integers(0, 256, (IMAGES, height, width, 3), np.uint8)
+    loaded = load_clean_images(images, (height, width), limit=IMAGES)
+    return loaded.pixels.permute(0, 2, 3, 1).numpy()
 
 
 def _patched(model: ImportedModel, seed: int) -> Record:
@@ -147,21 +158,16 @@ def _patched(model: ImportedModel, seed: int) -> Record:
     return {"layers": layers, "strategy": live.strategy, **exactness(live, proto, tensors, seed)}
 
 
-def _trained(model: ImportedModel, seed: int) -> Record:
-    """Compare the torch module with ONNX Runtime, the largest difference as a part of the largest output."""
-    proto = onnx.load_model_from_string(model.onnx)
-    spec = model.input
-    x = np.random.default_rng(seed).random((model.batch or 2, *spec.shape), np.float32) * spec.high
-    x = x.astype(spec.dtype)
-    try:
-        module, _ = to_torch(proto, shallow_tensors(proto, layers_within(proto)))
-        with torch.no_grad():
-            found = [output.numpy().astype(np.float64) for output in module.eval()(torch.from_numpy(x))]
-    except OperatorError as error:
-        return {"torch": str(error)}
-    pairs = zip(found, Runner(proto)(x), strict=True)
-    errors = [float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30)) for one, other in pairs]
-    return {"torch": "", "torch_error": max(errors)}
+def _trained(model: ImportedModel, pixels: NDArray[np.uint8]) -> Record:
+    """Start a build: its torch module gives what ONNX Runtime gives, and its loss has a gradient."""
+    images = CleanImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            build = AdoptionBuild(model, images, AdoptRecipe(), Path(folder))
+            build.check()
+        except RwsError as error:
+            return {"training": str(error)}
+    return {"training": build.target, "why_shallow": build.why_shallow}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -161,6 +161,31 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise BundleError(f"model: its local functions cannot be inlined ({first_line(error)})") from error
 
 
+def widened(proto: onnx.ModelProto) -> bool:
+    """Turn all 16-bit numbers of a model but its input into float32; return whether there were any."""
+    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
+    found = False
+    for part in parts(proto):
+        if isinstance(part, TensorProto) and part.data_type == half:
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part).astype(np.float32), part.name))
+            found = True
+        elif isinstance(part, onnx.NodeProto):
+            for attribute in part.attribute:
+                if attribute.name in ("to", "dtype") and attribute.i == half:
+                    attribute.i, found = full, True
+    for value in proto.graph.output:
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type, found = full, True
+    for name, value in data_inputs(proto).items():
+        if value.type.tensor_type.elem_type == half:
+            for node in proto.graph.node:
+                rename(node.input, name, f"{name}.float32")
+            proto.graph.node.insert(0, helper.make_node("Cast", [name], [f"{name}.float32"], to=full))
+            found = True
+    del proto.graph.value_info[:]
+    return found
+
+
 def set_input(proto: onnx.ModelProto, shape: Sequence[int | str]) -> None:
     """Declare the input's shape, and forget what was declared of all other values' shapes."""
     name, old = next(iter(data_inputs(proto).items()))

@@ -82,14 +82,12 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if proto.functions:
         proto = graph.inlined(proto)
         changes.append("its local functions were inlined")
-    kind = is_quantised(proto)
-    if kind == "half precision":
-        proto = dequantised(proto)
+    if half := graph.widened(proto):
         changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
     declared = data_input(original).shape
     graph.set_input(proto, shape)
-    if kind.startswith("int8"):
+    if kind := is_quantised(proto):
         layers = options.layers or layers_within(prepare(dequantised(proto)))
         proto = float_shallow(proto, layers)
         changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
@@ -111,7 +109,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
     changes += steps.values()
     wanted = {name: expected[name] for name in reading.outputs}
-    tolerance = _HALF if kind else graph.TOLERANCE
+    tolerance = _HALF if half or kind else graph.TOLERANCE
     proto, batch, found = _settled(prepare(graph.simplified(proto)), images, shape[0], wanted, tolerance, list(steps))
     if declared and declared[0] is not None and batch is None:
         changes.append(f"its batch of {declared[0]} was made free")

@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from rws.edge.onnx.graph import data_inputs
-from rws.edge.tasks.base import TaskSpec
+from rws.edge.tasks.base import Head, TaskName, TaskSpec
 from rws.edge.tasks.heads import guess_head
 from rws.errors import BundleError, UsageError, check_known
 from rws.training.adopt.graph import HEAVY, last_node, producers
 
-TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
-Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
 _OF_ULTRALYTICS: Mapping[str, TaskName] = {"detect": "detect", "classify": "classify"}  # all else is raw
-_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div")  # what logits come from; features come from pooling, too
+# What logits come from; features come from pooling, too.
+_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div", "QGemm", "QLinearConv", "QLinearMatMul", "QLinearAdd")
 _FEW = 6  # outputs that a message lists
 
 
@@ -111,7 +110,7 @@ class _Outputs:
     def kind(self, output: str) -> str:
         """Return the operator that an output comes from, nodes skipped that only move its values."""
         node = last_node(self.proto, output)
-        while node is not None and node.op_type == "Transpose":
+        while node is not None and node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear"):
             node = last_node(self.proto, node.input[0])
         return "" if node is None else node.op_type
 
@@ -200,7 +199,7 @@ class _Outputs:
             )
         if count == 1 and task != "multilabel":
             raise UsageError(f"{fault}: say --task multilabel if it is a label's logit or probability, else --task raw")
-        if kind not in ("Softmax", "Sigmoid") and values.min() >= 0 and values.max() <= 1:
+        if kind not in ("Softmax", "Sigmoid", *HEAVY) and values.min() >= 0 and values.max() <= 1:
             raise UsageError(
                 f"{fault} within 0…1, not logits: name what they come from with --output, or say --task raw"
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rws.errors import UsageError
 from rws.terminal import say
@@ -67,7 +68,8 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     names = None if options.names is None else read_names(options.names)
     given = options.preprocessing or Preprocessing()
     model = adopt_model(
-        load_model(options.model, options.size), ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers)
+        load_model(options.model, options.size),
+        ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
     how = f"{given} (given)"
@@ -96,14 +98,16 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
 
 def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanImages, list[str] | None]:
     classes, size = None if model.classes is None else list(model.classes), (model.input.height, model.input.width)
+    how: dict[str, Any] = {"fit": model.input.fit, "every": options.every}
     if options.labels:
+        if model.task.name != "classify":
+            raise UsageError(f"--labels: images in folders of classes say nothing of the task {model.task.name}")
         found = load_labelled(options.images, size, classes or model.class_count or 0, limit=options.limit)
         images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
-        images = load_clean_images(options.images, size, every=options.every, limit=options.limit, keep=options.work)
+        images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, **how)
     if options.more_images is not None:
-        limit, every = 10 * options.limit, options.every
-        more = load_clean_images(options.more_images, size, every=every, limit=limit, keep=options.work)
+        more = load_clean_images(options.more_images, size, limit=10 * options.limit, keep=options.work, **how)
         images = replace(images, more=more.pixels)
     return images, classes
 
