@@ -188,7 +188,7 @@ class _Rewrite:
         product = self._makers.get(_other(scaled, cast.output[0])) if cast and scaled else None
         kinds = [each.op_type if each else "" for each in (source, cast, scaled, product)]
         if not source or not cast or not scaled or not product or kinds != _DYNAMIC_KINDS:
-            raise self._refused(f"is not among {', '.join(_DYNAMIC_KINDS)}")
+            raise self._refused(f"stands between other operators than {', '.join(_DYNAMIC_KINDS)}")
         if source.output[1] not in product.input:
             raise self._refused("is not scaled by its input's scale")
         nodes, bias = [product, cast, scaled], ""

@@ -96,6 +96,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
     images = _random_images(spec, 2 * shape[0])
+    changes += _images_first(proto, images[: shape[0]])
     expected = _run_parts(Runner(proto), images, shape[0])
     proto = graph.simplified(proto)
     graph.pad_explicitly(proto)
@@ -222,6 +223,15 @@ def _random_images(spec: InputSpec, count: int) -> NDArray[Any]:
     return (images * 255).astype(np.uint8) if spec.dtype == "uint8" else images.astype(spec.dtype)
 
 
+def _images_first(proto: onnx.ModelProto, images: NDArray[Any]) -> Iterator[str]:
+    """Turn outputs whose second axis is that of the images, as recurrent layers give them; yields what was done."""
+    run = Runner(proto)
+    for name, shape in zip(run.names, [output.shape for output in run(images)], strict=True):
+        if len(shape) > 2 and shape[0] != len(images) == shape[1]:
+            graph.append(proto, name, ("Transpose", ["before"], {"perm": [1, 0, *range(2, len(shape))]}))
+            yield f"its output {name} had the images along the second axis, which became the first"
+
+
 def _run_parts(run: Runner, images: NDArray[Any], batch: int) -> dict[str, NDArray[Any]]:
     """Run images in parts of a batch; returns each output, with one row per image. BundleError if it has not."""
     parts = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
@@ -231,7 +241,7 @@ def _run_parts(run: Runner, images: NDArray[Any], batch: int) -> dict[str, NDArr
             found = (
                 f"output {name} has the shape {' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
             )
-            advice = "export it without what selects boxes (NMS), or name values before that with --output"
+            advice = "export it with the images first and without what selects boxes (NMS), or name values before that with --output"
             raise BundleError(f"model: {found}, expected one row per image, always of one shape; {advice}")
     return {name: np.concatenate(results) for name, results in zip(run.names, zip(*parts, strict=True), strict=True)}
 
